@@ -1,0 +1,27 @@
+/* The trace of a run: DIRECTORY/trace.h5, appended while running and readable meanwhile (SWMR where the file system
+ * allows; else flushed after every row, with a notice). Layout: doc/FILES.md. */
+#ifndef VD_TRACE_H
+#define VD_TRACE_H
+
+#include "h5.h"
+
+typedef struct vd_trace vd_trace;
+
+typedef struct vd_trace_row {
+  int64_t update;    /* updates done */
+  const float *span; /* [n_layer * n_head] tokens */
+  double train_bpc, learning_rate, grad_norm, tokens_per_second;
+} vd_trace_row;
+
+/* Not collective (one rank owns the file). Creates the trace, or, when it exists, opens it to go on after `update`:
+ * rows of later updates, which a run that died wrote after its last checkpoint, are cut off, the SWMR mark of a killed
+ * writer is cleared, and a trace of another shape is an error that says so. `echo` is the resolved deck. */
+int vd_trace_open(vd_trace **trace, vd_h5 *h5, const char *path, int n_layer, int n_head, int64_t update,
+                  const char *echo, vd_error *err);
+int vd_trace_append(vd_trace *trace, const vd_trace_row *row, vd_error *err);
+int vd_trace_append_valid(vd_trace *trace, int64_t update, double bpc, vd_error *err);
+/* What could not be had (no SWMR here), or "" ; borrowed. */
+const char *vd_trace_notice(const vd_trace *trace);
+int vd_trace_close(vd_trace **trace, vd_error *err);
+
+#endif

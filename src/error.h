@@ -1,0 +1,46 @@
+/* Errors that a user or a disk causes: a status that travels up, gathering context, and is printed once.
+ * Bugs use vd_bug(), which names rank, time, file and line, and aborts. */
+#ifndef VD_ERROR_H
+#define VD_ERROR_H
+
+#include <mpi.h>
+#include <stddef.h>
+
+/* Exit statuses of the program; functions return them too. */
+enum {
+  VD_OK = 0,
+  VD_FAILED = 1,  /* a file, the machine, the numbers: anything but the user's words */
+  VD_USAGE = 2,   /* the command line or the deck is wrong */
+  VD_STOPPED = 75 /* stopped on a signal after a checkpoint was written: requeue */
+};
+
+/* One error: what went wrong first, with the context that callers put before it. */
+typedef struct vd_error {
+  int status;         /* VD_OK while nothing went wrong */
+  char message[2048]; /* no newline at the end; may hold several lines */
+} vd_error;
+
+/* Not collective. Records an error in *err (caller's; must not be NULL) and returns `status`, so that a
+ * function can `return vd_fail(err, VD_FAILED, "...")`. A second error does not overwrite the first. */
+int vd_fail(vd_error *err, int status, const char *format, ...) __attribute__((format(printf, 3, 4)));
+
+/* Not collective. Puts "CONTEXT: " before the message already in *err and returns err->status. */
+int vd_wrap(vd_error *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* Collective(comm). Every rank calls it with its own *err; when any rank failed, all return the largest status
+ * and hold the message of the lowest failing rank (prefixed with its rank where comm has more than one and
+ * not all failed alike). VD_OK on all ranks otherwise. */
+int vd_agree(MPI_Comm comm, vd_error *err);
+
+/* Not collective. Prints "viaduct: error: MESSAGE" on stderr; nothing when err holds no error. */
+void vd_error_print(const vd_error *err);
+
+/* Not collective. A bug: prints rank, time, file:line and the message, and calls MPI_Abort. */
+#define vd_bug(...) vd_bug_at(__FILE__, __LINE__, __VA_ARGS__)
+_Noreturn void vd_bug_at(const char *file, int line, const char *format, ...) __attribute__((format(printf, 3, 4)));
+
+/* Not collective. malloc/calloc that never return NULL for n > 0: running out of host memory while setting up
+ * prints what was asked for and ends the run. Zeroed. Free with free(). */
+void *vd_calloc(size_t count, size_t size);
+
+#endif

@@ -1,0 +1,94 @@
+/* The adaptive-span transformer (arXiv 1905.07799), wired out of ops; owns no arithmetic of its own.
+ * Host-side parameters are named as in the golden files. */
+#ifndef VD_MODEL_H
+#define VD_MODEL_H
+
+#include "ops.h"
+
+enum vd_init { VD_INIT_PUBLISHED, VD_INIT_TOOLKIT };
+
+typedef struct vd_model_config {
+  int64_t vocab, n_layer, d_model, n_head, d_head, d_inner;
+  double dropout, emb_dropout;
+  int64_t attn_span, ramp;
+  double span_init;
+  bool span_per_layer;
+  enum vd_softmax softmax;
+  double aux_loss_scaler;
+  enum vd_init init;
+  uint64_t seed;
+} vd_model_config;
+
+typedef struct vd_param {
+  char name[96];
+  int rank;
+  int64_t shape[3];
+  vd_extent at; /* place in the parameter, gradient and state arenas */
+  int layer;    /* -1: none */
+  bool is_span; /* clamped to 0..1 after each update */
+} vd_param;
+
+typedef struct vd_model vd_model;
+
+/* Not collective. A model for the global streams [stream0, stream0 + n_stream) of a rank, computed at most
+ * micro_streams at a time (0: all) in blocks of at most max_block tokens. Parameters are drawn from config->seed;
+ * memories are zeros. ops must outlive it. Errors: out of memory, with the size asked for. */
+int vd_model_create(vd_model **m, const vd_model_config *config, vd_ops *ops, int64_t stream0, int64_t n_stream,
+                    int64_t micro_streams, int64_t max_block, bool training, vd_error *err);
+void vd_model_destroy(vd_model *m);
+
+/* Bytes that a rank needs for parameters, optimiser state, memories and activations at the given window of every layer
+ * (tokens). */
+typedef struct vd_memory_estimate {
+  double parameters, gradients, optimizer, memories, activations, workspace; /* bytes */
+} vd_memory_estimate;
+void vd_model_estimate(const vd_model_config *config, size_t act_size, int64_t n_stream, int64_t micro_streams,
+                       int64_t block, int64_t window, vd_memory_estimate *e);
+
+/* Tensors. Arenas hold `total` reals; extents say where. Borrowed. */
+const vd_model_config *vd_model_config_of(const vd_model *m);
+int vd_model_n_param(const vd_model *m);
+const vd_param *vd_model_param(const vd_model *m, int i);
+size_t vd_model_arena(const vd_model *m); /* reals in an arena, padding included */
+real *vd_model_params(vd_model *m);       /* backend memory */
+real *vd_model_gradients(vd_model *m);    /* backend memory; NULL without training */
+
+/* One block of all the rank's streams. x, y: host [n_stream][block]; y = -1: not counted. */
+typedef struct vd_step {
+  const int32_t *x, *y;
+  int64_t block;
+  int64_t update; /* for the dropout's counter */
+  bool train;     /* dropout on, gradients ADDED to the arena (zero it first) */
+  double scale;   /* gradient of the loss = scale * gradient of the sum of nll (1 / targets of the update, all ranks) */
+  real *nll;      /* host [n_stream][block] or NULL */
+  double nll_sum; /* out: nats */
+  int64_t n_target; /* out */
+  real *logits;     /* host [n_stream][vocab] or NULL: logits of the block's last position */
+} vd_step;
+
+/* Not collective. Forward (and backward where s->train), then the memories move on by the block. The span penalty is
+ * not part of it: vd_model_span_penalty. */
+int vd_model_run(vd_model *m, vd_step *s, vd_error *err);
+/* Not collective. Memories become zeros of their first size (start of an epoch). */
+int vd_model_reset_memory(vd_model *m, vd_error *err);
+
+/* aux_loss_scaler * sum_l attn_span * mean_h z (section 3 of doc/DESIGN.md): the value, and its gradient added to the
+ * arena. */
+double vd_model_span_penalty(vd_model *m, bool add_gradient);
+
+/* Spans in tokens, [n_layer][n_head] (per_layer: repeated over heads). Host. */
+void vd_model_spans(vd_model *m, float *span);
+/* Window of layer l with the current spans: attn_span - 64 floor(min(attn_span - 1, attn_span - cur) / 64),
+ * cur = min(attn_span, ceil(max_h z attn_span) + ramp). */
+int64_t vd_model_window(const vd_model *m, int layer);
+
+/* Memories for checkpoints: layer l holds rows(l) <= attn_span newest hidden states per stream, oldest first. Host
+ * copies [n][rows][d_model] of local streams first .. first + n - 1. put with another number of rows resizes. */
+int64_t vd_model_memory_rows(const vd_model *m, int layer);
+void vd_model_memory_get(vd_model *m, int layer, int64_t first, int64_t n, real *out);
+int vd_model_memory_put(vd_model *m, int layer, int64_t rows, int64_t first, int64_t n, const real *in, vd_error *err);
+
+/* To be called when parameters changed from outside (optimiser, checkpoint): reads the spans again. */
+void vd_model_params_changed(vd_model *m);
+
+#endif

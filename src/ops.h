@@ -1,0 +1,159 @@
+/* The table of operations that a backend fills: src/cpu (OpenBLAS, OpenMP; float and double), cuda/ (to come).
+ *
+ * Operations are coarse, so that a backend can fuse. They are stream-ordered: they return before the work is done
+ * where the backend is asynchronous; `synchronize` waits and reports what went wrong since. On the CPU they are done
+ * when they return. Pointers are in the backend's memory (`alloc`) unless a comment says host. `real *` is a parameter,
+ * a gradient or a statistic; `vd_act *` an activation, of `act_size` bytes an element (the CPU backend: real). All
+ * matrices are row-major; n is the number of rows = streams * block. */
+#ifndef VD_OPS_H
+#define VD_OPS_H
+
+#include "error.h"
+#include "random.h"
+#include "real.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef void vd_act;
+
+enum vd_softmax { VD_MASKED, VD_TRIMMED };
+
+/* Dropout of one site: p = 0 turns it off. row0 = global number of the first row (row-major sites) or of the
+ * first stream (attention); see random.h. */
+typedef struct vd_dropout {
+  double p;
+  vd_rng rng;
+  int64_t row0;
+} vd_dropout;
+
+/* y = x W^T (+ bias) (then ReLU and dropout where `relu`). x [n, in], W [out, in], bias [out] or NULL, y [n, out]. */
+typedef struct vd_linear {
+  int64_t n, in, out;
+  bool relu;
+  vd_dropout dropout; /* only with relu */
+} vd_linear;
+
+/* One relative-position attention layer over n_stream streams of `block` queries each, model width n_head * d_head.
+ *
+ * Keys of stream b are rows 0 .. window + block - 1: first the newest `window` rows of the memory, then the block.
+ * Query i has key row j at distance x = window + i - j, and sees distances first_distance .. reach[h] only (reach[h] <=
+ * window). s_ij = (q_i . k_j + q_i . pe(x)) / sqrt(d_head),  pe(x) = key_pe[:, attn_span - x]   (arXiv 1905.07799, eq.
+ * 1-2) m_h(x) = clamp((z_h attn_span - (x - 1)) / ramp + 1, 0, 1)                           (eq. 3-4) VD_MASKED : a = m
+ * e^s / sum m e^s;   VD_TRIMMED : a = m e^s / sum e^s over all x in 1..window (reach = window). out_i = sum_j
+ * dropout(a_ij) v_j Derivative of the clamp: attn_span/ramp where 0 <= (unclamped value) <= 1, both ends included, else
+ * 0. Because of the included ends, reach of VD_MASKED is min(window, floor(z attn_span) + ramp + 1): the last key may
+ * have m = 0 and gives only to the span's gradient. */
+typedef struct vd_attention {
+  int64_t n_stream, block, window;
+  int64_t n_head, d_head, attn_span;
+  int64_t ramp;
+  int first_distance; /* 1 */
+  enum vd_softmax softmax;
+  const int64_t *reach; /* host [n_head] */
+  const real *span;     /* [n_span] z in 0..1 */
+  int64_t n_span;       /* n_head, or 1: one for all heads of the layer */
+  const real *key_pe;   /* [d_head, attn_span] */
+  vd_dropout dropout;
+} vd_attention;
+
+/* Where the layer's hidden states lie. memory [n_stream, memory_rows, d]: its newest `window` rows (the last ones) are
+ * used; memory_rows >= window. */
+typedef struct vd_attention_input {
+  const vd_act *memory;
+  int64_t memory_rows;
+  const vd_act *hidden; /* [n_stream, block, d] */
+} vd_attention_input;
+
+/* One tensor for the optimiser: element counts and places within the parameter, gradient and state arenas. */
+typedef struct vd_extent { /* host */
+  size_t offset, size;
+} vd_extent;
+
+typedef struct vd_ops vd_ops;
+struct vd_ops {
+  const char *name; /* "cpu", "cuda" */
+  size_t act_size;
+  void *self;
+
+  /* Memory: zeroed. Copies are of n real or int32 elements, converted where the backend stores activations otherwise.
+   */
+  int (*alloc)(vd_ops *o, size_t bytes, void **p, vd_error *err);
+  void (*free)(vd_ops *o, void *p);
+  void (*zero)(vd_ops *o, void *p, size_t bytes);
+  void (*put)(vd_ops *o, real *device, const real *host, size_t n);
+  void (*get)(vd_ops *o, real *host, const real *device, size_t n); /* waits */
+  void (*put_tokens)(vd_ops *o, int32_t *device, const int32_t *host, size_t n);
+  void (*put_act)(vd_ops *o, vd_act *device, const real *host, size_t n);
+  void (*get_act)(vd_ops *o, real *host, const vd_act *device, size_t n); /* waits */
+  int (*synchronize)(vd_ops *o, vd_error *err);
+  void (*destroy)(vd_ops *o);
+
+  /* out[r, :] = dropout(weight[tokens[r], :]). tokens [n]; weight [vocab, d]. */
+  void (*embed)(vd_ops *o, int64_t n, int64_t d, const int32_t *tokens, const real *weight, const vd_dropout *dropout,
+                vd_act *out);
+  /* dweight += ... ; deterministic (rows in ascending order). */
+  void (*embed_backward)(vd_ops *o, int64_t n, int64_t d, int64_t vocab, const int32_t *tokens,
+                         const vd_dropout *dropout, const vd_act *dout, real *dweight);
+
+  void (*linear)(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const real *bias, vd_act *y);
+  /* dy [n, out] is overwritten where relu (it becomes the gradient before the ReLU; y > 0 tells which were kept).
+   * dx [n, in]: written, or added to where accumulate; NULL: not wanted. dweight, dbias (NULL: none): added to. */
+  void (*linear_backward)(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const vd_act *y,
+                          vd_act *dy, vd_act *dx, bool accumulate, real *dweight, real *dbias);
+
+  /* sum = a + b; y = (sum - mean) * rstd * weight + bias, eps 1e-5. Saved for backward: sum [n,d], mean, rstd [n]. */
+  void (*add_norm)(vd_ops *o, int64_t n, int64_t d, const vd_act *a, const vd_act *b, const real *weight,
+                   const real *bias, vd_act *sum, real *mean, real *rstd, vd_act *y);
+  /* dsum [n, d]: the gradient of both a and b, written. dweight, dbias: added to. */
+  void (*add_norm_backward)(vd_ops *o, int64_t n, int64_t d, const vd_act *sum, const real *mean, const real *rstd,
+                            const real *weight, const vd_act *dy, vd_act *dsum, real *dweight, real *dbias);
+
+  /* q [n, d] from hidden; k, v [n_stream, window + block, d]: for head h only rows >= window - reach[h] are written.
+   * wq, wk, wv [d, d], no bias. */
+  void (*attention_project)(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
+                            const real *wk, const real *wv, vd_act *q, vd_act *k, vd_act *v);
+  /* dhidden [n, d] is added to (memory rows get no gradient; the weights get theirs from memory rows too); dw*: added
+   * to. */
+  void (*attention_project_backward)(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
+                                     const real *wk, const real *wv, const vd_act *dq, const vd_act *dk,
+                                     const vd_act *dv, vd_act *dhidden, real *dwq, real *dwk, real *dwv);
+  /* out [n, d]; lse [n_stream, n_head, block]: log of the softmax's denominator, saved for backward. */
+  void (*attention)(vd_ops *o, const vd_attention *a, const vd_act *q, const vd_act *k, const vd_act *v, vd_act *out,
+                    real *lse);
+  /* dq [n,d], dk, dv [n_stream, window + block, d] are written (the rows that head h reaches; others are not touched);
+   * dkey_pe [d_head, attn_span] and dspan [n_span] are added to. */
+  void (*attention_backward)(vd_ops *o, const vd_attention *a, const vd_act *q, const vd_act *k, const vd_act *v,
+                             const vd_act *out, const real *lse, const vd_act *dout, vd_act *dq, vd_act *dk, vd_act *dv,
+                             real *dkey_pe, real *dspan);
+
+  /* memory' = newest `rows_new` rows of [zeros; memory (rows_old); hidden (block)], per stream; old and new may be the
+   * same buffer when rows_old == rows_new. With block = 0 (hidden NULL) only the number of rows changes. */
+  void (*memory_push)(vd_ops *o, int64_t n_stream, int64_t d, const vd_act *old, int64_t rows_old, const vd_act *hidden,
+                      int64_t block, vd_act *memory, int64_t rows_new);
+
+  /* Softmax cross entropy. logits [n, vocab]; targets [n], -1: not counted. *loss_sum (one double, backend memory) +=
+   * sum of nll in nats over counted rows. nll [n] or NULL: nll per row, 0 where not counted. dlogits [n, vocab] or NULL
+   * (may be logits): scale * (softmax - onehot), 0 in rows not counted. */
+  void (*cross_entropy)(vd_ops *o, int64_t n, int64_t vocab, const vd_act *logits, const int32_t *targets, double scale,
+                        double *loss_sum, real *nll, vd_act *dlogits);
+  void (*get_double)(vd_ops *o, double *host, const double *device, size_t n); /* waits */
+
+  /* x[i] += value. */
+  void (*add_constant)(vd_ops *o, real *x, size_t n, double value);
+  /* norm2[t] = sum of squares of extent t, in double. norm2: host [n_tensor]; waits. Non-finite sums come through. */
+  void (*square_sums)(vd_ops *o, const real *x, const vd_extent *tensor, int n_tensor, double *norm2);
+  /* Adagrad: g = gradient * scale; acc += g^2; p -= lr_t g / (sqrt(acc) + eps), lr_t = lr * min(1, clip_step / (|g_t| +
+   * 1e-10)) where |g_t| > clip_step > 0, |g_t| the norm of tensor t of the scaled gradient (norm2 host [n_tensor], of
+   * the scaled). */
+  void (*adagrad)(vd_ops *o, real *param, const real *gradient, real *accumulator, const vd_extent *tensor,
+                  int n_tensor, const double *norm2, double scale, double lr, double eps, double clip_step);
+  /* x = clamp(x, 0, 1). */
+  void (*clamp01)(vd_ops *o, real *x, size_t n);
+};
+
+/* Not collective. The CPU backend; `threads` <= 0: OpenMP's own choice. Free with o->destroy(o). */
+int vd_ops_cpu(vd_ops **o, int threads, vd_error *err);
+
+#endif
