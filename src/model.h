@@ -35,6 +35,7 @@ typedef struct vd_model vd_model;
  * memories are zeros. ops must outlive it. Errors: out of memory, with the size asked for. */
 int vd_model_create(vd_model **m, const vd_model_config *config, vd_ops *ops, int64_t stream0, int64_t n_stream,
                     int64_t micro_streams, int64_t max_block, bool training, vd_error *err);
+/* Not collective. Frees the model and all its buffers; NULL is allowed. */
 void vd_model_destroy(vd_model *m);
 
 /* Bytes that a rank needs for parameters, optimiser state, memories and activations at the given window of every layer
@@ -42,16 +43,25 @@ void vd_model_destroy(vd_model *m);
 typedef struct vd_memory_estimate {
   double parameters, gradients, optimizer, memories, activations, workspace; /* bytes */
 } vd_memory_estimate;
+/* Not collective. Fills *e for n_stream streams of a rank (micro_streams at a time, 0: all) when every layer's window
+ * is `window` tokens; act_size: bytes of an activation. */
 void vd_model_estimate(const vd_model_config *config, size_t act_size, int64_t n_stream, int64_t micro_streams,
                        int64_t block, int64_t window, vd_memory_estimate *e);
 
-/* Tensors. Arenas hold `total` reals; extents say where. Borrowed. */
+/* Not collective. The configuration the model was made with. Borrowed. */
 const vd_model_config *vd_model_config_of(const vd_model *m);
+/* Not collective. Number of parameter tensors. */
 int vd_model_n_param(const vd_model *m);
+/* Not collective. Name, shape and place of tensor i. Borrowed. */
 const vd_param *vd_model_param(const vd_model *m, int i);
-size_t vd_model_arena(const vd_model *m); /* reals in an arena, padding included */
-real *vd_model_params(vd_model *m);       /* backend memory */
-real *vd_model_gradients(vd_model *m);    /* backend memory; NULL without training */
+/* Not collective. Elements in an arena (parameters, gradients, one optimiser state), padding between tensors included.
+ */
+size_t vd_model_arena(const vd_model *m);
+/* Not collective. The parameter arena, in the backend's memory. Borrowed; tell vd_model_params_changed after writing.
+ */
+real *vd_model_params(vd_model *m);
+/* Not collective. The gradient arena, in the backend's memory; NULL when the model is not for training. Borrowed. */
+real *vd_model_gradients(vd_model *m);
 
 /* One block of all the rank's streams. x, y: host [n_stream][block]; y = -1: not counted. */
 typedef struct vd_step {
@@ -72,23 +82,27 @@ int vd_model_run(vd_model *m, vd_step *s, vd_error *err);
 /* Not collective. Memories become zeros of their first size (start of an epoch). */
 int vd_model_reset_memory(vd_model *m, vd_error *err);
 
-/* aux_loss_scaler * sum_l attn_span * mean_h z (section 3 of doc/DESIGN.md): the value, and its gradient added to the
- * arena. */
+/* Not collective. aux_loss_scaler * sum_l attn_span * mean_h z (section 3 of doc/DESIGN.md): the value, and its
+ * gradient added to the arena. */
 double vd_model_span_penalty(vd_model *m, bool add_gradient);
 
-/* Spans in tokens, [n_layer][n_head] (per_layer: repeated over heads). Host. */
+/* Not collective. Spans in tokens into host span [n_layer][n_head] (per_layer: repeated over heads). */
 void vd_model_spans(vd_model *m, float *span);
-/* Window of layer l with the current spans: attn_span - 64 floor(min(attn_span - 1, attn_span - cur) / 64),
- * cur = min(attn_span, ceil(max_h z attn_span) + ramp). */
+/* Not collective. Window, in tokens, of layer l with the current spans: attn_span - 64 floor(min(attn_span - 1,
+ * attn_span - cur) / 64), cur = min(attn_span, ceil(max_h z attn_span) + ramp). */
 int64_t vd_model_window(const vd_model *m, int layer);
 
-/* Memories for checkpoints: layer l holds rows(l) <= attn_span newest hidden states per stream, oldest first. Host
- * copies [n][rows][d_model] of local streams first .. first + n - 1. put with another number of rows resizes. */
+/* Not collective. Rows (tokens) of memory that layer `layer` holds per stream, at most attn_span. */
 int64_t vd_model_memory_rows(const vd_model *m, int layer);
+/* Not collective. Copies the memories of the rank's streams first .. first + n - 1 to host out [n][rows][d_model],
+ * oldest row first. */
 void vd_model_memory_get(vd_model *m, int layer, int64_t first, int64_t n, real *out);
+/* Not collective. The reverse; the layer's memory gets `rows` rows per stream first (those of other streams are kept or
+ * zeroed). VD_FAILED when memory runs out. */
 int vd_model_memory_put(vd_model *m, int layer, int64_t rows, int64_t first, int64_t n, const real *in, vd_error *err);
 
-/* To be called when parameters changed from outside (optimiser, checkpoint): reads the spans again. */
+/* Not collective. Tells the model that its parameters were changed from outside (optimiser, checkpoint): it reads the
+ * spans again and plans windows and reaches. */
 void vd_model_params_changed(vd_model *m);
 
 #endif

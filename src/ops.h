@@ -93,9 +93,10 @@ struct vd_ops {
   /* out[r, :] = dropout(weight[tokens[r], :]). tokens [n]; weight [vocab, d]. */
   void (*embed)(vd_ops *o, int64_t n, int64_t d, const int32_t *tokens, const real *weight, const vd_dropout *dropout,
                 vd_act *out);
-  /* dweight += ... ; deterministic (rows in ascending order). */
+  /* dweight[tokens[r], :] += dropout(dout[r, :]), rows in ascending order. dout is overwritten where there is dropout.
+   */
   void (*embed_backward)(vd_ops *o, int64_t n, int64_t d, int64_t vocab, const int32_t *tokens,
-                         const vd_dropout *dropout, const vd_act *dout, real *dweight);
+                         const vd_dropout *dropout, vd_act *dout, real *dweight);
 
   void (*linear)(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const real *bias, vd_act *y);
   /* dy [n, out] is overwritten where relu (it becomes the gradient before the ReLU; y > 0 tells which were kept).

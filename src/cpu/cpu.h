@@ -1,0 +1,41 @@
+/* The CPU backend's simple operations; attention.h has the rest. Each fills the member of vd_ops of the same name: see
+ * there for shapes. */
+#ifndef VD_CPU_H
+#define VD_CPU_H
+
+#include "ops.h"
+
+/* Not collective. vd_ops.embed. */
+void vd_cpu_embed(vd_ops *o, int64_t n, int64_t d, const int32_t *tokens, const real *weight, const vd_dropout *dropout,
+                  vd_act *out);
+/* Not collective. vd_ops.embed_backward. */
+void vd_cpu_embed_backward(vd_ops *o, int64_t n, int64_t d, int64_t vocab, const int32_t *tokens,
+                           const vd_dropout *dropout, vd_act *dout, real *dweight);
+/* Not collective. vd_ops.linear. */
+void vd_cpu_linear(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const real *bias, vd_act *y);
+/* Not collective. vd_ops.linear_backward. */
+void vd_cpu_linear_backward(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const vd_act *y,
+                            vd_act *dy, vd_act *dx, bool accumulate, real *dweight, real *dbias);
+/* Not collective. vd_ops.add_norm. */
+void vd_cpu_add_norm(vd_ops *o, int64_t n, int64_t d, const vd_act *a, const vd_act *b, const real *weight,
+                     const real *bias, vd_act *sum, real *mean, real *rstd, vd_act *y);
+/* Not collective. vd_ops.add_norm_backward. */
+void vd_cpu_add_norm_backward(vd_ops *o, int64_t n, int64_t d, const vd_act *sum, const real *mean, const real *rstd,
+                              const real *weight, const vd_act *dy, vd_act *dsum, real *dweight, real *dbias);
+/* Not collective. vd_ops.cross_entropy. */
+void vd_cpu_cross_entropy(vd_ops *o, int64_t n, int64_t vocab, const vd_act *logits, const int32_t *targets,
+                          double scale, double *loss_sum, real *nll, vd_act *dlogits);
+/* Not collective. vd_ops.memory_push. */
+void vd_cpu_memory_push(vd_ops *o, int64_t n_stream, int64_t d, const vd_act *old, int64_t rows_old,
+                        const vd_act *hidden, int64_t block, vd_act *memory, int64_t rows_new);
+/* Not collective. vd_ops.square_sums. */
+void vd_cpu_square_sums(vd_ops *o, const real *x, const vd_extent *tensor, int n_tensor, double *norm2);
+/* Not collective. vd_ops.adagrad. */
+void vd_cpu_adagrad(vd_ops *o, real *param, const real *gradient, real *accumulator, const vd_extent *tensor,
+                    int n_tensor, const double *norm2, double scale, double lr, double eps, double clip_step);
+
+/* Not collective. Applies the dropout mask of row `row` (counted from dropout->row0; `width` elements a row, see
+ * random.h) to x [width]; kept elements are scaled. */
+void vd_cpu_dropout_row(const vd_dropout *dropout, int64_t row, int64_t width, real *x);
+
+#endif

@@ -1,0 +1,183 @@
+/* Embedding, linear layers, residual + layer norm, cross entropy on the CPU. Sums over rows run over columns in
+ * parallel and over rows in order, so that a result does not depend on the number of threads. */
+#include "blas.h"
+#include "cpu.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+static const double VD_NORM_EPS = 1e-5;
+
+void vd_cpu_dropout_row(const vd_dropout *dropout, int64_t row, int64_t width, real *x) {
+  uint32_t threshold = vd_dropout_threshold(dropout->p);
+  real scale = (real)vd_dropout_scale(threshold);
+  int64_t e = (dropout->row0 + row) * width, end = e + width;
+  while (e < end) {
+    philox4x32_ctr_t words = vd_philox(dropout->rng, (uint64_t)e / 8);
+    for (int lane = (int)(e % 8); lane < 8 && e < end; lane++, e++, x++)
+      *x = vd_dropout_half(words, lane) < threshold ? 0 : *x * scale;
+  }
+}
+
+void vd_cpu_embed(vd_ops *o, int64_t n, int64_t d, const int32_t *tokens, const real *weight, const vd_dropout *dropout,
+                  vd_act *out) {
+  (void)o;
+  real *y = out;
+#pragma omp parallel for schedule(static)
+  for (int64_t r = 0; r < n; r++) {
+    const real *from = weight + tokens[r] * d;
+    for (int64_t i = 0; i < d; i++) y[r * d + i] = from[i];
+    if (dropout->p > 0) vd_cpu_dropout_row(dropout, r, d, y + r * d);
+  }
+}
+
+void vd_cpu_embed_backward(vd_ops *o, int64_t n, int64_t d, int64_t vocab, const int32_t *tokens,
+                           const vd_dropout *dropout, vd_act *dout, real *dweight) {
+  (void)o;
+  (void)vocab;
+  real *dy = dout;
+  if (dropout->p > 0) {
+#pragma omp parallel for schedule(static)
+    for (int64_t r = 0; r < n; r++) vd_cpu_dropout_row(dropout, r, d, dy + r * d);
+  }
+  enum { COLUMNS = 64 };
+#pragma omp parallel for schedule(static)
+  for (int64_t c0 = 0; c0 < d; c0 += COLUMNS) {
+    int64_t c1 = c0 + COLUMNS < d ? c0 + COLUMNS : d;
+    for (int64_t r = 0; r < n; r++)
+      for (int64_t c = c0; c < c1; c++) dweight[tokens[r] * d + c] += dy[r * d + c];
+  }
+}
+
+void vd_cpu_linear(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const real *bias, vd_act *y) {
+  (void)o;
+  real *out = y;
+  vd_gemm(CblasNoTrans, CblasTrans, l->n, l->out, l->in, 1, x, l->in, weight, l->in, 0, out, l->out);
+  if (!bias && !l->relu) return;
+#pragma omp parallel for schedule(static)
+  for (int64_t r = 0; r < l->n; r++) {
+    real *row = out + r * l->out;
+    if (bias)
+      for (int64_t c = 0; c < l->out; c++) row[c] += bias[c];
+    if (!l->relu) continue;
+    for (int64_t c = 0; c < l->out; c++) row[c] = row[c] < 0 ? 0 : row[c];
+    if (l->dropout.p > 0) vd_cpu_dropout_row(&l->dropout, r, l->out, row);
+  }
+}
+
+/* dy becomes the gradient before ReLU and dropout: y > 0 exactly where the unit was active and kept. A NaN in y passes
+ * on, so that it is found and named. */
+static void relu_backward(const vd_linear *l, const real *y, real *dy) {
+  real scale = l->dropout.p > 0 ? (real)vd_dropout_scale(vd_dropout_threshold(l->dropout.p)) : 1;
+  int64_t total = l->n * l->out;
+#pragma omp parallel for simd schedule(static)
+  for (int64_t i = 0; i < total; i++) dy[i] = y[i] <= 0 ? 0 : dy[i] * scale;
+}
+
+static void sum_rows(int64_t n, int64_t width, const real *x, real *sum) {
+  enum { COLUMNS = 64 };
+#pragma omp parallel for schedule(static)
+  for (int64_t c0 = 0; c0 < width; c0 += COLUMNS) {
+    int64_t c1 = c0 + COLUMNS < width ? c0 + COLUMNS : width;
+    for (int64_t r = 0; r < n; r++)
+      for (int64_t c = c0; c < c1; c++) sum[c] += x[r * width + c];
+  }
+}
+
+void vd_cpu_linear_backward(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const vd_act *y,
+                            vd_act *dy, vd_act *dx, bool accumulate, real *dweight, real *dbias) {
+  (void)o;
+  real *g = dy;
+  if (l->relu) relu_backward(l, y, g);
+  vd_gemm(CblasTrans, CblasNoTrans, l->out, l->in, l->n, 1, g, l->out, x, l->in, 1, dweight, l->in);
+  if (dbias) sum_rows(l->n, l->out, g, dbias);
+  if (dx)
+    vd_gemm(CblasNoTrans, CblasNoTrans, l->n, l->in, l->out, 1, g, l->out, weight, l->in, accumulate ? 1 : 0, dx,
+            l->in);
+}
+
+void vd_cpu_add_norm(vd_ops *o, int64_t n, int64_t d, const vd_act *a, const vd_act *b, const real *weight,
+                     const real *bias, vd_act *sum, real *mean, real *rstd, vd_act *y) {
+  (void)o;
+  const real *x1 = a, *x2 = b;
+  real *s = sum, *out = y;
+#pragma omp parallel for schedule(static)
+  for (int64_t r = 0; r < n; r++) {
+    real *row = s + r * d, total = 0, square = 0;
+#pragma omp simd reduction(+ : total)
+    for (int64_t c = 0; c < d; c++) {
+      row[c] = x1[r * d + c] + x2[r * d + c];
+      total += row[c];
+    }
+    real mu = total / (real)d;
+#pragma omp simd reduction(+ : square)
+    for (int64_t c = 0; c < d; c++) square += (row[c] - mu) * (row[c] - mu);
+    real scale = (real)(1.0 / sqrt((double)square / (double)d + VD_NORM_EPS));
+    mean[r] = mu;
+    rstd[r] = scale;
+    for (int64_t c = 0; c < d; c++) out[r * d + c] = (row[c] - mu) * scale * weight[c] + bias[c];
+  }
+}
+
+/* With g = dy * weight and xhat = (sum - mean) rstd: dsum = rstd (g - mean(g) - xhat mean(g xhat)). */
+void vd_cpu_add_norm_backward(vd_ops *o, int64_t n, int64_t d, const vd_act *sum, const real *mean, const real *rstd,
+                              const real *weight, const vd_act *dy, vd_act *dsum, real *dweight, real *dbias) {
+  (void)o;
+  const real *s = sum, *g = dy;
+  real *ds = dsum;
+#pragma omp parallel for schedule(static)
+  for (int64_t r = 0; r < n; r++) {
+    const real *row = s + r * d, *gr = g + r * d;
+    real m1 = 0, m2 = 0, mu = mean[r], scale = rstd[r];
+#pragma omp simd reduction(+ : m1, m2)
+    for (int64_t c = 0; c < d; c++) {
+      m1 += gr[c] * weight[c];
+      m2 += gr[c] * weight[c] * (row[c] - mu) * scale;
+    }
+    m1 /= (real)d;
+    m2 /= (real)d;
+    for (int64_t c = 0; c < d; c++) ds[r * d + c] = scale * (gr[c] * weight[c] - m1 - (row[c] - mu) * scale * m2);
+  }
+  enum { COLUMNS = 64 };
+#pragma omp parallel for schedule(static)
+  for (int64_t c0 = 0; c0 < d; c0 += COLUMNS) {
+    int64_t c1 = c0 + COLUMNS < d ? c0 + COLUMNS : d;
+    for (int64_t r = 0; r < n; r++)
+      for (int64_t c = c0; c < c1; c++) {
+        dweight[c] += g[r * d + c] * (s[r * d + c] - mean[r]) * rstd[r];
+        dbias[c] += g[r * d + c];
+      }
+  }
+}
+
+/* One row: nll in nats; where dlogits is not NULL, scale * (softmax - onehot). */
+static double entropy_row(int64_t vocab, const real *logits, int32_t target, double scale, real *dlogits) {
+  real top = logits[0];
+  for (int64_t c = 1; c < vocab; c++) top = logits[c] > top ? logits[c] : top;
+  double total = 0, at_target = (double)logits[target] - (double)top;
+  for (int64_t c = 0; c < vocab; c++) total += exp((double)logits[c] - (double)top);
+  for (int64_t c = 0; dlogits && c < vocab; c++)
+    dlogits[c] = (real)(scale * (exp((double)logits[c] - (double)top) / total - (c == target)));
+  return log(total) - at_target;
+}
+
+void vd_cpu_cross_entropy(vd_ops *o, int64_t n, int64_t vocab, const vd_act *logits, const int32_t *targets,
+                          double scale, double *loss_sum, real *nll, vd_act *dlogits) {
+  (void)o;
+  const real *x = logits;
+  real *dx = dlogits;
+  double *row = vd_calloc((size_t)n, sizeof *row);
+#pragma omp parallel for schedule(static)
+  for (int64_t r = 0; r < n; r++) {
+    real *g = dx ? dx + r * vocab : NULL;
+    if (targets[r] >= 0)
+      row[r] = entropy_row(vocab, x + r * vocab, targets[r], scale, g);
+    else
+      for (int64_t c = 0; g && c < vocab; c++) g[c] = 0;
+  }
+  for (int64_t r = 0; r < n; r++) {
+    *loss_sum += row[r];
+    if (nll) nll[r] = (real)row[r];
+  }
+  free(row);
+}

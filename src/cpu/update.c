@@ -1,0 +1,58 @@
+/* Memories and the optimiser's steps on the CPU. */
+#include "cpu.h"
+
+#include <string.h>
+#include <tgmath.h>
+
+static void push_stream(int64_t d, const real *old, int64_t rows_old, const real *hidden, int64_t block, real *memory,
+                        int64_t rows_new) {
+  int64_t fresh = block < rows_new ? block : rows_new;                      /* rows taken from the block */
+  int64_t kept = rows_new - fresh < rows_old ? rows_new - fresh : rows_old; /* rows taken from the old memory */
+  int64_t zeros = rows_new - fresh - kept;
+  size_t row = (size_t)d * sizeof(real);
+  memmove(memory + zeros * d, old + (rows_old - kept) * d, (size_t)kept * row);
+  memset(memory, 0, (size_t)zeros * row);
+  if (fresh) memcpy(memory + (zeros + kept) * d, hidden + (block - fresh) * d, (size_t)fresh * row);
+}
+
+void vd_cpu_memory_push(vd_ops *o, int64_t n_stream, int64_t d, const vd_act *old, int64_t rows_old,
+                        const vd_act *hidden, int64_t block, vd_act *memory, int64_t rows_new) {
+  (void)o;
+  const real *from = old, *new_rows = hidden;
+  real *to = memory;
+#pragma omp parallel for schedule(static)
+  for (int64_t s = 0; s < n_stream; s++)
+    push_stream(d, from + s * rows_old * d, rows_old, block ? new_rows + s * block * d : NULL, block,
+                to + s * rows_new * d, rows_new);
+}
+
+void vd_cpu_square_sums(vd_ops *o, const real *x, const vd_extent *tensor, int n_tensor, double *norm2) {
+  (void)o;
+#pragma omp parallel for schedule(dynamic, 1)
+  for (int t = 0; t < n_tensor; t++) {
+    const real *v = x + tensor[t].offset;
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (size_t i = 0; i < tensor[t].size; i++) sum += (double)v[i] * (double)v[i];
+    norm2[t] = sum;
+  }
+}
+
+void vd_cpu_adagrad(vd_ops *o, real *param, const real *gradient, real *accumulator, const vd_extent *tensor,
+                    int n_tensor, const double *norm2, double scale, double lr, double eps, double clip_step) {
+  (void)o;
+  for (int t = 0; t < n_tensor; t++) {
+    double norm = sqrt(norm2[t]), rate = lr;
+    if (clip_step > 0 && norm > clip_step) rate *= clip_step / (norm + 1e-10);
+    real step = (real)rate, factor = (real)scale, small = (real)eps;
+    real *p = param + tensor[t].offset, *acc = accumulator + tensor[t].offset;
+    const real *g = gradient + tensor[t].offset;
+    int64_t n = (int64_t)tensor[t].size;
+#pragma omp parallel for simd schedule(static)
+    for (int64_t i = 0; i < n; i++) {
+      real v = g[i] * factor;
+      acc[i] += v * v;
+      p[i] -= step * v / (sqrt(acc[i]) + small);
+    }
+  }
+}

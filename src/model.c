@@ -1,0 +1,274 @@
+/* The adaptive-span transformer: its buffers, memories and spans. The passes are in model_run.c. */
+#include "model_internal.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Rows of memory kept beyond the window, and the step in which windows change, as the published code has it: a window
+ * may then grow by that much from one update to the next and still find real history. */
+enum { VD_WINDOW_STEP = 64 };
+
+static int take(vd_model *m, void *p, size_t elements, size_t size, vd_error *err) {
+  void *got = NULL;
+  if (m->ops->alloc(m->ops, elements * size, &got, err)) return vd_wrap(err, "allocating the model");
+  *(void **)p = got;
+  return VD_OK;
+}
+
+static int take_saved(vd_model *m, struct vd_layer_saved *s, vd_error *err) {
+  size_t n = (size_t)(m->micro * m->max_block), d = (size_t)m->d, act = m->ops->act_size;
+  size_t lse = (size_t)(m->micro * m->config.n_head * m->max_block);
+  if (take(m, &s->q, n * d, act, err) || take(m, &s->attended, n * d, act, err) ||
+      take(m, &s->lse, lse, sizeof(real), err) || take(m, &s->sum1, n * d, act, err) ||
+      take(m, &s->normed1, n * d, act, err) || take(m, &s->mean1, n, sizeof(real), err) ||
+      take(m, &s->rstd1, n, sizeof(real), err) || take(m, &s->ff, n * (size_t)m->config.d_inner, act, err) ||
+      take(m, &s->sum2, n * d, act, err) || take(m, &s->mean2, n, sizeof(real), err) ||
+      take(m, &s->rstd2, n, sizeof(real), err))
+    return err->status;
+  return VD_OK;
+}
+
+static int take_buffers(vd_model *m, vd_error *err) {
+  size_t n = (size_t)(m->micro * m->max_block), d = (size_t)m->d, act = m->ops->act_size;
+  if (take(m, &m->params, m->arena, sizeof(real), err) || take(m, &m->output, n * d, act, err) ||
+      take(m, &m->logits, n * (size_t)m->config.vocab, act, err) || take(m, &m->branch, n * d, act, err) ||
+      take(m, &m->x, n, sizeof(int32_t), err) || take(m, &m->y, n, sizeof(int32_t), err) ||
+      take(m, &m->nll, n, sizeof(real), err) || take(m, &m->loss, 1, sizeof(double), err))
+    return err->status;
+  for (int l = 0; l < (int)m->config.n_layer; l++) {
+    struct vd_layer_saved *s = &m->saved[l];
+    if (l > 0 && !m->training) *s = m->saved[0];
+    if (take(m, &s->input, n * d, act, err)) return err->status;
+    if ((l == 0 || m->training) && take_saved(m, s, err)) return err->status;
+  }
+  if (!m->training) return VD_OK;
+  if (take(m, &m->gradients, m->arena, sizeof(real), err) || take(m, &m->dhidden, n * d, act, err) ||
+      take(m, &m->dsum, n * d, act, err) || take(m, &m->dq, n * d, act, err) ||
+      take(m, &m->dff, n * (size_t)m->config.d_inner, act, err))
+    return err->status;
+  return VD_OK;
+}
+
+static int start_parameters(vd_model *m, vd_error *err) {
+  real *host = vd_calloc(m->arena, sizeof *host);
+  vd_model_draw(m, host);
+  m->ops->put(m->ops, m->params, host, m->arena);
+  free(host);
+  vd_model_params_changed(m);
+  return vd_model_reset_memory(m, err);
+}
+
+int vd_model_create(vd_model **out, const vd_model_config *config, vd_ops *ops, int64_t stream0, int64_t n_stream,
+                    int64_t micro_streams, int64_t max_block, bool training, vd_error *err) {
+  vd_model *m = vd_calloc(1, sizeof *m);
+  m->config = *config;
+  m->ops = ops;
+  m->stream0 = stream0;
+  m->n_stream = n_stream;
+  m->micro = micro_streams > 0 && micro_streams < n_stream ? micro_streams : n_stream;
+  m->max_block = max_block;
+  m->training = training;
+  m->d = config->d_model;
+  m->n_span = config->span_per_layer ? 1 : config->n_head;
+  if (config->n_head * config->d_head != config->d_model) vd_bug("d_model is not n_head * d_head");
+  vd_model_layout(m);
+  m->state = vd_calloc((size_t)config->n_layer, sizeof *m->state);
+  m->saved = vd_calloc((size_t)config->n_layer, sizeof *m->saved);
+  for (int l = 0; l < (int)config->n_layer; l++) {
+    m->state[l].reach = vd_calloc((size_t)config->n_head, sizeof(int64_t));
+    m->state[l].z = vd_calloc((size_t)m->n_span, sizeof(real));
+  }
+  if (take_buffers(m, err) || start_parameters(m, err)) {
+    vd_model_destroy(m);
+    return err->status;
+  }
+  *out = m;
+  return VD_OK;
+}
+
+static void release_layer(vd_model *m, int l) {
+  struct vd_layer_saved *s = &m->saved[l];
+  m->ops->free(m->ops, s->input);
+  m->ops->free(m->ops, m->state[l].memory);
+  free(m->state[l].reach);
+  free(m->state[l].z);
+  if (l > 0 && !m->training) return;
+  void *mine[] = {s->q,     s->attended, s->k,  s->v,    s->lse,   s->sum1, s->normed1,
+                  s->mean1, s->rstd1,    s->ff, s->sum2, s->mean2, s->rstd2};
+  for (size_t i = 0; i < sizeof mine / sizeof *mine; i++) m->ops->free(m->ops, mine[i]);
+}
+
+void vd_model_destroy(vd_model *m) {
+  if (!m) return;
+  for (int l = 0; l < (int)m->config.n_layer; l++) release_layer(m, l);
+  void *shared[] = {m->params, m->gradients, m->output, m->logits, m->branch, m->x,  m->y, m->nll,
+                    m->loss,   m->dhidden,   m->dsum,   m->dq,     m->dff,    m->dk, m->dv};
+  for (size_t i = 0; i < sizeof shared / sizeof *shared; i++) m->ops->free(m->ops, shared[i]);
+  free(m->state);
+  free(m->saved);
+  free(m->param);
+  free(m->layer);
+  free(m);
+}
+
+const vd_model_config *vd_model_config_of(const vd_model *m) {
+  return &m->config;
+}
+int vd_model_n_param(const vd_model *m) {
+  return m->n_param;
+}
+const vd_param *vd_model_param(const vd_model *m, int i) {
+  return &m->param[i];
+}
+size_t vd_model_arena(const vd_model *m) {
+  return m->arena;
+}
+real *vd_model_params(vd_model *m) {
+  return m->params;
+}
+real *vd_model_gradients(vd_model *m) {
+  return m->gradients;
+}
+int64_t vd_model_window(const vd_model *m, int layer) {
+  return m->state[layer].window;
+}
+int64_t vd_model_memory_rows(const vd_model *m, int layer) {
+  return m->state[layer].rows;
+}
+
+static void plan_layer(vd_model *m, struct vd_layer_state *s) {
+  int64_t length = m->config.attn_span, ramp = m->config.ramp;
+  double widest = 0.0;
+  for (int64_t h = 0; h < m->n_span; h++) widest = fmax(widest, fmin(fmax((double)s->z[h], 0.0), 1.0));
+  int64_t current = (int64_t)ceil(widest * (double)length) + ramp;
+  if (current > length) current = length;
+  int64_t spare = length - current < length - 1 ? length - current : length - 1;
+  s->window = length - VD_WINDOW_STEP * (spare / VD_WINDOW_STEP);
+  for (int64_t h = 0; h < m->config.n_head; h++) {
+    double z = fmin(fmax((double)s->z[m->n_span == 1 ? 0 : h], 0.0), 1.0);
+    int64_t reach = (int64_t)floor(z * (double)length) + ramp + 1;
+    s->reach[h] = m->config.softmax == VD_TRIMMED || reach > s->window ? s->window : reach;
+  }
+}
+
+void vd_model_plan(vd_model *m) {
+  for (int l = 0; l < (int)m->config.n_layer; l++) plan_layer(m, &m->state[l]);
+}
+
+void vd_model_params_changed(vd_model *m) {
+  for (int l = 0; l < (int)m->config.n_layer; l++) {
+    const vd_param *p = &m->param[m->layer[l].span];
+    m->ops->get(m->ops, m->state[l].z, m->params + p->at.offset, p->at.size);
+  }
+  vd_model_plan(m);
+}
+
+static int resize_memory(vd_model *m, struct vd_layer_state *s, int64_t rows, vd_error *err) {
+  if (s->rows == rows && s->memory) return VD_OK;
+  vd_act *memory = NULL;
+  if (take(m, &memory, (size_t)(m->n_stream * rows * m->d), m->ops->act_size, err)) return err->status;
+  if (s->memory) m->ops->memory_push(m->ops, m->n_stream, m->d, s->memory, s->rows, NULL, 0, memory, rows);
+  m->ops->free(m->ops, s->memory);
+  s->memory = memory;
+  s->rows = rows;
+  return VD_OK;
+}
+
+static int64_t rows_wanted(const vd_model *m, const struct vd_layer_state *s) {
+  int64_t rows = s->window + VD_WINDOW_STEP;
+  return rows < m->config.attn_span ? rows : m->config.attn_span;
+}
+
+/* Gives *a and *b room for `rows` rows per stream; what they held is lost. */
+static int grow_pair(vd_model *m, vd_act **a, vd_act **b, int64_t *rows, int64_t wanted, vd_error *err) {
+  if (wanted <= *rows) return VD_OK;
+  m->ops->free(m->ops, *a);
+  m->ops->free(m->ops, *b);
+  *a = *b = NULL;
+  *rows = 0;
+  size_t elements = (size_t)(m->micro * wanted * m->d);
+  if (take(m, a, elements, m->ops->act_size, err) || take(m, b, elements, m->ops->act_size, err)) return err->status;
+  *rows = wanted;
+  return VD_OK;
+}
+
+int vd_model_make_room(vd_model *m, int64_t block, vd_error *err) {
+  for (int l = 0; l < (int)m->config.n_layer; l++) {
+    struct vd_layer_state *s = &m->state[l];
+    struct vd_layer_saved *saved = m->training ? &m->saved[l] : &m->saved[0];
+    int64_t rows = s->window + block;
+    if (resize_memory(m, s, rows_wanted(m, s), err) || grow_pair(m, &saved->k, &saved->v, &saved->kv_rows, rows, err) ||
+        (m->training && grow_pair(m, &m->dk, &m->dv, &m->dkv_rows, rows, err)))
+      return err->status;
+  }
+  for (int l = 1; !m->training && l < (int)m->config.n_layer; l++) {
+    m->saved[l].k = m->saved[0].k;
+    m->saved[l].v = m->saved[0].v;
+  }
+  return VD_OK;
+}
+
+int vd_model_reset_memory(vd_model *m, vd_error *err) {
+  for (int l = 0; l < (int)m->config.n_layer; l++) {
+    struct vd_layer_state *s = &m->state[l];
+    m->ops->free(m->ops, s->memory);
+    s->memory = NULL;
+    if (resize_memory(m, s, rows_wanted(m, s), err)) return err->status;
+  }
+  return VD_OK;
+}
+
+void vd_model_memory_get(vd_model *m, int layer, int64_t first, int64_t n, real *out) {
+  const struct vd_layer_state *s = &m->state[layer];
+  size_t stream = (size_t)(s->rows * m->d);
+  const char *from = (const char *)s->memory + (size_t)first * stream * m->ops->act_size;
+  m->ops->get_act(m->ops, out, from, (size_t)n * stream);
+}
+
+int vd_model_memory_put(vd_model *m, int layer, int64_t rows, int64_t first, int64_t n, const real *in, vd_error *err) {
+  struct vd_layer_state *s = &m->state[layer];
+  if (resize_memory(m, s, rows, err)) return err->status;
+  size_t stream = (size_t)(rows * m->d);
+  m->ops->put_act(m->ops, (char *)s->memory + (size_t)first * stream * m->ops->act_size, in, (size_t)n * stream);
+  return VD_OK;
+}
+
+double vd_model_span_penalty(vd_model *m, bool add_gradient) {
+  double total = 0.0, length = (double)m->config.attn_span;
+  for (int l = 0; l < (int)m->config.n_layer; l++) {
+    double sum = 0.0;
+    for (int64_t h = 0; h < m->n_span; h++) sum += (double)m->state[l].z[h];
+    total += length * sum / (double)m->n_span;
+    vd_extent at = m->param[m->layer[l].span].at;
+    if (add_gradient)
+      m->ops->add_constant(m->ops, m->gradients + at.offset, at.size,
+                           m->config.aux_loss_scaler * length / (double)m->n_span);
+  }
+  return m->config.aux_loss_scaler * total;
+}
+
+void vd_model_spans(vd_model *m, float *span) {
+  for (int64_t l = 0; l < m->config.n_layer; l++)
+    for (int64_t h = 0; h < m->config.n_head; h++)
+      span[l * m->config.n_head + h] =
+          (float)((double)m->state[l].z[m->n_span == 1 ? 0 : h] * (double)m->config.attn_span);
+}
+
+void vd_model_estimate(const vd_model_config *config, size_t act_size, int64_t n_stream, int64_t micro_streams,
+                       int64_t block, int64_t window, vd_memory_estimate *e) {
+  vd_model shape = {.config = *config, .d = config->d_model, .n_span = config->span_per_layer ? 1 : config->n_head};
+  vd_model_layout(&shape);
+  double arena = (double)(shape.arena * sizeof(real)), act = (double)act_size, layers = (double)config->n_layer;
+  free(shape.param);
+  free(shape.layer);
+  double micro = (double)(micro_streams > 0 && micro_streams < n_stream ? micro_streams : n_stream);
+  double n = micro * (double)block, d = (double)config->d_model, kv = 2.0 * micro * (double)(window + block) * d;
+  int64_t rows = window + VD_WINDOW_STEP < config->attn_span ? window + VD_WINDOW_STEP : config->attn_span;
+  e->parameters = e->gradients = e->optimizer = arena;
+  e->memories = layers * (double)n_stream * (double)rows * d * act;
+  double statistics = (4.0 * n + n * (double)config->n_head) * (double)sizeof(real);
+  e->activations = layers * ((6.0 * n * d + n * (double)config->d_inner + kv) * act + statistics);
+  e->workspace = (5.0 * n * d + n * (double)config->d_inner + n * (double)config->vocab + kv) * act +
+                 n * (2.0 * sizeof(int32_t) + sizeof(real));
+}

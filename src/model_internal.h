@@ -1,0 +1,71 @@
+/* What the files of the model share; nobody else includes this. */
+#ifndef VD_MODEL_INTERNAL_H
+#define VD_MODEL_INTERNAL_H
+
+#include "model.h"
+
+/* Tensors of a layer, as indices into vd_model.param. */
+struct vd_layer_params {
+  int span, query, key, value, out, fc1_weight, fc1_bias, fc2_weight, fc2_bias;
+  int norm1_weight, norm1_bias, norm2_weight, norm2_bias;
+};
+
+/* What the forward pass of one layer leaves for the backward pass; n = micro streams * block rows. Without training
+ * all layers share one set. */
+struct vd_layer_saved {
+  vd_act *input;          /* [n, d] hidden states going into the layer */
+  vd_act *q, *attended;   /* [n, d] */
+  vd_act *k, *v;          /* [micro streams, window + block, d] */
+  int64_t kv_rows;        /* rows that k and v have room for, per stream */
+  real *lse;              /* [micro streams, n_head, block] */
+  vd_act *sum1, *normed1; /* [n, d] */
+  real *mean1, *rstd1;    /* [n] */
+  vd_act *ff;             /* [n, d_inner] hidden units after ReLU and dropout */
+  vd_act *sum2;           /* [n, d] */
+  real *mean2, *rstd2;    /* [n] */
+};
+
+struct vd_layer_state {
+  vd_act *memory; /* [n_stream, rows, d] */
+  int64_t rows;
+  int64_t window;
+  int64_t *reach; /* host [n_head] */
+  real *z;        /* host [n_span] */
+};
+
+struct vd_model {
+  vd_model_config config;
+  vd_ops *ops;
+  int64_t stream0, n_stream, micro, max_block, d, n_span;
+  bool training;
+
+  int n_param, in_emb, key_pe, out_weight, out_bias;
+  vd_param *param;
+  struct vd_layer_params *layer;
+  size_t arena;
+  real *params, *gradients; /* backend */
+
+  struct vd_layer_state *state;
+  struct vd_layer_saved *saved; /* [n_layer] */
+  vd_act *output;               /* [n, d] hidden states after the last layer */
+  vd_act *logits;               /* [n, vocab] */
+  vd_act *branch;               /* [n, d] attention or feed-forward output before the residual sum */
+  int32_t *x, *y;               /* [n] */
+  real *nll;                    /* [n] */
+  double *loss;                 /* one */
+  vd_act *dhidden, *dsum, *dq;  /* [n, d] */
+  vd_act *dff;                  /* [n, d_inner] */
+  vd_act *dk, *dv;              /* as the largest k */
+  int64_t dkv_rows;
+};
+
+/* Not collective. Fills m->param, m->layer and the arena size from m->config. */
+void vd_model_layout(vd_model *m);
+/* Not collective. Draws the initial parameters into host [arena] (config->init, section 3 of doc/DESIGN.md). */
+void vd_model_draw(const vd_model *m, real *host);
+/* Not collective. Window and reach of every layer from the host copy of its spans. */
+void vd_model_plan(vd_model *m);
+/* Not collective. Gives every layer's memory and key/value buffers the room that its window and `block` ask for. */
+int vd_model_make_room(vd_model *m, int64_t block, vd_error *err);
+
+#endif

@@ -1,0 +1,162 @@
+/* One block through the adaptive-span transformer, forward and backward (arXiv 1905.07799; section 3 of doc/DESIGN.md).
+ */
+#include "model_internal.h"
+
+#include <math.h>
+#include <string.h>
+
+/* The streams that are computed at once. */
+struct micro {
+  int64_t first, n_stream, block, rows; /* first: local number; rows = n_stream * block */
+  const vd_step *step;
+};
+
+static const real *weight(const vd_model *m, int param) {
+  return m->params + m->param[param].at.offset;
+}
+static real *gradient(const vd_model *m, int param) {
+  return m->gradients + m->param[param].at.offset;
+}
+
+static vd_dropout dropout(const vd_model *m, const struct micro *u, double p, int layer, enum vd_site site) {
+  int64_t stream = m->stream0 + u->first;
+  return (vd_dropout){.p = u->step->train ? p : 0.0,
+                      .rng = {m->config.seed, (uint32_t)u->step->update, (uint16_t)layer, (uint16_t)site},
+                      .row0 = site == VD_SITE_ATTENTION ? stream : stream * u->block};
+}
+
+static vd_attention attention_of(const vd_model *m, const struct micro *u, int l) {
+  const vd_model_config *c = &m->config;
+  return (vd_attention){.n_stream = u->n_stream,
+                        .block = u->block,
+                        .window = m->state[l].window,
+                        .n_head = c->n_head,
+                        .d_head = c->d_head,
+                        .attn_span = c->attn_span,
+                        .ramp = c->ramp,
+                        .first_distance = 1,
+                        .softmax = c->softmax,
+                        .reach = m->state[l].reach,
+                        .span = weight(m, m->layer[l].span),
+                        .n_span = m->n_span,
+                        .key_pe = weight(m, m->key_pe),
+                        .dropout = dropout(m, u, c->dropout, l, VD_SITE_ATTENTION)};
+}
+
+static vd_attention_input input_of(const vd_model *m, const struct micro *u, int l) {
+  const struct vd_layer_state *s = &m->state[l];
+  size_t skip = (size_t)(u->first * s->rows * m->d) * m->ops->act_size;
+  return (vd_attention_input){(const char *)s->memory + skip, s->rows, m->saved[l].input};
+}
+
+static vd_linear fc1_of(const vd_model *m, const struct micro *u, int l) {
+  return (vd_linear){u->rows, m->d, m->config.d_inner, true, dropout(m, u, m->config.dropout, l, VD_SITE_HIDDEN)};
+}
+static vd_linear plain(const struct micro *u, int64_t in, int64_t out) {
+  return (vd_linear){.n = u->rows, .in = in, .out = out};
+}
+
+static void layer_forward(vd_model *m, const struct micro *u, int l, vd_act *output) {
+  vd_ops *o = m->ops;
+  const struct vd_layer_params *p = &m->layer[l];
+  struct vd_layer_saved *s = &m->saved[l];
+  vd_attention a = attention_of(m, u, l);
+  vd_attention_input in = input_of(m, u, l);
+  vd_linear square = plain(u, m->d, m->d), fc1 = fc1_of(m, u, l), fc2 = plain(u, m->config.d_inner, m->d);
+  o->attention_project(o, &a, &in, weight(m, p->query), weight(m, p->key), weight(m, p->value), s->q, s->k, s->v);
+  o->attention(o, &a, s->q, s->k, s->v, s->attended, s->lse);
+  o->linear(o, &square, s->attended, weight(m, p->out), NULL, m->branch);
+  o->add_norm(o, u->rows, m->d, s->input, m->branch, weight(m, p->norm1_weight), weight(m, p->norm1_bias), s->sum1,
+              s->mean1, s->rstd1, s->normed1);
+  o->linear(o, &fc1, s->normed1, weight(m, p->fc1_weight), weight(m, p->fc1_bias), s->ff);
+  o->linear(o, &fc2, s->ff, weight(m, p->fc2_weight), weight(m, p->fc2_bias), m->branch);
+  o->add_norm(o, u->rows, m->d, s->normed1, m->branch, weight(m, p->norm2_weight), weight(m, p->norm2_bias), s->sum2,
+              s->mean2, s->rstd2, output);
+}
+
+/* dhidden: in, the gradient of the layer's output; out, that of its input. */
+static void layer_backward(vd_model *m, const struct micro *u, int l) {
+  vd_ops *o = m->ops;
+  const struct vd_layer_params *p = &m->layer[l];
+  struct vd_layer_saved *s = &m->saved[l];
+  vd_attention a = attention_of(m, u, l);
+  vd_attention_input in = input_of(m, u, l);
+  vd_linear square = plain(u, m->d, m->d), fc1 = fc1_of(m, u, l), fc2 = plain(u, m->config.d_inner, m->d);
+  o->add_norm_backward(o, u->rows, m->d, s->sum2, s->mean2, s->rstd2, weight(m, p->norm2_weight), m->dhidden, m->dsum,
+                       gradient(m, p->norm2_weight), gradient(m, p->norm2_bias));
+  o->linear_backward(o, &fc2, s->ff, weight(m, p->fc2_weight), NULL, m->dsum, m->dff, false, gradient(m, p->fc2_weight),
+                     gradient(m, p->fc2_bias));
+  o->linear_backward(o, &fc1, s->normed1, weight(m, p->fc1_weight), s->ff, m->dff, m->dsum, true,
+                     gradient(m, p->fc1_weight), gradient(m, p->fc1_bias));
+  o->add_norm_backward(o, u->rows, m->d, s->sum1, s->mean1, s->rstd1, weight(m, p->norm1_weight), m->dsum, m->dhidden,
+                       gradient(m, p->norm1_weight), gradient(m, p->norm1_bias));
+  /* dsum now holds nothing needed: it takes the gradient of the heads' output. */
+  o->linear_backward(o, &square, s->attended, weight(m, p->out), NULL, m->dhidden, m->dsum, false, gradient(m, p->out),
+                     NULL);
+  o->attention_backward(o, &a, s->q, s->k, s->v, s->attended, s->lse, m->dsum, m->dq, m->dk, m->dv,
+                        gradient(m, m->key_pe), gradient(m, p->span));
+  o->attention_project_backward(o, &a, &in, weight(m, p->query), weight(m, p->key), weight(m, p->value), m->dq, m->dk,
+                                m->dv, m->dhidden, gradient(m, p->query), gradient(m, p->key), gradient(m, p->value));
+}
+
+static void forward(vd_model *m, const struct micro *u) {
+  vd_ops *o = m->ops;
+  int last = (int)m->config.n_layer - 1;
+  vd_dropout drop = dropout(m, u, m->config.emb_dropout, 0, VD_SITE_EMBED);
+  o->put_tokens(o, m->x, u->step->x + u->first * u->block, (size_t)u->rows);
+  o->put_tokens(o, m->y, u->step->y + u->first * u->block, (size_t)u->rows);
+  o->embed(o, u->rows, m->d, m->x, weight(m, m->in_emb), &drop, m->saved[0].input);
+  for (int l = 0; l <= last; l++) layer_forward(m, u, l, l == last ? m->output : m->saved[l + 1].input);
+  vd_linear head = plain(u, m->d, m->config.vocab);
+  o->linear(o, &head, m->output, weight(m, m->out_weight), weight(m, m->out_bias), m->logits);
+}
+
+static void backward(vd_model *m, const struct micro *u) {
+  vd_ops *o = m->ops;
+  vd_linear head = plain(u, m->d, m->config.vocab);
+  o->linear_backward(o, &head, m->output, weight(m, m->out_weight), NULL, m->logits, m->dhidden, false,
+                     gradient(m, m->out_weight), gradient(m, m->out_bias));
+  for (int l = (int)m->config.n_layer - 1; l >= 0; l--) layer_backward(m, u, l);
+  vd_dropout drop = dropout(m, u, m->config.emb_dropout, 0, VD_SITE_EMBED);
+  o->embed_backward(o, u->rows, m->d, m->config.vocab, m->x, &drop, m->dhidden, gradient(m, m->in_emb));
+}
+
+static void read_logits(vd_model *m, const struct micro *u) {
+  size_t vocab = (size_t)m->config.vocab;
+  for (int64_t b = 0; b < u->n_stream; b++) {
+    const char *last = (const char *)m->logits + (size_t)((b + 1) * u->block - 1) * vocab * m->ops->act_size;
+    m->ops->get_act(m->ops, u->step->logits + (size_t)(u->first + b) * vocab, last, vocab);
+  }
+}
+
+static void run_micro(vd_model *m, const struct micro *u) {
+  vd_ops *o = m->ops;
+  const vd_step *step = u->step;
+  forward(m, u);
+  if (step->logits) read_logits(m, u);
+  o->cross_entropy(o, u->rows, m->config.vocab, m->logits, m->y, step->scale, m->loss, step->nll ? m->nll : NULL,
+                   step->train ? m->logits : NULL);
+  if (step->nll) o->get(o, step->nll + u->first * u->block, m->nll, (size_t)u->rows);
+  if (step->train) backward(m, u);
+  for (int l = 0; l < (int)m->config.n_layer; l++) {
+    struct vd_layer_state *s = &m->state[l];
+    vd_act *mine = (char *)s->memory + (size_t)(u->first * s->rows * m->d) * o->act_size;
+    o->memory_push(o, u->n_stream, m->d, mine, s->rows, m->saved[l].input, u->block, mine, s->rows);
+  }
+}
+
+int vd_model_run(vd_model *m, vd_step *step, vd_error *err) {
+  if (step->block < 1 || step->block > m->max_block) vd_bug("block of %lld tokens", (long long)step->block);
+  if (step->train && !m->training) vd_bug("a model made for evaluation cannot train");
+  if (vd_model_make_room(m, step->block, err)) return err->status;
+  m->ops->zero(m->ops, m->loss, sizeof *m->loss);
+  for (int64_t first = 0; first < m->n_stream; first += m->micro) {
+    int64_t n = m->n_stream - first < m->micro ? m->n_stream - first : m->micro;
+    struct micro u = {first, n, step->block, n * step->block, step};
+    run_micro(m, &u);
+  }
+  step->n_target = 0;
+  for (int64_t i = 0; i < m->n_stream * step->block; i++) step->n_target += step->y[i] >= 0;
+  m->ops->get_double(m->ops, &step->nll_sum, m->loss, 1);
+  return m->ops->synchronize(m->ops, err);
+}
