@@ -1,46 +1,150 @@
-# Viaduct. `make help` lists the targets.
-CC      ?= gcc
-MPICC   ?= mpicc
-BUILD   ?= build
-HDF5    := $(shell for p in hdf5-openmpi hdf5-serial hdf5; do pkg-config --exists $$p 2>/dev/null && echo $$p && break; done)
-PKGS    := $(HDF5) mpi openblas libarchive nettle jansson
+# Viaduct. `make help` lists the targets. Everything that is built lies under BUILD.
+#
+# On a cluster with modules:  make CC=mpicc PKGS="hdf5 openblas libarchive nettle jansson" ARCH=x86-64-v3
+ifeq ($(origin CC),default)
+CC := gcc
+endif
+BUILD  ?= build
+PREFIX ?= /usr/local
+PYTHON ?= /usr/bin/python3
+# What the program is compiled for: `native` is this machine; name the oldest machine where nodes differ.
+ARCH   ?= native
+
 VERSION := 0.1.0
 GIT     := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 
+DEBIAN_PACKAGES := gcc make pkgconf libhdf5-openmpi-dev hdf5-tools libopenmpi-dev openmpi-bin libopenblas-openmp-dev \
+  libarchive-dev librandom123-dev libjansson-dev nettle-dev zip xz-utils git python3 python3-h5py python3-matplotlib \
+  python3-xarray python3-netcdf4 python3-h5netcdf libcmocka-dev gfortran clang clang-format clang-tidy \
+  libomp-14-dev libclang-rt-14-dev libfuzzer-14-dev
+
+# Debian lets several OpenBLAS live side by side. Ours shares its threads with the program: the OpenMP one, by its path.
+OPENBLAS_DIR := $(firstword $(wildcard /usr/lib/*/openblas-openmp))
+PKG_CONFIG   := $(if $(OPENBLAS_DIR),PKG_CONFIG_PATH=$(OPENBLAS_DIR)/pkgconfig:$$PKG_CONFIG_PATH )pkg-config
+HDF5 := $(shell for p in hdf5-openmpi hdf5-serial hdf5; do pkg-config --exists $$p 2>/dev/null && echo $$p && break; done)
+PKGS ?= $(or $(HDF5),hdf5) mpi openblas libarchive nettle jansson
+PKGS_MISSING := $(shell for p in $(PKGS); do $(PKG_CONFIG) --exists $$p 2>/dev/null || echo $$p; done)
+PKGS_CFLAGS  := $(patsubst -I%,-isystem %,$(shell $(PKG_CONFIG) --cflags $(PKGS) 2>/dev/null))
+PKGS_LIBS    := $(shell $(PKG_CONFIG) --libs $(PKGS) 2>/dev/null)
+
+# No -ffast-math: non-finite values must be seen. Contraction to fused multiply-adds is named because -std=c11 turns it
+# off. The release leaves out the checks that values agree on all ranks (NDEBUG); OPT="-O1" keeps them.
+OPT     ?= -O3 -march=$(ARCH) -fno-math-errno -fno-trapping-math -ffp-contract=fast -DNDEBUG
 WARN    := -Wall -Wextra -Wpedantic -Werror
-OPT     ?= -O3 -march=native -fno-math-errno -fno-trapping-math
 CFLAGS  ?=
-ALL_CFLAGS := -std=c11 -D_GNU_SOURCE -g $(OPT) -fopenmp $(WARN) -Isrc -Iio -I. \
-  $(patsubst -I%,-isystem %,$(shell pkg-config --cflags $(PKGS) 2>/dev/null)) \
-  -DVD_VERSION='"$(VERSION)"' $(CFLAGS)
-LIBS    := $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lm -lpthread
+LDFLAGS ?=
+ALL_CFLAGS := -std=c11 -D_GNU_SOURCE -g $(OPT) -fopenmp $(WARN) -Isrc -Iio -Isrc/cpu $(PKGS_CFLAGS) $(CFLAGS)
+comma := ,
+LINK = $(CC) -fopenmp $(CFLAGS) $(LDFLAGS) $(if $(OPENBLAS_DIR),-Wl$(comma)-rpath$(comma)$(OPENBLAS_DIR))
+LIBS := $(PKGS_LIBS) -lm -lpthread
 
-LIB_SRC  := $(filter-out src/main.c,$(wildcard src/*.c)) $(wildcard src/cpu/*.c) $(wildcard io/*.c)
-F32_OBJ  := $(LIB_SRC:%.c=$(BUILD)/f32/%.o)
-F64_OBJ  := $(LIB_SRC:%.c=$(BUILD)/f64/%.o)
-UNIT     := $(patsubst tests/unit/%.c,$(BUILD)/tests/%,$(wildcard tests/unit/test_*.c))
-MATH     := $(patsubst tests/math/%.c,$(BUILD)/tests/%,$(wildcard tests/math/*.c))
+LIB_SRC := $(filter-out src/main.c,$(wildcard src/*.c)) $(wildcard src/cpu/*.c io/*.c)
+F32_OBJ := $(LIB_SRC:%.c=$(BUILD)/f32/%.o)
+F64_OBJ := $(LIB_SRC:%.c=$(BUILD)/f64/%.o)
+# Test programs hold a main(); other sources beside them are linked into each of them.
+UNIT_ALL := $(filter-out tests/unit/fuzz_%,$(wildcard tests/unit/*.c))
+MATH_ALL := $(wildcard tests/math/*.c)
+UNIT_SRC := $(if $(UNIT_ALL),$(shell grep -l '^int main' $(UNIT_ALL)))
+MATH_SRC := $(if $(MATH_ALL),$(shell grep -l '^int main' $(MATH_ALL)))
+UNIT_AUX := $(patsubst %.c,$(BUILD)/f32/%.o,$(filter-out $(UNIT_SRC),$(UNIT_ALL)))
+MATH_AUX := $(patsubst %.c,$(BUILD)/f64/%.o,$(filter-out $(MATH_SRC),$(MATH_ALL)))
+UNIT := $(UNIT_SRC:tests/unit/%.c=$(BUILD)/tests/%)
+MATH := $(MATH_SRC:tests/math/%.c=$(BUILD)/tests/%)
+FUZZ_SRC := $(wildcard tests/fuzz_*.c tests/*/fuzz_*.c)
+FUZZ := $(patsubst %.c,$(BUILD)/tests/%,$(notdir $(FUZZ_SRC)))
+# One short line for each file; V=1 shows the commands.
+SAY := $(if $(V),@:,@printf '  %-5s %s\n')
+Q   := $(if $(V),,@)
+C_FILES = $(wildcard src/*.[ch] src/cpu/*.[ch] io/*.[ch] tests/*.[ch] tests/*/*.[ch])
 
-all: $(BUILD)/viaduct
+.PHONY: all unit math tests fuzz help deps check check-run quickstart quickstart-run bench enwik8 format lint install clean FORCE
+.SECONDARY:
+.DELETE_ON_ERROR:
+
+all: $(BUILD)/viaduct ## The program, build/viaduct
+unit: $(UNIT)
+math: $(MATH)
+tests: $(UNIT) $(MATH) ## The test programs, build/tests/
+fuzz: $(FUZZ)
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo "Variables: BUILD=$(BUILD) CC=$(CC) ARCH=$(ARCH) PREFIX=$(PREFIX) CFLAGS= LDFLAGS= DEPS=no (skip deps)"
 
 $(BUILD)/viaduct: $(BUILD)/f32/src/main.o $(BUILD)/libviaduct.a
-	$(CC) -fopenmp $(CFLAGS) -o $@ $^ $(LIBS)
+	$(SAY) LINK $@
+	$(Q)$(LINK) -o $@ $^ $(LIBS)
 $(BUILD)/libviaduct.a: $(F32_OBJ)
-	rm -f $@ && ar rcs $@ $^
+	@rm -f $@
+	$(SAY) AR $@
+	$(Q)ar rcs $@ $^
 $(BUILD)/libviaduct_f64.a: $(F64_OBJ)
-	rm -f $@ && ar rcs $@ $^
-$(BUILD)/f32/%.o: %.c
+	@rm -f $@
+	$(SAY) AR $@
+	$(Q)ar rcs $@ $^
+$(BUILD)/f32/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
-$(BUILD)/f64/%.o: %.c
+	$(SAY) CC $@
+	$(Q)$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
+$(BUILD)/f64/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) -DVD_DOUBLE -MMD -MP -c -o $@ $<
-$(BUILD)/tests/%: tests/unit/%.c $(BUILD)/libviaduct.a
-	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) -MMD -MP -MF $@.d -o $@ $< $(BUILD)/libviaduct.a $(LIBS) -lcmocka
-$(BUILD)/tests/%: tests/math/%.c $(BUILD)/libviaduct_f64.a
-	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) -DVD_DOUBLE -MMD -MP -MF $@.d -o $@ $< $(BUILD)/libviaduct_f64.a $(LIBS) -lcmocka
+	$(SAY) CC $@
+	$(Q)$(CC) $(ALL_CFLAGS) -DVD_DOUBLE -MMD -MP -c -o $@ $<
+$(BUILD)/f32/src/version.o $(BUILD)/f64/src/version.o: $(BUILD)/version
+$(BUILD)/f32/src/version.o $(BUILD)/f64/src/version.o: private ALL_CFLAGS += -DVD_VERSION='"$(VERSION)"' -DVD_GIT_VERSION='"$(GIT)"'
 
-.PHONY: all
--include $(F32_OBJ:.o=.d) $(F64_OBJ:.o=.d) $(UNIT:=.d) $(MATH:=.d)
+$(UNIT): $(BUILD)/tests/%: $(BUILD)/f32/tests/unit/%.o $(UNIT_AUX) $(BUILD)/libviaduct.a
+	@mkdir -p $(@D)
+	$(SAY) LINK $@
+	$(Q)$(LINK) -o $@ $^ $(LIBS) -lcmocka
+$(MATH): $(BUILD)/tests/%: $(BUILD)/f64/tests/math/%.o $(MATH_AUX) $(BUILD)/libviaduct_f64.a
+	@mkdir -p $(@D)
+	$(SAY) LINK $@
+	$(Q)$(LINK) -o $@ $^ $(LIBS) -lcmocka
+# Fuzz targets want clang and CFLAGS with -fsanitize=fuzzer-no-link (tests/run.sh builds them so).
+$(FUZZ): $(BUILD)/tests/%: $(BUILD)/libviaduct.a
+	@mkdir -p $(@D)
+	$(SAY) LINK $@
+	$(Q)$(LINK) -fsanitize=fuzzer -o $@ $(filter %/$*.o,$^) $(BUILD)/libviaduct.a $(LIBS)
+$(foreach s,$(FUZZ_SRC),$(eval $(BUILD)/tests/$(basename $(notdir $s)): $(BUILD)/f32/$(s:.c=.o)))
+
+# Files that change only when what they hold does, so that what depends on them is remade only then.
+$(BUILD)/flags: FORCE
+	@$(if $(PKGS_MISSING),echo "pkg-config does not find: $(PKGS_MISSING). Try 'make deps'." >&2; exit 1)
+	@mkdir -p $(@D)
+	@printf '%s\n' '$(CC) $(ALL_CFLAGS)' | cmp -s - $@ || printf '%s\n' '$(CC) $(ALL_CFLAGS)' >$@
+$(BUILD)/version: FORCE
+	@mkdir -p $(@D)
+	@echo '$(VERSION) $(GIT)' | cmp -s - $@ || echo '$(VERSION) $(GIT)' >$@
+
+deps: ## Install the Debian packages that building and testing need (root or sudo), or say which
+	@[ "$(DEPS)" = no ] || DEBIAN_PACKAGES="$(DEBIAN_PACKAGES)" sh jobs/deps.sh
+# The packages may just have been installed: make is called anew so that it looks for them again.
+check: deps ## Every test; ends with 'N passed, N failed'
+	@$(MAKE) --no-print-directory check-run
+check-run:
+	@BUILD='$(BUILD)' PYTHON='$(PYTHON)' CC='$(CC)' MAKE='$(MAKE)' bash tests/run.sh $(ONLY)
+quickstart: deps ## Corpus, training on two ranks, evaluation and pictures, within 6 minutes on 2 cores
+	@$(MAKE) --no-print-directory quickstart-run
+quickstart-run: all
+	@BUILD='$(BUILD)' PYTHON='$(PYTHON)' bash jobs/quickstart.sh
+bench: all ## Tokens per second beside the same model in PyTorch (TORCH_PYTHON=a python with torch)
+	@BUILD='$(BUILD)' bash tests/bench/run.sh
+enwik8: ## Fetch enwik8.zip into data/ and verify it
+	@bash jobs/fetch_enwik8.sh
+format: ## Format all C sources with clang-format
+	clang-format -i $(C_FILES)
+lint: ## clang-tidy, warnings as errors
+	@printf '%s\n' $(filter %.c,$(C_FILES)) | xargs -P $$(nproc) -n 4 clang-tidy --quiet --warnings-as-errors='*' \
+	  $(if $(TIDY),--checks='$(TIDY)') -- $(filter-out -Werror,$(ALL_CFLAGS)) -DVD_VERSION='"$(VERSION)"' -DVD_GIT_VERSION='"$(GIT)"'
+install: all ## Install under PREFIX (DESTDIR is honoured)
+	install -D $(BUILD)/viaduct $(DESTDIR)$(PREFIX)/bin/viaduct
+	install -d $(DESTDIR)$(PREFIX)/share/viaduct/input $(DESTDIR)$(PREFIX)/share/viaduct/jobs $(DESTDIR)$(PREFIX)/share/viaduct/analysis $(DESTDIR)$(PREFIX)/share/doc/viaduct
+	install -m 644 $(wildcard input/*.nml) $(DESTDIR)$(PREFIX)/share/viaduct/input
+	install $(wildcard jobs/*) $(DESTDIR)$(PREFIX)/share/viaduct/jobs
+	install $(wildcard doc/analysis/*) $(DESTDIR)$(PREFIX)/share/viaduct/analysis
+	install -m 644 README.md LICENSE CHANGELOG.md $(wildcard doc/*.md) $(DESTDIR)$(PREFIX)/share/doc/viaduct
+clean: ## Remove everything that was built
+	rm -rf $(BUILD)
+
+-include $(F32_OBJ:.o=.d) $(F64_OBJ:.o=.d) $(BUILD)/f32/src/main.d $(wildcard $(BUILD)/f*/tests/*/*.d)
