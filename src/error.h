@@ -37,6 +37,7 @@ void vd_error_print(const vd_error *err);
 
 /* Not collective. A bug: prints rank, time, file:line and the message, and calls MPI_Abort. */
 #define vd_bug(...) vd_bug_at(__FILE__, __LINE__, __VA_ARGS__)
+/* Not collective. What vd_bug() calls; does not return. */
 _Noreturn void vd_bug_at(const char *file, int line, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
 /* Not collective. malloc/calloc that never return NULL for n > 0: running out of host memory while setting up

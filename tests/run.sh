@@ -1,0 +1,130 @@
+#!/usr/bin/env bash
+# Builds and runs every test; `make check` calls it. With an argument: only the tests whose name contains it.
+#
+# Every test gets BUILD (the build folder), SOURCE (the project's root), PYTHON, MPIRUN (a command line that also works
+# as root and with more ranks than cores), TMPDIR (its own, removed afterwards) and one OpenMP thread. Test cases are
+# counted from what cmocka prints, or from lines 'ok ...' and 'not ok ...'; a test that prints neither counts as one,
+# and so does a crash. Exit status 77 means skipped. Logs: BUILD/check/*.log. The last line is 'N passed, N failed'.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+SOURCE=$PWD
+BUILD=${BUILD:-build}
+mkdir -p "$BUILD"
+BUILD=$(cd "$BUILD" && pwd)
+MAKE=${MAKE:-make}
+PYTHON=${PYTHON:-/usr/bin/python3}
+only=${1:-}
+cores=$(nproc)
+logs=$BUILD/check
+limit=${CHECK_TIMEOUT:-600} # seconds for one test
+
+export SOURCE BUILD PYTHON MAKE
+export MPIRUN="mpirun --oversubscribe --bind-to none"
+[ "$(id -u)" != 0 ] || MPIRUN="$MPIRUN --allow-run-as-root"
+export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 LC_ALL=C.UTF-8 PYTHONDONTWRITEBYTECODE=1 MPLBACKEND=Agg
+export OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_btl_vader_single_copy_mechanism=none
+export ASAN_OPTIONS=abort_on_error=0:detect_stack_use_after_return=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
+export LSAN_OPTIONS=suppressions=$SOURCE/tests/leaks.supp:print_suppressions=0
+unset MAKEFLAGS MFLAGS MAKELEVEL
+
+rm -rf "$logs"
+mkdir -p "$logs"
+
+# Prints "PASSED FAILED SKIPPED" of one finished test: its log and exit status.
+count() {
+  awk -v status="$2" '
+    /^\[  PASSED  \] [0-9]+ test/ { passed += $4 }
+    /^\[  FAILED  \] [0-9]+ test/ { failed += $4 }
+    /^\[  SKIPPED \] [0-9]+ test/ { skipped += $4 }
+    /^ok .*# [Ss][Kk][Ii][Pp]/ { skipped++; next }
+    /^ok /     { passed++ }
+    /^not ok / { failed++ }
+    END {
+      if (status == 77 && passed + failed == 0) skipped = skipped > 0 ? skipped : 1
+      else if (status != 0 && failed == 0) failed = 1
+      else if (passed + failed + skipped == 0) passed = 1
+      print passed + 0, failed + 0, skipped + 0
+    }' "$1"
+}
+
+# run NAME COMMAND...: one test, to its end, with its line.
+run() {
+  local name=$1 log status start seconds p f s word
+  shift
+  log=$logs/$name.log
+  mkdir -p "$(dirname "$log")"
+  start=$(date +%s.%N)
+  TMPDIR=$(mktemp -d "${TMPDIR:-/tmp}/viaduct-check.XXXXXX")
+  export TMPDIR
+  timeout -k 10 "$limit" "$@" >"$log" 2>&1 </dev/null
+  status=$?
+  rm -rf "$TMPDIR"
+  seconds=$(awk -v a="$start" -v b="$(date +%s.%N)" 'BEGIN { printf "%.1f", b - a }')
+  [ "$status" != 124 ] || echo "stopped after $limit s" >>"$log"
+  read -r p f s < <(count "$log" "$status")
+  echo "$p $f $s" >"$log.count"
+  word=ok
+  [ "$s" = 0 ] || word=skip
+  [ "$f" = 0 ] || word=FAIL
+  { # one write, so that the lines of parallel tests do not mix
+    printf '%-5s %7s s  %-36s %s passed, %s failed' "$word" "$seconds" "$name" "$p" "$f"
+    [ "$s" = 0 ] && echo || echo ", $s skipped"
+    [ "$f" = 0 ] || { tail -n 40 "$log" | sed 's/^/      | /'; echo "      | exit status $status; all of it: $log"; }
+  } >"$log.line"
+  cat "$log.line"
+  [ "$f" = 0 ]
+}
+
+wanted() { [[ $1 == *"$only"* ]]; }
+# pool NAME COMMAND...: like run, beside the others.
+pool() {
+  wanted "$1" || return 0
+  while [ "$(jobs -rp | wc -l)" -ge "$cores" ]; do wait -n; done
+  (run "$@") &
+}
+alone() {
+  wanted "$1" || return 0
+  wait
+  (run "$@")
+}
+
+# 1. Builds: the release; and clang with the address and undefined-behaviour sanitizers, which the fuzz target wants too.
+sanitized=$BUILD/clang
+sanitize=(BUILD="$sanitized" CC=clang OPT="-O1 -fno-omit-frame-pointer"
+  CFLAGS="-fsanitize=address,undefined,fuzzer-no-link -fno-sanitize-recover=all")
+run build "$MAKE" -j"$cores" BUILD="$BUILD" all tests
+run build-clang "$MAKE" -j"$cores" "${sanitize[@]}" all tests fuzz
+
+# 2. What needs one core each.
+for t in tests/test_*.sh; do [ ! -e "$t" ] || pool "$(basename "$t" .sh)" bash "$t"; done
+for t in tests/test_*.py; do [ ! -e "$t" ] || pool "$(basename "$t" .py)" "$PYTHON" "$t"; done
+for file in tests/golden/adaptive_span*.h5; do
+  pool "golden-$(basename "$file" .h5)" "$BUILD/tests/check_golden" "$file"
+done
+for source in tests/math/test_*.c tests/unit/test_*.c; do
+  [ -e "$source" ] || continue
+  name=$(basename "$source" .c)
+  pool "$name" "$BUILD/tests/$name"
+  pool "sanitized-$name" "$sanitized/tests/$name"
+done
+for source in tests/fuzz_*.c tests/*/fuzz_*.c; do
+  [ -e "$source" ] || continue
+  name=$(basename "$source" .c)
+  mkdir -p "$logs/corpus-$name"
+  cp input/*.nml "$logs/corpus-$name/"
+  pool "$name" "$sanitized/tests/$name" -max_total_time=30 -timeout=10 -rss_limit_mb=2048 -artifact_prefix="$logs/$name-" \
+    "$logs/corpus-$name"
+done
+pool format bash -c 'clang-format --dry-run --Werror $(find src io tests -name "*.[ch]")'
+pool shellcheck-syntax bash -c 'for f in .ci/run jobs/*.sh tests/*.sh tests/*/*.sh; do [ ! -e "$f" ] || bash -n "$f" || exit 1; done'
+wait
+
+# 3. What takes several ranks: one at a time.
+for t in tests/mpi/test_*.sh; do [ ! -e "$t" ] || alone "mpi-$(basename "$t" .sh)" bash "$t"; done
+for t in tests/mpi/test_*.py; do [ ! -e "$t" ] || alone "mpi-$(basename "$t" .py)" "$PYTHON" "$t"; done
+
+read -r passed failed skipped < <(find "$logs" -name '*.count' -exec cat {} + | awk '{ p += $1; f += $2; s += $3 } END { print p + 0, f + 0, s + 0 }')
+summary="$passed passed, $failed failed"
+[ "$skipped" = 0 ] || summary="$summary, $skipped skipped"
+echo "$summary"
+[ "$failed" = 0 ] && [ "$passed" -gt 0 ]
