@@ -4,24 +4,35 @@
 
 #include "model.h"
 
+/* Adagrad (Duchi et al., JMLR 12, 2011) with the step clip of the adaptive-span recipe (arXiv 1905.07799, section 3):
+ * accumulator += g^2; p -= lr_t g / (sqrt(accumulator) + eps). */
 typedef struct vd_optimizer_config {
-  double lr, eps, clip_step, clip_norm;
+  double lr, eps;
+  double clip_step; /* 0: off. A tensor's step is scaled by clip_step / (|g| + 1e-10) where its gradient norm exceeds
+                       it; the accumulator sees the gradient unscaled */
+  double clip_norm; /* 0: off. All gradients are scaled by clip_norm / (global norm + 1e-6) where that is below 1 */
   int64_t warmup_updates;
 } vd_optimizer_config;
 
 typedef struct vd_optimizer vd_optimizer;
 
+/* Not collective. An optimiser for m, its state zeros in the backend's memory. m and ops must outlive it. VD_FAILED
+ * when there is no memory. */
 int vd_optimizer_create(vd_optimizer **o, const vd_optimizer_config *config, vd_model *m, vd_ops *ops, vd_error *err);
+/* Not collective. NULL is allowed. */
 void vd_optimizer_destroy(vd_optimizer *o);
-/* lr of update u, counted from 0: lr * min(1, (u + 1) / warmup_updates). */
+/* Not collective. Learning rate of update u, counted from 0: lr * min(1, (u + 1) / warmup_updates). */
 double vd_optimizer_lr(const vd_optimizer *o, int64_t update);
-/* Not collective: the gradients are already summed over ranks, so that every rank does the same. Updates the
- * parameters, clamps the spans. *grad_norm: global norm. A non-finite gradient changes nothing and is VD_FAILED naming
- * update, layer and tensor. */
+/* Not collective. One update of the model's parameters from its gradients, which are summed over the ranks already, so
+ * that every rank does the same; then the spans are clamped to 0..1. *grad_norm: global norm before any clip. A
+ * non-finite gradient changes nothing and is VD_FAILED naming update (counted from 1, as in the log), layer and
+ * tensor. */
 int vd_optimizer_update(vd_optimizer *o, int64_t update, double *grad_norm, vd_error *err);
-/* State arenas for checkpoints: name ("adagrad_sum"), same extents as the parameters. */
+/* Not collective. Number of state arenas (checkpoints store them). */
 int vd_optimizer_n_state(const vd_optimizer *o);
+/* Not collective. Name of state i: "adagrad_sum". */
 const char *vd_optimizer_state_name(const vd_optimizer *o, int i);
+/* Not collective. State i in the backend's memory, borrowed: vd_model_arena reals, extents as the parameters'. */
 real *vd_optimizer_state(vd_optimizer *o, int i);
 
 #endif

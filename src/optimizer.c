@@ -1,0 +1,94 @@
+#include "optimizer.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+struct vd_optimizer {
+  vd_optimizer_config config;
+  vd_model *model;
+  vd_ops *ops;
+  int n_tensor;
+  vd_extent *tensor; /* [n_tensor] host */
+  double *norm2;     /* [n_tensor] host */
+  real *sum;         /* backend: sum of squared gradients */
+};
+
+int vd_optimizer_create(vd_optimizer **out, const vd_optimizer_config *config, vd_model *m, vd_ops *ops,
+                        vd_error *err) {
+  vd_optimizer *o = vd_calloc(1, sizeof *o);
+  o->config = *config;
+  o->model = m;
+  o->ops = ops;
+  o->n_tensor = vd_model_n_param(m);
+  o->tensor = vd_calloc((size_t)o->n_tensor, sizeof *o->tensor);
+  o->norm2 = vd_calloc((size_t)o->n_tensor, sizeof *o->norm2);
+  for (int i = 0; i < o->n_tensor; i++) o->tensor[i] = vd_model_param(m, i)->at;
+  void *sum = NULL;
+  if (ops->alloc(ops, vd_model_arena(m) * sizeof(real), &sum, err)) {
+    vd_wrap(err, "optimiser state");
+    vd_optimizer_destroy(o);
+    return err->status;
+  }
+  o->sum = sum;
+  *out = o;
+  return VD_OK;
+}
+
+void vd_optimizer_destroy(vd_optimizer *o) {
+  if (!o) return;
+  if (o->sum) o->ops->free(o->ops, o->sum);
+  free(o->tensor);
+  free(o->norm2);
+  free(o);
+}
+
+double vd_optimizer_lr(const vd_optimizer *o, int64_t update) {
+  double warm = o->config.warmup_updates > 0 ? (double)(update + 1) / (double)o->config.warmup_updates : 1.0;
+  return o->config.lr * fmin(1.0, warm);
+}
+
+static int fail_at(const vd_optimizer *o, int i, int64_t update, vd_error *err) {
+  const vd_param *p = vd_model_param(o->model, i);
+  char layer[32] = "no layer";
+  if (p->layer >= 0) snprintf(layer, sizeof layer, "layer %d", p->layer);
+  return vd_fail(err, VD_FAILED, "update %lld: the gradient of %s (%s) is not finite", (long long)(update + 1), p->name,
+                 layer);
+}
+
+int vd_optimizer_update(vd_optimizer *o, int64_t update, double *grad_norm, vd_error *err) {
+  vd_model *m = o->model;
+  real *gradient = vd_model_gradients(m), *param = vd_model_params(m);
+  o->ops->square_sums(o->ops, gradient, o->tensor, o->n_tensor, o->norm2);
+  double total = 0;
+  for (int i = 0; i < o->n_tensor; i++) {
+    if (!isfinite(o->norm2[i])) return fail_at(o, i, update, err);
+    total += o->norm2[i];
+  }
+  *grad_norm = sqrt(total);
+  double scale = 1;
+  if (o->config.clip_norm > 0) scale = fmin(1.0, o->config.clip_norm / (*grad_norm + 1e-6));
+  for (int i = 0; i < o->n_tensor; i++) o->norm2[i] *= scale * scale;
+  o->ops->adagrad(o->ops, param, gradient, o->sum, o->tensor, o->n_tensor, o->norm2, scale, vd_optimizer_lr(o, update),
+                  o->config.eps, o->config.clip_step);
+  for (int i = 0; i < o->n_tensor; i++)
+    if (vd_model_param(m, i)->is_span) o->ops->clamp01(o->ops, param + o->tensor[i].offset, o->tensor[i].size);
+  vd_model_params_changed(m);
+  return VD_OK;
+}
+
+int vd_optimizer_n_state(const vd_optimizer *o) {
+  (void)o;
+  return 1;
+}
+
+const char *vd_optimizer_state_name(const vd_optimizer *o, int i) {
+  if (i != 0) vd_bug("no optimiser state %d", i);
+  (void)o;
+  return "adagrad_sum";
+}
+
+real *vd_optimizer_state(vd_optimizer *o, int i) {
+  if (i != 0) vd_bug("no optimiser state %d", i);
+  return o->sum;
+}
