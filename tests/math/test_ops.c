@@ -1,0 +1,283 @@
+/* The CPU backend's simple operations: backward passes against central finite differences, in double, and known values.
+ */
+#include "ops.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static const double STEP = 1e-6, TOLERANCE = 1e-6;
+
+static vd_ops *ops(void) {
+  vd_ops *o;
+  vd_error err = {0};
+  assert_int_equal(vd_ops_cpu(&o, 1, &err), VD_OK);
+  return o;
+}
+
+/* Caller frees. Uniform in +-1, other numbers for every `salt`. */
+static real *noise(size_t n, uint64_t salt) {
+  real *x = vd_calloc(n, sizeof *x);
+  for (size_t i = 0; i < n; i++) x[i] = 2 * vd_uniform(vd_philox((vd_rng){.seed = salt}, i).v[1]) - 1;
+  return x;
+}
+
+/* A scalar function of x and whatever is in `with`. */
+typedef double function(const real *x, void *with);
+
+static void check_gradient(const char *what, function *f, real *x, size_t n, const real *gradient, void *with) {
+  double error = 0, size = 0;
+  for (size_t i = 0; i < n; i++) {
+    real kept = x[i];
+    x[i] = kept + STEP;
+    double above = f(x, with);
+    x[i] = kept - STEP;
+    double below = f(x, with);
+    x[i] = kept;
+    double numeric = (above - below) / (2 * STEP);
+    error += (numeric - gradient[i]) * (numeric - gradient[i]);
+    size += gradient[i] * gradient[i];
+  }
+  assert_true(size > 0);
+  if (!(sqrt(error) <= TOLERANCE * sqrt(size))) fail_msg("%s: off by %.2e of %.2e", what, sqrt(error), sqrt(size));
+}
+
+static double dot(const real *a, const real *b, size_t n) {
+  double sum = 0;
+  for (size_t i = 0; i < n; i++) sum += a[i] * b[i];
+  return sum;
+}
+
+struct linear_case {
+  vd_ops *o;
+  vd_linear l;
+  real *x, *weight, *bias, *y, *dy;
+};
+
+static double linear_value(const real *unused, void *with) {
+  struct linear_case *c = with;
+  (void)unused; /* the perturbed element is one of x, weight, bias */
+  c->o->linear(c->o, &c->l, c->x, c->weight, c->bias, c->y);
+  return dot(c->y, c->dy, (size_t)(c->l.n * c->l.out));
+}
+
+static void linear_gradients(bool relu, double p) {
+  int64_t n = 7, in = 5, out = 11;
+  struct linear_case c = {ops(),
+                          {n, in, out, relu, {p, {.seed = 3, .update = 4, .layer = 1, .site = VD_SITE_HIDDEN}, 21}},
+                          noise((size_t)(n * in), 1),
+                          noise((size_t)(in * out), 2),
+                          noise((size_t)out, 3),
+                          noise((size_t)(n * out), 4),
+                          noise((size_t)(n * out), 5)};
+  real *dx = noise((size_t)(n * in), 6), *dw = vd_calloc((size_t)(in * out), sizeof *dw),
+       *db = vd_calloc((size_t)out, sizeof *db);
+  real *before = vd_calloc((size_t)(n * in), sizeof *before), *dy = vd_calloc((size_t)(n * out), sizeof *dy);
+  memcpy(before, dx, (size_t)(n * in) * sizeof *dx);
+  memcpy(dy, c.dy, (size_t)(n * out) * sizeof *dy);
+  linear_value(NULL, &c);
+  c.o->linear_backward(c.o, &c.l, c.x, c.weight, c.y, dy, dx, true, dw, db);
+  for (int64_t i = 0; i < n * in; i++) dx[i] -= before[i];
+  check_gradient("x", linear_value, c.x, (size_t)(n * in), dx, &c);
+  check_gradient("weight", linear_value, c.weight, (size_t)(in * out), dw, &c);
+  check_gradient("bias", linear_value, c.bias, (size_t)out, db, &c);
+  free(dx), free(dw), free(db), free(before), free(dy);
+  free(c.x), free(c.weight), free(c.bias), free(c.y), free(c.dy);
+  c.o->destroy(c.o);
+}
+static void linear_plain(void **state) {
+  (void)state;
+  linear_gradients(false, 0);
+}
+static void linear_relu_dropout(void **state) {
+  (void)state;
+  linear_gradients(true, 0.3);
+}
+
+struct norm_case {
+  vd_ops *o;
+  int64_t n, d;
+  real *a, *b, *weight, *bias, *sum, *mean, *rstd, *y, *dy;
+};
+
+static double norm_value(const real *unused, void *with) {
+  struct norm_case *c = with;
+  (void)unused;
+  c->o->add_norm(c->o, c->n, c->d, c->a, c->b, c->weight, c->bias, c->sum, c->mean, c->rstd, c->y);
+  return dot(c->y, c->dy, (size_t)(c->n * c->d));
+}
+
+static void add_norm_gradients(void **state) {
+  (void)state;
+  int64_t n = 5, d = 70; /* more than one column block */
+  size_t nd = (size_t)(n * d), row = (size_t)d;
+  struct norm_case c = {ops(),
+                        n,
+                        d,
+                        noise(nd, 1),
+                        noise(nd, 2),
+                        noise(row, 3),
+                        noise(row, 4),
+                        noise(nd, 5),
+                        noise((size_t)n, 6),
+                        noise((size_t)n, 7),
+                        noise(nd, 8),
+                        noise(nd, 9)};
+  real *dsum = noise(nd, 10), *dw = vd_calloc(row, sizeof *dw), *db = vd_calloc(row, sizeof *db);
+  norm_value(NULL, &c);
+  for (int64_t r = 0; r < n; r++) { /* normed rows have mean 0 and variance 1 */
+    double mean = 0, square = 0;
+    for (int64_t i = 0; i < d; i++) {
+      double xhat = (c.y[r * d + i] - c.bias[i]) / c.weight[i];
+      mean += xhat / (double)d;
+      square += xhat * xhat / (double)d;
+    }
+    assert_true(fabs(mean) < 1e-10 && fabs(square - 1) < 1e-3);
+  }
+  c.o->add_norm_backward(c.o, n, d, c.sum, c.mean, c.rstd, c.weight, c.dy, dsum, dw, db);
+  check_gradient("a", norm_value, c.a, nd, dsum, &c);
+  check_gradient("b", norm_value, c.b, nd, dsum, &c);
+  check_gradient("weight", norm_value, c.weight, row, dw, &c);
+  check_gradient("bias", norm_value, c.bias, row, db, &c);
+  real *mine[] = {c.a, c.b, c.weight, c.bias, c.sum, c.mean, c.rstd, c.y, c.dy, dsum, dw, db};
+  for (size_t i = 0; i < sizeof mine / sizeof *mine; i++) free(mine[i]);
+  c.o->destroy(c.o);
+}
+
+struct entropy_case {
+  vd_ops *o;
+  int64_t n, vocab;
+  const int32_t *targets;
+  double scale;
+};
+
+static double entropy_value(const real *x, void *with) {
+  struct entropy_case *c = with;
+  double loss = 0;
+  c->o->cross_entropy(c->o, c->n, c->vocab, x, c->targets, c->scale, &loss, NULL, NULL);
+  return loss * c->scale;
+}
+
+static void cross_entropy_gradients(void **state) {
+  (void)state;
+  int32_t targets[4] = {2, -1, 0, 6};
+  struct entropy_case c = {ops(), 4, 7, targets, 0.125};
+  real *logits = noise(28, 1), *gradient = vd_calloc(28, sizeof *gradient), nll[4];
+  double loss = 0, sum = 0;
+  c.o->cross_entropy(c.o, 4, 7, logits, targets, c.scale, &loss, nll, gradient);
+  for (int r = 0; r < 4; r++) sum += nll[r];
+  assert_true(nll[1] == 0 && fabs(sum - loss) < 1e-14);
+  check_gradient("logits", entropy_value, logits, 28, gradient, &c);
+  real flat[7] = {5, 5, 5, 5, 5, 5, 5};
+  loss = 0;
+  c.o->cross_entropy(c.o, 1, 7, flat, targets, 1, &loss, NULL, NULL);
+  assert_true(fabs(loss - log(7)) < 1e-14);
+  free(logits), free(gradient);
+  c.o->destroy(c.o);
+}
+
+struct embed_case {
+  vd_ops *o;
+  const int32_t *tokens;
+  vd_dropout dropout;
+  real *y, *dy;
+};
+
+static double embed_value(const real *weight, void *with) {
+  struct embed_case *c = with;
+  c->o->embed(c->o, 6, 10, c->tokens, weight, &c->dropout, c->y);
+  return dot(c->y, c->dy, 60);
+}
+
+static void embed_gradients(void **state) {
+  (void)state;
+  int32_t tokens[6] = {3, 0, 3, 2, 0, 3};
+  struct embed_case c = {ops(), tokens, {0.25, {.seed = 5, .site = VD_SITE_EMBED}, 17}, noise(60, 1), noise(60, 2)};
+  real *weight = noise(40, 3), *gradient = vd_calloc(40, sizeof *gradient), *dy = vd_calloc(60, sizeof *dy);
+  memcpy(dy, c.dy, 60 * sizeof *dy);
+  c.o->embed_backward(c.o, 6, 10, 4, tokens, &c.dropout, dy, gradient);
+  check_gradient("weight", embed_value, weight, 40, gradient, &c);
+  free(c.y), free(c.dy), free(weight), free(gradient), free(dy);
+  c.o->destroy(c.o);
+}
+
+/* Dropout: the mask of a row does not depend on how rows are grouped; the share kept is 1 - p; kept values are scaled.
+ */
+static void dropout_mask(void **state) {
+  (void)state;
+  vd_ops *o = ops();
+  enum { N = 400, D = 52 };
+  int32_t *tokens = vd_calloc(N, sizeof *tokens);
+  real *ones = vd_calloc(D, sizeof *ones), *all = vd_calloc(N * D, sizeof *all), *part = vd_calloc(N * D, sizeof *part);
+  for (int i = 0; i < D; i++) ones[i] = 1;
+  vd_dropout drop = {0.3, {.seed = 8, .update = 2, .layer = 0, .site = VD_SITE_EMBED}, 100};
+  o->embed(o, N, D, tokens, ones, &drop, all);
+  for (int r = 0; r < N; r += 40) {
+    vd_dropout some = drop;
+    some.row0 += r;
+    o->embed(o, 40, D, tokens, ones, &some, part + r * D);
+  }
+  assert_memory_equal(all, part, sizeof(real) * N * D);
+  double kept = 0, scale = 65536.0 / (65536.0 - 19661.0);
+  for (int i = 0; i < N * D; i++) {
+    assert_true(all[i] == 0 || fabs(all[i] - scale) < 1e-15);
+    kept += all[i] != 0;
+  }
+  assert_true(fabs(kept / (N * D) - 0.7) < 4 * sqrt(0.21 / (N * D)));
+  free(tokens), free(ones), free(all), free(part);
+  o->destroy(o);
+}
+
+static void adagrad_step(void **state) {
+  (void)state;
+  vd_ops *o = ops();
+  real p[4] = {1, 2, 3, 4}, g[4] = {6, 8, 0.02, 0}, acc[4] = {0, 0, 1, 0};
+  vd_extent t[2] = {{0, 2}, {2, 2}};
+  double norm2[2] = {25, 1e-4}; /* of the gradient scaled by 0.5 */
+  o->adagrad(o, p, g, acc, t, 2, norm2, 0.5, 0.1, 1e-10, 0.03);
+  assert_true(acc[0] == 9 && acc[1] == 16 && fabs(acc[2] - 1.0001) < 1e-15 && acc[3] == 0);
+  double clipped = 0.1 * 0.03 / (5 + 1e-10);
+  assert_true(fabs(p[0] - (1 - clipped)) < 1e-12 && fabs(p[1] - (2 - clipped)) < 1e-12);
+  assert_true(fabs(p[2] - (3 - 0.1 * 0.01 / sqrt(1.0001))) < 1e-12 && p[3] == 4);
+  double sums[2];
+  o->square_sums(o, g, t, 2, sums);
+  assert_true(fabs(sums[0] - 100) < 1e-12 && fabs(sums[1] - 4e-4) < 1e-15);
+  real z[3] = {-0.5, 0.5, 1.5};
+  o->clamp01(o, z, 3);
+  assert_true(z[0] == 0 && z[1] == 0.5 && z[2] == 1);
+  o->destroy(o);
+}
+
+static void memory_push_rows(void **state) {
+  (void)state;
+  vd_ops *o = ops();
+  for (int old = 0; old < 6; old++)
+    for (int block = 0; block < 6; block++)
+      for (int rows = 1; rows < 7; rows++) {
+        real from[12], hidden[12], to[14];
+        for (int i = 0; i < 2 * old; i++) from[i] = 100 + i % old + 1000 * (i / old);
+        for (int i = 0; i < 2 * block; i++) hidden[i] = 100 + old + i % block + 1000 * (i / block);
+        o->memory_push(o, 2, 1, from, old, hidden, block, to, rows);
+        for (int s = 0; s < 2; s++)
+          for (int r = 0; r < rows; r++) {
+            int at = old + block - rows + r;
+            assert_true(to[s * rows + r] == (at < 0 ? 0 : 100 + at + 1000 * s));
+          }
+      }
+  o->destroy(o);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(linear_plain),       cmocka_unit_test(linear_relu_dropout),
+      cmocka_unit_test(add_norm_gradients), cmocka_unit_test(cross_entropy_gradients),
+      cmocka_unit_test(embed_gradients),    cmocka_unit_test(dropout_mask),
+      cmocka_unit_test(adagrad_step),       cmocka_unit_test(memory_push_rows),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
