@@ -10,7 +10,13 @@
 #include <stdint.h>
 #include <stdio.h>
 
-enum { VD_TEXT = 256, VD_PATH = 1024 };
+enum { VD_TEXT = 256, VD_PATH = 1024, VD_VARIABLES = 96 /* room for the rows of the table */ };
+
+/* Where a variable got its value, for messages about rules between variables. */
+typedef struct vd_source {
+  int line, column; /* line 0: the default */
+  bool command;     /* --set, not the deck */
+} vd_source;
 
 typedef struct vd_settings {
   struct {
@@ -88,26 +94,29 @@ typedef struct vd_settings {
     int64_t deflate; /* 0: off; 1..9 */
     bool overwrite;  /* replace an existing corpus made from something else */
   } prepare;
+  char origin[VD_PATH];           /* the deck's name */
+  vd_source source[VD_VARIABLES]; /* by row of the table */
 } vd_settings;
 
 /* Not collective. Fills *s with the table's defaults. */
 void vd_settings_default(vd_settings *s);
 
-/* Not collective. Reads the deck at `path` (whole file parsed before anything is applied), then the n_set assignments
- * "GROUP%NAME=VALUE" of the command line, then checks every range and the rules between variables. Errors:
- * VD_USAGE with file, line, column, variable, nearest known name, allowed range; VD_FAILED when the file cannot
- * be read. */
+/* Not collective. Fills *s with the defaults, reads the deck at `path` over them (whole file parsed before anything is
+ * applied), then the n_set assignments "GROUP%NAME=VALUE" of the command line, of which the last wins, then checks
+ * every range and the rules between variables. A string's VALUE may come without quotes, since shells eat them. Errors,
+ * after which *s is as it was: VD_USAGE with file, line, column, variable, nearest known name, allowed range; VD_FAILED
+ * when the file cannot be read. */
 int vd_settings_read(vd_settings *s, const char *path, char *const *set, int n_set, vd_error *err);
 
-/* Not collective. Checks rules between variables that only matter to one command ("prepare", "train", "eval",
- * "generate"): e.g. train needs data%path. VD_USAGE on error. */
+/* Not collective. Checks what only matters to one command ("prepare", "train", "eval", "generate"): e.g. train needs
+ * data%path. Another word is a bug. VD_USAGE with the variables and, where one came from the deck, its place. */
 int vd_settings_check(const vd_settings *s, const char *command, vd_error *err);
 
 /* Not collective. The resolved deck as namelist text that vd_settings_read reads back to the same settings (decimal
  * floats with 17 digits where needed). Caller frees. */
 char *vd_settings_echo(const vd_settings *s);
 
-/* Not collective. Reads settings from namelist text (an echo out of a file); `origin` names it in errors. */
+/* Not collective. As vd_settings_read, from namelist text (an echo out of a file); `origin` names it in errors. */
 int vd_settings_read_text(vd_settings *s, const char *text, const char *origin, vd_error *err);
 
 /* Not collective. Human help for one variable ("group%name"), one group ("group"), or all (NULL), to `out`.

@@ -1,0 +1,197 @@
+/* THE table: one row for each variable of a deck. Reading, checking, `viaduct input`, doc/INPUT.md and the echo in
+ * every output file come from these rows; a new variable is one member in settings.h and one row here. */
+#include "settings_table.h"
+
+#include <math.h>
+#include <stddef.h>
+
+#define NONE HUGE_VAL
+#define AT(g, n) offsetof(vd_settings, g.n), sizeof(((vd_settings *)0)->g.n)
+
+/* clang-format off: one kind of row a line */
+#define INTEGER(g, n, preset, low, high, unit, flag, doc)                                                              \
+  { #g, #n, VD_INTEGER, AT(g, n), preset, low, high, false, false, NULL, unit, flag, doc }
+#define REAL(g, n, preset, low, low_open, high, high_open, unit, flag, doc)                                            \
+  { #g, #n, VD_REAL, AT(g, n), preset, low, high, low_open, high_open, NULL, unit, flag, doc }
+#define LOGICAL(g, n, preset, flag, doc)                                                                               \
+  { #g, #n, VD_LOGICAL, AT(g, n), preset, -NONE, NONE, false, false, NULL, "", flag, doc }
+#define STRING(g, n, preset, words, flag, doc)                                                                         \
+  { #g, #n, VD_STRING, AT(g, n), preset, -NONE, NONE, false, false, words, "", flag, doc }
+/* clang-format on */
+
+const vd_group_row vd_groups[] = {
+    {"run", "The run as a whole: where it writes, how long it goes on, how it begins."},
+    {"data", "The corpus, and how it is cut into streams and blocks."},
+    {"model", "The architecture and its sizes."},
+    {"span", "How far back a head looks: the adaptive span of arXiv 1905.07799."},
+    {"optimizer", "How parameters follow their gradients."},
+    {"valid", "Validation while training."},
+    {"checkpoint", "Checkpoints while training, in checkpoints/ of run%directory."},
+    {"trace", "The trace of a training run, trace.h5 in run%directory."},
+    {"device", "What computes, in which precision, and how ranks exchange gradients."},
+    {"eval", "Used by `viaduct eval`: bits per character of a split."},
+    {"generate", "Used by `viaduct generate`: text from a trained model."},
+    {"prepare", "Used by `viaduct prepare`: raw bytes or texts become a corpus, written to data%path."},
+};
+const size_t vd_n_groups = sizeof vd_groups / sizeof *vd_groups;
+
+const vd_variable vd_variables[] = {
+    STRING(run, title, "''", NULL, "",
+           "Free text that goes into every file the run writes, and into the titles of pictures."),
+    STRING(
+        run, directory, "'runs/default'", NULL, "--save-dir",
+        "Folder for everything that a run writes (log.jsonl, trace.h5, checkpoints/); made when missing. Relative to "
+        "the working directory."),
+    INTEGER(
+        run, seed, "1", 0, 9007199254740992.0, "", "--seed",
+        "Seed of the initial parameters, of dropout and of sampling. Random numbers depend on the seed and on global "
+        "positions only, never on the number of ranks."),
+    INTEGER(run, max_updates, "0", 0, 1e15, "updates", "--max-update",
+            "Training ends after this many updates, counted from the very first one, also when a run was resumed. "
+            "`viaduct train` needs at least 1."),
+    STRING(
+        run, resume, "'auto'", NULL, "--restore-file",
+        "'auto': go on from the newest whole checkpoint in run%directory, or start anew where there is none; 'never': "
+        "start anew; anything else: the path of a checkpoint to go on from."),
+    INTEGER(run, log_interval, "25", 1, 1e15, "updates", "--log-interval",
+            "Updates between two lines of log.jsonl and of the progress report."),
+
+    STRING(data, path, "''", NULL, "",
+           "The corpus, NAME.h5: written by `viaduct prepare`, read by train, eval and generate."),
+    INTEGER(data, tokens_per_sample, "512", 1, 1048576, "tokens", "--tokens-per-sample",
+            "Length of a block: tokens of each stream that one update predicts."),
+    INTEGER(data, batch_streams, "64", 1, 1048576, "streams", "--batch-size times the number of GPUs",
+            "Streams read side by side, each a contiguous part of the split. The number is global and shared out over "
+            "the ranks, so that a run gives the same curve on any number of ranks."),
+    INTEGER(data, micro_streams, "0", 0, 1048576, "streams", "--update-freq (the other way round)",
+            "Streams of a rank that are computed at once; gradients of the parts are added up. Less memory, the same "
+            "result. 0: all streams of the rank."),
+    INTEGER(data, read_ahead, "4", 1, 1024, "blocks", "--num-workers",
+            "Blocks that a rank reads ahead of their use, on a thread of its own."),
+
+    STRING(model, arch, "'adaptive_span'", "adaptive_span", "--arch",
+           "Architecture: 'adaptive_span', the adaptive-span transformer."),
+    INTEGER(model, n_layer, "12", 1, 1024, "layers", "--n-layer", "Transformer layers."),
+    INTEGER(model, d_model, "512", 1, 65536, "", "--d-model",
+            "Width of the hidden states. A multiple of n_head unless d_head is given."),
+    INTEGER(model, n_head, "8", 1, 1024, "heads", "--n-head", "Attention heads of a layer."),
+    INTEGER(model, d_head, "0", 0, 65536, "", "", "Width of a head. 0: d_model / n_head."),
+    INTEGER(model, d_inner, "2048", 1, 1048576, "", "--d-inner", "Hidden units of the feed-forward part of a layer."),
+    REAL(
+        model, dropout, "0.0", 0, false, 1, true, "", "--dropout",
+        "Probability that a hidden unit of the feed-forward part, or an attention weight, is set to zero in training."),
+    REAL(model, emb_dropout, "0.0", 0, false, 1, true, "", "--emb-dropout",
+         "The same for the elements of the embedding and of the last layer's output."),
+    STRING(model, init, "'published'", "published toolkit", "",
+           "Initial parameters. 'published': embedding N(0,1), linear weights and biases uniform in +-1/sqrt(fan in). "
+           "'toolkit': as the tutorial's toolkit does, embedding with standard deviation 1/sqrt(d_model), attention "
+           "Xavier normal, feed-forward Xavier uniform, the rest as 'published'."),
+
+    INTEGER(span, attn_span, "8192", 1, 16777216, "tokens", "--attn-span",
+            "The longest span that a head can learn. A token attends to at most so many tokens before it."),
+    INTEGER(span, ramp, "32", 1, 16777216, "tokens", "--adapt-span-ramp",
+            "Length of the soft edge of the mask, over which attention falls from full to none."),
+    REAL(span, init, "0.0", 0, false, 1, false, "fraction of attn_span", "--adapt-span-init",
+         "Span of every head at the start of training."),
+    LOGICAL(span, per_layer, ".false.", "--adapt-span-layer",
+            ".true.: the heads of a layer share one span; .false.: each head has its own."),
+    REAL(span, aux_loss_scaler, "0.0", 0, false, NONE, true, "nats per token of span", "--aux-loss-scaler",
+         "Weight of the penalty on spans: the loss grows by this times the sum over layers of the layer's mean span in "
+         "tokens."),
+    STRING(span, softmax, "'masked'", "masked trimmed", "",
+           "'masked': attention is normalised after the mask, as in the paper; a head costs what its own span costs. "
+           "'trimmed': normalised over the layer's window before the mask, as in the tutorial's toolkit."),
+
+    STRING(optimizer, method, "'adagrad'", "adagrad", "--optimizer",
+           "'adagrad', with the clipping of clip_step (the toolkit's adagrad_with_grad_clip)."),
+    REAL(optimizer, lr, "0.07", 0, true, NONE, true, "", "--lr", "Learning rate after the warmup."),
+    REAL(optimizer, eps, "1e-10", 0, true, NONE, true, "", "",
+         "Added to the root of Adagrad's accumulator, against division by zero."),
+    STRING(optimizer, schedule, "'constant'", "constant", "--lr-scheduler",
+           "Learning rate after the warmup: 'constant' (the toolkit's fixed)."),
+    INTEGER(optimizer, warmup_updates, "0", 0, 1e15, "updates", "--warmup-updates",
+            "The learning rate rises linearly from zero to lr over so many updates. 0: no warmup."),
+    REAL(optimizer, clip_step, "0.0", 0, false, NONE, true, "gradient norm", "--adagrad-clip",
+         "A tensor whose gradient norm exceeds this takes a step scaled down by clip_step / norm; the accumulator sees "
+         "the whole gradient. 0: off."),
+    REAL(optimizer, clip_norm, "0.0", 0, false, NONE, true, "gradient norm", "--clip-norm",
+         "The gradient of all parameters together is scaled down to this norm where it exceeds it. 0: off."),
+
+    INTEGER(valid, interval, "1000", 0, 1e15, "updates", "--validate-interval-updates",
+            "Updates between two validations. 0: never."),
+    INTEGER(valid, streams, "32", 1, 1048576, "streams", "--batch-size-valid",
+            "Streams that the split is cut into, shared out over the ranks. Fewer streams mean fewer tokens that are "
+            "predicted with little memory behind them, and more time."),
+    INTEGER(valid, max_blocks, "0", 0, 1e15, "blocks", "",
+            "Validation ends after this many blocks of data%tokens_per_sample tokens of each stream. 0: the whole "
+            "split."),
+    STRING(valid, split, "'valid'", "train valid test", "--valid-subset", "The split that validation reads."),
+
+    INTEGER(checkpoint, interval, "1000", 1, 1e15, "updates", "--save-interval-updates",
+            "Updates between two checkpoints. One more is written at the end, and one when the run is stopped by a "
+            "signal."),
+    INTEGER(checkpoint, keep, "3", 1, 1e15, "files", "--keep-interval-updates",
+            "So many of the newest checkpoints are kept, and the best one besides."),
+
+    INTEGER(trace, interval, "25", 1, 1e15, "updates", "",
+            "Updates between two rows of the trace (span of every head, bpc, learning rate, speed)."),
+
+    STRING(device, backend, "'auto'", "auto cpu", "",
+           "What computes. 'cpu': OpenBLAS and OpenMP. 'auto': the best there "
+           "is, today the CPU."),
+    STRING(device, precision, "'fp32'", "fp32", "--fp16", "Precision of parameters and of arithmetic: 'fp32'."),
+    STRING(device, comm, "'auto'", "auto mpi", "--ddp-backend",
+           "How gradients are summed over ranks. 'mpi': MPI_Allreduce. 'auto': the best there is, today MPI."),
+    INTEGER(
+        device, threads, "0", 0, 4096, "threads", "",
+        "OpenMP threads of a rank. 0: as OMP_NUM_THREADS says, and without it the cores of the node shared out over "
+        "its ranks."),
+
+    STRING(eval, checkpoint, "''", NULL, "--path",
+           "The checkpoint to evaluate. '': best.h5 of run%directory, else last.h5."),
+    STRING(eval, split, "'test'", "train valid test", "--gen-subset", "The split to evaluate."),
+    INTEGER(eval, streams, "8", 1, 1048576, "streams", "--batch-size",
+            "Streams that the split is cut into, shared out over the ranks. Every token is predicted once whatever the "
+            "number; only the first tokens of each stream have little memory behind them."),
+    INTEGER(eval, tokens_per_sample, "512", 1, 1048576, "tokens", "--tokens-per-sample",
+            "Length of a block in evaluation; the memory carries over from block to block."),
+    INTEGER(eval, max_blocks, "0", 0, 1e15, "blocks", "",
+            "Evaluation ends after so many blocks of each stream. 0: the "
+            "whole split."),
+    STRING(eval, nll_file, "''", NULL, "",
+           "HDF5 file for the negative log likelihood of every token, in nats. '': none."),
+
+    STRING(generate, checkpoint, "''", NULL, "--path",
+           "The checkpoint to generate from. '': best.h5 of run%directory, else last.h5."),
+    STRING(generate, prompt, "''", NULL, "", "The text that is continued, in symbols of the corpus's vocabulary."),
+    INTEGER(generate, tokens, "512", 1, 1e15, "tokens", "", "How many tokens to generate."),
+    REAL(generate, temperature, "1.0", 0, true, NONE, true, "", "--temperature",
+         "Logits are divided by this before sampling: below 1 more likely symbols, above 1 more surprising ones."),
+    INTEGER(generate, top_k, "0", 0, 16777216, "symbols", "--sampling-topk",
+            "Only the so many most likely symbols are drawn from. 0: all of them; 1: always the most likely one."),
+    STRING(generate, output, "''", NULL, "", "File for the text. '': standard output."),
+
+    STRING(
+        prepare, source, "''", NULL, "",
+        "A file of raw bytes, plain or .zip, .gz, .xz; each byte is a token, and the splits are consecutive parts of "
+        "it. Instead of the three texts below."),
+    STRING(prepare, train_text, "''", NULL, "--trainpref",
+           "Pre-tokenised text of the training split, symbols with blanks between, as the tutorial's preprocessing "
+           "leaves it. Given together with valid_text and test_text."),
+    STRING(prepare, valid_text, "''", NULL, "--validpref", "The same for the validation split."),
+    STRING(prepare, test_text, "''", NULL, "--testpref", "The same for the test split."),
+    REAL(prepare, train, "90e6", 0, true, 1e15, false, "tokens, or fraction of the source below 1", "",
+         "Size of the training split, the first part of the source."),
+    REAL(prepare, valid, "5e6", 0, false, 1e15, false, "tokens, or fraction of the source below 1", "",
+         "Size of the validation split, which follows the training split."),
+    REAL(prepare, test, "5e6", 0, false, 1e15, false, "tokens, or fraction of the source below 1", "",
+         "Size of the test split, which follows the validation split."),
+    INTEGER(prepare, shard_tokens, "16777216", 1, 1e15, "tokens", "",
+            "Tokens in one shard file; the last shard of a split may hold fewer."),
+    INTEGER(prepare, deflate, "0", 0, 9, "", "",
+            "Compression of the shards: 0 none, 1 fastest, 9 smallest. Reading then costs time."),
+    LOGICAL(prepare, overwrite, ".false.", "",
+            ".true.: replace a corpus at data%path that was made from something else or in another way."),
+};
+const size_t vd_n_variables = sizeof vd_variables / sizeof *vd_variables;
+_Static_assert(sizeof vd_variables / sizeof *vd_variables <= VD_VARIABLES, "make VD_VARIABLES in settings.h larger");
