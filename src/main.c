@@ -1,0 +1,86 @@
+/* viaduct: command line, MPI, the deck for all ranks, one command, one message, one exit status. */
+#include "command_line.h"
+#include "context.h"
+#include "parallel.h"
+#include "version.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* Rank 0 alone reads the deck, so that a thousand ranks do not open the same file, and tells the others. */
+static int read_settings(const vd_context *ctx, const vd_command_line *line, vd_settings *s, vd_error *err) {
+  memset(s, 0, sizeof *s);
+  if (ctx->rank == 0 && vd_settings_read(s, line->argument, line->set, line->n_set, err) == VD_OK)
+    vd_settings_check(s, line->name, err);
+  if (vd_share_error(ctx->comm, err)) return err->status;
+  MPI_Bcast(s, (int)sizeof *s, MPI_BYTE, 0, ctx->comm);
+  return VD_OK;
+}
+
+/* The commands that need neither a deck nor more than one rank. */
+static int run_alone(vd_context *ctx, const vd_command_line *line, vd_error *err) {
+  if (ctx->rank == 0) {
+    switch (line->command) {
+    case VD_COMMAND_HELP:
+      vd_command_line_help(stdout);
+      break;
+    case VD_COMMAND_VERSION:
+      printf("viaduct %s (%s)\n", vd_version(), vd_git_version());
+      break;
+    case VD_COMMAND_INPUT:
+      if (line->markdown)
+        vd_settings_markdown(stdout);
+      else
+        vd_settings_help(line->argument, stdout, err);
+      break;
+    case VD_COMMAND_INFO:
+      vd_cmd_info(ctx, line->argument, err);
+      break;
+    default:
+      vd_bug("command %d wants a deck", (int)line->command);
+    }
+    if (fflush(stdout) != 0) vd_fail(err, VD_FAILED, "cannot write to standard output");
+  }
+  return vd_share_error(ctx->comm, err);
+}
+
+static int run(vd_context *ctx, const vd_command_line *line, vd_error *err) {
+  if (line->command >= VD_COMMAND_INPUT) return run_alone(ctx, line, err);
+  vd_settings s;
+  if (read_settings(ctx, line, &s, err)) return err->status;
+  switch (line->command) {
+  case VD_COMMAND_PREPARE:
+    return vd_cmd_prepare(ctx, &s, err);
+  case VD_COMMAND_TRAIN:
+    return vd_cmd_train(ctx, &s, err);
+  case VD_COMMAND_EVAL:
+    return vd_cmd_eval(ctx, &s, err);
+  default:
+    return vd_cmd_generate(ctx, &s, err);
+  }
+}
+
+int main(int argc, char **argv) {
+  int level;
+  MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &level);
+  vd_context ctx = {0};
+  MPI_Comm_dup(MPI_COMM_WORLD, &ctx.comm);
+  MPI_Comm_rank(ctx.comm, &ctx.rank);
+  MPI_Comm_size(ctx.comm, &ctx.size);
+  vd_error err = {0};
+  vd_command_line line;
+  int status = vd_command_line_parse(&line, argc, argv, &err); /* the same on all ranks */
+  if (status == VD_OK && level < MPI_THREAD_FUNNELED)
+    status = vd_fail(&err, VD_FAILED, "this MPI library allows no threads beside it (MPI_THREAD_FUNNELED)");
+  if (status == VD_OK) status = vd_h5_create(&ctx.h5, &err);
+  if (status == VD_OK) {
+    ctx.check_only = line.check;
+    status = run(&ctx, &line, &err);
+  }
+  if (ctx.rank == 0) vd_error_print(&err);
+  vd_h5_destroy(ctx.h5);
+  free(line.set);
+  MPI_Comm_free(&ctx.comm);
+  MPI_Finalize();
+  return status;
+}
