@@ -1,0 +1,23 @@
+/* From settings to what the parts want: the one place that translates. */
+#ifndef VD_CONFIGURE_H
+#define VD_CONFIGURE_H
+
+#include "context.h"
+#include "corpus.h"
+#include "model.h"
+#include "optimizer.h"
+
+/* Not collective. The model of the settings over a corpus of `vocab` symbols. VD_USAGE where the widths do not fit. */
+int vd_configure_model(vd_model_config *config, const vd_settings *s, int64_t vocab, vd_error *err);
+
+/* Not collective. The optimiser of the settings. */
+void vd_configure_optimizer(vd_optimizer_config *config, const vd_settings *s);
+
+/* Collective(ctx->comm). The backend of the settings with this rank's threads; *threads gets their number. Free with
+ * (*ops)->destroy(*ops). */
+int vd_configure_ops(vd_context *ctx, const vd_settings *s, vd_ops **ops, int *threads, vd_error *err);
+
+/* Collective(ctx->comm). Opens data%path on every rank. The error is agreed. */
+int vd_configure_corpus(vd_context *ctx, const vd_settings *s, vd_corpus **corpus, vd_error *err);
+
+#endif
