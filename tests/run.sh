@@ -49,16 +49,15 @@ count() {
 
 # run NAME COMMAND...: one test, to its end, with its line.
 run() {
-  local name=$1 log status start seconds p f s word
+  local name=$1 folder log status start seconds p f s word
   shift
   log=$logs/$name.log
   mkdir -p "$(dirname "$log")"
   start=$(date +%s.%N)
-  TMPDIR=$(mktemp -d "${TMPDIR:-/tmp}/viaduct-check.XXXXXX")
-  export TMPDIR
-  timeout -k 10 "$limit" "$@" >"$log" 2>&1 </dev/null
+  folder=$(mktemp -d "${TMPDIR:-/tmp}/viaduct-check.XXXXXX")
+  TMPDIR=$folder timeout -k 10 "$limit" "$@" >"$log" 2>&1 </dev/null
   status=$?
-  rm -rf "$TMPDIR"
+  rm -rf "$folder"
   seconds=$(awk -v a="$start" -v b="$(date +%s.%N)" 'BEGIN { printf "%.1f", b - a }')
   [ "$status" != 124 ] || echo "stopped after $limit s" >>"$log"
   read -r p f s < <(count "$log" "$status")
@@ -92,8 +91,8 @@ alone() {
 sanitized=$BUILD/clang
 sanitize=(BUILD="$sanitized" CC=clang OPT="-O1 -fno-omit-frame-pointer"
   CFLAGS="-fsanitize=address,undefined,fuzzer-no-link -fno-sanitize-recover=all")
-run build "$MAKE" -j"$cores" BUILD="$BUILD" all tests
-run build-clang "$MAKE" -j"$cores" "${sanitize[@]}" all tests fuzz
+run build "$MAKE" -k -j"$cores" BUILD="$BUILD" all tests
+run build-clang "$MAKE" -k -j"$cores" "${sanitize[@]}" all tests fuzz
 
 # 2. What needs one core each.
 for t in tests/test_*.sh; do [ ! -e "$t" ] || pool "$(basename "$t" .sh)" bash "$t"; done
