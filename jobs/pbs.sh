@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# A training run under PBS.  qsub -v DECK=input/enwik8_adaptive_span.nml jobs/pbs.sh
+# PBS sends TERM before the limit; mpirun sends it on, and Viaduct writes a checkpoint and ends with status 75. The same
+# command then goes on from there: this script submits itself again.
+#PBS -N viaduct
+#PBS -l select=2:ncpus=16:mpiprocs=2:ompthreads=8
+#PBS -l walltime=04:00:00
+#PBS -j oe
+set -u
+cd "${PBS_O_WORKDIR:-.}" || exit 1
+deck=${DECK:?usage: qsub -v DECK=input/NAME.nml jobs/pbs.sh}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8} OMP_PLACES=cores OMP_PROC_BIND=close
+
+# mpirun kills its ranks some seconds after a TERM, perhaps amid a checkpoint; USR1 it only passes on.
+mpirun --map-by ppr:2:node:PE="$OMP_NUM_THREADS" -x OMP_NUM_THREADS "${VIADUCT:-build/viaduct}" train "$deck" &
+step=$!
+trap 'kill -USR1 $step' TERM USR1
+status=0
+while kill -0 $step 2>/dev/null; do # wait returns on each signal
+  wait $step
+  status=$?
+done
+[ $status != 75 ] || qsub -v DECK="$deck" jobs/pbs.sh
+exit $status

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# A training run under Slurm that survives its time limit: it is told 120 s before, writes a checkpoint, and is requeued.
+#   sbatch jobs/slurm.sh input/enwik8_adaptive_span.nml [--set GROUP%NAME=VALUE]...
+#SBATCH --job-name=viaduct
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=2
+#SBATCH --cpus-per-task=8
+#SBATCH --time=04:00:00
+#SBATCH --signal=B:USR1@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+set -u
+deck=${1:?usage: sbatch jobs/slurm.sh DECK [--set GROUP%NAME=VALUE]...}
+shift
+# Slurm runs a copy of this script: relative paths are those of the folder of submission.
+cd "${SLURM_SUBMIT_DIR:-.}" || exit 1
+export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1} OMP_PLACES=cores OMP_PROC_BIND=close
+
+# The signal comes to this shell alone (B:), which passes it on to every rank.
+srun --mpi=pmix "${VIADUCT:-build/viaduct}" train "$deck" "$@" &
+step=$!
+trap 'kill -USR1 $step' USR1 TERM
+
+# wait returns on each signal, while the step still writes its checkpoint: go on until it is gone.
+status=0
+while kill -0 $step 2>/dev/null; do
+  wait $step
+  status=$?
+done
+
+if [ $status = 75 ]; then
+  echo "Stopped after a checkpoint (restart ${SLURM_RESTART_COUNT:-0}): back into the queue."
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit $status
