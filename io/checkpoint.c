@@ -1,0 +1,124 @@
+/* Writing checkpoints. */
+#include "checkpoint_internal.h"
+#include "digest.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* Makes the folder that holds `path` when it is missing. */
+static int make_folder(const char *path, vd_error *err) {
+  char folder[1024];
+  const char *slash = strrchr(path, '/');
+  if (!slash || slash == path) return VD_OK;
+  if (snprintf(folder, sizeof folder, "%.*s", (int)(slash - path), path) >= (int)sizeof folder)
+    return vd_fail(err, VD_FAILED, "the path is too long: %s", path);
+  if (mkdir(folder, 0777) == 0) return vd_sync_folder(folder, err);
+  if (errno != EEXIST) return vd_fail(err, VD_FAILED, "cannot make the folder %s: %s", folder, strerror(errno));
+  return VD_OK;
+}
+
+int vd_checkpoint_begin(vd_checkpoint **c, vd_h5 *h5, const char *path, vd_error *err) {
+  *c = NULL;
+  if (make_folder(path, err)) return err->status;
+  vd_checkpoint *made = vd_calloc(1, sizeof *made);
+  made->h5 = h5;
+  made->file = -1;
+  snprintf(made->path, sizeof made->path, "%s", path);
+  vd_h5_lock(h5);
+  vd_h5_begin(&made->out, path, "checkpoint", err);
+  vd_h5_unlock(h5);
+  if (err->status)
+    free(made);
+  else
+    *c = made;
+  return err->status;
+}
+
+int vd_checkpoint_put(vd_checkpoint *c, const vd_dataset *d, const void *data, vd_error *err) {
+  vd_h5_lock(c->h5);
+  if (vd_h5_dataset(c->out.file, d, data, NULL, err)) vd_wrap(err, "%s", c->path);
+  vd_h5_unlock(c->h5);
+  return err->status;
+}
+
+int vd_checkpoint_create(vd_checkpoint *c, const vd_dataset *d, vd_error *err) {
+  if (d->rank < 1) vd_bug("%s has no rows", d->path);
+  if (vd_checkpoint_put(c, d, NULL, err)) return err->status;
+  vd_part *part = realloc(c->part, (size_t)(c->n_part + 1) * sizeof *part);
+  if (!part) vd_bug("no memory for %d parts", c->n_part + 1);
+  c->part = part;
+  part += c->n_part++;
+  if (snprintf(part->path, sizeof part->path, "%s", d->path) >= (int)sizeof part->path)
+    vd_bug("the name of a dataset is too long: %s", d->path);
+  part->rows = (int64_t)d->shape[0];
+  part->dtype = d->dtype;
+  part->written = 0;
+  return VD_OK;
+}
+
+int vd_checkpoint_put_rows(vd_checkpoint *c, const char *path, int64_t first, int64_t n, const void *data,
+                           vd_error *err) {
+  vd_part *part = NULL;
+  for (int i = 0; i < c->n_part; i++)
+    if (strcmp(c->part[i].path, path) == 0) part = &c->part[i];
+  if (!part) vd_bug("%s was not made by vd_checkpoint_create()", path);
+  vd_rows r;
+  vd_h5_lock(c->h5);
+  if (vd_rows_open(&r, c->out.file, path, part->dtype, first, n, err) == VD_OK &&
+      H5Dwrite(r.id, vd_h5_type(part->dtype), r.memory_space, r.file_space, H5P_DEFAULT, data) < 0)
+    vd_h5_fail(err, "cannot write %s", path);
+  vd_rows_close(&r);
+  vd_h5_unlock(c->h5);
+  part->written += n;
+  return vd_wrap(err, "%s", c->path);
+}
+
+int vd_checkpoint_put_text(vd_checkpoint *c, const char *attribute, const char *value, vd_error *err) {
+  vd_h5_lock(c->h5);
+  vd_h5_attr_text(c->out.file, attribute, value, err);
+  vd_h5_unlock(c->h5);
+  return vd_wrap(err, "%s", c->path);
+}
+
+int vd_checkpoint_put_i64(vd_checkpoint *c, const char *attribute, int64_t value, vd_error *err) {
+  vd_h5_lock(c->h5);
+  vd_h5_attr_i64(c->out.file, attribute, value, err);
+  vd_h5_unlock(c->h5);
+  return vd_wrap(err, "%s", c->path);
+}
+
+int vd_checkpoint_put_f64(vd_checkpoint *c, const char *attribute, double value, vd_error *err) {
+  vd_h5_lock(c->h5);
+  vd_h5_attr_f64(c->out.file, attribute, value, err);
+  vd_h5_unlock(c->h5);
+  return vd_wrap(err, "%s", c->path);
+}
+
+int vd_checkpoint_commit(vd_checkpoint **c, vd_error *err) {
+  vd_checkpoint *done = *c;
+  for (int i = 0; i < done->n_part; i++)
+    if (done->part[i].written != done->part[i].rows)
+      vd_bug("%s: %lld rows of %lld were written", done->part[i].path, (long long)done->part[i].written,
+             (long long)done->part[i].rows);
+  vd_h5_lock(done->h5);
+  if (vd_h5_finish(&done->out, err) == VD_OK && vd_digest_seal(done->out.temporary, err) == VD_OK)
+    vd_h5_commit(&done->out, err);
+  vd_h5_unlock(done->h5);
+  vd_wrap(err, "%s", done->path);
+  vd_checkpoint_abandon(c); /* of a committed file there is nothing left to remove */
+  return err->status;
+}
+
+void vd_checkpoint_abandon(vd_checkpoint **c) {
+  if (!*c) return;
+  vd_h5_lock((*c)->h5);
+  vd_h5_abandon(&(*c)->out);
+  vd_h5_unlock((*c)->h5);
+  free((*c)->part);
+  free(*c);
+  *c = NULL;
+}

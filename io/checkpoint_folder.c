@@ -1,0 +1,153 @@
+/* The folder of checkpoints: names, links, pruning, and the newest that is whole. */
+#include "checkpoint.h"
+
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { NAME_BYTES = 64 };
+
+static void file_name(int64_t update, char name[NAME_BYTES]) {
+  snprintf(name, NAME_BYTES, "update-%08lld.h5", (long long)update);
+}
+
+void vd_checkpoint_path(const char *directory, int64_t update, char *path, size_t size) {
+  char name[NAME_BYTES];
+  file_name(update, name);
+  if (snprintf(path, size, "%s/checkpoints/%s", directory, name) >= (int)size)
+    vd_bug("the path of a checkpoint in %s is too long", directory);
+}
+
+/* The update of a checkpoint's name, -1 when it is not one. */
+static int64_t update_of(const char *name) {
+  char again[NAME_BYTES];
+  if (strncmp(name, "update-", 7) != 0 || !isdigit((unsigned char)name[7])) return -1;
+  int64_t update = strtoll(name + 7, NULL, 10);
+  file_name(update, again);
+  return strcmp(name, again) == 0 ? update : -1;
+}
+
+static int newest_first(const void *a, const void *b) {
+  int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+  return (x < y) - (x > y);
+}
+
+/* What is in a folder of checkpoints. */
+typedef struct listing {
+  int64_t *update; /* [n], newest first */
+  size_t n;
+  char (*temporary)[NAME_BYTES * 2]; /* [n_temporary] */
+  size_t n_temporary;
+} listing;
+
+static void *grow(void *list, size_t n, size_t size) {
+  void *more = realloc(list, (n + 1) * size);
+  if (!more) vd_bug("no memory for %zu names", n + 1);
+  return more;
+}
+
+/* Reads the folder; one that does not exist is empty. Free with forget(). */
+static int list_folder(listing *l, const char *folder, vd_error *err) {
+  *l = (listing){0};
+  DIR *dir = opendir(folder);
+  if (!dir && errno == ENOENT) return VD_OK;
+  if (!dir) return vd_fail(err, VD_FAILED, "cannot read the folder %s: %s", folder, strerror(errno));
+  for (const struct dirent *entry; (entry = readdir(dir)) != NULL;) {
+    int64_t update = update_of(entry->d_name);
+    if (update >= 0) {
+      l->update = grow(l->update, l->n, sizeof *l->update);
+      l->update[l->n++] = update;
+    } else if (vd_is_temporary(entry->d_name, NULL) && strlen(entry->d_name) < sizeof *l->temporary) {
+      l->temporary = grow(l->temporary, l->n_temporary, sizeof *l->temporary);
+      snprintf(l->temporary[l->n_temporary++], sizeof *l->temporary, "%s", entry->d_name);
+    }
+  }
+  closedir(dir);
+  if (l->n) qsort(l->update, l->n, sizeof *l->update, newest_first);
+  return VD_OK;
+}
+
+static void forget(listing *l) {
+  free(l->update);
+  free(l->temporary);
+}
+
+int vd_checkpoint_link(const char *directory, const char *link, int64_t update, vd_error *err) {
+  char name[NAME_BYTES], path[1024], at[1024], temporary[1088];
+  file_name(update, name);
+  vd_checkpoint_path(directory, update, path, sizeof path);
+  if (access(path, F_OK) != 0) return vd_fail(err, VD_FAILED, "cannot link to %s: %s", path, strerror(errno));
+  snprintf(at, sizeof at, "%s/checkpoints/%s.h5", directory, link);
+  snprintf(temporary, sizeof temporary, "%s/checkpoints/.%s.h5.tmp-%ld", directory, link, (long)getpid());
+  unlink(temporary); /* of an earlier process of this number that was killed */
+  if (symlink(name, temporary) != 0) return vd_fail(err, VD_FAILED, "cannot make the link %s: %s", at, strerror(errno));
+  if (rename(temporary, at) != 0) {
+    vd_fail(err, VD_FAILED, "cannot replace the link %s: %s", at, strerror(errno));
+    unlink(temporary);
+    return err->status;
+  }
+  return vd_sync_folder(at, err);
+}
+
+/* The update that the link names, -1 when there is no such link. */
+static int64_t link_target(const char *folder, const char *link) {
+  char path[1100], target[1024];
+  snprintf(path, sizeof path, "%s/%s", folder, link);
+  ssize_t n = readlink(path, target, sizeof target - 1);
+  if (n < 0) return -1;
+  target[n] = '\0';
+  return update_of(target);
+}
+
+static int remove_file(const char *folder, const char *name, vd_error *err) {
+  char path[1200];
+  snprintf(path, sizeof path, "%s/%s", folder, name);
+  if (unlink(path) != 0 && errno != ENOENT)
+    return vd_fail(err, VD_FAILED, "cannot remove %s: %s", path, strerror(errno));
+  return VD_OK;
+}
+
+int vd_checkpoint_prune(const char *directory, int64_t keep, vd_error *err) {
+  char folder[1024], name[NAME_BYTES];
+  if (keep < 1) vd_bug("at least one checkpoint must be kept, not %lld", (long long)keep);
+  snprintf(folder, sizeof folder, "%s/checkpoints", directory);
+  listing l;
+  if (list_folder(&l, folder, err)) return err->status;
+  int64_t last = link_target(folder, "last.h5"), best = link_target(folder, "best.h5");
+  for (size_t i = (size_t)keep; i < l.n && err->status == VD_OK; i++) {
+    if (l.update[i] == last || l.update[i] == best) continue;
+    file_name(l.update[i], name);
+    remove_file(folder, name, err);
+  }
+  for (size_t i = 0; i < l.n_temporary && err->status == VD_OK; i++) remove_file(folder, l.temporary[i], err);
+  forget(&l);
+  return err->status;
+}
+
+int vd_checkpoint_newest(vd_h5 *h5, const char *directory, char *path, size_t size, char *warning, size_t warning_size,
+                         vd_error *err) {
+  char folder[1024], tried[1024];
+  path[0] = warning[0] = '\0';
+  snprintf(folder, sizeof folder, "%s/checkpoints", directory);
+  listing l;
+  if (list_folder(&l, folder, err)) return err->status;
+  size_t used = 0;
+  for (size_t i = 0; i < l.n && !path[0]; i++) {
+    vd_error why = {0};
+    vd_checkpoint *c;
+    vd_checkpoint_path(directory, l.update[i], tried, sizeof tried);
+    if (vd_checkpoint_open(&c, h5, tried, true, &why) == VD_OK) {
+      vd_checkpoint_close(&c);
+      if (snprintf(path, size, "%s", tried) >= (int)size) vd_bug("the path is too long: %s", tried);
+    } else if (used < warning_size) {
+      used += (size_t)snprintf(warning + used, warning_size - used, "%s%s", used ? "\n" : "", why.message);
+    }
+  }
+  if (l.n > 0 && !path[0]) vd_fail(err, VD_FAILED, "all %zu checkpoints in %s are damaged:\n%s", l.n, folder, warning);
+  forget(&l);
+  return err->status;
+}

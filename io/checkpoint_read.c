@@ -1,0 +1,209 @@
+/* Reading checkpoints. */
+#include "checkpoint_internal.h"
+#include "digest.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+hid_t vd_checkpoint_dataset(hid_t file, const char *path, vd_error *err) {
+  hid_t id = H5Oopen(file, path, H5P_DEFAULT);
+  if (id < 0 || H5Iget_type(id) != H5I_DATASET) {
+    if (id >= 0) H5Oclose(id);
+    vd_h5_fail(err, "there is no dataset %s", path);
+    return -1;
+  }
+  return id;
+}
+
+/* "float32" and so on, into text [16]. */
+static void type_name(hid_t type, char *text) {
+  H5T_class_t class = H5Tget_class(type);
+  const char *name = class == H5T_FLOAT ? "float" : class == H5T_INTEGER ? "int" : "other";
+  bool is_unsigned = class == H5T_INTEGER && H5Tget_sign(type) == H5T_SGN_NONE;
+  snprintf(text, 16, "%s%s%u", is_unsigned ? "u" : "", name, (unsigned)(8 * H5Tget_size(type)) % 1000);
+}
+
+int vd_checkpoint_type(hid_t id, const char *path, enum vd_dtype dtype, vd_error *err) {
+  char found[16], wanted[16];
+  hid_t type = H5Dget_type(id);
+  if (type < 0) return vd_h5_fail(err, "cannot read the type of %s", path);
+  type_name(type, found);
+  type_name(vd_h5_type(dtype), wanted);
+  H5Tclose(type);
+  if (strcmp(found, wanted) != 0) vd_fail(err, VD_FAILED, "%s holds %s, but %s is wanted", path, found, wanted);
+  return err->status;
+}
+
+/* Rank and shape of an open dataset. */
+static int shape_of(hid_t id, const char *path, int *rank, hsize_t shape[4], vd_error *err) {
+  hid_t space = H5Dget_space(id);
+  *rank = space < 0 ? -1 : H5Sget_simple_extent_ndims(space);
+  if (*rank < 0 || *rank > 4)
+    vd_h5_fail(err, "%s has no shape of at most 4 dimensions", path);
+  else if (H5Sget_simple_extent_dims(space, shape, NULL) < 0)
+    vd_h5_fail(err, "cannot read the shape of %s", path);
+  if (space >= 0) H5Sclose(space);
+  return err->status;
+}
+
+int vd_rows_open(vd_rows *r, hid_t file, const char *path, enum vd_dtype dtype, int64_t first, int64_t n,
+                 vd_error *err) {
+  r->file_space = r->memory_space = -1;
+  int rank;
+  hsize_t shape[4], start[4] = {(hsize_t)first};
+  r->id = vd_checkpoint_dataset(file, path, err);
+  if (r->id < 0 || vd_checkpoint_type(r->id, path, dtype, err) || shape_of(r->id, path, &rank, shape, err))
+    return err->status;
+  if (rank < 1 || first < 0 || n < 0 || (hsize_t)(first + n) > shape[0])
+    return vd_fail(err, VD_FAILED, "%s has %llu rows; there are none from %lld to %lld", path,
+                   rank < 1 ? 0ULL : (unsigned long long)shape[0], (long long)first, (long long)(first + n));
+  shape[0] = (hsize_t)n;
+  r->file_space = H5Dget_space(r->id);
+  r->memory_space = H5Screate_simple(rank, shape, NULL);
+  if (n == 0) {
+    H5Sselect_none(r->file_space);
+    H5Sselect_none(r->memory_space);
+  } else if (H5Sselect_hyperslab(r->file_space, H5S_SELECT_SET, start, NULL, shape, NULL) < 0) {
+    vd_h5_fail(err, "cannot select rows of %s", path);
+  }
+  return err->status;
+}
+
+void vd_rows_close(vd_rows *r) {
+  if (r->memory_space >= 0) H5Sclose(r->memory_space);
+  if (r->file_space >= 0) H5Sclose(r->file_space);
+  if (r->id >= 0) H5Dclose(r->id);
+}
+
+/* Says of a file without a seal whether it is whole and of another make, or a checkpoint cut short. */
+static int tell_unsealed(const char *path, vd_error *err) {
+  vd_error why = {0};
+  hid_t file;
+  if (vd_h5_open(path, "checkpoint", &file, &why) != VD_OK) {
+    *err = why;
+    return err->status;
+  }
+  H5Fclose(file);
+  return err->status;
+}
+
+int vd_checkpoint_open(vd_checkpoint **c, vd_h5 *h5, const char *path, bool verify, vd_error *err) {
+  *c = NULL;
+  bool sealed = true;
+  if (verify && vd_digest_check(path, &sealed, err) && sealed) return err->status;
+  vd_h5_lock(h5);
+  hid_t file = -1;
+  if (err->status)
+    tell_unsealed(path, err);
+  else
+    vd_h5_open(path, "checkpoint", &file, err);
+  vd_h5_unlock(h5);
+  if (err->status) return err->status;
+  vd_checkpoint *opened = vd_calloc(1, sizeof *opened);
+  opened->h5 = h5;
+  opened->file = file;
+  opened->out.file = -1;
+  snprintf(opened->path, sizeof opened->path, "%s", path);
+  *c = opened;
+  return VD_OK;
+}
+
+int vd_checkpoint_shape(vd_checkpoint *c, const char *path, int *rank, hsize_t shape[4], vd_error *err) {
+  vd_h5_lock(c->h5);
+  hid_t id = vd_checkpoint_dataset(c->file, path, err);
+  if (id >= 0) {
+    shape_of(id, path, rank, shape, err);
+    H5Dclose(id);
+  }
+  vd_h5_unlock(c->h5);
+  return vd_wrap(err, "%s", c->path);
+}
+
+bool vd_checkpoint_has(vd_checkpoint *c, const char *path) {
+  vd_error none = {0};
+  vd_h5_lock(c->h5);
+  hid_t id = vd_checkpoint_dataset(c->file, path, &none);
+  if (id >= 0) H5Dclose(id);
+  vd_h5_unlock(c->h5);
+  return id >= 0;
+}
+
+/* "[64, 8192, 512]", or "a scalar", into text [96]. */
+static void shape_text(int rank, const hsize_t *shape, char *text) {
+  int at = snprintf(text, 96, rank == 0 ? "a scalar" : "[");
+  for (int i = 0; i < rank && at < 90; i++)
+    at += snprintf(text + at, (size_t)(96 - at), "%llu%s", (unsigned long long)shape[i], i + 1 < rank ? ", " : "]");
+}
+
+static int check_shape(hid_t id, const char *path, int rank, const hsize_t *shape, vd_error *err) {
+  int have_rank;
+  hsize_t have[4];
+  if (shape_of(id, path, &have_rank, have, err)) return err->status;
+  bool same = have_rank == rank;
+  for (int i = 0; same && i < rank; i++) same = have[i] == shape[i];
+  if (same) return VD_OK;
+  char found[96], wanted[96];
+  shape_text(have_rank, have, found);
+  shape_text(rank, shape, wanted);
+  return vd_fail(err, VD_FAILED, "the shape of %s is %s, but %s is wanted", path, found, wanted);
+}
+
+int vd_checkpoint_get(vd_checkpoint *c, const char *path, enum vd_dtype dtype, int rank, const hsize_t *shape,
+                      void *out, vd_error *err) {
+  vd_h5_lock(c->h5);
+  hid_t id = vd_checkpoint_dataset(c->file, path, err);
+  if (id >= 0 && vd_checkpoint_type(id, path, dtype, err) == VD_OK &&
+      check_shape(id, path, rank, shape, err) == VD_OK &&
+      H5Dread(id, vd_h5_type(dtype), H5S_ALL, H5S_ALL, H5P_DEFAULT, out) < 0)
+    vd_h5_fail(err, "cannot read %s", path);
+  if (id >= 0) H5Dclose(id);
+  vd_h5_unlock(c->h5);
+  return vd_wrap(err, "%s", c->path);
+}
+
+int vd_checkpoint_get_rows(vd_checkpoint *c, const char *path, enum vd_dtype dtype, int64_t first, int64_t n, void *out,
+                           vd_error *err) {
+  vd_rows r;
+  vd_h5_lock(c->h5);
+  if (vd_rows_open(&r, c->file, path, dtype, first, n, err) == VD_OK &&
+      H5Dread(r.id, vd_h5_type(dtype), r.memory_space, r.file_space, H5P_DEFAULT, out) < 0)
+    vd_h5_fail(err, "cannot read %s", path);
+  vd_rows_close(&r);
+  vd_h5_unlock(c->h5);
+  return vd_wrap(err, "%s", c->path);
+}
+
+int vd_checkpoint_get_text(vd_checkpoint *c, const char *attribute, char **value, vd_error *err) {
+  vd_h5_lock(c->h5);
+  vd_h5_get_text(c->file, attribute, value, err);
+  vd_h5_unlock(c->h5);
+  return vd_wrap(err, "%s", c->path);
+}
+
+int vd_checkpoint_get_i64(vd_checkpoint *c, const char *attribute, int64_t *value, vd_error *err) {
+  vd_h5_lock(c->h5);
+  vd_h5_get_i64(c->file, attribute, value, err);
+  vd_h5_unlock(c->h5);
+  return vd_wrap(err, "%s", c->path);
+}
+
+int vd_checkpoint_get_f64(vd_checkpoint *c, const char *attribute, double *value, vd_error *err) {
+  vd_h5_lock(c->h5);
+  vd_h5_get_f64(c->file, attribute, value, err);
+  vd_h5_unlock(c->h5);
+  return vd_wrap(err, "%s", c->path);
+}
+
+hid_t vd_checkpoint_file(vd_checkpoint *c) {
+  return c->file;
+}
+
+void vd_checkpoint_close(vd_checkpoint **c) {
+  if (!*c) return;
+  vd_h5_lock((*c)->h5);
+  H5Fclose((*c)->file);
+  vd_h5_unlock((*c)->h5);
+  free(*c);
+  *c = NULL;
+}

@@ -1,0 +1,83 @@
+#include "digest.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <nettle/sha2.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* "\nviaduct sha256 " + 64 hexadecimal digits + "\n": text, so that `tail -c 80` shows it and sha256sum can redo it. */
+#define MARK "\nviaduct sha256 "
+enum { MARK_BYTES = sizeof MARK - 1, HEX_BYTES = 2 * SHA256_DIGEST_SIZE, SEAL_BYTES = MARK_BYTES + HEX_BYTES + 1 };
+enum { BUFFER_BYTES = 1 << 20 };
+
+/* The digest of the first n bytes of fd, as hexadecimal text. */
+static int digest_of(int fd, const char *path, int64_t n, char hex[HEX_BYTES + 1], vd_error *err) {
+  struct sha256_ctx state;
+  sha256_init(&state);
+  uint8_t *buffer = vd_calloc(BUFFER_BYTES, 1), digest[SHA256_DIGEST_SIZE];
+  for (int64_t at = 0; at < n && err->status == VD_OK;) {
+    size_t want = n - at < BUFFER_BYTES ? (size_t)(n - at) : BUFFER_BYTES;
+    ssize_t got = pread(fd, buffer, want, at);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) vd_fail(err, VD_FAILED, "cannot read %s at byte %lld: %s", path, (long long)at, strerror(errno));
+    if (got == 0) vd_fail(err, VD_FAILED, "%s became shorter while it was read", path);
+    if (got <= 0) break;
+    sha256_update(&state, (size_t)got, buffer);
+    at += got;
+  }
+  free(buffer);
+  sha256_digest(&state, sizeof digest, digest);
+  for (int i = 0; i < SHA256_DIGEST_SIZE; i++) snprintf(hex + 2 * i, 3, "%02x", digest[i]);
+  return err->status;
+}
+
+int vd_digest_seal(const char *path, vd_error *err) {
+  int fd = open(path, O_RDWR | O_APPEND | O_CLOEXEC);
+  struct stat info;
+  if (fd < 0 || fstat(fd, &info) != 0) {
+    int reason = errno;
+    if (fd >= 0) close(fd);
+    return vd_fail(err, VD_FAILED, "cannot open %s: %s", path, strerror(reason));
+  }
+  char hex[HEX_BYTES + 1], seal[SEAL_BYTES + 1];
+  if (digest_of(fd, path, info.st_size, hex, err) == VD_OK) {
+    snprintf(seal, sizeof seal, MARK "%s\n", hex);
+    errno = ENOSPC; /* what a short write means */
+    if (write(fd, seal, SEAL_BYTES) != SEAL_BYTES)
+      vd_fail(err, VD_FAILED, "cannot write the end of %s: %s", path, strerror(errno));
+  }
+  if (close(fd) != 0) vd_fail(err, VD_FAILED, "cannot close %s: %s", path, strerror(errno));
+  return err->status;
+}
+
+int vd_digest_check(const char *path, bool *sealed, vd_error *err) {
+  if (sealed) *sealed = false;
+  int fd = open(path, O_RDONLY | O_CLOEXEC);
+  struct stat info;
+  if (fd < 0 || fstat(fd, &info) != 0) {
+    int reason = errno;
+    if (fd >= 0) close(fd);
+    return vd_fail(err, VD_FAILED, "cannot open %s: %s", path, strerror(reason));
+  }
+  char hex[HEX_BYTES + 1], seal[SEAL_BYTES + 1] = "";
+  int64_t n = (int64_t)info.st_size - SEAL_BYTES;
+  if (!S_ISREG(info.st_mode)) {
+    vd_fail(err, VD_FAILED, "%s is not a regular file", path);
+  } else if (info.st_size == 0) {
+    vd_fail(err, VD_FAILED, "%s is empty", path);
+  } else if (n < 0 || pread(fd, seal, SEAL_BYTES, n) != SEAL_BYTES || memcmp(seal, MARK, MARK_BYTES) != 0 ||
+             seal[SEAL_BYTES - 1] != '\n') {
+    vd_fail(err, VD_FAILED, "%s has no digest at its end: it is truncated, damaged, or of another make", path);
+  } else if (digest_of(fd, path, n, hex, err) == VD_OK) {
+    if (sealed) *sealed = true;
+    if (memcmp(seal + MARK_BYTES, hex, HEX_BYTES) != 0)
+      vd_fail(err, VD_FAILED, "%s is damaged: its SHA-256 is not the one at its end", path);
+  }
+  close(fd);
+  return err->status;
+}

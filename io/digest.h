@@ -1,0 +1,18 @@
+/* A seal at the end of a file: the SHA-256 of every byte before it. HDF5 ignores what stands after its own end, so that
+ * every reader opens a sealed file as if nothing were there; and a damaged file is known before HDF5 parses it, whose
+ * checksums do not cover everything and whose parser may crash on what they miss. */
+#ifndef VD_DIGEST_H
+#define VD_DIGEST_H
+
+#include "error.h"
+
+#include <stdbool.h>
+
+/* Not collective. Appends the seal to a closed file; not synced. VD_FAILED naming the file (the disk is full ...). */
+int vd_digest_seal(const char *path, vd_error *err);
+
+/* Not collective. Reads the file whole and compares with its seal. *sealed (may be NULL): false when there is no seal
+ * at its end at all, a truncated or foreign file. VD_FAILED naming the file unless the seal is there and right. */
+int vd_digest_check(const char *path, bool *sealed, vd_error *err);
+
+#endif
