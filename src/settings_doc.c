@@ -83,7 +83,8 @@ int vd_settings_help(const char *what, FILE *out, vd_error *err) {
 static const char *const preface[] = {
     "# Decks: what Viaduct reads",
     "",
-    "This page is generated from the table in src/settings_table.c (`make doc/INPUT.md`). `viaduct input` prints the",
+    "This page is generated from the table in src/settings_table.c (`viaduct input --markdown`). `viaduct input` "
+    "prints the",
     "same in a terminal, `viaduct input GROUP%NAME` one variable. input/ holds commented decks for every command.",
     "",
     "## How a deck is written",
