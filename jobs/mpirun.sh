@@ -21,4 +21,10 @@ while kill -0 $run 2>/dev/null; do # wait returns on each signal
   wait $run
   status=$?
 done
+# The step may have ended while wait returned for a signal; then its status is still to be had.
+if [ $status -gt 128 ]; then
+  wait $run 2>/dev/null
+  last=$?
+  [ $last = 127 ] || status=$last
+fi
 exit $status

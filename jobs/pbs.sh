@@ -20,5 +20,11 @@ while kill -0 $step 2>/dev/null; do # wait returns on each signal
   wait $step
   status=$?
 done
+# The step may have ended while wait returned for a signal; then its status is still to be had.
+if [ $status -gt 128 ]; then
+  wait $step 2>/dev/null
+  last=$?
+  [ $last = 127 ] || status=$last
+fi
 [ $status != 75 ] || qsub -v DECK="$deck" jobs/pbs.sh
 exit $status

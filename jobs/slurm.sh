@@ -27,6 +27,12 @@ while kill -0 $step 2>/dev/null; do
   wait $step
   status=$?
 done
+# The step may have ended while wait returned for a signal; then its status is still to be had.
+if [ $status -gt 128 ]; then
+  wait $step 2>/dev/null
+  last=$?
+  [ $last = 127 ] || status=$last
+fi
 
 if [ $status = 75 ]; then
   echo "Stopped after a checkpoint (restart ${SLURM_RESTART_COUNT:-0}): back into the queue."

@@ -1,0 +1,173 @@
+"""Tokens per second of one training update of the adaptive-span model, in PyTorch on the CPU.
+
+Written for the comparison of `make bench`, to be as quick as eager PyTorch allows: keys are trimmed to the longest span
+of the layer in steps of 64 (as the published code does), the scale is folded into the queries, the band of scores is
+taken as a view of the full product (no skewing copies), and the optimiser runs on lists of tensors.
+Prints one JSON line: the median over the updates after the warm-up.
+"""
+import argparse
+import json
+import math
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def band(x, window):
+    """View [n, M, window] of x [n, M, window + M]: row i begins at column i."""
+    n, m, k = x.shape
+    return x.as_strided((n, m, window), (m * k, k + 1, 1))
+
+
+class BandAdd(torch.autograd.Function):
+    """Content scores of the band plus position scores: [n, M, window]."""
+
+    @staticmethod
+    def forward(ctx, content, position):
+        ctx.shape = content.shape
+        return band(content, position.shape[2]) + position
+
+    @staticmethod
+    def backward(ctx, g):
+        full = g.new_zeros(ctx.shape)
+        band(full, g.shape[2]).copy_(g)
+        return full, g
+
+
+class Widen(torch.autograd.Function):
+    """Weights of the band [n, M, window] put into zeros [n, M, window + M], for the product with the values."""
+
+    @staticmethod
+    def forward(ctx, weights):
+        n, m, w = weights.shape
+        ctx.window = w
+        full = weights.new_zeros((n, m, w + m))
+        band(full, w).copy_(weights)
+        return full
+
+    @staticmethod
+    def backward(ctx, g):
+        return band(g.contiguous(), ctx.window)
+
+
+class Layer(nn.Module):
+    def __init__(self, a):
+        super().__init__()
+        self.a = a
+        d = a.d_model
+        self.query, self.key, self.value, self.out = (nn.Linear(d, d, bias=False) for _ in range(4))
+        self.fc1, self.fc2 = nn.Linear(d, a.d_inner), nn.Linear(a.d_inner, d)
+        self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.span = nn.Parameter(torch.full((a.n_head, 1, 1), a.span_init))
+
+    def window(self):
+        a = self.a
+        current = min(a.attn_span, math.ceil(float(self.span.detach().max()) * a.attn_span) + a.ramp)
+        return a.attn_span - 64 * (min(a.attn_span - 1, a.attn_span - current) // 64)
+
+    def forward(self, h, memory, key_pe):
+        a = self.a
+        b, m, d = h.shape
+        w = self.window()
+        heads, width = a.n_head, d // a.n_head
+        rows = torch.cat([memory[:, -w:], h], 1)
+
+        def split(x):
+            return x.view(b, -1, heads, width).transpose(1, 2).reshape(b * heads, -1, width)
+
+        q = split(self.query(h) * width ** -0.5)
+        k, v = split(self.key(rows)), split(self.value(rows))
+        scores = BandAdd.apply(torch.bmm(q, k.transpose(1, 2)), torch.matmul(q, key_pe[:, a.attn_span - w:]))
+        x = torch.arange(1 - w, 1, dtype=h.dtype)
+        soft = ((x + self.span * a.attn_span) / a.ramp + 1).clamp(0, 1)
+        inside = soft > 0
+        log_mask = torch.where(inside, torch.log(torch.where(inside, soft, 1.0)), -math.inf)
+        scores = scores.view(b, heads, m, w) + log_mask
+        weights = F.dropout(torch.softmax(scores, -1), a.dropout).view(b * heads, m, w)
+        o = torch.bmm(Widen.apply(weights), v).view(b, heads, m, width).transpose(1, 2).reshape(b, m, d)
+        h = self.norm1(h + self.out(o))
+        return self.norm2(h + self.fc2(F.dropout(F.relu(self.fc1(h)), a.dropout)))
+
+
+class Model(nn.Module):
+    def __init__(self, a):
+        super().__init__()
+        self.a = a
+        self.embedding = nn.Embedding(a.vocab, a.d_model)
+        self.key_pe = nn.Parameter(torch.randn(a.d_model // a.n_head, a.attn_span))
+        self.layers = nn.ModuleList(Layer(a) for _ in range(a.n_layer))
+        self.output = nn.Linear(a.d_model, a.vocab)
+
+    def forward(self, x, y, memories):
+        a = self.a
+        h = F.dropout(self.embedding(x), a.emb_dropout) if a.emb_dropout else self.embedding(x)
+        new = []
+        for layer, memory in zip(self.layers, memories):
+            keep = min(a.attn_span, layer.window() + 64)  # as far back as the spans may reach soon
+            if memory.shape[1] > keep:
+                memory = memory[:, -keep:]
+            new.append(torch.cat([memory, h.detach()], 1)[:, -keep:])
+            h = layer(h, memory, self.key_pe)
+        loss = F.cross_entropy(self.output(h).view(-1, a.vocab), y.view(-1))
+        penalty = sum(layer.span.mean() for layer in self.layers) * (a.aux_loss_scaler * a.attn_span)
+        return loss + penalty, new
+
+
+class Adagrad:
+    """Adagrad, each tensor's step scaled by clip / norm where its gradient is longer than clip."""
+
+    def __init__(self, parameters, lr, clip):
+        self.parameters, self.lr, self.clip = list(parameters), lr, clip
+        self.sums = [torch.zeros_like(p) for p in self.parameters]
+
+    @torch.no_grad()
+    def step(self):
+        grads = [p.grad for p in self.parameters]
+        norms = torch.stack(torch._foreach_norm(grads)).tolist()
+        torch._foreach_addcmul_(self.sums, grads, grads, 1.0)
+        root = torch._foreach_sqrt(self.sums)
+        torch._foreach_add_(root, 1e-10)
+        scales = [-self.lr * (self.clip / (n + 1e-10) if n > self.clip else 1.0) for n in norms]
+        torch._foreach_addcdiv_(self.parameters, grads, root, scales)
+        for p in self.parameters:
+            p.grad = None
+
+
+def main():
+    p = argparse.ArgumentParser()
+    for name, kind in dict(threads=int, updates=int, warmup=int, vocab=int, n_layer=int, d_model=int, n_head=int,
+                           d_inner=int, dropout=float, emb_dropout=float, attn_span=int, ramp=int, span_init=float,
+                           aux_loss_scaler=float, streams=int, block=int, lr=float, lr_warmup=int,
+                           clip_step=float).items():
+        p.add_argument("--" + name, type=kind, required=True)
+    a = p.parse_args()
+    torch.set_num_threads(a.threads)
+    torch.manual_seed(1)
+    model = Model(a).train()
+    optimizer = Adagrad(model.parameters(), a.lr, a.clip_step)
+    memories = [torch.zeros(a.streams, a.attn_span, a.d_model) for _ in range(a.n_layer)]
+    tokens = torch.randint(a.vocab, (a.streams, a.block * (a.warmup + a.updates) + 1))
+    times = []
+    for u in range(a.warmup + a.updates):
+        start = time.perf_counter()
+        x, y = (tokens[:, u * a.block + o:(u + 1) * a.block + o].contiguous() for o in (0, 1))
+        optimizer.lr = a.lr * min(1.0, (u + 1) / a.lr_warmup)
+        loss, memories = model(x, y, memories)
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            for layer in model.layers:
+                layer.span.clamp_(0, 1)
+        if not math.isfinite(float(loss.detach())):
+            raise SystemExit("the loss is not finite")
+        times.append(time.perf_counter() - start)
+    times = sorted(times[a.warmup:])
+    median = times[len(times) // 2]
+    print(json.dumps({"tokens_per_second": a.streams * a.block / median, "seconds_per_update": median,
+                      "torch": torch.__version__, "threads": a.threads, "updates": a.updates}))
+
+
+if __name__ == "__main__":
+    main()
