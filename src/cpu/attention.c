@@ -1,0 +1,125 @@
+#include "attention.h"
+
+#include "attention_tile.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* What one thread needs for one (stream, head). */
+typedef struct workspace {
+  int64_t ld_k;
+  real *k, *v;      /* [d_head, ld_k]; [keys, wide] */
+  real *q;          /* [block + margin, wide], scaled */
+  real *s;          /* sheared tile */
+  real *out;        /* [VD_ROWS, wide] */
+  uint16_t *halves; /* [VD_TILE_MAX, vd_half_ld] */
+} workspace;
+
+static void *workspace_new(const vd_attention_plan *plan, workspace *w) {
+  const vd_attention *a = plan->a;
+  w->ld_k = vd_leading(plan->keys);
+  int64_t k = a->d_head * w->ld_k, v = plan->keys * plan->wide, q = (a->block + VD_MARGIN) * plan->wide;
+  int64_t s = (VD_TILE_MAX + 1) * vd_leading(plan->longest + VD_MARGIN), out = VD_ROWS * plan->wide;
+  int64_t halves = vd_round_up(VD_TILE_MAX * vd_half_ld(plan->longest), 64); /* at most as many reals */
+  real *store = vd_aligned(k + v + q + s + out + halves);
+  w->k = store;
+  w->v = w->k + k;
+  w->q = w->v + v;
+  w->s = w->q + q;
+  w->out = w->s + s;
+  w->halves = (uint16_t *)(w->out + out);
+  memset(w->halves, 0, (size_t)halves * sizeof(uint16_t));
+  return store;
+}
+
+/* The greatest of s[0..n-1], n > 0, by lanes, because compilers will not reorder the maximum of a plain loop. */
+static inline real greatest(const real *s, int64_t n) {
+  enum { LANES = 4 * VD_VECTOR_BYTES / (int)sizeof(real) };
+  real lane[LANES];
+  for (int l = 0; l < LANES; l++) lane[l] = s[0];
+  int64_t u = 0;
+  for (; u + LANES <= n; u += LANES)
+    for (int l = 0; l < LANES; l++) lane[l] = s[u + l] > lane[l] ? s[u + l] : lane[l];
+  for (; u < n; u++) lane[0] = s[u] > lane[0] ? s[u] : lane[0];
+  for (int l = 1; l < LANES; l++) lane[0] = lane[l] > lane[0] ? lane[l] : lane[0];
+  return lane[0];
+}
+
+/* Turns a row of scores into weights before normalisation, and returns the sum that divides them; *top is the greatest
+ * score that has a say, subtracted before the exponential. The constant `masked` says whether the sum is of m e^s or of
+ * e^s. */
+static inline __attribute__((always_inline)) real weigh_row(const bool masked, const vd_head_plan *head,
+                                                            uint32_t threshold, const uint16_t *restrict half,
+                                                            real *restrict s, real *top) {
+  const real *restrict mask = head->mask;
+  int64_t n = head->n, first = masked ? head->seen : 0;
+  real most = greatest(s + first, n - first), sum = 0;
+  memset(s, 0, (size_t)first * sizeof *s);
+#pragma omp simd reduction(+ : sum)
+  for (int64_t u = first; u < n; u++) {
+    real e = vd_exp(s[u] - most), weighted = e * mask[u];
+    sum += masked ? weighted : e;
+    s[u] = half[u] >= threshold ? weighted : 0;
+  }
+  memset(s + n, 0, (size_t)(head->ld - n) * sizeof *s);
+  *top = most;
+  return sum;
+}
+
+/* Rows t .. t + VD_ROWS - 1 of a tile of weights times the values, normalised, into out. */
+static void sum_values(const vd_attention_plan *plan, const vd_head_plan *head, const workspace *w, int64_t i0,
+                       int64_t t, int64_t rows, const real *norm, real *out) {
+  int64_t wide = plan->wide, c = t + head->seen;
+  vd_tile_product(VD_ROWS, wide, head->n - head->seen + VD_ROWS - 1, w->s + t * (head->ld - 1) + c, head->ld - 1, 1,
+                  w->v + (i0 + c) * wide, wide, w->out, wide, false);
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t e = 0; e < plan->a->d_head; e++) out[(t + r) * plan->d + e] = w->out[r * wide + e] * norm[t + r];
+}
+
+static void one_tile(const vd_attention_plan *plan, const workspace *w, int64_t stream, int64_t h, int64_t i0,
+                     real *out, real *lse) {
+  const vd_head_plan *head = &plan->heads[h];
+  int64_t left = plan->a->block - i0, T = left < head->tile ? left : head->tile;
+  int64_t half_ld = vd_half_ld(head->n), half_at = 0;
+  real norm[VD_TILE_MAX];
+  vd_tile_scores(plan, head, i0, T, w->q, w->k, w->ld_k, w->s);
+  if (plan->threshold > 0) half_at = vd_tile_halves(plan, stream, h, i0, T, w->halves);
+  for (int64_t t = 0; t < T; t++) {
+    const uint16_t *half = w->halves + t * half_ld + (plan->threshold > 0 ? half_at + t : 0);
+    real *s = w->s + t * head->ld, top;
+    real sum = plan->a->softmax == VD_MASKED ? weigh_row(true, head, plan->threshold, half, s, &top)
+                                             : weigh_row(false, head, plan->threshold, half, s, &top);
+    norm[t] = plan->keep_scale / sum;
+    lse[i0 + t] = top + (real)log((double)sum);
+  }
+  memset(w->s + T * head->ld, 0, (size_t)((vd_round_up(T, VD_ROWS) - T) * head->ld) * sizeof(real));
+  for (int64_t t = 0; t < T; t += VD_ROWS) {
+    sum_values(plan, head, w, i0, t, T - t < VD_ROWS ? T - t : VD_ROWS, norm, out + i0 * plan->d);
+  }
+}
+
+void vd_cpu_attention(vd_ops *o, const vd_attention *a, const vd_act *q, const vd_act *k, const vd_act *v, vd_act *out,
+                      real *lse) {
+  (void)o;
+  vd_attention_plan plan;
+  vd_attention_plan_new(&plan, a, false);
+#pragma omp parallel
+  {
+    workspace w;
+    void *store = workspace_new(&plan, &w);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t task = 0; task < a->n_stream * a->n_head; task++) {
+      int64_t h = plan.order[task / a->n_stream], b = task % a->n_stream, reach = a->reach[h];
+      int64_t row = b * (a->window + a->block) + a->window - reach, rows = reach + a->block;
+      int64_t query = b * a->block * plan.d + h * a->d_head;
+      vd_pack_columns(&plan, (const real *)k + row * plan.d + h * a->d_head, rows, w.ld_k, w.k);
+      vd_pack_rows(&plan, (const real *)v + row * plan.d + h * a->d_head, rows, rows + VD_MARGIN, 1, w.v);
+      vd_pack_rows(&plan, (const real *)q + query, a->block, a->block + VD_MARGIN, plan.scale, w.q);
+      for (int64_t i0 = 0; i0 < a->block; i0 += plan.heads[h].tile) {
+        one_tile(&plan, &w, b, h, i0, (real *)out + query, lse + (b * a->n_head + h) * a->block);
+      }
+    }
+    free(store);
+  }
+  vd_attention_plan_free(&plan);
+}

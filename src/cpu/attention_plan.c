@@ -1,0 +1,98 @@
+#include "attention_tile.h"
+
+#include "error.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static void check(const vd_attention *a) {
+  if (a->first_distance < 1) vd_bug("first_distance is %d: the key table starts at distance 1", a->first_distance);
+  if (a->window > a->attn_span) {
+    vd_bug("window %lld exceeds attn_span %lld", (long long)a->window, (long long)a->attn_span);
+  }
+  if (a->n_span != 1 && a->n_span != a->n_head) vd_bug("n_span is %lld", (long long)a->n_span);
+  for (int64_t h = 0; h < a->n_head; h++) {
+    int64_t reach = a->reach[h];
+    if (reach < a->first_distance || reach > a->window || (a->softmax == VD_TRIMMED && reach != a->window)) {
+      vd_bug("head %lld: reach %lld does not fit window %lld", (long long)h, (long long)reach, (long long)a->window);
+    }
+  }
+}
+
+/* Mask and slope of one head: m = clamp(v, 0, 1), v = (z L - (x - 1)) / ramp + 1 falls with the distance. */
+static void fill_mask(const vd_attention *a, vd_head_plan *head, double z, real *mask, real *slope) {
+  head->first = a->softmax == VD_MASKED ? head->n : 0;
+  head->seen = head->n;
+  for (int64_t u = head->n - 1; u >= 0; u--) {
+    double x = (double)(head->reach - u);
+    double v = (z * (double)a->attn_span - (x - 1)) / (double)a->ramp + 1;
+    mask[u] = (real)(v < 0 ? 0 : v > 1 ? 1 : v);
+    slope[u] = (real)(v >= 0 && v <= 1 ? (double)a->attn_span / (double)a->ramp : 0);
+    if (v >= 0 && u < head->first) head->first = u;
+    if (v > 0) head->seen = u;
+  }
+  head->mask = mask;
+  head->slope = slope;
+}
+
+/* The key table, once as [d_head, distances] and once transposed, both with the farthest distance first. */
+static void pack_table(vd_attention_plan *plan, int64_t farthest, real *columns, real *rows) {
+  const vd_attention *a = plan->a;
+  int64_t first = a->attn_span - farthest;
+  memset(columns, 0, (size_t)(a->d_head * plan->ld_pe) * sizeof(real));
+  for (int64_t e = 0; e < a->d_head; e++) {
+    memcpy(columns + e * plan->ld_pe, a->key_pe + e * a->attn_span + first, (size_t)plan->longest * sizeof(real));
+  }
+  if (rows == NULL) return;
+  for (int64_t u = 0; u < plan->longest; u++)
+    for (int64_t e = 0; e < plan->wide; e++)
+      rows[u * plan->wide + e] = e < a->d_head ? columns[e * plan->ld_pe + u] : 0;
+}
+
+static void sort_heads(vd_attention_plan *plan) {
+  for (int64_t h = 0; h < plan->a->n_head; h++) {
+    int64_t at = h;
+    for (; at > 0 && plan->heads[plan->order[at - 1]].reach < plan->heads[h].reach; at--) {
+      plan->order[at] = plan->order[at - 1];
+    }
+    plan->order[at] = h;
+  }
+}
+
+void vd_attention_plan_new(vd_attention_plan *plan, const vd_attention *a, bool backward) {
+  check(a);
+  int64_t farthest = 0;
+  for (int64_t h = 0; h < a->n_head; h++) farthest = a->reach[h] > farthest ? a->reach[h] : farthest;
+  *plan = (vd_attention_plan){.a = a,
+                              .d = a->n_head * a->d_head,
+                              .wide = vd_round_up(a->d_head, VD_LANES),
+                              .longest = farthest - a->first_distance + 1,
+                              .keys = farthest + a->block + VD_MARGIN,
+                              .scale = (real)(1 / sqrt((double)a->d_head)),
+                              .threshold = vd_dropout_threshold(a->dropout.p)};
+  plan->keep_scale = (real)vd_dropout_scale(plan->threshold);
+  plan->ld_pe = vd_leading(plan->longest + VD_LANES);
+  int64_t table = a->d_head * plan->ld_pe, rows = backward ? plan->longest * plan->wide : 0;
+  plan->store = vd_aligned(table + rows + 2 * a->n_head * plan->longest);
+  plan->heads = vd_calloc((size_t)a->n_head, sizeof *plan->heads);
+  plan->order = vd_calloc((size_t)a->n_head, sizeof *plan->order);
+  real *pe_rows = backward ? plan->store + table : NULL, *next = plan->store + table + rows;
+  pack_table(plan, farthest, plan->store, pe_rows);
+  for (int64_t h = 0; h < a->n_head; h++, next += 2 * plan->longest) {
+    vd_head_plan *head = &plan->heads[h];
+    head->reach = a->reach[h];
+    head->n = head->reach - a->first_distance + 1;
+    head->ld = vd_leading(head->n + VD_MARGIN);
+    head->tile = head->n <= 256 ? 64 : 32; /* the tile stays within the second-level cache */
+    head->pe = plan->store + (farthest - head->reach);
+    head->pe_rows = backward ? pe_rows + (farthest - head->reach) * plan->wide : NULL;
+    fill_mask(a, head, (double)a->span[a->n_span == 1 ? 0 : h], next, next + plan->longest);
+  }
+  sort_heads(plan);
+}
+
+void vd_attention_plan_free(vd_attention_plan *plan) {
+  free(plan->heads);
+  free(plan->order);
+  free(plan->store);
+}

@@ -1,0 +1,168 @@
+#include "attention.h"
+#include "attention_tile.h"
+#include "blas.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* Rows are named by their age: row window - age of the memory has age 1..window. The block's rows and the ages that all
+ * heads reach are products of full width, straight into place. Older rows are cut at the heads' reaches into spans of
+ * ages that the same heads need; those rows of all streams are gathered into one product with those heads' weights. */
+typedef struct projection {
+  const vd_attention *a;
+  const vd_attention_input *in;
+  int64_t d, common; /* model width; the age that all heads reach */
+  int64_t *order;    /* [n_head] heads by falling reach */
+} projection;
+
+/* Ages after + 1 .. last, needed by the first `heads` of order. */
+typedef struct span_of_ages {
+  int64_t after, last, heads;
+} span_of_ages;
+
+static void projection_new(projection *p, const vd_attention *a, const vd_attention_input *in) {
+  *p = (projection){.a = a, .in = in, .d = a->n_head * a->d_head};
+  p->order = vd_calloc((size_t)a->n_head, sizeof *p->order);
+  for (int64_t h = 0; h < a->n_head; h++) {
+    int64_t at = h;
+    for (; at > 0 && a->reach[p->order[at - 1]] < a->reach[h]; at--) p->order[at] = p->order[at - 1];
+    p->order[at] = h;
+  }
+  p->common = a->reach[p->order[a->n_head - 1]];
+}
+
+/* The span after *s; false where there is none. Short spans are merged, because a product of few rows is slow. */
+static bool next_span(const projection *p, span_of_ages *s) {
+  const int64_t enough = 64; /* rows of all streams */
+  int64_t heads = p->a->n_head;
+  while (heads > 0 && p->a->reach[p->order[heads - 1]] <= s->last) heads--;
+  if (heads == 0) return false;
+  s->after = s->last;
+  s->heads = heads;
+  do {
+    s->last = p->a->reach[p->order[heads - 1]];
+    heads--;
+  } while (heads > 0 && (s->last - s->after) * p->a->n_stream < enough);
+  return true;
+}
+
+static const real *memory_row(const projection *p, int64_t stream, int64_t age) {
+  return (const real *)p->in->memory + ((stream + 1) * p->in->memory_rows - age) * p->d;
+}
+
+static int64_t key_row(const projection *p, int64_t stream, int64_t age) {
+  return (stream * (p->a->window + p->a->block) + p->a->window - age) * p->d;
+}
+
+/* x [streams * ages, d]: the span's memory rows, oldest first, stream after stream. */
+static void gather_memory(const projection *p, const span_of_ages *s, real *x) {
+  int64_t ages = s->last - s->after;
+  for (int64_t b = 0; b < p->a->n_stream; b++) {
+    memcpy(x + b * ages * p->d, memory_row(p, b, s->last), (size_t)(ages * p->d) * sizeof *x);
+  }
+}
+
+/* Copies between columns of keys [.., d] and rows of the span, compact [streams * ages, heads * d_head]; what a head
+ * does not reach is left alone in `keys` and is zero in `compact`. */
+static void scatter_keys(const projection *p, const span_of_ages *s, const real *compact, real *keys) {
+  int64_t ages = s->last - s->after, width = p->a->d_head;
+  for (int64_t b = 0; b < p->a->n_stream; b++)
+    for (int64_t age = s->last; age > s->after; age--) {
+      const real *from = compact + (b * ages + s->last - age) * s->heads * width;
+      for (int64_t i = 0; i < s->heads && p->a->reach[p->order[i]] >= age; i++)
+        memcpy(keys + key_row(p, b, age) + p->order[i] * width, from + i * width, (size_t)width * sizeof *from);
+    }
+}
+
+static void gather_keys(const projection *p, const span_of_ages *s, const real *keys, real *compact) {
+  int64_t ages = s->last - s->after, width = p->a->d_head;
+  memset(compact, 0, (size_t)(p->a->n_stream * ages * s->heads * width) * sizeof *compact);
+  for (int64_t b = 0; b < p->a->n_stream; b++)
+    for (int64_t age = s->last; age > s->after; age--) {
+      real *to = compact + (b * ages + s->last - age) * s->heads * width;
+      for (int64_t i = 0; i < s->heads && p->a->reach[p->order[i]] >= age; i++)
+        memcpy(to + i * width, keys + key_row(p, b, age) + p->order[i] * width, (size_t)width * sizeof *to);
+    }
+}
+
+/* The older rows of k or v, for the heads that reach them. */
+static void project_far(const projection *p, const real *weight, real *keys) {
+  int64_t d = p->d, width = p->a->d_head;
+  for (span_of_ages s = {.last = p->common}; next_span(p, &s);) {
+    int64_t rows = (s.last - s.after) * p->a->n_stream, columns = s.heads * width;
+    real *x = vd_aligned(rows * d + columns * d + rows * columns), *w = x + rows * d, *y = w + columns * d;
+    gather_memory(p, &s, x);
+    for (int64_t i = 0; i < s.heads; i++) {
+      memcpy(w + i * width * d, weight + p->order[i] * width * d, (size_t)(width * d) * sizeof *w);
+    }
+    vd_gemm(CblasNoTrans, CblasTrans, rows, columns, d, 1, x, d, w, d, 0, y, columns);
+    scatter_keys(p, &s, y, keys);
+    free(x);
+  }
+}
+
+static void project_keys(const projection *p, const real *weight, real *keys) {
+  const vd_attention *a = p->a;
+  int64_t d = p->d;
+  for (int64_t b = 0; b < a->n_stream; b++) {
+    const real *block = (const real *)p->in->hidden + b * a->block * d;
+    vd_gemm(CblasNoTrans, CblasTrans, p->common, d, d, 1, memory_row(p, b, p->common), d, weight, d, 0,
+            keys + key_row(p, b, p->common), d);
+    vd_gemm(CblasNoTrans, CblasTrans, a->block, d, d, 1, block, d, weight, d, 0, keys + key_row(p, b, 0), d);
+  }
+  project_far(p, weight, keys);
+}
+
+void vd_cpu_attention_project(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
+                              const real *wk, const real *wv, vd_act *q, vd_act *k, vd_act *v) {
+  (void)o;
+  projection p;
+  projection_new(&p, a, in);
+  vd_gemm(CblasNoTrans, CblasTrans, a->n_stream * a->block, p.d, p.d, 1, in->hidden, p.d, wq, p.d, 0, q, p.d);
+  project_keys(&p, wk, k);
+  project_keys(&p, wv, v);
+  free(p.order);
+}
+
+static void far_backward(const projection *p, const real *dkeys, real *dweight) {
+  int64_t d = p->d, width = p->a->d_head;
+  for (span_of_ages s = {.last = p->common}; next_span(p, &s);) {
+    int64_t rows = (s.last - s.after) * p->a->n_stream, columns = s.heads * width;
+    real *x = vd_aligned(rows * d + columns * d + rows * columns), *dw = x + rows * d, *dy = dw + columns * d;
+    gather_memory(p, &s, x);
+    gather_keys(p, &s, dkeys, dy);
+    vd_gemm(CblasTrans, CblasNoTrans, columns, d, rows, 1, dy, columns, x, d, 0, dw, d);
+    for (int64_t i = 0; i < s.heads; i++) {
+      real *to = dweight + p->order[i] * width * d;
+      for (int64_t e = 0; e < width * d; e++) to[e] += dw[i * width * d + e];
+    }
+    free(x);
+  }
+}
+
+static void keys_backward(const projection *p, const real *weight, const real *dkeys, real *dhidden, real *dweight) {
+  const vd_attention *a = p->a;
+  int64_t d = p->d;
+  for (int64_t b = 0; b < a->n_stream; b++) {
+    const real *block = (const real *)p->in->hidden + b * a->block * d, *dy = dkeys + key_row(p, b, 0);
+    vd_gemm(CblasNoTrans, CblasNoTrans, a->block, d, d, 1, dy, d, weight, d, 1, dhidden + b * a->block * d, d);
+    vd_gemm(CblasTrans, CblasNoTrans, d, d, a->block, 1, dy, d, block, d, 1, dweight, d);
+    vd_gemm(CblasTrans, CblasNoTrans, d, d, p->common, 1, dkeys + key_row(p, b, p->common), d,
+            memory_row(p, b, p->common), d, 1, dweight, d);
+  }
+  far_backward(p, dkeys, dweight);
+}
+
+void vd_cpu_attention_project_backward(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
+                                       const real *wk, const real *wv, const vd_act *dq, const vd_act *dk,
+                                       const vd_act *dv, vd_act *dhidden, real *dwq, real *dwk, real *dwv) {
+  (void)o;
+  projection p;
+  projection_new(&p, a, in);
+  int64_t n = a->n_stream * a->block, d = p.d;
+  vd_gemm(CblasNoTrans, CblasNoTrans, n, d, d, 1, dq, d, wq, d, 1, dhidden, d);
+  vd_gemm(CblasTrans, CblasNoTrans, d, d, n, 1, dq, d, in->hidden, d, 1, dwq, d);
+  keys_backward(&p, wk, dk, dhidden, dwk);
+  keys_backward(&p, wv, dv, dhidden, dwv);
+  free(p.order);
+}

@@ -1,0 +1,137 @@
+#include "attention_tile.h"
+
+#include "error.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+typedef real vd_vector __attribute__((vector_size(VD_VECTOR_BYTES), aligned(sizeof(real)), may_alias));
+
+/* VD_ROWS x `vectors` elements of C; the count is a constant where it is called, so that C stays in registers. */
+static inline __attribute__((always_inline)) void kernel(const int vectors, int64_t k, const real *a, int64_t a_row,
+                                                         int64_t a_col, const real *b, int64_t ldb, real *c,
+                                                         int64_t ldc, bool add) {
+  vd_vector sum[VD_ROWS][2];
+  for (int r = 0; r < VD_ROWS; r++)
+    for (int v = 0; v < vectors; v++)
+      sum[r][v] = add ? *(const vd_vector *)(c + r * ldc + v * VD_LANES) : (vd_vector){0};
+  for (int64_t p = 0; p < k; p++) {
+    vd_vector row[2];
+    for (int v = 0; v < vectors; v++) row[v] = *(const vd_vector *)(b + p * ldb + v * VD_LANES);
+    for (int r = 0; r < VD_ROWS; r++)
+      for (int v = 0; v < vectors; v++) sum[r][v] += a[r * a_row + p * a_col] * row[v];
+  }
+  for (int r = 0; r < VD_ROWS; r++)
+    for (int v = 0; v < vectors; v++) *(vd_vector *)(c + r * ldc + v * VD_LANES) = sum[r][v];
+}
+
+void vd_tile_product(int64_t m, int64_t n, int64_t k, const real *a, int64_t a_row, int64_t a_col, const real *b,
+                     int64_t ldb, real *c, int64_t ldc, bool add) {
+  int64_t j = 0;
+  for (; j + 2 * VD_LANES <= n; j += 2 * VD_LANES) {
+    if (a_col == 1)
+      for (int64_t i = 0; i < m; i += VD_ROWS)
+        kernel(2, k, a + i * a_row, a_row, 1, b + j, ldb, c + i * ldc + j, ldc, add);
+    else
+      for (int64_t i = 0; i < m; i += VD_ROWS)
+        kernel(2, k, a + i * a_row, a_row, a_col, b + j, ldb, c + i * ldc + j, ldc, add);
+  }
+  if (j < n)
+    for (int64_t i = 0; i < m; i += VD_ROWS)
+      kernel(1, k, a + i * a_row, a_row, a_col, b + j, ldb, c + i * ldc + j, ldc, add);
+}
+
+void vd_tile_band(const vd_attention_plan *plan, const vd_head_plan *head, int64_t i0, int64_t T, const real *x,
+                  const real *y_columns, int64_t ld_y, real *s, bool add) {
+  int64_t ld = head->ld - 1, wide = plan->wide;
+  for (int64_t t = 0; t < T; t += VD_ROWS) {
+    int64_t c = t / VD_LANES * VD_LANES; /* down to a whole vector: keys stay aligned */
+    int64_t n = vd_round_up(t + VD_ROWS - 1 + head->n - c, VD_LANES);
+    vd_tile_product(VD_ROWS, n, plan->a->d_head, x + (i0 + t) * wide, wide, 1, y_columns + i0 + c, ld_y, s + t * ld + c,
+                    ld, add);
+  }
+}
+
+void vd_tile_scores(const vd_attention_plan *plan, const vd_head_plan *head, int64_t i0, int64_t T, const real *q,
+                    const real *k_columns, int64_t ld_k, real *s) {
+  vd_tile_product(vd_round_up(T, VD_ROWS), vd_round_up(head->n, VD_LANES), plan->a->d_head, q + i0 * plan->wide,
+                  plan->wide, 1, head->pe, plan->ld_pe, s, head->ld, false);
+  vd_tile_band(plan, head, i0, T, q, k_columns, ld_k, s, true);
+}
+
+void vd_pack_rows(const vd_attention_plan *plan, const real *from, int64_t rows, int64_t padded, real scale, real *to) {
+  int64_t width = plan->a->d_head, wide = plan->wide;
+  for (int64_t i = 0; i < rows; i++) {
+    for (int64_t e = 0; e < width; e++) to[i * wide + e] = from[i * plan->d + e] * scale;
+    for (int64_t e = width; e < wide; e++) to[i * wide + e] = 0;
+  }
+  memset(to + rows * wide, 0, (size_t)((padded - rows) * wide) * sizeof(real));
+}
+
+void vd_pack_columns(const vd_attention_plan *plan, const real *from, int64_t rows, int64_t ld, real *to) {
+  enum { BLOCK = 16 }; /* a block of rows stays in cache while each of its columns is written */
+  int64_t width = plan->a->d_head;
+  for (int64_t i0 = 0; i0 < rows; i0 += BLOCK) {
+    int64_t n = rows - i0 < BLOCK ? rows - i0 : BLOCK;
+    for (int64_t e = 0; e < width; e++)
+      for (int64_t i = i0; i < i0 + n; i++) to[e * ld + i] = from[i * plan->d + e];
+  }
+  for (int64_t e = 0; e < width; e++) memset(to + e * ld + rows, 0, (size_t)(ld - rows) * sizeof(real));
+}
+
+/* Philox 4x32-10 (see random.h) of the 32 calls of one tile, words[w][call]: the loops over calls become vectors. */
+static void philox_tile(const vd_rng *rng, uint64_t call, uint32_t words[4][32]) {
+  uint32_t k0 = (uint32_t)rng->seed, k1 = (uint32_t)(rng->seed >> 32);
+  for (uint32_t c = 0; c < 32; c++) {
+    words[0][c] = (uint32_t)call + c; /* call is a multiple of 32: no carry */
+    words[1][c] = (uint32_t)(call >> 32);
+    words[2][c] = rng->update;
+    words[3][c] = (uint32_t)rng->layer | ((uint32_t)rng->site << 16);
+  }
+  for (int round = 0; round < 10; round++) {
+#pragma omp simd
+    for (int c = 0; c < 32; c++) {
+      uint64_t p0 = (uint64_t)words[0][c] * PHILOX_M4x32_0, p1 = (uint64_t)words[2][c] * PHILOX_M4x32_1;
+      words[0][c] = (uint32_t)(p1 >> 32) ^ words[1][c] ^ k0;
+      words[1][c] = (uint32_t)p1;
+      words[2][c] = (uint32_t)(p0 >> 32) ^ words[3][c] ^ k1;
+      words[3][c] = (uint32_t)p0;
+    }
+    k0 += PHILOX_W32_0;
+    k1 += PHILOX_W32_1;
+  }
+}
+
+int64_t vd_tile_halves(const vd_attention_plan *plan, int64_t stream, int64_t h, int64_t i0, int64_t T,
+                       uint16_t *halves) {
+  const vd_attention *a = plan->a;
+  const vd_head_plan *head = &plan->heads[h];
+  int64_t ld = vd_half_ld(head->n), Lr = vd_round_up(a->attn_span, 16), Mr = vd_round_up(a->block, 16);
+  int64_t base = (Lr + i0 - head->reach) / 16 * 16; /* key of column 0 */
+  for (int64_t i = i0; i < i0 + T; i += 16) {
+    int64_t newest = Lr + (i + 15 < i0 + T - 1 ? i + 15 : i0 + T - 1) - a->first_distance;
+    for (int64_t j = (Lr + i - head->reach) / 16 * 16; j <= newest; j += 16) {
+      uint64_t tile =
+          (uint64_t)((((a->dropout.row0 + stream) * a->n_head + h) * (Mr / 16) + i / 16) * ((Lr + Mr) / 16) + j / 16);
+      uint32_t words[4][32];
+      philox_tile(&a->dropout.rng, tile * 32, words);
+      for (int t = 0; t < 16; t++) { /* words of one row: low half first */
+        uint16_t *to = halves + (i - i0 + t) * ld + (j - base);
+        for (int g = 0; g < 2; g++)
+          for (int c = 0; c < 4; c++) {
+            uint32_t word = words[g + 2 * (t / 8)][t % 8 * 4 + c];
+            to[8 * g + 2 * c] = (uint16_t)word;
+            to[8 * g + 2 * c + 1] = (uint16_t)(word >> 16);
+          }
+      }
+    }
+  }
+  return Lr + i0 - head->reach - base;
+}
+
+void *vd_aligned(int64_t count) {
+  size_t bytes = (size_t)vd_round_up((count + 1) * (int64_t)sizeof(real), 64);
+  void *p = aligned_alloc(64, bytes);
+  if (p == NULL) vd_bug("no memory for %zu bytes of attention workspace", bytes);
+  return p;
+}
