@@ -75,7 +75,7 @@ static struct bench setup(const vd_model_config *config, int64_t stream0, int64_
     for (int64_t i = 0; i < (int64_t)n; i++) {
       int64_t e = ((stream0 * b.block) + i) * 16 + blocks;
       b.x[i] = token(2 * e, config->vocab);
-      b.y[i] = i % 5 == 3 ? -1 : token(2 * e + 1, config->vocab);
+      b.y[i] = (stream0 * b.block + i) % 5 == 3 ? -1 : token(2 * e + 1, config->vocab);
     }
     if (blocks < 11) run(&b, &s, b.block, false);
   }
@@ -204,6 +204,7 @@ static void streams_computed_apart(void **state) {
 static void memory_moves_on(void **state) {
   (void)state;
   vd_model_config c = base();
+  c.attn_span = 400;
   struct bench b = setup(&c, 0, 2, 0);
   vd_step s;
   run(&b, &s, b.block, false);
