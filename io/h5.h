@@ -10,23 +10,33 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Debian's HDF5 is not thread safe: whoever calls it holds this lock. Every public function of io/ takes it itself. */
+/* Debian's HDF5 is not thread safe: whoever calls it holds this lock, and whoever calls a function of this header that
+ * takes no vd_h5 holds it too. The public functions of the other headers of io/ take it themselves. */
 typedef struct vd_h5 vd_h5;
 
-/* Not collective. Creates the lock, turns HDF5's own error printing off (its innermost message is put into vd_error
- * instead), and asks for best-effort file locking. */
+/* Not collective. Creates the lock and turns HDF5's own error printing off (its innermost message is put into vd_error
+ * instead). One per process. The caller frees *h5 with vd_h5_destroy(). */
 int vd_h5_create(vd_h5 **h5, vd_error *err);
+/* Not collective. Frees the lock; nobody may hold it. NULL is allowed. */
 void vd_h5_destroy(vd_h5 *h5);
-/* Not collective. Lock and unlock, recursive within a thread. */
+/* Not collective. Takes the lock, waiting for it; recursive within a thread. */
 void vd_h5_lock(vd_h5 *h5);
+/* Not collective. Gives one vd_h5_lock() of this thread back. */
 void vd_h5_unlock(vd_h5 *h5);
 
-/* Not collective. vd_fail() with HDF5's own innermost message appended. Call it while holding the lock. */
+/* Not collective. vd_fail(err, VD_FAILED, ...) with HDF5's own innermost message appended in brackets. Call it while
+ * holding the lock and before any other call to HDF5, which would forget the message. */
 int vd_h5_fail(vd_error *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 enum vd_dtype { VD_U8, VD_U16, VD_I32, VD_I64, VD_F32, VD_F64 };
-hid_t vd_h5_type(enum vd_dtype dtype); /* native memory type; not to be closed */
+/* Not collective. The native memory type of `dtype`; not to be closed. */
+hid_t vd_h5_type(enum vd_dtype dtype);
+/* Not collective. Bytes of one element. */
 size_t vd_dtype_size(enum vd_dtype dtype);
+
+/* Not collective. A new file access list: newest file format (checksummed metadata), best-effort file locking (the
+ * environment variable HDF5_USE_FILE_LOCKING decides where it is set). The caller closes it with H5Pclose(). */
+hid_t vd_h5_access(void);
 
 /* What a dataset says of itself. Strings are borrowed for the call. */
 typedef struct vd_dataset {
@@ -35,38 +45,66 @@ typedef struct vd_dataset {
   int rank; /* 0..4 */
   hsize_t shape[4];
   hsize_t max_shape[4];     /* H5S_UNLIMITED where it grows; 0: as shape */
-  hsize_t chunk[4];         /* 0: chosen */
-  const char *dimension[4]; /* names of the dimensions: scales of that name are made once per (group, name, length)
-                               and attached; see doc/FILES.md */
+  hsize_t chunk[4];         /* all 0: chosen, at most 512 KiB a chunk */
+  const char *dimension[4]; /* names of the dimensions, none NULL. A dataset of rank 1 that has the name of its own
+                               dimension is that dimension's scale (a coordinate): create it before others that use
+                               it. Else a scale NAME, or NAME_LENGTH where NAME is taken by another length or a
+                               dataset, is made once in the dataset's group and attached. A scale serves at most 4,000
+                               datasets; see doc/FILES.md */
   const char *units;        /* "1", "tokens", "bits", ... */
   const char *long_name;
-  int deflate; /* 0: off */
+  int deflate; /* 0: off; 1..9 */
+  bool live;   /* read by others while it grows: no fletcher32, which a reader may catch half renewed */
 } vd_dataset;
 
-/* Not collective. Creates the dataset (chunked, fletcher32, scales attached) in an open file or group; data NULL: left
- * to be written later. Returns the dataset id in *id when id is not NULL (caller closes), else closes it. */
+/* Not collective. Creates the dataset (little-endian, chunked, fletcher32, scales attached; contiguous without a
+ * checksum of its own where it is a scalar or empty) in an open file or group, and writes `data` [shape] (native
+ * `dtype`); data NULL: left to be written later. Returns the dataset id in *id when id is not NULL (caller closes),
+ * else closes it. Errors: HDF5's, with the path. */
 int vd_h5_dataset(hid_t file, const vd_dataset *d, const void *data, hid_t *id, vd_error *err);
 
-/* Not collective. Attributes of fixed kinds on an open object; existing ones are not rewritten (an error). */
+/* Not collective. Attaches the scales of d->dimension to an open dataset that was made otherwise (a virtual one), and
+ * writes its units and long_name; `id` lies in `file` at d->path. Errors: HDF5's. */
+int vd_h5_describe(hid_t file, hid_t id, const vd_dataset *d, vd_error *err);
+
+/* Not collective. A text attribute (fixed length, UTF-8) on an open object; an existing one is an error. */
 int vd_h5_attr_text(hid_t object, const char *name, const char *value, vd_error *err);
+/* Not collective. A scalar 64-bit integer attribute; an existing one is an error. */
 int vd_h5_attr_i64(hid_t object, const char *name, int64_t value, vd_error *err);
+/* Not collective. A scalar float64 attribute; an existing one is an error. */
 int vd_h5_attr_f64(hid_t object, const char *name, double value, vd_error *err);
-/* Reading; a missing or mistyped attribute is an error. text: caller frees *value. */
+/* Not collective. Reads a text attribute of fixed length; the caller frees *value. Missing or mistyped: an error. */
 int vd_h5_get_text(hid_t object, const char *name, char **value, vd_error *err);
+/* Not collective. Reads a scalar integer attribute. Missing or mistyped: an error. */
 int vd_h5_get_i64(hid_t object, const char *name, int64_t *value, vd_error *err);
+/* Not collective. Reads a scalar float attribute. Missing or mistyped: an error. */
 int vd_h5_get_f64(hid_t object, const char *name, double *value, vd_error *err);
 
-/* Files that appear whole or not at all: written under a temporary name beside `path`, then flushed, closed, fsynced,
- * renamed, and the folder fsynced. Newest file format (checksummed metadata). Root attributes written on creation:
- * "viaduct_kind" ("corpus", "shard", "checkpoint", "trace", "nll"), "viaduct_version", "git_version", "created" (UTC).
- */
+/* Files that appear whole or not at all: written under a temporary name beside `path` (.NAME.tmp-PID), then flushed,
+ * closed, fsynced, renamed, and the folder fsynced. Root attributes written on creation: "viaduct_kind" ("corpus",
+ * "shard", "checkpoint", "trace", "nll"), "viaduct_version", "git_version", "created" (UTC). */
 typedef struct vd_h5_out {
   hid_t file;
   char path[1024], temporary[1088];
 } vd_h5_out;
+/* Not collective. Creates the temporary file; out->file is open for writing until commit or abandon. Errors: the folder
+ * is missing or not writable. */
 int vd_h5_begin(vd_h5_out *out, const char *path, const char *kind, vd_error *err);
-int vd_h5_commit(vd_h5_out *out, vd_error *err); /* on error the temporary is removed */
-void vd_h5_abandon(vd_h5_out *out);              /* closes and removes the temporary */
+/* Not collective. Flushes and closes out->file, which is -1 then; the temporary stays, for what is to be done with it
+ * before vd_h5_commit() (which does this itself otherwise). All objects must be closed before (a bug otherwise). */
+int vd_h5_finish(vd_h5_out *out, vd_error *err);
+/* Not collective. Puts the file in its place, replacing an older one; out->file is closed, also on error, when the
+ * temporary is removed. All objects of the file must be closed before (a bug otherwise). */
+int vd_h5_commit(vd_h5_out *out, vd_error *err);
+/* Not collective. Closes and removes the temporary; harmless after commit or a failed begin. */
+void vd_h5_abandon(vd_h5_out *out);
+/* Not collective. Writes the four root attributes (see above) to a file that was created otherwise (the trace). */
+int vd_h5_stamp(hid_t file, const char *kind, vd_error *err);
+/* Not collective. fsyncs the folder that holds `path`, so that a rename there lasts. */
+int vd_sync_folder(const char *path, vd_error *err);
+/* Not collective. True when `name` (without folder) is what vd_h5_begin() calls a temporary of the file `of` (NULL: of
+ * any file). */
+bool vd_is_temporary(const char *name, const char *of);
 
 /* Not collective. Opens a file of Viaduct's read-only and checks its kind; *file is closed by the caller with
  * H5Fclose while holding the lock. kind NULL: any. Missing, truncated, foreign, other kind: VD_FAILED with a message
