@@ -1,0 +1,84 @@
+#include "monitor.h"
+
+#include "parallel.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+/* Bits, updates, bits: as the comment of vd_monitor_judge says. Healthy runs with the longest warmup in use pass the
+ * entropy of single symbols within 50 updates; runs that collapsed stay for good. */
+static const double near_entropy = 0.1, risen = 1.0;
+enum { STALLED_UPDATES = 200 };
+
+struct vd_monitor {
+  int64_t vocab;
+  double *count;      /* [vocab] targets seen on this rank */
+  int64_t near_since; /* update at which bpc came near the entropy; -1: it is not */
+  double lowest;      /* bpc */
+  bool said_stalled, said_risen;
+};
+
+vd_monitor *vd_monitor_create(int64_t vocab) {
+  vd_monitor *m = vd_calloc(1, sizeof *m);
+  m->vocab = vocab;
+  m->count = vd_calloc((size_t)vocab, sizeof *m->count);
+  m->near_since = -1;
+  m->lowest = HUGE_VAL;
+  return m;
+}
+
+void vd_monitor_destroy(vd_monitor *m) {
+  if (!m) return;
+  free(m->count);
+  free(m);
+}
+
+void vd_monitor_count(vd_monitor *m, const int32_t *y, int64_t n) {
+  for (int64_t i = 0; i < n; i++)
+    if (y[i] >= 0) m->count[y[i]]++;
+}
+
+/* Bits per symbol of all targets that all ranks have seen. */
+static double entropy(const vd_monitor *m, MPI_Comm comm) {
+  double *all = vd_calloc((size_t)m->vocab, sizeof *all), total = 0, bits = 0;
+  MPI_Allreduce(m->count, all, (int)m->vocab, MPI_DOUBLE, MPI_SUM, comm);
+  for (int64_t i = 0; i < m->vocab; i++) total += all[i];
+  for (int64_t i = 0; i < m->vocab; i++)
+    if (all[i] > 0) bits -= all[i] / total * log2(all[i] / total);
+  free(all);
+  return bits;
+}
+
+void vd_monitor_judge(vd_monitor *m, MPI_Comm comm, int64_t update, double bpc, char *warning, size_t size) {
+  double h = entropy(m, comm);
+  warning[0] = '\0';
+  if (fabs(bpc - h) >= near_entropy)
+    m->near_since = -1, m->said_stalled = false;
+  else if (m->near_since < 0)
+    m->near_since = update;
+  if (bpc < m->lowest) m->lowest = bpc;
+  if (bpc <= m->lowest + risen) m->said_risen = false;
+  if (m->near_since >= 0 && update - m->near_since >= STALLED_UPDATES && !m->said_stalled) {
+    m->said_stalled = true;
+    snprintf(warning, size,
+             "warning: since update %lld the loss has stayed near %.2f bpc, the entropy of single symbols: the model "
+             "has learnt no more than how frequent each symbol is, and may have collapsed; a longer "
+             "optimizer%%warmup_updates or a lower optimizer%%lr helps",
+             (long long)m->near_since, h);
+  } else if (bpc > m->lowest + risen && !m->said_risen) {
+    m->said_risen = true;
+    snprintf(warning, size, "warning: at update %lld the loss has risen to %.2f bpc, from %.2f at its lowest",
+             (long long)update, bpc, m->lowest);
+  }
+}
+
+const vd_param *vd_monitor_not_finite(const vd_model *m, vd_ops *ops, const real *arena) {
+  for (int i = 0; i < vd_model_n_param(m); i++) {
+    const vd_param *p = vd_model_param(m, i);
+    double norm2;
+    ops->square_sums(ops, arena, &p->at, 1, &norm2);
+    if (!isfinite(norm2)) return p;
+  }
+  return NULL;
+}
