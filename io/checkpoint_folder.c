@@ -40,7 +40,7 @@ static int newest_first(const void *a, const void *b) {
 typedef struct listing {
   int64_t *update; /* [n], newest first */
   size_t n;
-  char (*temporary)[NAME_BYTES * 2]; /* [n_temporary] */
+  char (*temporary)[256]; /* [n_temporary]; a name has at most 255 bytes */
   size_t n_temporary;
 } listing;
 
@@ -61,7 +61,7 @@ static int list_folder(listing *l, const char *folder, vd_error *err) {
     if (update >= 0) {
       l->update = grow(l->update, l->n, sizeof *l->update);
       l->update[l->n++] = update;
-    } else if (vd_is_temporary(entry->d_name, NULL) && strlen(entry->d_name) < sizeof *l->temporary) {
+    } else if (vd_is_temporary(entry->d_name, NULL)) {
       l->temporary = grow(l->temporary, l->n_temporary, sizeof *l->temporary);
       snprintf(l->temporary[l->n_temporary++], sizeof *l->temporary, "%s", entry->d_name);
     }
@@ -104,7 +104,7 @@ static int64_t link_target(const char *folder, const char *link) {
 }
 
 static int remove_file(const char *folder, const char *name, vd_error *err) {
-  char path[1200];
+  char path[1300];
   snprintf(path, sizeof path, "%s/%s", folder, name);
   if (unlink(path) != 0 && errno != ENOENT)
     return vd_fail(err, VD_FAILED, "cannot remove %s: %s", path, strerror(errno));

@@ -1,0 +1,138 @@
+/* Checkpoints: what was put comes back; every damaged byte and every cut is refused with a named error; the newest
+ * whole one is found. */
+#include "checkpoint.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#define RUN "test_checkpoint_run"
+
+static void write_one(vd_h5 *h5, int64_t update) {
+  vd_error err = {0};
+  vd_checkpoint *c;
+  char path[256];
+  float weight[15], memory[8];
+  for (int i = 0; i < 15; i++) weight[i] = (float)update + 0.5f * (float)i;
+  for (int i = 0; i < 8; i++) memory[i] = (float)i;
+  vd_checkpoint_path(RUN, update, path, sizeof path);
+  vd_dataset w = {.path = "/model/layers.0.weight",
+                  .dtype = VD_F32,
+                  .rank = 2,
+                  .shape = {3, 5},
+                  .dimension = {"out", "in"},
+                  .units = "1",
+                  .long_name = "weight"};
+  vd_dataset m = {.path = "/memory/layer0",
+                  .dtype = VD_F32,
+                  .rank = 2,
+                  .shape = {4, 2},
+                  .dimension = {"stream", "d"},
+                  .units = "1",
+                  .long_name = "memory"};
+  assert_int_equal(vd_checkpoint_begin(&c, h5, path, &err), VD_OK);
+  assert_int_equal(vd_checkpoint_put(c, &w, weight, &err), VD_OK);
+  assert_int_equal(vd_checkpoint_create(c, &m, &err), VD_OK);
+  assert_int_equal(vd_checkpoint_put_rows(c, m.path, 2, 2, memory + 4, &err), VD_OK);
+  assert_int_equal(vd_checkpoint_put_rows(c, m.path, 0, 2, memory, &err), VD_OK);
+  assert_int_equal(vd_checkpoint_put_i64(c, "update", update, &err), VD_OK);
+  assert_int_equal(vd_checkpoint_put_text(c, "settings", "&run /", &err), VD_OK);
+  assert_int_equal(vd_checkpoint_commit(&c, &err), VD_OK);
+}
+
+static void test_comes_back(void **state) {
+  vd_error err = {0};
+  vd_checkpoint *c;
+  float x[15];
+  int64_t update;
+  write_one(*state, 7);
+  assert_int_equal(vd_checkpoint_open(&c, *state, RUN "/checkpoints/update-00000007.h5", true, &err), VD_OK);
+  assert_int_equal(vd_checkpoint_get(c, "/model/layers.0.weight", VD_F32, 2, (hsize_t[]){3, 5}, x, &err), VD_OK);
+  assert_true(x[14] == 14.0f);
+  assert_int_equal(vd_checkpoint_get_rows(c, "/memory/layer0", VD_F32, 1, 2, x, &err), VD_OK);
+  assert_true(x[0] == 2.0f && x[3] == 5.0f);
+  assert_int_equal(vd_checkpoint_get_i64(c, "update", &update, &err), VD_OK);
+  assert_int_equal(update, 7);
+  assert_int_equal(vd_checkpoint_get(c, "/model/layers.0.weight", VD_F32, 1, (hsize_t[]){15}, x, &err), VD_FAILED);
+  assert_non_null(strstr(err.message, "the shape of /model/layers.0.weight is [3, 5], but [15] is wanted"));
+  err = (vd_error){0};
+  assert_int_equal(vd_checkpoint_get(c, "/model/nothing", VD_F32, 1, (hsize_t[]){15}, x, &err), VD_FAILED);
+  assert_non_null(strstr(err.message, "there is no dataset /model/nothing"));
+  err = (vd_error){0};
+  assert_int_equal(vd_checkpoint_get(c, "/memory/layer0", VD_F64, 2, (hsize_t[]){4, 2}, x, &err), VD_FAILED);
+  assert_non_null(strstr(err.message, "holds float32, but float64 is wanted"));
+  vd_checkpoint_close(&c);
+}
+
+/* Flips one bit in every 13th byte, and cuts the file at every 97th: all are refused. */
+static void test_damage_is_named(void **state) {
+  const char *path = RUN "/checkpoints/update-00000009.h5";
+  write_one(*state, 9);
+  struct stat info;
+  assert_int_equal(stat(path, &info), 0);
+  char *bytes = vd_calloc((size_t)info.st_size, 1);
+  FILE *f = fopen(path, "rb");
+  assert_int_equal(fread(bytes, 1, (size_t)info.st_size, f), info.st_size);
+  fclose(f);
+  for (long at = 0, step = 0; at < info.st_size; at += 13, step++) {
+    bool cut = step % 7 == 0;
+    bytes[at] ^= (char)(1 << (step % 8));
+    f = fopen(path, "wb");
+    fwrite(bytes, 1, cut ? (size_t)at : (size_t)info.st_size, f);
+    fclose(f);
+    bytes[at] ^= (char)(1 << (step % 8));
+    vd_error err = {0};
+    vd_checkpoint *c;
+    assert_int_equal(vd_checkpoint_open(&c, *state, path, true, &err), VD_FAILED);
+    assert_null(c);
+    assert_non_null(strstr(err.message, path));
+  }
+  free(bytes);
+  unlink(path);
+}
+
+static void test_newest_and_prune(void **state) {
+  vd_error err = {0};
+  char path[256], warning[1024];
+  for (int64_t u = 10; u <= 50; u += 10) write_one(*state, u);
+  assert_int_equal(vd_checkpoint_link(RUN, "best", 20, &err), VD_OK);
+  assert_int_equal(vd_checkpoint_link(RUN, "last", 40, &err), VD_OK);
+  assert_int_equal(vd_checkpoint_link(RUN, "last", 50, &err), VD_OK);
+  fclose(fopen(RUN "/checkpoints/.update-00000060.h5.tmp-1", "w"));
+  assert_int_equal(vd_checkpoint_prune(RUN, 2, &err), VD_OK);
+  assert_int_equal(access(RUN "/checkpoints/.update-00000060.h5.tmp-1", F_OK), -1);
+  assert_int_equal(access(RUN "/checkpoints/update-00000010.h5", F_OK), -1);
+  assert_int_equal(access(RUN "/checkpoints/best.h5", F_OK), 0);
+  assert_int_equal(access(RUN "/checkpoints/update-00000030.h5", F_OK), -1);
+  assert_int_equal(truncate(RUN "/checkpoints/update-00000050.h5", 3000), 0);
+  assert_int_equal(vd_checkpoint_newest(*state, RUN, path, sizeof path, warning, sizeof warning, &err), VD_OK);
+  assert_string_equal(path, RUN "/checkpoints/update-00000040.h5");
+  assert_non_null(strstr(warning, "update-00000050.h5"));
+  assert_int_equal(vd_checkpoint_newest(*state, "no-such-run", path, sizeof path, warning, sizeof warning, &err),
+                   VD_OK);
+  assert_string_equal(path, "");
+}
+
+static int setup(void **state) {
+  vd_error err = {0};
+  if (system("rm -rf " RUN) != 0) return 1;
+  mkdir(RUN, 0777);
+  return vd_h5_create((vd_h5 **)state, &err);
+}
+
+static int teardown(void **state) {
+  vd_h5_destroy(*state);
+  return system("rm -rf " RUN);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_comes_back), cmocka_unit_test(test_damage_is_named),
+                                     cmocka_unit_test(test_newest_and_prune)};
+  return cmocka_run_group_tests(tests, setup, teardown);
+}
