@@ -38,7 +38,7 @@ LDFLAGS ?=
 ALL_CFLAGS := -std=c11 -D_GNU_SOURCE -g $(OPT) -fopenmp $(WARN) -Isrc -Iio -Isrc/cpu $(PKGS_CFLAGS) $(CFLAGS)
 comma := ,
 LINK = $(CC) -fopenmp $(CFLAGS) $(LDFLAGS) $(if $(OPENBLAS_DIR),-Wl$(comma)-rpath$(comma)$(OPENBLAS_DIR))
-LIBS := $(PKGS_LIBS) -lm -lpthread
+LIBS := -lhdf5_hl $(PKGS_LIBS) -lm -lpthread
 
 LIB_SRC := $(filter-out src/main.c,$(wildcard src/*.c)) $(wildcard src/cpu/*.c io/*.c)
 F32_OBJ := $(LIB_SRC:%.c=$(BUILD)/f32/%.o)
