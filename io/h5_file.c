@@ -1,5 +1,6 @@
 /* Files that appear whole or not at all, and opening them with messages that say what is wrong. */
 #include "h5.h"
+#include "version.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -10,13 +11,6 @@
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
-
-#ifndef VD_VERSION
-#define VD_VERSION "unknown"
-#endif
-#ifndef VD_GIT_VERSION
-#define VD_GIT_VERSION "unknown"
-#endif
 
 hid_t vd_h5_access(void) {
   hid_t list = H5Pcreate(H5P_FILE_ACCESS);
@@ -61,8 +55,8 @@ int vd_h5_stamp(hid_t file, const char *kind, vd_error *err) {
   time_t now = time(NULL);
   struct tm utc;
   strftime(created, sizeof created, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &utc));
-  if (vd_h5_attr_text(file, "viaduct_kind", kind, err) || vd_h5_attr_text(file, "viaduct_version", VD_VERSION, err) ||
-      vd_h5_attr_text(file, "git_version", VD_GIT_VERSION, err) || vd_h5_attr_text(file, "created", created, err))
+  if (vd_h5_attr_text(file, "viaduct_kind", kind, err) || vd_h5_attr_text(file, "viaduct_version", vd_version(), err) ||
+      vd_h5_attr_text(file, "git_version", vd_git_version(), err) || vd_h5_attr_text(file, "created", created, err))
     return err->status;
   return VD_OK;
 }
