@@ -1,0 +1,66 @@
+/* A training run: what it holds, how it is set up, its loop, its dry run. */
+#ifndef VD_TRAIN_H
+#define VD_TRAIN_H
+
+#include "configure.h"
+#include "log.h"
+#include "monitor.h"
+#include "reader.h"
+#include "resume.h"
+#include "snapshot.h"
+#include "streams.h"
+#include "trace.h"
+
+typedef struct vd_train {
+  vd_context *ctx;
+  const vd_settings *settings;
+  char *echo; /* the resolved deck */
+  vd_corpus *corpus;
+  vd_streams geometry;    /* of the training split */
+  int64_t blocks;         /* in an epoch */
+  int64_t stream0, n_own; /* this rank's streams */
+  vd_model_config config;
+  vd_resume resume;
+  vd_ops *ops;
+  int threads;
+  vd_model *model;
+  vd_optimizer *optimizer;
+  vd_reader *reader;
+  vd_log *log;     /* rank 0; else NULL */
+  vd_trace *trace; /* rank 0; else NULL */
+  vd_monitor *monitor;
+  float *span; /* [n_layer * n_head] tokens */
+  vd_progress progress;
+  double grad_norm, span_penalty; /* of the last update */
+  int64_t saved_update;           /* of the last good checkpoint; 0: none */
+  char last_good[VD_PATH + 64];   /* its path; "": none */
+} vd_train;
+
+/* Collective(ctx->comm). Reads only: corpus, geometry, model configuration, where to begin. ctx and s are borrowed
+ * until vd_train_close, which is to be called also on error. The error is agreed. */
+int vd_train_plan(vd_train *t, vd_context *ctx, const vd_settings *s, vd_error *err);
+
+/* Collective(t->ctx->comm). After the plan: creates the run's folder, model, optimiser, log and trace, and restores the
+ * checkpoint. The error is agreed. */
+int vd_train_open(vd_train *t, vd_error *err);
+
+/* Collective(t->ctx->comm). After the plan: the dry run. Prints data, model, memory and the map of ranks on standard
+ * output and writes nothing. VD_FAILED when the run could not be made, with the reason. */
+int vd_train_check(vd_train *t, vd_error *err);
+
+/* Collective(t->ctx->comm). Trains until run%max_updates (VD_OK), a signal (VD_STOPPED, after a checkpoint) or an error
+ * (agreed). */
+int vd_train_loop(vd_train *t, vd_error *err);
+
+/* Collective(t->ctx->comm). Writes a checkpoint of the run as it stands, links last.h5 (and best.h5), removes old ones.
+ * The error is agreed. */
+int vd_train_checkpoint(vd_train *t, bool best, vd_error *err);
+
+/* Collective(t->ctx->comm). Validates, tells log and trace, checkpoints when it is the best so far. *stopped: a
+ * signal came before it was done. The error is agreed. */
+int vd_train_validate(vd_train *t, bool *stopped, vd_error *err);
+
+/* Not collective. Frees everything; keeps the first error. */
+void vd_train_close(vd_train *t, vd_error *err);
+
+#endif

@@ -1,0 +1,74 @@
+#include "checkpoint.h"
+#include "evaluate.h"
+#include "parallel.h"
+#include "train.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+int vd_train_checkpoint(vd_train *t, bool best, vd_error *err) {
+  const vd_settings *s = t->settings;
+  char path[VD_PATH + 64];
+  vd_checkpoint_path(s->run.directory, t->progress.update, path, sizeof path);
+  vd_snapshot snapshot = {t->ctx, t->ops, t->model, t->optimizer, t->geometry.n_stream};
+  if (vd_snapshot_write(&snapshot, path, &t->progress, t->echo, vd_corpus_id(t->corpus), err) == VD_OK &&
+      t->ctx->rank == 0) {
+    if (vd_checkpoint_link(s->run.directory, "last", t->progress.update, err) == VD_OK && best)
+      vd_checkpoint_link(s->run.directory, "best", t->progress.update, err);
+    if (err->status == VD_OK) vd_checkpoint_prune(s->run.directory, s->checkpoint.keep, err);
+  }
+  if (vd_share_error(t->ctx->comm, err)) {
+    if (t->last_good[0])
+      vd_wrap(err, "update %lld (the last good checkpoint is %s)", (long long)t->progress.update, t->last_good);
+    return err->status;
+  }
+  t->saved_update = t->progress.update;
+  snprintf(t->last_good, sizeof t->last_good, "%s", path);
+  return VD_OK;
+}
+
+static void copy_parameters(vd_train *t, vd_model *to) {
+  size_t n = vd_model_arena(t->model);
+  real *host = vd_calloc(n, sizeof *host);
+  t->ops->get(t->ops, host, vd_model_params(t->model), n);
+  t->ops->put(t->ops, vd_model_params(to), host, n);
+  vd_model_params_changed(to);
+  free(host);
+}
+
+int vd_train_validate(vd_train *t, bool *stopped, vd_error *err) {
+  const vd_settings *s = t->settings;
+  vd_evaluate_plan plan = {.ctx = t->ctx,
+                           .corpus = t->corpus,
+                           .split = s->valid.split,
+                           .streams = s->valid.streams,
+                           .block = s->data.tokens_per_sample,
+                           .max_blocks = s->valid.max_blocks,
+                           .micro_streams = s->data.micro_streams,
+                           .read_ahead = (int)s->data.read_ahead,
+                           .stoppable = true};
+  vd_evaluator *e = NULL;
+  vd_evaluation result = {0};
+  if (vd_evaluator_create(&e, &plan, &t->config, t->ops, err)) return vd_wrap(err, "validation");
+  copy_parameters(t, vd_evaluator_model(e));
+  vd_evaluator_run(e, false, &result, err);
+  vd_evaluator_destroy(e);
+  *stopped = result.stopped;
+  if (err->status) return vd_wrap(err, "validation");
+  if (result.stopped) return VD_OK;
+  vd_progress *p = &t->progress;
+  double bpc = result.nll / (double)result.n_target / log(2.0);
+  if (!isfinite(bpc))
+    return vd_fail(err, VD_FAILED, "update %lld: the validation loss is not finite (%g)", (long long)p->update, bpc);
+  bool best = p->best_update == 0 || bpc < p->best_bpc;
+  p->valid_update = p->update;
+  if (best) {
+    p->best_update = p->update;
+    p->best_bpc = bpc;
+  }
+  int64_t epoch = 1 + (p->update - 1) / t->blocks;
+  if (t->ctx->rank == 0 && vd_log_valid(t->log, p->update, epoch, bpc, best, err) == VD_OK)
+    vd_trace_append_valid(t->trace, p->update, bpc, err);
+  if (vd_share_error(t->ctx->comm, err)) return err->status;
+  return best ? vd_train_checkpoint(t, true, err) : VD_OK;
+}

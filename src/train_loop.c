@@ -1,0 +1,178 @@
+#include "parallel.h"
+#include "signals.h"
+#include "train.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+/* What the ranks tell each other at every update, in one small reduction. */
+enum { NLL, TARGETS, FAILED, SIGNALLED, N_SHARED };
+
+/* One block through the model: gradients and sums of this rank. */
+static void run_block(vd_train *t, double shared[N_SHARED], vd_error *err) {
+  const int32_t *x, *y;
+  int64_t number, update = t->progress.update;
+  vd_ops *o = t->ops;
+  if (vd_reader_next(t->reader, &number, &x, &y, err)) return;
+  if (!x || number != update) vd_bug("block %lld came for update %lld", (long long)number, (long long)update);
+  if (number % t->blocks == 0 && vd_model_reset_memory(t->model, err)) return;
+  o->zero(o, vd_model_gradients(t->model), vd_model_arena(t->model) * sizeof(real));
+  vd_step step = {.x = x,
+                  .y = y,
+                  .block = t->geometry.block,
+                  .update = update,
+                  .train = true,
+                  .scale = 1.0 / (double)vd_stream_targets(&t->geometry, number % t->blocks)};
+  if (vd_model_run(t->model, &step, err) || o->synchronize(o, err)) return;
+  vd_monitor_count(t->monitor, y, t->n_own * t->geometry.block);
+  shared[NLL] = step.nll_sum;
+  shared[TARGETS] = (double)step.n_target;
+}
+
+static int wrap_last_good(const vd_train *t, vd_error *err) {
+  size_t used = strlen(err->message);
+  if (t->last_good[0])
+    snprintf(err->message + used, sizeof err->message - used, "; the last good checkpoint is %s", t->last_good);
+  else
+    snprintf(err->message + used, sizeof err->message - used, "; there is no checkpoint yet");
+  return err->status;
+}
+
+/* The loss is not a number: where did it come from? Parameters are the same on all ranks, and so is the answer. */
+static int fail_loss(vd_train *t, double nll, vd_error *err) {
+  const vd_param *p = vd_monitor_not_finite(t->model, t->ops, vd_model_params(t->model));
+  char where[192] = "all parameters are finite";
+  if (p && p->layer >= 0)
+    snprintf(where, sizeof where, "the first tensor with values that are not finite is %s (layer %d)", p->name,
+             p->layer);
+  else if (p)
+    snprintf(where, sizeof where, "the first tensor with values that are not finite is %s (no layer)", p->name);
+  vd_fail(err, VD_FAILED, "update %lld: the loss is not finite (%g); %s", (long long)(t->progress.update + 1), nll,
+          where);
+  return wrap_last_good(t, err);
+}
+
+/* One update. *signalled: a signal was noted on some rank. */
+static int update(vd_train *t, bool *signalled, vd_error *err) {
+  double shared[N_SHARED] = {0}, start = MPI_Wtime();
+  run_block(t, shared, err);
+  shared[FAILED] = err->status != VD_OK;
+  shared[SIGNALLED] = vd_signals_noted() != 0;
+  vd_sum_doubles(t->ctx->comm, shared, N_SHARED);
+  if (shared[FAILED] > 0) return vd_agree(t->ctx->comm, err);
+  if (!isfinite(shared[NLL])) return fail_loss(t, shared[NLL], err);
+  vd_sum_reals(t->ctx->comm, vd_model_gradients(t->model), vd_model_arena(t->model));
+  t->span_penalty = vd_model_span_penalty(t->model, true);
+  if (vd_optimizer_update(t->optimizer, t->progress.update, &t->grad_norm, err)) return wrap_last_good(t, err);
+  vd_same_on_all(t->ctx->comm, (int64_t)(t->grad_norm * 1e9), "the gradient norm");
+  *signalled = shared[SIGNALLED] > 0;
+  vd_progress *p = &t->progress;
+  p->update++;
+  p->epoch = 1 + p->update / t->blocks;
+  p->block = p->update % t->blocks;
+  vd_meter *meters[2] = {&p->log, &p->trace};
+  double seconds = MPI_Wtime() - start;
+  for (int i = 0; i < 2; i++) {
+    meters[i]->nll += shared[NLL];
+    meters[i]->targets += shared[TARGETS];
+    meters[i]->seconds += seconds;
+  }
+  return VD_OK;
+}
+
+static double bpc_of(const vd_meter *m) {
+  return m->nll / m->targets / log(2.0);
+}
+
+static void fill_row(vd_train *t, vd_log_row *row) {
+  const vd_meter *m = &t->progress.log;
+  int64_t n = t->config.n_layer * t->config.n_head;
+  vd_model_spans(t->model, t->span);
+  double sum = 0, most = 0;
+  for (int64_t i = 0; i < n; i++) {
+    sum += t->span[i];
+    most = fmax(most, t->span[i]);
+  }
+  *row = (vd_log_row){.update = t->progress.update,
+                      .epoch = 1 + (t->progress.update - 1) / t->blocks,
+                      .bpc = bpc_of(m),
+                      .span_penalty = t->span_penalty,
+                      .learning_rate = vd_optimizer_lr(t->optimizer, t->progress.update - 1),
+                      .grad_norm = t->grad_norm,
+                      .tokens_per_second = m->targets / m->seconds,
+                      .mean_span = sum / (double)n,
+                      .max_span = most};
+}
+
+static void append_trace(vd_train *t, const vd_log_row *log_row, vd_error *err) {
+  const vd_meter *m = &t->progress.trace;
+  vd_trace_row row = {.update = t->progress.update,
+                      .span = t->span,
+                      .train_bpc = bpc_of(m),
+                      .learning_rate = log_row->learning_rate,
+                      .grad_norm = t->grad_norm,
+                      .tokens_per_second = m->targets / m->seconds};
+  if (t->trace) vd_trace_append(t->trace, &row, err);
+}
+
+static bool due(int64_t update, int64_t interval) {
+  return interval > 0 && update % interval == 0;
+}
+
+/* Log, live line, trace and monitor after an update. */
+static int tell(vd_train *t, vd_error *err) {
+  const vd_settings *s = t->settings;
+  int64_t u = t->progress.update;
+  bool end = u == s->run.max_updates;
+  vd_log_row row;
+  char warning[512] = "";
+  fill_row(t, &row);
+  if (due(u, s->run.log_interval) || end) {
+    vd_monitor_judge(t->monitor, t->ctx->comm, u, row.bpc, warning, sizeof warning);
+    if (t->log) vd_log_update(t->log, &row, err);
+    t->progress.log = (vd_meter){0};
+  } else {
+    vd_log_live(t->log, &row);
+  }
+  if (warning[0] && t->log) vd_log_message(t->log, "%s", warning);
+  if (due(u, s->trace.interval) || end) {
+    if (err->status == VD_OK) append_trace(t, &row, err);
+    t->progress.trace = (vd_meter){0};
+  }
+  return vd_share_error(t->ctx->comm, err);
+}
+
+/* Validation and checkpoint where they are due after an update, or at the end. */
+static int keep(vd_train *t, bool *signalled, vd_error *err) {
+  const vd_settings *s = t->settings;
+  int64_t u = t->progress.update;
+  bool end = u == s->run.max_updates, stopped = false;
+  bool valid = s->valid.interval > 0 && u > 0 && (due(u, s->valid.interval) || end) && t->progress.valid_update != u;
+  if (valid && !(*signalled && !end) && vd_train_validate(t, &stopped, err)) return err->status;
+  if (stopped) *signalled = true;
+  if ((due(u, s->checkpoint.interval) || end || *signalled) && t->saved_update != u)
+    return vd_train_checkpoint(t, false, err);
+  return VD_OK;
+}
+
+int vd_train_loop(vd_train *t, vd_error *err) {
+  const int64_t last = t->settings->run.max_updates;
+  bool signalled = false;
+  if (t->progress.update >= last) {
+    if (t->log)
+      vd_log_message(t->log, "nothing to do: %lld updates are done, run%%max_updates = %lld",
+                     (long long)t->progress.update, (long long)last);
+    return VD_OK;
+  }
+  /* A run that was stopped while it validated does that first. */
+  if (keep(t, &signalled, err)) return err->status;
+  while (t->progress.update < last && !signalled) {
+    if (update(t, &signalled, err) || tell(t, err) || keep(t, &signalled, err)) return err->status;
+  }
+  if (!signalled || t->progress.update >= last) return VD_OK;
+  if (t->log)
+    vd_log_message(t->log, "stopped by a signal after update %lld of %lld; %s is written: run again to go on",
+                   (long long)t->progress.update, (long long)last, t->last_good);
+  return VD_STOPPED;
+}
