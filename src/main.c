@@ -1,6 +1,7 @@
 /* viaduct: command line, MPI, the deck for all ranks, one command, one message, one exit status. */
 #include "command_line.h"
 #include "context.h"
+#include "cpu/kernels.h"
 #include "parallel.h"
 #include "version.h"
 
@@ -62,6 +63,7 @@ static int run(vd_context *ctx, const vd_command_line *line, vd_error *err) {
 
 int main(int argc, char **argv) {
   int level;
+  vd_cpu_choose_kernels(argv);
   MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &level);
   vd_context ctx = {0};
   MPI_Comm_dup(MPI_COMM_WORLD, &ctx.comm);

@@ -1,4 +1,5 @@
 #include "attention_tile.h"
+#include "philox.h"
 
 #include "error.h"
 
@@ -79,29 +80,6 @@ void vd_pack_columns(const vd_attention_plan *plan, const real *from, int64_t ro
   for (int64_t e = 0; e < width; e++) memset(to + e * ld + rows, 0, (size_t)(ld - rows) * sizeof(real));
 }
 
-/* Philox 4x32-10 (see random.h) of the 32 calls of one tile, words[w][call]: the loops over calls become vectors. */
-static void philox_tile(const vd_rng *rng, uint64_t call, uint32_t words[4][32]) {
-  uint32_t k0 = (uint32_t)rng->seed, k1 = (uint32_t)(rng->seed >> 32);
-  for (uint32_t c = 0; c < 32; c++) {
-    words[0][c] = (uint32_t)call + c; /* call is a multiple of 32: no carry */
-    words[1][c] = (uint32_t)(call >> 32);
-    words[2][c] = rng->update;
-    words[3][c] = (uint32_t)rng->layer | ((uint32_t)rng->site << 16);
-  }
-  for (int round = 0; round < 10; round++) {
-#pragma omp simd
-    for (int c = 0; c < 32; c++) {
-      uint64_t p0 = (uint64_t)words[0][c] * PHILOX_M4x32_0, p1 = (uint64_t)words[2][c] * PHILOX_M4x32_1;
-      words[0][c] = (uint32_t)(p1 >> 32) ^ words[1][c] ^ k0;
-      words[1][c] = (uint32_t)p1;
-      words[2][c] = (uint32_t)(p0 >> 32) ^ words[3][c] ^ k1;
-      words[3][c] = (uint32_t)p0;
-    }
-    k0 += PHILOX_W32_0;
-    k1 += PHILOX_W32_1;
-  }
-}
-
 int64_t vd_tile_halves(const vd_attention_plan *plan, int64_t stream, int64_t h, int64_t i0, int64_t T,
                        uint16_t *halves) {
   const vd_attention *a = plan->a;
@@ -113,8 +91,8 @@ int64_t vd_tile_halves(const vd_attention_plan *plan, int64_t stream, int64_t h,
     for (int64_t j = (Lr + i - head->reach) / 16 * 16; j <= newest; j += 16) {
       uint64_t tile =
           (uint64_t)((((a->dropout.row0 + stream) * a->n_head + h) * (Mr / 16) + i / 16) * ((Lr + Mr) / 16) + j / 16);
-      uint32_t words[4][32];
-      philox_tile(&a->dropout.rng, tile * 32, words);
+      uint32_t words[4][VD_PHILOX_BATCH];
+      vd_cpu_philox(&a->dropout.rng, tile * 32, words);
       for (int t = 0; t < 16; t++) { /* words of one row: low half first */
         uint16_t *to = halves + (i - i0 + t) * ld + (j - base);
         for (int g = 0; g < 2; g++)

@@ -2,6 +2,7 @@
  * parallel and over rows in order, so that a result does not depend on the number of threads. */
 #include "blas.h"
 #include "cpu.h"
+#include "philox.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -9,13 +10,21 @@
 static const double VD_NORM_EPS = 1e-5;
 
 void vd_cpu_dropout_row(const vd_dropout *dropout, int64_t row, int64_t width, real *x) {
+  enum { GROUP = 8 * VD_PHILOX_BATCH }; /* elements that a batch of calls serves */
   uint32_t threshold = vd_dropout_threshold(dropout->p);
   real scale = (real)vd_dropout_scale(threshold);
-  int64_t e = (dropout->row0 + row) * width, end = e + width;
-  while (e < end) {
-    philox4x32_ctr_t words = vd_philox(dropout->rng, (uint64_t)e / 8);
-    for (int lane = (int)(e % 8); lane < 8 && e < end; lane++, e++, x++)
-      *x = vd_dropout_half(words, lane) < threshold ? 0 : *x * scale;
+  int64_t first = (dropout->row0 + row) * width, end = first + width;
+  for (int64_t group = first / GROUP * GROUP; group < end; group += GROUP) {
+    uint32_t words[4][VD_PHILOX_BATCH];
+    real keep[GROUP];
+    vd_cpu_philox(&dropout->rng, (uint64_t)group / 8, words);
+    for (int c = 0; c < VD_PHILOX_BATCH; c++)
+      for (int w = 0; w < 4; w++) {
+        keep[8 * c + 2 * w] = (words[w][c] & 0xffffU) < threshold ? 0 : scale;
+        keep[8 * c + 2 * w + 1] = (words[w][c] >> 16) < threshold ? 0 : scale;
+      }
+    int64_t from = group > first ? group : first, to = group + GROUP < end ? group + GROUP : end;
+    for (int64_t e = from; e < to; e++) x[e - first] *= keep[e - group];
   }
 }
 
