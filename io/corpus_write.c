@@ -1,0 +1,365 @@
+#include "corpus_write.h"
+#include "corpus.h"
+#include "digest.h"
+
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { SHARD_CHUNK = 65536 }; /* tokens; what a reader fetches at once */
+
+struct vd_shard {
+  vd_h5 *h5;
+  vd_h5_out out;
+  hid_t tokens;
+  bool wide; /* uint16 */
+  int64_t n, done;
+  uint8_t *narrow; /* [SHARD_CHUNK] */
+};
+
+const char *vd_split_name(int split) {
+  static const char *const names[VD_N_SPLIT] = {"train", "valid", "test"};
+  return names[split];
+}
+
+int64_t vd_shard_count(int64_t n_token, int64_t shard_tokens) {
+  return n_token == 0 ? 0 : (n_token - 1) / shard_tokens + 1;
+}
+
+/* The file's name without its folder; *folder gets the length of the folder with its slash. */
+static const char *base_name(const char *path, int *folder) {
+  const char *slash = strrchr(path, '/');
+  *folder = slash ? (int)(slash + 1 - path) : 0;
+  return slash ? slash + 1 : path;
+}
+
+static int prefix_length(const char *name) {
+  size_t n = strlen(name);
+  return (int)(n > 3 && strcmp(name + n - 3, ".h5") == 0 ? n - 3 : n);
+}
+
+int vd_shard_path(const char *corpus_path, const char *prefix, int split, int64_t index, char *path, size_t size,
+                  vd_error *err) {
+  int folder, n = 0;
+  const char *name = base_name(corpus_path, &folder);
+  if (!prefix)
+    n = prefix_length(name);
+  else
+    n = (int)strlen(name = prefix);
+  int wanted = snprintf(path, size, "%.*s%.*s-%s-%04lld.h5", folder, corpus_path, n, name, vd_split_name(split),
+                        (long long)index);
+  if (wanted < 0 || (size_t)wanted >= size) return vd_fail(err, VD_FAILED, "the path is too long: %s", corpus_path);
+  return VD_OK;
+}
+
+static bool is_wide(const vd_corpus_plan *plan) {
+  return plan->vocabulary.n > 256;
+}
+
+static int shard_attributes(hid_t file, const vd_corpus_plan *plan, int split, int64_t index, vd_error *err) {
+  vd_h5_attr_text(file, "corpus_id", plan->id, err);
+  vd_h5_attr_text(file, "split", vd_split_name(split), err);
+  vd_h5_attr_i64(file, "first_token", index * plan->shard_tokens, err);
+  return err->status;
+}
+
+int vd_shard_begin(vd_shard **shard, vd_h5 *h5, const vd_corpus_plan *plan, int split, int64_t index, vd_error *err) {
+  char path[1100];
+  *shard = NULL;
+  if (vd_shard_path(plan->path, NULL, split, index, path, sizeof path, err)) return err->status;
+  vd_shard *s = vd_calloc(1, sizeof *s);
+  int64_t left = plan->n_token[split] - index * plan->shard_tokens;
+  *s = (vd_shard){.h5 = h5, .tokens = -1, .wide = is_wide(plan)};
+  s->n = left < plan->shard_tokens ? left : plan->shard_tokens;
+  s->narrow = vd_calloc(SHARD_CHUNK, 1);
+  vd_dataset d = {.path = "/tokens",
+                  .dtype = s->wide ? VD_U16 : VD_U8,
+                  .rank = 1,
+                  .shape = {(hsize_t)s->n},
+                  .chunk = {(hsize_t)(s->n < SHARD_CHUNK ? s->n : SHARD_CHUNK)},
+                  .dimension = {"token"},
+                  .units = "1",
+                  .long_name = "ids of the symbols, in the order of the source",
+                  .deflate = plan->deflate};
+  vd_h5_lock(h5);
+  if (vd_h5_begin(&s->out, path, "shard", err) == VD_OK) {
+    if (shard_attributes(s->out.file, plan, split, index, err) == VD_OK)
+      vd_h5_dataset(s->out.file, &d, NULL, &s->tokens, err);
+  }
+  vd_h5_unlock(h5);
+  *shard = s;
+  if (err->status) vd_shard_abandon(shard);
+  return err->status;
+}
+
+int64_t vd_shard_wants(const vd_shard *shard) {
+  return shard->n - shard->done;
+}
+
+static int put_part(vd_shard *s, const uint16_t *tokens, hsize_t n, vd_error *err) {
+  const void *data = tokens;
+  if (!s->wide) {
+    for (hsize_t i = 0; i < n; i++) s->narrow[i] = (uint8_t)tokens[i];
+    data = s->narrow;
+  }
+  hsize_t first = (hsize_t)s->done;
+  hid_t memory = H5Screate_simple(1, &n, NULL), space = H5Dget_space(s->tokens);
+  H5Sselect_hyperslab(space, H5S_SELECT_SET, &first, NULL, &n, NULL);
+  if (H5Dwrite(s->tokens, vd_h5_type(s->wide ? VD_U16 : VD_U8), memory, space, H5P_DEFAULT, data) < 0)
+    vd_h5_fail(err, "cannot write %s", s->out.path);
+  H5Sclose(space);
+  H5Sclose(memory);
+  s->done += (int64_t)n;
+  return err->status;
+}
+
+int vd_shard_put(vd_shard *shard, const uint16_t *tokens, int64_t n, vd_error *err) {
+  if (n > vd_shard_wants(shard)) vd_bug("%lld tokens too many for %s", (long long)n, shard->out.path);
+  vd_h5_lock(shard->h5);
+  while (n > 0 && err->status == VD_OK) {
+    /* Up to the next chunk's border, so that each chunk is written once. */
+    int64_t part = SHARD_CHUNK - shard->done % SHARD_CHUNK;
+    if (part > n) part = n;
+    put_part(shard, tokens, (hsize_t)part, err);
+    tokens += part;
+    n -= part;
+  }
+  vd_h5_unlock(shard->h5);
+  return err->status;
+}
+
+static void free_shard(vd_shard **shard) {
+  free((*shard)->narrow);
+  free(*shard);
+  *shard = NULL;
+}
+
+int vd_shard_commit(vd_shard **shard, vd_error *err) {
+  vd_shard *s = *shard;
+  if (vd_shard_wants(s) != 0) vd_bug("%s still wants %lld tokens", s->out.path, (long long)vd_shard_wants(s));
+  vd_h5_lock(s->h5);
+  herr_t closed = H5Dclose(s->tokens);
+  s->tokens = -1;
+  if (closed < 0) {
+    vd_h5_fail(err, "cannot write %s", s->out.path);
+    vd_h5_abandon(&s->out);
+  } else {
+    vd_h5_commit(&s->out, err);
+  }
+  vd_h5_unlock(s->h5);
+  free_shard(shard);
+  return err->status;
+}
+
+void vd_shard_abandon(vd_shard **shard) {
+  vd_shard *s = *shard;
+  if (!s) return;
+  vd_h5_lock(s->h5);
+  if (s->tokens >= 0) H5Dclose(s->tokens);
+  vd_h5_abandon(&s->out);
+  vd_h5_unlock(s->h5);
+  free_shard(shard);
+}
+
+/* /train, /valid or /test: a virtual dataset over its shards, named relative to NAME.h5 so that the folder can move. */
+static int write_split(hid_t file, const vd_corpus_plan *plan, int split, vd_error *err) {
+  char path[16], dimension[32], long_name[128];
+  snprintf(path, sizeof path, "/%s", vd_split_name(split));
+  snprintf(dimension, sizeof dimension, "%s_token", vd_split_name(split));
+  snprintf(long_name, sizeof long_name, "ids of the symbols of the split %s", vd_split_name(split));
+  hsize_t n = (hsize_t)plan->n_token[split];
+  vd_dataset d = {.path = path,
+                  .dtype = is_wide(plan) ? VD_U16 : VD_U8,
+                  .rank = 1,
+                  .shape = {n},
+                  .dimension = {dimension},
+                  .units = "1",
+                  .long_name = long_name};
+  if (n == 0) return vd_h5_dataset(file, &d, NULL, NULL, err);
+  hid_t type = is_wide(plan) ? H5T_STD_U16LE : H5T_STD_U8LE;
+  hid_t space = H5Screate_simple(1, &n, NULL), list = H5Pcreate(H5P_DATASET_CREATE);
+  /* What foreign readers see of a missing shard; our own reader opens the shards themselves and says so. */
+  uint16_t missing = is_wide(plan) ? UINT16_MAX : UINT8_MAX;
+  H5Pset_fill_value(list, H5T_NATIVE_UINT16, &missing);
+  int64_t shards = vd_shard_count(plan->n_token[split], plan->shard_tokens);
+  for (int64_t i = 0; i < shards && err->status == VD_OK; i++) {
+    char shard[1100];
+    int folder;
+    if (vd_shard_path(plan->path, NULL, split, i, shard, sizeof shard, err)) break;
+    hsize_t first = (hsize_t)(i * plan->shard_tokens), count = n - first;
+    if (count > (hsize_t)plan->shard_tokens) count = (hsize_t)plan->shard_tokens;
+    hid_t source = H5Screate_simple(1, &count, NULL);
+    H5Sselect_hyperslab(space, H5S_SELECT_SET, &first, NULL, &count, NULL);
+    if (H5Pset_virtual(list, space, base_name(shard, &folder), "/tokens", source) < 0)
+      vd_h5_fail(err, "cannot map %s", shard);
+    H5Sclose(source);
+  }
+  H5Sselect_all(space);
+  hid_t id = err->status ? -1 : H5Dcreate2(file, path + 1, type, space, H5P_DEFAULT, list, H5P_DEFAULT);
+  if (id < 0)
+    vd_h5_fail(err, "cannot create the virtual dataset %s", path);
+  else
+    vd_h5_describe(file, id, &d, err);
+  if (id >= 0) H5Dclose(id);
+  H5Pclose(list);
+  H5Sclose(space);
+  return err->status;
+}
+
+static int write_vocabulary(hid_t file, const vd_vocabulary *v, vd_error *err) {
+  vd_dataset symbol = {.path = "/vocabulary/symbol",
+                       .dtype = VD_U8,
+                       .rank = 2,
+                       .shape = {(hsize_t)v->n, (hsize_t)v->width},
+                       .dimension = {"symbol_id", "byte"},
+                       .units = "1",
+                       .long_name = "bytes of each symbol, padded with zeros behind vocabulary/length",
+                       .deflate = 4};
+  vd_dataset length = {.path = "/vocabulary/length",
+                       .dtype = VD_I32,
+                       .rank = 1,
+                       .shape = {(hsize_t)v->n},
+                       .dimension = {"symbol_id"},
+                       .units = "bytes",
+                       .long_name = "length of each symbol"};
+  vd_dataset count = {.path = "/vocabulary/count",
+                      .dtype = VD_I64,
+                      .rank = 1,
+                      .shape = {(hsize_t)v->n},
+                      .dimension = {"symbol_id"},
+                      .units = "tokens",
+                      .long_name = "occurrences of each symbol in the whole source"};
+  if (vd_h5_dataset(file, &symbol, v->symbol, NULL, err) || vd_h5_dataset(file, &length, v->length, NULL, err) ||
+      vd_h5_dataset(file, &count, v->count, NULL, err))
+    return err->status;
+  return VD_OK;
+}
+
+static int write_attributes(hid_t file, const vd_corpus_plan *plan, vd_error *err) {
+  int folder;
+  const char *name = base_name(plan->path, &folder);
+  char prefix[1024];
+  snprintf(prefix, sizeof prefix, "%.*s", prefix_length(name), name);
+  vd_h5_attr_text(file, "corpus_id", plan->id, err);
+  vd_h5_attr_text(file, "symbols", plan->words ? "words" : "bytes", err);
+  vd_h5_attr_text(file, "shard_prefix", prefix, err);
+  vd_h5_attr_i64(file, "shard_tokens", plan->shard_tokens, err);
+  vd_h5_attr_i64(file, "deflate", plan->deflate, err);
+  vd_h5_attr_text(file, "split_rule", plan->split_rule, err);
+  for (int i = 0; i < plan->n_source && err->status == VD_OK; i++) {
+    char key[64], of[16] = "";
+    if (plan->n_source > 1) snprintf(of, sizeof of, "_%s", vd_split_name(i));
+    snprintf(key, sizeof key, "source%s", of);
+    vd_h5_attr_text(file, key, plan->source[i], err);
+    snprintf(key, sizeof key, "source%s_bytes", of);
+    vd_h5_attr_i64(file, key, plan->source_bytes[i], err);
+    snprintf(key, sizeof key, "source%s_md5", of);
+    vd_h5_attr_text(file, key, plan->source_md5[i], err);
+  }
+  vd_h5_attr_text(file, "settings", plan->echo, err);
+  return err->status;
+}
+
+int vd_corpus_write(vd_h5 *h5, const vd_corpus_plan *plan, vd_error *err) {
+  vd_h5_out out;
+  vd_h5_lock(h5);
+  if (vd_h5_begin(&out, plan->path, "corpus", err) == VD_OK) {
+    write_attributes(out.file, plan, err);
+    for (int k = 0; k < VD_N_SPLIT && err->status == VD_OK; k++) write_split(out.file, plan, k, err);
+    if (err->status == VD_OK) write_vocabulary(out.file, &plan->vocabulary, err);
+    if (err->status == VD_OK && vd_h5_finish(&out, err) == VD_OK && vd_digest_seal(out.temporary, err) == VD_OK)
+      vd_h5_commit(&out, err);
+    if (err->status) vd_h5_abandon(&out);
+  }
+  vd_h5_unlock(h5);
+  return err->status;
+}
+
+/* True for PREFIX-train-0000.h5 and the like, and for temporaries of those and of PREFIX.h5. */
+static bool belongs(const char *name, const char *prefix, int n) {
+  char plain[1200];
+  const char *mark = strstr(name, ".tmp-");
+  if (vd_is_temporary(name, NULL)) {
+    for (const char *next; (next = strstr(mark + 1, ".tmp-")) != NULL;) mark = next;
+    snprintf(plain, sizeof plain, "%.*s", (int)(mark - name - 1), name + 1);
+    if ((int)strlen(plain) == n + 3 && strncmp(plain, prefix, (size_t)n) == 0 && strcmp(plain + n, ".h5") == 0)
+      return true;
+  } else {
+    snprintf(plain, sizeof plain, "%s", name);
+  }
+  if (strncmp(plain, prefix, (size_t)n) != 0 || plain[n] != '-') return false;
+  for (int k = 0; k < VD_N_SPLIT; k++) {
+    const char *rest = plain + n + 1, *split = vd_split_name(k);
+    if (strncmp(rest, split, strlen(split)) != 0 || rest[strlen(split)] != '-') continue;
+    const char *digit = rest += strlen(split) + 1;
+    while (isdigit((unsigned char)*digit)) digit++;
+    return digit - rest >= 4 && strcmp(digit, ".h5") == 0;
+  }
+  return false;
+}
+
+int vd_corpus_remove(const char *path, vd_error *err) {
+  int length;
+  const char *name = base_name(path, &length);
+  char folder[1100];
+  snprintf(folder, sizeof folder, "%.*s", length ? length : 2, length ? path : "./");
+  if (unlink(path) != 0 && errno != ENOENT)
+    return vd_fail(err, VD_FAILED, "cannot remove %s: %s", path, strerror(errno));
+  /* NAME.h5 must be gone for good before the shards it speaks of are. */
+  if (vd_sync_folder(path, err)) return err->status;
+  DIR *dir = opendir(folder);
+  if (!dir) return vd_fail(err, VD_FAILED, "cannot read the folder %s: %s", folder, strerror(errno));
+  for (struct dirent *e; (e = readdir(dir)) != NULL;) {
+    if (!belongs(e->d_name, name, prefix_length(name))) continue;
+    if (unlinkat(dirfd(dir), e->d_name, 0) != 0 && errno != ENOENT)
+      vd_fail(err, VD_FAILED, "cannot remove %s%s: %s", folder, e->d_name, strerror(errno));
+  }
+  closedir(dir);
+  return err->status;
+}
+
+/* True when the attributes of an open NAME.h5 are those of the plan; else `why` names the first that is not. */
+static bool same_attributes(hid_t file, const vd_corpus_plan *plan, char *why, size_t size) {
+  vd_error none = {0};
+  char *id = NULL;
+  int64_t shard_tokens = 0, deflate = 0;
+  if (vd_h5_get_text(file, "corpus_id", &id, &none) || vd_h5_get_i64(file, "shard_tokens", &shard_tokens, &none) ||
+      vd_h5_get_i64(file, "deflate", &deflate, &none))
+    snprintf(why, size, "%s", none.message);
+  else if (strcmp(id, plan->id) != 0)
+    snprintf(why, size, "it was made from another source or split in another way");
+  else if (shard_tokens != plan->shard_tokens)
+    snprintf(why, size, "its shards have %lld tokens", (long long)shard_tokens);
+  else if (deflate != plan->deflate)
+    snprintf(why, size, "it was written with deflate = %lld", (long long)deflate);
+  free(id);
+  return why[0] == '\0';
+}
+
+enum vd_corpus_state vd_corpus_compare(vd_h5 *h5, const vd_corpus_plan *plan, char *why, size_t size) {
+  vd_error err = {0};
+  why[0] = '\0';
+  if (access(plan->path, F_OK) != 0) return VD_CORPUS_ABSENT;
+  vd_h5_lock(h5);
+  hid_t file;
+  bool same = false;
+  if (vd_h5_open(plan->path, "corpus", &file, &err) == VD_OK) {
+    same = same_attributes(file, plan, why, size);
+    H5Fclose(file);
+  } else {
+    snprintf(why, size, "%s", err.message);
+  }
+  vd_h5_unlock(h5);
+  if (!same) return VD_CORPUS_OTHER;
+  vd_corpus *corpus;
+  if (vd_corpus_open(&corpus, h5, plan->path, &err)) {
+    snprintf(why, size, "%s", err.message);
+    return VD_CORPUS_DAMAGED;
+  }
+  vd_corpus_close(corpus);
+  return VD_CORPUS_SAME;
+}

@@ -1,0 +1,72 @@
+/* Writing a corpus: shard files, in any order and by any process, then the file NAME.h5 that makes one corpus of them.
+ */
+#ifndef VD_CORPUS_WRITE_H
+#define VD_CORPUS_WRITE_H
+
+#include "h5.h"
+
+enum { VD_N_SPLIT = 3, VD_LONGEST_SYMBOL = 1024 };
+
+/* Symbols in the order of their ids. */
+typedef struct vd_vocabulary {
+  int64_t n, width; /* width: bytes of the longest symbol */
+  uint8_t *symbol;  /* [n][width], padded with zeros */
+  int32_t *length;  /* [n] bytes */
+  int64_t *count;   /* [n] occurrences in the whole source */
+} vd_vocabulary;
+
+/* All that decides what the files of a corpus hold. Pointers are borrowed. */
+typedef struct vd_corpus_plan {
+  const char *path; /* NAME.h5 */
+  char id[33];      /* identity of the token stream, 32 hexadecimal digits */
+  int64_t n_token[VD_N_SPLIT];
+  int64_t shard_tokens; /* tokens in a shard, but for the last one of a split */
+  int deflate;          /* 0: off; 1..9 */
+  bool words;           /* symbols are words of text, else bytes */
+  vd_vocabulary vocabulary;
+  int n_source;
+  const char *source[VD_N_SPLIT];   /* one file, or one for each split */
+  int64_t source_bytes[VD_N_SPLIT]; /* uncompressed */
+  char source_md5[VD_N_SPLIT][33];  /* of the uncompressed bytes */
+  char split_rule[256];             /* for people */
+  const char *echo;                 /* resolved deck */
+} vd_corpus_plan;
+
+/* Not collective. "train", "valid", "test" for 0, 1, 2. */
+const char *vd_split_name(int split);
+/* Not collective. Number of shards of a split of n tokens. */
+int64_t vd_shard_count(int64_t n_token, int64_t shard_tokens);
+/* Not collective. Path of a shard: PREFIX-train-0000.h5 in the folder of `corpus_path`. prefix NULL: the name of
+ * corpus_path without ".h5". VD_FAILED when it does not fit. */
+int vd_shard_path(const char *corpus_path, const char *prefix, int split, int64_t index, char *path, size_t size,
+                  vd_error *err);
+
+typedef struct vd_shard vd_shard;
+/* Not collective. Starts writing shard `index` of a split; memory: about 1 MiB. Errors: the file cannot be created. */
+int vd_shard_begin(vd_shard **shard, vd_h5 *h5, const vd_corpus_plan *plan, int split, int64_t index, vd_error *err);
+/* Not collective. Tokens that the shard still wants. */
+int64_t vd_shard_wants(const vd_shard *shard);
+/* Not collective. Appends n (at most vd_shard_wants()) tokens. Errors: the disk is full ... */
+int vd_shard_put(vd_shard *shard, const uint16_t *tokens, int64_t n, vd_error *err);
+/* Not collective. Puts the whole shard in its place and frees *shard, also on error. */
+int vd_shard_commit(vd_shard **shard, vd_error *err);
+/* Not collective. Gives the shard up, removes what was written of it, frees *shard. NULL is allowed. */
+void vd_shard_abandon(vd_shard **shard);
+
+/* Not collective. Writes NAME.h5, when all shards are in place. Errors: the file cannot be written. */
+int vd_corpus_write(vd_h5 *h5, const vd_corpus_plan *plan, vd_error *err);
+/* Not collective. Removes NAME.h5 first, then all its shards and the temporaries of killed runs, whatever run made
+ * them. Errors: a file that cannot be removed. */
+int vd_corpus_remove(const char *path, vd_error *err);
+
+/* What lies at plan->path already. */
+enum vd_corpus_state {
+  VD_CORPUS_ABSENT,
+  VD_CORPUS_SAME,    /* this corpus, whole */
+  VD_CORPUS_DAMAGED, /* this corpus, but a file of it is missing or damaged */
+  VD_CORPUS_OTHER    /* something else */
+};
+/* Not collective. Compares what lies at plan->path with the plan; `why` [size] says what is damaged or different. */
+enum vd_corpus_state vd_corpus_compare(vd_h5 *h5, const vd_corpus_plan *plan, char *why, size_t size);
+
+#endif
