@@ -1,0 +1,76 @@
+#include "nll.h"
+
+#include <stdlib.h>
+
+struct vd_nll {
+  vd_h5 *h5;
+  vd_h5_out out;
+  hid_t dataset;
+};
+
+int vd_nll_begin(vd_nll **f, vd_h5 *h5, const char *path, int64_t n_token, const char *split, const char *checkpoint,
+                 const char *corpus_id, vd_error *err) {
+  vd_nll *n = vd_calloc(1, sizeof *n);
+  n->h5 = h5;
+  n->dataset = H5I_INVALID_HID;
+  vd_dataset d = {.path = "/nll",
+                  .dtype = VD_F32,
+                  .rank = 1,
+                  .shape = {(hsize_t)n_token},
+                  .dimension = {"token"},
+                  .units = "nats",
+                  .long_name = "negative log likelihood of each token of the split given those before it; NaN where it "
+                               "was not predicted (the first)"};
+  vd_h5_lock(h5);
+  if (vd_h5_begin(&n->out, path, "nll", err) == VD_OK) {
+    if (vd_h5_attr_text(n->out.file, "split", split, err) == VD_OK &&
+        vd_h5_attr_text(n->out.file, "checkpoint", checkpoint, err) == VD_OK &&
+        vd_h5_attr_text(n->out.file, "corpus_id", corpus_id, err) == VD_OK)
+      vd_h5_dataset(n->out.file, &d, NULL, &n->dataset, err);
+    if (err->status) vd_h5_abandon(&n->out);
+  }
+  vd_h5_unlock(h5);
+  if (err->status) {
+    free(n);
+    return err->status;
+  }
+  *f = n;
+  return VD_OK;
+}
+
+int vd_nll_put(vd_nll *f, int64_t first, int64_t n, const float *nll, vd_error *err) {
+  if (n == 0) return VD_OK;
+  hsize_t offset = (hsize_t)first, count = (hsize_t)n;
+  vd_h5_lock(f->h5);
+  hid_t file = H5Dget_space(f->dataset), memory = H5Screate_simple(1, &count, NULL);
+  if (file < 0 || memory < 0 || H5Sselect_hyperslab(file, H5S_SELECT_SET, &offset, NULL, &count, NULL) < 0 ||
+      H5Dwrite(f->dataset, H5T_NATIVE_FLOAT, memory, file, H5P_DEFAULT, nll) < 0)
+    vd_h5_fail(err, "cannot write %s", f->out.path);
+  if (file >= 0) H5Sclose(file);
+  if (memory >= 0) H5Sclose(memory);
+  vd_h5_unlock(f->h5);
+  return err->status;
+}
+
+int vd_nll_commit(vd_nll **f, vd_error *err) {
+  vd_h5_lock((*f)->h5);
+  if (H5Dclose((*f)->dataset) < 0) vd_h5_fail(err, "cannot write %s", (*f)->out.path);
+  if (err->status)
+    vd_h5_abandon(&(*f)->out);
+  else
+    vd_h5_commit(&(*f)->out, err);
+  vd_h5_unlock((*f)->h5);
+  free(*f);
+  *f = NULL;
+  return err->status;
+}
+
+void vd_nll_abandon(vd_nll **f) {
+  if (!*f) return;
+  vd_h5_lock((*f)->h5);
+  H5Dclose((*f)->dataset);
+  vd_h5_abandon(&(*f)->out);
+  vd_h5_unlock((*f)->h5);
+  free(*f);
+  *f = NULL;
+}

@@ -1,0 +1,97 @@
+#include "parallel.h"
+#include "train.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* One rank's line of the map. */
+struct seat {
+  char host[64], device[32];
+  int local_rank, threads;
+  int64_t first, last; /* streams */
+};
+
+/* The nearest existing folder above (or at) `path` must be writable. Root may write anywhere: then only a missing or
+ * foreign folder shows here, the rest when the run begins. */
+static int check_folder(const char *path, vd_error *err) {
+  char part[VD_PATH];
+  snprintf(part, sizeof part, "%s", path);
+  while (access(part, F_OK) != 0 && errno == ENOENT) {
+    char *slash = strrchr(part, '/');
+    if (!slash) {
+      snprintf(part, sizeof part, ".");
+      break;
+    }
+    if (slash == part) slash++;
+    *slash = '\0';
+  }
+  if (access(part, W_OK | X_OK) != 0)
+    return vd_fail(err, VD_FAILED, "run%%directory = '%s' cannot be written: %s: %s", path, part, strerror(errno));
+  return VD_OK;
+}
+
+static int64_t first_window(const vd_model_config *c) {
+  double reach = ceil(c->span_init * (double)c->attn_span) + (double)c->ramp;
+  int64_t cur = reach < (double)c->attn_span ? (int64_t)reach : c->attn_span;
+  int64_t cut = c->attn_span - cur < c->attn_span - 1 ? c->attn_span - cur : c->attn_span - 1;
+  return c->attn_span - 64 * (cut / 64);
+}
+
+static void print_memory(const vd_train *t, const char *when, int64_t window) {
+  const vd_settings *s = t->settings;
+  vd_memory_estimate e;
+  int64_t streams = (t->geometry.n_stream + t->ctx->size - 1) / t->ctx->size;
+  vd_model_estimate(&t->config, t->ops->act_size, streams, s->data.micro_streams, s->data.tokens_per_sample, window,
+                    &e);
+  const double mib = 1024.0 * 1024.0;
+  double total = e.parameters + e.gradients + e.optimizer + e.memories + e.activations + e.workspace;
+  printf("  %s (window %lld tokens): %.1f MiB: parameters %.1f, gradients %.1f, optimiser %.1f, memories %.1f, "
+         "activations %.1f, workspace %.1f\n",
+         when, (long long)window, total / mib, e.parameters / mib, e.gradients / mib, e.optimizer / mib,
+         e.memories / mib, e.activations / mib, e.workspace / mib);
+}
+
+static void print_plan(const vd_train *t) {
+  const vd_settings *s = t->settings;
+  printf("deck: %s: %s\n", s->origin, s->run.title);
+  printf("data: %s: %lld training tokens, %lld symbols; %lld streams of blocks of %lld: %lld updates an epoch\n",
+         s->data.path, (long long)t->geometry.n_token, (long long)t->config.vocab, (long long)t->geometry.n_stream,
+         (long long)t->geometry.block, (long long)t->blocks);
+  printf("run: %s, %lld updates, ", s->run.directory, (long long)s->run.max_updates);
+  if (t->resume.path[0])
+    printf("goes on after update %lld of %s\n%s", (long long)t->resume.update, t->resume.path, t->resume.notice);
+  else
+    printf("starts afresh\n");
+  printf("memory a rank (the one with most streams), without the program and its libraries:\n");
+  print_memory(t, "at the first spans", first_window(&t->config));
+  print_memory(t, "at full spans", t->config.attn_span);
+}
+
+static void print_seats(const vd_train *t) {
+  struct seat own = {.threads = t->threads, .first = t->stream0, .last = t->stream0 + t->n_own};
+  int local_size;
+  gethostname(own.host, sizeof own.host - 1);
+  snprintf(own.device, sizeof own.device, "%s", t->ops->name);
+  vd_local_rank(t->ctx->comm, &own.local_rank, &local_size);
+  struct seat *all = vd_calloc((size_t)t->ctx->size, sizeof *all);
+  MPI_Gather(&own, (int)sizeof own, MPI_BYTE, all, (int)sizeof own, MPI_BYTE, 0, t->ctx->comm);
+  for (int r = 0; r < t->ctx->size && t->ctx->rank == 0; r++)
+    printf("rank %d: host %s, local rank %d, device %s, %d threads, streams %lld to %lld\n", r, all[r].host,
+           all[r].local_rank, all[r].device, all[r].threads, (long long)all[r].first, (long long)all[r].last - 1);
+  free(all);
+}
+
+int vd_train_check(vd_train *t, vd_error *err) {
+  if (vd_configure_ops(t->ctx, t->settings, &t->ops, &t->threads, err)) return err->status;
+  if (t->ctx->rank == 0) check_folder(t->settings->run.directory, err);
+  if (vd_share_error(t->ctx->comm, err)) return err->status;
+  if (t->ctx->rank == 0) print_plan(t);
+  print_seats(t);
+  if (t->ctx->rank == 0) printf("nothing was written\n");
+  if (t->ctx->rank == 0 && fflush(stdout) != 0) vd_fail(err, VD_FAILED, "cannot write to standard output");
+  return vd_share_error(t->ctx->comm, err);
+}
