@@ -99,6 +99,7 @@ for t in tests/test_*.sh; do [ ! -e "$t" ] || pool "$(basename "$t" .sh)" bash "
 for t in tests/test_*.py; do [ ! -e "$t" ] || pool "$(basename "$t" .py)" "$PYTHON" "$t"; done
 for file in tests/golden/adaptive_span*.h5; do
   pool "golden-$(basename "$file" .h5)" "$BUILD/tests/check_golden" "$file"
+  pool "golden-f32-$(basename "$file" .h5)" "$BUILD/tests/check_golden_f32" "$file"
 done
 for source in tests/math/test_*.c tests/unit/test_*.c; do
   [ -e "$source" ] || continue
