@@ -156,26 +156,27 @@ static int copy_rows(const vd_trace *old, vd_trace *new, int64_t update, vd_erro
   return err->status;
 }
 
-/* Opens an existing trace for reading, also one that a killed writer left marked as being written. */
-static hid_t open_old(const char *path, vd_error *err) {
-  hid_t list = vd_h5_access(), file = -1;
-  if (H5Fis_hdf5(path) > 0) {
-    file = H5Fopen(path, H5F_ACC_RDONLY | H5F_ACC_SWMR_READ, list);
-    if (file < 0) file = H5Fopen(path, H5F_ACC_RDONLY, list);
-  }
+int vd_trace_view(const char *path, hid_t *file, vd_error *err) {
+  hid_t list = vd_h5_access(), opened = -1;
   char *kind = NULL;
-  if (file < 0)
-    vd_h5_fail(err, "cannot open %s: it is truncated, damaged, or no HDF5 file; move it away to start a new trace",
-               path);
-  else if (vd_h5_get_text(file, "viaduct_kind", &kind, err) || strcmp(kind, "trace") != 0)
-    *err = (vd_error){0}, vd_fail(err, VD_FAILED, "%s is not a trace of Viaduct's; move it away", path);
+  *file = -1;
+  H5Pset_fclose_degree(list, H5F_CLOSE_STRONG);
+  if (H5Fis_hdf5(path) > 0) {
+    opened = H5Fopen(path, H5F_ACC_RDONLY | H5F_ACC_SWMR_READ, list);
+    if (opened < 0) opened = H5Fopen(path, H5F_ACC_RDONLY, list);
+  }
+  vd_error foreign = {0};
+  if (opened < 0)
+    vd_h5_fail(err, "cannot open %s: it is truncated, damaged, or no HDF5 file", path);
+  else if (vd_h5_get_text(opened, "viaduct_kind", &kind, &foreign) || strcmp(kind, "trace") != 0)
+    vd_fail(err, VD_FAILED, "%s is not a trace of Viaduct's", path);
   free(kind);
   H5Pclose(list);
-  if (file >= 0 && err->status) {
-    H5Fclose(file);
-    file = -1;
-  }
-  return file;
+  if (err->status == VD_OK)
+    *file = opened;
+  else if (opened >= 0)
+    H5Fclose(opened);
+  return err->status;
 }
 
 /* Makes the file anew, with the rows of the old one up to `update` when there is one. */
@@ -183,8 +184,8 @@ static int make(vd_trace *t, int64_t update, const char *echo, vd_error *err) {
   vd_trace old = *t;
   for (int i = 0; i < N_DATASET; i++) old.id[i] = -1;
   bool there = access(t->path, F_OK) == 0;
-  old.file = there ? open_old(t->path, err) : -1;
-  if (there && old.file < 0) return err->status;
+  old.file = -1;
+  if (there && vd_trace_view(t->path, &old.file, err)) return vd_wrap(err, "move it away to start a new trace");
   vd_h5_out out = {.file = -1};
   if ((!there || open_all(&old, old.file, err) == VD_OK) && vd_h5_begin(&out, t->path, "trace", err) == VD_OK &&
       create_all(out.file, t->n_layer, t->n_head, echo, err) == VD_OK && open_all(t, out.file, err) == VD_OK && there)

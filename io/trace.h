@@ -26,6 +26,11 @@ int vd_trace_append(vd_trace *trace, const vd_trace_row *row, vd_error *err);
 int vd_trace_append_valid(vd_trace *trace, int64_t update, double bpc, vd_error *err);
 /* Not collective. What could not be had (no SWMR here), or ""; borrowed. */
 const char *vd_trace_notice(const vd_trace *trace);
+/* Not collective, under the lock. Opens a trace for reading, also one that is being written or that a killed writer
+ * left marked so; *file is closed by the caller with H5Fclose(). VD_FAILED naming the file when it is damaged or no
+ * trace.
+ */
+int vd_trace_view(const char *path, hid_t *file, vd_error *err);
 /* Not collective. Closes, frees and sets *trace to NULL, also on error. NULL is allowed. */
 int vd_trace_close(vd_trace **trace, vd_error *err);
 
