@@ -20,19 +20,20 @@ struct vd_checkpoint {
   int n_part;
 };
 
-/* Not collective, under the lock. Opens dataset `path` for rows [first, first + n) of its first dimension: *id, and the
- * selected *file_space and its *memory_space, which the caller closes with vd_rows_close(). dtype must be the file's.
- */
+/* Rows of an open dataset. */
 typedef struct vd_rows {
   hid_t id, file_space, memory_space;
 } vd_rows;
+/* Not collective. Under the lock. Opens dataset `path` for rows [first, first + n) of its first dimension: *id, and the
+ * selected *file_space and its *memory_space, which the caller closes with vd_rows_close(). dtype must be the file's.
+ */
 int vd_rows_open(vd_rows *r, hid_t file, const char *path, enum vd_dtype dtype, int64_t first, int64_t n,
                  vd_error *err);
-/* Not collective, under the lock. Closes what vd_rows_open() opened, also after its error. */
+/* Not collective. Under the lock. Closes what vd_rows_open() opened, also after its error. */
 void vd_rows_close(vd_rows *r);
-/* Not collective, under the lock. Opens a dataset, and says clearly when there is none. Negative on error. */
+/* Not collective. Under the lock. Opens a dataset, and says clearly when there is none. Negative on error. */
 hid_t vd_checkpoint_dataset(hid_t file, const char *path, vd_error *err);
-/* Not collective, under the lock. VD_FAILED unless the dataset's element type is `dtype` in class, sign and size. */
+/* Not collective. Under the lock. VD_FAILED unless the dataset's element type is `dtype` in class, sign and size. */
 int vd_checkpoint_type(hid_t id, const char *path, enum vd_dtype dtype, vd_error *err);
 
 #endif

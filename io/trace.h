@@ -13,7 +13,7 @@ typedef struct vd_trace_row {
   double train_bpc, learning_rate, grad_norm, tokens_per_second;
 } vd_trace_row;
 
-/* Not collective (one rank owns the file). Creates the trace, or goes on with the one at `path` after `update`: its
+/* Not collective. One rank owns the file. Creates the trace, or goes on with the one at `path` after `update`: its
  * rows up to there are copied into a new file that takes its place at once, so that rows of later updates, which a run
  * that died wrote after its last checkpoint, are cut off, and so is the SWMR mark of a killed writer; a reader that has
  * the old file open must open it anew. A trace of another shape, a damaged or foreign file: VD_FAILED that says so, and
@@ -26,7 +26,7 @@ int vd_trace_append(vd_trace *trace, const vd_trace_row *row, vd_error *err);
 int vd_trace_append_valid(vd_trace *trace, int64_t update, double bpc, vd_error *err);
 /* Not collective. What could not be had (no SWMR here), or ""; borrowed. */
 const char *vd_trace_notice(const vd_trace *trace);
-/* Not collective, under the lock. Opens a trace for reading, also one that is being written or that a killed writer
+/* Not collective. Under the lock. Opens a trace for reading, also one that is being written or that a killed writer
  * left marked so; *file is closed by the caller with H5Fclose(). VD_FAILED naming the file when it is damaged or no
  * trace.
  */

@@ -4,13 +4,13 @@
 
 #include "h5.h"
 
-/* Not collective, under the lock. A text attribute of `file` as "  LABEL    VALUE"; an error when there is none. */
+/* Not collective. Under the lock. A text attribute of `file` as "  LABEL    VALUE"; an error when there is none. */
 int vd_info_text(hid_t file, const char *attribute, const char *label, vd_error *err);
-/* Not collective, under the lock. The echo of the settings that `file` holds, indented. */
+/* Not collective. Under the lock. The echo of the settings that `file` holds, indented. */
 int vd_info_settings(hid_t file, vd_error *err);
-/* Not collective, under the lock. What an open checkpoint holds; `path` names it in messages. */
+/* Not collective. Under the lock. What an open checkpoint holds; `path` names it in messages. */
 int vd_info_checkpoint(hid_t file, const char *path, vd_error *err);
-/* Not collective, under the lock. The shape of an open dataset, as "[64, 512]" or "scalar", into text [96]; returns the
+/* Not collective. Under the lock. The shape of an open dataset, as "[64, 512]" or "scalar", into text [96]; returns the
  * number of its elements. */
 int64_t vd_info_shape(hid_t id, char *text);
 
