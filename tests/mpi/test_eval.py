@@ -1,0 +1,61 @@
+#!/usr/bin/python3
+"""bpc of a split: the same on any number of ranks, every token once, and the nll file sums to what is printed."""
+import json
+import os
+import sys
+
+import h5py
+import numpy as np
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+from whole import Place, finish, report, settings, viaduct  # noqa: E402
+
+place = Place()
+
+
+def evaluate(ranks, **variables):
+    result = viaduct("eval", place.deck, *settings(**variables), ranks=ranks)
+    if result.returncode:
+        return {"bpc": float("nan"), "error": result.stderr}
+    return json.loads([line for line in result.stdout.splitlines() if line.startswith("{")][-1])
+
+
+trained = place.train("run", run__max_updates=20)
+report("train", trained.returncode == 0, trained.stderr)
+with h5py.File(place.corpus, "r") as f:
+    length = {split: f[split].shape[0] for split in ("train", "valid", "test")}
+
+for streams in (1, 3, 7):
+    # blocks of 50 divide no stream evenly: the tail counts too
+    figures = []
+    for ranks in (1, 2, 4):
+        path = place.path(f"nll-{streams}-{ranks}.h5")
+        figures.append(evaluate(ranks, eval__split="test", eval__streams=streams, eval__tokens_per_sample=50,
+                                eval__nll_file=path))
+        with h5py.File(path, "r") as f:
+            nll = f["nll"][...].astype(float)
+            units = f["nll"].attrs["units"]
+            kind = f.attrs["viaduct_kind"]
+        total = np.nansum(nll) / (length["test"] - 1) / np.log(2)
+        report(f"nll file of {streams} streams on {ranks} ranks sums to the bpc",
+               len(nll) == length["test"] and np.isnan(nll[0]) and not np.isnan(nll[1:]).any()
+               and abs(total / figures[-1]["bpc"] - 1) < 1e-6 and units in (b"nats", "nats") and kind in (b"nll", "nll"),
+               f"{total} {figures[-1]}")
+    report(f"{streams} streams: 1, 2 and 4 ranks agree", np.ptp([x["bpc"] for x in figures]) < 1e-6, str(figures))
+    report(f"{streams} streams: every token but the first is predicted",
+           all(x["predicted"] == length["test"] - 1 and x["tokens"] == length["test"] for x in figures), str(figures))
+
+a = evaluate(1, eval__split="valid", eval__streams=1, eval__tokens_per_sample=1)
+b = evaluate(1, eval__split="valid", eval__streams=1, eval__tokens_per_sample=64)
+report("the block's length changes nothing but rounding: memory reaches as far",
+       abs(a["bpc"] / b["bpc"] - 1) < 1e-5, f"{a} {b}")
+one = viaduct("generate", place.deck, *settings(generate__tokens=40))
+two = viaduct("generate", place.deck, *settings(generate__tokens=40), ranks=2)
+report("text is the same alone and on 2 ranks, and begins with the prompt",
+       one.returncode == 0 and one.stdout == two.stdout and one.stdout.startswith("int ")
+       and len(one.stdout.rstrip("\n")) >= 30, f"{one} {two}")
+report("and 2 ranks are told that one idles", "one rank" in two.stderr, two.stderr)
+other = viaduct("generate", place.deck, *settings(generate__tokens=40, run__seed=7))
+report("another seed gives another text", other.returncode == 0 and other.stdout != one.stdout, other.stderr)
+place.remove()
+finish()
