@@ -96,38 +96,55 @@ def check_stop():
            status == 75 and again.returncode == 0 and error < 1e-5, f"{status} {again.stderr} {error}")
 
 
+def kill(p):
+    """The ranks first, then the launcher: each by its own number, and none gets to say a word."""
+    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(p.pid)], capture_output=True, text=True, check=False)
+    for child in children.stdout.split():
+        try:
+            os.kill(int(child), signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    p.kill()
+    p.communicate()
+
+
+def lines(run):
+    try:
+        with open(place.path(run, "log.jsonl"), "rb") as f:
+            return f.read().count(b'"loss"')
+    except OSError:
+        return 0
+
+
 def check_kill():
-    """kill -9 at 20 random moments of one run on 2 ranks, which still ends as if nothing had happened."""
+    """kill -9 at 20 random moments of one run on 2 ranks, which still ends as if nothing had happened: every other time
+    while it starts, else some updates later."""
     rng = random.Random(4)
-    words = command("train", place.deck, *settings(run__directory=place.path("killed"), run__max_updates=600,
+    words = command("train", place.deck, *settings(run__directory=place.path("killed"), run__max_updates=800,
                                                    checkpoint__interval=3, valid__interval=7), ranks=2)
     kills, statuses = 0, []
-    while kills < 20:
-        with subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                              start_new_session=True) as p:
-            try:
-                said = p.communicate(timeout=rng.uniform(0.4, 1.0))[1]
-                statuses.append((p.returncode, said))
-                break
-            except subprocess.TimeoutExpired:
-                # The ranks first, then the launcher: each by its own number.
-                for child in subprocess.run(["ps", "-o", "pid=", "--ppid", str(p.pid)], capture_output=True,
-                                            text=True, check=False).stdout.split():
-                    os.kill(int(child), signal.SIGKILL)
-                p.kill()
-                p.communicate()
+    for turn in range(20):
+        until = time.monotonic() + rng.uniform(0.02, 0.45)
+        updates = lines("killed") + rng.randint(1, 40)
+        with subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as p:
+            while p.poll() is None and (time.monotonic() < until if turn % 2 else lines("killed") < updates):
+                time.sleep(0.003)
+            if p.poll() is None:
+                kill(p)
                 kills += 1
+            else:
+                statuses.append((p.returncode, p.communicate()[1]))
     report("20 kills, none of which found the run ended or broken", kills == 20, str(statuses))
     last = viaduct(*words[words.index("train"):], ranks=2)
     report("the run ends after them", last.returncode == 0, last.stderr)
-    whole = place.train("whole", ranks=2, run__max_updates=600, checkpoint__interval=3, valid__interval=7)
+    whole = place.train("whole", ranks=2, run__max_updates=800, checkpoint__interval=3, valid__interval=7)
     wrong = same_bits(place.checkpoint("whole"), place.checkpoint("killed"))
     report("and has the same bits as one never killed", whole.returncode == 0 and not wrong, f"{whole.stderr} {wrong}")
     left = [f for f in os.listdir(place.path("killed", "checkpoints")) if "tmp" in f]
     report("no temporary file is left", not left, str(left))
     for run in ("killed", "whole"):
         updates = [x["num_updates"] for x in place.log(run)[0]]
-        report(f"the log of {run} has every update once", updates == list(range(1, 601)), str(len(updates)))
+        report(f"the log of {run} has every update once", updates == list(range(1, 801)), str(len(updates)))
 
 
 def check_damage():
