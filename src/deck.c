@@ -169,7 +169,6 @@ static int parse_index(reader *r, int64_t *index, bool *given) {
   v.length = r->pos - begin;
   *given = v.length > 0;
   if (*given && vd_deck_integer(&v, index) != VD_DECK_OK) return fail(r, place, "a subscript must be an integer");
-  skip_inline(r);
   return VD_OK;
 }
 
@@ -196,6 +195,7 @@ static int parse_subscript(reader *r, vd_deck_assignment *a) {
   } else if (!given) {
     return fail(r, here(r), "%s needs a subscript between its parentheses, found %s", a->name, found(r, word));
   }
+  if (!a->section) skip_inline(r); /* gfortran takes blanks here, but not behind the bounds of a section */
   if (peek(r) == ',') return fail(r, here(r), "%s has more than one subscript; arrays have one dimension", a->name);
   if (peek(r) != ')')
     return fail(r, here(r), "expected ')' after the subscript of %s, found %s", a->name, found(r, word));

@@ -116,14 +116,18 @@ static const char *const preface[] = {
     "",
     "## Where Viaduct differs from gfortran",
     "",
-    "What this reader accepts, gfortran accepts too, with the same values, but for one thing: a comment may also stand",
-    "between `=` and the value. It refuses some of what gfortran lets pass, because it is more often a slip than "
-    "meant:",
+    "What this reader accepts, gfortran accepts too, with the same values, but for this: a comment may stand wherever "
+    "a",
+    "blank may; a comma may begin a line; the last line needs no end. In lists of several values gfortran 12 stumbles "
+    "over",
+    "such commas and comments, and over true and false without their dots. This reader refuses some of what gfortran",
+    "lets pass, because it is more often a slip than meant:",
     "",
     "- text outside of groups that is no comment (gfortran skips it), also behind the closing `/`;",
     "- the same group twice (gfortran reads the first), and a variable or array element assigned twice (the last "
     "wins);",
     "- a group without its closing `/` (gfortran may take `&end...` with any letters behind it);",
+    "- a name without `=` at the end of a group;",
     "- separators before the first variable of a group, and a null value beyond a variable's end (`x = 3,,`);",
     "- logicals with anything behind them (`.truly.`, `Tea`), unquoted strings, even where they are numbers;",
     "- strings that do not fit (gfortran cuts them), control characters in strings, infinities and NaN;",
