@@ -24,7 +24,7 @@ enum { N_COMMAND = VD_COMMAND_INFO + 1 };
 
 static const struct argp_option options[] = {
     {"set", KEY_SET, "GROUP%NAME=VALUE", 0, "Set a variable over the deck; may be repeated", 0},
-    {"check", KEY_CHECK, NULL, 0, "train: dry run: deck, data, memory and device map; writes nothing", 0},
+    {"check", KEY_CHECK, NULL, 0, "train, prepare: dry run: what would be done, and what it needs; writes nothing", 0},
     {"markdown", KEY_MARKDOWN, NULL, 0, "input: all variables as markdown", 0},
     {"help", '?', NULL, 0, "Give this help list", -1},
     {"version", KEY_VERSION, NULL, 0, "Print the program's version", -1},
@@ -50,6 +50,7 @@ struct parse {
   vd_error *err;
   int n_argument;
   const char *word; /* the first argument: the command */
+  int stopped;      /* argv[stopped - 1] could not be parsed */
 };
 
 static error_t parse_option(int key, char *value, struct argp_state *state) {
@@ -108,8 +109,8 @@ static int check(const vd_command_line *line, vd_error *err) {
   if (c->required && !line->argument)
     return vd_fail(err, VD_USAGE, "viaduct %s %s: the %s is missing", c->name, c->argument,
                    line->command == VD_COMMAND_INFO ? "file" : "deck");
-  if (line->check && line->command != VD_COMMAND_TRAIN)
-    return vd_fail(err, VD_USAGE, "--check is for train, not for %s", c->name);
+  if (line->check && line->command != VD_COMMAND_TRAIN && line->command != VD_COMMAND_PREPARE)
+    return vd_fail(err, VD_USAGE, "--check is for train and prepare, not for %s", c->name);
   if (line->markdown && line->command != VD_COMMAND_INPUT)
     return vd_fail(err, VD_USAGE, "--markdown is for input, not for %s", c->name);
   if (line->markdown && line->argument)
@@ -122,12 +123,11 @@ static int check(const vd_command_line *line, vd_error *err) {
 int vd_command_line_parse(vd_command_line *line, int argc, char **argv, vd_error *err) {
   *line = (vd_command_line){.command = VD_COMMAND_INPUT, .set = vd_calloc((size_t)argc, sizeof *line->set)};
   struct parse p = {.line = line, .err = err};
-  int stopped = 0;
   /* argp would print its messages on every rank: it is kept silent, and the word that it did not know is named here. */
   line->command = (enum vd_command) - 1;
-  error_t failed = argp_parse(&parser, argc, argv, ARGP_NO_EXIT | ARGP_NO_ERRS | ARGP_NO_HELP, &stopped, &p);
+  error_t failed = argp_parse(&parser, argc, argv, ARGP_NO_EXIT | ARGP_NO_ERRS | ARGP_NO_HELP, NULL, &p);
   if (failed) {
-    const char *word = stopped > 0 ? argv[stopped - 1] : "";
+    const char *word = p.stopped > 0 ? argv[p.stopped - 1] : "";
     if (strcmp(word, "--set") == 0) return vd_fail(err, VD_USAGE, "--set wants GROUP%%NAME=VALUE after it");
     return vd_fail(err, VD_USAGE, "the option '%s' is unknown or incomplete (see viaduct --help)", word);
   }
