@@ -57,7 +57,7 @@ static herr_t visit(hid_t group, const char *name, const H5L_info_t *info, void 
     w->tensors++;
     w->values += n;
     w->bytes += (double)n * (double)H5Tget_size(type);
-    if (w->list) printf("    %-48s %s\n", name, shape);
+    if (w->list) printf("    %-52s %s\n", name, shape);
     if (w->spans && end > suffix && strcmp(name + end - suffix, SPAN_SUFFIX) == 0) print_spans(id, name, n, w);
     H5Tclose(type);
   }
@@ -103,7 +103,7 @@ static herr_t visit_state(hid_t group, const char *name, const H5L_info_t *info,
   walk state = {.group = path, .err = w->err};
   hid_t file = H5Iget_file_id(group);
   if (visit_all(file, &state) == VD_OK)
-    printf("    %-48s %lld tensors, %lld values\n", name, (long long)state.tensors, (long long)state.values);
+    printf("    %-52s %lld tensors, %lld values\n", name, (long long)state.tensors, (long long)state.values);
   H5Fclose(file);
   w->tensors++;
   return w->err->status ? -1 : 0;
@@ -124,7 +124,7 @@ static int print_model(hid_t file, vd_error *err) {
   walk w = {.group = "/model", .list = true, .err = err};
   printf("  parameters\n");
   if (visit_all(file, &w)) return err->status;
-  printf("    %lld parameters in %lld tensors, %.1f MiB\n", (long long)w.values, (long long)w.tensors,
+  printf("    %lld parameters in %lld tensors, %.2f MiB\n", (long long)w.values, (long long)w.tensors,
          w.bytes / 1048576.0);
   return VD_OK;
 }
@@ -147,6 +147,6 @@ int vd_info_checkpoint(hid_t file, const char *path, vd_error *err) {
   walk memory = {.group = "/memory", .list = true, .err = err};
   printf("  memories [stream, position, feature]\n");
   if (visit_all(file, &memory)) return err->status;
-  printf("    %.1f MiB\n", memory.bytes / 1048576.0);
+  printf("    %.2f MiB\n", memory.bytes / 1048576.0);
   return vd_info_settings(file, err);
 }

@@ -1,5 +1,7 @@
 #include "log.h"
 
+#include "h5.h" /* vd_sync_folder() */
+
 #include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
@@ -43,22 +45,31 @@ static int write_all(int fd, const char *path, const char *text, size_t n, vd_er
   return VD_OK;
 }
 
-/* Copies the whole lines up to `update` from the old log into fd; *wall gets that of the last line kept. Lines that are
- * no JSON object with num_updates (torn when a run was killed) are left out. */
-static int keep_lines(FILE *old, int fd, const char *path, int64_t update, double *wall, vd_error *err) {
+/* One line of the old log. Dropped: a torn last line, and lines of later updates. A line that cannot be read is none of
+ * these, and not ours to throw away: it is kept, and said. */
+static int keep_line(vd_log *log, const char *line, size_t n, int64_t number, int64_t update, vd_error *err) {
+  bool whole = line[n - 1] == '\n';
+  json_t *row = json_loadb(line, n, 0, NULL);
+  json_t *done = json_object_get(row, "num_updates"), *wall = json_object_get(row, "wall");
+  bool readable = json_is_integer(done);
+  if (readable ? json_integer_value(done) <= update : whole) {
+    if (!readable) vd_log_message(log, "%s:%lld cannot be read; it is kept", log->path, (long long)number);
+    write_all(log->fd, log->path, line, n, err);
+    if (!whole && err->status == VD_OK) write_all(log->fd, log->path, "\n", 1, err);
+    if (readable && json_is_number(wall)) log->wall_before = json_number_value(wall);
+  }
+  json_decref(row);
+  return err->status;
+}
+
+/* Copies the lines that are to be kept from the old log into the new one. */
+static int keep_lines(vd_log *log, FILE *old, int64_t update, vd_error *err) {
   char *line = NULL;
   size_t room = 0;
   ssize_t n;
-  while (err->status == VD_OK && (n = getline(&line, &room, old)) > 0) {
-    json_t *row = line[n - 1] == '\n' ? json_loadb(line, (size_t)n, 0, NULL) : NULL;
-    json_t *done = json_object_get(row, "num_updates");
-    if (json_is_integer(done) && json_integer_value(done) <= update) {
-      write_all(fd, path, line, (size_t)n, err);
-      if (json_is_number(json_object_get(row, "wall"))) *wall = json_number_value(json_object_get(row, "wall"));
-    }
-    json_decref(row);
-  }
-  if (ferror(old)) vd_fail(err, VD_FAILED, "cannot read %s", path);
+  for (int64_t number = 1; err->status == VD_OK && (n = getline(&line, &room, old)) > 0; number++)
+    keep_line(log, line, (size_t)n, number, update, err);
+  if (ferror(old)) vd_fail(err, VD_FAILED, "cannot read %s", log->path);
   free(line);
   return err->status;
 }
@@ -72,9 +83,11 @@ static int cut_off(vd_log *log, const char *directory, int64_t update, vd_error 
   log->fd = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0666);
   if (log->fd < 0) {
     vd_fail(err, VD_FAILED, "cannot create %s: %s", temporary, strerror(errno));
-  } else if ((!old || keep_lines(old, log->fd, log->path, update, &log->wall_before, err) == VD_OK) &&
-             (fsync(log->fd) != 0 || rename(temporary, log->path) != 0)) {
-    vd_fail(err, VD_FAILED, "cannot replace %s: %s", log->path, strerror(errno));
+  } else if (!old || keep_lines(log, old, update, err) == VD_OK) {
+    if (fsync(log->fd) != 0 || rename(temporary, log->path) != 0)
+      vd_fail(err, VD_FAILED, "cannot replace %s: %s", log->path, strerror(errno));
+    else
+      vd_sync_folder(log->path, err);
   }
   if (err->status) unlink(temporary);
   if (old) fclose(old);

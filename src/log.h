@@ -26,8 +26,9 @@ typedef struct vd_log_row {
 } vd_log_row;
 
 /* Not collective. Opens DIRECTORY/log.jsonl to go on after `update` (0: a new run). Lines of later updates, which a run
- * that died wrote after its last checkpoint, and a torn last line are cut off (the file is replaced atomically), so
- * that no update is told twice; "wall" goes on from the last line kept. `terminal` (stdout or stderr; borrowed; NULL:
+ * that died wrote after its last checkpoint, and a torn last line are dropped (the file is replaced atomically), so
+ * that no update is told twice; any other line that cannot be read is kept, and named on the terminal; "wall" goes on
+ * from the last line kept. `terminal` (stdout or stderr; borrowed; NULL:
  * say nothing) gets the lines for people, one live line where it is a terminal; `max_updates` is for the time left.
  * Errors: VD_FAILED naming the file. The caller ends with vd_log_close(). */
 int vd_log_open(vd_log **log, const char *directory, int64_t update, int64_t max_updates, FILE *terminal,
