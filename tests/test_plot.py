@@ -1,0 +1,154 @@
+#!/usr/bin/python3
+"""doc/analysis/plot_run.py on made-up traces: pictures of good ones, one line of complaint about the others."""
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+
+import h5py
+import numpy as np
+
+ROOT = os.environ.get("SOURCE") or os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+PYTHON = os.environ.get("PYTHON") or "/usr/bin/python3"
+SCRIPT = os.path.join(ROOT, "doc", "analysis", "plot_run.py")
+PICTURES = ("bpc.png", "spans.png", "final_spans.png", "training.png")
+DECK = "&run\n  title = '{}'\n/\n&model\n  n_layer = 3\n/\n&span\n  attn_span = 256\n  softmax = 'masked'\n/\n"
+KILLED = """
+import h5py, os, sys
+f = h5py.File(sys.argv[1], "r+", libver="latest")
+f.swmr_mode = True
+os._exit(0)
+"""
+
+failures = 0
+
+
+def report(name, problem):
+    global failures
+    print(f"not ok {name}\n  {problem}" if problem else f"ok {name}", flush=True)
+    failures += bool(problem)
+
+
+def make_trace(folder, layers=3, heads=4, rows=50, valid=5, title="it''s $5_a$", kind="trace", without=None, damage=None):
+    """A trace as io/trace.c lays it out; `damage` changes the columns before they are written."""
+    os.makedirs(folder, exist_ok=True)
+    update = np.arange(1, rows + 1, dtype="i8") * 10
+    columns = {
+        "update": update,
+        "span": np.linspace(0, 200, max(rows, 1))[:rows, None, None] * np.ones((1, layers, heads), "f4"),
+        "train_bpc": 2 + 5 * np.exp(-update / 50), "learning_rate": np.full(rows, 0.07),
+        "grad_norm": 1 / np.maximum(update, 1), "tokens_per_second": np.full(rows, 5000.0),
+        "valid/update": update[:valid], "valid/bpc": 2.1 + 5 * np.exp(-update[:valid] / 50),
+    }
+    if damage:
+        damage(columns)
+    with h5py.File(os.path.join(folder, "trace.h5"), "w", libver="latest") as f:
+        f.attrs["viaduct_kind"] = np.bytes_(kind.encode())
+        f.attrs["settings"] = np.bytes_(DECK.format(title).encode())
+        f["layer"], f["head"] = np.arange(layers, dtype="i4"), np.arange(heads, dtype="i4")
+        for name, column in columns.items():
+            if name != without:
+                f.create_dataset(name, data=column, maxshape=(None,) + column.shape[1:], chunks=True)
+    return folder
+
+
+def plot(*arguments):
+    return subprocess.run([PYTHON, SCRIPT, *arguments], capture_output=True, text=True, check=False)
+
+
+def png_size(path):
+    with open(path, "rb") as f:
+        head = f.read(24)
+    return struct.unpack(">II", head[16:24]) if head[:8] == b"\x89PNG\r\n\x1a\n" else None
+
+
+def bad_picture(path):
+    if not os.path.exists(path):
+        return f"{path} is missing"
+    size = png_size(path)
+    if not size or size[0] != 1200 or not 300 <= size[1] <= 2000:
+        return f"{path} is {size} pixels"
+    # A blank picture of this size compresses to less.
+    return "" if os.path.getsize(path) > 12000 else f"{path} has {os.path.getsize(path)} bytes only"
+
+
+def check_pictures(name, folder, output=None):
+    done = plot(folder, *(["-o", output] if output else []))
+    paths = [os.path.join(output or folder, picture) for picture in PICTURES]
+    problems = [bad_picture(path) for path in paths]
+    if done.returncode != 0 or done.stderr:
+        problems.append(f"exit status {done.returncode}: {done.stderr}")
+    if done.stdout.splitlines() != paths:
+        problems.append(f"printed {done.stdout!r}")
+    report(name, "; ".join(p for p in problems if p))
+
+
+def check_error(name, said, *arguments, status=1):
+    done = plot(*arguments)
+    lines = done.stderr.splitlines()
+    if done.returncode != status:
+        problem = f"exit status {done.returncode} instead of {status}: {done.stderr}"
+    elif status == 1 and (len(lines) != 1 or not lines[0].startswith("plot_run.py: ")):
+        problem = f"not one line: {done.stderr}"
+    else:
+        problem = "" if said in done.stderr else f"'{said}' is not in: {done.stderr}"
+    report(name, problem)
+
+
+def pictures(top):
+    check_pictures("pictures", make_trace(f"{top}/plain"))
+    check_pictures("pictures in a new folder", f"{top}/plain", f"{top}/new/folder")
+    check_pictures("one row", make_trace(f"{top}/one", rows=1, valid=0))
+    check_pictures("one layer with one head", make_trace(f"{top}/single", layers=1, heads=1))
+    check_pictures("many layers and heads", make_trace(f"{top}/many", layers=26, heads=20))
+    check_pictures("a title beyond ASCII, or none", make_trace(f"{top}/title", title="Übergröße 言語 $x^{_" * 9))
+    check_pictures("no title", make_trace(f"{top}/untitled", title=""))
+
+    def not_finite(columns):
+        columns["train_bpc"][3:] = np.nan
+        columns["grad_norm"][:] = np.inf
+        columns["valid/bpc"][-1] = np.nan
+    check_pictures("values that are not finite", make_trace(f"{top}/nan", damage=not_finite))
+
+    def half_row(columns):
+        columns["update"] = columns["update"][:-1]
+        columns["valid/update"] = columns["valid/update"][:-1]
+    check_pictures("a row that is being written", make_trace(f"{top}/half", damage=half_row))
+
+    killed = make_trace(f"{top}/killed")
+    subprocess.run([PYTHON, "-c", KILLED, f"{killed}/trace.h5"], check=True)
+    try:
+        h5py.File(f"{killed}/trace.h5", "r").close()
+        report("a trace whose writer was killed", "the test left no mark of a writer in the file")
+    except OSError:
+        check_pictures("a trace whose writer was killed", killed)
+
+
+def errors(top):
+    os.makedirs(f"{top}/empty")
+    check_error("no trace", "there is no trace", f"{top}/empty")
+    check_error("no directory", "there is no trace", f"{top}/nowhere")
+    check_error("no rows", "no rows yet", make_trace(f"{top}/rows", rows=0, valid=0))
+    check_error("a dataset is missing", "there is no dataset /span", make_trace(f"{top}/less", without="span"))
+    check_error("another kind of file", "but a checkpoint", make_trace(f"{top}/kind", kind="checkpoint"))
+    os.makedirs(f"{top}/text")
+    with open(f"{top}/text/trace.h5", "w", encoding="ascii") as f:
+        f.write("not HDF5\n")
+    check_error("not HDF5", "no HDF5 file", f"{top}/text")
+    cut = f"{make_trace(f'{top}/cut')}/trace.h5"
+    os.truncate(cut, os.path.getsize(cut) // 2)
+    check_error("truncated", "truncated or damaged", f"{top}/cut")
+    check_error("output is a file", "plain/trace.h5", f"{top}/plain", "-o", f"{top}/plain/trace.h5")
+    check_error("no arguments", "usage", status=2)
+
+
+def main():
+    with tempfile.TemporaryDirectory() as top:
+        pictures(top)
+        errors(top)
+    sys.exit(1 if failures else 0)
+
+
+if __name__ == "__main__":
+    main()
