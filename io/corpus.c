@@ -51,7 +51,7 @@ static int check_shard(const vd_corpus *c, hid_t file, int split, int64_t index,
       vd_fail(err, VD_FAILED, "it belongs to the corpus %s, not to %s", id, c->id);
     else if (strcmp(name, vd_split_name(split)) != 0 || first != index * c->shard_tokens)
       vd_fail(err, VD_FAILED, "it holds %s from token %lld on, not %s from token %lld on", name, (long long)first,
-              vd_split_name(split), (long long)(index * c->shard_tokens));
+              vd_split_name(split), (long long)index * c->shard_tokens);
   }
   free(id);
   free(name);
@@ -186,10 +186,8 @@ int vd_corpus_open(vd_corpus **corpus, vd_h5 *h5, const char *path, vd_error *er
   vd_h5_lock(h5);
   /* Damage shows in the seal before HDF5 parses it; what is no corpus at all gets vd_h5_open()'s plainer words. */
   vd_digest_check(path, &sealed, &seal);
-  if (seal.status && sealed)
-    *err = seal;
-  else if (open_all(c, err) == VD_OK && seal.status)
-    *err = seal;
+  if (!(seal.status && sealed)) open_all(c, err);
+  if (err->status == VD_OK) *err = seal;
   vd_h5_unlock(h5);
   if (err->status)
     vd_corpus_close(c);

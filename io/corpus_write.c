@@ -23,6 +23,7 @@ struct vd_shard {
 
 const char *vd_split_name(int split) {
   static const char *const names[VD_N_SPLIT] = {"train", "valid", "test"};
+  if (split < 0 || split >= VD_N_SPLIT) vd_bug("there is no split %d", split);
   return names[split];
 }
 
@@ -190,7 +191,7 @@ static int write_split(hid_t file, const vd_corpus_plan *plan, int split, vd_err
     char shard[1100];
     int folder;
     if (vd_shard_path(plan->path, NULL, split, i, shard, sizeof shard, err)) break;
-    hsize_t first = (hsize_t)(i * plan->shard_tokens), count = n - first;
+    hsize_t first = (hsize_t)i * (hsize_t)plan->shard_tokens, count = n - first;
     if (count > (hsize_t)plan->shard_tokens) count = (hsize_t)plan->shard_tokens;
     hid_t source = H5Screate_simple(1, &count, NULL);
     H5Sselect_hyperslab(space, H5S_SELECT_SET, &first, NULL, &count, NULL);

@@ -180,6 +180,7 @@ static void test_damage_comes_out(void **state) {
 #define SANITIZED 1
 #endif
 
+#ifndef SANITIZED
 /* In a child that may map `allowed` more bytes than it has: walks one epoch. */
 static void read_within(fixture *f, const vd_streams *g, rlim_t allowed) {
   long pages = 0;
@@ -201,6 +202,7 @@ static void read_within(fixture *f, const vd_streams *g, rlim_t allowed) {
   if (err.status) fprintf(stderr, "%s\n", err.message);
   exit(err.status ? 8 : targets == g->n_token - 1 ? 0 : 9);
 }
+#endif
 
 /* 300 MB of tokens within 96 MiB, of which a thread's stack and heap take most of what is not used. */
 static void test_larger_than_memory(void **state) {
