@@ -77,6 +77,9 @@ static error_t parse_option(int key, char *value, struct argp_state *state) {
     if (p->n_argument == 2) p->line->argument = value;
     if (p->n_argument == 3) vd_fail(p->err, VD_USAGE, "'%s' is one argument too many", value);
     return 0;
+  case ARGP_KEY_ERROR:
+    p->stopped = state->next;
+    return 0;
   default:
     return ARGP_ERR_UNKNOWN;
   }
