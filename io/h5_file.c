@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -93,10 +94,34 @@ static int sync_file(const char *path, vd_error *err) {
   return err->status;
 }
 
+/* Makes sure of room for what HDF5 still holds back, and a little more: a flush that fails leaves HDF5 in a state in
+ * which the file can never be closed, and HDF5 crashes over it when the program ends. File systems that cannot reserve
+ * room are left alone. */
+static int make_room(vd_h5_out *out, vd_error *err) {
+  enum { MORE = 64 * 1024 };
+  hid_t access_list = H5Fget_access_plist(out->file);
+  void *handle = NULL;
+  hsize_t size = 0;
+  struct rlimit limit;
+  if (H5Fget_filesize(out->file, &size) < 0 || H5Fget_vfd_handle(out->file, access_list, &handle) < 0 || !handle)
+    vd_h5_fail(err, "cannot tell how large %s is", out->path);
+  H5Pclose(access_list);
+  if (err->status) return err->status;
+  errno = 0;
+  if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur < size + MORE)
+    errno = EFBIG;
+  else if (fallocate(*(int *)handle, FALLOC_FL_KEEP_SIZE, 0, (off_t)(size + MORE)) == 0)
+    errno = 0;
+  if (errno == EFBIG || errno == ENOSPC || errno == EDQUOT)
+    vd_fail(err, VD_FAILED, "cannot write %s: %s", out->path, strerror(errno));
+  return err->status;
+}
+
 int vd_h5_finish(vd_h5_out *out, vd_error *err) {
   if (out->file < 0) return VD_OK;
   unsigned objects = H5F_OBJ_DATASET | H5F_OBJ_GROUP | H5F_OBJ_DATATYPE | H5F_OBJ_ATTR | H5F_OBJ_LOCAL;
   if (H5Fget_obj_count(out->file, objects) > 0) vd_bug("objects of %s are still open", out->path);
+  if (make_room(out, err)) return err->status;
   if (H5Fflush(out->file, H5F_SCOPE_LOCAL) < 0) vd_h5_fail(err, "cannot write %s", out->path);
   if (err->status == VD_OK && H5Fclose(out->file) < 0) vd_h5_fail(err, "cannot close %s", out->path);
   if (err->status == VD_OK) out->file = -1;
@@ -128,8 +153,14 @@ static void let_it_close(hid_t file) {
 
 void vd_h5_abandon(vd_h5_out *out) {
   if (out->file >= 0) {
+    /* A limit on the size of files holds for memory, too: lifted for as long as it takes, as far as it may be. */
+    struct rlimit limit, most;
+    bool limited = getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur < limit.rlim_max;
+    most = (struct rlimit){limit.rlim_max, limit.rlim_max};
+    limited = limited && setrlimit(RLIMIT_FSIZE, &most) == 0;
     let_it_close(out->file);
     H5Fclose(out->file);
+    if (limited) setrlimit(RLIMIT_FSIZE, &limit);
   }
   out->file = -1;
   if (out->temporary[0]) unlink(out->temporary);

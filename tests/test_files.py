@@ -1,0 +1,383 @@
+#!/usr/bin/python3
+"""The files that a run leaves, seen from outside: h5py, xarray and h5dump open them and see dimensions and units; a
+trace is read while it is written; a killed run and a full disk leave nothing half-written; `viaduct info` tells a whole
+file from a damaged one. One 'ok' or 'not ok' line for each."""
+import hashlib
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+import h5py
+import numpy as np
+import xarray
+
+ROOT = os.environ.get("SOURCE") or os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+VIADUCT = os.path.join(os.path.abspath(os.environ.get("BUILD") or os.path.join(ROOT, "build")), "viaduct")
+FOLDER = tempfile.mkdtemp(prefix="viaduct-files-")
+SEED = int(os.environ.get("SEED", "1"))
+# Longer than the training of the tests ever gets.
+ENDLESS = 10_000_000
+SEAL = 81  # bytes of the digest at the end of a checkpoint
+
+DECK = """
+&run title='files', directory='run', max_updates=20, log_interval=2 /
+&data path='c.h5', tokens_per_sample=16, batch_streams=4 /
+&model n_layer=2, d_model=16, n_head=2, d_inner=32 /
+&span attn_span=64, ramp=8, init=0.25 /
+&optimizer lr=0.07, warmup_updates=5, clip_step=0.03 /
+&valid interval=10, streams=4, max_blocks=5 /
+&checkpoint interval=10, keep=3 /
+&trace interval=2 /
+&prepare source='text', train=0.9, valid=0.05, test=0.05, shard_tokens=20000 /
+&eval streams=4, tokens_per_sample=16, nll_file='nll.h5', split='test' /
+"""
+FILES = {"checkpoint": "run/checkpoints/last.h5", "trace": "run/trace.h5", "corpus": "c.h5",
+         "shard": "c-train-0001.h5", "nll": "nll.h5"}
+GROUPS = {"checkpoint": ["/", "/model", "/optimizer/adagrad_sum", "/memory"], "trace": ["/", "/valid"],
+          "corpus": ["/", "/vocabulary"], "shard": ["/"], "nll": ["/"]}
+# What must be there, with its dimensions and units.
+WANTED = {
+    "checkpoint": {"/model/in_emb.weight": (["symbol", "in_feature"], "1"),
+                   "/optimizer/adagrad_sum/layers.0.norm1.weight": (["feature"], "1"),
+                   "/memory/layer1": (["stream", "position", "feature"], "1"), "/position": (["counter"], "1")},
+    "trace": {"/span": (["update", "layer", "head"], "tokens"), "/train_bpc": (["update"], "bits"),
+              "/tokens_per_second": (["update"], "s-1"), "/valid/bpc": (["update"], "bits")},
+    "corpus": {"/train": (["train_token"], "1"), "/vocabulary/count": (["symbol_id"], "tokens")},
+    "shard": {"/tokens": (["token"], "1")},
+    "nll": {"/nll": (["token"], "nats")},
+}
+failures = 0
+
+
+def check(name, function):
+    """Runs one test and prints its line."""
+    global failures
+    try:
+        function()
+        print(f"ok {name}", flush=True)
+    except Exception as e:  # a test that fails, however it does
+        failures += 1
+        print(f"not ok {name}\n  {type(e).__name__}: {e}", flush=True)
+
+
+def expect(condition, what):
+    if not condition:
+        raise AssertionError(what)
+
+
+def command(*arguments):
+    return [VIADUCT, *arguments]
+
+
+def viaduct(*arguments, status=0):
+    p = subprocess.run(command(*arguments), cwd=FOLDER, capture_output=True, text=True, timeout=60)
+    expect(p.returncode == status, f"viaduct {' '.join(arguments)}: exit status {p.returncode}: {p.stderr}")
+    return p
+
+
+def start_training(*arguments, **options):
+    return subprocess.Popen(command("train", "deck.nml", "--set", f"run%max_updates={ENDLESS}", *arguments), cwd=FOLDER,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **options)
+
+
+def kill(process):
+    process.kill()
+    process.wait()
+    process.stderr.close()
+
+
+def at(name):
+    return os.path.join(FOLDER, name)
+
+
+def make_files():
+    with open(at("text"), "wb") as f:
+        words = [b"span ", b"head ", b"stream ", b"block ", b"update\n", b"bpc. ", b"memory, "]
+        rng = random.Random(SEED)
+        f.write(b"".join(rng.choice(words) for _ in range(10_000))[:55_000])
+    with open(at("deck.nml"), "w") as f:
+        f.write(DECK)
+    viaduct("prepare", "deck.nml")
+    viaduct("train", "deck.nml")
+    viaduct("eval", "deck.nml")
+
+
+def text(value):
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def datasets(f):
+    found = []
+    f.visititems(lambda name, o: found.append("/" + name) if isinstance(o, h5py.Dataset) else None)
+    return found
+
+
+def is_scale(d):
+    return h5py.h5ds.is_scale(d.id)
+
+
+def dimensions(d):
+    """Names of the scales attached; a coordinate names itself."""
+    if is_scale(d):
+        return [d.name.split("/")[-1]]
+    return [d.dims[i][0].name.split("/")[-1] if len(d.dims[i]) == 1 else None for i in range(d.ndim)]
+
+
+def with_h5py(kind):
+    with h5py.File(at(FILES[kind]), "r") as f:
+        expect(text(f.attrs["viaduct_kind"]) == kind, "viaduct_kind")
+        expect(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", text(f.attrs["created"])), "created")
+        for path in datasets(f):
+            d = f[path]
+            expect(d.attrs.get("units") and d.attrs.get("long_name"), f"{path} has no units or no long_name")
+            names = dimensions(d)
+            expect(None not in names, f"{path} has dimensions without a scale: {names}")
+            for i in range(d.ndim):
+                scale = d if is_scale(d) else d.dims[i][0]
+                expect(scale.shape == (d.shape[i],), f"{path}: the scale of dimension {i} has another length")
+        for path, (names, units) in WANTED[kind].items():
+            have = dimensions(f[path])
+            expect(all(h == n or h.startswith(n + "_") for h, n in zip(have, names)) and len(have) == len(names),
+                   f"{path} has the dimensions {have}")
+            expect(text(f[path].attrs["units"]) == units, f"{path} has the units {f[path].attrs['units']}")
+
+
+def with_xarray(kind, engine):
+    with h5py.File(at(FILES[kind]), "r") as f:
+        for group in GROUPS[kind]:
+            with xarray.open_dataset(at(FILES[kind]), engine=engine, group=group) as x:
+                for name, d in f[group].items():
+                    if not isinstance(d, h5py.Dataset) or (is_scale(d) and name not in x.variables):
+                        continue
+                    v = x[name]
+                    expect(list(v.dims) == dimensions(d), f"{group} {name}: dimensions {v.dims}, not {dimensions(d)}")
+                    expect(v.attrs["units"] == text(d.attrs["units"]), f"{group} {name}: units {v.attrs}")
+                    same = np.array_equal(v.values, d[()], equal_nan=d.dtype.kind == "f")
+                    expect(same, f"{group} {name}: other values")
+        for path in WANTED[kind]:
+            group, name = path.rsplit("/", 1)
+            with xarray.open_dataset(at(FILES[kind]), engine=engine, group=group or "/") as x:
+                expect(name in x.variables, f"{path} is not there")
+
+
+def with_h5dump(kind):
+    p = subprocess.run(["h5dump", "-A", FILES[kind]], cwd=FOLDER, capture_output=True, text=True, timeout=60)
+    expect(p.returncode == 0 and "error" not in p.stderr, f"h5dump -A: {p.stderr[:500]}")
+    for path, (names, units) in WANTED[kind].items():
+        p = subprocess.run(["h5dump", "-d", path, FILES[kind]], cwd=FOLDER, capture_output=True, text=True, timeout=60)
+        expect(p.returncode == 0, f"h5dump -d {path}: {p.stderr[:500]}")
+        for word in ("DATA {", 'ATTRIBUTE "units"', f'"{units}"', 'ATTRIBUTE "long_name"', "DIMENSION_LIST"):
+            expect(word in p.stdout, f"h5dump -d {path} shows no {word}")
+
+
+def virtual_is_shards():
+    """The virtual datasets hold what the shards hold, and that is the source."""
+    with h5py.File(at("c.h5"), "r") as f:
+        symbol = f["vocabulary/symbol"][:, 0]
+        whole = np.concatenate([f[s][()] for s in ("train", "valid", "test")])
+        expect(f["train"].is_virtual and len(f["train"].virtual_sources()) == 3, "train is not made of 3 shards")
+        expect(int(f["vocabulary/count"][()].sum()) == len(whole), "the counts are not those of the tokens")
+    with open(at("text"), "rb") as f:
+        expect(symbol[whole].tobytes() == f.read(), "the tokens are not the source")
+
+
+def wait_for(condition, process, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        if process.poll() is not None:
+            raise AssertionError(f"the run ended: {process.stderr.read()}")
+        expect(time.monotonic() < end, "waited too long")
+        time.sleep(0.02)
+
+
+def rows_so_far(path):
+    try:
+        with h5py.File(path, "r", libver="latest", swmr=True) as f:
+            return f["update"].shape[0]
+    except OSError:
+        return 0
+
+
+def reader_beside_writer():
+    """A reader follows a trace that a run appends to: rows only grow, and each is whole when its update is there."""
+    run = start_training("--set", "run%directory='live'", "--set", "trace%interval=1", "--set", "valid%interval=0",
+                         "--set", f"checkpoint%interval={ENDLESS}")
+    try:
+        wait_for(lambda: rows_so_far(at("live/trace.h5")) >= 1, run)
+        with h5py.File(at("live/trace.h5"), "r", libver="latest", swmr=True) as f:
+            names = ["span", "train_bpc", "learning_rate", "grad_norm", "tokens_per_second"]
+            seen = []
+            for _ in range(40):
+                f["update"].refresh()
+                n = f["update"].shape[0]
+                for name in names:
+                    f[name].refresh()
+                    expect(f[name].shape[0] >= n, f"{name} has {f[name].shape[0]} rows, update has {n}")
+                update = f["update"][:n]
+                expect(np.array_equal(update, np.arange(1, n + 1)), "updates are not 1, 2, 3, ...")
+                for name in names:
+                    value = f[name][:n]
+                    written = value.reshape(n, -1).any(axis=1)
+                    expect(np.isfinite(value).all() and written.all(),
+                           f"{name} has rows that were not written: {np.flatnonzero(~written)} of {n}")
+                seen.append(n)
+                time.sleep(0.02)
+            expect(seen == sorted(seen) and seen[-1] > seen[0], f"the reader saw no growth: {seen}")
+        told = viaduct("info", "live/trace.h5").stdout
+        expect("kind         trace" in told, "viaduct info does not read a trace that is being written")
+        expect(run.poll() is None, "the run ended under its reader")
+    finally:
+        kill(run)
+    viaduct("info", "live/trace.h5")  # and after the writer was killed
+
+
+def whole_checkpoints(folder):
+    """Every checkpoint that has its name is whole, as its digest says, and opens; beside them there are temporaries at
+    most. Returns the newest update, or 0."""
+    newest = 0
+    for name in sorted(os.listdir(at(folder))):
+        if name.startswith("."):
+            expect(".tmp-" in name, f"{folder}/{name} is neither a checkpoint nor a temporary")
+            continue
+        with open(at(os.path.join(folder, name)), "rb") as f:
+            data = f.read()
+        digest = b"\nviaduct sha256 " + hashlib.sha256(data[:-SEAL]).hexdigest().encode() + b"\n"
+        expect(data[-SEAL:] == digest, f"{folder}/{name} is not whole")
+        with h5py.File(at(os.path.join(folder, name)), "r") as f:
+            newest = max(newest, int(f.attrs["update"]))
+    return newest
+
+
+def inode(path):
+    return os.stat(path).st_ino if os.path.exists(path) else None
+
+
+def killed_writers():
+    """kill -9 at random moments: checkpoints that can be seen are whole, the next run goes on from the newest, and the
+    trace and the log have each row once."""
+    rng = random.Random(SEED)
+    arguments = ("--set", "run%directory='killed'", "--set", "checkpoint%interval=5", "--set", "trace%interval=1",
+                 "--set", "run%log_interval=1", "--set", "valid%interval=0")
+    newest = 0
+    for _ in range(8):
+        log = inode(at("killed/log.jsonl"))
+        run = start_training(*arguments)
+        try:
+            wait_for(lambda: inode(at("killed/log.jsonl")) not in (None, log), run)  # it has started, or gone on
+            time.sleep(rng.uniform(0.0, 0.5))
+            expect(run.poll() is None, "the run ended")
+        finally:
+            kill(run)
+        before, newest = newest, whole_checkpoints("killed/checkpoints")
+        expect(newest >= before, f"the newest checkpoint went back from {before} to {newest}")
+    expect(newest > 5, "no run got anywhere")
+    end = newest + 10
+    viaduct("train", "deck.nml", *arguments, "--set", f"run%max_updates={end}")
+    with h5py.File(at("killed/trace.h5"), "r") as f:
+        expect(np.array_equal(f["update"][()], np.arange(1, end + 1)), "the trace has gaps or repeats")
+    with open(at("killed/log.jsonl")) as f:
+        updates = [json.loads(line)["num_updates"] for line in f]
+    expect(updates == list(range(1, end + 1)), "the log has gaps or repeats")
+    left = [n for n in os.listdir(at("killed/checkpoints")) if n.startswith(".")]
+    expect(left == [], f"temporaries are left: {left}")
+
+
+def full_disk():
+    """No room for a checkpoint (a limit on the size of files, set while the run goes on): it is said, the checkpoints
+    before it are whole, no temporary is left, and with room again the run goes on."""
+    every = 500
+    arguments = ("--set", "run%directory='full'", "--set", f"checkpoint%interval={every}", "--set", "valid%interval=0",
+                 "--set", f"trace%interval={ENDLESS}", "--set", f"run%log_interval={ENDLESS}")
+    folder = at("full/checkpoints")
+    first = os.path.join(folder, f"update-{every:08d}.h5")
+    # Python ignores SIGXFSZ, and its children would, too, but that it resets it for them.
+    run = start_training(*arguments, restore_signals=False)
+    try:
+        wait_for(lambda: os.path.exists(first), run)
+        limit = os.path.getsize(first) * 3 // 4
+        resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        message = run.communicate(timeout=20)[1]
+    finally:
+        kill(run)
+    newest = whole_checkpoints("full/checkpoints")
+    failed = f"update-{newest + every:08d}.h5"
+    expect(run.returncode == 1, f"exit status {run.returncode}: {message}")
+    expect("viaduct: error:" in message and failed in message, f"{failed} failed, the message is: {message}")
+    left = [n for n in os.listdir(folder) if n.startswith(".") or n == failed]
+    expect(left == [], f"left over: {left}")
+    expect(os.readlink(os.path.join(folder, "last.h5")) == f"update-{newest:08d}.h5", "last.h5 points elsewhere")
+    viaduct("train", "deck.nml", *arguments, "--set", f"run%max_updates={newest + every}")
+    expect(whole_checkpoints("full/checkpoints") == newest + every, "the run did not go on")
+
+
+def info_tells(kind, words):
+    told = viaduct("info", FILES[kind]).stdout
+    for word in ["verified", "created", *words]:
+        expect(word in told, f"no '{word}' in:\n{told}")
+
+
+def info_refuses(kind):
+    """A flipped bit in the data, a truncated file: exit status 1 and a message that names the file."""
+    with open(at(FILES[kind]), "rb") as f:
+        whole = f.read()
+    with h5py.File(at(FILES[kind]), "r") as f:
+        d = f[{"shard": "tokens", "nll": "nll"}.get(kind, "")] if kind in ("shard", "nll") else None
+        place = d.id.get_chunk_info(0).byte_offset + 5 if d is not None else len(whole) // 2
+    damaged = bytearray(whole)
+    damaged[place] ^= 0x10
+    for what, data in (("flipped", bytes(damaged)), ("short", whole[:len(whole) * 2 // 3]), ("empty", b"")):
+        name = f"{what}-{kind}.h5"
+        with open(at(name), "wb") as f:
+            f.write(data)
+        message = viaduct("info", name, status=1).stderr
+        expect(name in message and "error" in message, f"{name}: {message}")
+
+
+def info_refuses_foreign():
+    with h5py.File(at("foreign.h5"), "w") as f:
+        f["x"] = 1
+    with open(at("foreign.txt"), "w") as f:
+        f.write("no HDF5 at all\n")
+    for name, why in (("foreign.h5", "not one of Viaduct's"), ("foreign.txt", "not an HDF5 file"),
+                      ("absent.h5", "No such file")):
+        message = viaduct("info", name, status=1).stderr
+        expect(name in message and why in message, f"{name}: {message}")
+    os.rename(at("c-valid-0000.h5"), at("away.h5"))
+    message = viaduct("info", "c.h5", status=1).stderr
+    os.rename(at("away.h5"), at("c-valid-0000.h5"))
+    expect("c-valid-0000.h5" in message, f"a missing shard: {message}")
+
+
+TOLD = {"checkpoint": ["update       20", "layers.1.attn.proj_out.weight", "spans, tokens", "adagrad_sum", "layer1",
+                       "parameters in 30 tensors", "attn_span = 64", "SHA-256"],
+        "corpus": ["train        49500 tokens in 3 shards", "md5", "vocabulary", "shard_tokens = 20000", "source"],
+        "shard": ["20000, from token 20000", "train"], "nll": ["2750, of which 2749", "split        test"],
+        "trace": ["rows         10", "validations  2", "spans of the last row", "have no checksums"]}
+
+try:
+    check("prepare, train and evaluate", make_files)
+    made = failures == 0
+    for k in FILES if made else ():
+        check(f"h5py reads a {k}", lambda: with_h5py(k))
+        for e in ("netcdf4", "h5netcdf"):
+            check(f"xarray ({e}) reads a {k}", lambda: with_xarray(k, e))
+        check(f"h5dump reads a {k}", lambda: with_h5dump(k))
+        check(f"viaduct info tells what a {k} holds", lambda: info_tells(k, TOLD[k]))
+        if k != "trace":  # whose data have no checksums
+            check(f"viaduct info refuses a damaged {k}", lambda: info_refuses(k))
+    if made:
+        check("virtual datasets are the shards, and these the source", virtual_is_shards)
+        check("viaduct info refuses foreign files and names missing shards", info_refuses_foreign)
+        check("a reader follows a trace that is being written", reader_beside_writer)
+        check("killed runs leave whole checkpoints, and go on", killed_writers)
+        check("a full disk leaves the checkpoint before it", full_disk)
+finally:
+    shutil.rmtree(FOLDER, ignore_errors=True)
+sys.exit(1 if failures else 0)
