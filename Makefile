@@ -142,7 +142,7 @@ enwik8: ## Fetch enwik8.zip into data/ and verify it
 format: ## Format all C sources with clang-format
 	clang-format -i $(C_FILES)
 lint: ## clang-tidy, warnings as errors
-	@printf '%s\n' $(filter %.c,$(C_FILES)) | xargs -P $$(nproc) -n 4 clang-tidy --quiet --warnings-as-errors='*' \
+	@printf '%s\n' $(filter %.c,$(C_FILES)) | xargs -P $$(nproc) -I{} clang-tidy --quiet --warnings-as-errors='*' {} \
 	  $(if $(TIDY),--checks='$(TIDY)') -- $(filter-out -Werror,$(ALL_CFLAGS)) -DVD_VERSION='"$(VERSION)"' -DVD_GIT_VERSION='"$(GIT)"'
 install: all ## Install under PREFIX (DESTDIR is honoured)
 	install -D $(BUILD)/viaduct $(DESTDIR)$(PREFIX)/bin/viaduct

@@ -33,7 +33,7 @@ typedef struct vd_model vd_model;
 /* Not collective. A model for the global streams [stream0, stream0 + n_stream) of a rank, computed at most
  * micro_streams at a time (0: all) in blocks of at most max_block tokens. Parameters are drawn from config->seed;
  * memories are zeros. ops must outlive it. Errors: out of memory, with the size asked for. */
-int vd_model_create(vd_model **m, const vd_model_config *config, vd_ops *ops, int64_t stream0, int64_t n_stream,
+int vd_model_create(vd_model **out, const vd_model_config *config, vd_ops *ops, int64_t stream0, int64_t n_stream,
                     int64_t micro_streams, int64_t max_block, bool training, vd_error *err);
 /* Not collective. Frees the model and all its buffers; NULL is allowed. */
 void vd_model_destroy(vd_model *m);
@@ -78,7 +78,7 @@ typedef struct vd_step {
 
 /* Not collective. Forward (and backward where s->train), then the memories move on by the block. The span penalty is
  * not part of it: vd_model_span_penalty. */
-int vd_model_run(vd_model *m, vd_step *s, vd_error *err);
+int vd_model_run(vd_model *m, vd_step *step, vd_error *err);
 /* Not collective. Memories become zeros of their first size (start of an epoch). */
 int vd_model_reset_memory(vd_model *m, vd_error *err);
 

@@ -35,16 +35,22 @@ typedef struct vd_linear {
   vd_dropout dropout; /* only with relu */
 } vd_linear;
 
-/* One relative-position attention layer over n_stream streams of `block` queries each, model width n_head * d_head.
+// clang-format off
+/* One relative-position attention layer over n_stream streams of `block` queries each, of width d = n_head * d_head.
  *
- * Keys of stream b are rows 0 .. window + block - 1: first the newest `window` rows of the memory, then the block.
- * Query i has key row j at distance x = window + i - j, and sees distances first_distance .. reach[h] only (reach[h] <=
- * window). s_ij = (q_i . k_j + q_i . pe(x)) / sqrt(d_head),  pe(x) = key_pe[:, attn_span - x]   (arXiv 1905.07799, eq.
- * 1-2) m_h(x) = clamp((z_h attn_span - (x - 1)) / ramp + 1, 0, 1)                           (eq. 3-4) VD_MASKED : a = m
- * e^s / sum m e^s;   VD_TRIMMED : a = m e^s / sum e^s over all x in 1..window (reach = window). out_i = sum_j
- * dropout(a_ij) v_j Derivative of the clamp: attn_span/ramp where 0 <= (unclamped value) <= 1, both ends included, else
- * 0. Because of the included ends, reach of VD_MASKED is min(window, floor(z attn_span) + ramp + 1): the last key may
- * have m = 0 and gives only to the span's gradient. */
+ * Keys of stream b are rows 0 .. window + block - 1: first the newest `window` rows of the memory, then the block. Query
+ * i has key row j at distance x = window + i - j and sees distances first_distance .. reach[h] (reach[h] <= window).
+ *
+ *   s_ij = (q_i . k_j + q_i . pe(x)) / sqrt(d_head),  pe(x) = key_pe[:, attn_span - x]   (arXiv 1905.07799, eq. 1-2)
+ *   m_h(x) = clamp((z_h attn_span - (x - 1)) / ramp + 1, 0, 1)                           (eq. 3-4)
+ *   VD_MASKED:  a = m e^s / sum m e^s
+ *   VD_TRIMMED: a = m e^s / sum e^s, the sum over all x in 1..window (reach = window)
+ *   out_i = sum_j dropout(a_ij) v_j
+ *
+ * Derivative of the clamp: attn_span / ramp where 0 <= (unclamped value) <= 1, both ends included, else 0. Because of
+ * the included ends, reach of VD_MASKED is min(window, floor(z attn_span) + ramp + 1): the last key may have m = 0 and
+ * gives to the span's gradient only. Such a key's e^s / sum m e^s is counted up to `ramp` (section 3 of doc/DESIGN.md). */
+// clang-format on
 typedef struct vd_attention {
   int64_t n_stream, block, window;
   int64_t n_head, d_head, attn_span;

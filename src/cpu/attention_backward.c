@@ -10,7 +10,9 @@
 /* With p = e^(s - lse), w = 0 or 1/(1 - dropout), a = m p in both kinds, A = w (dout . v) the gradient of a, and
  * D = sum a A = dout . out:
  *   masked   ds = a (A - D)     dm = p (A - D)
- *   trimmed  ds = p (m A - D)   dm = p A            dz = sum dm dm/dz  */
+ *   trimmed  ds = p (m A - D)   dm = p A            dz = sum dm dm/dz
+ * Nothing holds back the score of a masked key with m = 0, since it takes no part in the output, and its p would grow
+ * without bound. Its dm counts p up to ramp only, the most that a key with m >= 1/ramp can have. */
 
 /* What one thread needs for one (stream, head). */
 typedef struct workspace {
@@ -59,14 +61,15 @@ static inline __attribute__((always_inline)) real row_gradient(const bool masked
   const real *restrict mask = head->mask, *restrict slope = head->slope;
   int64_t n = head->n, first = head->first;
   uint32_t threshold = plan->threshold;
-  real keep = plan->keep_scale, dz = 0;
+  real keep = plan->keep_scale, faintest = (real)plan->a->ramp, dz = 0;
   memset(s, 0, (size_t)first * sizeof *s);
   memset(da, 0, (size_t)first * sizeof *da);
 #pragma omp simd reduction(+ : dz)
   for (int64_t u = first; u < n; u++) {
     real p = vd_exp(s[u] - lse), m = mask[u], w = half[u] >= threshold ? keep : 0;
     real A = w * da[u], weight = m * p;
-    dz += p * (masked ? A - dot : A) * slope[u];
+    real pull = masked && m == 0 && p > faintest ? faintest : p;
+    dz += pull * (masked ? A - dot : A) * slope[u];
     s[u] = masked ? weight * (A - dot) : p * (m * A - dot);
     da[u] = w * weight;
   }
