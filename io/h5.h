@@ -93,6 +93,11 @@ int vd_h5_begin(vd_h5_out *out, const char *path, const char *kind, vd_error *er
 /* Not collective. Flushes and closes out->file, which is -1 then; the temporary stays, for what is to be done with it
  * before vd_h5_commit() (which does this itself otherwise). All objects must be closed before (a bug otherwise). */
 int vd_h5_finish(vd_h5_out *out, vd_error *err);
+/* Not collective. Makes sure of room on the disk for what HDF5 still holds back of an open file and `more` bytes: call
+ * it before a flush, since one that fails leaves HDF5 in a state in which the file can never be closed, and HDF5
+ * crashes over it when the program ends. File systems that cannot reserve room are left alone. VD_FAILED naming `path`.
+ */
+int vd_h5_room(hid_t file, const char *path, size_t more, vd_error *err);
 /* Not collective. Puts the file in its place, replacing an older one; out->file is closed, also on error, when the
  * temporary is removed. All objects of the file must be closed before (a bug otherwise). */
 int vd_h5_commit(vd_h5_out *out, vd_error *err);

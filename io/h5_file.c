@@ -94,26 +94,22 @@ static int sync_file(const char *path, vd_error *err) {
   return err->status;
 }
 
-/* Makes sure of room for what HDF5 still holds back, and a little more: a flush that fails leaves HDF5 in a state in
- * which the file can never be closed, and HDF5 crashes over it when the program ends. File systems that cannot reserve
- * room are left alone. */
-static int make_room(vd_h5_out *out, vd_error *err) {
-  enum { MORE = 64 * 1024 };
-  hid_t access_list = H5Fget_access_plist(out->file);
+int vd_h5_room(hid_t file, const char *path, size_t more, vd_error *err) {
+  hid_t access_list = H5Fget_access_plist(file);
   void *handle = NULL;
   hsize_t size = 0;
   struct rlimit limit;
-  if (H5Fget_filesize(out->file, &size) < 0 || H5Fget_vfd_handle(out->file, access_list, &handle) < 0 || !handle)
-    vd_h5_fail(err, "cannot tell how large %s is", out->path);
+  if (H5Fget_filesize(file, &size) < 0 || H5Fget_vfd_handle(file, access_list, &handle) < 0 || !handle)
+    vd_h5_fail(err, "cannot tell how large %s is", path);
   H5Pclose(access_list);
   if (err->status) return err->status;
   errno = 0;
-  if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur < size + MORE)
+  if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur < size + more)
     errno = EFBIG;
-  else if (fallocate(*(int *)handle, FALLOC_FL_KEEP_SIZE, 0, (off_t)(size + MORE)) == 0)
+  else if (fallocate(*(int *)handle, FALLOC_FL_KEEP_SIZE, 0, (off_t)(size + more)) == 0)
     errno = 0;
   if (errno == EFBIG || errno == ENOSPC || errno == EDQUOT)
-    vd_fail(err, VD_FAILED, "cannot write %s: %s", out->path, strerror(errno));
+    vd_fail(err, VD_FAILED, "cannot write %s: %s", path, strerror(errno));
   return err->status;
 }
 
@@ -121,7 +117,7 @@ int vd_h5_finish(vd_h5_out *out, vd_error *err) {
   if (out->file < 0) return VD_OK;
   unsigned objects = H5F_OBJ_DATASET | H5F_OBJ_GROUP | H5F_OBJ_DATATYPE | H5F_OBJ_ATTR | H5F_OBJ_LOCAL;
   if (H5Fget_obj_count(out->file, objects) > 0) vd_bug("objects of %s are still open", out->path);
-  if (make_room(out, err)) return err->status;
+  if (vd_h5_room(out->file, out->path, 64 * 1024, err)) return err->status;
   if (H5Fflush(out->file, H5F_SCOPE_LOCAL) < 0) vd_h5_fail(err, "cannot write %s", out->path);
   if (err->status == VD_OK && H5Fclose(out->file) < 0) vd_h5_fail(err, "cannot close %s", out->path);
   if (err->status == VD_OK) out->file = -1;

@@ -200,6 +200,12 @@ static int make(vd_trace *t, int64_t update, const char *echo, vd_error *err) {
   return vd_h5_commit(&out, err);
 }
 
+/* Room for new chunks of all datasets, and twice as much for their indices. */
+static int room_for_row(const vd_trace *t, vd_error *err) {
+  size_t chunks = 16 * t->n_layer * t->n_head * sizeof(float) + N_DATASET * 512 * sizeof(double);
+  return vd_h5_room(t->file, t->path, 3 * chunks, err);
+}
+
 /* Opens the finished, empty or copied file for appending; readers may open it from now on. */
 static int open_live(vd_trace *t, vd_error *err) {
   struct statfs fs;
@@ -241,6 +247,7 @@ int vd_trace_append(vd_trace *t, const vd_trace_row *row, vd_error *err) {
   const void *data[] = {[UPDATE] = &row->update,      [SPAN] = row->span,       [BPC] = &row->train_bpc,
                         [RATE] = &row->learning_rate, [NORM] = &row->grad_norm, [SPEED] = &row->tokens_per_second};
   vd_h5_lock(t->h5);
+  room_for_row(t, err);
   for (int i = SPEED; i >= UPDATE && err->status == VD_OK; i--) append(t, i, data[i], 1, err);
   vd_h5_unlock(t->h5);
   return err->status;
@@ -248,7 +255,8 @@ int vd_trace_append(vd_trace *t, const vd_trace_row *row, vd_error *err) {
 
 int vd_trace_append_valid(vd_trace *t, int64_t update, double bpc, vd_error *err) {
   vd_h5_lock(t->h5);
-  if (append(t, VALID_BPC, &bpc, 1, err) == VD_OK) append(t, VALID_UPDATE, &update, 1, err);
+  if (room_for_row(t, err) == VD_OK && append(t, VALID_BPC, &bpc, 1, err) == VD_OK)
+    append(t, VALID_UPDATE, &update, 1, err);
   vd_h5_unlock(t->h5);
   return err->status;
 }

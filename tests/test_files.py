@@ -317,6 +317,26 @@ def full_disk():
     expect(whole_checkpoints("full/checkpoints") == newest + every, "the run did not go on")
 
 
+def full_disk_for_trace():
+    """No room for a row of the trace: said, and the rows before it can be read."""
+    run = start_training("--set", "run%directory='rows'", "--set", "trace%interval=1", "--set", "valid%interval=0",
+                         "--set", f"checkpoint%interval={ENDLESS}", "--set", f"run%log_interval={ENDLESS}",
+                         restore_signals=False)
+    path = at("rows/trace.h5")
+    try:
+        wait_for(lambda: rows_so_far(path) >= 1, run)
+        resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (os.path.getsize(path) + 1000, resource.RLIM_INFINITY))
+        message = run.communicate(timeout=20)[1]
+    finally:
+        kill(run)
+    expect(run.returncode == 1, f"exit status {run.returncode}: {message}")
+    expect("viaduct: error:" in message and "trace.h5" in message, f"the message is: {message}")
+    with h5py.File(path, "r") as f:
+        n = f["update"].shape[0]
+        expect(n > 0 and np.array_equal(f["update"][()], np.arange(1, n + 1)), "updates are not 1, 2, 3, ...")
+        expect(f["span"].shape[0] >= n and f["span"][:n].any(axis=(1, 2)).all(), "rows are not whole")
+
+
 def info_tells(kind, words):
     told = viaduct("info", FILES[kind]).stdout
     for word in ["verified", "created", *words]:
@@ -378,6 +398,7 @@ try:
         check("a reader follows a trace that is being written", reader_beside_writer)
         check("killed runs leave whole checkpoints, and go on", killed_writers)
         check("a full disk leaves the checkpoint before it", full_disk)
+        check("a full disk leaves the rows of the trace", full_disk_for_trace)
 finally:
     shutil.rmtree(FOLDER, ignore_errors=True)
 sys.exit(1 if failures else 0)
