@@ -23,7 +23,7 @@ export MPIRUN="mpirun --oversubscribe --bind-to none"
 [ "$(id -u)" != 0 ] || MPIRUN="$MPIRUN --allow-run-as-root"
 export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 LC_ALL=C.UTF-8 PYTHONDONTWRITEBYTECODE=1 MPLBACKEND=Agg
 export OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_btl_vader_single_copy_mechanism=none
-export ASAN_OPTIONS=abort_on_error=0:detect_stack_use_after_return=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
+export ASAN_OPTIONS=abort_on_error=0:detect_stack_use_after_return=1:fast_unwind_on_malloc=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 export LSAN_OPTIONS=suppressions=$SOURCE/tests/leaks.supp:print_suppressions=0
 unset MAKEFLAGS MFLAGS MAKELEVEL
 

@@ -274,17 +274,20 @@ def kills():
     rule = dict(RULE, shard_tokens=40000)
     deck = write("k.nml", (f"&data path='{path('k.h5')}' /\n&prepare source='{big}', train=0.8, valid=0.1, test=0.1, "
                            f"shard_tokens=40000 /\n").encode())
-    start = time.time()
     prepare("whole", source=big, **rule)
-    seconds, wanted, midway = time.time() - start, digest("whole"), 0
+    wanted, midway, shards_wanted = digest("whole"), 0, len(glob.glob(path("whole-*.h5")))
     good = True
     for i in range(10):
+        for old in glob.glob(path("k-*.h5")):
+            os.remove(old)
         child = subprocess.Popen(command("prepare", deck), stdout=subprocess.DEVNULL, env=ENVIRONMENT)
-        time.sleep(seconds * (0.2 + 0.7 * i / 10))
+        # Killed once some shards are there, more of them each time.
+        while child.poll() is None and len(glob.glob(path("k-*.h5"))) < 1 + i * shards_wanted // 12:
+            time.sleep(0.0005)
         child.send_signal(signal.SIGKILL)
         child.wait()
         shards = len(glob.glob(path("k-*.h5")))
-        midway += 0 < shards < 80 and not os.path.exists(path("k.h5"))
+        midway += 0 < shards < shards_wanted and not os.path.exists(path("k.h5"))
         if os.path.exists(path("k.h5")):
             good = good and digest("k") == wanted
             os.remove(path("k.h5"))
