@@ -167,7 +167,7 @@ def headline(figure, trace, what, foot=0):
     below."""
     inches = figure.get_figheight()
     left = 0.012
-    figure.text(left, 1 - 0.10 / inches, plain(shortened(f"{trace['title']}: {what}")), ha="left", va="top",
+    figure.text(left, 1 - 0.10 / inches, plain(f"{shortened(trace['title'], max(12, 70 - len(what)))}: {what}"), ha="left", va="top",
                 fontsize=12.5, fontweight="bold")
     figure.text(left, 1 - 0.37 / inches, plain(shortened(describe(trace), 110)), ha="left", va="top", fontsize=9,
                 color=MUTED)
@@ -286,7 +286,7 @@ def span_panel(axes, trace, layer, keep, palette):
 
 def plot_spans(trace):
     n_rows, n_layer, n_head = trace["span"].shape
-    columns = min(n_layer, 3 if n_layer in (3, 5, 6, 9) else 4 if n_layer <= 24 else 6)
+    columns = min(n_layer, 3 if n_layer <= 12 else 4 if n_layer <= 24 else 6)
     lines = -(-n_layer // columns)
     figure, grid = plt.subplots(lines, columns, figsize=(WIDTH, 1.35 + (1.75 if lines > 1 else 2.6) * lines),
                                 sharex=True, sharey=True, squeeze=False)
@@ -300,9 +300,11 @@ def plot_spans(trace):
         handles = span_panel(axes, trace, layer, keep, palette)
         update_axis(axes, trace, label=False)
         # The lowest panel of a column may not be in the lowest line.
-        axes.tick_params(labelbottom=layer + columns >= n_layer)
+        lowest = layer + columns >= n_layer
+        axes.tick_params(labelbottom=lowest)
+        if lowest:
+            axes.set_xlabel("updates")
     span_scale(grid[0, 0], trace)
-    figure.supxlabel("updates", fontsize=9.5)
     figure.supylabel("span (tokens)", fontsize=9.5)
     if n_head > 16:  # A colour for each head; the first and the last tell the order.
         handles = [handles[0], handles[n_head - 1]] + handles[n_head:]
