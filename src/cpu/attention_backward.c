@@ -66,10 +66,10 @@ static inline __attribute__((always_inline)) real row_gradient(const bool masked
   memset(da, 0, (size_t)first * sizeof *da);
 #pragma omp simd reduction(+ : dz)
   for (int64_t u = first; u < n; u++) {
-    real p = vd_exp(s[u] - lse), m = mask[u], w = half[u] >= threshold ? keep : 0;
+    real e = vd_exp(s[u] - lse), m = mask[u], w = half[u] >= threshold ? keep : 0;
+    real p = masked && m == 0 && e > faintest ? faintest : e; /* before m p: infinity times 0 is no number */
     real A = w * da[u], weight = m * p;
-    real pull = masked && m == 0 && p > faintest ? faintest : p;
-    dz += pull * (masked ? A - dot : A) * slope[u];
+    dz += p * (masked ? A - dot : A) * slope[u];
     s[u] = masked ? weight * (A - dot) : p * (m * A - dot);
     da[u] = w * weight;
   }

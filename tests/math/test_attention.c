@@ -260,6 +260,39 @@ static void closed_ramp_counts_both_ends(void **state) {
   problem_free(&p);
 }
 
+/* One query whose only key with m = 0, at the closed end of the ramp, scores higher than any exponential can hold: its
+ * pull on the span is counted up to the ramp, and nothing else knows of it. */
+static void pull_of_a_masked_key_is_bounded(void **state) {
+  (void)state;
+  const shape s = {"bound", VD_MASKED, 1, 1, 24, 1, 3, 24, 6, 1, {0.25}, 0};
+  problem p, plain;
+  problem_new(&p, &s, 6000);
+  problem_new(&plain, &s, 6000);
+  real *far = p.k + (s.window - 13) * s.d_head; /* z L = 6: m(13) = 0 */
+  double dot = 0, along = 0;
+  for (int64_t e = 0; e < s.d_head; e++) {
+    far[e] = 1e4 * p.q[e];
+    plain.k[(s.window - 13) * s.d_head + e] = -1e4 * p.q[e]; /* this one pulls nothing */
+    dot += p.dout[e] * p.v[(s.window - 13) * s.d_head + e];
+  }
+  forward(&p);
+  backward(&p);
+  forward(&plain);
+  backward(&plain);
+  for (int64_t e = 0; e < s.d_head; e++) along += p.out[e] * p.dout[e];
+  double expected = (double)s.ramp * (dot - along) * (double)s.attn_span / (double)s.ramp;
+  assert_true(fabs(expected) > 1e-3);
+  if (!(fabs(p.dz[0] - plain.dz[0] - expected) < 1e-11))
+    fail_msg("dspan %.15g, without the key %.15g, expected %.15g more", p.dz[0], plain.dz[0], expected);
+  assert_memory_equal(p.out, plain.out, p.n_q * sizeof(real));
+  assert_memory_equal(p.dv, plain.dv, p.n_k * sizeof(real));
+  assert_memory_equal(p.dpe, plain.dpe, p.n_pe * sizeof(real));
+  for (size_t i = 0; i < p.n_q; i++) assert_true(p.dq[i] == plain.dq[i]);
+  for (size_t i = 0; i < p.n_k; i++) assert_true(p.dk[i] == plain.dk[i]);
+  problem_free(&p);
+  problem_free(&plain);
+}
+
 /* Stream b of *all as a problem of its own. */
 static void one_stream(const problem *all, const shape *s, int64_t b, uint64_t salt, problem *one) {
   shape alone = *s;
@@ -340,7 +373,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(forward_follows_the_equations),         cmocka_unit_test(gradients_agree_with_differences),
       cmocka_unit_test(closed_ramp_counts_both_ends),          cmocka_unit_test(streams_apart_give_the_same_bits),
-      cmocka_unit_test(rows_beyond_the_reach_are_not_touched),
+      cmocka_unit_test(rows_beyond_the_reach_are_not_touched), cmocka_unit_test(pull_of_a_masked_key_is_bounded),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
