@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+static const char line_end[] = "</s>", blanks[] = " \t\r\v\f";
+
 struct generate {
   vd_context *ctx;
   const vd_settings *s;
@@ -16,7 +18,11 @@ struct generate {
   vd_ops *ops;
   vd_model *model;
   int64_t vocab;
-  real *logits; /* [vocab] of the next token */
+  bool words;      /* symbols are words, with blanks between them and </s> for the end of a line */
+  int64_t *prompt; /* [n_prompt] symbols to begin with */
+  size_t n_prompt;
+  bool amid_a_line; /* of words */
+  real *logits;     /* [vocab] of the next token */
   struct choice {
     double weight;
     int64_t id;
@@ -34,6 +40,10 @@ static int feed(struct generate *g, int64_t id, vd_error *err) {
 static int write_symbol(struct generate *g, int64_t id, vd_error *err) {
   size_t n;
   const char *bytes = vd_corpus_symbol(g->corpus, id, &n);
+  bool end = g->words && n == strlen(line_end) && memcmp(bytes, line_end, n) == 0;
+  if (end) bytes = "\n", n = 1;
+  if (g->words && !end && g->amid_a_line) fputc(' ', g->out);
+  g->amid_a_line = !end;
   if (fwrite(bytes, 1, n, g->out) == n && fflush(g->out) == 0) return VD_OK;
   return vd_fail(err, VD_FAILED, "cannot write the text: %s", strerror(errno));
 }
@@ -67,25 +77,42 @@ static int64_t draw(struct generate *g, int64_t i) {
   return g->choice[k - 1].id;
 }
 
-static int feed_prompt(struct generate *g, vd_error *err) {
+/* The symbol that text [n] begins with, its length in *used; -1 when there is none. A word must be whole. */
+static int64_t next_symbol(const struct generate *g, const char *text, size_t n, size_t *used) {
+  size_t length = g->words ? strcspn(text, blanks) : n;
+  int64_t id = vd_corpus_encode(g->corpus, text, length, used);
+  return g->words && *used != length ? -1 : id;
+}
+
+/* The whole prompt, before anything is written. */
+static int encode_prompt(struct generate *g, vd_error *err) {
   const char *prompt = g->s->generate.prompt;
-  size_t n = strlen(prompt), used;
-  if (n == 0) return vd_fail(err, VD_USAGE, "generate%%prompt is empty: a text needs a first symbol");
+  size_t n = strlen(prompt), used = 0;
+  g->words = vd_corpus_is_words(g->corpus);
+  g->prompt = vd_calloc(n + 1, sizeof *g->prompt);
   for (size_t i = 0; i < n; i += used) {
-    int64_t id = vd_corpus_encode(g->corpus, prompt + i, n - i, &used);
+    used = g->words ? strspn(prompt + i, blanks) : 0;
+    if (used > 0) continue;
+    int64_t id = next_symbol(g, prompt + i, n - i, &used);
+    if (id < 0 && g->words)
+      return vd_fail(err, VD_USAGE, "generate%%prompt: the vocabulary of %s has no word '%.*s'", g->s->data.path,
+                     (int)strcspn(prompt + i, blanks), prompt + i);
     if (id < 0)
       return vd_fail(err, VD_USAGE, "generate%%prompt: the vocabulary of %s has no symbol for byte %zu (0x%02x)",
                      g->s->data.path, i + 1, (unsigned)(unsigned char)prompt[i]);
-    if (feed(g, id, err) || write_symbol(g, id, err)) return err->status;
+    g->prompt[g->n_prompt++] = id;
   }
+  if (g->n_prompt == 0) return vd_fail(err, VD_USAGE, "generate%%prompt is empty: a text needs a first symbol");
   return VD_OK;
 }
 
 static int write_text(struct generate *g, vd_error *err) {
   const char *path = g->s->generate.output;
+  if (encode_prompt(g, err)) return err->status;
   g->out = path[0] ? fopen(path, "w") : stdout;
   if (!g->out) return vd_fail(err, VD_FAILED, "cannot write generate%%output = '%s': %s", path, strerror(errno));
-  if (feed_prompt(g, err)) return err->status;
+  for (size_t i = 0; i < g->n_prompt; i++)
+    if (feed(g, g->prompt[i], err) || write_symbol(g, g->prompt[i], err)) return err->status;
   for (int64_t i = 0; i < g->s->generate.tokens; i++) {
     for (int64_t v = 0; v < g->vocab; v++)
       if (!isfinite(g->logits[v])) return vd_fail(err, VD_FAILED, "%s gives logits that are not finite", g->from.path);
@@ -120,6 +147,8 @@ static int generate(struct generate *g, vd_error *err) {
   if (g->ctx->rank == 0) {
     if (g->ctx->size > 1)
       fprintf(stderr, "viaduct: generate runs on one rank; the other %d are idle\n", g->ctx->size - 1);
+    if (strcmp(g->from.corpus_id, vd_corpus_id(g->corpus)) != 0)
+      fprintf(stderr, "viaduct: note: %s was trained on other data than %s\n", g->from.path, s->data.path);
     generate_text(g, err);
   }
   return vd_share_error(g->ctx->comm, err);
@@ -130,6 +159,7 @@ int vd_cmd_generate(vd_context *ctx, const vd_settings *s, vd_error *err) {
   int status = generate(&g, err);
   free(g.logits);
   free(g.choice);
+  free(g.prompt);
   if (g.model) vd_model_destroy(g.model);
   if (g.ops) g.ops->destroy(g.ops);
   if (g.corpus) vd_corpus_close(g.corpus);

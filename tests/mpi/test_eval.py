@@ -57,5 +57,28 @@ report("text is the same alone and on 2 ranks, and begins with the prompt",
 report("and 2 ranks are told that one idles", "one rank" in two.stderr, two.stderr)
 other = viaduct("generate", place.deck, *settings(generate__tokens=40, run__seed=7))
 report("another seed gives another text", other.returncode == 0 and other.stdout != one.stdout, other.stderr)
+kept = place.path("kept.txt")
+with open(kept, "w", encoding="utf-8") as f:
+    f.write("kept")
+wrong = viaduct("generate", place.deck, *settings(generate__output=kept, generate__prompt="int \u00e9"))
+with open(kept, encoding="utf-8") as f:
+    report("a prompt that cannot be continued leaves the output as it was", wrong.returncode == 2 and f.read() == "kept",
+           str(wrong))
+
+# A corpus of words: blanks come back between them, and line ends for </s>.
+with open(place.path("words.txt"), "w", encoding="utf-8") as f:
+    f.write("a cat sat\non the mat\n" * 200)
+words = settings(**{f"prepare__{split}_text": place.path("words.txt") for split in ("train", "valid", "test")})
+words += settings(data__path=place.path("words.h5"), run__directory=place.path("of_words"), run__max_updates=2,
+                  generate__prompt="the  cat", generate__tokens=60)
+made = [viaduct(command, place.deck, *words) for command in ("prepare", "train", "generate")]
+said = made[-1].stdout
+report("text of words: blanks between them, line ends for </s>, no other words",
+       all(m.returncode == 0 for m in made) and said.startswith("the cat ") and "\n" in said and "</s>" not in said
+       and len(said.split()) + said.count("\n") == 62 and set(said.split()) <= set("a cat sat on the mat".split()),
+       "\n".join(map(str, made)))
+unknown = viaduct("generate", place.deck, *words, *settings(generate__prompt="the cats"))
+report("a word that is none of the corpus is named", unknown.returncode == 2 and "no word 'cats'" in unknown.stderr,
+       str(unknown))
 place.remove()
 finish()
