@@ -99,10 +99,10 @@ int vd_h5_room(hid_t file, const char *path, size_t more, vd_error *err) {
   void *handle = NULL;
   hsize_t size = 0;
   struct rlimit limit;
-  if (H5Fget_filesize(file, &size) < 0 || H5Fget_vfd_handle(file, access_list, &handle) < 0 || !handle)
-    vd_h5_fail(err, "cannot tell how large %s is", path);
+  bool known = H5Fget_filesize(file, &size) >= 0 && H5Fget_vfd_handle(file, access_list, &handle) >= 0 && handle;
+  if (!known) vd_h5_fail(err, "cannot tell how large %s is", path);
   H5Pclose(access_list);
-  if (err->status) return err->status;
+  if (!known) return err->status;
   errno = 0;
   if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur < size + more)
     errno = EFBIG;

@@ -203,12 +203,13 @@ static int print_last_spans(hid_t file, int64_t rows, vd_error *err) {
     memory = H5Screate_simple(3, count, NULL);
     span = vd_calloc(shape[1] * shape[2], sizeof *span);
   }
-  if (!span || H5Sselect_hyperslab(space, H5S_SELECT_SET, start, NULL, count, NULL) < 0 ||
-      H5Dread(id, H5T_NATIVE_DOUBLE, memory, space, H5P_DEFAULT, span) < 0)
-    vd_h5_fail(err, "cannot read the last row of /span");
-  else
+  bool is_read = span && H5Sselect_hyperslab(space, H5S_SELECT_SET, start, NULL, count, NULL) >= 0 &&
+                 H5Dread(id, H5T_NATIVE_DOUBLE, memory, space, H5P_DEFAULT, span) >= 0;
+  if (is_read)
     printf("  spans of the last row, tokens\n");
-  for (hsize_t l = 0; err->status == VD_OK && l < shape[1]; l++) {
+  else
+    vd_h5_fail(err, "cannot read the last row of /span");
+  for (hsize_t l = 0; is_read && l < shape[1]; l++) {
     printf("    layer %2llu ", (unsigned long long)l);
     for (hsize_t h = 0; h < shape[2]; h++) printf(" %.1f", span[l * shape[2] + h]);
     printf("\n");

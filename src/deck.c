@@ -430,11 +430,11 @@ void vd_deck_free(vd_deck *deck) {
   free(deck);
 }
 
-int vd_deck_fail(const vd_deck *deck, vd_deck_place place, vd_error *err, const char *format, ...) {
+int vd_deck_fail(const vd_deck *deck, vd_deck_place at, vd_error *err, const char *format, ...) {
   char message[1024];
   va_list args;
   va_start(args, format);
   vsnprintf(message, sizeof message, format, args);
   va_end(args);
-  return vd_fail(err, VD_USAGE, "%s:%d:%d: %s", deck->origin, place.line, place.column > 0 ? place.column : 1, message);
+  return vd_fail(err, VD_USAGE, "%s:%d:%d: %s", deck->origin, at.line, at.column > 0 ? at.column : 1, message);
 }

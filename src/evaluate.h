@@ -34,7 +34,7 @@ typedef struct vd_evaluator vd_evaluator;
 /* Collective(plan->ctx->comm). Geometry and a model without gradients for the rank's streams; its parameters are to be
  * filled (vd_evaluator_model). Ranks beyond the number of streams idle. VD_USAGE for an unknown or too short split. The
  * error is agreed. */
-int vd_evaluator_create(vd_evaluator **e, const vd_evaluate_plan *plan, const vd_model_config *config, vd_ops *ops,
+int vd_evaluator_create(vd_evaluator **out, const vd_evaluate_plan *plan, const vd_model_config *config, vd_ops *ops,
                         vd_error *err);
 /* Not collective. NULL is allowed. */
 void vd_evaluator_destroy(vd_evaluator *e);

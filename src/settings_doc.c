@@ -83,9 +83,9 @@ int vd_settings_help(const char *what, FILE *out, vd_error *err) {
 static const char *const preface[] = {
     "# Decks: what Viaduct reads",
     "",
-    "This page is generated from the table in src/settings_table.c (`viaduct input --markdown`). `viaduct input` "
-    "prints the",
-    "same in a terminal, `viaduct input GROUP%NAME` one variable. input/ holds commented decks for every command.",
+    "This page is generated from the table in src/settings_table.c (`viaduct input --markdown`). `viaduct input`",
+    "prints the same in a terminal, `viaduct input GROUP%NAME` one variable. input/ holds commented decks for every",
+    "command.",
     "",
     "## How a deck is written",
     "",
@@ -100,9 +100,8 @@ static const char *const preface[] = {
     "",
     "- Groups come in any order, each at most once; what is not given keeps its default. A group ends with `/` (or",
     "  `&end`), and may be written `$group ... $end`. Names of groups and variables may be in any case.",
-    "- Values: integers `12`; reals `0.3`, `3`, `.3`, `3e-1`, `3d-1`, `3-1`; logicals `.true.`, `.false.`, `T`, `F`, "
-    "in",
-    "  any case; strings in `'` or `\"`. A string may run over several lines, whose ends are dropped.",
+    "- Values: integers `12`; reals `0.3`, `3`, `.3`, `3e-1`, `3d-1`, `3-1`; logicals `.true.`, `.false.`, `T`, `F`,",
+    "  in any case; strings in `'` or `\"`. A string may run over several lines, whose ends are dropped.",
     "- Values are separated by blanks, line ends, `,` or `;`. Nothing between two separators is a null value, which",
     "  leaves the variable as it was. `r*c` stands for r times the value c, `r*` for r nulls. Arrays (none of",
     "  Viaduct's variables is one today) take elements `a(3) = 1, 2, 3` and sections `a(1:6:2) = ...`.",
@@ -116,16 +115,14 @@ static const char *const preface[] = {
     "",
     "## Where Viaduct differs from gfortran",
     "",
-    "What this reader accepts, gfortran accepts too, with the same values, but for this: a comment may stand wherever "
-    "a",
-    "blank may; a comma may begin a line; the last line needs no end. In lists of several values gfortran 12 stumbles "
-    "over",
-    "such commas and comments, and over true and false without their dots. This reader refuses some of what gfortran",
-    "lets pass, because it is more often a slip than meant:",
+    "What this reader accepts, gfortran accepts too, with the same values, but for this: a comment may stand wherever",
+    "a blank may; a comma may begin a line; the last line needs no end. In lists of several values gfortran 12",
+    "stumbles over such commas and comments, and over true and false without their dots. This reader refuses some of",
+    "what gfortran lets pass, because it is more often a slip than meant:",
     "",
     "- text outside of groups that is no comment (gfortran skips it), also behind the closing `/`;",
-    "- the same group twice (gfortran reads the first), and a variable or array element assigned twice (the last "
-    "wins);",
+    "- the same group twice (gfortran reads the first), and a variable or array element assigned twice (the",
+    "  last wins);",
     "- a group without its closing `/` (gfortran may take `&end...` with any letters behind it);",
     "- a name without `=` at the end of a group;",
     "- separators before the first variable of a group, and a null value beyond a variable's end (`x = 3,,`);",

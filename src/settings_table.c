@@ -6,6 +6,7 @@
 #include <stddef.h>
 
 #define NONE HUGE_VAL
+/* NOLINTNEXTLINE(bugprone-macro-parentheses): the name of a member cannot stand in parentheses */
 #define AT(g, n) offsetof(vd_settings, g.n), sizeof(((vd_settings *)0)->g.n)
 
 /* clang-format off: one kind of row a line */

@@ -189,6 +189,7 @@ static int64_t group_size(const vd_attention_plan *plan, int64_t *per_stream) {
   for (int64_t h = 0; h < plan->a->n_head; h++) {
     *per_stream += vd_round_up(plan->heads[h].n, VD_ROWS) * plan->wide;
   }
+  if (*per_stream == 0) vd_bug("attention without heads");
   int64_t group = budget / *per_stream;
   return group < 1 ? 1 : group < plan->a->n_stream ? group : plan->a->n_stream;
 }

@@ -10,9 +10,10 @@ static void push_stream(int64_t d, const real *old, int64_t rows_old, const real
   int64_t kept = rows_new - fresh < rows_old ? rows_new - fresh : rows_old; /* rows taken from the old memory */
   int64_t zeros = rows_new - fresh - kept;
   size_t row = (size_t)d * sizeof(real);
-  memmove(memory + zeros * d, old + (rows_old - kept) * d, (size_t)kept * row);
-  memset(memory, 0, (size_t)zeros * row);
-  if (fresh) memcpy(memory + (zeros + kept) * d, hidden + (block - fresh) * d, (size_t)fresh * row);
+  /* Where there are no rows the pointer may be NULL, of which not even no bytes may be copied. */
+  if (kept > 0) memmove(memory + zeros * d, old + (rows_old - kept) * d, (size_t)kept * row);
+  if (zeros > 0) memset(memory, 0, (size_t)zeros * row);
+  if (fresh > 0) memcpy(memory + (zeros + kept) * d, hidden + (block - fresh) * d, (size_t)fresh * row);
 }
 
 void vd_cpu_memory_push(vd_ops *o, int64_t n_stream, int64_t d, const vd_act *old, int64_t rows_old,

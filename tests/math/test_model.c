@@ -189,7 +189,7 @@ static void streams_computed_apart(void **state) {
   for (int i = 0; i < vd_model_n_param(whole.m); i++) {
     const vd_param *p = vd_model_param(whole.m, i);
     for (size_t e = p->at.offset; e < p->at.offset + p->at.size; e++) {
-      assert_true(fabs(g[e] - gm[e]) < 1e-12);
+      assert_true(fabs((double)g[e] - (double)gm[e]) < 1e-12);
       if (p->is_span) continue; /* the penalty's gradient is in both halves */
       double parts = (2 * vd_model_gradients(low.m)[e] + 3 * vd_model_gradients(high.m)[e]) / 5;
       assert_true(fabs(g[e] - parts) < 1e-12);

@@ -260,8 +260,10 @@ static void memory_push_rows(void **state) {
     for (int block = 0; block < 6; block++)
       for (int rows = 1; rows < 7; rows++) {
         real from[12], hidden[12], to[14];
-        for (int i = 0; i < 2 * old; i++) from[i] = 100 + i % old + 1000 * (i / old);
-        for (int i = 0; i < 2 * block; i++) hidden[i] = 100 + old + i % block + 1000 * (i / block);
+        for (int s = 0; s < 2; s++) {
+          for (int r = 0; r < old; r++) from[s * old + r] = 100 + r + 1000 * s;
+          for (int r = 0; r < block; r++) hidden[s * block + r] = 100 + old + r + 1000 * s;
+        }
         o->memory_push(o, 2, 1, from, old, hidden, block, to, rows);
         for (int s = 0; s < 2; s++)
           for (int r = 0; r < rows; r++) {
