@@ -64,8 +64,7 @@ static int compare(const vd_settings *deck, const vd_settings *saved, vd_resume 
   return VD_OK;
 }
 
-/* The newest update among DIRECTORY/checkpoints/update-*.h5, damaged or not; -1: none. */
-static int64_t newest_update(const char *directory) {
+int64_t vd_resume_newest(const char *directory) {
   char path[VD_PATH + 32];
   snprintf(path, sizeof path, "%s/checkpoints", directory);
   DIR *folder = opendir(path);
@@ -85,7 +84,7 @@ static int64_t newest_update(const char *directory) {
 static int choose(vd_context *ctx, const vd_settings *s, vd_resume *r, vd_error *err) {
   const char *resume = s->run.resume, *directory = s->run.directory;
   if (strcmp(resume, "never") == 0) {
-    int64_t newest = newest_update(directory);
+    int64_t newest = vd_resume_newest(directory);
     if (newest < 0) return VD_OK;
     return vd_fail(err, VD_USAGE,
                    "run%%resume = 'never', but %s/checkpoints holds a checkpoint of update %lld: choose another "
@@ -100,6 +99,7 @@ static int choose(vd_context *ctx, const vd_settings *s, vd_resume *r, vd_error 
 
 int vd_resume_find(vd_context *ctx, const vd_settings *s, const char *corpus_id, vd_resume *r, vd_error *err) {
   memset(r, 0, sizeof *r);
+  r->newest = ctx->rank == 0 ? vd_resume_newest(s->run.directory) : -1;
   if (ctx->rank == 0) choose(ctx, s, r, err);
   if (vd_share_error(ctx->comm, err)) return err->status;
   MPI_Bcast(r->path, (int)sizeof r->path, MPI_CHAR, 0, ctx->comm);
@@ -114,7 +114,7 @@ int vd_resume_find(vd_context *ctx, const vd_settings *s, const char *corpus_id,
     return vd_fail(err, VD_USAGE, "data%%path = '%s' holds other tokens (%s) than the checkpoint %s was made with (%s)",
                    s->data.path, corpus_id, r->path, id);
   bool named = strcmp(s->run.resume, "auto") != 0;
-  int64_t newest = ctx->rank == 0 && named ? newest_update(s->run.directory) : -1;
+  int64_t newest = ctx->rank == 0 && named ? vd_resume_newest(s->run.directory) : -1;
   MPI_Bcast(&newest, 1, MPI_INT64_T, 0, ctx->comm);
   if (newest > r->update)
     return vd_fail(

@@ -7,6 +7,7 @@
 typedef struct vd_resume {
   char path[VD_PATH]; /* the checkpoint; "": a fresh start */
   int64_t update;     /* updates done in it */
+  int64_t newest;     /* of run%directory when it was looked at, see vd_resume_newest() (rank 0) */
   char notice[4096];  /* lines for people: damaged checkpoints, settings that changed */
 } vd_resume;
 
@@ -16,5 +17,8 @@ typedef struct vd_resume {
  * deck's: VD_USAGE naming variable and both values where they may not differ, a notice where they may and it matters.
  * corpus_id: of data%path, must be the checkpoint's. Reads only. The error is agreed. */
 int vd_resume_find(vd_context *ctx, const vd_settings *s, const char *corpus_id, vd_resume *r, vd_error *err);
+
+/* Not collective. The newest update that DIRECTORY/checkpoints holds a checkpoint of, damaged or not; -1: none. */
+int64_t vd_resume_newest(const char *directory);
 
 #endif

@@ -7,6 +7,7 @@
 #include "monitor.h"
 #include "reader.h"
 #include "resume.h"
+#include "run_lock.h"
 #include "snapshot.h"
 #include "streams.h"
 #include "trace.h"
@@ -20,6 +21,7 @@ typedef struct vd_train {
   int64_t blocks;         /* in an epoch */
   int64_t stream0, n_own; /* this rank's streams */
   vd_model_config config;
+  vd_run_lock *lock; /* rank 0, once it is taken; else NULL */
   vd_resume resume;
   vd_ops *ops;
   int threads;
@@ -36,12 +38,13 @@ typedef struct vd_train {
   char last_good[VD_PATH + 64];   /* its path; "": none */
 } vd_train;
 
-/* Collective(ctx->comm). Reads only: corpus, geometry, model configuration, where to begin. ctx and s are borrowed
- * until vd_train_close, which is to be called also on error. The error is agreed. */
+/* Collective(ctx->comm). Reads only: corpus, geometry, model configuration, where to begin; takes the lock of the run's
+ * folder where there is one, but for a dry run. ctx and s are borrowed until vd_train_close, which is to be called also
+ * on error. The error is agreed. */
 int vd_train_plan(vd_train *t, vd_context *ctx, const vd_settings *s, vd_error *err);
 
-/* Collective(t->ctx->comm). After the plan: creates the run's folder, model, optimiser, log and trace, and restores the
- * checkpoint. The error is agreed. */
+/* Collective(t->ctx->comm). After the plan: creates the run's folder and locks it, creates model, optimiser, log and
+ * trace, and restores the checkpoint. VD_FAILED where another run is at work in the folder. The error is agreed. */
 int vd_train_open(vd_train *t, vd_error *err);
 
 /* Collective(t->ctx->comm). After the plan: the dry run. Prints data, model, memory and the map of ranks on standard

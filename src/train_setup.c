@@ -39,6 +39,9 @@ int vd_train_plan(vd_train *t, vd_context *ctx, const vd_settings *s, vd_error *
   t->echo = vd_settings_echo(s);
   if (plan_data(t, err)) return err->status;
   if (vd_configure_model(&t->config, s, vd_corpus_vocab(t->corpus), err)) return err->status;
+  /* Held while the folder is looked through, or what is found there may be gone a moment later. */
+  if (ctx->rank == 0 && !ctx->check_only) vd_run_lock_take(&t->lock, s->run.directory, false, err);
+  if (vd_share_error(ctx->comm, err)) return err->status;
   return vd_resume_find(ctx, s, vd_corpus_id(t->corpus), &t->resume, err);
 }
 
@@ -77,10 +80,20 @@ static int write_deck(const char *directory, const char *echo, vd_error *err) {
   return vd_fail(err, VD_FAILED, "cannot write %s: %s", path, strerror(why));
 }
 
+/* A run that began at the same moment in a folder without a lock file may have come and gone since the plan. */
+static int lock_folder(vd_train *t, vd_error *err) {
+  const char *directory = t->settings->run.directory;
+  if (vd_run_lock_take(&t->lock, directory, true, err)) return err->status;
+  if (vd_resume_newest(directory) != t->resume.newest)
+    return vd_fail(err, VD_FAILED,
+                   "another run has just written checkpoints into run%%directory %s: run again to go on", directory);
+  return vd_run_lock_sweep(t->lock, err);
+}
+
 static int make_run_folder(vd_train *t, vd_error *err) {
   char checkpoints[VD_PATH + 64];
   snprintf(checkpoints, sizeof checkpoints, "%s/checkpoints", t->settings->run.directory);
-  if (t->ctx->rank == 0 && make_folder(t->settings->run.directory, err) == VD_OK &&
+  if (t->ctx->rank == 0 && make_folder(t->settings->run.directory, err) == VD_OK && lock_folder(t, err) == VD_OK &&
       write_deck(t->settings->run.directory, t->echo, err) == VD_OK)
     make_folder(checkpoints, err);
   return vd_share_error(t->ctx->comm, err);
@@ -123,8 +136,9 @@ static void tell_notices(vd_train *t) {
   for (line = strtok_r(line, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) vd_log_message(t->log, "%s", line);
   if (t->resume.path[0])
     vd_log_message(t->log, "goes on after update %lld of %s", (long long)t->progress.update, t->resume.path);
-  const char *notice = vd_trace_notice(t->trace);
-  if (notice[0]) vd_log_message(t->log, "%s", notice);
+  const char *notices[] = {vd_run_lock_notice(t->lock), vd_trace_notice(t->trace)};
+  for (int i = 0; i < 2; i++)
+    if (notices[i][0]) vd_log_message(t->log, "%s", notices[i]);
 }
 
 static int open_logs(vd_train *t, vd_error *err) {
@@ -162,4 +176,5 @@ void vd_train_close(vd_train *t, vd_error *err) {
   if (t->corpus) vd_corpus_close(t->corpus);
   free(t->span);
   free(t->echo);
+  vd_run_lock_release(&t->lock); /* last: until here files of the run may be written */
 }

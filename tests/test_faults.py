@@ -6,12 +6,14 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
 import sys
+import time
 
 import h5py
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from whole import Place, finish, report, settings, viaduct  # noqa: E402
+from whole import ENVIRONMENT, Place, command, finish, report, settings, viaduct  # noqa: E402
 
 place = Place(60000)
 DECK = place.deck
@@ -220,6 +222,50 @@ def numbers():
            and "the last good checkpoint is" in result.stderr, f"{result.returncode} {result.stderr}")
 
 
+def read(path):
+    with open(path, encoding="utf-8") as f:
+        return f.read()
+
+
+def two_runs():
+    """A second run in the folder of a living one is turned away; kill -9 ends the lock; leftovers go."""
+    folder = place.path("locked")
+    last, lock = os.path.join(folder, "checkpoints", "last.h5"), os.path.join(folder, ".lock")
+    words = {"run__directory": folder, "valid__interval": 0}
+    with subprocess.Popen(command(*train(**words, run__max_updates=10**9)), env=ENVIRONMENT, stdout=subprocess.DEVNULL,
+                          stderr=subprocess.PIPE, text=True) as first:
+        try:
+            until = time.monotonic() + 60
+            while first.poll() is None and not os.path.exists(last) and time.monotonic() < until:
+                time.sleep(0.01)
+            deck_before, lock_before = os.stat(os.path.join(folder, "deck.nml")), os.stat(lock)
+            for ranks in (0, 2):
+                second = viaduct(*train(**words), ranks=ranks)
+                report(f"a second run in one folder is turned away, {ranks or 1} ranks",
+                       second.returncode == 1 and second.stderr.count("viaduct: error: ") == 1
+                       and f"another run is at work in run%directory {folder}" in second.stderr
+                       and f"host {os.uname().nodename}, process {first.pid})" in second.stderr,
+                       f"{second.returncode} {second.stderr}")
+            dry = viaduct(*train(**words), "--check")
+            report("a dry run beside a living one", dry.returncode == 0, dry.stderr)
+            same = [os.stat(os.path.join(folder, "deck.nml")), os.stat(lock)]
+            report("the living run goes on, its files untouched", first.poll() is None and [
+                (x.st_ino, x.st_mtime_ns) for x in same] == [(x.st_ino, x.st_mtime_ns) for x in (deck_before, lock_before)],
+                   str(same))
+        finally:
+            first.kill()
+    for name in (".log.jsonl.tmp-1", ".trace.h5.tmp-1", ".deck.nml.tmp-1", ".notes.tmp-1"):
+        with open(os.path.join(folder, name), "w", encoding="utf-8") as f:
+            f.write("left")
+    with h5py.File(last, "r") as f:
+        update = int(f.attrs["update"])
+    third = viaduct(*train(**words, run__max_updates=update + 1))
+    left = [n for n in os.listdir(folder) if ".tmp-" in n]
+    report("after kill -9 the next run goes on, and removes what was left",
+           third.returncode == 0 and f"goes on after update {update} " in third.stdout and left == [".notes.tmp-1"]
+           and f"process {first.pid}" not in read(lock), f"{third.returncode} {third.stderr} {third.stdout} {left}")
+
+
 made = place.train("good", run__max_updates=20, checkpoint__keep=2, valid__interval=0)
 report("a good run for the cases", made.returncode == 0, made.stderr)
 command_lines()
@@ -228,5 +274,6 @@ corpora()
 folders()
 checkpoints()
 numbers()
+two_runs()
 place.remove()
 finish()
