@@ -37,6 +37,9 @@ CFLAGS  ?=
 LDFLAGS ?=
 ALL_CFLAGS := -std=c11 -D_GNU_SOURCE -g $(OPT) -fopenmp $(WARN) -Isrc -Iio -Isrc/cpu $(PKGS_CFLAGS) $(CFLAGS)
 comma := ,
+NVCC ?= nvcc
+# One architecture for now: the kernels were written for and measured on Hopper.
+NVCC_FLAGS ?= -std=c++17 -O3 -lineinfo -gencode=arch=compute_90a,code=sm_90a -Isrc -Icuda
 LINK = $(CC) -fopenmp $(CFLAGS) $(LDFLAGS) $(if $(OPENBLAS_DIR),-Wl$(comma)-rpath$(comma)$(OPENBLAS_DIR))
 LIBS := -lhdf5_hl $(PKGS_LIBS) -lm -lpthread
 
@@ -59,7 +62,7 @@ SAY := $(if $(V),@:,@printf '  %-5s %s\n')
 Q   := $(if $(V),,@)
 C_FILES = $(wildcard src/*.[ch] src/cpu/*.[ch] io/*.[ch] tests/*.[ch] tests/*/*.[ch])
 
-.PHONY: all unit math tests fuzz help deps check check-run quickstart quickstart-run bench enwik8 format lint install clean FORCE
+.PHONY: gpu-tests gpu-check gpu-bench all unit math tests fuzz help deps check check-run quickstart quickstart-run bench enwik8 format lint install clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -108,6 +111,20 @@ $(BUILD)/tests/check_golden_f32: $(BUILD)/f32/tests/math/check_golden.o $(BUILD)
 	@mkdir -p $(@D)
 	$(SAY) LINK $@
 	$(Q)$(LINK) -o $@ $^ $(LIBS)
+# The CUDA kernels and their test programs, where there is an nvcc. The program does not use them yet.
+CUDA_OBJ := $(patsubst %.cu,$(BUILD)/%.o,$(wildcard cuda/*.cu))
+$(BUILD)/%.o: %.cu $(wildcard cuda/*.cuh cuda/*.h) src/random.h
+	@mkdir -p $(@D)
+	$(SAY) NVCC $@
+	$(Q)$(NVCC) $(NVCC_FLAGS) -c -o $@ $<
+$(BUILD)/cuda/test_attention $(BUILD)/cuda/bench_attention: $(BUILD)/cuda/%: $(BUILD)/tests/cuda/%.o $(CUDA_OBJ)
+	$(SAY) LINK $@
+	$(Q)$(NVCC) $(NVCC_FLAGS) -o $@ $^
+gpu-tests: $(BUILD)/cuda/test_attention $(BUILD)/cuda/bench_attention ## The CUDA kernels' test programs (needs nvcc)
+gpu-check: gpu-tests ## On a GPU node: the CUDA kernels against a double reference
+	$(BUILD)/cuda/test_attention
+gpu-bench: gpu-tests ## On a GPU node: time of the attention kernels at learnt spans
+	$(BUILD)/cuda/bench_attention 16 0.3 51 sweep
 # Fuzz targets want clang and CFLAGS with -fsanitize=fuzzer-no-link (tests/run.sh builds them so).
 $(FUZZ): $(BUILD)/tests/%: $(BUILD)/libviaduct.a
 	@mkdir -p $(@D)

@@ -1,0 +1,97 @@
+/* Fused relative-position attention on a GPU: the C entry points. struct vd_attention in src/ops.h gives equations and
+ * conventions; here the spans and what follows from them stay on the device, so that a captured graph stays valid
+ * while the spans move. No matrix of queries x keys exists in device memory.
+ *
+ * Order within one update, on one stream. Once: vd_cuda_attention_key_pe, the parameter [d_head, attn_span] to a table
+ * [attn_span, d_head] of activation type. For each layer: vd_cuda_attention_make_plan, vd_cuda_attention_forward, and
+ * later vd_cuda_attention_backward, which adds to dtable. Once: vd_cuda_attention_key_pe_backward, dkey_pe += dtable^T.
+ */
+#ifndef VD_CUDA_ATTENTION_H
+#define VD_CUDA_ATTENTION_H
+
+#include "random.h"
+
+#include <cuda_runtime_api.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Type of activations. Sums, softmax and statistics are fp32 in all of them; VD_CUDA_FP32 multiplies on the tensor
+ * cores in three TF32 products, to fp32 accuracy. */
+enum vd_cuda_type { VD_CUDA_FP32, VD_CUDA_BF16, VD_CUDA_FP16 };
+
+enum { VD_CUDA_MAX_HEADS = 128 };
+
+/* One layer's attention. Pointers are device memory; strides count elements and, like d_head, are multiples of 16
+ * bytes. Rows of head h are the columns h * d_head .. + d_head - 1 of q, k, v, out. */
+typedef struct vd_cuda_attention {
+  enum vd_cuda_type type;
+  int32_t n_stream, block, window;
+  int32_t n_head, d_head, attn_span; /* d_head <= 128 */
+  int32_t ramp;
+  int32_t first_distance; /* >= 1 */
+  int32_t trimmed;        /* 0: VD_MASKED, 1: VD_TRIMMED */
+  int32_t n_span;         /* n_head, or 1 */
+  int64_t q_stride;       /* of q, dq, out and dout [n_stream * block rows] */
+  int64_t kv_stride;      /* of k, v, dk and dv [n_stream * kv_rows rows] */
+  int64_t kv_rows;        /* rows of a stream; rows 0 .. window + block - 1 are used */
+  const float *span;      /* [n_span] z in 0..1 */
+  void *plan;             /* vd_cuda_attention_plan_size() bytes, zeroed once when allocated */
+  double dropout;         /* probability; 0 turns it off */
+  vd_rng rng;
+  int64_t row0; /* global number of the first stream */
+} vd_cuda_attention;
+
+/* Not collective. Bytes of a plan: the layer's reaches and work list. */
+size_t vd_cuda_attention_plan_size(void);
+
+/* Not collective. Bytes of scratch memory that backward needs (softmax row sums, partial sums of span gradients). */
+size_t vd_cuda_attention_workspace_size(const vd_cuda_attention *a);
+
+/* Stream-ordered. Fills a->plan from a->span on the device: each head's reach, the heads from the longest to the
+ * shortest, and how many key tiles each has. To be called before forward and whenever spans or window change. Returns
+ * cudaErrorInvalidValue for shapes that the kernels do not take. */
+cudaError_t vd_cuda_attention_make_plan(const vd_cuda_attention *a, cudaStream_t stream);
+
+/* Stream-ordered. table[attn_span, d_head] (of `type`) = transpose of key_pe[d_head, attn_span]: row attn_span - x
+ * holds pe(x), so that rows follow key order. */
+cudaError_t vd_cuda_attention_key_pe(enum vd_cuda_type type, int32_t d_head, int32_t attn_span, const float *key_pe,
+                                     void *table, cudaStream_t stream);
+
+/* Stream-ordered. dkey_pe[d_head, attn_span] += transpose of dtable[attn_span, d_head]. */
+cudaError_t vd_cuda_attention_key_pe_backward(int32_t d_head, int32_t attn_span, const float *dtable, float *dkey_pe,
+                                              cudaStream_t stream);
+
+/* Stream-ordered. out [n_stream * block, q_stride] and lse [n_stream, n_head, block] (natural log of the softmax's
+ * denominator) are written. k and v of head h are read from row window - reach[h] on. */
+cudaError_t vd_cuda_attention_forward(const vd_cuda_attention *a, const void *q, const void *k, const void *v,
+                                      const void *table, void *out, float *lse, cudaStream_t stream);
+
+/* What backward reads and writes. dq is written, dk and dv are written in the rows that the head reaches; dtable
+ * [attn_span, d_head] and dspan [n_span] are added to. All sums have a fixed order but those into dtable, which are
+ * fp32 atomics: it alone may differ in its last bits from run to run. */
+typedef struct vd_cuda_attention_gradient {
+  const void *q, *k, *v, *table, *out;
+  const float *lse;
+  const void *dout;
+  void *dq, *dk, *dv;
+  float *dtable, *dspan;
+  void *workspace; /* vd_cuda_attention_workspace_size() bytes */
+  /* A second stream, on which the kernel by keys fills the multiprocessors that the longest heads of the kernel by
+   * queries leave idle, and two events to fork and join (timing disabled). NULL: one kernel after the other. */
+  cudaStream_t side;
+  cudaEvent_t fork, join;
+} vd_cuda_attention_gradient;
+
+/* Stream-ordered. The gradients of vd_cuda_attention_forward; same plan, dropout and spans as it had. */
+cudaError_t vd_cuda_attention_backward(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
+                                       cudaStream_t stream);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,112 @@
+/* The attention's work list and key table, made on the device. */
+#include "attention.cuh"
+
+size_t vd_cuda_attention_plan_size(void) {
+  return sizeof(vd_plan);
+}
+
+VD_DEV vd_band vd_make_band(const vd_cuda_attention &a, int head) {
+  double z = (double)a.span[a.n_span == 1 ? 0 : head] * a.attn_span;
+  vd_band b;
+  b.whole = (int)floor(z);
+  b.fraction = (float)(z - b.whole);
+  b.ramp = a.ramp;
+  b.inverse_ramp = 1.0f / (float)a.ramp;
+  b.first = a.first_distance;
+  b.reach = a.trimmed ? a.window : min(a.window, b.whole + a.ramp + 1);
+  b.full = min(b.reach, b.whole + (b.fraction > 0 ? 1 : 0)); /* where the derivative is 0 too */
+  return b;
+}
+
+/* One block; thread h has head h. */
+__global__ void vd_plan_kernel(const __grid_constant__ vd_cuda_attention a) {
+  __shared__ int reach[VD_CUDA_MAX_HEADS], head[VD_CUDA_MAX_HEADS];
+  vd_plan *plan = (vd_plan *)a.plan;
+  int h = (int)threadIdx.x;
+  if (h < a.n_head) {
+    plan->band[h] = vd_make_band(a, h);
+    reach[h] = plan->band[h].reach;
+  }
+  __syncthreads();
+  if (h < a.n_head) {
+    int rank = 0;
+    for (int i = 0; i < a.n_head; i++) rank += reach[i] > reach[h] || (reach[i] == reach[h] && i < h);
+    head[rank] = plan->head[rank] = h;
+  }
+  __syncthreads();
+  if (h == 0) {
+    int first = 0, near = vd_ceil_div(a.block, VD_TILE);
+    for (int i = 0; i < a.n_head; i++) {
+      plan->key_first[i] = first;
+      first += a.n_stream * (vd_ceil_div(reach[head[i]], VD_TILE) + near);
+    }
+    plan->key_first[a.n_head] = first;
+  }
+}
+
+/* Whether the kernels take these shapes: 16-byte chunks lie within one head's columns. */
+static bool vd_shapes_fit(const vd_cuda_attention *a) {
+  int chunk = a->type == VD_CUDA_FP32 ? 4 : 8;
+  return a->n_stream > 0 && a->block > 0 && a->window > 0 && a->n_head > 0 && a->n_head <= VD_CUDA_MAX_HEADS &&
+         a->d_head > 0 && a->d_head <= 128 && a->d_head % chunk == 0 && a->q_stride % chunk == 0 &&
+         a->kv_stride % chunk == 0 && a->ramp > 0 && a->first_distance > 0 && a->window <= a->attn_span &&
+         a->kv_rows >= a->window + a->block && (a->n_span == 1 || a->n_span == a->n_head);
+}
+
+cudaError_t vd_cuda_attention_make_plan(const vd_cuda_attention *a, cudaStream_t stream) {
+  if (!vd_shapes_fit(a)) return cudaErrorInvalidValue;
+  vd_plan_kernel<<<1, VD_CUDA_MAX_HEADS, 0, stream>>>(*a);
+  return cudaGetLastError();
+}
+
+VD_DEV void vd_store(float *to, float x) {
+  *to = x;
+}
+VD_DEV void vd_store(__nv_bfloat16 *to, float x) {
+  *to = __float2bfloat16(x);
+}
+VD_DEV void vd_store(__half *to, float x) {
+  *to = __float2half(x);
+}
+
+/* to[column, row] = from[row, column] (or += ), 32 x 32 elements a block. */
+template <typename T, bool ADD> __global__ void vd_transpose_kernel(int rows, int columns, const float *from, T *to) {
+  __shared__ float tile[32][33];
+  int c = (int)(blockIdx.x * 32 + threadIdx.x), r = (int)(blockIdx.y * 32 + threadIdx.x);
+  for (int i = (int)threadIdx.y; i < 32; i += 8) {
+    int row = (int)blockIdx.y * 32 + i;
+    if (row < rows && c < columns) tile[i][threadIdx.x] = from[(int64_t)row * columns + c];
+  }
+  __syncthreads();
+  for (int i = (int)threadIdx.y; i < 32; i += 8) {
+    int column = (int)blockIdx.x * 32 + i;
+    if (r >= rows || column >= columns) continue;
+    T *p = to + (int64_t)column * rows + r;
+    if constexpr (ADD) {
+      *p += tile[threadIdx.x][i];
+    } else {
+      vd_store(p, tile[threadIdx.x][i]);
+    }
+  }
+}
+
+cudaError_t vd_cuda_attention_key_pe(enum vd_cuda_type type, int32_t d_head, int32_t attn_span, const float *key_pe,
+                                     void *table, cudaStream_t stream) {
+  dim3 blocks((unsigned)vd_ceil_div(attn_span, 32), (unsigned)vd_ceil_div(d_head, 32)), threads(32, 8);
+  if (type == VD_CUDA_FP32) {
+    vd_transpose_kernel<float, false><<<blocks, threads, 0, stream>>>(d_head, attn_span, key_pe, (float *)table);
+  } else if (type == VD_CUDA_BF16) {
+    vd_transpose_kernel<__nv_bfloat16, false>
+        <<<blocks, threads, 0, stream>>>(d_head, attn_span, key_pe, (__nv_bfloat16 *)table);
+  } else {
+    vd_transpose_kernel<__half, false><<<blocks, threads, 0, stream>>>(d_head, attn_span, key_pe, (__half *)table);
+  }
+  return cudaGetLastError();
+}
+
+cudaError_t vd_cuda_attention_key_pe_backward(int32_t d_head, int32_t attn_span, const float *dtable, float *dkey_pe,
+                                              cudaStream_t stream) {
+  dim3 blocks((unsigned)vd_ceil_div(d_head, 32), (unsigned)vd_ceil_div(attn_span, 32)), threads(32, 8);
+  vd_transpose_kernel<float, true><<<blocks, threads, 0, stream>>>(attn_span, d_head, dtable, dkey_pe);
+  return cudaGetLastError();
+}

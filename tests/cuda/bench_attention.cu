@@ -1,0 +1,197 @@
+/* Times the GPU's attention at the benchmark spans, and against one head's span with the other heads at 32.
+ * Usage: bench_attention [STREAMS [DROPOUT [REPEATS [sweep]]]]. Medians of CUDA event times, in milliseconds;
+ * tab-separated. With REPEATS 0 every kernel of layers 0 and 11 runs once, for a profiler. */
+#include "attention.h"
+
+#include <algorithm>
+#include <cuda_bf16.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <vector>
+
+enum { BLOCK = 512, N_HEAD = 8, D_HEAD = 64, WIDTH = N_HEAD * D_HEAD, ATTN_SPAN = 8192, RAMP = 32, N_LAYER = 12 };
+
+static void check(cudaError_t e, const char *what) {
+  if (e == cudaSuccess) return;
+  printf("%s: %s\n", what, cudaGetErrorString(e));
+  exit(1);
+}
+static void *allocate(size_t bytes) {
+  void *p;
+  check(cudaMalloc(&p, bytes), "cudaMalloc");
+  check(cudaMemset(p, 0, bytes), "cudaMemset");
+  return p;
+}
+
+/* Values of about unit variance; zeros would run faster than real data. */
+__global__ void fill(__nv_bfloat16 *x, size_t n, uint32_t seed) {
+  for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x) {
+    vd_rng rng = {seed, 0, 0, VD_SITE_INIT};
+    philox4x32_ctr_t w = vd_philox(rng, i);
+    x[i] = __float2bfloat16((float)((vd_uniform(w.v[0]) + vd_uniform(w.v[1]) + vd_uniform(w.v[2]) - 1.5) * 2));
+  }
+}
+static void *random_array(size_t n, uint32_t seed) {
+  __nv_bfloat16 *p = (__nv_bfloat16 *)allocate(n * 2);
+  fill<<<1024, 256>>>(p, n, seed);
+  return p;
+}
+
+struct layer {
+  vd_cuda_attention a;
+  vd_cuda_attention_gradient g;
+  long reach; /* summed over heads */
+};
+
+/* The second stream of backward, one for all layers: more streams than hardware queues would wait for each other. */
+struct side_stream {
+  cudaStream_t side;
+  cudaEvent_t fork, join;
+};
+
+static layer make_layer(int n_stream, double dropout, const std::vector<int> &spans, uint16_t number, void *table,
+                        float *dtable, const side_stream *fork) {
+  layer l;
+  int longest = 0;
+  float z[N_HEAD], *span = (float *)allocate(sizeof z);
+  l.reach = 0;
+  for (int h = 0; h < N_HEAD; h++) {
+    int reach = std::min((int)ATTN_SPAN, spans[(size_t)h] + RAMP + 1);
+    z[h] = (float)spans[(size_t)h] / ATTN_SPAN;
+    longest = std::max(longest, reach);
+    l.reach += reach;
+  }
+  check(cudaMemcpy(span, z, sizeof z, cudaMemcpyHostToDevice), "copy");
+  vd_rng rng = {1, 7, number, VD_SITE_ATTENTION};
+  l.a = {VD_CUDA_BF16,
+         n_stream,
+         BLOCK,
+         longest,
+         N_HEAD,
+         D_HEAD,
+         ATTN_SPAN,
+         RAMP,
+         1,
+         0,
+         N_HEAD,
+         WIDTH,
+         WIDTH,
+         longest + BLOCK,
+         span,
+         allocate(vd_cuda_attention_plan_size()),
+         dropout,
+         rng,
+         0};
+  size_t nq = (size_t)n_stream * BLOCK * WIDTH, nk = (size_t)n_stream * (size_t)(longest + BLOCK) * WIDTH;
+  l.g = {random_array(nq, 1u),
+         random_array(nk, 2u),
+         random_array(nk, 3u),
+         table,
+         allocate(nq * 2),
+         (float *)allocate((size_t)n_stream * N_HEAD * BLOCK * 4),
+         random_array(nq, 4u),
+         allocate(nq * 2),
+         allocate(nk * 2),
+         allocate(nk * 2),
+         dtable,
+         (float *)allocate(N_HEAD * 4),
+         allocate(vd_cuda_attention_workspace_size(&l.a))};
+  l.g.side = fork->side, l.g.fork = fork->fork, l.g.join = fork->join;
+  return l;
+}
+static void free_layer(layer *l) {
+  const void *all[] = {l->a.span, l->a.plan, l->g.q,  l->g.k,  l->g.v,     l->g.out,      l->g.lse,
+                       l->g.dout, l->g.dq,   l->g.dk, l->g.dv, l->g.dspan, l->g.workspace};
+  for (const void *p : all) cudaFree((void *)p);
+}
+
+static void forward(const layer &l) {
+  check(vd_cuda_attention_make_plan(&l.a, 0), "plan");
+  check(vd_cuda_attention_forward(&l.a, l.g.q, l.g.k, l.g.v, l.g.table, (void *)l.g.out, (float *)l.g.lse, 0),
+        "forward");
+}
+static void backward(const layer &l) {
+  check(vd_cuda_attention_backward(&l.a, &l.g, 0), "backward");
+}
+
+static double median(std::vector<float> &t) {
+  std::sort(t.begin(), t.end());
+  return t[t.size() / 2];
+}
+
+/* Medians of forward and backward of these layers in turn; [n] holds the totals. */
+static void measure(const std::vector<layer> &layers, int repeats, std::vector<double> *f, std::vector<double> *b) {
+  size_t n = layers.size();
+  std::vector<cudaEvent_t> event(2 * n + 2);
+  std::vector<std::vector<float>> ft(n + 1), bt(n + 1);
+  for (cudaEvent_t &e : event) check(cudaEventCreate(&e), "event");
+  for (int r = -5; r < repeats; r++) {
+    check(cudaEventRecord(event[0]), "event");
+    for (size_t i = 0; i < n; i++) forward(layers[i]), check(cudaEventRecord(event[i + 1]), "event");
+    check(cudaEventRecord(event[n + 1]), "event");
+    for (size_t i = 0; i < n; i++) backward(layers[n - 1 - i]), check(cudaEventRecord(event[n + 2 + i]), "event");
+    check(cudaDeviceSynchronize(), "kernels");
+    float t;
+    for (size_t i = 0; r >= 0 && i < n; i++) {
+      cudaEventElapsedTime(&t, event[i], event[i + 1]), ft[i].push_back(t);
+      cudaEventElapsedTime(&t, event[n + 1 + i], event[n + 2 + i]), bt[n - 1 - i].push_back(t);
+    }
+    if (r < 0) continue;
+    cudaEventElapsedTime(&t, event[0], event[n]), ft[n].push_back(t);
+    cudaEventElapsedTime(&t, event[n + 1], event[2 * n + 1]), bt[n].push_back(t);
+  }
+  for (size_t i = 0; i <= n; i++) f->push_back(median(ft[i])), b->push_back(median(bt[i]));
+  for (cudaEvent_t &e : event) cudaEventDestroy(e);
+}
+
+static void report(const char *name, double pairs, double f, double b) {
+  printf("%s\t%.1f\t%.4f\t%.4f\t%.4f\t%.0f\n", name, pairs / 1e6, f, b, f + b, pairs * 11 * 2 * D_HEAD / (f + b) / 1e9);
+}
+
+int main(int argc, char **argv) {
+  int n_stream = argc > 1 ? atoi(argv[1]) : 16, repeats = argc > 3 ? atoi(argv[3]) : 31;
+  double dropout = argc > 2 ? atof(argv[2]) : 0.3, queries = (double)n_stream * BLOCK;
+  void *table = random_array((size_t)ATTN_SPAN * D_HEAD, 5u);
+  float *dtable = (float *)allocate((size_t)ATTN_SPAN * D_HEAD * 4);
+  side_stream fork = {}; /* VD_BENCH_ONE_STREAM in the environment: the two backward kernels one after the other */
+  if (!getenv("VD_BENCH_ONE_STREAM")) {
+    check(cudaStreamCreateWithFlags(&fork.side, cudaStreamNonBlocking), "stream");
+    check(cudaEventCreateWithFlags(&fork.fork, cudaEventDisableTiming), "event");
+    check(cudaEventCreateWithFlags(&fork.join, cudaEventDisableTiming), "event");
+  }
+  std::vector<layer> layers;
+  double pairs = 0;
+  for (int l = 0; l < N_LAYER; l++) {
+    std::vector<int> spans = {8, 16, 16, 24, 24, 32, 40, 64};
+    if (l >= 5) spans = {16, 24, 40, 64, 110, 220, 700, 1024 + 512 * (l - 5)};
+    layers.push_back(make_layer(n_stream, dropout, spans, (uint16_t)l, table, dtable, &fork));
+    pairs += queries * (double)layers.back().reach;
+  }
+  if (repeats == 0) {
+    for (int i : {0, 11, 0, 11}) forward(layers[(size_t)i]), backward(layers[(size_t)i]);
+    check(cudaDeviceSynchronize(), "kernels");
+    return 0;
+  }
+  std::vector<double> f, b;
+  measure(layers, repeats, &f, &b);
+  printf("streams %d dropout %g\nlayer\tMpairs\tforward\tbackward\tboth\tTFLOP/s of 11 products\n", n_stream, dropout);
+  for (int l = 0; l < N_LAYER; l++) {
+    char name[16];
+    snprintf(name, sizeof name, "%d", l);
+    report(name, queries * (double)layers[(size_t)l].reach, f[(size_t)l], b[(size_t)l]);
+  }
+  report("all", pairs, f[N_LAYER], b[N_LAYER]);
+  for (layer &l : layers) free_layer(&l);
+  for (int span = 8; argc > 4 && strcmp(argv[4], "sweep") == 0 && span <= ATTN_SPAN; span *= 2) {
+    std::vector<layer> one = {
+        make_layer(n_stream, dropout, {span, 32, 32, 32, 32, 32, 32, 32}, 0, table, dtable, &fork)};
+    std::vector<double> sf, sb;
+    char name[24];
+    measure(one, repeats, &sf, &sb);
+    snprintf(name, sizeof name, "span %d", span);
+    report(name, queries * (double)one[0].reach, sf[1], sb[1]);
+    free_layer(&one[0]);
+  }
+  return 0;
+}

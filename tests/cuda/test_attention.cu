@@ -1,0 +1,293 @@
+/* The GPU's attention against a double reference of naive loops on the host, on random inputs: outputs and all
+ * gradients, odd sizes and the edges of spans included. Memory rows out of a head's reach hold NaN, as do outputs
+ * before each run, so that a read or a missing write out of place shows. Usage: test_attention [CASE...] */
+#include "attention.h"
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <vector>
+
+typedef std::vector<double> vec;
+
+struct test_case {
+  const char *name;
+  int n_stream, block, window, n_head, d_head, attn_span, ramp, trimmed, n_span, memory_spare;
+  double dropout;
+  std::vector<float> z;
+};
+
+static const std::vector<test_case> cases = {
+    {"zero", 1, 64, 64, 1, 64, 64, 16, 0, 1, 0, 0, {0}},
+    {"spans", 2, 70, 200, 5, 64, 200, 32, 0, 5, 0, 0, {0, 0.3f, 0.77f, 1, 0.05f}},
+    {"dropout", 2, 70, 200, 5, 64, 200, 32, 0, 5, 0, 0.3, {0, 0.3f, 0.77f, 1, 0.05f}},
+    {"integer", 2, 64, 128, 4, 64, 128, 32, 0, 4, 3, 0.3, {0.25f, 0.5f, 0.75f, 0.0078125f}},
+    {"window", 3, 33, 77, 3, 64, 301, 10, 0, 3, 5, 0.3, {0.1f, 0.25f, 0.9f}},
+    {"per_layer", 2, 100, 150, 3, 64, 150, 32, 0, 1, 0, 0.3, {0.4f}},
+    {"trimmed", 2, 70, 136, 4, 64, 200, 32, 1, 4, 0, 0.3, {0, 0.3f, 0.5f, 0.1f}},
+    {"trimmed_full", 1, 64, 128, 3, 64, 128, 32, 1, 1, 0, 0.2, {1}},
+    {"narrow", 2, 50, 90, 3, 32, 90, 8, 0, 3, 0, 0.3, {0.2f, 0.6f, 1}},
+    {"padded", 1, 45, 90, 2, 24, 91, 8, 0, 2, 0, 0.3, {0.2f, 0.6f}},
+    {"wide", 1, 70, 150, 2, 128, 160, 20, 0, 2, 0, 0.3, {0.1f, 0.7f}},
+    {"one_query", 2, 1, 70, 2, 64, 70, 8, 0, 2, 0, 0.3, {0.1f, 0.9f}},
+    {"block65", 1, 65, 65, 2, 64, 65, 8, 0, 2, 0, 0.3, {0.3f, 1}},
+    {"long", 1, 130, 700, 2, 64, 700, 32, 0, 2, 0, 0.3, {0.8f, 0.04f}},
+};
+
+struct reference {
+  vec out, lse, dq, dk, dv, dkey_pe, dspan;
+  double dspan_terms; /* sum over rows of the squared sums of |terms| that make up dspan */
+  std::vector<int> reach;
+};
+
+static double uniform(uint64_t *state) {
+  *state = *state * 6364136223846793005ULL + 1442695040888963407ULL;
+  return (double)(*state >> 11) / 9007199254740992.0;
+}
+static double normal(uint64_t *state) {
+  double u = uniform(state) + 1e-18, v = uniform(state);
+  return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
+}
+
+static bool kept(const test_case &c, vd_rng rng, int64_t stream, int head, int i, int kappa) {
+  uint32_t threshold = vd_dropout_threshold(c.dropout);
+  if (threshold == 0) return true;
+  int64_t span = (c.attn_span + 15) / 16 * 16, tiles = span / 16 + (c.block + 15) / 16, j = kappa + span;
+  int64_t tile = ((stream * c.n_head + head) * ((c.block + 15) / 16) + i / 16) * tiles + j / 16;
+  philox4x32_ctr_t words = vd_philox(rng, (uint64_t)(tile * 32 + (i % 8) * 4 + (j % 8) / 2));
+  int lane = (int)((j % 2) + 2 * ((j / 8) % 2) + 4 * ((i / 8) % 2));
+  return vd_dropout_half(words, lane) >= threshold;
+}
+
+/* One row of queries: forward, then backward. */
+static void reference_row(const test_case &c, vd_rng rng, int64_t row0, int b, int h, int i, const vec &q, const vec &k,
+                          const vec &v, const vec &pe, const vec &dout, reference *r) {
+  int d = c.d_head, stride = c.n_head * d, rows = c.window + c.block + c.memory_spare, reach = r->reach[(size_t)h];
+  double z = (double)c.z[(size_t)(c.n_span == 1 ? 0 : h)] * c.attn_span, scale = 1 / sqrt((double)d);
+  double keep_scale = vd_dropout_scale(vd_dropout_threshold(c.dropout)), sum = 0, highest = -1e300, total = 0;
+  vec s((size_t)reach + 1), m((size_t)reach + 1), a((size_t)reach + 1), da((size_t)reach + 1);
+  const double *qi = &q[(size_t)((b * c.block + i) * stride + h * d)],
+               *go = &dout[(size_t)((b * c.block + i) * stride + h * d)];
+  double *o = &r->out[(size_t)((b * c.block + i) * stride + h * d)],
+         *gq = &r->dq[(size_t)((b * c.block + i) * stride + h * d)];
+  for (int x = 1; x <= reach; x++) {
+    const double *kj = &k[(size_t)((b * rows + c.window + i - x) * stride + h * d)];
+    for (int l = 0; l < d; l++)
+      s[(size_t)x] += qi[l] * (kj[l] + pe[(size_t)(l * c.attn_span + c.attn_span - x)]) * scale;
+    m[(size_t)x] = fmin(1, fmax(0, (z - (x - 1)) / c.ramp + 1));
+    if (c.trimmed || m[(size_t)x] > 0) highest = fmax(highest, s[(size_t)x]);
+  }
+  for (int x = 1; x <= reach; x++) sum += (c.trimmed ? 1 : m[(size_t)x]) * exp(s[(size_t)x] - highest);
+  double lse = highest + log(sum);
+  r->lse[(size_t)((b * c.n_head + h) * c.block + i)] = lse;
+  for (int x = 1; x <= reach; x++) {
+    size_t j = (size_t)((b * rows + c.window + i - x) * stride + h * d);
+    double drop = kept(c, rng, row0 + b, h, i, i - x) ? keep_scale : 0;
+    a[(size_t)x] = m[(size_t)x] * exp(s[(size_t)x] - lse);
+    for (int l = 0; l < d; l++) {
+      o[l] += drop * a[(size_t)x] * v[j + (size_t)l];
+      r->dv[j + (size_t)l] += drop * a[(size_t)x] * go[l];
+      da[(size_t)x] += drop * go[l] * v[j + (size_t)l];
+    }
+    total += a[(size_t)x] * da[(size_t)x];
+  }
+  double terms = 0;
+  for (int x = 1; x <= reach; x++) {
+    size_t j = (size_t)((b * rows + c.window + i - x) * stride + h * d);
+    double p = exp(s[(size_t)x] - lse), u = (z - (x - 1)) / c.ramp + 1;
+    if (!c.trimmed && m[(size_t)x] == 0) p = fmin(p, (double)c.ramp); /* as src/ops.h has it */
+    double ds = c.trimmed ? p * (m[(size_t)x] * da[(size_t)x] - total) : a[(size_t)x] * (da[(size_t)x] - total);
+    if (u >= 0 && u <= 1) {
+      double term = p * (da[(size_t)x] - (c.trimmed ? 0 : total)) * c.attn_span / c.ramp;
+      r->dspan[(size_t)(c.n_span == 1 ? 0 : h)] += term;
+      terms += fabs(term);
+    }
+    for (int l = 0; l < d; l++) {
+      size_t at = (size_t)(l * c.attn_span + c.attn_span - x);
+      gq[l] += ds * scale * (k[j + (size_t)l] + pe[at]);
+      r->dk[j + (size_t)l] += ds * scale * qi[l];
+      r->dkey_pe[at] += ds * scale * qi[l];
+    }
+  }
+  r->dspan_terms += terms * terms;
+}
+
+static void check(cudaError_t e, const char *what) {
+  if (e == cudaSuccess) return;
+  printf("%s: %s\n", what, cudaGetErrorString(e));
+  exit(1);
+}
+
+static size_t size_of(vd_cuda_type type) {
+  return type == VD_CUDA_FP32 ? 4 : 2;
+}
+
+static void store(vd_cuda_type type, void *to, size_t i, double x) {
+  if (type == VD_CUDA_FP32) ((float *)to)[i] = (float)x;
+  if (type == VD_CUDA_BF16) ((__nv_bfloat16 *)to)[i] = __float2bfloat16((float)x);
+  if (type == VD_CUDA_FP16) ((__half *)to)[i] = __float2half((float)x);
+}
+static double load(vd_cuda_type type, const void *from, size_t i) {
+  if (type == VD_CUDA_FP32) return ((const float *)from)[i];
+  if (type == VD_CUDA_BF16) return __bfloat162float(((const __nv_bfloat16 *)from)[i]);
+  return __half2float(((const __half *)from)[i]);
+}
+
+/* Random values, rounded to the type, on host (x) and device (returned). */
+static void *random_array(vd_cuda_type type, vec *x, size_t n, double size, uint64_t *state) {
+  void *host = calloc(n, 4), *device;
+  x->resize(n);
+  for (size_t i = 0; i < n; i++) {
+    store(type, host, i, size * normal(state));
+    (*x)[i] = load(type, host, i);
+  }
+  check(cudaMalloc(&device, n * size_of(type)), "cudaMalloc");
+  check(cudaMemcpy(device, host, n * size_of(type), cudaMemcpyHostToDevice), "copy");
+  free(host);
+  return device;
+}
+static void *filled(size_t bytes, int value) {
+  void *p;
+  check(cudaMalloc(&p, bytes), "cudaMalloc");
+  check(cudaMemset(p, value, bytes), "cudaMemset");
+  return p;
+}
+static vec fetch(vd_cuda_type type, const void *device, size_t n) {
+  void *host = calloc(n, 4);
+  check(cudaMemcpy(host, device, n * size_of(type), cudaMemcpyDeviceToHost), "copy");
+  vec x(n);
+  for (size_t i = 0; i < n; i++) x[i] = load(type, host, i);
+  free(host);
+  return x;
+}
+
+/* least2: a lower bound of the square of the norm that errors are compared with. */
+static int compare(const char *what, const vec &got, const vec &want, double tolerance, double least2) {
+  double d2 = 0, w2 = 0;
+  for (size_t i = 0; i < want.size(); i++) {
+    d2 += (got[i] - want[i]) * (got[i] - want[i]);
+    w2 += want[i] * want[i];
+  }
+  double error = sqrt(d2 / (fmax(w2, least2) > 0 ? fmax(w2, least2) : 1));
+  bool good = error <= tolerance; /* NaN fails */
+  printf(" %s %.1e%s", what, error, good ? "" : " FAILED");
+  return good ? 0 : 1;
+}
+
+/* Rows of dk, dv that no head's query reaches must be untouched; they are set to 0 for the comparison. */
+static int clear_untouched(const test_case &c, const reference &r, vec *x) {
+  int stride = c.n_head * c.d_head, rows = c.window + c.block + c.memory_spare, wrong = 0;
+  for (int b = 0; b < c.n_stream; b++)
+    for (int row = 0; row < rows; row++)
+      for (int i = 0; i < stride; i++) {
+        double *p = &(*x)[(size_t)((b * rows + row) * stride + i)];
+        if (row >= c.window - r.reach[(size_t)(i / c.d_head)] && row < c.window + c.block) continue;
+        wrong += !isnan(*p);
+        *p = 0;
+      }
+  if (wrong) printf(" %d elements written out of reach: FAILED", wrong);
+  return wrong > 0;
+}
+
+static int run_case(const test_case &c, vd_cuda_type type, double tolerance, uint64_t seed) {
+  static const char *const names[] = {"fp32", "bf16", "fp16"};
+  uint64_t state = seed;
+  int stride = c.n_head * c.d_head, rows = c.window + c.block + c.memory_spare;
+  size_t nq = (size_t)(c.n_stream * c.block * stride), nk = (size_t)(c.n_stream * rows * stride);
+  size_t np = (size_t)(c.d_head * c.attn_span), nl = (size_t)(c.n_stream * c.n_head * c.block);
+  vec q, k, v, pe, dout;
+  void *gq = random_array(type, &q, nq, 1, &state), *gdo = random_array(type, &dout, nq, 1, &state);
+  void *gk = random_array(type, &k, nk, 1, &state), *gv = random_array(type, &v, nk, 1, &state);
+  float *gpe = (float *)random_array(VD_CUDA_FP32, &pe, np, 1, &state);
+  reference r = {vec(nq), vec(nl), vec(nq), vec(nk), vec(nk), vec(np), vec((size_t)c.n_span), 0, {}};
+  for (int h = 0; h < c.n_head; h++) {
+    int reach = (int)floor((double)c.z[(size_t)(c.n_span == 1 ? 0 : h)] * c.attn_span) + c.ramp + 1;
+    r.reach.push_back(c.trimmed || reach > c.window ? c.window : reach);
+  }
+  /* The table as the device rounds it; NaN where no head may read. */
+  for (size_t i = 0; type != VD_CUDA_FP32 && i < np; i++) {
+    char one[4];
+    store(type, one, 0, pe[i]);
+    pe[i] = load(type, one, 0);
+  }
+  std::vector<char> nan_k(nk * 4), nan_v(nk * 4);
+  for (int b = 0; b < c.n_stream; b++)
+    for (int row = 0; row < rows; row++)
+      for (int i = 0; i < stride; i++) {
+        size_t at = (size_t)((b * rows + row) * stride + i);
+        bool seen = row >= c.window - r.reach[(size_t)(i / c.d_head)] && row < c.window + c.block;
+        store(type, nan_k.data(), at, seen ? k[at] : NAN);
+        store(type, nan_v.data(), at, seen ? v[at] : NAN);
+      }
+  check(cudaMemcpy(gk, nan_k.data(), nk * size_of(type), cudaMemcpyHostToDevice), "copy");
+  check(cudaMemcpy(gv, nan_v.data(), nk * size_of(type), cudaMemcpyHostToDevice), "copy");
+
+  vd_rng rng = {1234567890123ULL + seed, 17, 3, VD_SITE_ATTENTION};
+  vd_cuda_attention a = {type,     c.n_stream, c.block, c.window, c.n_head, c.d_head, c.attn_span, c.ramp, 1, c.trimmed,
+                         c.n_span, stride,     stride,  rows,     NULL,     NULL,     c.dropout,   rng,    5};
+  float *span = (float *)filled(c.z.size() * 4, 0);
+  check(cudaMemcpy(span, c.z.data(), c.z.size() * 4, cudaMemcpyHostToDevice), "copy");
+  a.span = span;
+  a.plan = filled(vd_cuda_attention_plan_size(), 0);
+  void *table = filled(np * size_of(type), 0xff), *out = filled(nq * size_of(type), 0xff);
+  float *lse = (float *)filled(nl * 4, 0xff), *dtable = (float *)filled(np * 4, 0), *dpe = (float *)filled(np * 4, 0);
+  void *dq = filled(nq * size_of(type), 0xff), *dk = filled(nk * size_of(type), 0xff),
+       *dv = filled(nk * size_of(type), 0xff);
+  float *dspan = (float *)filled((size_t)c.n_span * 4, 0),
+        *scratch = (float *)filled(vd_cuda_attention_workspace_size(&a), 0xff);
+  check(vd_cuda_attention_key_pe(type, c.d_head, c.attn_span, gpe, table, 0), "key_pe");
+  check(vd_cuda_attention_make_plan(&a, 0), "make_plan");
+  for (int twice = 0; twice < 2; twice++) /* the work counters must be ready for a second run */
+    check(vd_cuda_attention_forward(&a, gq, gk, gv, table, out, lse, 0), "forward");
+  check(cudaDeviceSynchronize(), "forward");
+  cudaStream_t side;
+  cudaEvent_t fork, join;
+  check(cudaStreamCreateWithFlags(&side, cudaStreamNonBlocking), "stream");
+  check(cudaEventCreateWithFlags(&fork, cudaEventDisableTiming), "event");
+  check(cudaEventCreateWithFlags(&join, cudaEventDisableTiming), "event");
+  vd_cuda_attention_gradient g = {gq, gk, gv,     table, out,     lse,  gdo,  dq,
+                                  dk, dv, dtable, dspan, scratch, side, fork, join};
+  check(vd_cuda_attention_backward(&a, &g, 0), "backward");
+  check(vd_cuda_attention_key_pe_backward(c.d_head, c.attn_span, dtable, dpe, 0), "key_pe_backward");
+  check(cudaDeviceSynchronize(), "backward");
+
+  for (int b = 0; b < c.n_stream; b++)
+    for (int h = 0; h < c.n_head; h++)
+      for (int i = 0; i < c.block; i++) reference_row(c, rng, a.row0, b, h, i, q, k, v, pe, dout, &r);
+  vec got_dk = fetch(type, dk, nk), got_dv = fetch(type, dv, nk);
+  int bad = 0;
+  printf("%-12s %s:", c.name, names[type]);
+  bad += clear_untouched(c, r, &got_dk) + clear_untouched(c, r, &got_dv);
+  bad += compare("out", fetch(type, out, nq), r.out, tolerance, 0);
+  bad += compare("lse", fetch(VD_CUDA_FP32, lse, nl), r.lse, tolerance, 0);
+  bad += compare("dq", fetch(type, dq, nq), r.dq, tolerance, 0);
+  bad += compare("dk", got_dk, r.dk, tolerance, 0);
+  bad += compare("dv", got_dv, r.dv, tolerance, 0);
+  bad += compare("dkey_pe", fetch(VD_CUDA_FP32, dpe, np), r.dkey_pe, tolerance, 0);
+  bad += compare("dspan", fetch(VD_CUDA_FP32, dspan, (size_t)c.n_span), r.dspan, tolerance,
+                 type == VD_CUDA_FP32 ? 0 : r.dspan_terms);
+  printf("\n");
+  void *all[] = {gq, gdo, gk, gv, gpe, span, a.plan, table, out, lse, dtable, dpe, dq, dk, dv, dspan, scratch};
+  for (void *p : all) cudaFree(p);
+  cudaStreamDestroy(side), cudaEventDestroy(fork), cudaEventDestroy(join);
+  return bad;
+}
+
+int main(int argc, char **argv) {
+  /* Bounds: fp32, some hundred roundings of 6e-8; 16 bits, a few roundings of 2^-9 or 2^-12 in each product's operands.
+   * The span's gradient is a sum of few terms of either sign, which may cancel: in 16 bits its error is compared with
+   * the size of the terms, which share a row's rounding errors and are independent between rows. */
+  const double tolerance[] = {1e-5, 2e-2, 2e-2};
+  int bad = 0, n = 0;
+  for (const test_case &c : cases) {
+    bool wanted = argc < 2;
+    for (int i = 1; i < argc; i++) wanted = wanted || strcmp(argv[i], c.name) == 0;
+    for (int type = 0; wanted && type < 3; type++, n++)
+      bad += run_case(c, (vd_cuda_type)type, tolerance[type], (uint64_t)(n + 1) * 7919);
+  }
+  printf("%d cases, %d quantities FAILED\n", n, bad);
+  return bad > 0 || n == 0;
+}
