@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A training run under PBS.  qsub -v DECK=input/enwik8_adaptive_span.nml jobs/pbs.sh
-# PBS sends TERM before the limit; mpirun sends it on, and Viaduct writes a checkpoint and ends with status 75. The same
-# command then goes on from there: this script submits itself again.
+# PBS sends TERM before the limit; this script sends USR1 on, and Viaduct writes a checkpoint and ends with status 75. The
+# same command then goes on from there: this script submits itself again.
 #PBS -N viaduct
 #PBS -l select=2:ncpus=16:mpiprocs=2:ompthreads=8
 #PBS -l walltime=04:00:00
