@@ -146,8 +146,9 @@ deps: ## Install the Debian packages that building and testing need (root or sud
 # The packages may just have been installed: make is called anew so that it looks for them again.
 check: deps ## Every test; ends with 'N passed, N failed'
 	@$(MAKE) --no-print-directory check-run
+# MAKE_COMMAND: a line that names MAKE itself runs even under `make -n`.
 check-run:
-	@BUILD='$(BUILD)' PYTHON='$(PYTHON)' CC='$(CC)' MAKE='$(MAKE)' bash tests/run.sh $(ONLY)
+	@BUILD='$(BUILD)' PYTHON='$(PYTHON)' CC='$(CC)' MAKE='$(MAKE_COMMAND)' bash tests/run.sh $(ONLY)
 quickstart: deps ## Corpus, training on two ranks, evaluation and pictures, within 6 minutes on 2 cores
 	@$(MAKE) --no-print-directory quickstart-run
 quickstart-run: all

@@ -119,16 +119,19 @@ static void test_newest_and_prune(void **state) {
   assert_string_equal(path, "");
 }
 
+/* A folder of its own: another build of the same test may run beside this one. */
 static int setup(void **state) {
   vd_error err = {0};
-  if (system("rm -rf " RUN) != 0) return 1;
-  mkdir(RUN, 0777);
+  const char *base = getenv("TMPDIR");
+  char folder[256];
+  snprintf(folder, sizeof folder, "%s/test-checkpoint-XXXXXX", base ? base : "/tmp");
+  if (!mkdtemp(folder) || chdir(folder) != 0 || mkdir(RUN, 0777) != 0) return -1;
   return vd_h5_create((vd_h5 **)state, &err);
 }
 
 static int teardown(void **state) {
   vd_h5_destroy(*state);
-  return system("rm -rf " RUN);
+  return system("rm -rf \"$PWD\"");
 }
 
 int main(void) {

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -304,10 +305,24 @@ static void test_help(void **state) {
   free(out);
 }
 
+/* A folder of its own: another build of the same test may run beside this one. */
+static int setup(void **state) {
+  (void)state;
+  const char *base = getenv("TMPDIR");
+  char folder[256];
+  snprintf(folder, sizeof folder, "%s/test-settings-XXXXXX", base ? base : "/tmp");
+  return mkdtemp(folder) && chdir(folder) == 0 ? 0 : -1;
+}
+
+static int teardown(void **state) {
+  (void)state;
+  return system("rm -rf \"$PWD\"");
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_table),       cmocka_unit_test(test_read),    cmocka_unit_test(test_messages),
       cmocka_unit_test(test_long_string), cmocka_unit_test(test_set),     cmocka_unit_test(test_commands),
       cmocka_unit_test(test_echo),        cmocka_unit_test(test_nearest), cmocka_unit_test(test_help)};
-  return cmocka_run_group_tests(tests, NULL, NULL);
+  return cmocka_run_group_tests(tests, setup, teardown);
 }

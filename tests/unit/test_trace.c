@@ -93,14 +93,19 @@ static void test_refuses_another_shape(void **state) {
   unlink(path);
 }
 
+/* A folder of its own: another build of the same test may run beside this one. */
 static int setup(void **state) {
   vd_error err = {0};
+  const char *base = getenv("TMPDIR");
+  char folder[256];
+  snprintf(folder, sizeof folder, "%s/test-trace-XXXXXX", base ? base : "/tmp");
+  if (!mkdtemp(folder) || chdir(folder) != 0) return -1;
   return vd_h5_create((vd_h5 **)state, &err);
 }
 
 static int teardown(void **state) {
   vd_h5_destroy(*state);
-  return 0;
+  return system("rm -rf \"$PWD\"");
 }
 
 int main(void) {
