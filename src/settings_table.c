@@ -79,10 +79,10 @@ const vd_variable vd_variables[] = {
     INTEGER(model, d_head, "0", 0, 65536, "", "", "Width of a head. 0: d_model / n_head."),
     INTEGER(model, d_inner, "2048", 1, 1048576, "", "--d-inner", "Hidden units of the feed-forward part of a layer."),
     REAL(
-        model, dropout, "0.0", 0, false, 1, true, "", "--dropout",
+        model, dropout, "0.0", 0, false, 0.99, false, "", "--dropout",
         "Probability that a hidden unit of the feed-forward part, or an attention weight, is set to zero in training."),
-    REAL(model, emb_dropout, "0.0", 0, false, 1, true, "", "--emb-dropout",
-         "The same for the elements of the embedding and of the last layer's output."),
+    REAL(model, emb_dropout, "0.0", 0, false, 0.99, false, "", "--emb-dropout",
+         "The same for the elements of the embedding."),
     STRING(model, init, "'published'", "published toolkit", "",
            "Initial parameters. 'published': embedding N(0,1), linear weights and biases uniform in +-1/sqrt(fan in). "
            "'toolkit': as the tutorial's toolkit does, embedding with standard deviation 1/sqrt(d_model), attention "

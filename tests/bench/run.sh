@@ -37,7 +37,7 @@ viaduct() { # span%init -> tokens per second
   rm -rf "$work/run"
   OMP_NUM_THREADS=$threads "${mpirun[@]}" "$BUILD/viaduct" train "$deck" --set "data%path=$work/corpus.h5" \
     --set "run%directory=$work/run" --set "run%max_updates=$((warmup + updates))" --set run%log_interval=1 \
-    --set "span%init=$1" --set valid%interval=0 --set checkpoint%interval=0 >"$work/train.log" 2>&1 ||
+    --set "span%init=$1" --set valid%interval=0 --set checkpoint%interval=100000 >"$work/train.log" 2>&1 ||
     { tail "$work/train.log" >&2; return 1; }
   "$TORCH_PYTHON" - "$work/run/log.jsonl" "$warmup" <<'PY'
 import json, sys
