@@ -157,6 +157,7 @@ void vd_model_plan(vd_model *m) {
 }
 
 void vd_model_params_changed(vd_model *m) {
+  if (m->ops->weights_changed) m->ops->weights_changed(m->ops, m->params, m->arena);
   for (int l = 0; l < (int)m->config.n_layer; l++) {
     const vd_param *p = &m->param[m->layer[l].span];
     m->ops->get(m->ops, m->state[l].z, m->params + p->at.offset, p->at.size);

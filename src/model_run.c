@@ -117,6 +117,7 @@ static void backward(vd_model *m, const struct micro *u) {
   o->linear_backward(o, &head, m->output, weight(m, m->out_weight), NULL, m->logits, m->dhidden, false,
                      gradient(m, m->out_weight), gradient(m, m->out_bias));
   for (int l = (int)m->config.n_layer - 1; l >= 0; l--) layer_backward(m, u, l);
+  if (o->backward_end) o->backward_end(o);
   vd_dropout drop = dropout(m, u, m->config.emb_dropout, 0, VD_SITE_EMBED);
   o->embed_backward(o, u->rows, m->d, m->config.vocab, m->x, &drop, m->dhidden, gradient(m, m->in_emb));
 }

@@ -96,6 +96,10 @@ struct vd_ops {
   int (*synchronize)(vd_ops *o, vd_error *err);
   void (*destroy)(vd_ops *o);
 
+  /* Parameters [n] (from the start of an arena) have changed: a backend that multiplies in another type makes its copy
+   * anew. To be called before they are first used in an op and after every change. NULL: nothing to do. */
+  void (*weights_changed)(vd_ops *o, const real *params, size_t n);
+
   /* out[r, :] = dropout(weight[tokens[r], :]). tokens [n]; weight [vocab, d]. */
   void (*embed)(vd_ops *o, int64_t n, int64_t d, const int32_t *tokens, const real *weight, const vd_dropout *dropout,
                 vd_act *out);
@@ -134,6 +138,10 @@ struct vd_ops {
   void (*attention_backward)(vd_ops *o, const vd_attention *a, const vd_act *q, const vd_act *k, const vd_act *v,
                              const vd_act *out, const real *lse, const vd_act *dout, vd_act *dq, vd_act *dk, vd_act *dv,
                              real *dkey_pe, real *dspan);
+
+  /* To be called once after the last attention_backward of a pass: gradients that a backend has kept aside are added to
+   * where they belong. NULL: nothing is kept aside. */
+  void (*backward_end)(vd_ops *o);
 
   /* memory' = newest `rows_new` rows of [zeros; memory (rows_old); hidden (block)], per stream; old and new may be the
    * same buffer when rows_old == rows_new. With block = 0 (hidden NULL) only the number of rows changes. */
