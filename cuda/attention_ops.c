@@ -1,0 +1,233 @@
+/* Attention and its projections: src/ops.h's words for the kernels of attention.h. */
+#include "backend.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static int64_t width_of(const vd_attention *a) {
+  return a->n_head * a->d_head;
+}
+
+/* The layer's plan memory, the same for the same spans. */
+static void *plan_of(vd_cuda *c, const real *span) {
+  for (int i = 0; i < c->n_layer; i++)
+    if (c->layer[i].span == span) return c->layer[i].plan;
+  if (c->n_layer == VD_MAX_LAYERS) { /* other models have come and gone */
+    vd_cuda_note(c, cudaStreamSynchronize(c->stream), "waiting");
+    while (c->n_layer > 0) cudaFree(c->layer[--c->n_layer].plan);
+  }
+  void *plan = NULL;
+  size_t bytes = vd_cuda_attention_plan_size();
+  cudaError_t e = cudaMalloc(&plan, bytes);
+  vd_cuda_note(c, e, "allocating a plan");
+  if (e != cudaSuccess) return NULL;
+  vd_cuda_note(c, cudaMemsetAsync(plan, 0, bytes, c->stream), "zeroing a plan");
+  c->layer[c->n_layer++] = (vd_layer_plan){span, plan};
+  return plan;
+}
+
+static vd_cuda_attention kernel_of(vd_cuda *c, const vd_attention *a) {
+  return (vd_cuda_attention){.type = c->type,
+                             .n_stream = (int32_t)a->n_stream,
+                             .block = (int32_t)a->block,
+                             .window = (int32_t)a->window,
+                             .n_head = (int32_t)a->n_head,
+                             .d_head = (int32_t)a->d_head,
+                             .attn_span = (int32_t)a->attn_span,
+                             .ramp = (int32_t)a->ramp,
+                             .first_distance = a->first_distance,
+                             .trimmed = a->softmax == VD_TRIMMED,
+                             .n_span = (int32_t)a->n_span,
+                             .q_stride = width_of(a),
+                             .kv_stride = width_of(a),
+                             .kv_rows = a->window + a->block,
+                             .span = a->span,
+                             .plan = plan_of(c, a->span),
+                             .dropout = a->dropout.p,
+                             .rng = a->dropout.rng,
+                             .row0 = a->dropout.row0};
+}
+
+void vd_cuda_attention_end(vd_cuda *c) {
+  while (c->n_layer > 0) cudaFree(c->layer[--c->n_layer].plan);
+  cudaFree(c->key_table.table);
+  cudaFree(c->key_table.gradient);
+  c->key_table = (vd_key_table){0};
+}
+
+/* The key table of a->key_pe, up to date. */
+static vd_key_table *table_of(vd_cuda *c, const vd_attention *a) {
+  vd_key_table *t = &c->key_table;
+  size_t n = (size_t)(a->d_head * a->attn_span);
+  if (!t->table || t->d_head != a->d_head || t->attn_span != a->attn_span) {
+    vd_cuda_note(c, cudaStreamSynchronize(c->stream), "waiting");
+    cudaFree(t->table);
+    cudaFree(t->gradient);
+    *t = (vd_key_table){.d_head = (int32_t)a->d_head, .attn_span = (int32_t)a->attn_span};
+    cudaError_t e = cudaMalloc(&t->table, n * c->act_size);
+    if (e == cudaSuccess) e = cudaMalloc((void **)&t->gradient, n * sizeof(float));
+    vd_cuda_note(c, e, "allocating the key table");
+    if (e != cudaSuccess) return NULL;
+  }
+  if (t->made && t->key_pe == a->key_pe) return t;
+  vd_cuda_note(c, vd_cuda_attention_key_pe(c->type, t->d_head, t->attn_span, a->key_pe, t->table, c->stream),
+               "key table");
+  t->key_pe = a->key_pe;
+  t->made = true;
+  return t;
+}
+
+void vd_cuda_backward_end(vd_ops *o) {
+  vd_cuda *c = vd_cuda_of(o);
+  vd_key_table *t = &c->key_table;
+  if (!t->dkey_pe) return;
+  vd_cuda_note(c, vd_cuda_attention_key_pe_backward(t->d_head, t->attn_span, t->gradient, t->dkey_pe, c->stream),
+               "key table's gradient");
+  t->dkey_pe = NULL;
+}
+
+void vd_cuda_attention_op(vd_ops *o, const vd_attention *a, const vd_act *q, const vd_act *k, const vd_act *v,
+                          vd_act *out, real *lse) {
+  vd_cuda *c = vd_cuda_of(o);
+  vd_cuda_attention x = kernel_of(c, a);
+  const vd_key_table *t = table_of(c, a);
+  if (!t || !x.plan) return;
+  vd_cuda_note(c, vd_cuda_attention_make_plan(&x, c->stream), "attention's plan");
+  vd_cuda_note(c, vd_cuda_attention_forward(&x, q, k, v, t->table, out, lse, c->stream), "attention");
+}
+
+/* The gradient of the table is summed over the layers, and goes to dkey_pe at the end. */
+static void begin_table_gradient(vd_ops *o, vd_key_table *t, real *dkey_pe) {
+  vd_cuda *c = vd_cuda_of(o);
+  if (t->dkey_pe == dkey_pe) return;
+  vd_cuda_backward_end(o);
+  size_t bytes = (size_t)t->d_head * (size_t)t->attn_span * sizeof(float);
+  vd_cuda_note(c, cudaMemsetAsync(t->gradient, 0, bytes, c->stream), "zeroing the key table's gradient");
+  t->dkey_pe = dkey_pe;
+}
+
+void vd_cuda_attention_backward_op(vd_ops *o, const vd_attention *a, const vd_act *q, const vd_act *k, const vd_act *v,
+                                   const vd_act *out, const real *lse, const vd_act *dout, vd_act *dq, vd_act *dk,
+                                   vd_act *dv, real *dkey_pe, real *dspan) {
+  vd_cuda *c = vd_cuda_of(o);
+  vd_cuda_attention x = kernel_of(c, a);
+  vd_key_table *t = table_of(c, a);
+  void *workspace = vd_cuda_room(c, &c->partial, vd_cuda_attention_workspace_size(&x));
+  if (!t || !x.plan || !workspace) return;
+  begin_table_gradient(o, t, dkey_pe);
+  vd_cuda_attention_gradient g = {.q = q,
+                                  .k = k,
+                                  .v = v,
+                                  .table = t->table,
+                                  .out = out,
+                                  .lse = lse,
+                                  .dout = dout,
+                                  .dq = dq,
+                                  .dk = dk,
+                                  .dv = dv,
+                                  .dtable = t->gradient,
+                                  .dspan = dspan,
+                                  .workspace = workspace,
+                                  .side = c->side,
+                                  .fork = c->fork,
+                                  .join = c->join};
+  vd_cuda_note(c, vd_cuda_attention_make_plan(&x, c->stream), "attention's plan");
+  vd_cuda_note(c, vd_cuda_attention_backward(&x, &g, c->stream), "attention backward");
+}
+
+/* Rows of k or v from row `to` of each stream = rows of x W^T. */
+static void project_rows(vd_cuda *c, const vd_attention *a, const void *x, int64_t x_rows, int64_t rows,
+                         const real *weight, char *to) {
+  int64_t d = width_of(a);
+  vd_product_call call = {.m = rows,
+                          .n = d,
+                          .k = d,
+                          .n_batch = a->n_stream,
+                          .a = {x, d, x_rows * d, false},
+                          .b = {vd_cuda_weight(c, weight), d, 0, true},
+                          .c = to,
+                          .ldc = d,
+                          .c_stride = (a->window + a->block) * d,
+                          .alpha = 1};
+  vd_cuda_product(c, &call);
+}
+
+static int64_t longest_reach(const vd_attention *a) {
+  int64_t longest = 0;
+  for (int64_t h = 0; h < a->n_head; h++) longest = a->reach[h] > longest ? a->reach[h] : longest;
+  return longest;
+}
+
+void vd_cuda_attention_project(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
+                               const real *wk, const real *wv, vd_act *q, vd_act *k, vd_act *v) {
+  vd_cuda *c = vd_cuda_of(o);
+  int64_t d = width_of(a), reach = longest_reach(a);
+  size_t block_at = (size_t)(a->window * d) * c->act_size, from = (size_t)((a->window - reach) * d) * c->act_size;
+  vd_linear queries = {.n = a->n_stream * a->block, .in = d, .out = d};
+  vd_cuda_linear(o, &queries, in->hidden, wq, NULL, q);
+  project_rows(c, a, in->hidden, a->block, a->block, wk, (char *)k + block_at);
+  project_rows(c, a, in->hidden, a->block, a->block, wv, (char *)v + block_at);
+  const char *memory = (const char *)in->memory + (size_t)((in->memory_rows - reach) * d) * c->act_size;
+  project_rows(c, a, memory, in->memory_rows, reach, wk, (char *)k + from);
+  project_rows(c, a, memory, in->memory_rows, reach, wv, (char *)v + from);
+}
+
+static void weight_gradient(vd_cuda *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,
+                            const void *x, real *dweight) {
+  vd_product_call call = {.m = out,
+                          .n = in,
+                          .k = rows,
+                          .n_batch = 1,
+                          .a = {dy, ld, 0, true},
+                          .b = {x, in, 0, false},
+                          .c = dweight,
+                          .ldc = in,
+                          .c_float = true,
+                          .alpha = 1,
+                          .beta = 1};
+  vd_cuda_product(c, &call);
+}
+
+static void input_gradient(vd_cuda *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,
+                           const real *weight, void *dx) {
+  vd_product_call call = {.m = rows,
+                          .n = in,
+                          .k = out,
+                          .n_batch = 1,
+                          .a = {dy, ld, 0, false},
+                          .b = {vd_cuda_weight(c, weight), in, 0, false},
+                          .c = dx,
+                          .ldc = in,
+                          .alpha = 1,
+                          .beta = 1};
+  vd_cuda_product(c, &call);
+}
+
+void vd_cuda_attention_project_backward(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
+                                        const real *wk, const real *wv, const vd_act *dq, const vd_act *dk,
+                                        const vd_act *dv, vd_act *dhidden, real *dwq, real *dwk, real *dwv) {
+  vd_cuda *c = vd_cuda_of(o);
+  int64_t d = width_of(a), n = a->n_stream * a->block, rows = a->window + a->block, reach = longest_reach(a);
+  char *all = vd_cuda_room(c, &c->scratch, (size_t)(n * 3 * d) * c->act_size);
+  if (!all) return;
+  vd_cuda_note(c, vd_cuda_gather_gradients(c->type, a->n_stream, a->block, rows, d, dq, dk, dv, all, c->stream),
+               "gathering gradients");
+  if (wk == wq + d * d && wv == wk + d * d && dwk == dwq + d * d && dwv == dwk + d * d) {
+    input_gradient(c, n, 3 * d, d, all, 3 * d, wq, dhidden);
+    weight_gradient(c, n, 3 * d, d, all, 3 * d, in->hidden, dwq);
+  } else {
+    const real *weight[] = {wq, wk, wv};
+    real *gradient[] = {dwq, dwk, dwv};
+    for (int i = 0; i < 3; i++) {
+      const char *mine = all + (size_t)(i * d) * c->act_size;
+      input_gradient(c, n, d, d, mine, 3 * d, weight[i], dhidden);
+      weight_gradient(c, n, d, d, mine, 3 * d, in->hidden, gradient[i]);
+    }
+  }
+  for (int64_t s = 0; s < a->n_stream; s++) {
+    const char *memory = (const char *)in->memory + (size_t)(((s + 1) * in->memory_rows - reach) * d) * c->act_size;
+    size_t at = (size_t)((s * rows + a->window - reach) * d) * c->act_size;
+    weight_gradient(c, reach, d, d, (const char *)dk + at, d, memory, dwk);
+    weight_gradient(c, reach, d, d, (const char *)dv + at, d, memory, dwv);
+  }
+}

@@ -1,0 +1,142 @@
+/* What the C files of the CUDA backend share. Its kernels are behind attention.h, project.h and kernels.h. */
+#ifndef VD_CUDA_BACKEND_H
+#define VD_CUDA_BACKEND_H
+
+#include "attention.h"
+#include "cuda.h"
+#include "kernels.h"
+
+#include <cublasLt.h>
+#include <cuda_runtime_api.h>
+
+enum { VD_MAX_ARENAS = 16, VD_MAX_LAYERS = 256, VD_MAX_PRODUCTS = 256 };
+
+/* A parameter arena and its copy in the activations' type, made by weights_changed; fp32 needs none. */
+typedef struct vd_arena {
+  const float *params;
+  size_t n;
+  void *copy;
+} vd_arena;
+
+/* Device and pinned host memory that grows as asked; what it holds lives within one op. */
+typedef struct vd_scratch {
+  void *p;
+  size_t bytes;
+} vd_scratch;
+
+/* A layer's plan, found again in backward by the place of its spans. */
+typedef struct vd_layer_plan {
+  const float *span;
+  void *plan;
+} vd_layer_plan;
+
+/* The table of relative keys in the activations' type, and its gradient until backward_end. */
+typedef struct vd_key_table {
+  const float *key_pe;
+  int32_t d_head, attn_span;
+  bool made;       /* since the parameters last changed */
+  void *table;     /* [attn_span, d_head] of type */
+  float *gradient; /* [attn_span, d_head] */
+  float *dkey_pe;  /* where the gradient goes; NULL: none is kept */
+} vd_key_table;
+
+/* Pieces of the tensors of an optimiser or a norm, on the device. */
+typedef struct vd_pieces {
+  const vd_extent *tensor; /* what this was made for; owned */
+  int n_tensor, n_piece;
+  vd_cuda_piece *piece;
+  int32_t *tensor_piece;
+  double *partial, *norm2;
+  float *rate;
+} vd_pieces;
+
+typedef struct vd_cuda {
+  int device;
+  enum vd_cuda_type type;
+  size_t act_size;
+  cudaStream_t stream, side;
+  cudaEvent_t fork, join;
+  cublasLtHandle_t blas;
+  struct vd_product *product; /* [n_product] cuBLASLt's choice for each shape met */
+  int n_product;
+  vd_error error; /* the first since the last synchronize */
+  vd_arena arena[VD_MAX_ARENAS];
+  int n_arena;
+  vd_layer_plan layer[VD_MAX_LAYERS];
+  int n_layer;
+  vd_key_table key_table;
+  vd_pieces pieces;
+  vd_scratch scratch, partial, blas_workspace, pinned; /* partial: sums over rows, attention's workspace */
+} vd_cuda;
+
+/* Not collective. The backend behind a table of ops. */
+static inline vd_cuda *vd_cuda_of(vd_ops *o) {
+  return (vd_cuda *)o->self;
+}
+
+/* Not collective. Notes a CUDA error with what was being done; the first one is kept. */
+void vd_cuda_note(vd_cuda *c, cudaError_t e, const char *what);
+/* Not collective. At least `bytes` of scratch memory (device, or pinned host memory for c->pinned); NULL and a noted
+ * error where there is none. May wait for the stream. */
+void *vd_cuda_room(vd_cuda *c, vd_scratch *s, size_t bytes);
+/* Not collective. The copy of parameters at `weight` in the activations' type. */
+const void *vd_cuda_weight(vd_cuda *c, const real *weight);
+/* Not collective. The arena that holds `p`, or NULL. */
+vd_arena *vd_cuda_arena_of(vd_cuda *c, const real *p);
+
+/* A product of matrices: C = alpha * op(A) op(B) + beta C for row-major matrices of n_batch problems. op(A) [m, k],
+ * op(B) [k, n], C [m, n]. */
+typedef struct vd_matrix {
+  const void *p;
+  int64_t ld, stride; /* elements of a row, of a problem */
+  bool transposed;
+} vd_matrix;
+typedef struct vd_product_call {
+  int64_t m, n, k, n_batch;
+  vd_matrix a, b;
+  void *c;
+  int64_t ldc, c_stride;
+  bool c_float; /* C is fp32, else of the activations' type */
+  float alpha, beta;
+  const void *bias; /* [n] of the activations' type, or NULL */
+  bool relu;
+} vd_product_call;
+/* Stream-ordered. Enqueues the product through cuBLASLt; errors are noted. */
+void vd_cuda_product(vd_cuda *c, const vd_product_call *call);
+/* Not collective. Frees what the products keep. */
+void vd_cuda_product_end(vd_cuda *c);
+
+/* Stream-ordered. Members of vd_ops of the same names, in dense.c. */
+void vd_cuda_linear(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const real *bias, vd_act *y);
+/* Stream-ordered. vd_ops.linear_backward. */
+void vd_cuda_linear_backward(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const vd_act *y,
+                             vd_act *dy, vd_act *dx, bool accumulate, real *dweight, real *dbias);
+
+/* Stream-ordered. vd_ops.attention_project; these are in attention_ops.c. */
+void vd_cuda_attention_project(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
+                               const real *wk, const real *wv, vd_act *q, vd_act *k, vd_act *v);
+/* Stream-ordered. vd_ops.attention_project_backward. */
+void vd_cuda_attention_project_backward(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
+                                        const real *wk, const real *wv, const vd_act *dq, const vd_act *dk,
+                                        const vd_act *dv, vd_act *dhidden, real *dwq, real *dwk, real *dwv);
+/* Stream-ordered. vd_ops.attention. */
+void vd_cuda_attention_op(vd_ops *o, const vd_attention *a, const vd_act *q, const vd_act *k, const vd_act *v,
+                          vd_act *out, real *lse);
+/* Stream-ordered. vd_ops.attention_backward. */
+void vd_cuda_attention_backward_op(vd_ops *o, const vd_attention *a, const vd_act *q, const vd_act *k, const vd_act *v,
+                                   const vd_act *out, const real *lse, const vd_act *dout, vd_act *dq, vd_act *dk,
+                                   vd_act *dv, real *dkey_pe, real *dspan);
+/* Stream-ordered. vd_ops.backward_end. */
+void vd_cuda_backward_end(vd_ops *o);
+/* Not collective. Frees plans and tables. */
+void vd_cuda_attention_end(vd_cuda *c);
+
+/* Stream-ordered. vd_ops.square_sums; these are in update_ops.c. */
+void vd_cuda_square_sums_op(vd_ops *o, const real *x, const vd_extent *tensor, int n_tensor, double *norm2);
+/* Stream-ordered. vd_ops.adagrad. */
+void vd_cuda_adagrad_op(vd_ops *o, real *param, const real *gradient, real *accumulator, const vd_extent *tensor,
+                        int n_tensor, const double *norm2, double scale, double lr, double eps, double clip_step);
+/* Not collective. Frees the pieces. */
+void vd_cuda_update_end(vd_cuda *c);
+
+#endif

@@ -1,0 +1,260 @@
+/* Conversions, embedding, dropout, ReLU's gradient, memories. */
+#include "element.cuh"
+
+enum { VD_BLOCK = 256 };
+
+template <typename T> __global__ void vd_from_float_kernel(size_t n, const float *from, T *to) {
+  size_t i = ((size_t)blockIdx.x * VD_BLOCK + threadIdx.x) * 4;
+  if (i + 4 <= n) {
+    float x[4];
+    vd_read<float, 4>(from + i, x);
+    vd_write<T, 4>(to + i, x);
+  } else {
+    for (; i < n; i++) vd_set(&to[i], from[i]);
+  }
+}
+
+cudaError_t vd_cuda_from_float(enum vd_cuda_type type, size_t n, const float *from, void *to, cudaStream_t stream) {
+#define CALL(T) vd_from_float_kernel<T><<<vd_blocks((int64_t)n, VD_BLOCK * 4), VD_BLOCK, 0, stream>>>(n, from, (T *)to)
+  if (n > 0) VD_BY_TYPE(type, CALL);
+#undef CALL
+  return cudaGetLastError();
+}
+
+template <typename T> __global__ void vd_to_float_kernel(size_t n, const T *from, float *to) {
+  size_t i = (size_t)blockIdx.x * VD_BLOCK + threadIdx.x;
+  if (i < n) to[i] = vd_load(from[i]);
+}
+
+cudaError_t vd_cuda_to_float(enum vd_cuda_type type, size_t n, const void *from, float *to, cudaStream_t stream) {
+#define CALL(T) vd_to_float_kernel<T><<<vd_blocks((int64_t)n, VD_BLOCK), VD_BLOCK, 0, stream>>>(n, (const T *)from, to)
+  if (n > 0) VD_BY_TYPE(type, CALL);
+#undef CALL
+  return cudaGetLastError();
+}
+
+template <typename T, int N>
+__global__ void vd_embed_kernel(int64_t n, int64_t d, const int32_t *tokens, const float *weight, vd_drop drop,
+                                T *out) {
+  int64_t e = ((int64_t)blockIdx.x * VD_BLOCK + threadIdx.x) * N;
+  if (e >= n * d) return;
+  int64_t r = e / d, c = e % d;
+  float x[N];
+  const float *from = weight + (int64_t)tokens[r] * d + c;
+#pragma unroll
+  for (int i = 0; i < N; i++) x[i] = from[i];
+  if (drop.threshold > 0) vd_apply_drop<N>(drop, e, x);
+  vd_write<T, N>(out + e, x);
+}
+
+cudaError_t vd_cuda_embed(enum vd_cuda_type type, int64_t n, int64_t d, const int32_t *tokens, const float *weight,
+                          const vd_cuda_dropout *dropout, void *out, cudaStream_t stream) {
+  vd_drop drop = vd_make_drop(dropout, d);
+  int64_t total = n * d;
+#define CALL(T)                                                                                                        \
+  if (d % 8 == 0)                                                                                                      \
+    vd_embed_kernel<T, 8>                                                                                              \
+        <<<vd_blocks(total, VD_BLOCK * 8), VD_BLOCK, 0, stream>>>(n, d, tokens, weight, drop, (T *)out);               \
+  else                                                                                                                 \
+    vd_embed_kernel<T, 1><<<vd_blocks(total, VD_BLOCK), VD_BLOCK, 0, stream>>>(n, d, tokens, weight, drop, (T *)out)
+  VD_BY_TYPE(type, CALL);
+#undef CALL
+  return cudaGetLastError();
+}
+
+/* Block (v, c): columns 64 c .. of symbol v. Each of the 4 lanes of rows takes every fourth row in ascending order; the
+ * lanes are added in order, so that the sum does not depend on timing. */
+template <typename T>
+__global__ void vd_embed_backward_kernel(int64_t n, int64_t d, const int32_t *tokens, const T *dout, float *dweight) {
+  __shared__ float sum[4][64];
+  int32_t v = (int32_t)blockIdx.x;
+  int column = (int)threadIdx.x % 64, lane = (int)threadIdx.x / 64;
+  int64_t c = (int64_t)blockIdx.y * 64 + column;
+  float mine = 0;
+  for (int64_t r0 = lane; r0 < n; r0 += 32) {
+    int32_t token[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) token[i] = r0 + 4 * i < n ? tokens[r0 + 4 * i] : -1;
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+      if (token[i] == v && c < d) mine += vd_load(dout[(r0 + 4 * i) * d + c]);
+  }
+  sum[lane][column] = mine;
+  __syncthreads();
+  if (lane == 0 && c < d) {
+    float total = (sum[0][column] + sum[1][column]) + (sum[2][column] + sum[3][column]);
+    if (total != 0) dweight[(int64_t)v * d + c] += total;
+  }
+}
+
+cudaError_t vd_cuda_embed_backward(enum vd_cuda_type type, int64_t n, int64_t d, int64_t vocab, const int32_t *tokens,
+                                   const void *dout, float *dweight, cudaStream_t stream) {
+  dim3 blocks((unsigned)vocab, vd_blocks(d, 64));
+#define CALL(T) vd_embed_backward_kernel<T><<<blocks, VD_BLOCK, 0, stream>>>(n, d, tokens, (const T *)dout, dweight)
+  VD_BY_TYPE(type, CALL);
+#undef CALL
+  return cudaGetLastError();
+}
+
+template <typename T, int N> __global__ void vd_drop_kernel(int64_t total, vd_drop drop, T *x) {
+  int64_t e = ((int64_t)blockIdx.x * VD_BLOCK + threadIdx.x) * N;
+  if (e >= total) return;
+  float v[N];
+  vd_read<T, N>(x + e, v);
+  vd_apply_drop<N>(drop, e, v);
+  vd_write<T, N>(x + e, v);
+}
+
+cudaError_t vd_cuda_drop_rows(enum vd_cuda_type type, int64_t n, int64_t width, const vd_cuda_dropout *dropout, void *x,
+                              cudaStream_t stream) {
+  vd_drop drop = vd_make_drop(dropout, width);
+  if (drop.threshold == 0) return cudaSuccess;
+  int64_t total = n * width;
+#define CALL(T)                                                                                                        \
+  if (width % 8 == 0)                                                                                                  \
+    vd_drop_kernel<T, 8><<<vd_blocks(total, VD_BLOCK * 8), VD_BLOCK, 0, stream>>>(total, drop, (T *)x);                \
+  else                                                                                                                 \
+    vd_drop_kernel<T, 1><<<vd_blocks(total, VD_BLOCK), VD_BLOCK, 0, stream>>>(total, drop, (T *)x)
+  VD_BY_TYPE(type, CALL);
+#undef CALL
+  return cudaGetLastError();
+}
+
+/* Sums over rows: blocks of 32 x 8 threads take VD_ROWS_EACH rows of 32 N columns and leave one partial row each. */
+enum { VD_ROWS_EACH = 64 };
+
+size_t vd_cuda_rows_workspace(int64_t n, int64_t width) {
+  return (size_t)((n + VD_ROWS_EACH - 1) / VD_ROWS_EACH + 1024) * (size_t)width * 2 * sizeof(float);
+}
+
+template <typename T, int N>
+__global__ void vd_relu_backward_kernel(int64_t n, int64_t width, const T *y, float scale, T *dy, float *partial) {
+  __shared__ float sum[8][32 * N + 1];
+  int64_t c = ((int64_t)blockIdx.x * 32 + threadIdx.x) * N;
+  int64_t r0 = (int64_t)blockIdx.y * VD_ROWS_EACH, end = r0 + VD_ROWS_EACH < n ? r0 + VD_ROWS_EACH : n;
+  float mine[N] = {0};
+  if (c < width) {
+#pragma unroll 4
+    for (int64_t r = r0 + threadIdx.y; r < end; r += 8) {
+      float g[N];
+      vd_read<T, N>(dy + r * width + c, g);
+      if (y) {
+        float kept[N];
+        vd_read<T, N>(y + r * width + c, kept);
+#pragma unroll
+        for (int i = 0; i < N; i++) g[i] = kept[i] <= 0 ? 0.0f : g[i] * scale;
+        vd_write<T, N>(dy + r * width + c, g);
+      }
+#pragma unroll
+      for (int i = 0; i < N; i++) mine[i] += g[i];
+    }
+  }
+  if (!partial) return;
+#pragma unroll
+  for (int i = 0; i < N; i++) sum[threadIdx.y][threadIdx.x * N + i] = mine[i];
+  __syncthreads();
+  for (int k = (int)(threadIdx.y * 32 + threadIdx.x); k < 32 * N; k += 256) {
+    int64_t column = (int64_t)blockIdx.x * 32 * N + k;
+    if (column >= width) continue;
+    float total = 0;
+    for (int i = 0; i < 8; i++) total += sum[i][k];
+    partial[(int64_t)blockIdx.y * width + column] = total;
+  }
+}
+
+/* sum[c] += the sum of partial's column c; 32 columns x 8 lanes of rows a block. */
+static __global__ void vd_add_partials_kernel(int64_t rows, int64_t width, const float *partial, float *sum) {
+  __shared__ float lane[8][33];
+  int64_t c = (int64_t)blockIdx.x * 32 + threadIdx.x;
+  float mine = 0;
+  if (c < width)
+    for (int64_t r = threadIdx.y; r < rows; r += 8) mine += partial[r * width + c];
+  lane[threadIdx.y][threadIdx.x] = mine;
+  __syncthreads();
+  if (threadIdx.y > 0 || c >= width) return;
+  float total = 0;
+  for (int i = 0; i < 8; i++) total += lane[i][threadIdx.x];
+  sum[c] += total;
+}
+
+cudaError_t vd_cuda_relu_backward(enum vd_cuda_type type, int64_t n, int64_t width, const void *y, float scale,
+                                  void *dy, float *dbias, float *workspace, cudaStream_t stream) {
+  unsigned chunks = vd_blocks(n, VD_ROWS_EACH);
+  float *partial = dbias ? workspace : NULL;
+  dim3 threads(32, 8);
+#define CALL(T)                                                                                                        \
+  if (width % 8 == 0)                                                                                                  \
+    vd_relu_backward_kernel<T, 8><<<dim3(vd_blocks(width, 256), chunks), threads, 0, stream>>>(                        \
+        n, width, (const T *)y, scale, (T *)dy, partial);                                                              \
+  else                                                                                                                 \
+    vd_relu_backward_kernel<T, 1>                                                                                      \
+        <<<dim3(vd_blocks(width, 32), chunks), threads, 0, stream>>>(n, width, (const T *)y, scale, (T *)dy, partial)
+  VD_BY_TYPE(type, CALL);
+#undef CALL
+  if (dbias) vd_add_partials_kernel<<<vd_blocks(width, 32), threads, 0, stream>>>(chunks, width, partial, dbias);
+  return cudaGetLastError();
+}
+
+/* One thread moves the pieces of column c of rows offset, offset + block, ... of one stream, in ascending order. Where
+ * rows_old == rows_new it reads the very rows that it overwrites next, so that old and new may be one buffer. */
+template <typename T, int N>
+__global__ void vd_memory_push_kernel(int64_t n_stream, int64_t d, const T *old, int64_t rows_old, const T *hidden,
+                                      int64_t block, T *memory, int64_t rows_new, int64_t step) {
+  int64_t e = ((int64_t)blockIdx.x * VD_BLOCK + threadIdx.x) * N;
+  if (e >= n_stream * step * d) return;
+  int64_t c = e % d, offset = e / d % step, s = e / d / step;
+  for (int64_t r = offset; r < rows_new; r += step) {
+    int64_t from = r + block - rows_new; /* row of the block, negative: of the old memory, counted from its end */
+    float x[N] = {0};
+    if (from >= 0) {
+      vd_read<T, N>(hidden + (s * block + from) * d + c, x);
+    } else if (from + rows_old >= 0) {
+      vd_read<T, N>(old + (s * rows_old + from + rows_old) * d + c, x);
+    }
+    vd_write<T, N>(memory + (s * rows_new + r) * d + c, x);
+  }
+}
+
+cudaError_t vd_cuda_memory_push(enum vd_cuda_type type, int64_t n_stream, int64_t d, const void *old, int64_t rows_old,
+                                const void *hidden, int64_t block, void *memory, int64_t rows_new,
+                                cudaStream_t stream) {
+  int64_t step = block > 0 && block < rows_new ? block : rows_new;
+  int64_t total = n_stream * step * d;
+  if (total == 0) return cudaSuccess;
+#define CALL(T)                                                                                                        \
+  if (d % 8 == 0)                                                                                                      \
+    vd_memory_push_kernel<T, 8><<<vd_blocks(total, VD_BLOCK * 8), VD_BLOCK, 0, stream>>>(                              \
+        n_stream, d, (const T *)old, rows_old, (const T *)hidden, block, (T *)memory, rows_new, step);                 \
+  else                                                                                                                 \
+    vd_memory_push_kernel<T, 1><<<vd_blocks(total, VD_BLOCK), VD_BLOCK, 0, stream>>>(                                  \
+        n_stream, d, (const T *)old, rows_old, (const T *)hidden, block, (T *)memory, rows_new, step)
+  VD_BY_TYPE(type, CALL);
+#undef CALL
+  return cudaGetLastError();
+}
+
+template <typename T, int N>
+__global__ void vd_gather_kernel(int64_t n, int64_t block, int64_t rows, int64_t d, const T *dq, const T *dk,
+                                 const T *dv, T *to) {
+  int64_t e = ((int64_t)blockIdx.x * VD_BLOCK + threadIdx.x) * N;
+  if (e >= n * 3 * d) return;
+  int64_t r = e / (3 * d), c = e % (3 * d), which = c / d, column = c % d;
+  int64_t key = (r / block * rows + rows - block + r % block) * d + column;
+  const T *from = which == 0 ? dq + r * d + column : (which == 1 ? dk : dv) + key;
+  *(vd_pack<T, N> *)(to + e) = *(const vd_pack<T, N> *)from;
+}
+
+cudaError_t vd_cuda_gather_gradients(enum vd_cuda_type type, int64_t n_stream, int64_t block, int64_t rows, int64_t d,
+                                     const void *dq, const void *dk, const void *dv, void *to, cudaStream_t stream) {
+  int64_t n = n_stream * block, total = n * 3 * d;
+#define CALL(T)                                                                                                        \
+  if (d % 4 == 0)                                                                                                      \
+    vd_gather_kernel<T, 4><<<vd_blocks(total, VD_BLOCK * 4), VD_BLOCK, 0, stream>>>(                                   \
+        n, block, rows, d, (const T *)dq, (const T *)dk, (const T *)dv, (T *)to);                                      \
+  else                                                                                                                 \
+    vd_gather_kernel<T, 1><<<vd_blocks(total, VD_BLOCK), VD_BLOCK, 0, stream>>>(n, block, rows, d, (const T *)dq,      \
+                                                                                (const T *)dk, (const T *)dv, (T *)to)
+  VD_BY_TYPE(type, CALL);
+#undef CALL
+  return cudaGetLastError();
+}

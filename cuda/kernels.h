@@ -1,0 +1,93 @@
+/* The CUDA backend's simple kernels, as plain C functions. All are stream-ordered and return what the launch said.
+ * Arrays are device memory; `void *` ones hold elements of `type`. Equations and shapes are those of the ops of the
+ * same names in src/ops.h. Sums have a fixed order. */
+#ifndef VD_CUDA_KERNELS_H
+#define VD_CUDA_KERNELS_H
+
+#include "attention.h"
+
+#include <stdbool.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Dropout of a row-major site; p = 0: none. */
+typedef struct vd_cuda_dropout {
+  double p;
+  vd_rng rng;
+  int64_t row0;
+} vd_cuda_dropout;
+
+/* Stream-ordered. to[i] (of type) = from[i]. */
+cudaError_t vd_cuda_from_float(enum vd_cuda_type type, size_t n, const float *from, void *to, cudaStream_t stream);
+/* Stream-ordered. to[i] = from[i] (of type). */
+cudaError_t vd_cuda_to_float(enum vd_cuda_type type, size_t n, const void *from, float *to, cudaStream_t stream);
+
+/* Stream-ordered. out[r, :] = dropout(weight[tokens[r], :]); out [n, d]. */
+cudaError_t vd_cuda_embed(enum vd_cuda_type type, int64_t n, int64_t d, const int32_t *tokens, const float *weight,
+                          const vd_cuda_dropout *dropout, void *out, cudaStream_t stream);
+/* Stream-ordered. dweight[v, :] += sum over rows r with tokens[r] = v of dout[r, :]. */
+cudaError_t vd_cuda_embed_backward(enum vd_cuda_type type, int64_t n, int64_t d, int64_t vocab, const int32_t *tokens,
+                                   const void *dout, float *dweight, cudaStream_t stream);
+/* Stream-ordered. x [n, width] = dropout(x). */
+cudaError_t vd_cuda_drop_rows(enum vd_cuda_type type, int64_t n, int64_t width, const vd_cuda_dropout *dropout, void *x,
+                              cudaStream_t stream);
+
+/* Bytes of workspace that the sums over rows of [n, width] need (column_sums, add_norm_backward). */
+size_t vd_cuda_rows_workspace(int64_t n, int64_t width);
+/* Stream-ordered. Where y is not NULL: dy [n, width] = y <= 0 ? 0 : dy * scale. Where dbias is not NULL: dbias += the
+ * sums of dy's columns. */
+cudaError_t vd_cuda_relu_backward(enum vd_cuda_type type, int64_t n, int64_t width, const void *y, float scale,
+                                  void *dy, float *dbias, float *workspace, cudaStream_t stream);
+
+/* Stream-ordered. vd_ops.add_norm. cudaErrorInvalidValue for d that is too large (1024, or 2048 where it is a multiple
+ * of 8). */
+cudaError_t vd_cuda_add_norm(enum vd_cuda_type type, int64_t n, int64_t d, const void *a, const void *b,
+                             const float *weight, const float *bias, void *sum, float *mean, float *rstd, void *y,
+                             cudaStream_t stream);
+/* Stream-ordered. vd_ops.add_norm_backward; same limits. */
+cudaError_t vd_cuda_add_norm_backward(enum vd_cuda_type type, int64_t n, int64_t d, const void *sum, const float *mean,
+                                      const float *rstd, const float *weight, const void *dy, void *dsum,
+                                      float *dweight, float *dbias, float *workspace, cudaStream_t stream);
+
+/* Stream-ordered. vd_ops.memory_push. */
+cudaError_t vd_cuda_memory_push(enum vd_cuda_type type, int64_t n_stream, int64_t d, const void *old, int64_t rows_old,
+                                const void *hidden, int64_t block, void *memory, int64_t rows_new, cudaStream_t stream);
+/* Stream-ordered. to [n_stream * block, 3 d] = rows of dq [n_stream * block, d] and the last `block` rows of each
+ * stream of dk and dv [n_stream, rows, d], side by side. */
+cudaError_t vd_cuda_gather_gradients(enum vd_cuda_type type, int64_t n_stream, int64_t block, int64_t rows, int64_t d,
+                                     const void *dq, const void *dk, const void *dv, void *to, cudaStream_t stream);
+
+/* Stream-ordered. vd_ops.cross_entropy; row_nll [n] is written always. */
+cudaError_t vd_cuda_cross_entropy(enum vd_cuda_type type, int64_t n, int64_t vocab, const void *logits,
+                                  const int32_t *targets, float scale, double *loss_sum, float *row_nll, void *dlogits,
+                                  cudaStream_t stream);
+
+/* One piece of a tensor, for kernels that walk over all tensors in one launch. */
+typedef struct vd_cuda_piece {
+  size_t first; /* element of the arena */
+  int32_t n;    /* at most VD_PIECE */
+  int32_t tensor;
+} vd_cuda_piece;
+enum { VD_PIECE = 16384 };
+
+/* Stream-ordered. norm2[t] = sum of squares of tensor t: first [n_piece] sums into partial, then per tensor;
+ * tensor_piece [n_tensor + 1]: first piece of each tensor. */
+cudaError_t vd_cuda_square_sums(const float *x, const vd_cuda_piece *piece, int n_piece, const int32_t *tensor_piece,
+                                int n_tensor, double *partial, double *norm2, cudaStream_t stream);
+/* Stream-ordered. Adagrad over all pieces; rate [n_tensor]: lr with the step clip. Where copy is not NULL it gets the
+ * new parameters in `type`. */
+cudaError_t vd_cuda_adagrad(enum vd_cuda_type type, float *param, const float *gradient, float *accumulator, void *copy,
+                            const vd_cuda_piece *piece, int n_piece, const float *rate, float scale, float eps,
+                            cudaStream_t stream);
+/* Stream-ordered. x[i] += value. */
+cudaError_t vd_cuda_add_constant(float *x, size_t n, float value, cudaStream_t stream);
+/* Stream-ordered. x[i] = clamp(x[i], 0, 1). */
+cudaError_t vd_cuda_clamp01(float *x, size_t n, cudaStream_t stream);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

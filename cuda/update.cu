@@ -1,0 +1,164 @@
+/* The loss, sums of squares, the optimiser: what begins and ends a backward pass. */
+#include "element.cuh"
+
+enum { VD_BLOCK = 256 };
+
+/* A warp a row; three passes over it. dlogits may be logits: a lane writes only what it alone reads again. */
+template <typename T>
+__global__ void vd_cross_entropy_kernel(int64_t n, int vocab, const T *logits, const int32_t *targets, float scale,
+                                        float *row_nll, T *dlogits) {
+  int lane = (int)threadIdx.x % 32;
+  int64_t r = (int64_t)blockIdx.x * (VD_BLOCK / 32) + threadIdx.x / 32;
+  if (r >= n) return;
+  const T *row = logits + r * vocab;
+  int32_t target = targets[r];
+  float top = -INFINITY, total = 0;
+  for (int c = lane; c < vocab; c += 32) top = fmaxf(top, vd_load(row[c]));
+#pragma unroll
+  for (int i = 16; i > 0; i >>= 1) top = fmaxf(top, __shfl_xor_sync(0xffffffffU, top, i));
+  for (int c = lane; c < vocab; c += 32) total += expf(vd_load(row[c]) - top);
+#pragma unroll
+  for (int i = 16; i > 0; i >>= 1) total += __shfl_xor_sync(0xffffffffU, total, i);
+  if (lane == 0) row_nll[r] = target < 0 ? 0.0f : logf(total) - (vd_load(row[target]) - top);
+  __syncwarp();
+  if (!dlogits) return;
+  for (int c = lane; c < vocab; c += 32) {
+    float p = expf(vd_load(row[c]) - top) / total;
+    vd_set(&dlogits[r * vocab + c], target < 0 ? 0.0f : scale * (p - (c == target ? 1.0f : 0.0f)));
+  }
+}
+
+static __global__ void vd_add_rows_kernel(int64_t n, const float *row, double *sum) {
+  __shared__ double part[VD_BLOCK];
+  double mine = 0;
+  for (int64_t i = threadIdx.x; i < n; i += VD_BLOCK) mine += (double)row[i];
+  part[threadIdx.x] = mine;
+  __syncthreads();
+  for (int half = VD_BLOCK / 2; half > 0; half /= 2) {
+    if ((int)threadIdx.x < half) part[threadIdx.x] += part[threadIdx.x + half];
+    __syncthreads();
+  }
+  if (threadIdx.x == 0) *sum += part[0];
+}
+
+cudaError_t vd_cuda_cross_entropy(enum vd_cuda_type type, int64_t n, int64_t vocab, const void *logits,
+                                  const int32_t *targets, float scale, double *loss_sum, float *row_nll, void *dlogits,
+                                  cudaStream_t stream) {
+#define CALL(T)                                                                                                        \
+  vd_cross_entropy_kernel<T><<<vd_blocks(n, VD_BLOCK / 32), VD_BLOCK, 0, stream>>>(                                    \
+      n, (int)vocab, (const T *)logits, targets, scale, row_nll, (T *)dlogits)
+  VD_BY_TYPE(type, CALL);
+#undef CALL
+  vd_add_rows_kernel<<<1, VD_BLOCK, 0, stream>>>(n, row_nll, loss_sum);
+  return cudaGetLastError();
+}
+
+static __global__ void vd_square_kernel(const float *x, const vd_cuda_piece *piece, double *partial) {
+  __shared__ double part[VD_BLOCK / 32];
+  vd_cuda_piece p = piece[blockIdx.x];
+  const float *v = x + p.first;
+  /* 16 squares of floats are added in float at most: what is lost is below what they carry. */
+  double mine = 0;
+  for (int i = (int)threadIdx.x * 4; i < p.n; i += VD_BLOCK * 4) {
+    float s = 0;
+    if (i + 4 <= p.n) {
+      float4 q = *(const float4 *)(v + i);
+      s = (q.x * q.x + q.y * q.y) + (q.z * q.z + q.w * q.w);
+    } else {
+      for (int k = i; k < p.n; k++) s += v[k] * v[k];
+    }
+    mine += (double)s;
+  }
+#pragma unroll
+  for (int i = 16; i > 0; i >>= 1) mine += __shfl_xor_sync(0xffffffffU, mine, i);
+  if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = mine;
+  __syncthreads();
+  if (threadIdx.x > 0) return;
+  for (int w = 1; w < VD_BLOCK / 32; w++) part[0] += part[w];
+  partial[blockIdx.x] = part[0];
+}
+
+static __global__ void vd_square_tensor_kernel(const double *partial, const int32_t *tensor_piece, int n_tensor,
+                                               double *norm2) {
+  int t = (int)(blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = (int)threadIdx.x % 32;
+  if (t >= n_tensor) return;
+  double sum = 0;
+  for (int i = tensor_piece[t] + lane; i < tensor_piece[t + 1]; i += 32) sum += partial[i];
+#pragma unroll
+  for (int i = 16; i > 0; i >>= 1) sum += __shfl_xor_sync(0xffffffffU, sum, i);
+  if (lane == 0) norm2[t] = sum;
+}
+
+cudaError_t vd_cuda_square_sums(const float *x, const vd_cuda_piece *piece, int n_piece, const int32_t *tensor_piece,
+                                int n_tensor, double *partial, double *norm2, cudaStream_t stream) {
+  vd_square_kernel<<<(unsigned)n_piece, VD_BLOCK, 0, stream>>>(x, piece, partial);
+  vd_square_tensor_kernel<<<vd_blocks(n_tensor, VD_BLOCK / 32), VD_BLOCK, 0, stream>>>(partial, tensor_piece, n_tensor,
+                                                                                       norm2);
+  return cudaGetLastError();
+}
+
+VD_GPU float vd_adagrad_step(float g, float scale, float rate, float eps, float *acc, float p) {
+  g *= scale;
+  *acc += g * g;
+  return p - rate * g / (sqrtf(*acc) + eps);
+}
+
+template <typename T>
+__global__ void vd_adagrad_kernel(float *param, const float *gradient, float *accumulator, T *copy,
+                                  const vd_cuda_piece *piece, const float *rate, float scale, float eps) {
+  vd_cuda_piece where = piece[blockIdx.x];
+  float step = rate[where.tensor];
+  size_t first = where.first;
+  for (int i = (int)threadIdx.x * 4; i < where.n; i += VD_BLOCK * 4) {
+    if (i + 4 <= where.n) {
+      float4 g = *(const float4 *)(gradient + first + i), acc = *(float4 *)(accumulator + first + i);
+      float4 p = *(float4 *)(param + first + i);
+      p.x = vd_adagrad_step(g.x, scale, step, eps, &acc.x, p.x);
+      p.y = vd_adagrad_step(g.y, scale, step, eps, &acc.y, p.y);
+      p.z = vd_adagrad_step(g.z, scale, step, eps, &acc.z, p.z);
+      p.w = vd_adagrad_step(g.w, scale, step, eps, &acc.w, p.w);
+      *(float4 *)(accumulator + first + i) = acc;
+      *(float4 *)(param + first + i) = p;
+      float out[4] = {p.x, p.y, p.z, p.w};
+      if (copy) vd_write<T, 4>(copy + first + i, out);
+    } else {
+      for (int k = i; k < where.n; k++) {
+        float acc = accumulator[first + k];
+        float p = vd_adagrad_step(gradient[first + k], scale, step, eps, &acc, param[first + k]);
+        accumulator[first + k] = acc;
+        param[first + k] = p;
+        if (copy) vd_set(&copy[first + k], p);
+      }
+    }
+  }
+}
+
+cudaError_t vd_cuda_adagrad(enum vd_cuda_type type, float *param, const float *gradient, float *accumulator, void *copy,
+                            const vd_cuda_piece *piece, int n_piece, const float *rate, float scale, float eps,
+                            cudaStream_t stream) {
+#define CALL(T)                                                                                                        \
+  vd_adagrad_kernel<T>                                                                                                 \
+      <<<(unsigned)n_piece, VD_BLOCK, 0, stream>>>(param, gradient, accumulator, (T *)copy, piece, rate, scale, eps)
+  VD_BY_TYPE(type, CALL);
+#undef CALL
+  return cudaGetLastError();
+}
+
+static __global__ void vd_add_constant_kernel(float *x, size_t n, float value) {
+  size_t i = (size_t)blockIdx.x * VD_BLOCK + threadIdx.x;
+  if (i < n) x[i] += value;
+}
+cudaError_t vd_cuda_add_constant(float *x, size_t n, float value, cudaStream_t stream) {
+  vd_add_constant_kernel<<<vd_blocks((int64_t)n, VD_BLOCK), VD_BLOCK, 0, stream>>>(x, n, value);
+  return cudaGetLastError();
+}
+
+/* NaN stays NaN. */
+static __global__ void vd_clamp01_kernel(float *x, size_t n) {
+  size_t i = (size_t)blockIdx.x * VD_BLOCK + threadIdx.x;
+  if (i < n) x[i] = x[i] < 0 ? 0.0f : x[i] > 1 ? 1.0f : x[i];
+}
+cudaError_t vd_cuda_clamp01(float *x, size_t n, cudaStream_t stream) {
+  vd_clamp01_kernel<<<vd_blocks((int64_t)n, VD_BLOCK), VD_BLOCK, 0, stream>>>(x, n);
+  return cudaGetLastError();
+}
