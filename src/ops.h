@@ -49,7 +49,13 @@ typedef struct vd_linear {
  *
  * Derivative of the clamp: attn_span / ramp where 0 <= (unclamped value) <= 1, both ends included, else 0. Because of
  * the included ends, reach of VD_MASKED is min(window, floor(z attn_span) + ramp + 1): the last key may have m = 0 and
- * gives to the span's gradient only. Such a key's e^s / sum m e^s is counted up to `ramp` (section 3 of doc/DESIGN.md). */
+ * gives to the span's gradient only. Such a key's e^s / sum m e^s is counted up to `ramp` (section 3 of doc/DESIGN.md).
+ *
+ * The terms of Transformer-XL (arXiv 1901.02860), where rel_key is given; key_pe and span are then NULL, n_span 0,
+ * first_distance 0, softmax VD_MASKED with m = 1:
+ *   s_ij = ((q_i + u_h) . k_j + (q_i + v_h) . r_h(x)) / sqrt(d_head)
+ * A reach may then exceed the window, up to window + block - 1: keys before row 0 do not exist, and a query sees those
+ * that do. attn_span (>= window) only counts places for dropout's numbers. */
 // clang-format on
 typedef struct vd_attention {
   int64_t n_stream, block, window;
@@ -62,7 +68,28 @@ typedef struct vd_attention {
   int64_t n_span;       /* n_head, or 1: one for all heads of the layer */
   const real *key_pe;   /* [d_head, attn_span] */
   vd_dropout dropout;
+
+  int64_t d_model; /* width of the hidden states; 0: n_head * d_head. The heads' width is n_head * d_head always */
+  const real *content_bias, *position_bias; /* u, v [n_head, d_head]; both NULL: none */
+  const vd_act *rel_key;                    /* [>= greatest reach + 1, n_head * d_head], r_h(x) in row x; or NULL */
+  real *dcontent_bias, *dposition_bias;     /* attention_backward adds to them; [n_head, d_head] */
+  real *drel_key;                           /* as rel_key, in real; attention_backward adds to it */
 } vd_attention;
+
+/* Sinusoidal encodings of the distances 0 .. n - 1 (arXiv 1901.02860, as published): with y = min(x, clamp_len)
+ * (clamp_len
+ * <= 0: x) and w_i = 10000^(-2i/d), row x = dropout([sin(y w_0) .. sin(y w_(d/2-1)), cos(y w_0) ..]). d is even. */
+typedef struct vd_encoding {
+  int64_t n, d, clamp_len;
+  vd_dropout dropout; /* row-major; row = distance */
+} vd_encoding;
+
+/* Adam (Kingma and Ba, arXiv 1412.6980) with bias correction; t: updates including this one. */
+typedef struct vd_adam {
+  double lr, beta1, beta2, eps;
+  double scale; /* of the gradients */
+  int64_t t;
+} vd_adam;
 
 /* Where the layer's hidden states lie. memory [n_stream, memory_rows, d]: its newest `window` rows (the last ones) are
  * used; memory_rows >= window. */
@@ -122,7 +149,7 @@ struct vd_ops {
                             const real *weight, const vd_act *dy, vd_act *dsum, real *dweight, real *dbias);
 
   /* q [n, d] from hidden; k, v [n_stream, window + block, d]: for head h only rows >= window - reach[h] are written.
-   * wq, wk, wv [d, d], no bias. */
+   * wq, wk, wv [d, d_model], no bias; memory and hidden are d_model wide, d = n_head * d_head. */
   void (*attention_project)(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
                             const real *wk, const real *wv, vd_act *q, vd_act *k, vd_act *v);
   /* dhidden [n, d] is added to (memory rows get no gradient; the weights get theirs from memory rows too); dw*: added
@@ -164,8 +191,24 @@ struct vd_ops {
    * the scaled). */
   void (*adagrad)(vd_ops *o, real *param, const real *gradient, real *accumulator, const vd_extent *tensor,
                   int n_tensor, const double *norm2, double scale, double lr, double eps, double clip_step);
+  /* param -= lr m^ / (sqrt(v^) + eps), with g = gradient * scale, m = beta1 m + (1 - beta1) g, v = beta2 v + (1 -
+   * beta2) g^2, m^ = m / (1 - beta1^t), v^ = v / (1 - beta2^t). param, gradient, m, v: arenas. */
+  void (*adam)(vd_ops *o, real *param, const real *gradient, real *m, real *v, const vd_extent *tensor, int n_tensor,
+               const vd_adam *a);
   /* x = clamp(x, 0, 1). */
   void (*clamp01)(vd_ops *o, real *x, size_t n);
+
+  /* What only Transformer-XL needs: with `adam` above these may be NULL in a backend that has only adaptive span. */
+
+  /* y = scale * dropout(x), [n, width]; y may be x. It is its own backward. */
+  void (*scale_dropout)(vd_ops *o, int64_t n, int64_t width, double scale, const vd_dropout *dropout, const vd_act *x,
+                        vd_act *y);
+  /* out [n, d]: the encodings of distances 0 .. n - 1, row after row. */
+  void (*encode_distances)(vd_ops *o, const vd_encoding *e, vd_act *out);
+  /* dweight [out, in] += dy^T x: the weight gradient of y = x W^T from a gradient dy [n, out] in real (that of relative
+   * keys: complete once the last attention_backward of the layer and update is done). x [n, in]. */
+  void (*weight_gradient)(vd_ops *o, int64_t n, int64_t in, int64_t out, const vd_act *x, const real *dy,
+                          real *dweight);
 };
 
 /* Not collective. The CPU backend; `threads` <= 0: OpenMP's own choice. Free with o->destroy(o). */

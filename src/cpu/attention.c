@@ -8,11 +8,11 @@
 /* What one thread needs for one (stream, head). */
 typedef struct workspace {
   int64_t ld_k;
-  real *k, *v;      /* [d_head, ld_k]; [keys, wide] */
-  real *q;          /* [block + margin, wide], scaled */
-  real *s;          /* sheared tile */
-  real *out;        /* [VD_ROWS, wide] */
-  uint16_t *halves; /* [VD_TILE_MAX, vd_half_ld] */
+  real *k, *v;          /* [d_head, ld_k]; [keys, wide] */
+  real *q, *q_position; /* [block + margin, wide], scaled; the same where there are no biases */
+  real *s;              /* sheared tile */
+  real *out;            /* [VD_ROWS, wide] */
+  uint16_t *halves;     /* [VD_TILE_MAX, vd_half_ld] */
 } workspace;
 
 static void *workspace_new(const vd_attention_plan *plan, workspace *w) {
@@ -21,11 +21,12 @@ static void *workspace_new(const vd_attention_plan *plan, workspace *w) {
   int64_t k = a->d_head * w->ld_k, v = plan->keys * plan->wide, q = (a->block + VD_MARGIN) * plan->wide;
   int64_t s = (VD_TILE_MAX + 1) * vd_leading(plan->longest + VD_MARGIN), out = VD_ROWS * plan->wide;
   int64_t halves = vd_round_up(VD_TILE_MAX * vd_half_ld(plan->longest), 64); /* at most as many reals */
-  real *store = vd_aligned(k + v + q + s + out + halves);
+  real *store = vd_aligned(k + v + (plan->biased ? 2 : 1) * q + s + out + halves);
   w->k = store;
   w->v = w->k + k;
   w->q = w->v + v;
-  w->s = w->q + q;
+  w->q_position = plan->biased ? w->q + q : w->q;
+  w->s = w->q_position + q;
   w->out = w->s + s;
   w->halves = (uint16_t *)(w->out + out);
   memset(w->halves, 0, (size_t)halves * sizeof(uint16_t));
@@ -45,14 +46,15 @@ static inline real greatest(const real *s, int64_t n) {
   return lane[0];
 }
 
-/* Turns a row of scores into weights before normalisation, and returns the sum that divides them; *top is the greatest
+/* Turns a row of scores, of which there are keys from u = `exists` on, into weights before normalisation, and returns
+ * the sum that divides them; *top is the greatest
  * score that has a say, subtracted before the exponential. The constant `masked` says whether the sum is of m e^s or of
  * e^s. */
-static inline __attribute__((always_inline)) real weigh_row(const bool masked, const vd_head_plan *head,
+static inline __attribute__((always_inline)) real weigh_row(const bool masked, const vd_head_plan *head, int64_t exists,
                                                             uint32_t threshold, const uint16_t *restrict half,
                                                             real *restrict s, real *top) {
   const real *restrict mask = head->mask;
-  int64_t n = head->n, first = masked ? head->seen : 0;
+  int64_t n = head->n, first = masked && head->seen > exists ? head->seen : exists;
   real most = greatest(s + first, n - first), sum = 0;
   memset(s, 0, (size_t)first * sizeof *s);
 #pragma omp simd reduction(+ : sum)
@@ -71,24 +73,25 @@ static void sum_values(const vd_attention_plan *plan, const vd_head_plan *head, 
                        int64_t t, int64_t rows, const real *norm, real *out) {
   int64_t wide = plan->wide, c = t + head->seen;
   vd_tile_product(VD_ROWS, wide, head->n - head->seen + VD_ROWS - 1, w->s + t * (head->ld - 1) + c, head->ld - 1, 1,
-                  w->v + (i0 + c) * wide, wide, w->out, wide, false);
+                  w->v + (head->skip + i0 + c) * wide, wide, w->out, wide, false);
   for (int64_t r = 0; r < rows; r++)
     for (int64_t e = 0; e < plan->a->d_head; e++) out[(t + r) * plan->d + e] = w->out[r * wide + e] * norm[t + r];
 }
 
 static void one_tile(const vd_attention_plan *plan, const workspace *w, int64_t stream, int64_t h, int64_t i0,
                      real *out, real *lse) {
-  const vd_head_plan *head = &plan->heads[h];
-  int64_t left = plan->a->block - i0, T = left < head->tile ? left : head->tile;
+  int64_t left = plan->a->block - i0, T = left < plan->heads[h].tile ? left : plan->heads[h].tile;
+  const vd_head_plan seen = vd_tile_head(plan, h, i0, T), *head = &seen;
   int64_t half_ld = vd_half_ld(head->n), half_at = 0;
   real norm[VD_TILE_MAX];
-  vd_tile_scores(plan, head, i0, T, w->q, w->k, w->ld_k, w->s);
-  if (plan->threshold > 0) half_at = vd_tile_halves(plan, stream, h, i0, T, w->halves);
+  vd_tile_scores(plan, head, i0, T, w->q, w->q_position, w->k + head->skip, w->ld_k, w->s);
+  if (plan->threshold > 0) half_at = vd_tile_halves(plan, head, stream, h, i0, T, w->halves);
   for (int64_t t = 0; t < T; t++) {
     const uint16_t *half = w->halves + t * half_ld + (plan->threshold > 0 ? half_at + t : 0);
     real *s = w->s + t * head->ld, top;
-    real sum = plan->a->softmax == VD_MASKED ? weigh_row(true, head, plan->threshold, half, s, &top)
-                                             : weigh_row(false, head, plan->threshold, half, s, &top);
+    int64_t exists = vd_first_key(plan, head, i0 + t);
+    real sum = plan->a->softmax == VD_MASKED ? weigh_row(true, head, exists, plan->threshold, half, s, &top)
+                                             : weigh_row(false, head, exists, plan->threshold, half, s, &top);
     norm[t] = plan->keep_scale / sum;
     lse[i0 + t] = top + (real)log((double)sum);
   }
@@ -109,12 +112,14 @@ void vd_cpu_attention(vd_ops *o, const vd_attention *a, const vd_act *q, const v
     void *store = workspace_new(&plan, &w);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t task = 0; task < a->n_stream * a->n_head; task++) {
-      int64_t h = plan.order[task / a->n_stream], b = task % a->n_stream, reach = a->reach[h];
-      int64_t row = b * (a->window + a->block) + a->window - reach, rows = reach + a->block;
+      int64_t h = plan.order[task / a->n_stream], b = task % a->n_stream;
+      vd_key_span keys = vd_keys_of(&plan, h);
+      int64_t key = (b * (a->window + a->block) + keys.row) * plan.d + h * a->d_head;
       int64_t query = b * a->block * plan.d + h * a->d_head;
-      vd_pack_columns(&plan, (const real *)k + row * plan.d + h * a->d_head, rows, w.ld_k, w.k);
-      vd_pack_rows(&plan, (const real *)v + row * plan.d + h * a->d_head, rows, rows + VD_MARGIN, 1, w.v);
-      vd_pack_rows(&plan, (const real *)q + query, a->block, a->block + VD_MARGIN, plan.scale, w.q);
+      vd_pack_key_columns(&plan, &keys, (const real *)k + key, w.ld_k, w.k);
+      vd_pack_key_rows(&plan, &keys, (const real *)v + key, w.v);
+      vd_pack_queries(&plan, (const real *)q + query, h, a->content_bias, w.q);
+      if (plan.biased) vd_pack_queries(&plan, (const real *)q + query, h, a->position_bias, w.q_position);
       for (int64_t i0 = 0; i0 < a->block; i0 += plan.heads[h].tile) {
         one_tile(&plan, &w, b, h, i0, (real *)out + query, lse + (b * a->n_head + h) * a->block);
       }

@@ -5,7 +5,20 @@
 #include <stdlib.h>
 #include <string.h>
 
+static void check_relative(const vd_attention *a) {
+  if (a->first_distance != 0 || a->softmax != VD_MASKED || a->span || a->key_pe)
+    vd_bug("relative keys go without a key table and a soft mask, from distance 0");
+  if (!a->content_bias != !a->position_bias) vd_bug("one bias without the other");
+  for (int64_t h = 0; h < a->n_head; h++)
+    if (a->reach[h] < 0 || a->reach[h] >= a->window + a->block)
+      vd_bug("head %lld: reach %lld goes beyond the keys", (long long)h, (long long)a->reach[h]);
+}
+
 static void check(const vd_attention *a) {
+  if (a->rel_key) {
+    check_relative(a);
+    return;
+  }
   if (a->first_distance < 1) vd_bug("first_distance is %d: the key table starts at distance 1", a->first_distance);
   if (a->window > a->attn_span) {
     vd_bug("window %lld exceeds attn_span %lld", (long long)a->window, (long long)a->attn_span);
@@ -33,6 +46,30 @@ static void fill_mask(const vd_attention *a, vd_head_plan *head, double z, real 
   }
   head->mask = mask;
   head->slope = slope;
+}
+
+/* No mask: every distance counts in full. */
+static void fill_plain(vd_head_plan *head, real *mask, real *slope) {
+  head->first = head->seen = 0;
+  for (int64_t u = 0; u < head->n; u++) {
+    mask[u] = 1;
+    slope[u] = 0;
+  }
+  head->mask = mask;
+  head->slope = slope;
+}
+
+/* The relative keys of one head, as pack_table. */
+static void pack_relative(vd_attention_plan *plan, int64_t h, int64_t farthest, real *columns, real *rows) {
+  const vd_attention *a = plan->a;
+  const real *keys = (const real *)a->rel_key + h * a->d_head;
+  memset(columns, 0, (size_t)(a->d_head * plan->ld_pe) * sizeof(real));
+  for (int64_t u = 0; u < plan->longest; u++)
+    for (int64_t e = 0; e < a->d_head; e++) columns[e * plan->ld_pe + u] = keys[(farthest - u) * plan->d + e];
+  if (rows == NULL) return;
+  for (int64_t u = 0; u < plan->longest; u++)
+    for (int64_t e = 0; e < plan->wide; e++)
+      rows[u * plan->wide + e] = e < a->d_head ? keys[(farthest - u) * plan->d + e] : 0;
 }
 
 /* The key table, once as [d_head, distances] and once transposed, both with the farthest distance first. */
@@ -72,21 +109,28 @@ void vd_attention_plan_new(vd_attention_plan *plan, const vd_attention *a, bool 
                               .threshold = vd_dropout_threshold(a->dropout.p)};
   plan->keep_scale = (real)vd_dropout_scale(plan->threshold);
   plan->ld_pe = vd_leading(plan->longest + VD_LANES);
+  plan->biased = a->content_bias != NULL;
   int64_t table = a->d_head * plan->ld_pe, rows = backward ? plan->longest * plan->wide : 0;
-  plan->store = vd_aligned(table + rows + 2 * a->n_head * plan->longest);
+  int64_t tables = a->rel_key ? a->n_head : 1; /* one of each head's own, or one for all */
+  plan->store = vd_aligned(tables * (table + rows) + 2 * a->n_head * plan->longest);
   plan->heads = vd_calloc((size_t)a->n_head, sizeof *plan->heads);
   plan->order = vd_calloc((size_t)a->n_head, sizeof *plan->order);
-  real *pe_rows = backward ? plan->store + table : NULL, *next = plan->store + table + rows;
-  pack_table(plan, farthest, plan->store, pe_rows);
+  real *next = plan->store + tables * (table + rows);
+  if (!a->rel_key) pack_table(plan, farthest, plan->store, backward ? plan->store + table : NULL);
   for (int64_t h = 0; h < a->n_head; h++, next += 2 * plan->longest) {
     vd_head_plan *head = &plan->heads[h];
     head->reach = a->reach[h];
     head->n = head->reach - a->first_distance + 1;
     head->ld = vd_leading(head->n + VD_MARGIN);
     head->tile = head->n <= 256 ? 64 : 32; /* the tile stays within the second-level cache */
-    head->pe = plan->store + (farthest - head->reach);
+    real *columns = plan->store + (a->rel_key ? h * (table + rows) : 0), *pe_rows = backward ? columns + table : NULL;
+    if (a->rel_key) pack_relative(plan, h, farthest, columns, pe_rows);
+    head->pe = columns + (farthest - head->reach);
     head->pe_rows = backward ? pe_rows + (farthest - head->reach) * plan->wide : NULL;
-    fill_mask(a, head, (double)a->span[a->n_span == 1 ? 0 : h], next, next + plan->longest);
+    if (a->rel_key)
+      fill_plain(head, next, next + plan->longest);
+    else
+      fill_mask(a, head, (double)a->span[a->n_span == 1 ? 0 : h], next, next + plan->longest);
   }
   sort_heads(plan);
 }

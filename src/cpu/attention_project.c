@@ -11,8 +11,10 @@
 typedef struct projection {
   const vd_attention *a;
   const vd_attention_input *in;
-  int64_t d, common; /* model width; the age that all heads reach */
-  int64_t *order;    /* [n_head] heads by falling reach */
+  int64_t d, in_width; /* width of the heads together, and of the hidden states */
+  int64_t common;      /* the age that all heads reach */
+  int64_t *reach;      /* [n_head] within the window */
+  int64_t *order;      /* [n_head] heads by falling reach */
 } projection;
 
 /* Ages after + 1 .. last, needed by the first `heads` of order. */
@@ -22,43 +24,51 @@ typedef struct span_of_ages {
 
 static void projection_new(projection *p, const vd_attention *a, const vd_attention_input *in) {
   *p = (projection){.a = a, .in = in, .d = a->n_head * a->d_head};
+  p->in_width = a->d_model > 0 ? a->d_model : p->d;
+  p->reach = vd_calloc((size_t)a->n_head, sizeof *p->reach);
   p->order = vd_calloc((size_t)a->n_head, sizeof *p->order);
   for (int64_t h = 0; h < a->n_head; h++) {
     int64_t at = h;
-    for (; at > 0 && a->reach[p->order[at - 1]] < a->reach[h]; at--) p->order[at] = p->order[at - 1];
+    p->reach[h] = a->reach[h] < a->window ? a->reach[h] : a->window;
+    for (; at > 0 && p->reach[p->order[at - 1]] < p->reach[h]; at--) p->order[at] = p->order[at - 1];
     p->order[at] = h;
   }
-  p->common = a->reach[p->order[a->n_head - 1]];
+  p->common = p->reach[p->order[a->n_head - 1]];
+}
+
+static void projection_free(projection *p) {
+  free(p->reach);
+  free(p->order);
 }
 
 /* The span after *s; false where there is none. Short spans are merged, because a product of few rows is slow. */
 static bool next_span(const projection *p, span_of_ages *s) {
   const int64_t enough = 64; /* rows of all streams */
   int64_t heads = p->a->n_head;
-  while (heads > 0 && p->a->reach[p->order[heads - 1]] <= s->last) heads--;
+  while (heads > 0 && p->reach[p->order[heads - 1]] <= s->last) heads--;
   if (heads == 0) return false;
   s->after = s->last;
   s->heads = heads;
   do {
-    s->last = p->a->reach[p->order[heads - 1]];
+    s->last = p->reach[p->order[heads - 1]];
     heads--;
   } while (heads > 0 && (s->last - s->after) * p->a->n_stream < enough);
   return true;
 }
 
 static const real *memory_row(const projection *p, int64_t stream, int64_t age) {
-  return (const real *)p->in->memory + ((stream + 1) * p->in->memory_rows - age) * p->d;
+  return (const real *)p->in->memory + ((stream + 1) * p->in->memory_rows - age) * p->in_width;
 }
 
 static int64_t key_row(const projection *p, int64_t stream, int64_t age) {
   return (stream * (p->a->window + p->a->block) + p->a->window - age) * p->d;
 }
 
-/* x [streams * ages, d]: the span's memory rows, oldest first, stream after stream. */
+/* x [streams * ages, in_width]: the span's memory rows, oldest first, stream after stream. */
 static void gather_memory(const projection *p, const span_of_ages *s, real *x) {
   int64_t ages = s->last - s->after;
   for (int64_t b = 0; b < p->a->n_stream; b++) {
-    memcpy(x + b * ages * p->d, memory_row(p, b, s->last), (size_t)(ages * p->d) * sizeof *x);
+    memcpy(x + b * ages * p->in_width, memory_row(p, b, s->last), (size_t)(ages * p->in_width) * sizeof *x);
   }
 }
 
@@ -69,7 +79,7 @@ static void scatter_keys(const projection *p, const span_of_ages *s, const real 
   for (int64_t b = 0; b < p->a->n_stream; b++)
     for (int64_t age = s->last; age > s->after; age--) {
       const real *from = compact + (b * ages + s->last - age) * s->heads * width;
-      for (int64_t i = 0; i < s->heads && p->a->reach[p->order[i]] >= age; i++)
+      for (int64_t i = 0; i < s->heads && p->reach[p->order[i]] >= age; i++)
         memcpy(keys + key_row(p, b, age) + p->order[i] * width, from + i * width, (size_t)width * sizeof *from);
     }
 }
@@ -80,14 +90,14 @@ static void gather_keys(const projection *p, const span_of_ages *s, const real *
   for (int64_t b = 0; b < p->a->n_stream; b++)
     for (int64_t age = s->last; age > s->after; age--) {
       real *to = compact + (b * ages + s->last - age) * s->heads * width;
-      for (int64_t i = 0; i < s->heads && p->a->reach[p->order[i]] >= age; i++)
+      for (int64_t i = 0; i < s->heads && p->reach[p->order[i]] >= age; i++)
         memcpy(to + i * width, keys + key_row(p, b, age) + p->order[i] * width, (size_t)width * sizeof *to);
     }
 }
 
 /* The older rows of k or v, for the heads that reach them. */
 static void project_far(const projection *p, const real *weight, real *keys) {
-  int64_t d = p->d, width = p->a->d_head;
+  int64_t d = p->in_width, width = p->a->d_head;
   for (span_of_ages s = {.last = p->common}; next_span(p, &s);) {
     int64_t rows = (s.last - s.after) * p->a->n_stream, columns = s.heads * width;
     real *x = vd_aligned(rows * d + columns * d + rows * columns), *w = x + rows * d, *y = w + columns * d;
@@ -103,12 +113,13 @@ static void project_far(const projection *p, const real *weight, real *keys) {
 
 static void project_keys(const projection *p, const real *weight, real *keys) {
   const vd_attention *a = p->a;
-  int64_t d = p->d;
+  int64_t d = p->d, in = p->in_width;
   for (int64_t b = 0; b < a->n_stream; b++) {
-    const real *block = (const real *)p->in->hidden + b * a->block * d;
-    vd_gemm(CblasNoTrans, CblasTrans, p->common, d, d, 1, memory_row(p, b, p->common), d, weight, d, 0,
-            keys + key_row(p, b, p->common), d);
-    vd_gemm(CblasNoTrans, CblasTrans, a->block, d, d, 1, block, d, weight, d, 0, keys + key_row(p, b, 0), d);
+    const real *block = (const real *)p->in->hidden + b * a->block * in;
+    if (p->common > 0)
+      vd_gemm(CblasNoTrans, CblasTrans, p->common, d, in, 1, memory_row(p, b, p->common), in, weight, in, 0,
+              keys + key_row(p, b, p->common), d);
+    vd_gemm(CblasNoTrans, CblasTrans, a->block, d, in, 1, block, in, weight, in, 0, keys + key_row(p, b, 0), d);
   }
   project_far(p, weight, keys);
 }
@@ -118,14 +129,15 @@ void vd_cpu_attention_project(vd_ops *o, const vd_attention *a, const vd_attenti
   (void)o;
   projection p;
   projection_new(&p, a, in);
-  vd_gemm(CblasNoTrans, CblasTrans, a->n_stream * a->block, p.d, p.d, 1, in->hidden, p.d, wq, p.d, 0, q, p.d);
+  vd_gemm(CblasNoTrans, CblasTrans, a->n_stream * a->block, p.d, p.in_width, 1, in->hidden, p.in_width, wq, p.in_width,
+          0, q, p.d);
   project_keys(&p, wk, k);
   project_keys(&p, wv, v);
-  free(p.order);
+  projection_free(&p);
 }
 
 static void far_backward(const projection *p, const real *dkeys, real *dweight) {
-  int64_t d = p->d, width = p->a->d_head;
+  int64_t d = p->in_width, width = p->a->d_head;
   for (span_of_ages s = {.last = p->common}; next_span(p, &s);) {
     int64_t rows = (s.last - s.after) * p->a->n_stream, columns = s.heads * width;
     real *x = vd_aligned(rows * d + columns * d + rows * columns), *dw = x + rows * d, *dy = dw + columns * d;
@@ -142,13 +154,14 @@ static void far_backward(const projection *p, const real *dkeys, real *dweight) 
 
 static void keys_backward(const projection *p, const real *weight, const real *dkeys, real *dhidden, real *dweight) {
   const vd_attention *a = p->a;
-  int64_t d = p->d;
+  int64_t d = p->d, in = p->in_width;
   for (int64_t b = 0; b < a->n_stream; b++) {
-    const real *block = (const real *)p->in->hidden + b * a->block * d, *dy = dkeys + key_row(p, b, 0);
-    vd_gemm(CblasNoTrans, CblasNoTrans, a->block, d, d, 1, dy, d, weight, d, 1, dhidden + b * a->block * d, d);
-    vd_gemm(CblasTrans, CblasNoTrans, d, d, a->block, 1, dy, d, block, d, 1, dweight, d);
-    vd_gemm(CblasTrans, CblasNoTrans, d, d, p->common, 1, dkeys + key_row(p, b, p->common), d,
-            memory_row(p, b, p->common), d, 1, dweight, d);
+    const real *block = (const real *)p->in->hidden + b * a->block * in, *dy = dkeys + key_row(p, b, 0);
+    vd_gemm(CblasNoTrans, CblasNoTrans, a->block, in, d, 1, dy, d, weight, in, 1, dhidden + b * a->block * in, in);
+    vd_gemm(CblasTrans, CblasNoTrans, d, in, a->block, 1, dy, d, block, in, 1, dweight, in);
+    if (p->common > 0)
+      vd_gemm(CblasTrans, CblasNoTrans, d, in, p->common, 1, dkeys + key_row(p, b, p->common), d,
+              memory_row(p, b, p->common), in, 1, dweight, in);
   }
   far_backward(p, dkeys, dweight);
 }
@@ -159,10 +172,10 @@ void vd_cpu_attention_project_backward(vd_ops *o, const vd_attention *a, const v
   (void)o;
   projection p;
   projection_new(&p, a, in);
-  int64_t n = a->n_stream * a->block, d = p.d;
-  vd_gemm(CblasNoTrans, CblasNoTrans, n, d, d, 1, dq, d, wq, d, 1, dhidden, d);
-  vd_gemm(CblasTrans, CblasNoTrans, d, d, n, 1, dq, d, in->hidden, d, 1, dwq, d);
+  int64_t n = a->n_stream * a->block, d = p.d, width = p.in_width;
+  vd_gemm(CblasNoTrans, CblasNoTrans, n, width, d, 1, dq, d, wq, width, 1, dhidden, width);
+  vd_gemm(CblasTrans, CblasNoTrans, d, width, n, 1, dq, d, in->hidden, width, 1, dwq, width);
   keys_backward(&p, wk, dk, dhidden, dwk);
   keys_backward(&p, wv, dv, dhidden, dwv);
-  free(p.order);
+  projection_free(&p);
 }

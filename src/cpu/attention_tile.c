@@ -53,11 +53,27 @@ void vd_tile_band(const vd_attention_plan *plan, const vd_head_plan *head, int64
   }
 }
 
-void vd_tile_scores(const vd_attention_plan *plan, const vd_head_plan *head, int64_t i0, int64_t T, const real *q,
-                    const real *k_columns, int64_t ld_k, real *s) {
-  vd_tile_product(vd_round_up(T, VD_ROWS), vd_round_up(head->n, VD_LANES), plan->a->d_head, q + i0 * plan->wide,
-                  plan->wide, 1, head->pe, plan->ld_pe, s, head->ld, false);
-  vd_tile_band(plan, head, i0, T, q, k_columns, ld_k, s, true);
+vd_head_plan vd_tile_head(const vd_attention_plan *plan, int64_t h, int64_t i0, int64_t T) {
+  enum { STEP = VD_ROWS > (int)VD_LANES ? VD_ROWS : (int)VD_LANES };
+  vd_head_plan head = plan->heads[h];
+  head.skip = vd_first_key(plan, &head, i0 + T - 1) / STEP * STEP;
+  head.reach -= head.skip;
+  head.n -= head.skip;
+  head.ld = vd_leading(head.n + VD_MARGIN);
+  head.first = head.first > head.skip ? head.first - head.skip : 0;
+  head.seen = head.seen > head.skip ? head.seen - head.skip : 0;
+  head.mask += head.skip;
+  head.slope += head.skip;
+  head.pe += head.skip;
+  if (head.pe_rows) head.pe_rows += head.skip * plan->wide;
+  return head;
+}
+
+void vd_tile_scores(const vd_attention_plan *plan, const vd_head_plan *head, int64_t i0, int64_t T,
+                    const real *q_content, const real *q_position, const real *k_columns, int64_t ld_k, real *s) {
+  vd_tile_product(vd_round_up(T, VD_ROWS), vd_round_up(head->n, VD_LANES), plan->a->d_head,
+                  q_position + i0 * plan->wide, plan->wide, 1, head->pe, plan->ld_pe, s, head->ld, false);
+  vd_tile_band(plan, head, i0, T, q_content, k_columns, ld_k, s, true);
 }
 
 void vd_pack_rows(const vd_attention_plan *plan, const real *from, int64_t rows, int64_t padded, real scale, real *to) {
@@ -80,15 +96,44 @@ void vd_pack_columns(const vd_attention_plan *plan, const real *from, int64_t ro
   for (int64_t e = 0; e < width; e++) memset(to + e * ld + rows, 0, (size_t)(ld - rows) * sizeof(real));
 }
 
-int64_t vd_tile_halves(const vd_attention_plan *plan, int64_t stream, int64_t h, int64_t i0, int64_t T,
-                       uint16_t *halves) {
+void vd_pack_queries(const vd_attention_plan *plan, const real *from, int64_t h, const real *bias, real *to) {
+  int64_t block = plan->a->block, width = plan->a->d_head;
+  vd_pack_rows(plan, from, block, block + VD_MARGIN, plan->scale, to);
+  for (int64_t i = 0; bias && i < block; i++)
+    for (int64_t e = 0; e < width; e++) to[i * plan->wide + e] += bias[h * width + e] * plan->scale;
+}
+
+vd_key_span vd_keys_of(const vd_attention_plan *plan, int64_t h) {
+  int64_t row = plan->a->window - plan->a->reach[h], absent = row < 0 ? -row : 0;
+  return (vd_key_span){absent, row + absent, plan->a->reach[h] + plan->a->block - absent};
+}
+
+void vd_pack_key_rows(const vd_attention_plan *plan, const vd_key_span *keys, const real *from, real *to) {
+  memset(to, 0, (size_t)(keys->absent * plan->wide) * sizeof *to);
+  vd_pack_rows(plan, from, keys->rows, keys->rows + VD_MARGIN, 1, to + keys->absent * plan->wide);
+}
+
+void vd_pack_key_columns(const vd_attention_plan *plan, const vd_key_span *keys, const real *from, int64_t ld,
+                         real *to) {
+  int64_t width = plan->a->d_head;
+  vd_pack_columns(plan, from, keys->rows, ld, to);
+  if (keys->absent == 0) return;
+  for (int64_t e = 0; e < width; e++) { /* to their places; what follows them is zero in both */
+    memmove(to + e * ld + keys->absent, to + e * ld, (size_t)keys->rows * sizeof *to);
+    memset(to + e * ld, 0, (size_t)keys->absent * sizeof *to);
+  }
+}
+
+int64_t vd_tile_halves(const vd_attention_plan *plan, const vd_head_plan *head, int64_t stream, int64_t h, int64_t i0,
+                       int64_t T, uint16_t *halves) {
   const vd_attention *a = plan->a;
-  const vd_head_plan *head = &plan->heads[h];
   int64_t ld = vd_half_ld(head->n), Lr = vd_round_up(a->attn_span, 16), Mr = vd_round_up(a->block, 16);
-  int64_t base = (Lr + i0 - head->reach) / 16 * 16; /* key of column 0 */
+  int64_t farthest = Lr + i0 - head->reach;
+  int64_t base = (farthest < 0 ? farthest - 15 : farthest) / 16 * 16; /* key of column 0 */
   for (int64_t i = i0; i < i0 + T; i += 16) {
     int64_t newest = Lr + (i + 15 < i0 + T - 1 ? i + 15 : i0 + T - 1) - a->first_distance;
-    for (int64_t j = (Lr + i - head->reach) / 16 * 16; j <= newest; j += 16) {
+    int64_t oldest = Lr + i - head->reach > 0 ? Lr + i - head->reach : 0; /* none lies before attn_span */
+    for (int64_t j = oldest / 16 * 16; j <= newest; j += 16) {
       uint64_t tile =
           (uint64_t)((((a->dropout.row0 + stream) * a->n_head + h) * (Mr / 16) + i / 16) * ((Lr + Mr) / 16) + j / 16);
       uint32_t words[4][VD_PHILOX_BATCH];
@@ -104,7 +149,7 @@ int64_t vd_tile_halves(const vd_attention_plan *plan, int64_t stream, int64_t h,
       }
     }
   }
-  return Lr + i0 - head->reach - base;
+  return farthest - base;
 }
 
 void *vd_aligned(int64_t count) {

@@ -34,12 +34,13 @@
 /* One head's share: which distances it sees and how the soft mask weighs them. Arrays over u = reach - x. */
 typedef struct vd_head_plan {
   int64_t reach, n;    /* n = reach - first_distance + 1 distances */
+  int64_t skip;        /* distances of the head's own plan that a tile leaves out: see vd_tile_head */
   int64_t first;       /* below it u has no effect at all (masked), or 0 (trimmed: it counts in the denominator) */
   int64_t seen;        /* below it u has mask 0 */
   int64_t ld, tile;    /* of the sheared tile; queries a tile */
   const real *mask;    /* [n] m */
   const real *slope;   /* [n] dm/dz */
-  const real *pe;      /* [d_head] rows of leading dimension plan->ld_pe: column u is pe(x), zeros after column n */
+  const real *pe;      /* [d_head] rows of leading dimension plan->ld_pe: column u is pe(x) or r_h(x), then zeros */
   const real *pe_rows; /* [n, wide]: row u is pe(x); NULL unless planned for backward */
 } vd_head_plan;
 
@@ -50,6 +51,7 @@ typedef struct vd_attention_plan {
   int64_t longest;        /* greatest heads[].n */
   int64_t keys;           /* greatest number of keys of a head and stream, margin included */
   real scale;             /* 1 / sqrt(d_head) */
+  bool biased;            /* queries of content and position differ */
   uint32_t threshold;     /* of dropout; 0: none */
   real keep_scale;
   vd_head_plan *heads; /* [n_head] */
@@ -73,11 +75,23 @@ void *vd_aligned(int64_t count);
 void vd_tile_product(int64_t m, int64_t n, int64_t k, const real *a, int64_t a_row, int64_t a_col, const real *b,
                      int64_t ldb, real *c, int64_t ldc, bool add);
 
-/* Not collective. Scores of a tile of T queries from i0: s (sheared tile, T rounded up to VD_ROWS) = q (k + pe); q
- * [block + margin, wide] is scaled by 1/sqrt(d_head), k_columns [d_head, ld_k] holds the head's keys from its farthest
- * on. Margins are left undefined. */
-void vd_tile_scores(const vd_attention_plan *plan, const vd_head_plan *head, int64_t i0, int64_t T, const real *q,
-                    const real *k_columns, int64_t ld_k, real *s);
+/* Not collective. The head as the T queries from i0 see it: where its reach goes beyond the first key, distances that
+ * none of them has a key at are left out. head->skip of them (a multiple of VD_LANES and VD_ROWS): arrays over u begin
+ * so much later, and so do the tile's keys. */
+vd_head_plan vd_tile_head(const vd_attention_plan *plan, int64_t h, int64_t i0, int64_t T);
+
+/* Not collective. The first u at which query i has a key. */
+static inline int64_t vd_first_key(const vd_attention_plan *plan, const vd_head_plan *head, int64_t i) {
+  int64_t absent = head->reach - plan->a->window - i;
+  return absent > 0 ? absent : 0;
+}
+
+/* Not collective. Scores of a tile of T queries from i0: s (sheared tile, T rounded up to VD_ROWS) = q_content k +
+ * q_position pe; the queries [block + margin, wide] are scaled by 1/sqrt(d_head) and hold their biases, k_columns
+ * [d_head, ld_k] holds the head's keys from the farthest that the tile sees for i0 = 0 on. Margins are left undefined.
+ */
+void vd_tile_scores(const vd_attention_plan *plan, const vd_head_plan *head, int64_t i0, int64_t T,
+                    const real *q_content, const real *q_position, const real *k_columns, int64_t ld_k, real *s);
 
 /* Not collective. Band product of T rows: s (band view) = x[i0..] y, or += where `add`: x [.., wide], y_columns
  * [d_head, ld_y]. */
@@ -91,10 +105,29 @@ void vd_pack_rows(const vd_attention_plan *plan, const real *from, int64_t rows,
 /* Not collective. The same, transposed: to [d_head, ld], columns rows .. ld - 1 zeroed. */
 void vd_pack_columns(const vd_attention_plan *plan, const real *from, int64_t rows, int64_t ld, real *to);
 
+/* Not collective. The block's queries of head h, scaled, plus the head's row of `bias` (NULL: none), as vd_pack_rows.
+ */
+void vd_pack_queries(const vd_attention_plan *plan, const real *from, int64_t h, const real *bias, real *to);
+
+/* Which keys of a stream a head has: of the reach + block places the first `absent` lie before row 0, and are zeros
+ * when packed; the others begin at row `row` of the stream. */
+typedef struct vd_key_span {
+  int64_t absent, row, rows;
+} vd_key_span;
+
+/* Not collective. The keys that head h has. */
+vd_key_span vd_keys_of(const vd_attention_plan *plan, int64_t h);
+
+/* Not collective. vd_pack_rows and vd_pack_columns of a head's keys; from: its element of row `row`. */
+void vd_pack_key_rows(const vd_attention_plan *plan, const vd_key_span *keys, const real *from, real *to);
+/* Not collective. See above. */
+void vd_pack_key_columns(const vd_attention_plan *plan, const vd_key_span *keys, const real *from, int64_t ld,
+                         real *to);
+
 /* Not collective. The 16-bit halves of the dropout of stream (of this call), head and queries i0 .. i0 + T - 1: row t
  * lies at halves + t * vd_half_ld(head) and its element u at the returned offset + t + u. */
-int64_t vd_tile_halves(const vd_attention_plan *plan, int64_t stream, int64_t h, int64_t i0, int64_t T,
-                       uint16_t *halves);
+int64_t vd_tile_halves(const vd_attention_plan *plan, const vd_head_plan *head, int64_t stream, int64_t h, int64_t i0,
+                       int64_t T, uint16_t *halves);
 
 /* Not collective. Leading dimension of vd_tile_halves' buffer for a head that sees n distances. */
 static inline int64_t vd_half_ld(int64_t n) {

@@ -33,6 +33,17 @@ void vd_cpu_square_sums(vd_ops *o, const real *x, const vd_extent *tensor, int n
 /* Not collective. vd_ops.adagrad. */
 void vd_cpu_adagrad(vd_ops *o, real *param, const real *gradient, real *accumulator, const vd_extent *tensor,
                     int n_tensor, const double *norm2, double scale, double lr, double eps, double clip_step);
+/* Not collective. vd_ops.adam. */
+void vd_cpu_adam(vd_ops *o, real *param, const real *gradient, real *m, real *v, const vd_extent *tensor, int n_tensor,
+                 const vd_adam *a);
+/* Not collective. vd_ops.scale_dropout. */
+void vd_cpu_scale_dropout(vd_ops *o, int64_t n, int64_t width, double scale, const vd_dropout *dropout, const vd_act *x,
+                          vd_act *y);
+/* Not collective. vd_ops.encode_distances. */
+void vd_cpu_encode_distances(vd_ops *o, const vd_encoding *e, vd_act *out);
+/* Not collective. vd_ops.weight_gradient. */
+void vd_cpu_weight_gradient(vd_ops *o, int64_t n, int64_t in, int64_t out, const vd_act *x, const real *dy,
+                            real *dweight);
 
 /* Not collective. Applies the dropout mask of row `row` (counted from dropout->row0; `width` elements a row, see
  * random.h) to x [width]; kept elements are scaled. */

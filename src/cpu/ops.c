@@ -96,7 +96,11 @@ int vd_ops_cpu(vd_ops **o, int threads, vd_error *err) {
                 .add_constant = cpu_add_constant,
                 .square_sums = vd_cpu_square_sums,
                 .adagrad = vd_cpu_adagrad,
-                .clamp01 = cpu_clamp01};
+                .adam = vd_cpu_adam,
+                .clamp01 = cpu_clamp01,
+                .scale_dropout = vd_cpu_scale_dropout,
+                .encode_distances = vd_cpu_encode_distances,
+                .weight_gradient = vd_cpu_weight_gradient};
   *o = t;
   return VD_OK;
 }

@@ -57,3 +57,24 @@ void vd_cpu_adagrad(vd_ops *o, real *param, const real *gradient, real *accumula
     }
   }
 }
+
+void vd_cpu_adam(vd_ops *o, real *param, const real *gradient, real *m, real *v, const vd_extent *tensor, int n_tensor,
+                 const vd_adam *a) {
+  (void)o;
+  real factor = (real)a->scale, b1 = (real)a->beta1, b2 = (real)a->beta2, small = (real)a->eps;
+  real rest1 = (real)(1 - a->beta1), rest2 = (real)(1 - a->beta2);
+  real step = (real)(a->lr / (1 - pow(a->beta1, (double)a->t)));
+  real correct = (real)(1 / sqrt(1 - pow(a->beta2, (double)a->t)));
+  for (int t = 0; t < n_tensor; t++) {
+    size_t at = tensor[t].offset;
+    int64_t n = (int64_t)tensor[t].size;
+#pragma omp parallel for simd schedule(static)
+    for (int64_t i = 0; i < n; i++) {
+      real g = gradient[at + (size_t)i] * factor;
+      real first = b1 * m[at + (size_t)i] + rest1 * g, second = b2 * v[at + (size_t)i] + rest2 * g * g;
+      m[at + (size_t)i] = first;
+      v[at + (size_t)i] = second;
+      param[at + (size_t)i] -= step * first / (sqrt(second) * correct + small);
+    }
+  }
+}
