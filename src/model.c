@@ -1,4 +1,4 @@
-/* The adaptive-span transformer: its buffers, memories and spans. The passes are in model_run.c. */
+/* The models: their buffers, memories and spans. The passes are in model_run.c. */
 #include "model_internal.h"
 
 #include <math.h>
@@ -11,21 +11,35 @@ enum { VD_WINDOW_STEP = 64 };
 
 static int take(vd_model *m, void *p, size_t elements, size_t size, vd_error *err) {
   void *got = NULL;
-  if (m->ops->alloc(m->ops, elements * size, &got, err)) return vd_wrap(err, "allocating the model");
+  if (m->ops->alloc(m->ops, (elements > 0 ? elements : 1) * size, &got, err))
+    return vd_wrap(err, "allocating the model");
   *(void **)p = got;
   return VD_OK;
 }
 
 static int take_saved(vd_model *m, struct vd_layer_saved *s, vd_error *err) {
-  size_t n = (size_t)(m->micro * m->max_block), d = (size_t)m->d, act = m->ops->act_size;
+  size_t n = (size_t)(m->micro * m->max_block), d = (size_t)m->d, width = (size_t)m->width, act = m->ops->act_size;
   size_t lse = (size_t)(m->micro * m->config.n_head * m->max_block);
-  if (take(m, &s->q, n * d, act, err) || take(m, &s->attended, n * d, act, err) ||
+  if (take(m, &s->q, n * width, act, err) || take(m, &s->attended, n * width, act, err) ||
       take(m, &s->lse, lse, sizeof(real), err) || take(m, &s->sum1, n * d, act, err) ||
       take(m, &s->normed1, n * d, act, err) || take(m, &s->mean1, n, sizeof(real), err) ||
       take(m, &s->rstd1, n, sizeof(real), err) || take(m, &s->ff, n * (size_t)m->config.d_inner, act, err) ||
       take(m, &s->sum2, n * d, act, err) || take(m, &s->mean2, n, sizeof(real), err) ||
       take(m, &s->rstd2, n, sizeof(real), err))
     return err->status;
+  return VD_OK;
+}
+
+/* Encodings of distances and what the layers' r_net makes of them, for as many distances as there can be. */
+static int take_distances(vd_model *m, vd_error *err) {
+  size_t rows = (size_t)(m->config.mem_len + m->max_block), width = (size_t)m->width, act = m->ops->act_size;
+  if (take(m, &m->distances, rows * (size_t)m->d, act, err)) return err->status;
+  for (int l = 0; l < (int)m->config.n_layer; l++) {
+    struct vd_layer_state *s = &m->state[l];
+    if (take(m, &s->rel_key, rows * width, act, err) ||
+        (m->training && take(m, &s->drel_key, rows * width, sizeof(real), err)))
+      return err->status;
+  }
   return VD_OK;
 }
 
@@ -42,9 +56,12 @@ static int take_buffers(vd_model *m, vd_error *err) {
     if (take(m, &s->input, n * d, act, err)) return err->status;
     if ((l == 0 || m->training) && take_saved(m, s, err)) return err->status;
   }
+  if (vd_model_is_xl(m) && take_distances(m, err)) return err->status;
   if (!m->training) return VD_OK;
+  size_t wider = m->d > m->width ? d : (size_t)m->width;
   if (take(m, &m->gradients, m->arena, sizeof(real), err) || take(m, &m->dhidden, n * d, act, err) ||
-      take(m, &m->dsum, n * d, act, err) || take(m, &m->dq, n * d, act, err) ||
+      take(m, &m->dsum, n * wider, act, err) || take(m, &m->dq, n * (size_t)m->width, act, err) ||
+      (vd_model_is_xl(m) && take(m, &m->dbranch, n * d, act, err)) ||
       take(m, &m->dff, n * (size_t)m->config.d_inner, act, err))
     return err->status;
   return VD_OK;
@@ -70,14 +87,15 @@ int vd_model_create(vd_model **out, const vd_model_config *config, vd_ops *ops, 
   m->max_block = max_block;
   m->training = training;
   m->d = config->d_model;
-  m->n_span = config->span_per_layer ? 1 : config->n_head;
-  if (config->n_head * config->d_head != config->d_model) vd_bug("d_model is not n_head * d_head");
+  m->n_span = vd_model_is_xl(m) ? 0 : config->span_per_layer ? 1 : config->n_head;
+  if (!vd_model_is_xl(m) && config->n_head * config->d_head != config->d_model)
+    vd_bug("d_model is not n_head * d_head");
   vd_model_layout(m);
   m->state = vd_calloc((size_t)config->n_layer, sizeof *m->state);
   m->saved = vd_calloc((size_t)config->n_layer, sizeof *m->saved);
   for (int l = 0; l < (int)config->n_layer; l++) {
     m->state[l].reach = vd_calloc((size_t)config->n_head, sizeof(int64_t));
-    m->state[l].z = vd_calloc((size_t)m->n_span, sizeof(real));
+    m->state[l].z = vd_calloc((size_t)config->n_head, sizeof(real));
   }
   if (take_buffers(m, err) || start_parameters(m, err)) {
     vd_model_destroy(m);
@@ -91,6 +109,8 @@ static void release_layer(vd_model *m, int l) {
   struct vd_layer_saved *s = &m->saved[l];
   m->ops->free(m->ops, s->input);
   m->ops->free(m->ops, m->state[l].memory);
+  m->ops->free(m->ops, m->state[l].rel_key);
+  m->ops->free(m->ops, m->state[l].drel_key);
   free(m->state[l].reach);
   free(m->state[l].z);
   if (l > 0 && !m->training) return;
@@ -102,8 +122,8 @@ static void release_layer(vd_model *m, int l) {
 void vd_model_destroy(vd_model *m) {
   if (!m) return;
   for (int l = 0; l < (int)m->config.n_layer; l++) release_layer(m, l);
-  void *shared[] = {m->params, m->gradients, m->output, m->logits, m->branch, m->x,  m->y, m->nll,
-                    m->loss,   m->dhidden,   m->dsum,   m->dq,     m->dff,    m->dk, m->dv};
+  void *shared[] = {m->distances, m->dbranch, m->params,  m->gradients, m->output, m->logits, m->branch, m->x, m->y,
+                    m->nll,       m->loss,    m->dhidden, m->dsum,      m->dq,     m->dff,    m->dk,     m->dv};
   for (size_t i = 0; i < sizeof shared / sizeof *shared; i++) m->ops->free(m->ops, shared[i]);
   free(m->state);
   free(m->saved);
@@ -134,7 +154,7 @@ int64_t vd_model_window(const vd_model *m, int layer) {
   return m->state[layer].window;
 }
 int64_t vd_model_memory_rows(const vd_model *m, int layer) {
-  return m->state[layer].rows;
+  return vd_model_is_xl(m) ? m->state[layer].window : m->state[layer].rows;
 }
 
 static void plan_layer(vd_model *m, struct vd_layer_state *s) {
@@ -153,12 +173,13 @@ static void plan_layer(vd_model *m, struct vd_layer_state *s) {
 }
 
 void vd_model_plan(vd_model *m) {
+  if (vd_model_is_xl(m)) return; /* reaches follow memories and blocks: vd_model_make_room */
   for (int l = 0; l < (int)m->config.n_layer; l++) plan_layer(m, &m->state[l]);
 }
 
 void vd_model_params_changed(vd_model *m) {
   if (m->ops->weights_changed) m->ops->weights_changed(m->ops, m->params, m->arena);
-  for (int l = 0; l < (int)m->config.n_layer; l++) {
+  for (int l = 0; l < (int)m->config.n_layer && !vd_model_is_xl(m); l++) {
     const vd_param *p = &m->param[m->layer[l].span];
     m->ops->get(m->ops, m->state[l].z, m->params + p->at.offset, p->at.size);
   }
@@ -177,6 +198,7 @@ static int resize_memory(vd_model *m, struct vd_layer_state *s, int64_t rows, vd
 }
 
 static int64_t rows_wanted(const vd_model *m, const struct vd_layer_state *s) {
+  if (vd_model_is_xl(m)) return m->config.mem_len; /* of which the newest `window` are real */
   int64_t rows = s->window + VD_WINDOW_STEP;
   return rows < m->config.attn_span ? rows : m->config.attn_span;
 }
@@ -188,17 +210,26 @@ static int grow_pair(vd_model *m, vd_act **a, vd_act **b, int64_t *rows, int64_t
   m->ops->free(m->ops, *b);
   *a = *b = NULL;
   *rows = 0;
-  size_t elements = (size_t)(m->micro * wanted * m->d);
+  size_t elements = (size_t)(m->micro * wanted * m->width);
   if (take(m, a, elements, m->ops->act_size, err) || take(m, b, elements, m->ops->act_size, err)) return err->status;
   *rows = wanted;
   return VD_OK;
+}
+
+/* How far a token of the block sees. With K keys, token i of the block sees keys beyond i - w, w = block - (K -
+ * mem_len) where K > mem_len, else block (section 3 of doc/DESIGN.md): the distance stays below mem_len, or below K. */
+static void plan_reach(const vd_model *m, struct vd_layer_state *s, int64_t block) {
+  int64_t reach = s->window + block - 1;
+  if (m->config.same_length && reach > m->config.mem_len - 1) reach = m->config.mem_len - 1;
+  for (int64_t h = 0; h < m->config.n_head; h++) s->reach[h] = reach;
 }
 
 int vd_model_make_room(vd_model *m, int64_t block, vd_error *err) {
   for (int l = 0; l < (int)m->config.n_layer; l++) {
     struct vd_layer_state *s = &m->state[l];
     struct vd_layer_saved *saved = m->training ? &m->saved[l] : &m->saved[0];
-    int64_t rows = s->window + block;
+    int64_t rows = vd_model_is_xl(m) ? m->config.mem_len + m->max_block : s->window + block;
+    if (vd_model_is_xl(m)) plan_reach(m, s, block);
     if (resize_memory(m, s, rows_wanted(m, s), err) || grow_pair(m, &saved->k, &saved->v, &saved->kv_rows, rows, err) ||
         (m->training && grow_pair(m, &m->dk, &m->dv, &m->dkv_rows, rows, err)))
       return err->status;
@@ -215,13 +246,31 @@ int vd_model_reset_memory(vd_model *m, vd_error *err) {
     struct vd_layer_state *s = &m->state[l];
     m->ops->free(m->ops, s->memory);
     s->memory = NULL;
+    if (vd_model_is_xl(m)) s->window = 0;
     if (resize_memory(m, s, rows_wanted(m, s), err)) return err->status;
   }
   return VD_OK;
 }
 
+/* Transformer-XL's memories have room for mem_len rows a stream, of which the newest `window` are real. */
+static char *real_rows(const vd_model *m, int layer, int64_t stream) {
+  const struct vd_layer_state *s = &m->state[layer];
+  return (char *)s->memory + (size_t)(((stream + 1) * s->rows - s->window) * m->d) * m->ops->act_size;
+}
+
+static void put_rows_xl(vd_model *m, int layer, int64_t rows, int64_t first, int64_t n, const real *in) {
+  struct vd_layer_state *s = &m->state[layer];
+  s->window = rows < s->rows ? rows : s->rows;
+  for (int64_t b = 0; b < n && s->window > 0; b++)
+    m->ops->put_act(m->ops, real_rows(m, layer, first + b), in + ((b + 1) * rows - s->window) * m->d,
+                    (size_t)(s->window * m->d));
+}
+
 void vd_model_memory_get(vd_model *m, int layer, int64_t first, int64_t n, real *out) {
   const struct vd_layer_state *s = &m->state[layer];
+  for (int64_t b = 0; b < n && vd_model_is_xl(m); b++)
+    m->ops->get_act(m->ops, out + b * s->window * m->d, real_rows(m, layer, first + b), (size_t)(s->window * m->d));
+  if (vd_model_is_xl(m)) return;
   size_t stream = (size_t)(s->rows * m->d);
   const char *from = (const char *)s->memory + (size_t)first * stream * m->ops->act_size;
   m->ops->get_act(m->ops, out, from, (size_t)n * stream);
@@ -229,6 +278,10 @@ void vd_model_memory_get(vd_model *m, int layer, int64_t first, int64_t n, real 
 
 int vd_model_memory_put(vd_model *m, int layer, int64_t rows, int64_t first, int64_t n, const real *in, vd_error *err) {
   struct vd_layer_state *s = &m->state[layer];
+  if (vd_model_is_xl(m)) {
+    put_rows_xl(m, layer, rows, first, n, in);
+    return VD_OK;
+  }
   if (resize_memory(m, s, rows, err)) return err->status;
   size_t stream = (size_t)(rows * m->d);
   m->ops->put_act(m->ops, (char *)s->memory + (size_t)first * stream * m->ops->act_size, in, (size_t)n * stream);
@@ -237,6 +290,7 @@ int vd_model_memory_put(vd_model *m, int layer, int64_t rows, int64_t first, int
 
 double vd_model_span_penalty(vd_model *m, bool add_gradient) {
   double total = 0.0, length = (double)m->config.attn_span;
+  if (vd_model_is_xl(m)) return 0.0;
   for (int l = 0; l < (int)m->config.n_layer; l++) {
     double sum = 0.0;
     for (int64_t h = 0; h < m->n_span; h++) sum += (double)m->state[l].z[h];
@@ -253,7 +307,8 @@ void vd_model_spans(vd_model *m, float *span) {
   for (int64_t l = 0; l < m->config.n_layer; l++)
     for (int64_t h = 0; h < m->config.n_head; h++)
       span[l * m->config.n_head + h] =
-          (float)((double)m->state[l].z[m->n_span == 1 ? 0 : h] * (double)m->config.attn_span);
+          vd_model_is_xl(m) ? (float)m->state[l].reach[h]
+                            : (float)((double)m->state[l].z[m->n_span == 1 ? 0 : h] * (double)m->config.attn_span);
 }
 
 void vd_model_estimate(const vd_model_config *config, size_t act_size, int64_t n_stream, int64_t micro_streams,
@@ -264,12 +319,17 @@ void vd_model_estimate(const vd_model_config *config, size_t act_size, int64_t n
   free(shape.param);
   free(shape.layer);
   double micro = (double)(micro_streams > 0 && micro_streams < n_stream ? micro_streams : n_stream);
-  double n = micro * (double)block, d = (double)config->d_model, kv = 2.0 * micro * (double)(window + block) * d;
-  int64_t rows = window + VD_WINDOW_STEP < config->attn_span ? window + VD_WINDOW_STEP : config->attn_span;
+  bool xl = vd_model_is_xl(&shape);
+  double n = micro * (double)block, d = (double)config->d_model, width = (double)(config->n_head * config->d_head);
+  double kv = 2.0 * micro * (double)(window + block) * width;
+  int64_t rows = xl                                            ? config->mem_len
+                 : window + VD_WINDOW_STEP < config->attn_span ? window + VD_WINDOW_STEP
+                                                               : config->attn_span;
   e->parameters = e->gradients = e->optimizer = arena;
   e->memories = layers * (double)n_stream * (double)rows * d * act;
   double statistics = (4.0 * n + n * (double)config->n_head) * (double)sizeof(real);
-  e->activations = layers * ((6.0 * n * d + n * (double)config->d_inner + kv) * act + statistics);
-  e->workspace = (5.0 * n * d + n * (double)config->d_inner + n * (double)config->vocab + kv) * act +
+  e->activations = layers * ((4.0 * n * d + 2.0 * n * width + n * (double)config->d_inner + kv) * act + statistics);
+  if (xl) e->activations += layers * (double)(config->mem_len + block) * width * (act + (double)sizeof(real));
+  e->workspace = ((xl ? 6.0 : 5.0) * n * d + n * (double)config->d_inner + n * (double)config->vocab + kv) * act +
                  n * (2.0 * sizeof(int32_t) + sizeof(real));
 }

@@ -1,13 +1,16 @@
-/* The adaptive-span transformer (arXiv 1905.07799), wired out of ops; owns no arithmetic of its own.
+/* The adaptive-span transformer (arXiv 1905.07799) and Transformer-XL (arXiv 1901.02860), wired out of ops; owns no
+ * arithmetic of its own.
  * Host-side parameters are named as in the golden files. */
 #ifndef VD_MODEL_H
 #define VD_MODEL_H
 
 #include "ops.h"
 
+enum vd_arch { VD_ADAPTIVE_SPAN, VD_TRANSFORMER_XL };
 enum vd_init { VD_INIT_PUBLISHED, VD_INIT_TOOLKIT };
 
 typedef struct vd_model_config {
+  enum vd_arch arch;
   int64_t vocab, n_layer, d_model, n_head, d_head, d_inner;
   double dropout, emb_dropout;
   int64_t attn_span, ramp;
@@ -17,6 +20,12 @@ typedef struct vd_model_config {
   double aux_loss_scaler;
   enum vd_init init;
   uint64_t seed;
+  /* Only of Transformer-XL, which knows no spans, and drops the embedding with `dropout`. */
+  double dropatt;    /* dropout of attention weights */
+  int64_t mem_len;   /* tokens of memory that a layer keeps at most; it begins empty */
+  int64_t clamp_len; /* greatest distance that is told apart; <= 0: all are */
+  bool same_length;  /* every token sees mem_len tokens at most, itself included */
+  bool untie_r;      /* biases of content and position in each layer; else one pair for all */
 } vd_model_config;
 
 typedef struct vd_param {
@@ -32,7 +41,7 @@ typedef struct vd_model vd_model;
 
 /* Not collective. A model for the global streams [stream0, stream0 + n_stream) of a rank, computed at most
  * micro_streams at a time (0: all) in blocks of at most max_block tokens. Parameters are drawn from config->seed;
- * memories are zeros. ops must outlive it. Errors: out of memory, with the size asked for. */
+ * memories are zeros, or empty. ops must outlive it. Errors: out of memory, with the size asked for. */
 int vd_model_create(vd_model **out, const vd_model_config *config, vd_ops *ops, int64_t stream0, int64_t n_stream,
                     int64_t micro_streams, int64_t max_block, bool training, vd_error *err);
 /* Not collective. Frees the model and all its buffers; NULL is allowed. */
@@ -41,7 +50,7 @@ void vd_model_destroy(vd_model *m);
 /* Bytes that a rank needs for parameters, optimiser state, memories and activations at the given window of every layer
  * (tokens). */
 typedef struct vd_memory_estimate {
-  double parameters, gradients, optimizer, memories, activations, workspace; /* bytes */
+  double parameters, gradients, optimizer /* one state */, memories, activations, workspace; /* bytes */
 } vd_memory_estimate;
 /* Not collective. Fills *e for n_stream streams of a rank (micro_streams at a time, 0: all) when every layer's window
  * is `window` tokens; act_size: bytes of an activation. */
@@ -79,26 +88,28 @@ typedef struct vd_step {
 /* Not collective. Forward (and backward where s->train), then the memories move on by the block. The span penalty is
  * not part of it: vd_model_span_penalty. */
 int vd_model_run(vd_model *m, vd_step *step, vd_error *err);
-/* Not collective. Memories become zeros of their first size (start of an epoch). */
+/* Not collective. Memories become zeros of their first size (start of an epoch), or empty in Transformer-XL. */
 int vd_model_reset_memory(vd_model *m, vd_error *err);
 
 /* Not collective. aux_loss_scaler * sum_l attn_span * mean_h z (section 3 of doc/DESIGN.md): the value, and its
  * gradient added to the arena. */
 double vd_model_span_penalty(vd_model *m, bool add_gradient);
 
-/* Not collective. Spans in tokens into host span [n_layer][n_head] (per_layer: repeated over heads). */
+/* Not collective. Spans in tokens into host span [n_layer][n_head] (per_layer: repeated over heads). In Transformer-XL
+ * the greatest distance, in tokens, at which a token of the last block could see. */
 void vd_model_spans(vd_model *m, float *span);
-/* Not collective. Window, in tokens, of layer l with the current spans: attn_span - 64 floor(min(attn_span - 1,
- * attn_span - cur) / 64), cur = min(attn_span, ceil(max_h z attn_span) + ramp). */
+/* Not collective. Window, in tokens, of layer l: in Transformer-XL the rows that its memory holds, else with the
+ * current spans attn_span - 64 floor(min(attn_span - 1, attn_span - cur) / 64), cur = min(attn_span, ceil(max_h z
+ * attn_span) + ramp). */
 int64_t vd_model_window(const vd_model *m, int layer);
 
-/* Not collective. Rows (tokens) of memory that layer `layer` holds per stream, at most attn_span. */
+/* Not collective. Rows (tokens) of memory that layer `layer` holds per stream, at most attn_span or mem_len. */
 int64_t vd_model_memory_rows(const vd_model *m, int layer);
 /* Not collective. Copies the memories of the rank's streams first .. first + n - 1 to host out [n][rows][d_model],
  * oldest row first. */
 void vd_model_memory_get(vd_model *m, int layer, int64_t first, int64_t n, real *out);
 /* Not collective. The reverse; the layer's memory gets `rows` rows per stream first (those of other streams are kept or
- * zeroed). VD_FAILED when memory runs out. */
+ * zeroed; of more than mem_len the newest are kept). VD_FAILED when memory runs out. */
 int vd_model_memory_put(vd_model *m, int layer, int64_t rows, int64_t first, int64_t n, const real *in, vd_error *err);
 
 /* Not collective. Tells the model that its parameters were changed from outside (optimiser, checkpoint): it reads the

@@ -6,7 +6,10 @@
 
 /* Tensors of a layer, as indices into vd_model.param. */
 struct vd_layer_params {
-  int span, query, key, value, out, fc1_weight, fc1_bias, fc2_weight, fc2_bias;
+  int span, query, key, value;               /* of adaptive span */
+  int qkv, rel, content_bias, position_bias; /* of Transformer-XL */
+  size_t query_at, key_at, value_at;         /* where the three projections lie in the arenas */
+  int out, fc1_weight, fc1_bias, fc2_weight, fc2_bias;
   int norm1_weight, norm1_bias, norm2_weight, norm2_bias;
 };
 
@@ -14,8 +17,8 @@ struct vd_layer_params {
  * all layers share one set. */
 struct vd_layer_saved {
   vd_act *input;          /* [n, d] hidden states going into the layer */
-  vd_act *q, *attended;   /* [n, d] */
-  vd_act *k, *v;          /* [micro streams, window + block, d] */
+  vd_act *q, *attended;   /* [n, width] */
+  vd_act *k, *v;          /* [micro streams, window + block, width] */
   int64_t kv_rows;        /* rows that k and v have room for, per stream */
   real *lse;              /* [micro streams, n_head, block] */
   vd_act *sum1, *normed1; /* [n, d] */
@@ -31,12 +34,16 @@ struct vd_layer_state {
   int64_t window;
   int64_t *reach; /* host [n_head] */
   real *z;        /* host [n_span] */
+  /* Of Transformer-XL: */
+  vd_act *rel_key; /* [mem_len + max_block, width] row x: distance x */
+  real *drel_key;  /* the same, training */
 };
 
 struct vd_model {
   vd_model_config config;
   vd_ops *ops;
   int64_t stream0, n_stream, micro, max_block, d, n_span;
+  int64_t width; /* n_head * d_head */
   bool training;
 
   int n_param, in_emb, key_pe, out_weight, out_bias;
@@ -53,7 +60,9 @@ struct vd_model {
   int32_t *x, *y;               /* [n] */
   real *nll;                    /* [n] */
   double *loss;                 /* one */
-  vd_act *dhidden, *dsum, *dq;  /* [n, d] */
+  vd_act *dhidden, *dq;         /* [n, d], [n, width] */
+  vd_act *dsum, *dbranch;       /* [n, the greater of d and width], [n, d] */
+  vd_act *distances;            /* [mem_len + max_block, d] encodings, Transformer-XL */
   vd_act *dff;                  /* [n, d_inner] */
   vd_act *dk, *dv;              /* as the largest k */
   int64_t dkv_rows;
@@ -65,7 +74,12 @@ void vd_model_layout(vd_model *m);
 void vd_model_draw(const vd_model *m, real *host);
 /* Not collective. Window and reach of every layer from the host copy of its spans. */
 void vd_model_plan(vd_model *m);
-/* Not collective. Gives every layer's memory and key/value buffers the room that its window and `block` ask for. */
+/* Not collective. Is it Transformer-XL? */
+static inline bool vd_model_is_xl(const vd_model *m) {
+  return m->config.arch == VD_TRANSFORMER_XL;
+}
+/* Not collective. Gives every layer's memory and key/value buffers the room that its window and `block` ask for, and in
+ * Transformer-XL their reach. */
 int vd_model_make_room(vd_model *m, int64_t block, vd_error *err);
 
 #endif

@@ -1,4 +1,4 @@
-/* The tensors of the adaptive-span transformer: names, shapes, places, initial values. */
+/* The tensors of the models: names, shapes, places, initial values. */
 #include "model_internal.h"
 
 #include <math.h>
@@ -34,6 +34,9 @@ static void add_layer(vd_model *m, int l) {
   p->key = add(m, l, "attn.proj_key.weight", 2, d, d, 1);
   p->value = add(m, l, "attn.proj_val.weight", 2, d, d, 1);
   p->out = add(m, l, "attn.proj_out.weight", 2, d, d, 1);
+  p->query_at = m->param[p->query].at.offset;
+  p->key_at = m->param[p->key].at.offset;
+  p->value_at = m->param[p->value].at.offset;
   p->norm1_weight = add(m, l, "norm1.weight", 1, d, 1, 1);
   p->norm1_bias = add(m, l, "norm1.bias", 1, d, 1, 1);
   p->fc1_weight = add(m, l, "ff.fc1.weight", 2, inner, d, 1);
@@ -44,12 +47,48 @@ static void add_layer(vd_model *m, int l) {
   p->norm2_bias = add(m, l, "norm2.bias", 1, d, 1, 1);
 }
 
+/* Transformer-XL's layer, under the names of the published code. */
+static void add_layer_xl(vd_model *m, int l) {
+  struct vd_layer_params *p = &m->layer[l];
+  int64_t d = m->d, inner = m->config.d_inner, heads = m->config.n_head, width = m->width;
+  bool own = m->config.untie_r || l == 0;
+  int owner = m->config.untie_r ? l : -1;
+  p->content_bias = own ? add(m, owner, "r_w", 2, heads, m->config.d_head, 1) : m->layer[0].content_bias;
+  p->position_bias = own ? add(m, owner, "r_r", 2, heads, m->config.d_head, 1) : m->layer[0].position_bias;
+  p->qkv = add(m, l, "dec_attn.qkv_net.weight", 2, 3 * width, d, 1);
+  p->query_at = m->param[p->qkv].at.offset;
+  p->key_at = p->query_at + (size_t)(width * d);
+  p->value_at = p->key_at + (size_t)(width * d);
+  p->rel = add(m, l, "dec_attn.r_net.weight", 2, width, d, 1);
+  p->out = add(m, l, "dec_attn.o_net.weight", 2, d, width, 1);
+  p->norm1_weight = add(m, l, "dec_attn.layer_norm.weight", 1, d, 1, 1);
+  p->norm1_bias = add(m, l, "dec_attn.layer_norm.bias", 1, d, 1, 1);
+  p->fc1_weight = add(m, l, "pos_ff.CoreNet.0.weight", 2, inner, d, 1);
+  p->fc1_bias = add(m, l, "pos_ff.CoreNet.0.bias", 1, inner, 1, 1);
+  p->fc2_weight = add(m, l, "pos_ff.CoreNet.3.weight", 2, d, inner, 1);
+  p->fc2_bias = add(m, l, "pos_ff.CoreNet.3.bias", 1, d, 1, 1);
+  p->norm2_weight = add(m, l, "pos_ff.layer_norm.weight", 1, d, 1, 1);
+  p->norm2_bias = add(m, l, "pos_ff.layer_norm.bias", 1, d, 1, 1);
+}
+
+static void layout_xl(vd_model *m) {
+  const vd_model_config *c = &m->config;
+  m->in_emb = m->out_weight = add(m, -1, "word_emb.emb_layers.0.weight", 2, c->vocab, m->d, 1);
+  for (int l = 0; l < (int)c->n_layer; l++) add_layer_xl(m, l);
+  m->out_bias = add(m, -1, "crit.out_layers.0.bias", 1, c->vocab, 1, 1);
+}
+
 void vd_model_layout(vd_model *m) {
   const vd_model_config *c = &m->config;
-  m->param = vd_calloc((size_t)(4 + 13 * c->n_layer), sizeof *m->param);
+  m->width = c->n_head * c->d_head;
+  m->param = vd_calloc((size_t)(4 + 14 * c->n_layer), sizeof *m->param);
   m->layer = vd_calloc((size_t)c->n_layer, sizeof *m->layer);
   m->n_param = 0;
   m->arena = 0;
+  if (vd_model_is_xl(m)) {
+    layout_xl(m);
+    return;
+  }
   m->in_emb = add(m, -1, "in_emb.weight", 2, c->vocab, m->d, 1);
   m->key_pe = add(m, -1, "key_pe", 3, 1, c->d_head, c->attn_span);
   for (int l = 0; l < (int)c->n_layer; l++) add_layer(m, l);
@@ -103,8 +142,28 @@ static void draw_layer(const vd_model *m, const struct vd_layer_params *p, real 
   fill(m, p->norm2_weight, 1.0, host);
 }
 
+/* As the published code: N(0, 0.02) for all matrices and query biases, N(1, 0.02) for the weights of layer norms, zero
+ * for the other biases. */
+static void draw_xl(const vd_model *m, real *host) {
+  const double deviation = 0.02;
+  for (int i = 0; i < m->n_param; i++)
+    if (m->param[i].rank == 2) draw_normal(m, i, deviation, host);
+  for (int l = 0; l < (int)m->config.n_layer; l++) {
+    int norms[2] = {m->layer[l].norm1_weight, m->layer[l].norm2_weight};
+    for (int i = 0; i < 2; i++) {
+      draw_normal(m, norms[i], deviation, host);
+      vd_extent at = m->param[norms[i]].at;
+      for (size_t e = at.offset; e < at.offset + at.size; e++) host[e] += 1;
+    }
+  }
+}
+
 void vd_model_draw(const vd_model *m, real *host) {
   double d = (double)m->d;
+  if (vd_model_is_xl(m)) {
+    draw_xl(m, host);
+    return;
+  }
   draw_normal(m, m->in_emb, m->config.init == VD_INIT_TOOLKIT ? 1.0 / sqrt(d) : 1.0, host);
   draw_normal(m, m->key_pe, 1.0, host);
   for (int l = 0; l < (int)m->config.n_layer; l++) draw_layer(m, &m->layer[l], host);

@@ -11,7 +11,7 @@ struct vd_optimizer {
   int n_tensor;
   vd_extent *tensor; /* [n_tensor] host */
   double *norm2;     /* [n_tensor] host */
-  real *sum;         /* backend: sum of squared gradients */
+  real *state[2];    /* backend: Adagrad's sum of squared gradients; Adam's m and v */
 };
 
 int vd_optimizer_create(vd_optimizer **out, const vd_optimizer_config *config, vd_model *m, vd_ops *ops,
@@ -24,28 +24,48 @@ int vd_optimizer_create(vd_optimizer **out, const vd_optimizer_config *config, v
   o->tensor = vd_calloc((size_t)o->n_tensor, sizeof *o->tensor);
   o->norm2 = vd_calloc((size_t)o->n_tensor, sizeof *o->norm2);
   for (int i = 0; i < o->n_tensor; i++) o->tensor[i] = vd_model_param(m, i)->at;
-  void *sum = NULL;
-  if (ops->alloc(ops, vd_model_arena(m) * sizeof(real), &sum, err)) {
-    vd_wrap(err, "optimiser state");
-    vd_optimizer_destroy(o);
-    return err->status;
+  for (int i = 0; i < vd_optimizer_n_state(o); i++) {
+    void *state = NULL;
+    if (ops->alloc(ops, vd_model_arena(m) * sizeof(real), &state, err)) {
+      vd_wrap(err, "optimiser state");
+      vd_optimizer_destroy(o);
+      return err->status;
+    }
+    o->state[i] = state;
   }
-  o->sum = sum;
   *out = o;
   return VD_OK;
 }
 
 void vd_optimizer_destroy(vd_optimizer *o) {
   if (!o) return;
-  if (o->sum) o->ops->free(o->ops, o->sum);
+  for (int i = 0; i < 2; i++)
+    if (o->state[i]) o->ops->free(o->ops, o->state[i]);
   free(o->tensor);
   free(o->norm2);
   free(o);
 }
 
 double vd_optimizer_lr(const vd_optimizer *o, int64_t update) {
-  double warm = o->config.warmup_updates > 0 ? (double)(update + 1) / (double)o->config.warmup_updates : 1.0;
-  return o->config.lr * fmin(1.0, warm);
+  const vd_optimizer_config *c = &o->config;
+  double warm = c->warmup_updates > 0 ? (double)(update + 1) / (double)c->warmup_updates : 1.0;
+  if (c->schedule == VD_CONSTANT || update < c->warmup_updates) return c->lr * fmin(1.0, warm);
+  if (update >= c->max_updates) return c->min_lr;
+  double turn = (double)(update - c->warmup_updates) / (double)(c->max_updates - c->warmup_updates);
+  return c->min_lr + 0.5 * (c->lr - c->min_lr) * (1.0 + cos(acos(-1.0) * turn));
+}
+
+/* Parameters and state from the gradients times `scale`. */
+static void step(vd_optimizer *o, int64_t update, double scale) {
+  const vd_optimizer_config *c = &o->config;
+  real *gradient = vd_model_gradients(o->model), *param = vd_model_params(o->model);
+  double lr = vd_optimizer_lr(o, update);
+  vd_adam adam = {lr, c->beta1, c->beta2, c->eps, scale, update + 1};
+  if (c->method == VD_ADAM)
+    o->ops->adam(o->ops, param, gradient, o->state[0], o->state[1], o->tensor, o->n_tensor, &adam);
+  else
+    o->ops->adagrad(o->ops, param, gradient, o->state[0], o->tensor, o->n_tensor, o->norm2, scale, lr, c->eps,
+                    c->clip_step);
 }
 
 static int fail_at(const vd_optimizer *o, int i, int64_t update, vd_error *err) {
@@ -69,8 +89,7 @@ int vd_optimizer_update(vd_optimizer *o, int64_t update, double *grad_norm, vd_e
   double scale = 1;
   if (o->config.clip_norm > 0) scale = fmin(1.0, o->config.clip_norm / (*grad_norm + 1e-6));
   for (int i = 0; i < o->n_tensor; i++) o->norm2[i] *= scale * scale;
-  o->ops->adagrad(o->ops, param, gradient, o->sum, o->tensor, o->n_tensor, o->norm2, scale, vd_optimizer_lr(o, update),
-                  o->config.eps, o->config.clip_step);
+  step(o, update, scale);
   for (int i = 0; i < o->n_tensor; i++)
     if (vd_model_param(m, i)->is_span) o->ops->clamp01(o->ops, param + o->tensor[i].offset, o->tensor[i].size);
   vd_model_params_changed(m);
@@ -78,17 +97,16 @@ int vd_optimizer_update(vd_optimizer *o, int64_t update, double *grad_norm, vd_e
 }
 
 int vd_optimizer_n_state(const vd_optimizer *o) {
-  (void)o;
-  return 1;
+  return o->config.method == VD_ADAM ? 2 : 1;
 }
 
 const char *vd_optimizer_state_name(const vd_optimizer *o, int i) {
-  if (i != 0) vd_bug("no optimiser state %d", i);
-  (void)o;
+  if (i < 0 || i >= vd_optimizer_n_state(o)) vd_bug("no optimiser state %d", i);
+  if (o->config.method == VD_ADAM) return i == 0 ? "adam_m" : "adam_v";
   return "adagrad_sum";
 }
 
 real *vd_optimizer_state(vd_optimizer *o, int i) {
-  if (i != 0) vd_bug("no optimiser state %d", i);
-  return o->sum;
+  if (i < 0 || i >= vd_optimizer_n_state(o)) vd_bug("no optimiser state %d", i);
+  return o->state[i];
 }

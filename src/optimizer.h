@@ -6,11 +6,19 @@
 
 /* Adagrad (Duchi et al., JMLR 12, 2011) with the step clip of the adaptive-span recipe (arXiv 1905.07799, section 3):
  * accumulator += g^2; p -= lr_t g / (sqrt(accumulator) + eps). */
+enum vd_method { VD_ADAGRAD, VD_ADAM };
+enum vd_schedule { VD_CONSTANT, VD_COSINE };
+
+/* Adam: arXiv 1412.6980 with bias correction (vd_adam in ops.h); clip_step does not apply to it. */
 typedef struct vd_optimizer_config {
-  double lr, eps;
-  double clip_step; /* 0: off. A tensor's step is scaled by clip_step / (|g| + 1e-10) where its gradient norm exceeds
-                       it; the accumulator sees the gradient unscaled */
-  double clip_norm; /* 0: off. All gradients are scaled by clip_norm / (global norm + 1e-6) where that is below 1 */
+  enum vd_method method;
+  enum vd_schedule schedule;
+  double lr, min_lr, eps;
+  double beta1, beta2; /* Adam */
+  int64_t max_updates; /* cosine: the rate has fallen to min_lr by then */
+  double clip_step;    /* 0: off. A tensor's step is scaled by clip_step / (|g| + 1e-10) where its gradient norm exceeds
+                          it; the accumulator sees the gradient unscaled */
+  double clip_norm;    /* 0: off. All gradients are scaled by clip_norm / (global norm + 1e-6) where that is below 1 */
   int64_t warmup_updates;
 } vd_optimizer_config;
 
@@ -21,7 +29,9 @@ typedef struct vd_optimizer vd_optimizer;
 int vd_optimizer_create(vd_optimizer **o, const vd_optimizer_config *config, vd_model *m, vd_ops *ops, vd_error *err);
 /* Not collective. NULL is allowed. */
 void vd_optimizer_destroy(vd_optimizer *o);
-/* Not collective. Learning rate of update u, counted from 0: lr * min(1, (u + 1) / warmup_updates). */
+/* Not collective. Learning rate of update u, counted from 0: with W = warmup_updates, lr * min(1, (u + 1) / W); with
+ * VD_COSINE from update W on min_lr + (lr - min_lr) (1 + cos(pi (u - W) / (max_updates - W))) / 2, min_lr beyond
+ * max_updates (arXiv 1608.03983, without restarts). */
 double vd_optimizer_lr(const vd_optimizer *o, int64_t update);
 /* Not collective. One update of the model's parameters from its gradients, which are summed over the ranks already, so
  * that every rank does the same; then the spans are clamped to 0..1. *grad_norm: global norm before any clip. A
@@ -30,7 +40,7 @@ double vd_optimizer_lr(const vd_optimizer *o, int64_t update);
 int vd_optimizer_update(vd_optimizer *o, int64_t update, double *grad_norm, vd_error *err);
 /* Not collective. Number of state arenas (checkpoints store them). */
 int vd_optimizer_n_state(const vd_optimizer *o);
-/* Not collective. Name of state i: "adagrad_sum". */
+/* Not collective. Name of state i: "adagrad_sum"; of Adam "adam_m" and "adam_v". */
 const char *vd_optimizer_state_name(const vd_optimizer *o, int i);
 /* Not collective. State i in the backend's memory, borrowed: vd_model_arena reals, extents as the parameters'. */
 real *vd_optimizer_state(vd_optimizer *o, int i);
