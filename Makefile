@@ -107,7 +107,7 @@ $(MATH): $(BUILD)/tests/%: $(BUILD)/f64/tests/math/%.o $(MATH_AUX) $(BUILD)/libv
 	$(SAY) LINK $@
 	$(Q)$(LINK) -o $@ $^ $(LIBS) -lcmocka
 # The golden files once more, over the library that ships.
-$(BUILD)/tests/check_golden_f32: $(BUILD)/f32/tests/math/check_golden.o $(BUILD)/libviaduct.a
+$(BUILD)/tests/check_golden_f32: $(BUILD)/f32/tests/math/check_golden.o $(MATH_AUX:$(BUILD)/f64/%=$(BUILD)/f32/%) $(BUILD)/libviaduct.a
 	@mkdir -p $(@D)
 	$(SAY) LINK $@
 	$(Q)$(LINK) -o $@ $^ $(LIBS)

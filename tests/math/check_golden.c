@@ -7,37 +7,12 @@
  * check_golden links the double library. check_golden_f32 is the same program over the float library that ships: there
  * it holds losses, spans and the first gradients to 1e-5, some hundred roundings, and leaves out what twelve updates
  * of a young model amplify (last gradients, final tensors). */
-#include "model.h"
-#include "optimizer.h"
+#include "golden.h"
 
-#include <hdf5.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-static const double TOLERANCE = VD_REAL_IS_DOUBLE ? 1e-9 : 1e-5;
-
-struct golden {
-  const char *path;
-  hid_t file;
-  vd_model_config config;
-  vd_optimizer_config optimizer;
-  int64_t n_stream, block, n_step;
-  int32_t *x, *y; /* [n_step][n_stream][block] */
-  bool failed;
-};
-
-static double attribute(hid_t file, const char *name) {
-  double value = 0;
-  hid_t a = H5Aopen(file, name, H5P_DEFAULT);
-  if (a < 0 || H5Aread(a, H5T_NATIVE_DOUBLE, &value) < 0) {
-    fprintf(stderr, "check_golden: no numeric attribute '%s'\n", name);
-    exit(2);
-  }
-  H5Aclose(a);
-  return value;
-}
 
 /* A text attribute (fixed or variable length) equals `value`. */
 static bool attribute_is(hid_t file, const char *name, const char *value) {
@@ -56,27 +31,10 @@ static bool attribute_is(hid_t file, const char *name, const char *value) {
   return same;
 }
 
-/* A whole dataset as doubles; its element count in *n and shape in shape[4]. Caller frees. */
-static double *dataset(hid_t file, const char *path, size_t *n, hsize_t shape[4]) {
-  hid_t d = H5Dopen2(file, path, H5P_DEFAULT);
-  if (d < 0) {
-    fprintf(stderr, "check_golden: no dataset '%s'\n", path);
-    exit(2);
-  }
-  hid_t space = H5Dget_space(d);
-  *n = (size_t)H5Sget_simple_extent_npoints(space);
-  H5Sget_simple_extent_dims(space, shape, NULL);
-  double *data = vd_calloc(*n, sizeof *data);
-  if (H5Dread(d, H5T_NATIVE_DOUBLE, H5S_ALL, H5S_ALL, H5P_DEFAULT, data) < 0) exit(2);
-  H5Sclose(space);
-  H5Dclose(d);
-  return data;
-}
-
-static int32_t *tokens(struct golden *g, const char *name) {
+static int32_t *tokens(vd_golden *g, const char *name) {
   size_t n;
   hsize_t shape[4];
-  double *data = dataset(g->file, name, &n, shape);
+  double *data = vd_golden_dataset(g->file, name, &n, shape);
   int32_t *out = vd_calloc(n, sizeof *out);
   for (size_t i = 0; i < n; i++) out[i] = (int32_t)data[i];
   g->n_step = (int64_t)shape[0];
@@ -86,111 +44,81 @@ static int32_t *tokens(struct golden *g, const char *name) {
   return out;
 }
 
-static bool open_golden(struct golden *g) {
+static void open_xl(vd_golden *g) {
+  vd_model_config *c = &g->config;
+  c->arch = VD_TRANSFORMER_XL;
+  c->d_head = (int64_t)vd_golden_attribute(g->file, "d_head");
+  c->mem_len = (int64_t)vd_golden_attribute(g->file, "mem_len");
+  c->clamp_len = (int64_t)vd_golden_attribute(g->file, "clamp_len");
+  c->same_length = vd_golden_attribute(g->file, "same_length") != 0;
+  c->untie_r = vd_golden_attribute(g->file, "untie_r") != 0;
+  g->optimizer = (vd_optimizer_config){.method = VD_ADAM,
+                                       .schedule = VD_COSINE,
+                                       .lr = vd_golden_attribute(g->file, "lr"),
+                                       .eps = 1e-8,
+                                       .beta1 = 0.9,
+                                       .beta2 = 0.999,
+                                       .clip_norm = vd_golden_attribute(g->file, "clip_norm"),
+                                       .max_updates = (int64_t)vd_golden_attribute(g->file, "max_update")};
+}
+
+static void open_adaptive(vd_golden *g) {
+  vd_model_config *c = &g->config;
+  c->d_head = c->d_model / c->n_head;
+  c->attn_span = (int64_t)vd_golden_attribute(g->file, "attn_span");
+  c->ramp = (int64_t)vd_golden_attribute(g->file, "ramp");
+  c->aux_loss_scaler = vd_golden_attribute(g->file, "aux_loss_scaler");
+  c->span_per_layer = vd_golden_attribute(g->file, "span_per_layer") != 0;
+  c->softmax = attribute_is(g->file, "span_softmax", "trimmed") ? VD_TRIMMED : VD_MASKED;
+  g->optimizer = (vd_optimizer_config){.lr = vd_golden_attribute(g->file, "lr"),
+                                       .eps = 1e-10,
+                                       .clip_step = vd_golden_attribute(g->file, "adagrad_clip"),
+                                       .warmup_updates = (int64_t)vd_golden_attribute(g->file, "warmup_updates")};
+}
+
+static bool open_golden(vd_golden *g) {
   g->file = H5Fopen(g->path, H5F_ACC_RDONLY, H5P_DEFAULT);
-  if (g->file < 0 || !attribute_is(g->file, "model", "adaptive_span")) {
-    fprintf(stderr, "check_golden: %s: not a golden file of the adaptive-span model\n", g->path);
+  bool xl = g->file >= 0 && attribute_is(g->file, "model", "transformer_xl");
+  if (g->file < 0 || (!xl && !attribute_is(g->file, "model", "adaptive_span"))) {
+    fprintf(stderr, "check_golden: %s: not a golden file of a model that is known here\n", g->path);
     return false;
   }
   vd_model_config *c = &g->config;
-  c->n_layer = (int64_t)attribute(g->file, "n_layer");
-  c->d_model = (int64_t)attribute(g->file, "d_model");
-  c->n_head = (int64_t)attribute(g->file, "n_head");
-  c->d_head = c->d_model / c->n_head;
-  c->d_inner = (int64_t)attribute(g->file, "d_inner");
-  c->vocab = (int64_t)attribute(g->file, "vocab");
-  c->attn_span = (int64_t)attribute(g->file, "attn_span");
-  c->ramp = (int64_t)attribute(g->file, "ramp");
-  c->dropout = attribute(g->file, "dropout");
-  c->aux_loss_scaler = attribute(g->file, "aux_loss_scaler");
-  c->span_per_layer = attribute(g->file, "span_per_layer") != 0;
-  c->softmax = attribute_is(g->file, "span_softmax", "trimmed") ? VD_TRIMMED : VD_MASKED;
+  c->n_layer = (int64_t)vd_golden_attribute(g->file, "n_layer");
+  c->d_model = (int64_t)vd_golden_attribute(g->file, "d_model");
+  c->n_head = (int64_t)vd_golden_attribute(g->file, "n_head");
+  c->d_inner = (int64_t)vd_golden_attribute(g->file, "d_inner");
+  c->vocab = (int64_t)vd_golden_attribute(g->file, "vocab");
+  c->dropout = vd_golden_attribute(g->file, "dropout");
   c->seed = 1;
-  g->optimizer = (vd_optimizer_config){.lr = attribute(g->file, "lr"),
-                                       .eps = 1e-10,
-                                       .clip_step = attribute(g->file, "adagrad_clip"),
-                                       .warmup_updates = (int64_t)attribute(g->file, "warmup_updates")};
+  if (xl)
+    open_xl(g);
+  else
+    open_adaptive(g);
   g->x = tokens(g, "x");
   g->y = tokens(g, "y");
   return true;
 }
 
-static double difference(const real *ours, const double *theirs, size_t n) {
-  double worst = 0, largest = 0;
-  for (size_t i = 0; i < n; i++) {
-    double e = fabs((double)ours[i] - theirs[i]);
-    if (!(e <= worst)) worst = e; /* a NaN stays */
-    largest = fmax(largest, fabs(theirs[i]));
-  }
-  return worst == 0 ? 0 : worst / fmax(largest, 1e-300);
-}
-
-static void report(struct golden *g, const char *what, double error, double tolerance) {
-  bool good = error <= tolerance;
-  printf("  %-18s largest relative error %.3g (tolerance %.0e)%s\n", what, error, tolerance, good ? "" : "  FAILED");
-  if (!good) g->failed = true;
-}
-
-/* Compares every tensor of `group` with an arena on the host. */
-static void compare_arena(struct golden *g, vd_model *m, const char *group, const real *arena) {
-  double worst = 0;
-  char where[160] = "";
-  for (int i = 0; i < vd_model_n_param(m); i++) {
-    const vd_param *p = vd_model_param(m, i);
-    char path[160];
-    size_t n;
-    hsize_t shape[4];
-    snprintf(path, sizeof path, "%s/%s", group, p->name);
-    double *theirs = dataset(g->file, path, &n, shape);
-    if (n != p->at.size) {
-      fprintf(stderr, "check_golden: %s: %zu elements, expected %zu\n", path, n, p->at.size);
-      exit(2);
-    }
-    double e = difference(arena + p->at.offset, theirs, n);
-    if (!(e <= worst)) {
-      worst = e;
-      snprintf(where, sizeof where, "%s", p->name);
-    }
-    free(theirs);
-  }
-  report(g, group, worst, TOLERANCE);
-  if (worst > TOLERANCE) printf("    worst in %s\n", where);
-}
-
-static void load_parameters(struct golden *g, vd_model *m) {
-  for (int i = 0; i < vd_model_n_param(m); i++) {
-    const vd_param *p = vd_model_param(m, i);
-    char path[160];
-    size_t n;
-    hsize_t shape[4];
-    snprintf(path, sizeof path, "params_init/%s", p->name);
-    double *data = dataset(g->file, path, &n, shape);
-    if (n != p->at.size) exit(2);
-    for (size_t e = 0; e < n; e++) vd_model_params(m)[p->at.offset + e] = (real)data[e];
-    free(data);
-  }
-  vd_model_params_changed(m);
-}
-
-static void compare_memories(struct golden *g, vd_model *m) {
+static void compare_memories(vd_golden *g, vd_model *m) {
   double worst = 0;
   for (int l = 0; l < (int)g->config.n_layer; l++) {
     char path[64];
     size_t n;
     hsize_t shape[4];
     snprintf(path, sizeof path, "cache_final/layer%d", l);
-    double *theirs = dataset(g->file, path, &n, shape);
+    double *theirs = vd_golden_dataset(g->file, path, &n, shape);
     int64_t rows = vd_model_memory_rows(m, l), d = g->config.d_model, held = (int64_t)shape[1];
     int64_t both = rows < held ? rows : held;
     real *ours = vd_calloc((size_t)(g->n_stream * rows * d), sizeof *ours);
     vd_model_memory_get(m, l, 0, g->n_stream, ours);
     for (int64_t s = 0; s < g->n_stream; s++)
-      worst = fmax(worst, difference(ours + ((s + 1) * rows - both) * d, theirs + ((s + 1) * held - both) * d,
-                                     (size_t)(both * d)));
+      worst = fmax(worst, vd_golden_difference(ours + ((s + 1) * rows - both) * d, theirs + ((s + 1) * held - both) * d,
+                                               (size_t)(both * d)));
     free(theirs);
     free(ours);
   }
-  report(g, "cache_final", worst, TOLERANCE);
+  vd_golden_report(g, "cache_final", worst, VD_GOLDEN_TOLERANCE);
 }
 
 /* What is known of each update: losses, auxiliary losses, windows and spans, for the comparison at the end. */
@@ -205,7 +133,7 @@ static void log_softmax(const real *logits, int64_t vocab, real *out) {
   for (int64_t c = 0; c < vocab; c++) out[c] = (real)((double)logits[c] - top - log(sum));
 }
 
-static void note_spans(const struct golden *g, vd_model *m, int64_t step, const struct series *s) {
+static void note_spans(const vd_golden *g, vd_model *m, int64_t step, const struct series *s) {
   int64_t n_span = g->config.span_per_layer ? 1 : g->config.n_head, at = 0;
   for (int i = 0; i < vd_model_n_param(m); i++) {
     const vd_param *p = vd_model_param(m, i);
@@ -217,7 +145,7 @@ static void note_spans(const struct golden *g, vd_model *m, int64_t step, const 
     s->window[step * g->config.n_layer + l] = (real)vd_model_window(m, l);
 }
 
-static void replay(struct golden *g, vd_model *m, vd_optimizer *optimizer, vd_ops *ops, struct series *s) {
+static void replay(vd_golden *g, vd_model *m, vd_optimizer *optimizer, vd_ops *ops, struct series *s) {
   vd_error err = {0};
   real *logits = vd_calloc((size_t)(g->n_stream * g->config.vocab), sizeof *logits);
   for (int64_t u = 0; u < g->n_step; u++) {
@@ -237,7 +165,8 @@ static void replay(struct golden *g, vd_model *m, vd_optimizer *optimizer, vd_op
     s->aux[u] = (real)vd_model_span_penalty(m, true);
     char group[64];
     snprintf(group, sizeof group, "grad_step%d", (int)u);
-    if (u == 0 || (VD_REAL_IS_DOUBLE && u == g->n_step - 1)) compare_arena(g, m, group, vd_model_gradients(m));
+    if (u == 0 || (VD_REAL_IS_DOUBLE && u == g->n_step - 1))
+      vd_golden_compare_arena(g, m, group, vd_model_gradients(m));
     if (vd_optimizer_update(optimizer, u, &norm, &err)) break;
   }
   for (int64_t b = 0; b < g->n_stream; b++)
@@ -248,40 +177,42 @@ static void replay(struct golden *g, vd_model *m, vd_optimizer *optimizer, vd_op
   g->failed = true;
 }
 
-static void compare_series(struct golden *g, const struct series *s) {
+static void compare_series(vd_golden *g, const struct series *s) {
   const char *names[4] = {"loss", "aux", "layer_window", "span_positions"};
   const real *ours[4] = {s->loss, s->aux, s->window, s->span};
   for (int i = 0; i < 4; i++) {
     size_t n;
     hsize_t shape[4];
-    double *theirs = dataset(g->file, names[i], &n, shape);
-    report(g, names[i], difference(ours[i], theirs, n), i == 2 ? 0 : TOLERANCE);
+    double *theirs = vd_golden_dataset(g->file, names[i], &n, shape);
+    vd_golden_report(g, names[i], vd_golden_difference(ours[i], theirs, n), i == 2 ? 0 : VD_GOLDEN_TOLERANCE);
     free(theirs);
   }
   size_t n;
   hsize_t shape[4];
-  double *theirs = dataset(g->file, "logprob_step0", &n, shape), worst = 0;
+  double *theirs = vd_golden_dataset(g->file, "logprob_step0", &n, shape), worst = 0;
   int64_t vocab = g->config.vocab;
   for (int64_t b = 0; b < g->n_stream; b++)
-    worst = fmax(worst, difference(s->logprob + b * vocab, theirs + ((b + 1) * g->block - 1) * vocab, (size_t)vocab));
-  report(g, "logprob_step0", worst, TOLERANCE);
+    worst = fmax(
+        worst, vd_golden_difference(s->logprob + b * vocab, theirs + ((b + 1) * g->block - 1) * vocab, (size_t)vocab));
+  vd_golden_report(g, "logprob_step0", worst, VD_GOLDEN_TOLERANCE);
   free(theirs);
 }
 
 static bool check(const char *path) {
-  struct golden g = {.path = path};
+  vd_golden g = {.path = path};
   vd_ops *ops = NULL;
   vd_model *m = NULL;
   vd_optimizer *optimizer = NULL;
   vd_error err = {0};
   if (!open_golden(&g)) return false;
   printf("%s\n", path);
+  if (g.config.arch == VD_TRANSFORMER_XL) return vd_golden_check_xl(&g);
   if (vd_ops_cpu(&ops, 1, &err) || vd_model_create(&m, &g.config, ops, 0, g.n_stream, 0, g.block, true, &err) ||
       vd_optimizer_create(&optimizer, &g.optimizer, m, ops, &err)) {
     vd_error_print(&err);
     return false;
   }
-  load_parameters(&g, m);
+  vd_golden_load(&g, m, "params_init");
   if (vd_model_reset_memory(m, &err)) return false;
   size_t per_step = (size_t)(g.config.n_layer * g.config.n_head), steps = (size_t)g.n_step;
   struct series s = {vd_calloc(steps, sizeof(real)), vd_calloc(steps, sizeof(real)),
@@ -290,8 +221,8 @@ static bool check(const char *path) {
   replay(&g, m, optimizer, ops, &s);
   compare_series(&g, &s);
   if (VD_REAL_IS_DOUBLE) {
-    compare_arena(&g, m, "params_final", vd_model_params(m));
-    compare_arena(&g, m, "adagrad_sum_final", vd_optimizer_state(optimizer, 0));
+    vd_golden_compare_arena(&g, m, "params_final", vd_model_params(m));
+    vd_golden_compare_arena(&g, m, "adagrad_sum_final", vd_optimizer_state(optimizer, 0));
     compare_memories(&g, m);
   }
   printf("  %s\n", g.failed ? "FAILED" : "passed");

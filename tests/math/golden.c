@@ -1,0 +1,102 @@
+#include "golden.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+double vd_golden_attribute(hid_t file, const char *name) {
+  double value = 0;
+  hid_t a = H5Aopen(file, name, H5P_DEFAULT);
+  if (a < 0 || H5Aread(a, H5T_NATIVE_DOUBLE, &value) < 0) {
+    fprintf(stderr, "check_golden: no numeric attribute '%s'\n", name);
+    exit(2);
+  }
+  H5Aclose(a);
+  return value;
+}
+
+double *vd_golden_dataset(hid_t file, const char *path, size_t *n, hsize_t shape[4]) {
+  hid_t d = H5Dopen2(file, path, H5P_DEFAULT);
+  if (d < 0) {
+    fprintf(stderr, "check_golden: no dataset '%s'\n", path);
+    exit(2);
+  }
+  hid_t space = H5Dget_space(d);
+  *n = (size_t)H5Sget_simple_extent_npoints(space);
+  H5Sget_simple_extent_dims(space, shape, NULL);
+  double *data = vd_calloc(*n, sizeof *data);
+  if (H5Dread(d, H5T_NATIVE_DOUBLE, H5S_ALL, H5S_ALL, H5P_DEFAULT, data) < 0) exit(2);
+  H5Sclose(space);
+  H5Dclose(d);
+  return data;
+}
+
+double vd_golden_difference(const real *ours, const double *theirs, size_t n) {
+  double worst = 0, largest = 0;
+  for (size_t i = 0; i < n; i++) {
+    double e = fabs((double)ours[i] - theirs[i]);
+    if (!(e <= worst)) worst = e; /* a NaN stays */
+    largest = fmax(largest, fabs(theirs[i]));
+  }
+  return worst == 0 ? 0 : worst / fmax(largest, 1e-300);
+}
+
+void vd_golden_report(vd_golden *g, const char *what, double error, double tolerance) {
+  bool good = error <= tolerance;
+  printf("  %-18s largest relative error %.3g (tolerance %.0e)%s\n", what, error, tolerance, good ? "" : "  FAILED");
+  if (!good) g->failed = true;
+}
+
+/* Biases that all layers share stand in a file under the model's name, the published code's, or the first layer's. */
+static void tensor_path(const vd_golden *g, const char *group, const char *name, char path[160]) {
+  bool shared = strcmp(name, "r_w") == 0 || strcmp(name, "r_r") == 0;
+  static const char *const forms[] = {"%s/%s", "%s/%s_bias", "%s/layers.0.%s"};
+  for (int i = 0; i < (shared ? 3 : 1); i++) {
+    snprintf(path, 160, forms[i], group, name);
+    if (H5Lexists(g->file, path, H5P_DEFAULT) > 0) return;
+  }
+}
+
+void vd_golden_compare_arena(vd_golden *g, vd_model *m, const char *group, const real *arena) {
+  double worst = 0;
+  char where[160] = "";
+  for (int i = 0; i < vd_model_n_param(m); i++) {
+    const vd_param *p = vd_model_param(m, i);
+    char path[160];
+    size_t n;
+    hsize_t shape[4];
+    tensor_path(g, group, p->name, path);
+    double *theirs = vd_golden_dataset(g->file, path, &n, shape);
+    if (n != p->at.size) {
+      fprintf(stderr, "check_golden: %s: %zu elements, expected %zu\n", path, n, p->at.size);
+      exit(2);
+    }
+    double e = vd_golden_difference(arena + p->at.offset, theirs, n);
+    if (!(e <= worst)) {
+      worst = e;
+      snprintf(where, sizeof where, "%s", p->name);
+    }
+    free(theirs);
+  }
+  vd_golden_report(g, group, worst, VD_GOLDEN_TOLERANCE);
+  if (worst > VD_GOLDEN_TOLERANCE) printf("    worst in %s\n", where);
+}
+
+void vd_golden_load(vd_golden *g, vd_model *m, const char *group) {
+  for (int i = 0; i < vd_model_n_param(m); i++) {
+    const vd_param *p = vd_model_param(m, i);
+    char path[160];
+    size_t n;
+    hsize_t shape[4];
+    tensor_path(g, group, p->name, path);
+    double *data = vd_golden_dataset(g->file, path, &n, shape);
+    if (n != p->at.size) {
+      fprintf(stderr, "check_golden: %s: %zu elements, expected %zu\n", path, n, p->at.size);
+      exit(2);
+    }
+    for (size_t e = 0; e < n; e++) vd_model_params(m)[p->at.offset + e] = (real)data[e];
+    free(data);
+  }
+  vd_model_params_changed(m);
+}
