@@ -6,10 +6,12 @@
 
 int vd_configure_model(vd_model_config *config, const vd_settings *s, int64_t vocab, vd_error *err) {
   int64_t d_head = s->model.d_head > 0 ? s->model.d_head : s->model.d_model / s->model.n_head;
-  if (d_head * s->model.n_head != s->model.d_model)
+  bool xl = strcmp(s->model.arch, "transformer_xl") == 0;
+  if (!xl && d_head * s->model.n_head != s->model.d_model)
     return vd_fail(err, VD_USAGE, "model%%d_model = %lld must be model%%n_head = %lld times model%%d_head = %lld",
                    (long long)s->model.d_model, (long long)s->model.n_head, (long long)d_head);
   *config = (vd_model_config){
+      .arch = xl ? VD_TRANSFORMER_XL : VD_ADAPTIVE_SPAN,
       .vocab = vocab,
       .n_layer = s->model.n_layer,
       .d_model = s->model.d_model,
@@ -26,13 +28,27 @@ int vd_configure_model(vd_model_config *config, const vd_settings *s, int64_t vo
       .aux_loss_scaler = s->span.aux_loss_scaler,
       .init = strcmp(s->model.init, "toolkit") == 0 ? VD_INIT_TOOLKIT : VD_INIT_PUBLISHED,
       .seed = (uint64_t)s->run.seed,
+      .dropatt = s->model.dropatt,
+      .mem_len = s->memory.mem_len,
+      .clamp_len = s->memory.clamp_len,
+      .same_length = s->memory.same_length,
+      .untie_r = s->model.untie_r,
   };
   return VD_OK;
 }
 
 void vd_configure_optimizer(vd_optimizer_config *config, const vd_settings *s) {
-  *config = (vd_optimizer_config){.lr = s->optimizer.lr,
-                                  .eps = s->optimizer.eps,
+  bool adam = strcmp(s->optimizer.method, "adam") == 0;
+  *config = (vd_optimizer_config){.method = adam ? VD_ADAM : VD_ADAGRAD,
+                                  .schedule = strcmp(s->optimizer.schedule, "cosine") == 0 ? VD_COSINE : VD_CONSTANT,
+                                  .lr = s->optimizer.lr,
+                                  .min_lr = s->optimizer.min_lr,
+                                  .eps = s->optimizer.eps > 0 ? s->optimizer.eps
+                                         : adam               ? 1e-8
+                                                              : 1e-10,
+                                  .beta1 = s->optimizer.beta1,
+                                  .beta2 = s->optimizer.beta2,
+                                  .max_updates = s->run.max_updates,
                                   .clip_step = s->optimizer.clip_step,
                                   .clip_norm = s->optimizer.clip_norm,
                                   .warmup_updates = s->optimizer.warmup_updates};

@@ -35,9 +35,11 @@ typedef struct vd_settings {
     int64_t read_ahead;    /* blocks a rank reads ahead of use */
   } data;
   struct {
-    char arch[VD_TEXT]; /* 'adaptive_span' */
+    char arch[VD_TEXT]; /* 'adaptive_span' or 'transformer_xl' */
     int64_t n_layer, d_model, n_head, d_head /* 0: d_model/n_head */, d_inner;
     double dropout, emb_dropout;
+    double dropatt;     /* transformer_xl */
+    bool untie_r;       /* transformer_xl */
     char init[VD_TEXT]; /* 'published' or 'toolkit' */
   } model;
   struct {
@@ -47,10 +49,17 @@ typedef struct vd_settings {
     double aux_loss_scaler;
     char softmax[VD_TEXT]; /* 'masked' or 'trimmed' */
   } span;
+  struct { /* transformer_xl */
+    int64_t mem_len;
+    int64_t clamp_len; /* <= 0: none */
+    bool same_length;
+  } memory;
   struct {
-    char method[VD_TEXT]; /* 'adagrad' */
-    double lr, eps;
-    char schedule[VD_TEXT]; /* 'constant' (after warmup) */
+    char method[VD_TEXT]; /* 'adagrad' or 'adam' */
+    double lr, min_lr;
+    double eps; /* 0: the method's own */
+    double beta1, beta2;
+    char schedule[VD_TEXT]; /* 'constant' or 'cosine' (after warmup) */
     int64_t warmup_updates;
     double clip_step; /* 0: off */
     double clip_norm; /* 0: off; on the global gradient norm */

@@ -3,6 +3,8 @@
 
 #include <math.h>
 #include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* Fails with the place where group%name (or, when that has its default, the second variable) was set. */
@@ -53,6 +55,13 @@ int vd_settings_rules(const vd_settings *s, vd_error *err) {
     return BROKEN(s, err, BOTH("model%d_model", "model%n_head"),
                   "model%%d_model = %lld is not a multiple of model%%n_head = %lld, and model%%d_head is not given",
                   (long long)s->model.d_model, (long long)s->model.n_head);
+  if (strcmp(s->model.arch, "transformer_xl") == 0 && s->model.d_model % 2 != 0)
+    return BROKEN(s, err, BOTH("model%d_model", "model%arch"),
+                  "model%%d_model = %lld is odd: 'transformer_xl' encodes distances in pairs",
+                  (long long)s->model.d_model);
+  if (s->memory.same_length && s->memory.mem_len == 0)
+    return BROKEN(s, err, BOTH("memory%same_length", "memory%mem_len"),
+                  "memory%%same_length with memory%%mem_len = 0 lets no token see anything");
   if (s->data.micro_streams > s->data.batch_streams)
     return BROKEN(s, err, BOTH("data%micro_streams", "data%batch_streams"),
                   "data%%micro_streams = %lld is more than data%%batch_streams = %lld",
@@ -97,10 +106,58 @@ static int check_prepare(const vd_settings *s, vd_error *err) {
   return VD_OK;
 }
 
+/* Variables that mean nothing to the chosen architecture or method must have their defaults: a deck that sets them is
+ * mistaken about what it trains. */
+static const struct {
+  const char *name, *choice, *value; /* belongs to choice = value */
+} belongings[] = {
+    {"model%emb_dropout", "model%arch", "adaptive_span"},   {"model%dropatt", "model%arch", "transformer_xl"},
+    {"model%untie_r", "model%arch", "transformer_xl"},      {"span%attn_span", "model%arch", "adaptive_span"},
+    {"span%ramp", "model%arch", "adaptive_span"},           {"span%init", "model%arch", "adaptive_span"},
+    {"span%per_layer", "model%arch", "adaptive_span"},      {"span%aux_loss_scaler", "model%arch", "adaptive_span"},
+    {"span%softmax", "model%arch", "adaptive_span"},        {"memory%mem_len", "model%arch", "transformer_xl"},
+    {"memory%clamp_len", "model%arch", "transformer_xl"},   {"memory%same_length", "model%arch", "transformer_xl"},
+    {"optimizer%clip_step", "optimizer%method", "adagrad"}, {"optimizer%beta1", "optimizer%method", "adam"},
+    {"optimizer%beta2", "optimizer%method", "adam"},        {"optimizer%min_lr", "optimizer%schedule", "cosine"},
+};
+
+static const vd_variable *find(const char *full) {
+  for (size_t i = 0; i < vd_n_variables; i++) {
+    char name[VD_TEXT];
+    snprintf(name, sizeof name, "%s%%%s", vd_variables[i].group, vd_variables[i].name);
+    if (strcmp(name, full) == 0) return &vd_variables[i];
+  }
+  vd_bug("no variable %s", full);
+}
+
+static int check_belongings(const vd_settings *s, vd_error *err) {
+  vd_settings *preset = vd_calloc(1, sizeof *preset);
+  vd_settings_default(preset);
+  for (size_t i = 0; i < sizeof belongings / sizeof *belongings && err->status == VD_OK; i++) {
+    const vd_variable *v = find(belongings[i].name), *choice = find(belongings[i].choice);
+    char is[2 * VD_PATH + 3], was[2 * VD_PATH + 3];
+    vd_variable_value(v, s, is, sizeof is);
+    vd_variable_value(v, preset, was, sizeof was);
+    if (strcmp((const char *)s + choice->offset, belongings[i].value) == 0 || strcmp(is, was) == 0) continue;
+    BROKEN(s, err, BOTH(belongings[i].name, belongings[i].choice),
+           "%s = %.100s goes with %s = '%s' only, not with '%s'", belongings[i].name, is, belongings[i].choice,
+           belongings[i].value, (const char *)s + choice->offset);
+  }
+  free(preset);
+  return err->status;
+}
+
 static int check_train(const vd_settings *s, vd_error *err) {
   if (needs_path(s, "train", err) || needs_directory(s, "train", err)) return err->status;
   if (s->run.max_updates < 1) return BROKEN(s, err, "run%max_updates", "train needs run%%max_updates, at least 1");
-  return VD_OK;
+  if (strcmp(s->optimizer.schedule, "cosine") == 0 && s->optimizer.warmup_updates >= s->run.max_updates)
+    return BROKEN(s, err, BOTH("optimizer%warmup_updates", "run%max_updates"),
+                  "optimizer%%warmup_updates = %lld leaves no update of run%%max_updates = %lld to the cosine",
+                  (long long)s->optimizer.warmup_updates, (long long)s->run.max_updates);
+  if (s->optimizer.min_lr > s->optimizer.lr)
+    return BROKEN(s, err, BOTH("optimizer%min_lr", "optimizer%lr"),
+                  "optimizer%%min_lr = %g is more than optimizer%%lr = %g", s->optimizer.min_lr, s->optimizer.lr);
+  return check_belongings(s, err);
 }
 
 int vd_settings_check(const vd_settings *s, const char *command, vd_error *err) {

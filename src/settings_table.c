@@ -25,6 +25,8 @@ const vd_group_row vd_groups[] = {
     {"data", "The corpus, and how it is cut into streams and blocks."},
     {"model", "The architecture and its sizes."},
     {"span", "How far back a head looks: the adaptive span of arXiv 1905.07799."},
+    {"memory", "What Transformer-XL remembers of the tokens before a block (arXiv 1901.02860). `viaduct eval` may set "
+               "other values than the model was trained with."},
     {"optimizer", "How parameters follow their gradients."},
     {"valid", "Validation while training."},
     {"checkpoint", "Checkpoints while training, in checkpoints/ of run%directory."},
@@ -70,23 +72,35 @@ const vd_variable vd_variables[] = {
     INTEGER(data, read_ahead, "4", 1, 1024, "blocks", "--num-workers",
             "Blocks that a rank reads ahead of their use, on a thread of its own."),
 
-    STRING(model, arch, "'adaptive_span'", "adaptive_span", "--arch",
-           "Architecture: 'adaptive_span', the adaptive-span transformer."),
+    STRING(model, arch, "'adaptive_span'", "adaptive_span transformer_xl", "--arch",
+           "Architecture: 'adaptive_span', the adaptive-span transformer, whose variables are in &span, or "
+           "'transformer_xl', whose variables are in &memory. A variable of the one is refused in training the other."),
     INTEGER(model, n_layer, "12", 1, 1024, "layers", "--n-layer", "Transformer layers."),
     INTEGER(model, d_model, "512", 1, 65536, "", "--d-model",
             "Width of the hidden states. A multiple of n_head unless d_head is given."),
     INTEGER(model, n_head, "8", 1, 1024, "heads", "--n-head", "Attention heads of a layer."),
-    INTEGER(model, d_head, "0", 0, 65536, "", "", "Width of a head. 0: d_model / n_head."),
+    INTEGER(model, d_head, "0", 0, 65536, "", "",
+            "Width of a head. 0: d_model / n_head, which it must be in 'adaptive_span'."),
     INTEGER(model, d_inner, "2048", 1, 1048576, "", "--d-inner", "Hidden units of the feed-forward part of a layer."),
     REAL(
         model, dropout, "0.0", 0, false, 0.99, false, "", "--dropout",
-        "Probability that a hidden unit of the feed-forward part, or an attention weight, is set to zero in training."),
+        "Probability that a hidden unit of the feed-forward part, or an attention weight, is set to zero in training. "
+        "In "
+        "'transformer_xl': that an element of the embedding, of the encodings of distances, of a layer's two branches, "
+        "of their hidden units or of the last layer's output is."),
     REAL(model, emb_dropout, "0.0", 0, false, 0.99, false, "", "--emb-dropout",
-         "The same for the elements of the embedding."),
+         "The same for the elements of the embedding, in 'adaptive_span'."),
+    REAL(model, dropatt, "0.0", 0, false, 0.99, false, "", "--dropatt",
+         "The same for attention weights, in 'transformer_xl'."),
+    LOGICAL(model, untie_r, ".true.", "",
+            "In 'transformer_xl', .true.: each layer has its own biases of content and position; .false.: all layers "
+            "share one pair."),
     STRING(model, init, "'published'", "published toolkit", "",
            "Initial parameters. 'published': embedding N(0,1), linear weights and biases uniform in +-1/sqrt(fan in). "
            "'toolkit': as the tutorial's toolkit does, embedding with standard deviation 1/sqrt(d_model), attention "
-           "Xavier normal, feed-forward Xavier uniform, the rest as 'published'."),
+           "Xavier normal, feed-forward Xavier uniform, the rest as 'published'. In 'transformer_xl' both mean N(0, "
+           "0.02), "
+           "N(1, 0.02) for the weights of layer norms, and zero biases."),
 
     INTEGER(span, attn_span, "8192", 1, 16777216, "tokens", "--attn-span",
             "The longest span that a head can learn. A token attends to at most so many tokens before it."),
@@ -103,17 +117,33 @@ const vd_variable vd_variables[] = {
            "'masked': attention is normalised after the mask, as in the paper; a head costs what its own span costs. "
            "'trimmed': normalised over the layer's window before the mask, as in the tutorial's toolkit."),
 
-    STRING(optimizer, method, "'adagrad'", "adagrad", "--optimizer",
-           "'adagrad', with the clipping of clip_step (the toolkit's adagrad_with_grad_clip)."),
+    INTEGER(memory, mem_len, "512", 0, 16777216, "tokens", "--mem-len",
+            "Tokens that each layer remembers of those before the block. The memory begins empty."),
+    INTEGER(memory, clamp_len, "0", -1, 16777216, "tokens", "--clamp-len",
+            "Greatest distance that is told apart: farther tokens look as if they were so far. 0 or -1: no bound."),
+    LOGICAL(memory, same_length, ".false.", "--same-length",
+            ".true.: every token sees mem_len tokens at most, itself included; .false.: a block's last token sees more "
+            "than its first."),
+
+    STRING(optimizer, method, "'adagrad'", "adagrad adam", "--optimizer",
+           "'adagrad', with the clipping of clip_step (the toolkit's adagrad_with_grad_clip), or 'adam', with bias "
+           "correction."),
     REAL(optimizer, lr, "0.07", 0, true, NONE, true, "", "--lr", "Learning rate after the warmup."),
-    REAL(optimizer, eps, "1e-10", 0, true, NONE, true, "", "",
-         "Added to the root of Adagrad's accumulator, against division by zero."),
-    STRING(optimizer, schedule, "'constant'", "constant", "--lr-scheduler",
-           "Learning rate after the warmup: 'constant' (the toolkit's fixed)."),
+    REAL(optimizer, min_lr, "0.0", 0, false, NONE, true, "", "--min-lr",
+         "Learning rate at the end of schedule = 'cosine'."),
+    REAL(optimizer, eps, "0.0", 0, false, NONE, true, "", "--adam-eps",
+         "Added to the root of Adagrad's accumulator or Adam's second moment, against division by zero. 0: 1e-10 for "
+         "'adagrad', 1e-8 for 'adam'."),
+    REAL(optimizer, beta1, "0.9", 0, false, 1, true, "", "--adam-betas", "Decay of Adam's mean gradient."),
+    REAL(optimizer, beta2, "0.999", 0, false, 1, true, "", "--adam-betas", "Decay of Adam's mean squared gradient."),
+    STRING(optimizer, schedule, "'constant'", "constant cosine", "--lr-scheduler",
+           "Learning rate after the warmup: 'constant' (the toolkit's fixed), or 'cosine': half a turn from lr down to "
+           "min_lr at run%max_updates."),
     INTEGER(optimizer, warmup_updates, "0", 0, 1e15, "updates", "--warmup-updates",
             "The learning rate rises linearly from zero to lr over so many updates. 0: no warmup."),
     REAL(optimizer, clip_step, "0.0", 0, false, NONE, true, "gradient norm", "--adagrad-clip",
-         "A tensor whose gradient norm exceeds this takes a step scaled down by clip_step / norm; the accumulator sees "
+         "With 'adagrad': a tensor whose gradient norm exceeds this takes a step scaled down by clip_step / norm; the "
+         "accumulator sees "
          "the whole gradient. 0: off."),
     REAL(optimizer, clip_norm, "0.0", 0, false, NONE, true, "gradient norm", "--clip-norm",
          "The gradient of all parameters together is scaled down to this norm where it exceeds it. 0: off."),
