@@ -72,21 +72,31 @@ static void report(const struct eval *e) {
     printf("note: it was trained on other data than %s\n", e->s->data.path);
   printf("%s: %lld of %lld tokens predicted%s\n", e->s->eval.split, (long long)r->n_target, (long long)r->n_token,
          r->n_target == r->n_token - 1 ? " (all but the first, which nothing precedes)" : "");
-  printf("context: %lld streams in blocks of %lld tokens; each token sees those before it in its stream, up to %lld, "
-         "through the layers' memories, which are zeros where a stream begins\n",
-         (long long)streams, (long long)block, (long long)e->config.attn_span);
+  bool xl = e->config.arch == VD_TRANSFORMER_XL;
+  int64_t memory = xl ? e->config.mem_len : e->config.attn_span;
+  printf("%s", e->from.notice);
+  if (xl)
+    printf(
+        "context: %lld streams in blocks of %lld tokens; each layer remembers up to %lld tokens before the block, none "
+        "where a stream begins\n",
+        (long long)streams, (long long)block, (long long)memory);
+  else
+    printf("context: %lld streams in blocks of %lld tokens; each token sees those before it in its stream, up to %lld, "
+           "through the layers' memories, which are zeros where a stream begins\n",
+           (long long)streams, (long long)block, (long long)memory);
   printf("bpc: %.6f bits per %s (%.6f nats), %.0f tokens a second\n", bpc, bytes ? "raw byte" : "symbol",
          bpc * log(2.0), (double)r->n_target / r->seconds);
   printf("{\"split\": \"%s\", \"bpc\": %.17g, \"nll\": %.17g, \"predicted\": %lld, \"tokens\": %lld, "
-         "\"unit\": \"%s\", \"streams\": %lld, \"block\": %lld, \"attn_span\": %lld, \"update\": %lld}\n",
+         "\"unit\": \"%s\", \"streams\": %lld, \"block\": %lld, \"%s\": %lld, \"update\": %lld}\n",
          e->s->eval.split, bpc, r->nll, (long long)r->n_target, (long long)r->n_token, bytes ? "byte" : "symbol",
-         (long long)streams, (long long)block, (long long)e->config.attn_span, (long long)e->from.update);
+         (long long)streams, (long long)block, xl ? "mem_len" : "attn_span", (long long)memory,
+         (long long)e->from.update);
 }
 
 static int evaluate(struct eval *e, vd_error *err) {
   const vd_settings *s = e->s;
   int threads;
-  if (vd_restore_find(e->ctx, s, s->eval.checkpoint, &e->from, err) ||
+  if (vd_restore_find(e->ctx, s, s->eval.checkpoint, &e->from, err) || vd_restore_override(s, &e->from, err) ||
       vd_configure_corpus(e->ctx, s, &e->corpus, err) || vd_restore_config(&e->from, e->corpus, &e->config, err) ||
       vd_configure_ops(e->ctx, s, &e->ops, &threads, err))
     return err->status;

@@ -136,7 +136,7 @@ static int generate(struct generate *g, vd_error *err) {
   const vd_settings *s = g->s;
   vd_model_config config;
   int threads;
-  if (vd_restore_find(g->ctx, s, s->generate.checkpoint, &g->from, err) ||
+  if (vd_restore_find(g->ctx, s, s->generate.checkpoint, &g->from, err) || vd_restore_override(s, &g->from, err) ||
       vd_configure_corpus(g->ctx, s, &g->corpus, err) || vd_restore_config(&g->from, g->corpus, &config, err) ||
       vd_configure_ops(g->ctx, s, &g->ops, &threads, err))
     return err->status;
@@ -147,6 +147,7 @@ static int generate(struct generate *g, vd_error *err) {
   if (g->ctx->rank == 0) {
     if (g->ctx->size > 1)
       fprintf(stderr, "viaduct: generate runs on one rank; the other %d are idle\n", g->ctx->size - 1);
+    if (g->from.notice[0]) fprintf(stderr, "viaduct: %s", g->from.notice);
     if (strcmp(g->from.corpus_id, vd_corpus_id(g->corpus)) != 0)
       fprintf(stderr, "viaduct: note: %s was trained on other data than %s\n", g->from.path, s->data.path);
     generate_text(g, err);

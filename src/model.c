@@ -78,6 +78,8 @@ static int start_parameters(vd_model *m, vd_error *err) {
 
 int vd_model_create(vd_model **out, const vd_model_config *config, vd_ops *ops, int64_t stream0, int64_t n_stream,
                     int64_t micro_streams, int64_t max_block, bool training, vd_error *err) {
+  if (config->arch == VD_TRANSFORMER_XL && !(ops->scale_dropout && ops->encode_distances && ops->weight_gradient))
+    return vd_fail(err, VD_FAILED, "the backend '%s' cannot compute Transformer-XL", ops->name);
   vd_model *m = vd_calloc(1, sizeof *m);
   m->config = *config;
   m->ops = ops;
@@ -144,6 +146,9 @@ const vd_param *vd_model_param(const vd_model *m, int i) {
 size_t vd_model_arena(const vd_model *m) {
   return m->arena;
 }
+size_t vd_model_span_room(const vd_model *m) {
+  return m->span_room;
+}
 real *vd_model_params(vd_model *m) {
   return m->params;
 }
@@ -179,9 +184,14 @@ void vd_model_plan(vd_model *m) {
 
 void vd_model_params_changed(vd_model *m) {
   if (m->ops->weights_changed) m->ops->weights_changed(m->ops, m->params, m->arena);
-  for (int l = 0; l < (int)m->config.n_layer && !vd_model_is_xl(m); l++) {
-    const vd_param *p = &m->param[m->layer[l].span];
-    m->ops->get(m->ops, m->state[l].z, m->params + p->at.offset, p->at.size);
+  if (m->span_room > 0) {
+    real *spans = vd_calloc(m->span_room, sizeof *spans);
+    m->ops->get(m->ops, spans, m->params, m->span_room);
+    for (int l = 0; l < (int)m->config.n_layer; l++) {
+      vd_extent at = m->param[m->layer[l].span].at;
+      memcpy(m->state[l].z, spans + at.offset, at.size * sizeof *spans);
+    }
+    free(spans);
   }
   vd_model_plan(m);
 }
@@ -295,11 +305,9 @@ double vd_model_span_penalty(vd_model *m, bool add_gradient) {
     double sum = 0.0;
     for (int64_t h = 0; h < m->n_span; h++) sum += (double)m->state[l].z[h];
     total += length * sum / (double)m->n_span;
-    vd_extent at = m->param[m->layer[l].span].at;
-    if (add_gradient)
-      m->ops->add_constant(m->ops, m->gradients + at.offset, at.size,
-                           m->config.aux_loss_scaler * length / (double)m->n_span);
   }
+  if (add_gradient) /* padding between the layers' spans gets it too, and is never read */
+    m->ops->add_constant(m->ops, m->gradients, m->span_room, m->config.aux_loss_scaler * length / (double)m->n_span);
   return m->config.aux_loss_scaler * total;
 }
 

@@ -16,6 +16,8 @@ struct vd_optimizer {
 
 int vd_optimizer_create(vd_optimizer **out, const vd_optimizer_config *config, vd_model *m, vd_ops *ops,
                         vd_error *err) {
+  if (config->method == VD_ADAM && !ops->adam)
+    return vd_fail(err, VD_FAILED, "the backend '%s' has no Adam", ops->name);
   vd_optimizer *o = vd_calloc(1, sizeof *o);
   o->config = *config;
   o->model = m;
@@ -90,8 +92,7 @@ int vd_optimizer_update(vd_optimizer *o, int64_t update, double *grad_norm, vd_e
   if (o->config.clip_norm > 0) scale = fmin(1.0, o->config.clip_norm / (*grad_norm + 1e-6));
   for (int i = 0; i < o->n_tensor; i++) o->norm2[i] *= scale * scale;
   step(o, update, scale);
-  for (int i = 0; i < o->n_tensor; i++)
-    if (vd_model_param(m, i)->is_span) o->ops->clamp01(o->ops, param + o->tensor[i].offset, o->tensor[i].size);
+  if (vd_model_span_room(m) > 0) o->ops->clamp01(o->ops, param, vd_model_span_room(m));
   vd_model_params_changed(m);
   return VD_OK;
 }

@@ -16,7 +16,7 @@
 static const char *const fixed[] = {"run%seed",      "data%tokens_per_sample", "data%batch_streams", "model%arch",
                                     "model%n_layer", "model%d_model",          "model%n_head",       "model%d_head",
                                     "model%d_inner", "span%attn_span",         "span%ramp",          "span%per_layer",
-                                    "span%softmax",  "optimizer%method"};
+                                    "span%softmax",  "optimizer%method",       "model%untie_r"};
 /* Groups and variables that change nothing of what is learnt, or only matter at the start: not worth a word. */
 static const char *const ignored[] = {
     "run%",      "device%",  "valid%",    "checkpoint%",        "trace%",          "eval%",
@@ -45,6 +45,10 @@ static void add_notice(vd_resume *r, const char *format, ...) {
 static int compare(const vd_settings *deck, const vd_settings *saved, vd_resume *r, vd_error *err) {
   vd_settings a = *saved, b = *deck;
   if (a.model.d_head == 0) a.model.d_head = a.model.d_model / a.model.n_head;
+  /* Old checkpoints name the default that the method now has of its own. */
+  if (a.optimizer.eps == 0) a.optimizer.eps = strcmp(a.optimizer.method, "adam") == 0 ? 1e-8 : 1e-10;
+  if (b.optimizer.eps == 0) b.optimizer.eps = strcmp(b.optimizer.method, "adam") == 0 ? 1e-8 : 1e-10;
+  bool cosine = strcmp(b.optimizer.schedule, "cosine") == 0;
   if (b.model.d_head == 0) b.model.d_head = b.model.d_model / b.model.n_head;
   for (size_t i = 0; i < vd_n_variables; i++) {
     const vd_variable *v = &vd_variables[i];
@@ -54,6 +58,7 @@ static int compare(const vd_settings *deck, const vd_settings *saved, vd_resume 
     if (strcmp(was, is) == 0) continue;
     snprintf(name, sizeof name, "%s%%%s", v->group, v->name);
     enum kind kind = kind_of(name);
+    if (cosine && strcmp(name, "run%max_updates") == 0) kind = TOLD; /* the schedule turns on it */
     if (kind == FIXED)
       return vd_fail(err, VD_USAGE,
                      "%s = %.200s, but the checkpoint %s was made with %.200s: a run cannot change it when it goes on "

@@ -33,7 +33,15 @@ static vd_dataset describe(const vd_param *p, const char *path, const char *long
   static const char *const span[3][3] = {
       {"span_of_layer", NULL, NULL}, {"head", "column", NULL}, {"head", "row", "column"}};
   for (int i = 0; i < p->rank; i++) d.dimension[i] = (p->is_span ? span : plain)[p->rank - 1][i];
-  if (strncmp(p->name, "in_emb.", 7) == 0 || strncmp(p->name, "out_emb.", 8) == 0) d.dimension[0] = "symbol";
+  static const char *const symbols[] = {"in_emb.", "out_emb.", "word_emb.", "crit."};
+  for (size_t i = 0; i < sizeof symbols / sizeof *symbols; i++)
+    if (strncmp(p->name, symbols[i], strlen(symbols[i])) == 0) d.dimension[0] = "symbol";
+  const char *last = strrchr(p->name, '.');
+  last = last ? last + 1 : p->name;
+  if (strcmp(last, "r_w") == 0 || strcmp(last, "r_r") == 0) {
+    d.dimension[0] = "head";
+    d.dimension[1] = "head_feature";
+  }
   return d;
 }
 

@@ -48,6 +48,7 @@ static void print_memory(const vd_train *t, const char *when, int64_t window) {
   vd_model_estimate(&t->config, t->ops->act_size, streams, s->data.micro_streams, s->data.tokens_per_sample, window,
                     &e);
   const double mib = 1024.0 * 1024.0;
+  e.optimizer *= strcmp(s->optimizer.method, "adam") == 0 ? 2.0 : 1.0; /* states */
   double total = e.parameters + e.gradients + e.optimizer + e.memories + e.activations + e.workspace;
   printf("  %s (window %lld tokens): %.1f MiB: parameters %.1f, gradients %.1f, optimiser %.1f, memories %.1f, "
          "activations %.1f, workspace %.1f\n",
@@ -67,6 +68,10 @@ static void print_plan(const vd_train *t) {
   else
     printf("starts afresh\n");
   printf("memory a rank (the one with most streams), without the program and its libraries:\n");
+  if (t->config.arch == VD_TRANSFORMER_XL) {
+    print_memory(t, "with full memories", t->config.mem_len);
+    return;
+  }
   print_memory(t, "at the first spans", first_window(&t->config));
   print_memory(t, "at full spans", t->config.attn_span);
 }

@@ -42,7 +42,7 @@ static void test_table(void **state) {
   vd_error err = {0};
   vd_settings_default(s); /* a default that its own row does not allow would be a bug and abort */
   assert_int_equal(s->model.n_layer, 12);
-  assert_true(s->optimizer.eps == 1e-10);
+  assert_true(s->optimizer.eps == 0);
   assert_string_equal(s->span.softmax, "masked");
   assert_false(s->prepare.overwrite);
   assert_int_equal(vd_settings_rules(s, &err), VD_OK);
