@@ -120,7 +120,14 @@ $(BUILD)/%.o: %.cu $(wildcard cuda/*.cuh cuda/*.h) src/random.h
 $(BUILD)/cuda/test_attention $(BUILD)/cuda/bench_attention: $(BUILD)/cuda/%: $(BUILD)/tests/cuda/%.o $(CUDA_OBJ)
 	$(SAY) LINK $@
 	$(Q)$(NVCC) $(NVCC_FLAGS) -o $@ $^
-gpu-tests: $(BUILD)/cuda/test_attention $(BUILD)/cuda/bench_attention ## The CUDA kernels' test programs (needs nvcc)
+# The ops of the CUDA library against the double CPU reference: one source drives each side, compiled for each.
+TEST_OPS_OBJ := $(patsubst %.c,$(BUILD)/f64/%.o,$(wildcard tests/cuda/*.c))
+$(TEST_OPS_OBJ) $(BUILD)/f32/tests/cuda/ops_side.o: private ALL_CFLAGS += -Icuda
+$(BUILD)/cuda/test_ops: $(TEST_OPS_OBJ) $(BUILD)/f32/tests/cuda/ops_side.o $(BUILD)/libviaduct_f64.a
+	@mkdir -p $(@D)
+	$(SAY) LINK $@
+	$(Q)$(LINK) -o $@ $^ $(LIBS) -ldl
+gpu-tests: $(BUILD)/cuda/test_attention $(BUILD)/cuda/bench_attention $(BUILD)/cuda/test_ops ## The CUDA kernels' test programs (needs nvcc)
 gpu-check: gpu-tests ## On a GPU node: the CUDA kernels against a double reference
 	$(BUILD)/cuda/test_attention
 gpu-bench: gpu-tests ## On a GPU node: time of the attention kernels at learnt spans

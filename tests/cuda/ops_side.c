@@ -1,0 +1,262 @@
+/* See ops_side.h. Compiled once for each side: `real` is double here, or float. */
+#include "ops_side.h"
+
+#include "cuda.h"
+#include "ops.h"
+
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if VD_REAL_IS_DOUBLE
+#define SIDE(name) side_cpu_##name
+#else
+#define SIDE(name) side_gpu_##name
+#endif
+
+/* Parameters of all calls lie in one arena, as a model's do; tensors start at multiples of ALIGN reals. */
+enum { ARENA = 1 << 21, ALIGN = 32 };
+
+struct side {
+  vd_ops *ops;
+  void *library;
+  real *arena;
+};
+
+/* The backend's places of a call's buffers. */
+struct place {
+  void *p[SIDE_BUFFERS];
+};
+
+static size_t bytes_of(const side *s, const side_buffer *b) {
+  switch (b->kind) {
+  case SIDE_ACT:
+    return b->n * s->ops->act_size;
+  case SIDE_TOKEN:
+    return b->n * sizeof(int32_t);
+  case SIDE_SUM:
+    return b->n * sizeof(double);
+  default:
+    return b->n * sizeof(real);
+  }
+}
+
+#if VD_REAL_IS_DOUBLE
+static int open_ops(side *s, enum side_precision precision, const char *library, vd_error *err) {
+  (void)precision;
+  (void)library;
+  return vd_ops_cpu(&s->ops, 1, err);
+}
+#else
+static int open_ops(side *s, enum side_precision precision, const char *library, vd_error *err) {
+  static const enum vd_precision type[] = {VD_FP32, VD_BF16, VD_FP16};
+  s->library = dlopen(library, RTLD_NOW | RTLD_LOCAL);
+  if (!s->library) return vd_fail(err, VD_FAILED, "%s", dlerror());
+  const vd_cuda_table *table = dlsym(s->library, "vd_cuda");
+  if (!table) return vd_fail(err, VD_FAILED, "%s: no symbol vd_cuda", library);
+  if (table->interface_version != VD_CUDA_INTERFACE)
+    return vd_fail(err, VD_FAILED, "%s has interface %d, this program %d", library, table->interface_version,
+                   VD_CUDA_INTERFACE);
+  return table->ops(&s->ops, 0, type[precision], err);
+}
+#endif
+
+side *SIDE(open)(enum side_precision precision, const char *library) {
+  side *s = vd_calloc(1, sizeof *s);
+  vd_error err = {0};
+  void *arena = NULL;
+  if (open_ops(s, precision, library, &err) == VD_OK) s->ops->alloc(s->ops, ARENA * sizeof(real), &arena, &err);
+  s->arena = arena;
+  if (err.status == VD_OK) return s;
+  vd_error_print(&err);
+  SIDE(close)(s);
+  return NULL;
+}
+
+void SIDE(close)(side *s) {
+  if (!s) return;
+  if (s->ops) {
+    s->ops->free(s->ops, s->arena);
+    s->ops->destroy(s->ops);
+  }
+  if (s->library) dlclose(s->library);
+  free(s);
+}
+
+/* The values of a buffer in the type they cross in. Caller frees. */
+static void *to_host(const side_buffer *b) {
+  real *x = vd_calloc(b->n, sizeof *x);
+  int32_t *token = vd_calloc(b->n, sizeof *token);
+  for (size_t i = 0; i < b->n; i++) {
+    if (b->kind == SIDE_TOKEN)
+      token[i] = (int32_t)b->x[i];
+    else
+      x[i] = (real)b->x[i];
+  }
+  free(b->kind == SIDE_TOKEN ? (void *)x : (void *)token);
+  return b->kind == SIDE_TOKEN ? (void *)token : (void *)x;
+}
+
+static bool put_buffers(side *s, const side_call *call, struct place *at, vd_error *err) {
+  vd_ops *o = s->ops;
+  size_t used = 0;
+  for (int i = 0; i < call->n_buffer; i++) {
+    const side_buffer *b = &call->buffer[i];
+    if (b->n == 0) continue;
+    if (b->kind == SIDE_PARAM) {
+      at->p[i] = s->arena + used;
+      used += (b->n + ALIGN - 1) / ALIGN * ALIGN;
+      if (used > ARENA) vd_bug("the parameters of a test case need a larger arena");
+    } else if (o->alloc(o, bytes_of(s, b), &at->p[i], err)) {
+      return false;
+    }
+    void *host = to_host(b);
+    if (b->kind == SIDE_TOKEN)
+      o->put_tokens(o, at->p[i], host, b->n);
+    else if (b->kind == SIDE_ACT)
+      o->put_act(o, at->p[i], host, b->n);
+    else if (b->kind != SIDE_SUM) /* sums begin as the zeros of alloc */
+      o->put(o, at->p[i], host, b->n);
+    if (o->synchronize(o, err)) return false;
+    free(host);
+  }
+  if (o->weights_changed) o->weights_changed(o, s->arena, ARENA);
+  return true;
+}
+
+static void get_buffers(side *s, side_call *call, const struct place *at) {
+  vd_ops *o = s->ops;
+  for (int i = 0; i < call->n_buffer; i++) {
+    side_buffer *b = &call->buffer[i];
+    if (b->n == 0 || b->kind == SIDE_TOKEN) continue;
+    real *x = vd_calloc(b->n, sizeof *x);
+    if (b->kind == SIDE_SUM)
+      o->get_double(o, b->x, at->p[i], b->n);
+    else if (b->kind == SIDE_ACT)
+      o->get_act(o, x, at->p[i], b->n);
+    else
+      o->get(o, x, at->p[i], b->n);
+    for (size_t e = 0; e < b->n && b->kind != SIDE_SUM; e++) b->x[e] = (double)x[e];
+    free(x);
+  }
+}
+
+static vd_dropout dropout_of(const side_call *c, enum vd_site site) {
+  return (vd_dropout){c->p, {.seed = c->seed, .update = c->update, .layer = c->layer, .site = (uint16_t)site}, c->row0};
+}
+
+static vd_attention attention_of(const side_call *c, const void *span, const void *key_pe) {
+  return (vd_attention){.n_stream = c->n_stream,
+                        .block = c->block,
+                        .window = c->window,
+                        .n_head = c->n_head,
+                        .d_head = c->d_head,
+                        .attn_span = c->attn_span,
+                        .ramp = c->ramp,
+                        .first_distance = 1,
+                        .softmax = c->trimmed ? VD_TRIMMED : VD_MASKED,
+                        .reach = c->reach,
+                        .span = span,
+                        .n_span = c->n_span,
+                        .key_pe = key_pe,
+                        .dropout = dropout_of(c, VD_SITE_ATTENTION)};
+}
+
+static void run_dense(vd_ops *o, const side_call *c, void *const *p) {
+  vd_dropout embed = dropout_of(c, VD_SITE_EMBED);
+  vd_linear l = {c->n, c->in, c->out, c->relu, dropout_of(c, VD_SITE_HIDDEN)};
+  switch (c->op) {
+  case SIDE_EMBED:
+    o->embed(o, c->n, c->in, p[0], p[1], &embed, p[2]);
+    break;
+  case SIDE_EMBED_BACKWARD:
+    o->embed_backward(o, c->n, c->in, c->vocab, p[0], &embed, p[1], p[2]);
+    break;
+  case SIDE_LINEAR:
+    o->linear(o, &l, p[0], p[1], p[2], p[3]);
+    break;
+  case SIDE_LINEAR_BACKWARD:
+    o->linear_backward(o, &l, p[0], p[1], p[2], p[3], p[4], c->accumulate, p[5], p[6]);
+    break;
+  case SIDE_ADD_NORM:
+    o->add_norm(o, c->n, c->in, p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7]);
+    break;
+  case SIDE_ADD_NORM_BACKWARD:
+    o->add_norm_backward(o, c->n, c->in, p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7]);
+    break;
+  default:
+    break;
+  }
+}
+
+/* Attention's buffers begin with span and key_pe. */
+static void run_attention(vd_ops *o, const side_call *c, void *const *p) {
+  vd_attention a = attention_of(c, p[0], p[1]);
+  vd_attention_input in = {p[2], c->memory_rows, p[3]};
+  switch (c->op) {
+  case SIDE_PROJECT:
+    o->attention_project(o, &a, &in, p[4], p[5], p[6], p[7], p[8], p[9]);
+    break;
+  case SIDE_PROJECT_BACKWARD:
+    o->attention_project_backward(o, &a, &in, p[4], p[5], p[6], p[7], p[8], p[9], p[10], p[11], p[12], p[13]);
+    break;
+  case SIDE_ATTENTION:
+    o->attention(o, &a, p[2], p[3], p[4], p[5], p[6]);
+    break;
+  case SIDE_ATTENTION_BACKWARD: /* the forward pass comes first: its out and lse are what backward is given */
+    o->attention(o, &a, p[2], p[3], p[4], p[5], p[6]);
+    o->attention_backward(o, &a, p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10], p[11], p[12]);
+    if (o->backward_end) o->backward_end(o);
+    break;
+  default:
+    break;
+  }
+}
+
+static void run_rest(vd_ops *o, side_call *c, void *const *p) {
+  vd_extent tensor[SIDE_TENSORS];
+  for (int t = 0; t < c->n_tensor; t++) tensor[t] = (vd_extent){c->offset[t], c->size[t]};
+  switch (c->op) {
+  case SIDE_MEMORY_PUSH:
+    o->memory_push(o, c->n_stream, c->in, p[0], c->memory_rows, p[1], c->block, c->same_buffer ? p[0] : p[2],
+                   c->window);
+    break;
+  case SIDE_CROSS_ENTROPY:
+    o->cross_entropy(o, c->n, c->vocab, p[0], p[1], c->scale, p[2], p[3], c->same_buffer ? p[0] : p[4]);
+    break;
+  case SIDE_ADD_CONSTANT:
+    o->add_constant(o, p[0], c->buffer[0].n, c->value);
+    break;
+  case SIDE_SQUARE_SUMS:
+    o->square_sums(o, p[0], tensor, c->n_tensor, c->norm2);
+    break;
+  case SIDE_ADAGRAD:
+    o->adagrad(o, p[0], p[1], p[2], tensor, c->n_tensor, c->norm2, c->scale, c->lr, c->eps, c->clip_step);
+    break;
+  case SIDE_CLAMP:
+    o->clamp01(o, p[0], c->buffer[0].n);
+    break;
+  default:
+    break;
+  }
+}
+
+bool SIDE(run)(side *s, side_call *call) {
+  struct place at = {0};
+  vd_error err = {0};
+  if (put_buffers(s, call, &at, &err)) {
+    if (call->op >= SIDE_MEMORY_PUSH)
+      run_rest(s->ops, call, at.p);
+    else if (call->op >= SIDE_PROJECT)
+      run_attention(s->ops, call, at.p);
+    else if (call->op != SIDE_COPY_ACT)
+      run_dense(s->ops, call, at.p);
+    if (s->ops->synchronize(s->ops, &err) == VD_OK) get_buffers(s, call, &at);
+  }
+  for (int i = 0; i < call->n_buffer; i++)
+    if (call->buffer[i].kind != SIDE_PARAM) s->ops->free(s->ops, at.p[i]);
+  s->ops->synchronize(s->ops, &err);
+  vd_error_print(&err);
+  return err.status == VD_OK;
+}

@@ -1,0 +1,194 @@
+/* Attention and its projections: spans at their edges (0, the ramp's ends on a key, the whole attn_span), both
+ * softmaxes, one span for all heads, odd blocks and windows, memories longer than the window. Rows that a head does not
+ * reach hold numbers fifty times as large as the others: whoever uses them shows. */
+#include "ops_case.h"
+
+#include <math.h>
+#include <stdio.h>
+
+struct geometry {
+  const char *name;
+  int64_t n_stream, block, window, n_head, d_head, attn_span, ramp, n_span, memory_spare;
+  bool trimmed;
+  double p;
+  double span[5]; /* tokens */
+};
+
+static const struct geometry CASES[] = {
+    {"zero spans", 1, 64, 64, 2, 64, 128, 32, 2, 0, false, 0, {0, 0}},
+    {"spans", 2, 70, 192, 5, 64, 256, 32, 5, 5, false, 0, {0, 10.3, 61.7, 150, 200.9}},
+    {"spans dropout", 2, 70, 192, 5, 64, 256, 32, 5, 5, false, 0.3, {0, 10.3, 61.7, 150, 200.9}},
+    {"ramp ends on keys", 2, 64, 128, 4, 64, 128, 32, 4, 0, false, 0.3, {1, 32, 64, 96}},
+    {"full spans", 1, 65, 256, 3, 64, 256, 32, 3, 0, false, 0.3, {256, 224, 0}},
+    {"one span per layer", 2, 100, 192, 3, 64, 192, 32, 1, 0, false, 0.3, {60.4}},
+    {"trimmed", 2, 70, 192, 4, 64, 256, 32, 4, 3, true, 0.3, {0, 61.7, 100, 150}},
+    {"trimmed zero spans", 1, 64, 64, 2, 64, 128, 32, 2, 0, true, 0, {0, 0}},
+    {"trimmed full", 1, 64, 128, 2, 64, 128, 32, 2, 0, true, 0.2, {128, 128}},
+    {"narrow heads", 2, 50, 90, 3, 32, 90, 8, 3, 0, false, 0.3, {18.3, 54.2, 90}},
+    {"wide heads", 1, 70, 150, 2, 128, 160, 20, 2, 0, false, 0.3, {16.5, 112.2}},
+    {"one query", 2, 1, 70, 2, 64, 70, 8, 2, 0, false, 0.3, {7.3, 63.2}},
+    {"odd block", 3, 33, 77, 3, 64, 301, 10, 3, 5, false, 0.3, {30.2, 5.1, 60.9}},
+    {"long", 1, 130, 700, 2, 64, 700, 32, 2, 0, false, 0.3, {560.4, 28.3}},
+};
+enum { N_CASES = sizeof CASES / sizeof *CASES };
+
+/* The call with span and key_pe, and each head's reach (src/ops.h). Spans are fp32 on both sides. */
+static side_call begin(const ops_test *t, const struct geometry *g, enum side_op op) {
+  side_call c = {.op = op,
+                 .n_stream = g->n_stream,
+                 .block = g->block,
+                 .window = g->window,
+                 .n_head = g->n_head,
+                 .d_head = g->d_head,
+                 .attn_span = g->attn_span,
+                 .ramp = g->ramp,
+                 .n_span = g->n_span,
+                 .memory_rows = g->window + g->memory_spare,
+                 .trimmed = g->trimmed,
+                 .p = g->p,
+                 .seed = 99,
+                 .update = 11,
+                 .layer = 2,
+                 .row0 = 5};
+  int span = case_fill(&c, SIDE_PARAM, (size_t)g->n_span, 0);
+  for (int64_t h = 0; h < g->n_span; h++) c.buffer[span].x[h] = (double)(float)(g->span[h] / (double)g->attn_span);
+  for (int64_t h = 0; h < g->n_head; h++) {
+    double z = c.buffer[span].x[g->n_span == 1 ? 0 : h];
+    int64_t reach = (int64_t)floor(z * (double)g->attn_span) + g->ramp + 1;
+    c.reach[h] = g->trimmed || reach > g->window ? g->window : reach;
+  }
+  case_noise(t, &c, SIDE_PARAM, (size_t)(g->d_head * g->attn_span), 1, 101);
+  return c;
+}
+
+/* Element of [n_stream, window + block, d]: does its head reach its row? */
+static bool reached(const side_call *c, size_t element) {
+  int64_t d = c->n_head * c->d_head, head = (int64_t)element % d / c->d_head;
+  int64_t row = (int64_t)element / d % (c->window + c->block);
+  return row >= c->window - c->reach[head];
+}
+
+static int keys(const ops_test *t, side_call *c, double range, uint64_t salt) {
+  size_t n = (size_t)(c->n_stream * (c->window + c->block) * c->n_head * c->d_head);
+  int b = case_noise(t, c, SIDE_ACT, n, range, salt);
+  for (size_t i = 0; i < n; i++)
+    if (!reached(c, i)) c->buffer[b].x[i] = case_round(t->precision, 50 * c->buffer[b].x[i]);
+  return b;
+}
+
+static size_t rows(const side_call *c) {
+  return (size_t)(c->n_stream * c->block * c->n_head * c->d_head);
+}
+
+static void forward(ops_test *t, const struct geometry *g) {
+  char name[96];
+  snprintf(name, sizeof name, "attention %s", g->name);
+  side_call c = begin(t, g, SIDE_ATTENTION);
+  case_noise(t, &c, SIDE_ACT, rows(&c), 2, 102);
+  keys(t, &c, 2, 103);
+  keys(t, &c, 1, 104);
+  int out = case_fill(&c, SIDE_ACT, rows(&c), 9);
+  int lse = case_fill(&c, SIDE_REAL, (size_t)(g->n_stream * g->n_head * g->block), 9);
+  case_check(t, name, &c, (case_result[]){{.buffer = out, .name = "out"}, {.buffer = lse, .name = "lse"}}, 2);
+}
+
+static void backward(ops_test *t, const struct geometry *g) {
+  char name[96];
+  snprintf(name, sizeof name, "attention backward %s", g->name);
+  side_call c = begin(t, g, SIDE_ATTENTION_BACKWARD);
+  size_t all = (size_t)(g->n_stream * (g->window + g->block) * g->n_head * g->d_head);
+  case_noise(t, &c, SIDE_ACT, rows(&c), 2, 112);
+  keys(t, &c, 2, 113);
+  keys(t, &c, 1, 114);
+  case_fill(&c, SIDE_ACT, rows(&c), 9);
+  case_fill(&c, SIDE_REAL, (size_t)(g->n_stream * g->n_head * g->block), 9);
+  case_noise(t, &c, SIDE_ACT, rows(&c), 1, 115);
+  int dq = case_fill(&c, SIDE_ACT, rows(&c), 9), dk = case_fill(&c, SIDE_ACT, all, 9);
+  int dv = case_fill(&c, SIDE_ACT, all, 9);
+  int dkey_pe = case_noise(t, &c, SIDE_REAL, (size_t)(g->d_head * g->attn_span), 0.1, 116);
+  int dspan = case_noise(t, &c, SIDE_REAL, (size_t)g->n_span, 0.1, 117);
+  case_result results[] = {{.buffer = dq, .name = "dq"},
+                           {.buffer = dk, .name = "dk", .wanted = reached},
+                           {.buffer = dv, .name = "dv", .wanted = reached},
+                           {.buffer = dkey_pe, .name = "dkey_pe"},
+                           {.buffer = dspan, .name = "dspan"}};
+  case_check(t, name, &c, results, 5);
+}
+
+/* All scores are equal, and a group of keys has unit vectors for values: out holds those keys' weights, one in each
+ * column, so that zeros tell which were dropped. Every key is in one of the groups. */
+static void mask(ops_test *t, bool trimmed) {
+  struct geometry g = {"", 2, 70, 192, 2, 64, 256, 32, 2, 0, trimmed, 0.3, {30.5, 140.25}};
+  for (int64_t group = 0; group * g.d_head < g.window + g.block; group++) {
+    char name[96];
+    snprintf(name, sizeof name, "attention%s dropout mask of keys %lld to %lld", trimmed ? " trimmed" : "",
+             (long long)(group * g.d_head), (long long)((group + 1) * g.d_head - 1));
+    side_call c = begin(t, &g, SIDE_ATTENTION);
+    int64_t d = g.n_head * g.d_head, per_stream = g.window + g.block;
+    size_t all = (size_t)(g.n_stream * per_stream * d);
+    case_fill(&c, SIDE_ACT, rows(&c), 0);
+    case_fill(&c, SIDE_ACT, all, 0);
+    int v = case_fill(&c, SIDE_ACT, all, 0);
+    for (size_t i = 0; i < all; i++)
+      c.buffer[v].x[i] = (int64_t)i / d % per_stream == group * g.d_head + (int64_t)i % g.d_head;
+    int out = case_fill(&c, SIDE_ACT, rows(&c), 9);
+    case_fill(&c, SIDE_REAL, (size_t)(g.n_stream * g.n_head * g.block), 9);
+    case_check(t, name, &c, &(case_result){.buffer = out, .name = "weights", .exact_zeros = true}, 1);
+  }
+}
+
+void test_attention_ops(ops_test *t) {
+  for (int i = 0; i < N_CASES; i++) {
+    forward(t, &CASES[i]);
+    backward(t, &CASES[i]);
+  }
+  mask(t, false);
+  mask(t, true);
+}
+
+static void inputs(ops_test *t, side_call *c, const struct geometry *g, uint64_t salt) {
+  size_t d = (size_t)(g->n_head * g->d_head), weight = d * d;
+  case_noise(t, c, SIDE_ACT, (size_t)(g->n_stream * c->memory_rows) * d, 1, salt);
+  case_noise(t, c, SIDE_ACT, rows(c), 1, salt + 1);
+  for (uint64_t i = 0; i < 3; i++) case_noise(t, c, SIDE_PARAM, weight, 0.2, salt + 2 + i);
+}
+
+static void project(ops_test *t, const struct geometry *g) {
+  char name[96];
+  snprintf(name, sizeof name, "project %s", g->name);
+  side_call c = begin(t, g, SIDE_PROJECT);
+  size_t all = (size_t)(g->n_stream * (g->window + g->block) * g->n_head * g->d_head);
+  inputs(t, &c, g, 200);
+  int q = case_fill(&c, SIDE_ACT, rows(&c), 9), k = case_fill(&c, SIDE_ACT, all, 9),
+      v = case_fill(&c, SIDE_ACT, all, 9);
+  case_result results[] = {{.buffer = q, .name = "q"},
+                           {.buffer = k, .name = "k", .wanted = reached},
+                           {.buffer = v, .name = "v", .wanted = reached}};
+  case_check(t, name, &c, results, 3);
+}
+
+static void project_backward(ops_test *t, const struct geometry *g) {
+  char name[96];
+  snprintf(name, sizeof name, "project backward %s", g->name);
+  side_call c = begin(t, g, SIDE_PROJECT_BACKWARD);
+  size_t weight = (size_t)(g->n_head * g->d_head * g->n_head * g->d_head);
+  inputs(t, &c, g, 210);
+  case_noise(t, &c, SIDE_ACT, rows(&c), 1, 220);
+  keys(t, &c, 1, 221);
+  keys(t, &c, 1, 222);
+  int dhidden = case_noise(t, &c, SIDE_ACT, rows(&c), 1, 223);
+  int dwq = case_noise(t, &c, SIDE_REAL, weight, 1, 224), dwk = case_noise(t, &c, SIDE_REAL, weight, 1, 225);
+  int dwv = case_noise(t, &c, SIDE_REAL, weight, 1, 226);
+  case_result results[] = {{.buffer = dhidden, .name = "dhidden"},
+                           {.buffer = dwq, .name = "dwq"},
+                           {.buffer = dwk, .name = "dwk"},
+                           {.buffer = dwv, .name = "dwv"}};
+  case_check(t, name, &c, results, 4);
+}
+
+void test_project(ops_test *t) {
+  for (int i = 0; i < N_CASES; i++) {
+    project(t, &CASES[i]);
+    project_backward(t, &CASES[i]);
+  }
+}

@@ -1,0 +1,91 @@
+/* Linear layers: bias, ReLU with dropout, accumulation, no input gradient, shapes of the head and odd ones. */
+#include "ops_case.h"
+
+#include <stdio.h>
+
+struct shape {
+  const char *name;
+  int64_t n, in, out;
+  bool relu, bias, accumulate, no_dx;
+  double p;
+};
+
+static const struct shape SHAPES[] = {
+    {"linear", 70, 64, 96, false, false, false, false, 0},
+    {"linear bias", 33, 48, 205, false, true, false, false, 0},
+    {"linear odd", 37, 37, 51, false, true, false, false, 0},
+    {"linear one row", 1, 64, 32, false, true, false, false, 0},
+    {"linear accumulate", 130, 128, 64, false, true, true, false, 0},
+    {"linear no dx", 65, 40, 72, false, true, false, true, 0},
+    {"linear relu", 65, 64, 256, true, true, true, false, 0},
+    {"linear relu dropout", 129, 72, 264, true, true, true, false, 0.3},
+    {"linear relu dropout odd", 19, 21, 43, true, true, false, false, 0.3},
+    {"linear wide", 96, 2048, 512, false, true, true, false, 0},
+};
+
+static side_call shape_call(const struct shape *s, enum side_op op) {
+  return (side_call){.op = op,
+                     .n = s->n,
+                     .in = s->in,
+                     .out = s->out,
+                     .relu = s->relu,
+                     .accumulate = s->accumulate,
+                     .p = s->p,
+                     .seed = 12345,
+                     .update = 7,
+                     .layer = 3,
+                     .row0 = 1000003};
+}
+
+static void forward(ops_test *t, const struct shape *s) {
+  side_call c = shape_call(s, SIDE_LINEAR);
+  size_t n = (size_t)s->n, in = (size_t)s->in, out = (size_t)s->out;
+  case_noise(t, &c, SIDE_ACT, n * in, 1, 1);
+  case_noise(t, &c, SIDE_PARAM, out * in, 0.2, 2);
+  case_noise(t, &c, SIDE_PARAM, s->bias ? out : 0, 1, 3);
+  int y = case_fill(&c, SIDE_ACT, n * out, 9);
+  case_check(t, s->name, &c, &(case_result){.buffer = y, .name = "y"}, 1);
+}
+
+/* The gradient is that of the y that the op is given, which is rounded and has its zeros in the same places for both.
+ */
+static void backward(ops_test *t, const struct shape *s) {
+  side_call c = shape_call(s, SIDE_LINEAR_BACKWARD);
+  size_t n = (size_t)s->n, in = (size_t)s->in, out = (size_t)s->out;
+  char name[96];
+  snprintf(name, sizeof name, "%s backward", s->name);
+  case_noise(t, &c, SIDE_ACT, n * in, 1, 4);
+  case_noise(t, &c, SIDE_PARAM, out * in, 0.2, 5);
+  int y = case_noise(t, &c, SIDE_ACT, s->relu ? n * out : 0, 1, 6);
+  for (size_t i = 0; i < c.buffer[y].n; i++)
+    if (c.buffer[y].x[i] < 0) c.buffer[y].x[i] = 0; /* dropped, or below the ReLU */
+  int dy = case_noise(t, &c, SIDE_ACT, n * out, 1, 7);
+  int dx = case_noise(t, &c, SIDE_ACT, s->no_dx ? 0 : n * in, 1, 8);
+  int dw = case_noise(t, &c, SIDE_REAL, out * in, 1, 9);
+  int db = case_noise(t, &c, SIDE_REAL, s->bias ? out : 0, 1, 10);
+  case_result results[4] = {{.buffer = dw, .name = "dweight"}};
+  int k = 1;
+  if (!s->no_dx) results[k++] = (case_result){.buffer = dx, .name = "dx"};
+  if (s->bias) results[k++] = (case_result){.buffer = db, .name = "dbias"};
+  if (s->relu) results[k++] = (case_result){.buffer = dy, .name = "dy before the ReLU", .exact_zeros = true};
+  case_check(t, name, &c, results, k);
+}
+
+/* A bias far above zero: what is zero was dropped, and both backends must drop the same. */
+static void mask(ops_test *t) {
+  struct shape s = {"linear dropout mask", 77, 16, 104, true, true, false, false, 0.3};
+  side_call c = shape_call(&s, SIDE_LINEAR);
+  case_noise(t, &c, SIDE_ACT, (size_t)(s.n * s.in), 1, 11);
+  case_noise(t, &c, SIDE_PARAM, (size_t)(s.out * s.in), 0.2, 12);
+  case_fill(&c, SIDE_PARAM, (size_t)s.out, 8);
+  int y = case_fill(&c, SIDE_ACT, (size_t)(s.n * s.out), 9);
+  case_check(t, s.name, &c, &(case_result){.buffer = y, .name = "y", .exact_zeros = true}, 1);
+}
+
+void test_dense(ops_test *t) {
+  for (size_t i = 0; i < sizeof SHAPES / sizeof *SHAPES; i++) {
+    forward(t, &SHAPES[i]);
+    backward(t, &SHAPES[i]);
+  }
+  mask(t);
+}

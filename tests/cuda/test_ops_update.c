@@ -1,0 +1,97 @@
+/* The loss, and the optimiser's steps. */
+#include "ops_case.h"
+
+#include <math.h>
+#include <stdio.h>
+
+static void cross_entropy(ops_test *t, const char *name, int64_t n, int64_t vocab, bool nll, bool gradient, bool same,
+                          double missing) {
+  side_call c = {.op = SIDE_CROSS_ENTROPY, .n = n, .vocab = vocab, .scale = 1.0 / 16, .same_buffer = same};
+  size_t all = (size_t)(n * vocab);
+  case_noise(t, &c, SIDE_ACT, all, 4, 60);
+  int targets = case_fill(&c, SIDE_TOKEN, (size_t)n, 0);
+  for (size_t i = 0; i < (size_t)n; i++)
+    c.buffer[targets].x[i] = case_uniform(61, i) < missing ? -1 : floor(case_uniform(62, i) * (double)vocab);
+  case_fill(&c, SIDE_SUM, 1, 0);
+  case_fill(&c, SIDE_REAL, nll ? (size_t)n : 0, 9);
+  case_fill(&c, SIDE_ACT, gradient && !same ? all : 0, 9);
+  case_result results[3] = {{.buffer = 2, .name = "loss_sum"}};
+  int k = 1;
+  if (nll) results[k++] = (case_result){.buffer = 3, .name = "nll", .exact_zeros = true};
+  if (gradient) results[k++] = (case_result){.buffer = same ? 0 : 4, .name = "dlogits"};
+  case_check(t, name, &c, results, k);
+}
+
+static void simple(ops_test *t) {
+  side_call c = {.op = SIDE_ADD_CONSTANT, .value = -0.37};
+  case_noise(t, &c, SIDE_REAL, 1003, 1, 70);
+  case_check(t, "add_constant", &c, &(case_result){.buffer = 0, .name = "x"}, 1);
+  side_call clamp = {.op = SIDE_CLAMP};
+  case_noise(t, &clamp, SIDE_PARAM, 1003, 2, 71);
+  case_check(t, "clamp01", &clamp, &(case_result){.buffer = 0, .name = "x", .exact_zeros = true}, 1);
+}
+
+/* Tensors of many sizes with gaps between them, one smaller and some larger than what a thread block takes. */
+static void tensors(side_call *c) {
+  static const size_t size[] = {1, 8, 513, 16384, 16385, 70000};
+  size_t at = 0;
+  c->n_tensor = (int)(sizeof size / sizeof *size);
+  for (int i = 0; i < c->n_tensor; i++) {
+    c->offset[i] = at;
+    c->size[i] = size[i];
+    at += (size[i] + 31) / 32 * 32;
+  }
+  c->n = (int64_t)at;
+}
+
+static void square_sums(ops_test *t, bool infinite) {
+  const char *name = infinite ? "square_sums not finite" : "square_sums";
+  if (!case_selected(t, name)) return;
+  side_call c = {.op = SIDE_SQUARE_SUMS};
+  tensors(&c);
+  case_noise(t, &c, SIDE_REAL, (size_t)c.n, 1, 80);
+  if (infinite) c.buffer[0].x[c.offset[3] + 5] = NAN;
+  side_call cpu = case_copy(&c);
+  bool ran = side_cpu_run(t->cpu, &cpu) && side_gpu_run(t->gpu, &c);
+  double worst = 0;
+  for (int i = 0; i < c.n_tensor && ran; i++) {
+    double e = fabs(c.norm2[i] / cpu.norm2[i] - 1);
+    if (infinite && i == 3) e = isfinite(c.norm2[i]) ? INFINITY : 0;
+    if (!(e <= worst)) worst = e;
+  }
+  case_report(t, name, "norm2", ran && worst <= 1e-5, worst, 1e-5);
+  case_free(&cpu);
+  case_free(&c);
+}
+
+/* Parameters are fp32 in every precision, and so are the gradients. The step itself is compared, which is small beside
+ * the parameter; so the parameters are small here. */
+static void adagrad(ops_test *t, const char *name, double scale, double clip) {
+  side_call c = {.op = SIDE_ADAGRAD, .scale = scale, .lr = 0.07, .eps = 1e-10, .clip_step = clip};
+  tensors(&c);
+  int param = case_noise(t, &c, SIDE_PARAM, (size_t)c.n, 0.01, 90);
+  int gradient = case_noise(t, &c, SIDE_REAL, (size_t)c.n, 0.01, 91);
+  int sum = case_fill(&c, SIDE_REAL, (size_t)c.n, 0);
+  for (size_t i = 0; i < (size_t)c.n; i++) c.buffer[sum].x[i] = (double)(float)(1e-4 * case_uniform(92, i));
+  for (int i = 0; i < c.n_tensor; i++) {
+    const double *g = c.buffer[gradient].x + c.offset[i];
+    for (size_t e = 0; e < c.size[i]; e++) c.norm2[i] += g[e] * g[e] * scale * scale;
+  }
+  case_result results[] = {{.buffer = param, .name = "param"}, {.buffer = sum, .name = "accumulator"}};
+  case_check(t, name, &c, results, 2);
+}
+
+void test_update(ops_test *t) {
+  cross_entropy(t, "cross_entropy", 70, 205, true, true, false, 0.2);
+  cross_entropy(t, "cross_entropy in place", 33, 205, false, true, true, 0.2);
+  cross_entropy(t, "cross_entropy loss only", 65, 205, false, false, false, 0);
+  cross_entropy(t, "cross_entropy nll only", 65, 51, true, false, false, 0.1);
+  cross_entropy(t, "cross_entropy two symbols", 17, 2, true, true, false, 0.1);
+  cross_entropy(t, "cross_entropy many symbols", 9, 5003, true, true, true, 0.1);
+  simple(t);
+  square_sums(t, false);
+  square_sums(t, true);
+  adagrad(t, "adagrad", 1, 0);
+  adagrad(t, "adagrad clipped", 1, 0.03);
+  adagrad(t, "adagrad scaled", 1.0 / 1024, 1e-4);
+}
