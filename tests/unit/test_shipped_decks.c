@@ -37,6 +37,8 @@ static const struct {
     {"enwik8_adaptive_span_paper.nml", "train eval"},
     {"enwik8_adaptive_span_small.nml", "train eval"},
     {"enwik8_eval.nml", "eval"},
+    {"enwik8_transformer_xl.nml", "train eval"},
+    {"enwik8_transformer_xl_eval.nml", "eval"},
     {"quickstart.nml", "prepare train eval"},
 };
 enum { DECKS = sizeof decks / sizeof *decks };
@@ -95,6 +97,34 @@ static void test_recipe(void **state) {
   free(s);
 }
 
+static void test_transformer_xl(void **state) {
+  (void)state;
+  vd_settings *s = vd_calloc(1, sizeof *s);
+  check_deck("enwik8_transformer_xl.nml", "train", s);
+  assert_string_equal(s->model.arch, "transformer_xl");
+  assert_int_equal(s->model.n_layer, 12);
+  assert_int_equal(s->model.d_model, 512);
+  assert_int_equal(s->model.n_head, 8);
+  assert_int_equal(s->model.d_head, 64);
+  assert_int_equal(s->model.d_inner, 2048);
+  assert_true(s->model.dropout == 0.1 && s->model.dropatt == 0.0 && s->model.untie_r);
+  assert_int_equal(s->memory.mem_len, 512);
+  assert_true(s->memory.clamp_len <= 0 && !s->memory.same_length);
+  assert_string_equal(s->optimizer.method, "adam");
+  assert_string_equal(s->optimizer.schedule, "cosine");
+  assert_true(s->optimizer.lr == 0.00025 && s->optimizer.clip_norm == 0.25);
+  assert_int_equal(s->optimizer.warmup_updates, 0);
+  assert_int_equal(s->run.max_updates, 400000);
+  assert_int_equal(s->data.batch_streams, 60);
+  check_deck("enwik8_transformer_xl_eval.nml", "eval", s);
+  assert_int_equal(s->eval.tokens_per_sample, 80);
+  assert_int_equal(s->memory.mem_len, 2100);
+  assert_int_equal(s->memory.clamp_len, 820);
+  assert_true(s->memory.same_length);
+  assert_string_equal(s->eval.split, "valid");
+  free(s);
+}
+
 static void test_markdown(void **state) {
   (void)state;
   enum { ROOM = 1 << 18 };
@@ -115,6 +145,7 @@ static void test_markdown(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_decks), cmocka_unit_test(test_list),
-                                     cmocka_unit_test(test_recipe), cmocka_unit_test(test_markdown)};
+                                     cmocka_unit_test(test_recipe), cmocka_unit_test(test_transformer_xl),
+                                     cmocka_unit_test(test_markdown)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
