@@ -62,35 +62,76 @@ cudaError_t vd_cuda_embed(enum vd_cuda_type type, int64_t n, int64_t d, const in
   return cudaGetLastError();
 }
 
-/* Block (v, c): columns 64 c .. of symbol v. Each of the 4 lanes of rows takes every fourth row in ascending order; the
- * lanes are added in order, so that the sum does not depend on timing. */
-template <typename T>
-__global__ void vd_embed_backward_kernel(int64_t n, int64_t d, const int32_t *tokens, const T *dout, float *dweight) {
-  __shared__ float sum[4][64];
-  int32_t v = (int32_t)blockIdx.x;
-  int column = (int)threadIdx.x % 64, lane = (int)threadIdx.x / 64;
-  int64_t c = (int64_t)blockIdx.y * 64 + column;
-  float mine = 0;
-  for (int64_t r0 = lane; r0 < n; r0 += 32) {
-    int32_t token[8];
-#pragma unroll
-    for (int i = 0; i < 8; i++) token[i] = r0 + 4 * i < n ? tokens[r0 + 4 * i] : -1;
-#pragma unroll
-    for (int i = 0; i < 8; i++)
-      if (token[i] == v && c < d) mine += vd_load(dout[(r0 + 4 * i) * d + c]);
-  }
-  sum[lane][column] = mine;
+/* Block v sums the rows of symbol v. It lists them first, a chunk of tokens at a time and in ascending order; then
+ * VD_LANES lanes take every VD_LANES-th row of the list, each for N columns a thread, and are added in order: the sum
+ * does not depend on timing. */
+enum { VD_LANES = 16, VD_LISTED = 4096 };
+
+VD_GPU int vd_list_rows(int32_t v, int64_t from, int64_t end, const int32_t *tokens, int32_t *row, int32_t *count) {
+  int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, n_warp = (int)blockDim.x / 32, before = 0, total = 0;
+  int64_t per_warp = VD_LISTED / n_warp, first = from + warp * per_warp;
+  int mine = 0;
+  for (int64_t r = first + lane; r < first + per_warp; r += 32)
+    mine += __popc(__ballot_sync(0xffffffffU, r < end && tokens[r] == v));
+  if (lane == 0) count[warp] = mine;
   __syncthreads();
-  if (lane == 0 && c < d) {
-    float total = (sum[0][column] + sum[1][column]) + (sum[2][column] + sum[3][column]);
-    if (total != 0) dweight[(int64_t)v * d + c] += total;
+  for (int w = 0; w < n_warp; w++) {
+    before += w < warp ? count[w] : 0;
+    total += count[w];
+  }
+  for (int64_t r = first + lane; r < first + per_warp; r += 32) {
+    bool hit = r < end && tokens[r] == v;
+    unsigned hits = __ballot_sync(0xffffffffU, hit);
+    if (hit) row[before + __popc(hits & ((1U << lane) - 1))] = (int32_t)r;
+    before += __popc(hits);
+  }
+  __syncthreads();
+  return total;
+}
+
+template <typename T, int N>
+__global__ void vd_embed_backward_kernel(int64_t n, int64_t d, const int32_t *tokens, const T *dout, float *dweight) {
+  __shared__ int32_t row[VD_LISTED], count[32];
+  __shared__ float sum[VD_LANES][64];
+  int32_t v = (int32_t)blockIdx.x;
+  int group = (int)threadIdx.x % 64, lane = (int)threadIdx.x / 64;
+  int64_t c = ((int64_t)blockIdx.y * 64 + group) * N;
+  float mine[N] = {0};
+  for (int64_t from = 0; from < n; from += VD_LISTED) {
+    int listed = vd_list_rows(v, from, from + VD_LISTED < n ? from + VD_LISTED : n, tokens, row, count);
+    if (c < d) {
+#pragma unroll 4
+      for (int i = lane; i < listed; i += VD_LANES) {
+        float x[N];
+        vd_read<T, N>(dout + (int64_t)row[i] * d + c, x);
+#pragma unroll
+        for (int k = 0; k < N; k++) mine[k] += x[k];
+      }
+    }
+    __syncthreads();
+  }
+#pragma unroll
+  for (int k = 0; k < N; k++) {
+    sum[lane][group] = mine[k];
+    __syncthreads();
+    if (lane == 0 && c < d) {
+      float total = 0;
+      for (int i = 0; i < VD_LANES; i++) total += sum[i][group];
+      dweight[(int64_t)v * d + c + k] += total;
+    }
+    __syncthreads();
   }
 }
 
 cudaError_t vd_cuda_embed_backward(enum vd_cuda_type type, int64_t n, int64_t d, int64_t vocab, const int32_t *tokens,
                                    const void *dout, float *dweight, cudaStream_t stream) {
-  dim3 blocks((unsigned)vocab, vd_blocks(d, 64));
-#define CALL(T) vd_embed_backward_kernel<T><<<blocks, VD_BLOCK, 0, stream>>>(n, d, tokens, (const T *)dout, dweight)
+#define CALL(T)                                                                                                        \
+  if (d % 8 == 0)                                                                                                      \
+    vd_embed_backward_kernel<T, 8><<<dim3((unsigned)vocab, vd_blocks(d, 512)), 64 * VD_LANES, 0, stream>>>(            \
+        n, d, tokens, (const T *)dout, dweight);                                                                       \
+  else                                                                                                                 \
+    vd_embed_backward_kernel<T, 1><<<dim3((unsigned)vocab, vd_blocks(d, 64)), 64 * VD_LANES, 0, stream>>>(             \
+        n, d, tokens, (const T *)dout, dweight)
   VD_BY_TYPE(type, CALL);
 #undef CALL
   return cudaGetLastError();

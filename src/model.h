@@ -66,6 +66,8 @@ const vd_param *vd_model_param(const vd_model *m, int i);
 /* Not collective. Elements in an arena (parameters, gradients, one optimiser state), padding between tensors included.
  */
 size_t vd_model_arena(const vd_model *m);
+/* Not collective. Reals at the start of the arenas that hold the spans of all layers, padding included; 0: no spans. */
+size_t vd_model_span_room(const vd_model *m);
 /* Not collective. The parameter arena, in the backend's memory. Borrowed; tell vd_model_params_changed after writing.
  */
 real *vd_model_params(vd_model *m);

@@ -7,6 +7,10 @@
 
 enum { VD_ALIGN = 32 }; /* reals; tensors start on cache lines */
 
+static size_t padded(size_t n) {
+  return (n + VD_ALIGN - 1) / VD_ALIGN * VD_ALIGN;
+}
+
 static int add(vd_model *m, int layer, const char *name, int rank, int64_t a, int64_t b, int64_t c) {
   vd_param *p = &m->param[m->n_param];
   if (layer < 0)
@@ -21,7 +25,7 @@ static int add(vd_model *m, int layer, const char *name, int rank, int64_t a, in
   p->at.offset = m->arena;
   p->at.size = (size_t)a;
   for (int i = 1; i < rank; i++) p->at.size *= (size_t)p->shape[i];
-  m->arena += (p->at.size + VD_ALIGN - 1) / VD_ALIGN * VD_ALIGN;
+  m->arena += padded(p->at.size);
   return m->n_param++;
 }
 
@@ -30,6 +34,8 @@ static void add_layer(vd_model *m, int l) {
   int64_t d = m->d, inner = m->config.d_inner;
   p->span = add(m, l, "attn.attn.adaptive_span._mask.current_val", m->config.span_per_layer ? 1 : 3, m->n_span, 1, 1);
   m->param[p->span].is_span = true;
+  m->arena = m->param[p->span].at.offset;
+  m->param[p->span].at.offset = (size_t)l * padded((size_t)m->n_span);
   p->query = add(m, l, "attn.proj_query.weight", 2, d, d, 1);
   p->key = add(m, l, "attn.proj_key.weight", 2, d, d, 1);
   p->value = add(m, l, "attn.proj_val.weight", 2, d, d, 1);
@@ -84,11 +90,13 @@ void vd_model_layout(vd_model *m) {
   m->param = vd_calloc((size_t)(4 + 14 * c->n_layer), sizeof *m->param);
   m->layer = vd_calloc((size_t)c->n_layer, sizeof *m->layer);
   m->n_param = 0;
-  m->arena = 0;
+  m->arena = m->span_room = 0;
   if (vd_model_is_xl(m)) {
     layout_xl(m);
     return;
   }
+  /* The spans of all layers begin the arena, so that they are read and clamped as one. */
+  m->span_room = m->arena = (size_t)c->n_layer * padded((size_t)m->n_span);
   m->in_emb = add(m, -1, "in_emb.weight", 2, c->vocab, m->d, 1);
   m->key_pe = add(m, -1, "key_pe", 3, 1, c->d_head, c->attn_span);
   for (int l = 0; l < (int)c->n_layer; l++) add_layer(m, l);
