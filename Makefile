@@ -127,7 +127,15 @@ $(BUILD)/cuda/test_ops: $(TEST_OPS_OBJ) $(BUILD)/f32/tests/cuda/ops_side.o $(BUI
 	@mkdir -p $(@D)
 	$(SAY) LINK $@
 	$(Q)$(LINK) -o $@ $^ $(LIBS) -ldl
-gpu-tests: $(BUILD)/cuda/test_attention $(BUILD)/cuda/bench_attention $(BUILD)/cuda/test_ops ## The CUDA kernels' test programs (needs nvcc)
+# Whole models on the GPU, through the same table.
+GPU_AUX := $(patsubst %.c,$(BUILD)/f32/%.o,tests/gpu/gpu_ops.c)
+GPU_PROGRAMS := $(BUILD)/gpu/one_update $(BUILD)/gpu/bench_train
+$(GPU_PROGRAMS:$(BUILD)/gpu/%=$(BUILD)/f32/tests/gpu/%.o) $(GPU_AUX): private ALL_CFLAGS += -Icuda
+$(GPU_PROGRAMS): $(BUILD)/gpu/%: $(BUILD)/f32/tests/gpu/%.o $(GPU_AUX) $(BUILD)/libviaduct.a
+	@mkdir -p $(@D)
+	$(SAY) LINK $@
+	$(Q)$(LINK) -o $@ $^ $(LIBS) -ldl
+gpu-tests: $(BUILD)/cuda/test_attention $(BUILD)/cuda/bench_attention $(BUILD)/cuda/test_ops $(GPU_PROGRAMS) ## The CUDA kernels' test programs (needs nvcc)
 gpu-check: gpu-tests ## On a GPU node: the CUDA kernels against a double reference
 	$(BUILD)/cuda/test_attention
 gpu-bench: gpu-tests ## On a GPU node: time of the attention kernels at learnt spans

@@ -1,0 +1,139 @@
+/* Tokens per second of the whole training update on a GPU, at spans as a 12-layer model learns them, held fixed: layers
+ * 0 to 4 have heads of 8 to 64 tokens, each later layer one of 700 and one of 1024 + 512 (l - 5). 'masked', dropout
+ * 0.3, random tokens in blocks of 512, Adagrad with the recipe's step clip, the span penalty included. Memories are
+ * full before anything is timed. The figure is the median over windows of updates, waiting for the GPU at each window's
+ * end only. Usage: bench_train STREAMS [PRECISION [WINDOWS [UPDATES]]]; one line of JSON. */
+#include "gpu_ops.h"
+#include "model.h"
+#include "optimizer.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { BLOCK = 512, VOCAB = 205, N_LAYER = 12, N_HEAD = 8, ATTN_SPAN = 8192 };
+
+struct bench {
+  vd_ops *ops;
+  vd_model *model;
+  vd_optimizer *optimizer;
+  int64_t n_stream, update;
+  int32_t *x, *y;
+};
+
+static double span_of(int layer, size_t head) {
+  static const double near[N_HEAD] = {8, 16, 16, 24, 24, 32, 40, 64}, far[N_HEAD] = {16, 24, 40, 64, 110, 220, 700, 0};
+  if (layer < 5) return near[head];
+  return head < N_HEAD - 1 ? far[head] : 1024 + 512 * (layer - 5);
+}
+
+static void set_spans(struct bench *b) {
+  for (int i = 0; i < vd_model_n_param(b->model); i++) {
+    const vd_param *p = vd_model_param(b->model, i);
+    if (!p->is_span) continue;
+    real z[N_HEAD];
+    for (size_t h = 0; h < N_HEAD; h++) z[h] = (real)(span_of(p->layer, h) / ATTN_SPAN);
+    b->ops->put(b->ops, vd_model_params(b->model) + p->at.offset, z, N_HEAD);
+  }
+  vd_model_params_changed(b->model);
+}
+
+/* A zero gradient moves nothing in Adagrad. */
+static void hold_spans(struct bench *b) {
+  for (int i = 0; i < vd_model_n_param(b->model); i++) {
+    const vd_param *p = vd_model_param(b->model, i);
+    if (p->is_span) b->ops->zero(b->ops, vd_model_gradients(b->model) + p->at.offset, p->at.size * sizeof(real));
+  }
+}
+
+static int one_update(struct bench *b, double *bpc, vd_error *err) {
+  vd_ops *o = b->ops;
+  double norm, targets = (double)(b->n_stream * BLOCK);
+  o->zero(o, vd_model_gradients(b->model), vd_model_arena(b->model) * sizeof(real));
+  vd_step step = {.x = b->x, .y = b->y, .block = BLOCK, .update = b->update, .train = true, .scale = 1 / targets};
+  if (vd_model_run(b->model, &step, err)) return err->status;
+  *bpc = step.nll_sum / targets / log(2.0);
+  vd_model_span_penalty(b->model, true);
+  hold_spans(b);
+  return vd_optimizer_update(b->optimizer, b->update++, &norm, err);
+}
+
+static int by_value(const void *a, const void *b) {
+  double x = *(const double *)a, y = *(const double *)b;
+  return (x > y) - (x < y);
+}
+
+static int measure(struct bench *b, int windows, int updates, double *seconds, double *bpc, vd_error *err) {
+  for (int i = 0; i < 12; i++) /* the longest memory, 4,160 tokens, takes 9 blocks */
+    if (one_update(b, bpc, err)) return err->status;
+  for (int w = 0; w < windows; w++) {
+    if (b->ops->synchronize(b->ops, err)) return err->status;
+    double start = MPI_Wtime();
+    for (int i = 0; i < updates; i++)
+      if (one_update(b, bpc, err)) return err->status;
+    if (b->ops->synchronize(b->ops, err)) return err->status;
+    seconds[w] = (MPI_Wtime() - start) / updates;
+  }
+  qsort(seconds, (size_t)windows, sizeof *seconds, by_value);
+  return VD_OK;
+}
+
+static int make(struct bench *b, vd_error *err) {
+  vd_model_config config = {.vocab = VOCAB,
+                            .n_layer = N_LAYER,
+                            .d_model = 512,
+                            .n_head = N_HEAD,
+                            .d_head = 64,
+                            .d_inner = 2048,
+                            .dropout = 0.3,
+                            .attn_span = ATTN_SPAN,
+                            .ramp = 32,
+                            .softmax = VD_MASKED,
+                            .aux_loss_scaler = 5e-7,
+                            .init = VD_INIT_PUBLISHED,
+                            .seed = 1};
+  vd_optimizer_config optimizer = {.lr = 0.07, .eps = 1e-10, .clip_step = 0.03, .warmup_updates = 32000};
+  size_t n = (size_t)(b->n_stream * BLOCK);
+  b->x = vd_calloc(n, sizeof *b->x);
+  b->y = vd_calloc(n, sizeof *b->y);
+  for (size_t i = 0; i < n; i++) {
+    philox4x32_ctr_t r = vd_philox((vd_rng){.seed = 8}, i);
+    b->x[i] = (int32_t)(r.v[0] % (uint32_t)VOCAB);
+    b->y[i] = (int32_t)(r.v[1] % (uint32_t)VOCAB);
+  }
+  if (vd_model_create(&b->model, &config, b->ops, 0, b->n_stream, 0, BLOCK, true, err) ||
+      vd_optimizer_create(&b->optimizer, &optimizer, b->model, b->ops, err))
+    return err->status;
+  set_spans(b);
+  return vd_model_reset_memory(b->model, err);
+}
+
+int main(int argc, char **argv) {
+  MPI_Init(&argc, &argv);
+  struct bench b = {.n_stream = argc > 1 ? atoll(argv[1]) : 16};
+  const char *word = argc > 2 ? argv[2] : "bf16";
+  int windows = argc > 3 ? atoi(argv[3]) : 9, updates = argc > 4 ? atoi(argv[4]) : 10;
+  enum vd_precision precision;
+  vd_error err = {0};
+  vd_gpu before = {0}, after = {0};
+  double *seconds = vd_calloc((size_t)windows, sizeof *seconds), bpc = 0;
+  const vd_cuda_table *table = gpu_table(&err);
+  if (table && gpu_precision(word, &precision, &err) == VD_OK && table->describe(0, &before, &err) == VD_OK &&
+      table->ops(&b.ops, 0, precision, &err) == VD_OK && make(&b, &err) == VD_OK &&
+      measure(&b, windows, updates, seconds, &bpc, &err) == VD_OK && table->describe(0, &after, &err) == VD_OK) {
+    double median = seconds[windows / 2], tokens = (double)(b.n_stream * BLOCK);
+    printf("{\"gpu\": \"%s\", \"precision\": \"%s\", \"streams\": %lld, \"tokens_per_second\": %.0f, "
+           "\"ms_per_update\": %.3f, \"fastest_ms\": %.3f, \"slowest_ms\": %.3f, \"memory_gib\": %.2f, "
+           "\"updates\": %d, \"bpc\": %.3f}\n",
+           after.name, word, (long long)b.n_stream, tokens / median, median * 1e3, seconds[0] * 1e3,
+           seconds[windows - 1] * 1e3, (double)(after.total_bytes - after.free_bytes) / 1073741824.0, windows * updates,
+           bpc);
+  }
+  vd_error_print(&err);
+  vd_optimizer_destroy(b.optimizer);
+  vd_model_destroy(b.model);
+  if (b.ops) b.ops->destroy(b.ops);
+  free(b.x), free(b.y), free(seconds);
+  MPI_Finalize();
+  return err.status;
+}
