@@ -1,4 +1,4 @@
-/* The whole model's gradients against central finite differences in double, memory rows, dropout, trimmed windows,
+/* The models' gradients against central finite differences in double, memory rows, dropout, trimmed windows,
  * ramps and span parameters included; and what the model promises about streams computed apart. */
 #include "model.h"
 
@@ -19,7 +19,8 @@ struct bench {
   vd_model *m;
   int64_t n_stream, block;
   int32_t *x, *y;
-  real **memory; /* [n_layer] copies, before the block */
+  real **memory;   /* [n_layer] copies, before the block */
+  int64_t rows[4]; /* [n_layer] theirs */
 };
 
 static vd_model_config base(void) {
@@ -54,6 +55,16 @@ static void spread_spans(struct bench *b) {
   vd_model_params_changed(b->m);
 }
 
+/* Transformer-XL begins with weights so small that attention is flat and its gradients drown in rounding. */
+static void enlarge(struct bench *b) {
+  if (vd_model_config_of(b->m)->arch != VD_TRANSFORMER_XL) return;
+  for (int i = 0; i < vd_model_n_param(b->m); i++) {
+    const vd_param *p = vd_model_param(b->m, i);
+    for (size_t e = 0; p->rank == 2 && e < p->at.size; e++) vd_model_params(b->m)[p->at.offset + e] *= 20;
+  }
+  vd_model_params_changed(b->m);
+}
+
 static void run(struct bench *b, vd_step *s, int64_t block, bool train) {
   vd_error err = {0};
   *s = (vd_step){
@@ -67,6 +78,7 @@ static struct bench setup(const vd_model_config *config, int64_t stream0, int64_
   assert_int_equal(vd_ops_cpu(&b.ops, 1, &err), VD_OK);
   assert_int_equal(vd_model_create(&b.m, config, b.ops, stream0, n_stream, micro, b.block, true, &err), VD_OK);
   spread_spans(&b);
+  enlarge(&b);
   size_t n = (size_t)(n_stream * b.block);
   b.x = vd_calloc(n, sizeof *b.x);
   b.y = vd_calloc(n, sizeof *b.y);
@@ -81,6 +93,7 @@ static struct bench setup(const vd_model_config *config, int64_t stream0, int64_
   }
   b.memory = vd_calloc((size_t)config->n_layer, sizeof *b.memory);
   for (int l = 0; l < (int)config->n_layer; l++) {
+    b.rows[l] = vd_model_memory_rows(b.m, l);
     b.memory[l] = vd_calloc((size_t)(n_stream * vd_model_memory_rows(b.m, l) * config->d_model), sizeof(real));
     vd_model_memory_get(b.m, l, 0, n_stream, b.memory[l]);
   }
@@ -101,8 +114,7 @@ static double objective(struct bench *b) {
   vd_error err = {0};
   vd_model_params_changed(b->m);
   for (int l = 0; l < (int)vd_model_config_of(b->m)->n_layer; l++)
-    assert_int_equal(vd_model_memory_put(b->m, l, vd_model_memory_rows(b->m, l), 0, b->n_stream, b->memory[l], &err),
-                     VD_OK);
+    assert_int_equal(vd_model_memory_put(b->m, l, b->rows[l], 0, b->n_stream, b->memory[l], &err), VD_OK);
   b->ops->zero(b->ops, vd_model_gradients(b->m), vd_model_arena(b->m) * sizeof(real));
   vd_step s;
   run(b, &s, b->block, true);
@@ -171,6 +183,100 @@ static void gradients_trimmed_dropout_per_layer(void **state) {
   compare_gradients(&c);
 }
 
+/* Heads wider than d_model / n_head; 99 tokens lie behind the block, of which mem_len are remembered. */
+static vd_model_config xl(void) {
+  return (vd_model_config){.arch = VD_TRANSFORMER_XL,
+                           .vocab = 11,
+                           .n_layer = 2,
+                           .d_model = 12,
+                           .n_head = 3,
+                           .d_head = 6,
+                           .d_inner = 10,
+                           .mem_len = 40,
+                           .untie_r = true,
+                           .seed = 7};
+}
+static void gradients_xl(void **state) {
+  (void)state;
+  vd_model_config c = xl();
+  compare_gradients(&c);
+  c.mem_len = 120; /* not yet full */
+  compare_gradients(&c);
+  c.mem_len = 0;
+  compare_gradients(&c);
+}
+static void gradients_xl_dropout(void **state) {
+  (void)state;
+  vd_model_config c = xl();
+  c.dropout = 0.2;
+  c.dropatt = 0.3;
+  compare_gradients(&c);
+}
+static void gradients_xl_shared_clamped_same_length(void **state) {
+  (void)state;
+  vd_model_config c = xl();
+  c.untie_r = false;
+  c.clamp_len = 15;
+  c.same_length = true;
+  c.dropatt = 0.1;
+  compare_gradients(&c);
+  c.d_head = 2;  /* narrower heads */
+  c.mem_len = 5; /* a block longer than the memory */
+  compare_gradients(&c);
+}
+
+/* As streams_computed_apart, with every dropout there is: its numbers are those of the global streams. */
+static void streams_computed_apart_xl(void **state) {
+  (void)state;
+  vd_model_config c = xl();
+  c.dropout = 0.3;
+  c.dropatt = 0.2;
+  struct bench whole = setup(&c, 0, 5, 0), micro = setup(&c, 0, 5, 2), low = setup(&c, 0, 2, 0),
+               high = setup(&c, 2, 3, 0);
+  double loss = objective(&whole), loss_micro = objective(&micro);
+  double parts = (2 * objective(&low) + 3 * objective(&high)) / 5;
+  assert_true(fabs(loss - loss_micro) < 1e-13 * loss && fabs(loss - parts) < 1e-13 * loss);
+  const real *g = vd_model_gradients(whole.m), *gm = vd_model_gradients(micro.m);
+  for (size_t e = 0; e < vd_model_arena(whole.m); e++) {
+    double sum = (2 * (double)vd_model_gradients(low.m)[e] + 3 * (double)vd_model_gradients(high.m)[e]) / 5;
+    assert_true(fabs((double)g[e] - (double)gm[e]) < 1e-12 && fabs((double)g[e] - sum) < 1e-12);
+  }
+  teardown(&whole), teardown(&micro), teardown(&low), teardown(&high);
+}
+
+/* Rows grow from none to mem_len, the newest last; more rows than mem_len are cut when they are put back. */
+static void memory_grows_xl(void **state) {
+  (void)state;
+  vd_model_config c = xl();
+  struct bench b = setup(&c, 0, 2, 0);
+  vd_error err = {0};
+  vd_step s;
+  assert_int_equal(vd_model_memory_rows(b.m, 0), 40);
+  assert_int_equal(vd_model_reset_memory(b.m, &err), VD_OK);
+  assert_int_equal(vd_model_memory_rows(b.m, 1), 0);
+  for (int blocks = 1; blocks < 7; blocks++) {
+    run(&b, &s, b.block, false);
+    assert_int_equal(vd_model_memory_rows(b.m, 1), blocks < 5 ? 9 * blocks : 40);
+  }
+  int64_t d = c.d_model;
+  real *memory = vd_calloc((size_t)(2 * 50 * d), sizeof *memory);
+  vd_model_memory_get(b.m, 0, 0, 2, memory);
+  for (int64_t t = 0; t < b.block; t++)
+    for (int64_t e = 0; e < d; e++) {
+      const vd_param *p = vd_model_param(b.m, 0);
+      double embedding = vd_model_params(b.m)[p->at.offset + (size_t)(b.x[b.block + t] * d + e)] * sqrt((double)d);
+      assert_true(fabs((double)memory[(2 * 40 - b.block + t) * d + e] - embedding) < 1e-14);
+    }
+  for (int64_t i = 0; i < 2 * 50 * d; i++) memory[i] = (real)i;
+  assert_int_equal(vd_model_memory_put(b.m, 1, 50, 0, 2, memory, &err), VD_OK);
+  real *back = vd_calloc((size_t)(2 * 40 * d), sizeof *back);
+  vd_model_memory_get(b.m, 1, 0, 2, back);
+  assert_memory_equal(back, memory + 10 * d, (size_t)(40 * d) * sizeof *back);
+  assert_memory_equal(back + 40 * d, memory + 60 * d, (size_t)(40 * d) * sizeof *back);
+  free(memory), free(back);
+  teardown(&b);
+}
+
 /* Five streams at once, two at a time, and shared out as 2 + 3: the same loss and gradients, to rounding. */
 static void streams_computed_apart(void **state) {
   (void)state;
@@ -230,9 +336,17 @@ static void memory_moves_on(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(gradients_masked),       cmocka_unit_test(gradients_masked_dropout_per_layer),
-      cmocka_unit_test(gradients_trimmed),      cmocka_unit_test(gradients_trimmed_dropout_per_layer),
-      cmocka_unit_test(streams_computed_apart), cmocka_unit_test(memory_moves_on),
+      cmocka_unit_test(gradients_masked),
+      cmocka_unit_test(gradients_masked_dropout_per_layer),
+      cmocka_unit_test(gradients_trimmed),
+      cmocka_unit_test(gradients_trimmed_dropout_per_layer),
+      cmocka_unit_test(streams_computed_apart),
+      cmocka_unit_test(memory_moves_on),
+      cmocka_unit_test(gradients_xl),
+      cmocka_unit_test(gradients_xl_dropout),
+      cmocka_unit_test(gradients_xl_shared_clamped_same_length),
+      cmocka_unit_test(streams_computed_apart_xl),
+      cmocka_unit_test(memory_grows_xl),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
