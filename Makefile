@@ -107,10 +107,12 @@ $(MATH): $(BUILD)/tests/%: $(BUILD)/f64/tests/math/%.o $(MATH_AUX) $(BUILD)/libv
 	$(SAY) LINK $@
 	$(Q)$(LINK) -o $@ $^ $(LIBS) -lcmocka
 # The golden files once more, over the library that ships.
-$(BUILD)/tests/check_golden_f32: $(BUILD)/f32/tests/math/check_golden.o $(MATH_AUX:$(BUILD)/f64/%=$(BUILD)/f32/%) $(BUILD)/libviaduct.a
+GPU_AUX := $(patsubst %.c,$(BUILD)/f32/%.o,tests/gpu/gpu_ops.c)
+$(BUILD)/f32/tests/math/golden.o $(GPU_AUX): private ALL_CFLAGS += -Icuda
+$(BUILD)/tests/check_golden_f32: $(BUILD)/f32/tests/math/check_golden.o $(MATH_AUX:$(BUILD)/f64/%=$(BUILD)/f32/%) $(GPU_AUX) $(BUILD)/libviaduct.a
 	@mkdir -p $(@D)
 	$(SAY) LINK $@
-	$(Q)$(LINK) -o $@ $^ $(LIBS)
+	$(Q)$(LINK) -o $@ $^ $(LIBS) -ldl
 # The CUDA kernels and their test programs, where there is an nvcc. The program does not use them yet.
 CUDA_OBJ := $(patsubst %.cu,$(BUILD)/%.o,$(wildcard cuda/*.cu))
 $(BUILD)/%.o: %.cu $(wildcard cuda/*.cuh cuda/*.h) src/random.h
@@ -128,9 +130,8 @@ $(BUILD)/cuda/test_ops: $(TEST_OPS_OBJ) $(BUILD)/f32/tests/cuda/ops_side.o $(BUI
 	$(SAY) LINK $@
 	$(Q)$(LINK) -o $@ $^ $(LIBS) -ldl
 # Whole models on the GPU, through the same table.
-GPU_AUX := $(patsubst %.c,$(BUILD)/f32/%.o,tests/gpu/gpu_ops.c)
 GPU_PROGRAMS := $(BUILD)/gpu/one_update $(BUILD)/gpu/bench_train
-$(GPU_PROGRAMS:$(BUILD)/gpu/%=$(BUILD)/f32/tests/gpu/%.o) $(GPU_AUX): private ALL_CFLAGS += -Icuda
+$(GPU_PROGRAMS:$(BUILD)/gpu/%=$(BUILD)/f32/tests/gpu/%.o): private ALL_CFLAGS += -Icuda
 $(GPU_PROGRAMS): $(BUILD)/gpu/%: $(BUILD)/f32/tests/gpu/%.o $(GPU_AUX) $(BUILD)/libviaduct.a
 	@mkdir -p $(@D)
 	$(SAY) LINK $@

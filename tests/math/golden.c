@@ -1,5 +1,9 @@
 #include "golden.h"
 
+#if !VD_REAL_IS_DOUBLE
+#include "../gpu/gpu_ops.h"
+#endif
+
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -42,6 +46,25 @@ double vd_golden_difference(const real *ours, const double *theirs, size_t n) {
   return worst == 0 ? 0 : worst / fmax(largest, 1e-300);
 }
 
+#if VD_REAL_IS_DOUBLE
+int vd_golden_ops(const vd_golden *g, vd_ops **ops, vd_error *err) {
+  if (g->gpu) return vd_fail(err, VD_USAGE, "no GPU computes in double: use check_golden_f32");
+  return vd_ops_cpu(ops, 1, err);
+}
+#else
+int vd_golden_ops(const vd_golden *g, vd_ops **ops, vd_error *err) {
+  if (!g->gpu) return vd_ops_cpu(ops, 1, err);
+  const vd_cuda_table *table = gpu_table(err);
+  return table ? table->ops(ops, 0, VD_FP32, err) : err->status;
+}
+#endif
+
+real *vd_golden_host(vd_ops *ops, const real *x, size_t n) {
+  real *host = vd_calloc(n, sizeof *host);
+  ops->get(ops, host, x, n);
+  return host;
+}
+
 void vd_golden_report(vd_golden *g, const char *what, double error, double tolerance) {
   bool good = error <= tolerance;
   printf("  %-18s largest relative error %.3g (tolerance %.0e)%s\n", what, error, tolerance, good ? "" : "  FAILED");
@@ -58,7 +81,8 @@ static void tensor_path(const vd_golden *g, const char *group, const char *name,
   }
 }
 
-void vd_golden_compare_arena(vd_golden *g, vd_model *m, const char *group, const real *arena) {
+void vd_golden_compare_arena(vd_golden *g, vd_ops *ops, vd_model *m, const char *group, const real *arena) {
+  real *ours = vd_golden_host(ops, arena, vd_model_arena(m));
   double worst = 0;
   char where[160] = "";
   for (int i = 0; i < vd_model_n_param(m); i++) {
@@ -72,18 +96,20 @@ void vd_golden_compare_arena(vd_golden *g, vd_model *m, const char *group, const
       fprintf(stderr, "check_golden: %s: %zu elements, expected %zu\n", path, n, p->at.size);
       exit(2);
     }
-    double e = vd_golden_difference(arena + p->at.offset, theirs, n);
+    double e = vd_golden_difference(ours + p->at.offset, theirs, n);
     if (!(e <= worst)) {
       worst = e;
       snprintf(where, sizeof where, "%s", p->name);
     }
     free(theirs);
   }
-  vd_golden_report(g, group, worst, VD_GOLDEN_TOLERANCE);
-  if (worst > VD_GOLDEN_TOLERANCE) printf("    worst in %s\n", where);
+  vd_golden_report(g, group, worst, g->tolerance);
+  if (!(worst <= g->tolerance)) printf("    worst in %s\n", where);
+  free(ours);
 }
 
-void vd_golden_load(vd_golden *g, vd_model *m, const char *group) {
+void vd_golden_load(vd_golden *g, vd_ops *ops, vd_model *m, const char *group) {
+  real *host = vd_golden_host(ops, vd_model_params(m), vd_model_arena(m));
   for (int i = 0; i < vd_model_n_param(m); i++) {
     const vd_param *p = vd_model_param(m, i);
     char path[160];
@@ -95,8 +121,10 @@ void vd_golden_load(vd_golden *g, vd_model *m, const char *group) {
       fprintf(stderr, "check_golden: %s: %zu elements, expected %zu\n", path, n, p->at.size);
       exit(2);
     }
-    for (size_t e = 0; e < n; e++) vd_model_params(m)[p->at.offset + e] = (real)data[e];
+    for (size_t e = 0; e < n; e++) host[p->at.offset + e] = (real)data[e];
     free(data);
   }
+  ops->put(ops, vd_model_params(m), host, vd_model_arena(m));
+  free(host);
   vd_model_params_changed(m);
 }

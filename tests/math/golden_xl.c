@@ -34,7 +34,7 @@ static bool train(vd_golden *g, struct replay *r, real *loss, real *norm) {
     char group[64];
     snprintf(group, sizeof group, "grad_step%d", (int)u);
     if (u == 0 || (VD_REAL_IS_DOUBLE && u == g->n_step - 1))
-      vd_golden_compare_arena(g, r->m, group, vd_model_gradients(r->m));
+      vd_golden_compare_arena(g, r->ops, r->m, group, vd_model_gradients(r->m));
     double total;
     if (vd_optimizer_update(r->optimizer, u, &total, &err)) return fail_with(&err);
     norm[u] = (real)total;
@@ -46,7 +46,7 @@ static void compare_series(vd_golden *g, const char *name, const real *ours) {
   size_t n;
   hsize_t shape[4];
   double *theirs = vd_golden_dataset(g->file, name, &n, shape);
-  vd_golden_report(g, name, vd_golden_difference(ours, theirs, n), VD_GOLDEN_TOLERANCE);
+  vd_golden_report(g, name, vd_golden_difference(ours, theirs, n), g->tolerance);
   free(theirs);
 }
 
@@ -70,7 +70,7 @@ static void compare_memories(vd_golden *g, vd_model *m) {
     if (!g->failed) worst = fmax(worst, vd_golden_difference(ours, turned, n));
     free(theirs), free(turned), free(ours);
   }
-  vd_golden_report(g, "mems_final", worst, VD_GOLDEN_TOLERANCE);
+  vd_golden_report(g, "mems_final", worst, g->tolerance);
 }
 
 /* One block of the text after `at`, its nll into nll [n_stream][length]. */
@@ -109,7 +109,7 @@ static bool evaluate(vd_golden *g, vd_ops *ops) {
   vd_model *m = NULL;
   vd_error err = {0};
   bool good = vd_model_create(&m, &c, ops, 0, streams, 0, block, false, &err) == VD_OK || fail_with(&err);
-  if (good) vd_golden_load(g, m, "params_final");
+  if (good) vd_golden_load(g, ops, m, "params_final");
   real *nll = vd_calloc((size_t)(streams * length), sizeof *nll);
   for (int64_t at = 0; at < length && good; at += block)
     good = evaluate_block(m, text, streams, length, at, length - at < block ? length - at : block, nll);
@@ -122,11 +122,11 @@ static bool evaluate(vd_golden *g, vd_ops *ops) {
 bool vd_golden_check_xl(vd_golden *g) {
   struct replay r = {0};
   vd_error err = {0};
-  if (vd_ops_cpu(&r.ops, 1, &err) ||
+  if (vd_golden_ops(g, &r.ops, &err) ||
       vd_model_create(&r.m, &g->config, r.ops, 0, g->n_stream, 0, g->block, true, &err) ||
       vd_optimizer_create(&r.optimizer, &g->optimizer, r.m, r.ops, &err))
     return fail_with(&err);
-  vd_golden_load(g, r.m, "params_init");
+  vd_golden_load(g, r.ops, r.m, "params_init");
   real *loss = vd_calloc((size_t)g->n_step, sizeof *loss), *norm = vd_calloc((size_t)g->n_step, sizeof *norm);
   bool good = train(g, &r, loss, norm);
   if (good) {
@@ -134,7 +134,7 @@ bool vd_golden_check_xl(vd_golden *g) {
     compare_series(g, "grad_norm", norm);
   }
   if (good && VD_REAL_IS_DOUBLE) {
-    vd_golden_compare_arena(g, r.m, "params_final", vd_model_params(r.m));
+    vd_golden_compare_arena(g, r.ops, r.m, "params_final", vd_model_params(r.m));
     compare_memories(g, r.m);
   }
   good = good && evaluate(g, r.ops);
