@@ -1,4 +1,4 @@
-/* The optimiser's refusals and schedule, and the monitor's warnings. */
+/* The optimisers' refusals, steps and schedules, initial parameters, and the monitor's warnings. */
 #include "monitor.h"
 #include "optimizer.h"
 
@@ -112,6 +112,110 @@ static void steps_and_clamps(void **state) {
   close_fixture(&f);
 }
 
+/* After the warmup half a turn down to min_lr, and no further. */
+static void turns_down_as_a_cosine(void **state) {
+  (void)state;
+  struct fixture f;
+  vd_optimizer_config config = recipe;
+  config.schedule = VD_COSINE;
+  config.min_lr = 0.01;
+  config.max_updates = 24;
+  open_fixture(&f, &config);
+  const double pi = acos(-1.0);
+  assert_true(fabs(vd_optimizer_lr(f.optimizer, 1) - 0.07 / 2) < 1e-15);
+  assert_true(fabs(vd_optimizer_lr(f.optimizer, 4) - 0.07) < 1e-15);
+  assert_true(fabs(vd_optimizer_lr(f.optimizer, 14) - 0.04) < 1e-15);
+  assert_true(fabs(vd_optimizer_lr(f.optimizer, 23) - (0.01 + 0.03 * (1 + cos(pi * 19 / 20)))) < 1e-15);
+  assert_true(vd_optimizer_lr(f.optimizer, 24) == 0.01 && vd_optimizer_lr(f.optimizer, 1000) == 0.01);
+  close_fixture(&f);
+}
+
+/* First step of Adam: every element with a gradient moves by lr; the states are of the clipped gradient. */
+static void steps_as_adam(void **state) {
+  (void)state;
+  struct fixture f;
+  vd_error err = {0};
+  double norm;
+  vd_optimizer_config config = {
+      .method = VD_ADAM, .lr = 0.01, .eps = 1e-8, .beta1 = 0.9, .beta2 = 0.999, .clip_norm = 0.5};
+  open_fixture(&f, &config);
+  const vd_param *bias = find(f.model, "out_emb.bias");
+  size_t at = bias->at.offset;
+  real *p = vd_model_params(f.model), *g = vd_model_gradients(f.model), was[3] = {p[at], p[at + 1], p[at + 2]};
+  g[at] = 3;
+  g[at + 1] = -4;
+  assert_int_equal(vd_optimizer_update(f.optimizer, 0, &norm, &err), VD_OK);
+  assert_true(fabs(norm - 5.0) < 1e-6);
+  assert_true(fabs((double)(was[0] - p[at]) - 0.01) < 1e-6 && fabs((double)(p[at + 1] - was[1]) - 0.01) < 1e-6);
+  assert_true(p[at + 2] == was[2]);
+  assert_int_equal(vd_optimizer_n_state(f.optimizer), 2);
+  assert_string_equal(vd_optimizer_state_name(f.optimizer, 0), "adam_m");
+  assert_string_equal(vd_optimizer_state_name(f.optimizer, 1), "adam_v");
+  assert_true(fabs((double)vd_optimizer_state(f.optimizer, 0)[at] - 0.1 * 0.3) < 1e-7);
+  assert_true(fabs((double)vd_optimizer_state(f.optimizer, 1)[at + 1] - 0.001 * 0.16) < 1e-8);
+  close_fixture(&f);
+}
+
+/* A backend without what Transformer-XL and Adam need says so instead of crashing. */
+static void names_what_a_backend_lacks(void **state) {
+  (void)state;
+  struct fixture f;
+  vd_error err = {0};
+  open_fixture(&f, &recipe);
+  vd_ops lacking = *f.ops;
+  lacking.adam = NULL;
+  lacking.encode_distances = NULL;
+  vd_optimizer *optimizer = NULL;
+  vd_optimizer_config config = {.method = VD_ADAM, .lr = 0.01};
+  assert_int_equal(vd_optimizer_create(&optimizer, &config, f.model, &lacking, &err), VD_FAILED);
+  assert_non_null(strstr(err.message, "Adam"));
+  vd_model *model = NULL;
+  vd_model_config xl = *vd_model_config_of(f.model);
+  xl.arch = VD_TRANSFORMER_XL;
+  err = (vd_error){0};
+  assert_int_equal(vd_model_create(&model, &xl, &lacking, 0, 1, 0, 4, true, &err), VD_FAILED);
+  assert_non_null(strstr(err.message, "Transformer-XL"));
+  assert_null(model);
+  close_fixture(&f);
+}
+
+static void draws_transformer_xl(void **state) {
+  (void)state;
+  struct fixture f = {0};
+  vd_error err = {0};
+  vd_model_config c = {.arch = VD_TRANSFORMER_XL,
+                       .vocab = 50,
+                       .n_layer = 2,
+                       .d_model = 64,
+                       .n_head = 2,
+                       .d_head = 16,
+                       .d_inner = 96,
+                       .mem_len = 8,
+                       .seed = 3};
+  assert_int_equal(vd_ops_cpu(&f.ops, 1, &err), VD_OK);
+  assert_int_equal(vd_model_create(&f.model, &c, f.ops, 0, 1, 0, 4, true, &err), VD_OK);
+  for (int i = 0; i < vd_model_n_param(f.model); i++) {
+    const vd_param *p = vd_model_param(f.model, i);
+    bool norm = strstr(p->name, "layer_norm.weight") != NULL, drawn = p->rank == 2 || norm;
+    double mean = norm ? 1 : 0, n = (double)p->at.size, sum = 0, square = 0;
+    for (size_t e = 0; e < p->at.size; e++) {
+      double x = (double)vd_model_params(f.model)[p->at.offset + e] - mean;
+      sum += x;
+      square += x * x;
+    }
+    if (!drawn)
+      assert_true(square == 0);
+    else if (fabs(sum / n) > 4 * 0.02 / sqrt(n) || fabs(sqrt(square / n) / 0.02 - 1) > 4 / sqrt(2 * n))
+      fail_msg("%s: mean %g, standard deviation %g", p->name, mean + sum / n, sqrt(square / n));
+  }
+  /* untie_r is off: one pair of biases; the output has no weights of its own */
+  find(f.model, "r_w");
+  find(f.model, "r_r");
+  assert_int_equal(vd_model_n_param(f.model), 4 + 2 * 11);
+  vd_model_destroy(f.model);
+  f.ops->destroy(f.ops);
+}
+
 /* 16 equally frequent symbols: 4 bits. */
 static vd_monitor *watch(void) {
   vd_monitor *m = vd_monitor_create(16);
@@ -161,6 +265,10 @@ int main(int argc, char **argv) {
       cmocka_unit_test(warms_up),
       cmocka_unit_test(refuses_what_is_not_finite),
       cmocka_unit_test(steps_and_clamps),
+      cmocka_unit_test(turns_down_as_a_cosine),
+      cmocka_unit_test(steps_as_adam),
+      cmocka_unit_test(names_what_a_backend_lacks),
+      cmocka_unit_test(draws_transformer_xl),
       cmocka_unit_test(speaks_of_a_stall_once),
       cmocka_unit_test(is_silent_on_a_healthy_run),
   };
