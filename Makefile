@@ -35,13 +35,16 @@ WARN    := -Wall -Wextra -Wpedantic -Werror
 WARN    += $(if $(findstring clang,$(CC)),-Wno-pass-failed)
 CFLAGS  ?=
 LDFLAGS ?=
-ALL_CFLAGS := -std=c11 -D_GNU_SOURCE -g $(OPT) -fopenmp $(WARN) -Isrc -Iio -Isrc/cpu $(PKGS_CFLAGS) $(CFLAGS)
+ALL_CFLAGS := -std=c11 -D_GNU_SOURCE -g $(OPT) -fopenmp $(WARN) -Isrc -Iio -Isrc/cpu -Icuda $(PKGS_CFLAGS) $(CFLAGS)
 comma := ,
-NVCC ?= nvcc
+CUDA_HOME ?= /usr/local/cuda
+NVCC ?= $(or $(shell command -v nvcc 2>/dev/null),$(wildcard $(CUDA_HOME)/bin/nvcc))
+# The CUDA part is built where there is a CUDA Toolkit; CUDA=no leaves it out.
+HAVE_CUDA := $(if $(filter no,$(CUDA)),,$(and $(NVCC),$(wildcard $(CUDA_HOME)/include/cublasLt.h)))
 # One architecture for now: the kernels were written for and measured on Hopper.
-NVCC_FLAGS ?= -std=c++17 -O3 -lineinfo -gencode=arch=compute_90a,code=sm_90a -Isrc -Icuda
+NVCC_FLAGS ?= -std=c++17 -O3 -lineinfo -gencode=arch=compute_90a,code=sm_90a -Xcompiler -fPIC,-fvisibility=hidden -Isrc -Icuda
 LINK = $(CC) -fopenmp $(CFLAGS) $(LDFLAGS) $(if $(OPENBLAS_DIR),-Wl$(comma)-rpath$(comma)$(OPENBLAS_DIR))
-LIBS := -lhdf5_hl $(PKGS_LIBS) -lm -lpthread
+LIBS := -lhdf5_hl $(PKGS_LIBS) -lm -lpthread -ldl
 
 LIB_SRC := $(filter-out src/main.c,$(wildcard src/*.c)) $(wildcard src/cpu/*.c io/*.c)
 F32_OBJ := $(LIB_SRC:%.c=$(BUILD)/f32/%.o)
@@ -62,11 +65,12 @@ SAY := $(if $(V),@:,@printf '  %-5s %s\n')
 Q   := $(if $(V),,@)
 C_FILES = $(wildcard src/*.[ch] src/cpu/*.[ch] io/*.[ch] tests/*.[ch] tests/*/*.[ch])
 
-.PHONY: gpu-tests gpu-check gpu-bench all unit math tests fuzz help deps check check-run quickstart quickstart-run bench enwik8 format lint install clean FORCE
+.PHONY: cuda gpu-tests gpu-check gpu-bench all unit math tests fuzz help deps check check-run quickstart quickstart-run bench enwik8 format lint install clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 
-all: $(BUILD)/viaduct ## The program, build/viaduct
+all: $(BUILD)/viaduct $(if $(HAVE_CUDA),cuda) ## The program, build/viaduct, and its CUDA part where there is a CUDA Toolkit
+cuda: $(BUILD)/libviaduct_cuda.so ## The CUDA part, build/libviaduct_cuda.so, which the program loads where there is a GPU
 unit: $(UNIT)
 math: $(MATH) $(BUILD)/tests/check_golden_f32
 tests: unit math ## The test programs, build/tests/
@@ -113,8 +117,16 @@ $(BUILD)/tests/check_golden_f32: $(BUILD)/f32/tests/math/check_golden.o $(MATH_A
 	@mkdir -p $(@D)
 	$(SAY) LINK $@
 	$(Q)$(LINK) -o $@ $^ $(LIBS) -ldl
-# The CUDA kernels and their test programs, where there is an nvcc. The program does not use them yet.
+# The CUDA kernels, the library of them that the program loads, and their test programs.
 CUDA_OBJ := $(patsubst %.cu,$(BUILD)/%.o,$(wildcard cuda/*.cu))
+CUDA_C_OBJ := $(patsubst %.c,$(BUILD)/pic/%.o,$(wildcard cuda/*.c) src/error.c)
+$(BUILD)/pic/%.o: %.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(SAY) CC $@
+	$(Q)$(CC) $(ALL_CFLAGS) -isystem $(CUDA_HOME)/include -fPIC -fvisibility=hidden -MMD -MP -c -o $@ $<
+$(BUILD)/libviaduct_cuda.so: $(CUDA_OBJ) $(CUDA_C_OBJ)
+	$(SAY) LINK $@
+	$(Q)$(NVCC) -shared -cudart static -o $@ $^ -Xlinker -rpath,$(CUDA_HOME)/lib64 -Xlinker --exclude-libs,ALL -lcublasLt
 $(BUILD)/%.o: %.cu $(wildcard cuda/*.cuh cuda/*.h) src/random.h
 	@mkdir -p $(@D)
 	$(SAY) NVCC $@
@@ -179,6 +191,7 @@ lint: ## clang-tidy, warnings as errors
 	@printf '%s\n' $(filter %.c,$(C_FILES)) | xargs -P $$(nproc) -I{} clang-tidy --quiet --warnings-as-errors='*' {} \
 	  $(if $(TIDY),--checks='$(TIDY)') -- $(filter-out -Werror,$(ALL_CFLAGS)) -DVD_VERSION='"$(VERSION)"' -DVD_GIT_VERSION='"$(GIT)"'
 install: all ## Install under PREFIX (DESTDIR is honoured)
+	$(if $(HAVE_CUDA),install -D $(BUILD)/libviaduct_cuda.so $(DESTDIR)$(PREFIX)/lib/libviaduct_cuda.so)
 	install -D $(BUILD)/viaduct $(DESTDIR)$(PREFIX)/bin/viaduct
 	install -d $(DESTDIR)$(PREFIX)/share/viaduct/input $(DESTDIR)$(PREFIX)/share/viaduct/jobs $(DESTDIR)$(PREFIX)/share/viaduct/analysis $(DESTDIR)$(PREFIX)/share/doc/viaduct
 	install -m 644 $(wildcard input/*.nml) $(DESTDIR)$(PREFIX)/share/viaduct/input
@@ -188,4 +201,4 @@ install: all ## Install under PREFIX (DESTDIR is honoured)
 clean: ## Remove everything that was built
 	rm -rf $(BUILD)
 
--include $(F32_OBJ:.o=.d) $(F64_OBJ:.o=.d) $(BUILD)/f32/src/main.d $(wildcard $(BUILD)/f*/tests/*/*.d)
+-include $(CUDA_C_OBJ:.o=.d) $(F32_OBJ:.o=.d) $(F64_OBJ:.o=.d) $(BUILD)/f32/src/main.d $(wildcard $(BUILD)/f*/tests/*/*.d)

@@ -9,7 +9,7 @@ static int64_t width_of(const vd_attention *a) {
 }
 
 /* The layer's plan memory, the same for the same spans. */
-static void *plan_of(vd_cuda *c, const real *span) {
+static void *plan_of(vd_cuda_backend *c, const real *span) {
   for (int i = 0; i < c->n_layer; i++)
     if (c->layer[i].span == span) return c->layer[i].plan;
   if (c->n_layer == VD_MAX_LAYERS) { /* other models have come and gone */
@@ -26,7 +26,7 @@ static void *plan_of(vd_cuda *c, const real *span) {
   return plan;
 }
 
-static vd_cuda_attention kernel_of(vd_cuda *c, const vd_attention *a) {
+static vd_cuda_attention kernel_of(vd_cuda_backend *c, const vd_attention *a) {
   return (vd_cuda_attention){.type = c->type,
                              .n_stream = (int32_t)a->n_stream,
                              .block = (int32_t)a->block,
@@ -48,7 +48,7 @@ static vd_cuda_attention kernel_of(vd_cuda *c, const vd_attention *a) {
                              .row0 = a->dropout.row0};
 }
 
-void vd_cuda_attention_end(vd_cuda *c) {
+void vd_cuda_attention_end(vd_cuda_backend *c) {
   while (c->n_layer > 0) cudaFree(c->layer[--c->n_layer].plan);
   cudaFree(c->key_table.table);
   cudaFree(c->key_table.gradient);
@@ -56,7 +56,7 @@ void vd_cuda_attention_end(vd_cuda *c) {
 }
 
 /* The key table of a->key_pe, up to date. */
-static vd_key_table *table_of(vd_cuda *c, const vd_attention *a) {
+static vd_key_table *table_of(vd_cuda_backend *c, const vd_attention *a) {
   vd_key_table *t = &c->key_table;
   size_t n = (size_t)(a->d_head * a->attn_span);
   if (!t->table || t->d_head != a->d_head || t->attn_span != a->attn_span) {
@@ -78,7 +78,7 @@ static vd_key_table *table_of(vd_cuda *c, const vd_attention *a) {
 }
 
 void vd_cuda_backward_end(vd_ops *o) {
-  vd_cuda *c = vd_cuda_of(o);
+  vd_cuda_backend *c = vd_cuda_of(o);
   vd_key_table *t = &c->key_table;
   if (!t->dkey_pe) return;
   vd_cuda_note(c, vd_cuda_attention_key_pe_backward(t->d_head, t->attn_span, t->gradient, t->dkey_pe, c->stream),
@@ -88,7 +88,7 @@ void vd_cuda_backward_end(vd_ops *o) {
 
 void vd_cuda_attention_op(vd_ops *o, const vd_attention *a, const vd_act *q, const vd_act *k, const vd_act *v,
                           vd_act *out, real *lse) {
-  vd_cuda *c = vd_cuda_of(o);
+  vd_cuda_backend *c = vd_cuda_of(o);
   vd_cuda_attention x = kernel_of(c, a);
   const vd_key_table *t = table_of(c, a);
   if (!t || !x.plan) return;
@@ -98,7 +98,7 @@ void vd_cuda_attention_op(vd_ops *o, const vd_attention *a, const vd_act *q, con
 
 /* The gradient of the table is summed over the layers, and goes to dkey_pe at the end. */
 static void begin_table_gradient(vd_ops *o, vd_key_table *t, real *dkey_pe) {
-  vd_cuda *c = vd_cuda_of(o);
+  vd_cuda_backend *c = vd_cuda_of(o);
   if (t->dkey_pe == dkey_pe) return;
   vd_cuda_backward_end(o);
   size_t bytes = (size_t)t->d_head * (size_t)t->attn_span * sizeof(float);
@@ -109,7 +109,7 @@ static void begin_table_gradient(vd_ops *o, vd_key_table *t, real *dkey_pe) {
 void vd_cuda_attention_backward_op(vd_ops *o, const vd_attention *a, const vd_act *q, const vd_act *k, const vd_act *v,
                                    const vd_act *out, const real *lse, const vd_act *dout, vd_act *dq, vd_act *dk,
                                    vd_act *dv, real *dkey_pe, real *dspan) {
-  vd_cuda *c = vd_cuda_of(o);
+  vd_cuda_backend *c = vd_cuda_of(o);
   vd_cuda_attention x = kernel_of(c, a);
   vd_key_table *t = table_of(c, a);
   void *workspace = vd_cuda_room(c, &c->partial, vd_cuda_attention_workspace_size(&x));
@@ -136,7 +136,7 @@ void vd_cuda_attention_backward_op(vd_ops *o, const vd_attention *a, const vd_ac
 }
 
 /* Rows of k or v from row `to` of each stream = rows of x W^T. */
-static void project_rows(vd_cuda *c, const vd_attention *a, const void *x, int64_t x_rows, int64_t rows,
+static void project_rows(vd_cuda_backend *c, const vd_attention *a, const void *x, int64_t x_rows, int64_t rows,
                          const real *weight, char *to) {
   int64_t d = width_of(a);
   vd_product_call call = {.m = rows,
@@ -160,7 +160,7 @@ static int64_t longest_reach(const vd_attention *a) {
 
 void vd_cuda_attention_project(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
                                const real *wk, const real *wv, vd_act *q, vd_act *k, vd_act *v) {
-  vd_cuda *c = vd_cuda_of(o);
+  vd_cuda_backend *c = vd_cuda_of(o);
   int64_t d = width_of(a), reach = longest_reach(a);
   size_t block_at = (size_t)(a->window * d) * c->act_size, from = (size_t)((a->window - reach) * d) * c->act_size;
   vd_linear queries = {.n = a->n_stream * a->block, .in = d, .out = d};
@@ -172,7 +172,7 @@ void vd_cuda_attention_project(vd_ops *o, const vd_attention *a, const vd_attent
   project_rows(c, a, memory, in->memory_rows, reach, wv, (char *)v + from);
 }
 
-static void weight_gradient(vd_cuda *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,
+static void weight_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,
                             const void *x, real *dweight) {
   vd_product_call call = {.m = out,
                           .n = in,
@@ -188,7 +188,7 @@ static void weight_gradient(vd_cuda *c, int64_t rows, int64_t out, int64_t in, c
   vd_cuda_product(c, &call);
 }
 
-static void input_gradient(vd_cuda *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,
+static void input_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,
                            const real *weight, void *dx) {
   vd_product_call call = {.m = rows,
                           .n = in,
@@ -206,7 +206,7 @@ static void input_gradient(vd_cuda *c, int64_t rows, int64_t out, int64_t in, co
 void vd_cuda_attention_project_backward(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
                                         const real *wk, const real *wv, const vd_act *dq, const vd_act *dk,
                                         const vd_act *dv, vd_act *dhidden, real *dwq, real *dwk, real *dwv) {
-  vd_cuda *c = vd_cuda_of(o);
+  vd_cuda_backend *c = vd_cuda_of(o);
   int64_t d = width_of(a), n = a->n_stream * a->block, rows = a->window + a->block, reach = longest_reach(a);
   char *all = vd_cuda_room(c, &c->scratch, (size_t)(n * 3 * d) * c->act_size);
   if (!all) return;

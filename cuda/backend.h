@@ -50,7 +50,7 @@ typedef struct vd_pieces {
   float *rate;
 } vd_pieces;
 
-typedef struct vd_cuda {
+typedef struct vd_cuda_backend {
   int device;
   enum vd_cuda_type type;
   size_t act_size;
@@ -67,22 +67,24 @@ typedef struct vd_cuda {
   vd_key_table key_table;
   vd_pieces pieces;
   vd_scratch scratch, partial, blas_workspace, pinned; /* partial: sums over rows, attention's workspace */
-} vd_cuda;
+} vd_cuda_backend;
 
 /* Not collective. The backend behind a table of ops. */
-static inline vd_cuda *vd_cuda_of(vd_ops *o) {
-  return (vd_cuda *)o->self;
+static inline vd_cuda_backend *vd_cuda_of(vd_ops *o) {
+  return (vd_cuda_backend *)o->self;
 }
 
+/* Not collective. The backend on a GPU that the kernels were built for: vd_cuda_table.ops. */
+int vd_cuda_ops(vd_ops **o, int device, enum vd_precision precision, vd_error *err);
 /* Not collective. Notes a CUDA error with what was being done; the first one is kept. */
-void vd_cuda_note(vd_cuda *c, cudaError_t e, const char *what);
+void vd_cuda_note(vd_cuda_backend *c, cudaError_t e, const char *what);
 /* Not collective. At least `bytes` of scratch memory (device, or pinned host memory for c->pinned); NULL and a noted
  * error where there is none. May wait for the stream. */
-void *vd_cuda_room(vd_cuda *c, vd_scratch *s, size_t bytes);
+void *vd_cuda_room(vd_cuda_backend *c, vd_scratch *s, size_t bytes);
 /* Not collective. The copy of parameters at `weight` in the activations' type. */
-const void *vd_cuda_weight(vd_cuda *c, const real *weight);
+const void *vd_cuda_weight(vd_cuda_backend *c, const real *weight);
 /* Not collective. The arena that holds `p`, or NULL. */
-vd_arena *vd_cuda_arena_of(vd_cuda *c, const real *p);
+vd_arena *vd_cuda_arena_of(vd_cuda_backend *c, const real *p);
 
 /* A product of matrices: C = alpha * op(A) op(B) + beta C for row-major matrices of n_batch problems. op(A) [m, k],
  * op(B) [k, n], C [m, n]. */
@@ -102,9 +104,9 @@ typedef struct vd_product_call {
   bool relu;
 } vd_product_call;
 /* Stream-ordered. Enqueues the product through cuBLASLt; errors are noted. */
-void vd_cuda_product(vd_cuda *c, const vd_product_call *call);
+void vd_cuda_product(vd_cuda_backend *c, const vd_product_call *call);
 /* Not collective. Frees what the products keep. */
-void vd_cuda_product_end(vd_cuda *c);
+void vd_cuda_product_end(vd_cuda_backend *c);
 
 /* Stream-ordered. Members of vd_ops of the same names, in dense.c. */
 void vd_cuda_linear(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const real *bias, vd_act *y);
@@ -129,7 +131,7 @@ void vd_cuda_attention_backward_op(vd_ops *o, const vd_attention *a, const vd_ac
 /* Stream-ordered. vd_ops.backward_end. */
 void vd_cuda_backward_end(vd_ops *o);
 /* Not collective. Frees plans and tables. */
-void vd_cuda_attention_end(vd_cuda *c);
+void vd_cuda_attention_end(vd_cuda_backend *c);
 
 /* Stream-ordered. vd_ops.square_sums; these are in update_ops.c. */
 void vd_cuda_square_sums_op(vd_ops *o, const real *x, const vd_extent *tensor, int n_tensor, double *norm2);
@@ -137,6 +139,6 @@ void vd_cuda_square_sums_op(vd_ops *o, const real *x, const vd_extent *tensor, i
 void vd_cuda_adagrad_op(vd_ops *o, real *param, const real *gradient, real *accumulator, const vd_extent *tensor,
                         int n_tensor, const double *norm2, double scale, double lr, double eps, double clip_step);
 /* Not collective. Frees the pieces. */
-void vd_cuda_update_end(vd_cuda *c);
+void vd_cuda_update_end(vd_cuda_backend *c);
 
 #endif

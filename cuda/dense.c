@@ -71,7 +71,7 @@ static cublasLtEpilogue_t epilogue_of(const vd_product_call *x) {
 }
 
 /* cuBLAS counts in columns: a row-major C = A B is the column-major C^T = B^T A^T, so that B comes first. */
-static cublasStatus_t describe(const vd_cuda *c, const vd_product_call *x, struct vd_product *p) {
+static cublasStatus_t describe(const vd_cuda_backend *c, const vd_product_call *x, struct vd_product *p) {
   cudaDataType_t type = data_type(c->type), c_type = x->c_float ? CUDA_R_32F : type;
   cublasOperation_t first = x->b.transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
   cublasOperation_t second = x->a.transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
@@ -93,7 +93,7 @@ static cublasStatus_t describe(const vd_cuda *c, const vd_product_call *x, struc
   return s;
 }
 
-static cublasStatus_t choose(const vd_cuda *c, struct vd_product *p) {
+static cublasStatus_t choose(const vd_cuda_backend *c, struct vd_product *p) {
   cublasLtMatmulPreference_t preference;
   size_t bytes = VD_BLAS_WORKSPACE;
   uint32_t align = (uint32_t)p->key.align;
@@ -123,7 +123,7 @@ static void forget(struct vd_product *p) {
 }
 
 /* Windows move during a run, and shapes with them: the cache starts anew when it is full. */
-static struct vd_product *find(vd_cuda *c, const vd_product_call *x) {
+static struct vd_product *find(vd_cuda_backend *c, const vd_product_call *x) {
   vd_product_key key = key_of(x);
   for (int i = 0; i < c->n_product; i++)
     if (memcmp(&c->product[i].key, &key, sizeof key) == 0) return &c->product[i];
@@ -147,7 +147,7 @@ static struct vd_product *find(vd_cuda *c, const vd_product_call *x) {
   return p;
 }
 
-void vd_cuda_product(vd_cuda *c, const vd_product_call *x) {
+void vd_cuda_product(vd_cuda_backend *c, const vd_product_call *x) {
   if (x->m == 0 || x->n == 0 || x->k == 0 || x->n_batch == 0) return;
   struct vd_product *p = find(c, x);
   void *workspace = vd_cuda_room(c, &c->blas_workspace, VD_BLAS_WORKSPACE);
@@ -161,14 +161,14 @@ void vd_cuda_product(vd_cuda *c, const vd_product_call *x) {
             (long long)x->n, (long long)x->k, cublasLtGetStatusString(s));
 }
 
-void vd_cuda_product_end(vd_cuda *c) {
+void vd_cuda_product_end(vd_cuda_backend *c) {
   for (int i = 0; i < c->n_product; i++) forget(&c->product[i]);
   free(c->product);
   if (c->blas) cublasLtDestroy(c->blas);
 }
 
 void vd_cuda_linear(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const real *bias, vd_act *y) {
-  vd_cuda *c = vd_cuda_of(o);
+  vd_cuda_backend *c = vd_cuda_of(o);
   vd_product_call call = {.m = l->n,
                           .n = l->out,
                           .k = l->in,
@@ -188,7 +188,7 @@ void vd_cuda_linear(vd_ops *o, const vd_linear *l, const vd_act *x, const real *
 
 void vd_cuda_linear_backward(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const vd_act *y,
                              vd_act *dy, vd_act *dx, bool accumulate, real *dweight, real *dbias) {
-  vd_cuda *c = vd_cuda_of(o);
+  vd_cuda_backend *c = vd_cuda_of(o);
   if (l->relu || dbias) {
     float scale = l->dropout.p > 0 ? (float)vd_dropout_scale(vd_dropout_threshold(l->dropout.p)) : 1.0F;
     float *partial = vd_cuda_room(c, &c->partial, vd_cuda_rows_workspace(l->n, l->out));

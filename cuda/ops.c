@@ -5,11 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-void vd_cuda_note(vd_cuda *c, cudaError_t e, const char *what) {
+void vd_cuda_note(vd_cuda_backend *c, cudaError_t e, const char *what) {
   if (e != cudaSuccess) vd_fail(&c->error, VD_FAILED, "GPU %d, %s: %s", c->device, what, cudaGetErrorString(e));
 }
 
-void *vd_cuda_room(vd_cuda *c, vd_scratch *s, size_t bytes) {
+void *vd_cuda_room(vd_cuda_backend *c, vd_scratch *s, size_t bytes) {
   if (bytes <= s->bytes) return s->p;
   bool pinned = s == &c->pinned;
   vd_cuda_note(c, cudaStreamSynchronize(c->stream), "waiting");
@@ -25,13 +25,13 @@ void *vd_cuda_room(vd_cuda *c, vd_scratch *s, size_t bytes) {
   return s->p;
 }
 
-vd_arena *vd_cuda_arena_of(vd_cuda *c, const real *p) {
+vd_arena *vd_cuda_arena_of(vd_cuda_backend *c, const real *p) {
   for (int i = 0; i < c->n_arena; i++)
     if (p >= c->arena[i].params && p < c->arena[i].params + c->arena[i].n) return &c->arena[i];
   return NULL;
 }
 
-const void *vd_cuda_weight(vd_cuda *c, const real *weight) {
+const void *vd_cuda_weight(vd_cuda_backend *c, const real *weight) {
   if (c->type == VD_CUDA_FP32) return weight;
   const vd_arena *a = vd_cuda_arena_of(c, weight);
   if (!a) vd_bug("a weight that weights_changed was not told of");
@@ -39,7 +39,7 @@ const void *vd_cuda_weight(vd_cuda *c, const real *weight) {
 }
 
 static int cuda_alloc(vd_ops *o, size_t bytes, void **p, vd_error *err) {
-  vd_cuda *c = vd_cuda_of(o);
+  vd_cuda_backend *c = vd_cuda_of(o);
   size_t room = bytes > 0 ? bytes : 1, free_bytes = 0, total = 0;
   cudaError_t e = cudaMalloc(p, room);
   if (e != cudaSuccess) {
@@ -54,7 +54,7 @@ static int cuda_alloc(vd_ops *o, size_t bytes, void **p, vd_error *err) {
 }
 
 static void cuda_free(vd_ops *o, void *p) {
-  vd_cuda *c = vd_cuda_of(o);
+  vd_cuda_backend *c = vd_cuda_of(o);
   if (!p) return;
   for (int i = 0; i < c->n_arena; i++)
     if (c->arena[i].params == p) {
@@ -67,16 +67,16 @@ static void cuda_free(vd_ops *o, void *p) {
 }
 
 static void cuda_zero(vd_ops *o, void *p, size_t bytes) {
-  vd_cuda *c = vd_cuda_of(o);
+  vd_cuda_backend *c = vd_cuda_of(o);
   vd_cuda_note(c, cudaMemsetAsync(p, 0, bytes, c->stream), "zeroing memory");
 }
 
-static void copy_in(vd_cuda *c, void *device, const void *host, size_t bytes) {
+static void copy_in(vd_cuda_backend *c, void *device, const void *host, size_t bytes) {
   vd_cuda_note(c, cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, c->stream), "copying to the GPU");
 }
 
 /* Through pinned memory, in pieces. Waits. */
-static void copy_out(vd_cuda *c, void *host, const void *device, size_t bytes) {
+static void copy_out(vd_cuda_backend *c, void *host, const void *device, size_t bytes) {
   enum { PIECE = 1 << 24 };
   char *stage = vd_cuda_room(c, &c->pinned, bytes < PIECE ? bytes : PIECE);
   if (!stage) return;
@@ -108,7 +108,7 @@ static void cuda_get_double(vd_ops *o, double *host, const double *device, size_
 enum { VD_CONVERT = 1 << 22 };
 
 static void cuda_put_act(vd_ops *o, vd_act *device, const real *host, size_t n) {
-  vd_cuda *c = vd_cuda_of(o);
+  vd_cuda_backend *c = vd_cuda_of(o);
   if (c->type == VD_CUDA_FP32) {
     copy_in(c, device, host, n * sizeof *host);
     return;
@@ -124,7 +124,7 @@ static void cuda_put_act(vd_ops *o, vd_act *device, const real *host, size_t n) 
 }
 
 static void cuda_get_act(vd_ops *o, real *host, const vd_act *device, size_t n) {
-  vd_cuda *c = vd_cuda_of(o);
+  vd_cuda_backend *c = vd_cuda_of(o);
   for (size_t at = 0; at < n; at += VD_CONVERT) {
     size_t piece = n - at < VD_CONVERT ? n - at : VD_CONVERT;
     float *stage = vd_cuda_room(c, &c->scratch, piece * sizeof *stage);
@@ -136,7 +136,7 @@ static void cuda_get_act(vd_ops *o, real *host, const vd_act *device, size_t n) 
 }
 
 static int cuda_synchronize(vd_ops *o, vd_error *err) {
-  vd_cuda *c = vd_cuda_of(o);
+  vd_cuda_backend *c = vd_cuda_of(o);
   vd_cuda_note(c, cudaStreamSynchronize(c->stream), "waiting for the GPU");
   if (c->error.status != VD_OK) vd_fail(err, c->error.status, "%s", c->error.message);
   c->error = (vd_error){0};
@@ -144,7 +144,7 @@ static int cuda_synchronize(vd_ops *o, vd_error *err) {
 }
 
 static void cuda_weights_changed(vd_ops *o, const real *params, size_t n) {
-  vd_cuda *c = vd_cuda_of(o);
+  vd_cuda_backend *c = vd_cuda_of(o);
   c->key_table.made = false;
   if (c->type == VD_CUDA_FP32) return;
   vd_arena *a = vd_cuda_arena_of(c, params);
@@ -168,14 +168,14 @@ static vd_cuda_dropout dropout_of(const vd_dropout *d) {
 
 static void cuda_embed(vd_ops *o, int64_t n, int64_t d, const int32_t *tokens, const real *weight,
                        const vd_dropout *dropout, vd_act *out) {
-  vd_cuda *c = vd_cuda_of(o);
+  vd_cuda_backend *c = vd_cuda_of(o);
   vd_cuda_dropout drop = dropout_of(dropout);
   vd_cuda_note(c, vd_cuda_embed(c->type, n, d, tokens, weight, &drop, out, c->stream), "embed");
 }
 
 static void cuda_embed_backward(vd_ops *o, int64_t n, int64_t d, int64_t vocab, const int32_t *tokens,
                                 const vd_dropout *dropout, vd_act *dout, real *dweight) {
-  vd_cuda *c = vd_cuda_of(o);
+  vd_cuda_backend *c = vd_cuda_of(o);
   vd_cuda_dropout drop = dropout_of(dropout);
   if (drop.p > 0) vd_cuda_note(c, vd_cuda_drop_rows(c->type, n, d, &drop, dout, c->stream), "embed backward");
   vd_cuda_note(c, vd_cuda_embed_backward(c->type, n, d, vocab, tokens, dout, dweight, c->stream), "embed backward");
@@ -183,14 +183,14 @@ static void cuda_embed_backward(vd_ops *o, int64_t n, int64_t d, int64_t vocab, 
 
 static void cuda_add_norm(vd_ops *o, int64_t n, int64_t d, const vd_act *a, const vd_act *b, const real *weight,
                           const real *bias, vd_act *sum, real *mean, real *rstd, vd_act *y) {
-  vd_cuda *c = vd_cuda_of(o);
+  vd_cuda_backend *c = vd_cuda_of(o);
   vd_cuda_note(c, vd_cuda_add_norm(c->type, n, d, a, b, weight, bias, sum, mean, rstd, y, c->stream), "layer norm");
 }
 
 static void cuda_add_norm_backward(vd_ops *o, int64_t n, int64_t d, const vd_act *sum, const real *mean,
                                    const real *rstd, const real *weight, const vd_act *dy, vd_act *dsum, real *dweight,
                                    real *dbias) {
-  vd_cuda *c = vd_cuda_of(o);
+  vd_cuda_backend *c = vd_cuda_of(o);
   float *partial = vd_cuda_room(c, &c->partial, vd_cuda_rows_workspace(n, d));
   if (partial)
     vd_cuda_note(
@@ -201,14 +201,14 @@ static void cuda_add_norm_backward(vd_ops *o, int64_t n, int64_t d, const vd_act
 
 static void cuda_memory_push(vd_ops *o, int64_t n_stream, int64_t d, const vd_act *old, int64_t rows_old,
                              const vd_act *hidden, int64_t block, vd_act *memory, int64_t rows_new) {
-  vd_cuda *c = vd_cuda_of(o);
+  vd_cuda_backend *c = vd_cuda_of(o);
   vd_cuda_note(c, vd_cuda_memory_push(c->type, n_stream, d, old, rows_old, hidden, block, memory, rows_new, c->stream),
                "memory push");
 }
 
 static void cuda_cross_entropy(vd_ops *o, int64_t n, int64_t vocab, const vd_act *logits, const int32_t *targets,
                                double scale, double *loss_sum, real *nll, vd_act *dlogits) {
-  vd_cuda *c = vd_cuda_of(o);
+  vd_cuda_backend *c = vd_cuda_of(o);
   float *rows = nll ? nll : vd_cuda_room(c, &c->scratch, (size_t)n * sizeof *rows);
   if (rows)
     vd_cuda_note(
@@ -217,17 +217,17 @@ static void cuda_cross_entropy(vd_ops *o, int64_t n, int64_t vocab, const vd_act
 }
 
 static void cuda_add_constant(vd_ops *o, real *x, size_t n, double value) {
-  vd_cuda *c = vd_cuda_of(o);
+  vd_cuda_backend *c = vd_cuda_of(o);
   vd_cuda_note(c, vd_cuda_add_constant(x, n, (float)value, c->stream), "add constant");
 }
 
 static void cuda_clamp01(vd_ops *o, real *x, size_t n) {
-  vd_cuda *c = vd_cuda_of(o);
+  vd_cuda_backend *c = vd_cuda_of(o);
   vd_cuda_note(c, vd_cuda_clamp01(x, n, c->stream), "clamp");
 }
 
 static void cuda_destroy(vd_ops *o) {
-  vd_cuda *c = vd_cuda_of(o);
+  vd_cuda_backend *c = vd_cuda_of(o);
   cudaStreamSynchronize(c->stream);
   vd_cuda_attention_end(c);
   vd_cuda_update_end(c);
@@ -244,9 +244,10 @@ static void cuda_destroy(vd_ops *o) {
   free(o);
 }
 
-static vd_ops table_of(vd_cuda *c) {
+static vd_ops table_of(vd_cuda_backend *c) {
   return (vd_ops){.name = "cuda",
                   .act_size = c->act_size,
+                  .memory_is_remote = true,
                   .self = c,
                   .alloc = cuda_alloc,
                   .free = cuda_free,
@@ -281,7 +282,7 @@ static vd_ops table_of(vd_cuda *c) {
 
 int vd_cuda_ops(vd_ops **o, int device, enum vd_precision precision, vd_error *err) {
   const enum vd_cuda_type types[] = {[VD_FP32] = VD_CUDA_FP32, [VD_BF16] = VD_CUDA_BF16, [VD_FP16] = VD_CUDA_FP16};
-  vd_cuda *c = vd_calloc(1, sizeof *c);
+  vd_cuda_backend *c = vd_calloc(1, sizeof *c);
   c->device = device;
   c->type = types[precision];
   c->act_size = precision == VD_FP32 ? 4 : 2;

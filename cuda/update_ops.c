@@ -5,18 +5,18 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void *take(vd_cuda *c, size_t bytes) {
+static void *take(vd_cuda_backend *c, size_t bytes) {
   void *p = NULL;
   vd_cuda_note(c, cudaMalloc(&p, bytes > 0 ? bytes : 1), "allocating the optimiser's tables");
   return p;
 }
 
-static void put(vd_cuda *c, void *device, const void *host, size_t bytes) {
+static void put(vd_cuda_backend *c, void *device, const void *host, size_t bytes) {
   if (device)
     vd_cuda_note(c, cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, c->stream), "copying a table");
 }
 
-void vd_cuda_update_end(vd_cuda *c) {
+void vd_cuda_update_end(vd_cuda_backend *c) {
   vd_pieces *p = &c->pieces;
   void *mine[] = {p->piece, p->tensor_piece, p->partial, p->norm2, p->rate};
   for (size_t i = 0; i < sizeof mine / sizeof *mine; i++) cudaFree(mine[i]);
@@ -25,7 +25,7 @@ void vd_cuda_update_end(vd_cuda *c) {
 }
 
 /* The extents' pieces; made anew only for other extents. */
-static const vd_pieces *pieces_of(vd_cuda *c, const vd_extent *tensor, int n_tensor) {
+static const vd_pieces *pieces_of(vd_cuda_backend *c, const vd_extent *tensor, int n_tensor) {
   vd_pieces *p = &c->pieces;
   size_t bytes = (size_t)n_tensor * sizeof *tensor;
   if (p->n_tensor == n_tensor && n_tensor > 0 && memcmp(p->tensor, tensor, bytes) == 0) return p;
@@ -59,7 +59,7 @@ static const vd_pieces *pieces_of(vd_cuda *c, const vd_extent *tensor, int n_ten
 }
 
 void vd_cuda_square_sums_op(vd_ops *o, const real *x, const vd_extent *tensor, int n_tensor, double *norm2) {
-  vd_cuda *c = vd_cuda_of(o);
+  vd_cuda_backend *c = vd_cuda_of(o);
   const vd_pieces *p = pieces_of(c, tensor, n_tensor);
   for (int t = 0; t < n_tensor; t++) norm2[t] = NAN; /* what stays where the GPU fails */
   if (c->error.status != VD_OK) return;
@@ -71,7 +71,7 @@ void vd_cuda_square_sums_op(vd_ops *o, const real *x, const vd_extent *tensor, i
 
 void vd_cuda_adagrad_op(vd_ops *o, real *param, const real *gradient, real *accumulator, const vd_extent *tensor,
                         int n_tensor, const double *norm2, double scale, double lr, double eps, double clip_step) {
-  vd_cuda *c = vd_cuda_of(o);
+  vd_cuda_backend *c = vd_cuda_of(o);
   const vd_pieces *p = pieces_of(c, tensor, n_tensor);
   float *rate = vd_calloc((size_t)n_tensor, sizeof *rate);
   for (int t = 0; t < n_tensor; t++) {

@@ -54,12 +54,6 @@ void vd_configure_optimizer(vd_optimizer_config *config, const vd_settings *s) {
                                   .warmup_updates = s->optimizer.warmup_updates};
 }
 
-int vd_configure_ops(vd_context *ctx, const vd_settings *s, vd_ops **ops, int *threads, vd_error *err) {
-  *threads = vd_threads(ctx->comm, s->device.threads);
-  vd_ops_cpu(ops, *threads, err);
-  return vd_agree(ctx->comm, err);
-}
-
 int vd_configure_corpus(vd_context *ctx, const vd_settings *s, vd_corpus **corpus, vd_error *err) {
   vd_corpus_open(corpus, ctx->h5, s->data.path, err);
   return vd_agree(ctx->comm, err);

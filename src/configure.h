@@ -2,6 +2,7 @@
 #ifndef VD_CONFIGURE_H
 #define VD_CONFIGURE_H
 
+#include "backend.h"
 #include "context.h"
 #include "corpus.h"
 #include "model.h"
@@ -12,10 +13,6 @@ int vd_configure_model(vd_model_config *config, const vd_settings *s, int64_t vo
 
 /* Not collective. The optimiser of the settings. */
 void vd_configure_optimizer(vd_optimizer_config *config, const vd_settings *s);
-
-/* Collective(ctx->comm). The backend of the settings with this rank's threads; *threads gets their number. Free with
- * (*ops)->destroy(*ops). */
-int vd_configure_ops(vd_context *ctx, const vd_settings *s, vd_ops **ops, int *threads, vd_error *err);
 
 /* Collective(ctx->comm). Opens data%path on every rank. The error is agreed. */
 int vd_configure_corpus(vd_context *ctx, const vd_settings *s, vd_corpus **corpus, vd_error *err);

@@ -298,7 +298,7 @@ int vd_model_memory_put(vd_model *m, int layer, int64_t rows, int64_t first, int
   return VD_OK;
 }
 
-double vd_model_span_penalty(vd_model *m, bool add_gradient) {
+double vd_model_span_penalty(vd_model *m, double gradient_scale) {
   double total = 0.0, length = (double)m->config.attn_span;
   if (vd_model_is_xl(m)) return 0.0;
   for (int l = 0; l < (int)m->config.n_layer; l++) {
@@ -306,8 +306,9 @@ double vd_model_span_penalty(vd_model *m, bool add_gradient) {
     for (int64_t h = 0; h < m->n_span; h++) sum += (double)m->state[l].z[h];
     total += length * sum / (double)m->n_span;
   }
-  if (add_gradient) /* padding between the layers' spans gets it too, and is never read */
-    m->ops->add_constant(m->ops, m->gradients, m->span_room, m->config.aux_loss_scaler * length / (double)m->n_span);
+  if (gradient_scale != 0) /* padding between the layers' spans gets it too, and is never read */
+    m->ops->add_constant(m->ops, m->gradients, m->span_room,
+                         gradient_scale * m->config.aux_loss_scaler * length / (double)m->n_span);
   return m->config.aux_loss_scaler * total;
 }
 

@@ -93,9 +93,9 @@ int vd_model_run(vd_model *m, vd_step *step, vd_error *err);
 /* Not collective. Memories become zeros of their first size (start of an epoch), or empty in Transformer-XL. */
 int vd_model_reset_memory(vd_model *m, vd_error *err);
 
-/* Not collective. aux_loss_scaler * sum_l attn_span * mean_h z (section 3 of doc/DESIGN.md): the value, and its
- * gradient added to the arena. */
-double vd_model_span_penalty(vd_model *m, bool add_gradient);
+/* Not collective. aux_loss_scaler * sum_l attn_span * mean_h z (section 3 of doc/DESIGN.md): the value; its gradient
+ * times gradient_scale (0: not wanted) is added to the arena. */
+double vd_model_span_penalty(vd_model *m, double gradient_scale);
 
 /* Not collective. Spans in tokens into host span [n_layer][n_head] (per_layer: repeated over heads). In Transformer-XL
  * the greatest distance, in tokens, at which a token of the last block could see. */

@@ -108,6 +108,7 @@ typedef struct vd_ops vd_ops;
 struct vd_ops {
   const char *name; /* "cpu", "cuda" */
   size_t act_size;
+  bool memory_is_remote; /* not the host's: reached by put and get alone */
   void *self;
 
   /* Memory: zeroed. Copies are of n real or int32 elements, converted where the backend stores activations otherwise.

@@ -12,6 +12,8 @@ struct vd_optimizer {
   vd_extent *tensor; /* [n_tensor] host */
   double *norm2;     /* [n_tensor] host */
   real *state[2];    /* backend: Adagrad's sum of squared gradients; Adam's m and v */
+  double loss_scale;
+  int64_t clean, skipped; /* updates since it last changed; updates skipped in all */
 };
 
 int vd_optimizer_create(vd_optimizer **out, const vd_optimizer_config *config, vd_model *m, vd_ops *ops,
@@ -20,6 +22,7 @@ int vd_optimizer_create(vd_optimizer **out, const vd_optimizer_config *config, v
     return vd_fail(err, VD_FAILED, "the backend '%s' has no Adam", ops->name);
   vd_optimizer *o = vd_calloc(1, sizeof *o);
   o->config = *config;
+  o->loss_scale = config->loss_scale > 0 ? config->loss_scale : 1.0;
   o->model = m;
   o->ops = ops;
   o->n_tensor = vd_model_n_param(m);
@@ -78,22 +81,46 @@ static int fail_at(const vd_optimizer *o, int i, int64_t update, vd_error *err) 
                  layer);
 }
 
+/* Gradients that are not finite: an error, or under a loss scale an update that is left out. */
+static int overflow(vd_optimizer *o, int tensor, int64_t update, double *grad_norm, vd_error *err) {
+  if (o->config.loss_scale <= 0) return fail_at(o, tensor, update, err);
+  o->loss_scale /= 2;
+  o->clean = 0;
+  o->skipped++;
+  *grad_norm = NAN;
+  if (o->loss_scale >= 1e-4) return VD_OK;
+  fail_at(o, tensor, update, err);
+  return vd_wrap(err, "the loss scale has fallen below 1e-4");
+}
+
+double vd_optimizer_loss_scale(const vd_optimizer *o) {
+  return o->loss_scale;
+}
+int64_t vd_optimizer_skipped(const vd_optimizer *o) {
+  return o->skipped;
+}
+
+static void count_clean(vd_optimizer *o) {
+  if (o->config.loss_scale <= 0 || ++o->clean < o->config.loss_scale_window) return;
+  o->loss_scale *= 2;
+  o->clean = 0;
+}
+
 int vd_optimizer_update(vd_optimizer *o, int64_t update, double *grad_norm, vd_error *err) {
   vd_model *m = o->model;
-  real *gradient = vd_model_gradients(m), *param = vd_model_params(m);
-  o->ops->square_sums(o->ops, gradient, o->tensor, o->n_tensor, o->norm2);
-  double total = 0;
+  o->ops->square_sums(o->ops, vd_model_gradients(m), o->tensor, o->n_tensor, o->norm2);
+  double total = 0, scale = 1 / o->loss_scale;
   for (int i = 0; i < o->n_tensor; i++) {
-    if (!isfinite(o->norm2[i])) return fail_at(o, i, update, err);
+    if (!isfinite(o->norm2[i])) return overflow(o, i, update, grad_norm, err);
     total += o->norm2[i];
   }
-  *grad_norm = sqrt(total);
-  double scale = 1;
-  if (o->config.clip_norm > 0) scale = fmin(1.0, o->config.clip_norm / (*grad_norm + 1e-6));
+  *grad_norm = sqrt(total) * scale;
+  if (o->config.clip_norm > 0) scale *= fmin(1.0, o->config.clip_norm / (*grad_norm + 1e-6));
   for (int i = 0; i < o->n_tensor; i++) o->norm2[i] *= scale * scale;
   step(o, update, scale);
-  if (vd_model_span_room(m) > 0) o->ops->clamp01(o->ops, param, vd_model_span_room(m));
+  if (vd_model_span_room(m) > 0) o->ops->clamp01(o->ops, vd_model_params(m), vd_model_span_room(m));
   vd_model_params_changed(m);
+  count_clean(o);
   return VD_OK;
 }
 

@@ -20,6 +20,8 @@ typedef struct vd_optimizer_config {
                           it; the accumulator sees the gradient unscaled */
   double clip_norm;    /* 0: off. All gradients are scaled by clip_norm / (global norm + 1e-6) where that is below 1 */
   int64_t warmup_updates;
+  double loss_scale;         /* the first one; 0: gradients are not scaled */
+  int64_t loss_scale_window; /* updates without overflow after which it is doubled */
 } vd_optimizer_config;
 
 typedef struct vd_optimizer vd_optimizer;
@@ -38,6 +40,13 @@ double vd_optimizer_lr(const vd_optimizer *o, int64_t update);
  * non-finite gradient changes nothing and is VD_FAILED naming update (counted from 1, as in the log), layer and
  * tensor. */
 int vd_optimizer_update(vd_optimizer *o, int64_t update, double *grad_norm, vd_error *err);
+/* Not collective. What the gradients given to the next update are to be multiples of: of the loss times this, so that
+ * small gradients are not lost in fp16. 1 where config->loss_scale is 0. Otherwise gradients that are not finite skip
+ * the update and halve it (VD_FAILED below 1e-4), and loss_scale_window updates without any double it (Micikevicius et
+ * al., arXiv 1710.03740, section 3.2). A new optimiser, also of a resumed run, begins with config->loss_scale. */
+double vd_optimizer_loss_scale(const vd_optimizer *o);
+/* Not collective. Updates that were skipped since the optimiser was made. */
+int64_t vd_optimizer_skipped(const vd_optimizer *o);
 /* Not collective. Number of state arenas (checkpoints store them). */
 int vd_optimizer_n_state(const vd_optimizer *o);
 /* Not collective. Name of state i: "adagrad_sum"; of Adam "adam_m" and "adam_v". */

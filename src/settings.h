@@ -75,10 +75,12 @@ typedef struct vd_settings {
     int64_t interval; /* updates between rows of the trace */
   } trace;
   struct {
-    char backend[VD_TEXT];   /* 'auto', 'cpu' */
-    char precision[VD_TEXT]; /* 'fp32' */
-    char comm[VD_TEXT];      /* 'auto', 'mpi' */
-    int64_t threads;         /* OpenMP threads of a rank; 0: as the environment says, else cores / local ranks */
+    char backend[VD_TEXT];     /* 'auto', 'cpu', 'cuda' */
+    char precision[VD_TEXT];   /* 'auto', 'fp32', 'bf16', 'fp16' */
+    char comm[VD_TEXT];        /* 'auto', 'mpi' */
+    double loss_scale;         /* the first one, of fp16 */
+    int64_t loss_scale_window; /* updates */
+    int64_t threads;           /* OpenMP threads of a rank; 0: as the environment says, else cores / local ranks */
   } device;
   struct {
     char checkpoint[VD_PATH]; /* '': best.h5 of run%directory, else last.h5 */

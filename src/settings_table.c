@@ -167,12 +167,21 @@ const vd_variable vd_variables[] = {
     INTEGER(trace, interval, "25", 1, 1e15, "updates", "",
             "Updates between two rows of the trace (span of every head, bpc, learning rate, speed)."),
 
-    STRING(device, backend, "'auto'", "auto cpu", "",
-           "What computes. 'cpu': OpenBLAS and OpenMP. 'auto': the best there "
-           "is, today the CPU."),
-    STRING(device, precision, "'fp32'", "fp32", "--fp16", "Precision of parameters and of arithmetic: 'fp32'."),
+    STRING(device, backend, "'auto'", "auto cpu cuda", "",
+           "What computes. 'cpu': OpenBLAS and OpenMP. 'cuda': a GPU, one rank on each. 'auto': the GPU where there is "
+           "one that can be used, else the CPU."),
+    STRING(device, precision, "'auto'", "auto fp32 bf16 fp16", "--fp16",
+           "Type of activations and of the operands of matrix products; parameters, sums and statistics are 'fp32' "
+           "always. 'auto': 'bf16' on a GPU, 'fp32' on a CPU, which knows no other. 'fp16' scales its losses."),
     STRING(device, comm, "'auto'", "auto mpi", "--ddp-backend",
-           "How gradients are summed over ranks. 'mpi': MPI_Allreduce. 'auto': the best there is, today MPI."),
+           "How gradients are summed over ranks. 'mpi': MPI_Allreduce, through host memory where GPUs compute. 'auto': "
+           "the best there is, today MPI."),
+    REAL(device, loss_scale, "128.0", 1e-4, false, 1e9, false, "", "--fp16-init-scale",
+         "Precision 'fp16' only: gradients are computed of the loss times this, so that small ones are not lost. It is "
+         "halved after an update whose gradients are not finite, which is skipped, and doubled after "
+         "device%loss_scale_window updates without one."),
+    INTEGER(device, loss_scale_window, "2000", 1, 1e9, "updates", "--fp16-scale-window",
+            "Precision 'fp16' only: updates without overflow after which the loss scale is doubled."),
     INTEGER(
         device, threads, "0", 0, 4096, "threads", "",
         "OpenMP threads of a rank. 0: as OMP_NUM_THREADS says, and without it the cores of the node shared out over "

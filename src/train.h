@@ -24,7 +24,7 @@ typedef struct vd_train {
   vd_run_lock *lock; /* rank 0, once it is taken; else NULL */
   vd_resume resume;
   vd_ops *ops;
-  int threads;
+  vd_device device;
   vd_model *model;
   vd_optimizer *optimizer;
   vd_reader *reader;

@@ -8,9 +8,11 @@
 #include <string.h>
 #include <unistd.h>
 
+static const double VD_GIB = 1073741824.0;
+
 /* One rank's line of the map. */
 struct seat {
-  char host[64], device[32];
+  char host[64], device[192];
   int local_rank, threads;
   int64_t first, last; /* streams */
 };
@@ -77,10 +79,15 @@ static void print_plan(const vd_train *t) {
 }
 
 static void print_seats(const vd_train *t) {
-  struct seat own = {.threads = t->threads, .first = t->stream0, .last = t->stream0 + t->n_own};
+  struct seat own = {.threads = t->device.threads, .first = t->stream0, .last = t->stream0 + t->n_own};
   int local_size;
   gethostname(own.host, sizeof own.host - 1);
-  snprintf(own.device, sizeof own.device, "%s", t->ops->name);
+  const vd_device *d = &t->device;
+  if (d->is_gpu)
+    snprintf(own.device, sizeof own.device, "GPU %d of %d (%s, %.1f of %.1f GiB free)", d->number, d->count,
+             d->gpu.name, (double)d->gpu.free_bytes / VD_GIB, (double)d->gpu.total_bytes / VD_GIB);
+  else
+    snprintf(own.device, sizeof own.device, "%s", t->ops->name);
   vd_local_rank(t->ctx->comm, &own.local_rank, &local_size);
   struct seat *all = vd_calloc((size_t)t->ctx->size, sizeof *all);
   MPI_Gather(&own, (int)sizeof own, MPI_BYTE, all, (int)sizeof own, MPI_BYTE, 0, t->ctx->comm);
@@ -91,7 +98,7 @@ static void print_seats(const vd_train *t) {
 }
 
 int vd_train_check(vd_train *t, vd_error *err) {
-  if (vd_configure_ops(t->ctx, t->settings, &t->ops, &t->threads, err)) return err->status;
+  if (vd_backend_open(t->ctx, t->settings, t->config.arch, &t->ops, &t->device, err)) return err->status;
   if (t->ctx->rank == 0) check_folder(t->settings->run.directory, err);
   if (vd_share_error(t->ctx->comm, err)) return err->status;
   if (t->ctx->rank == 0) print_plan(t);

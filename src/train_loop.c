@@ -23,7 +23,8 @@ static void run_block(vd_train *t, double shared[N_SHARED], vd_error *err) {
                   .block = t->geometry.block,
                   .update = update,
                   .train = true,
-                  .scale = 1.0 / (double)vd_stream_targets(&t->geometry, number % t->blocks)};
+                  .scale = vd_optimizer_loss_scale(t->optimizer) /
+                           (double)vd_stream_targets(&t->geometry, number % t->blocks)};
   if (vd_model_run(t->model, &step, err) || o->synchronize(o, err)) return;
   vd_monitor_count(t->monitor, y, t->n_own * t->geometry.block);
   shared[NLL] = step.nll_sum;
@@ -62,8 +63,8 @@ static int update(vd_train *t, bool *signalled, vd_error *err) {
   vd_sum_doubles(t->ctx->comm, shared, N_SHARED);
   if (shared[FAILED] > 0) return vd_agree(t->ctx->comm, err);
   if (!isfinite(shared[NLL])) return fail_loss(t, shared[NLL], err);
-  vd_sum_reals(t->ctx->comm, vd_model_gradients(t->model), vd_model_arena(t->model));
-  t->span_penalty = vd_model_span_penalty(t->model, true);
+  vd_sum_gradients(t->ctx->comm, t->ops, vd_model_gradients(t->model), vd_model_arena(t->model));
+  t->span_penalty = vd_model_span_penalty(t->model, vd_optimizer_loss_scale(t->optimizer));
   if (vd_optimizer_update(t->optimizer, t->progress.update, &t->grad_norm, err)) return wrap_last_good(t, err);
   vd_same_on_all(t->ctx->comm, (int64_t)(t->grad_norm * 1e9), "the gradient norm");
   *signalled = shared[SIGNALLED] > 0;

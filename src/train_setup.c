@@ -101,9 +101,13 @@ static int make_run_folder(vd_train *t, vd_error *err) {
 
 static int make_model(vd_train *t, vd_error *err) {
   const vd_settings *s = t->settings;
-  if (vd_configure_ops(t->ctx, s, &t->ops, &t->threads, err)) return err->status;
+  if (vd_backend_open(t->ctx, s, t->config.arch, &t->ops, &t->device, err)) return err->status;
   vd_optimizer_config optimizer;
   vd_configure_optimizer(&optimizer, s);
+  if (t->device.precision == VD_FP16) {
+    optimizer.loss_scale = s->device.loss_scale;
+    optimizer.loss_scale_window = s->device.loss_scale_window;
+  }
   if (vd_model_create(&t->model, &t->config, t->ops, t->stream0, t->n_own, s->data.micro_streams,
                       s->data.tokens_per_sample, true, err) == VD_OK)
     vd_optimizer_create(&t->optimizer, &optimizer, t->model, t->ops, err);
@@ -136,8 +140,8 @@ static void tell_notices(vd_train *t) {
   for (line = strtok_r(line, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) vd_log_message(t->log, "%s", line);
   if (t->resume.path[0])
     vd_log_message(t->log, "goes on after update %lld of %s", (long long)t->progress.update, t->resume.path);
-  const char *notices[] = {vd_run_lock_notice(t->lock), vd_trace_notice(t->trace)};
-  for (int i = 0; i < 2; i++)
+  const char *notices[] = {vd_run_lock_notice(t->lock), vd_trace_notice(t->trace), t->device.notice};
+  for (int i = 0; i < 3; i++)
     if (notices[i][0]) vd_log_message(t->log, "%s", notices[i]);
 }
 
