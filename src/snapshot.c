@@ -144,7 +144,13 @@ static void gather_memory(const vd_snapshot *s, vd_checkpoint *c, int layer, vd_
                     .long_name = long_name};
     vd_checkpoint_create(c, &d, err);
   }
-  if (rows == 0) return;
+  if (rows == 0) { /* without a memory there is nothing to gather, but the streams are there */
+    char path[64];
+    const real nothing = 0;
+    snprintf(path, sizeof path, "/memory/layer%d", layer);
+    if (s->ctx->rank == 0 && err->status == VD_OK) vd_checkpoint_put_rows(c, path, 0, s->n_stream, &nothing, err);
+    return;
+  }
   int64_t step = piece_streams(s, rows);
   real *buffer = vd_calloc((size_t)(step * rows * d_model), sizeof *buffer);
   for (int owner = 0; owner < s->ctx->size; owner++) {
