@@ -65,7 +65,7 @@ SAY := $(if $(V),@:,@printf '  %-5s %s\n')
 Q   := $(if $(V),,@)
 C_FILES = $(wildcard src/*.[ch] src/cpu/*.[ch] io/*.[ch] tests/*.[ch] tests/*/*.[ch])
 
-.PHONY: cuda gpu-tests gpu-check gpu-bench all unit math tests fuzz help deps check check-run quickstart quickstart-run bench enwik8 format lint install clean FORCE
+.PHONY: bundle cuda gpu-tests gpu-check gpu-bench all unit math tests fuzz help deps check check-run quickstart quickstart-run bench enwik8 format lint install clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -149,10 +149,14 @@ $(GPU_PROGRAMS): $(BUILD)/gpu/%: $(BUILD)/f32/tests/gpu/%.o $(GPU_AUX) $(BUILD)/
 	$(SAY) LINK $@
 	$(Q)$(LINK) -o $@ $^ $(LIBS) -ldl
 gpu-tests: $(BUILD)/cuda/test_attention $(BUILD)/cuda/bench_attention $(BUILD)/cuda/test_ops $(GPU_PROGRAMS) ## The CUDA kernels' test programs (needs nvcc)
-gpu-check: gpu-tests ## On a GPU node: the CUDA kernels against a double reference
-	$(BUILD)/cuda/test_attention
-gpu-bench: gpu-tests ## On a GPU node: time of the attention kernels at learnt spans
-	$(BUILD)/cuda/bench_attention 16 0.3 51 sweep
+gpu-check: all gpu-tests $(BUILD)/tests/check_golden_f32 ## On a GPU node: every check of the CUDA backend but the long curves
+	@BUILD='$(BUILD)' bash tests/gpu/check.sh $(ONLY)
+gpu-bench: all gpu-tests ## On a GPU node: tokens per second at spans as they are learnt, beside PyTorch
+	@BUILD='$(BUILD)' bash tests/gpu/bench.sh
+# Other nodes may have older processors: compiled for what all of the last ten years know, in a build folder of its own.
+bundle: ## build/bundle/ and its archive: program, CUDA part, libraries, checks, for nodes without a package registry
+	@$(MAKE) --no-print-directory BUILD='$(BUILD)/portable' ARCH=x86-64-v3 all gpu-tests '$(BUILD)/portable/tests/check_golden_f32'
+	@BUILD='$(BUILD)' bash jobs/bundle.sh '$(BUILD)/portable'
 # Fuzz targets want clang and CFLAGS with -fsanitize=fuzzer-no-link (tests/run.sh builds them so).
 $(FUZZ): $(BUILD)/tests/%: $(BUILD)/libviaduct.a
 	@mkdir -p $(@D)

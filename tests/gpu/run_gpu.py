@@ -1,0 +1,174 @@
+#!/usr/bin/env python3
+"""Whole runs of the program on a GPU: the same curve as on the CPU, on two ranks of one GPU, and across a resume from one
+to the other; evaluation; 16-bit training; what happens without a GPU. Lines 'ok NAME' and 'not ok NAME: WHY'.
+
+Environment: VIADUCT, the program; MPIRUN (default: mpirun, also for root and with more ranks than cores).
+"""
+import json
+import os
+import random
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+VIADUCT = os.environ.get("VIADUCT") or os.path.join(ROOT, "build", "viaduct")
+MPIRUN = shlex.split(os.environ.get("MPIRUN") or "mpirun --oversubscribe --bind-to none")
+ENVIRONMENT = dict(os.environ, OMP_NUM_THREADS="2", OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
+                   OMPI_MCA_btl_vader_single_copy_mechanism="none")
+UPDATES = 20
+DECK = """&run title='gpu', directory='{folder}/run', max_updates={updates}, log_interval=1 /
+&data path='{folder}/corpus.h5', tokens_per_sample=64, batch_streams=4 /
+&model n_layer=3, d_model=128, n_head=2, d_inner=256, dropout=0.3, emb_dropout=0.1 /
+&span attn_span=256, ramp=16, init=0.1, aux_loss_scaler=1d-6 /
+&optimizer lr=0.07, warmup_updates=20, clip_step=0.03 /
+&valid interval=10, streams=2, max_blocks=4 /
+&checkpoint interval=10, keep=3 /
+&device precision='fp32', comm='mpi' /
+&eval streams=3, tokens_per_sample=64 /
+"""
+failures = 0
+folder = tempfile.mkdtemp(prefix="viaduct-gpu-")
+
+
+def report(name, good, why=""):
+    global failures
+    failures += not good
+    print(f"ok {name}" if good else f"not ok {name}: {why}", flush=True)
+
+
+def viaduct(*words, ranks=0, environment=None, **variables):
+    """group__name=value become --set words."""
+    for name, value in variables.items():
+        words += ("--set", f"{name.replace('__', '%')}={value}")
+    launch = MPIRUN + ["-n", str(ranks)] if ranks else []
+    return subprocess.run(launch + [VIADUCT, *words], capture_output=True, text=True, errors="replace", check=False,
+                          env=dict(ENVIRONMENT, **(environment or {})), timeout=100)
+
+
+def train(run, backend, **more):
+    result = viaduct("train", os.path.join(folder, "deck.nml"), run__directory=os.path.join(folder, run),
+                     device__backend=backend, **more)
+    if result.returncode:
+        report(f"{run} trains", False, (result.stderr + result.stdout)[-1500:])
+    return result
+
+
+def rows(run):
+    try:
+        with open(os.path.join(folder, run, "log.jsonl"), encoding="utf-8") as f:
+            return [json.loads(line) for line in f]
+    except OSError:
+        return []
+
+
+def losses(run, key="loss"):
+    return [x[key] for x in rows(run) if key in x]
+
+
+def same(name, run, other, key="loss", bound=1e-4):
+    a, b = losses(run, key), losses(other, key)
+    worst = max((abs(x / y - 1) for x, y in zip(a, b)), default=float("nan"))
+    report(f"{name} ({worst:.1e}, bound {bound:.0e})", len(a) == len(b) > 0 and worst <= bound, f"{a} {b}")
+
+
+def make_corpus():
+    """Words of a made-up language, the frequent ones short, with some grammar to learn."""
+    r = random.Random(1)
+    words = ["".join(r.choice("abcdefghijklmnop") for _ in range(1 + i // 12)) for i in range(80)]
+    follows = {w: [words[int(len(words) * r.random() ** 2)] for _ in range(4)] for w in words}
+    text, word = [], words[0]
+    while len(text) < 60000:
+        word = r.choice(follows[word])
+        text.append(word)
+    with open(os.path.join(folder, "text"), "w", encoding="utf-8") as f:
+        f.write(" ".join(text)[:160000])
+    with open(os.path.join(folder, "deck.nml"), "w", encoding="utf-8") as f:
+        f.write(DECK.format(folder=folder, updates=UPDATES))
+    made = viaduct("prepare", os.path.join(folder, "deck.nml"), prepare__source=os.path.join(folder, "text"),
+                   prepare__train=0.9, prepare__valid=0.05, prepare__test=0.05)
+    if made.returncode:
+        sys.exit(f"not ok prepare: {made.stderr}")
+
+
+def check_curves():
+    train("cpu", "cpu")
+    train("gpu", "cuda")
+    same(f"{UPDATES} updates in fp32: losses as on the CPU", "gpu", "cpu")
+    same("validations as on the CPU", "gpu", "cpu", key="valid_bpc")
+    train("two", "cuda", ranks=2)
+    same("2 ranks on one GPU: losses as on one rank", "two", "gpu")
+    train("micro", "cuda", data__micro_streams=1)
+    same("streams one by one: losses as all at once", "micro", "gpu")
+    for softmax, init in (("trimmed", "toolkit"),):
+        for backend in ("cpu", "cuda"):
+            train(f"{softmax}-{backend}", backend, span__softmax=softmax, model__init=init)
+        same(f"{softmax}: losses as on the CPU", f"{softmax}-cuda", f"{softmax}-cpu")
+
+
+def check_resume():
+    for first, second in (("cpu", "cuda"), ("cuda", "cpu")):
+        run = f"{first}-then-{second}"
+        train(run, first, run__max_updates=UPDATES // 2)
+        train(run, second)
+        same(f"{first} to update {UPDATES // 2}, then {second}: losses as in one go", run, "cpu")
+
+
+def bpc_of(text):
+    lines = [line for line in text.splitlines() if line.startswith("{")]
+    return json.loads(lines[-1])["bpc"] if lines else float("nan")
+
+
+def check_eval():
+    checkpoint = os.path.join(folder, "cpu", "checkpoints", "last.h5")
+    results = [viaduct("eval", os.path.join(folder, "deck.nml"), eval__checkpoint=checkpoint, device__backend=b)
+               for b in ("cpu", "cuda")]
+    cpu, gpu = (bpc_of(r.stdout) for r in results)
+    report("evaluation as on the CPU", results[1].returncode == 0 and abs(gpu / cpu - 1) <= 1e-4,
+           f"{cpu} {gpu}: {results[0].stdout} {results[1].stdout} {results[1].stderr}")
+
+
+def check_half():
+    for precision in ("bf16", "fp16"):
+        train(precision, "cuda", device__precision=precision, run__max_updates=100)
+        x = losses(precision)
+        good = len(x) == 100 and sum(x[-10:]) / 10 < sum(x[:3]) / 3 - 1
+        report(f"{precision}: 100 updates whose losses fall by more than a bit", good, str(x))
+    train("fp32", "cuda", run__max_updates=100)
+    for precision in ("bf16", "fp16"):
+        a, b = (losses(run)[-10:] for run in (precision, "fp32"))
+        report(f"{precision}: ends where fp32 ends, to 0.05",
+               len(a) == len(b) == 10 and abs(sum(a) - sum(b)) / 10 < 0.05, f"{a} {b}")
+    train("overflow", "cuda", device__precision="fp16", device__loss_scale=1e9, run__max_updates=40)
+    last = rows("overflow")[-1] if rows("overflow") else {}
+    report("fp16 with a loss scale far too large: updates are skipped and the scale falls until it trains",
+           len(losses("overflow")) > 0 and all(x == x for x in losses("overflow")), str(last))
+
+
+def check_without():
+    none = {"CUDA_VISIBLE_DEVICES": ""}
+    result = train("auto", "auto", environment=none, run__max_updates=3)
+    report("'auto' without a GPU computes on the CPU and says so",
+           result.returncode == 0 and "CPU" in result.stdout + result.stderr, result.stdout + result.stderr)
+    result = viaduct("train", os.path.join(folder, "deck.nml"), device__backend="cuda", environment=none,
+                     run__directory=os.path.join(folder, "none"))
+    report("'cuda' without a GPU is an error that says why",
+           result.returncode == 1 and "cuda" in result.stderr and not os.path.exists(os.path.join(folder, "none", "log.jsonl")),
+           result.stderr)
+
+
+def main():
+    make_corpus()
+    if "without" not in sys.argv[1:]:
+        check_curves()
+        check_resume()
+        check_eval()
+        check_half()
+    check_without()
+    shutil.rmtree(folder, ignore_errors=True)
+    sys.exit(1 if failures else 0)
+
+
+main()
