@@ -9,6 +9,8 @@ static void check_relative(const vd_attention *a) {
   if (a->first_distance != 0 || a->softmax != VD_MASKED || a->span || a->key_pe)
     vd_bug("relative keys go without a key table and a soft mask, from distance 0");
   if (!a->content_bias != !a->position_bias) vd_bug("one bias without the other");
+  if (a->window > a->attn_span)
+    vd_bug("window %lld exceeds attn_span %lld", (long long)a->window, (long long)a->attn_span);
   for (int64_t h = 0; h < a->n_head; h++)
     if (a->reach[h] < 0 || a->reach[h] >= a->window + a->block)
       vd_bug("head %lld: reach %lld goes beyond the keys", (long long)h, (long long)a->reach[h]);
