@@ -224,12 +224,12 @@ VD_DEV void vd_write_rows(T *matrix, int64_t stride, int first, int lowest, int 
 }
 
 /* Blocks to launch so that all multiprocessors are full; kernels take their work from a list. */
-static inline cudaError_t vd_fill_device(const void *kernel, int shared, int *blocks) {
+static inline cudaError_t vd_fill_device(const void *kernel, int shared, int *blocks, int threads = VD_THREADS) {
   int device, n_sm, per_sm;
   cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
   if (e == cudaSuccess) e = cudaGetDevice(&device);
   if (e == cudaSuccess) e = cudaDeviceGetAttribute(&n_sm, cudaDevAttrMultiProcessorCount, device);
-  if (e == cudaSuccess) e = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, kernel, VD_THREADS, (size_t)shared);
+  if (e == cudaSuccess) e = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, kernel, threads, (size_t)shared);
   if (e == cudaSuccess && per_sm == 0) e = cudaErrorInvalidConfiguration;
   if (e == cudaSuccess) *blocks = n_sm * per_sm;
   return e;

@@ -267,6 +267,10 @@ VD_DEV void vd_copy_commit() {
 VD_DEV void vd_copy_wait() {
   asm volatile("cp.async.wait_group 0;" ::: "memory");
 }
+/* Waits for all groups of copies but the N last. */
+template <int N> VD_DEV void vd_copy_wait_but() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
 
 /* Starts the copy of 64 rows into a tile: rows first .. first + 63 of a matrix, those outside lowest .. end - 1 as
  * zeros; columns beyond `width` as zeros. For a block of 128 threads. */
