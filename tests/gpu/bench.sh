@@ -6,10 +6,10 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 if [ -f "$root/environment.sh" ]; then
-  programs=$root/tests
+  programs=$root/tests attention=$root/tests/bench_attention
   bundled() { (here=$root && . "$root/environment.sh" && "$@"); }
 else
-  programs=${BUILD:-$root/build}/gpu
+  programs=${BUILD:-$root/build}/gpu attention=${BUILD:-$root/build}/cuda/bench_attention
   export VIADUCT_CUDA_LIBRARY=${VIADUCT_CUDA_LIBRARY:-${BUILD:-$root/build}/libviaduct_cuda.so}
   bundled() { "$@"; }
 fi
@@ -21,3 +21,4 @@ for streams in 16 64; do
   echo "PyTorch, plain, context 512, no memory: $theirs"
   python3 -c 'import json, sys; a, b = (json.loads(x)["tokens_per_second"] for x in sys.argv[1:]); print(f"ratio {a / b:.3f}")' "$ours" "$theirs"
 done
+bundled "$attention" 16 0.3 51 sweep

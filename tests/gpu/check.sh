@@ -47,7 +47,8 @@ for file in "$golden"/adaptive_span*.h5; do
 done
 for softmax in masked trimmed; do check "one update $softmax" bash -c 'bundled "$@"' _ "$gpu/one_update" 2 $softmax; done
 check runs python3 "$here/run_gpu.py"
-sanitizer=${SANITIZER:-$(command -v compute-sanitizer || echo "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer")}
+# SANITIZER=no leaves it out, which takes most of the time; a path says where it is.
+sanitizer=${SANITIZER:-$(command -v compute-sanitizer || ls -d "${CUDA_HOME:-/usr/local/cuda}"/bin/compute-sanitizer "${CUDA_HOME:-/usr/local/cuda}"/compute-sanitizer/compute-sanitizer /opt/nvidia/*/compute-sanitizer 2>/dev/null | head -n 1)}
 if [ -x "$sanitizer" ]; then
   for tool in memcheck racecheck; do
     check "sanitizer $tool ops" bash -c 'bundled "$@"' _ "$sanitizer" --tool $tool --error-exitcode 9 "$cuda/test_ops" bf16 "${SANITIZED_OPS:-ramp ends}"
