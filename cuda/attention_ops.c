@@ -1,5 +1,6 @@
 /* Attention and its projections: src/ops.h's words for the kernels of attention.h. */
 #include "backend.h"
+#include "memory_rows.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -135,6 +136,18 @@ void vd_cuda_attention_backward_op(vd_ops *o, const vd_attention *a, const vd_ac
   vd_cuda_note(c, vd_cuda_attention_backward(&x, &g, c->stream), "attention backward");
 }
 
+static vd_cuda_projection projection_of(const vd_cuda_backend *c, const vd_attention *a, int64_t memory_rows) {
+  vd_cuda_projection p = {.type = c->type,
+                          .n_stream = (int32_t)a->n_stream,
+                          .window = (int32_t)a->window,
+                          .n_head = (int32_t)a->n_head,
+                          .d_head = (int32_t)a->d_head,
+                          .memory_rows = memory_rows,
+                          .kv_rows = a->window + a->block};
+  for (int64_t h = 0; h < a->n_head; h++) p.reach[h] = (int32_t)a->reach[h];
+  return p;
+}
+
 /* Rows of k or v from row `to` of each stream = rows of x W^T. */
 static void project_rows(vd_cuda_backend *c, const vd_attention *a, const void *x, int64_t x_rows, int64_t rows,
                          const real *weight, char *to) {
@@ -167,9 +180,15 @@ void vd_cuda_attention_project(vd_ops *o, const vd_attention *a, const vd_attent
   vd_cuda_linear(o, &queries, in->hidden, wq, NULL, q);
   project_rows(c, a, in->hidden, a->block, a->block, wk, (char *)k + block_at);
   project_rows(c, a, in->hidden, a->block, a->block, wv, (char *)v + block_at);
-  const char *memory = (const char *)in->memory + (size_t)((in->memory_rows - reach) * d) * c->act_size;
-  project_rows(c, a, memory, in->memory_rows, reach, wk, (char *)k + from);
-  project_rows(c, a, memory, in->memory_rows, reach, wv, (char *)v + from);
+  if (c->type == VD_CUDA_FP32) { /* all heads as far back as the longest: for checking, not for speed */
+    const char *memory = (const char *)in->memory + (size_t)((in->memory_rows - reach) * d) * c->act_size;
+    project_rows(c, a, memory, in->memory_rows, reach, wk, (char *)k + from);
+    project_rows(c, a, memory, in->memory_rows, reach, wv, (char *)v + from);
+    return;
+  }
+  vd_cuda_projection p = projection_of(c, a, in->memory_rows);
+  vd_cuda_note(c, vd_cuda_memory_rows(&p, in->memory, vd_cuda_weight(c, wk), vd_cuda_weight(c, wv), k, v, c->stream),
+               "projecting memory rows");
 }
 
 static void weight_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,
@@ -203,11 +222,24 @@ static void input_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int64_
   vd_cuda_product(c, &call);
 }
 
+/* fp32: a product for each head and stream, of the rows that the head reaches. */
+static void memory_weight_gradients(vd_cuda_backend *c, const vd_attention *a, const vd_attention_input *in,
+                                    const float *dk, const float *dv, real *dwk, real *dwv) {
+  int64_t d = width_of(a), rows = a->window + a->block;
+  for (int64_t s = 0; s < a->n_stream; s++)
+    for (int64_t h = 0; h < a->n_head; h++) {
+      int64_t reach = a->reach[h], column = h * a->d_head, at = (s * rows + a->window - reach) * d + column;
+      const float *memory = (const float *)in->memory + ((s + 1) * in->memory_rows - reach) * d;
+      weight_gradient(c, reach, a->d_head, d, dk + at, d, memory, dwk + column * d);
+      weight_gradient(c, reach, a->d_head, d, dv + at, d, memory, dwv + column * d);
+    }
+}
+
 void vd_cuda_attention_project_backward(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
                                         const real *wk, const real *wv, const vd_act *dq, const vd_act *dk,
                                         const vd_act *dv, vd_act *dhidden, real *dwq, real *dwk, real *dwv) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  int64_t d = width_of(a), n = a->n_stream * a->block, rows = a->window + a->block, reach = longest_reach(a);
+  int64_t d = width_of(a), n = a->n_stream * a->block, rows = a->window + a->block;
   char *all = vd_cuda_room(c, &c->scratch, (size_t)(n * 3 * d) * c->act_size);
   if (!all) return;
   vd_cuda_note(c, vd_cuda_gather_gradients(c->type, a->n_stream, a->block, rows, d, dq, dk, dv, all, c->stream),
@@ -224,10 +256,11 @@ void vd_cuda_attention_project_backward(vd_ops *o, const vd_attention *a, const 
       weight_gradient(c, n, d, d, mine, 3 * d, in->hidden, gradient[i]);
     }
   }
-  for (int64_t s = 0; s < a->n_stream; s++) {
-    const char *memory = (const char *)in->memory + (size_t)(((s + 1) * in->memory_rows - reach) * d) * c->act_size;
-    size_t at = (size_t)((s * rows + a->window - reach) * d) * c->act_size;
-    weight_gradient(c, reach, d, d, (const char *)dk + at, d, memory, dwk);
-    weight_gradient(c, reach, d, d, (const char *)dv + at, d, memory, dwv);
+  if (c->type == VD_CUDA_FP32) {
+    memory_weight_gradients(c, a, in, dk, dv, dwk, dwv);
+    return;
   }
+  vd_cuda_projection p = projection_of(c, a, in->memory_rows);
+  vd_cuda_note(c, vd_cuda_memory_rows_backward(&p, in->memory, dk, dv, dwk, dwv, c->stream),
+               "gradients from memory rows");
 }

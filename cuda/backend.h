@@ -16,6 +16,7 @@ typedef struct vd_arena {
   const float *params;
   size_t n;
   void *copy;
+  bool fresh; /* the optimiser wrote it together with the parameters */
 } vd_arena;
 
 /* Device and pinned host memory that grows as asked; what it holds lives within one op. */

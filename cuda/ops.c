@@ -92,6 +92,8 @@ static void copy_out(vd_cuda_backend *c, void *host, const void *device, size_t 
 }
 
 static void cuda_put(vd_ops *o, real *device, const real *host, size_t n) {
+  vd_arena *a = vd_cuda_arena_of(vd_cuda_of(o), device);
+  if (a) a->fresh = false;
   copy_in(vd_cuda_of(o), device, host, n * sizeof *host);
 }
 static void cuda_get(vd_ops *o, real *host, const real *device, size_t n) {
@@ -159,7 +161,9 @@ static void cuda_weights_changed(vd_ops *o, const real *params, size_t n) {
       return;
     }
   }
-  vd_cuda_note(c, vd_cuda_from_float(c->type, n, params, a->copy, c->stream), "copying the parameters");
+  bool fresh = a->fresh;
+  a->fresh = false;
+  if (!fresh) vd_cuda_note(c, vd_cuda_from_float(c->type, n, params, a->copy, c->stream), "copying the parameters");
 }
 
 static vd_cuda_dropout dropout_of(const vd_dropout *d) {

@@ -80,8 +80,11 @@ void vd_cuda_adagrad_op(vd_ops *o, real *param, const real *gradient, real *accu
   }
   put(c, p->rate, rate, (size_t)n_tensor * sizeof *rate);
   free(rate);
+  vd_arena *arena = vd_cuda_arena_of(c, param);
+  void *copy = arena ? arena->copy : NULL;
+  if (arena) arena->fresh = true;
   vd_cuda_note(c,
-               vd_cuda_adagrad(c->type, param, gradient, accumulator, NULL, p->piece, p->n_piece, p->rate, (float)scale,
+               vd_cuda_adagrad(c->type, param, gradient, accumulator, copy, p->piece, p->n_piece, p->rate, (float)scale,
                                (float)eps, c->stream),
                "Adagrad");
 }

@@ -161,16 +161,24 @@ static void show(vd_log *log, const vd_log_row *r) {
   log->shown = now();
 }
 
+/* Members that only some runs have. */
+static void add_number(json_t *line, const char *name, double x) {
+  if (!isnan(x)) json_object_set_new(line, name, number(x));
+}
+
 int vd_log_update(vd_log *log, const vd_log_row *r, vd_error *err) {
   if (!log) return VD_OK;
   if (log->terminal) show(log, r);
-  return append(log,
-                json_pack("{s:I,s:I,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o}", "epoch", (json_int_t)r->epoch, "num_updates",
-                          (json_int_t)r->update, "loss", number(r->bpc + r->span_penalty / M_LN2), "bpc",
-                          number(r->bpc), "lr", number(r->learning_rate), "gnorm", number(r->grad_norm), "wps",
-                          number(r->tokens_per_second), "avg_span", number(r->mean_span), "max_span",
-                          number(r->max_span), "wall", number(vd_log_wall(log))),
-                err);
+  json_t *line =
+      json_pack("{s:I,s:I,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o}", "epoch", (json_int_t)r->epoch, "num_updates",
+                (json_int_t)r->update, "loss", number(r->bpc + r->span_penalty / M_LN2), "bpc", number(r->bpc), "lr",
+                number(r->learning_rate), "gnorm", number(r->grad_norm), "wps", number(r->tokens_per_second),
+                "avg_span", number(r->mean_span), "max_span", number(r->max_span), "wall", number(vd_log_wall(log)));
+  add_number(line, "sum_share", r->sum_share);
+  add_number(line, "mfu", r->mfu);
+  add_number(line, "loss_scale", r->loss_scale);
+  if (!isnan(r->loss_scale)) json_object_set_new(line, "skipped", json_integer((json_int_t)r->skipped));
+  return append(log, line, err);
 }
 
 void vd_log_live(vd_log *log, const vd_log_row *row) {

@@ -23,6 +23,10 @@ typedef struct vd_log_row {
   double tokens_per_second; /* targets of all ranks */
   double mean_span;         /* tokens, mean over layers and heads */
   double max_span;          /* tokens, the longest of all heads */
+  double sum_share;         /* of the time since the row before that went into the gradient sum over ranks; NAN: none */
+  double mfu;               /* model FLOP/s over the GPUs' peak; NAN: no peak is known */
+  double loss_scale;        /* fp16; NAN: gradients are not scaled */
+  int64_t skipped;          /* updates skipped for overflow since the run was started or resumed */
 } vd_log_row;
 
 /* Not collective. Opens DIRECTORY/log.jsonl to go on after `update` (0: a new run). Lines of later updates, which a run

@@ -312,6 +312,19 @@ double vd_model_span_penalty(vd_model *m, double gradient_scale) {
   return m->config.aux_loss_scaler * total;
 }
 
+double vd_model_flops(const vd_model *m) {
+  const vd_model_config *c = &m->config;
+  double d = (double)m->d, width = (double)m->width, inner = (double)c->d_inner, layers = (double)c->n_layer;
+  double forward = layers * (4 * d * width + 2 * d * inner) + d * (double)c->vocab, projected = 0;
+  for (int l = 0; l < (int)c->n_layer; l++)
+    for (int64_t h = 0; h < c->n_head; h++) {
+      double reach = (double)m->state[l].reach[h];
+      forward += 3 * reach * (double)c->d_head; /* keys, positions, values */
+      projected += 2 * fmin(reach, (double)m->state[l].window) * d * (double)c->d_head / (double)m->max_block;
+    }
+  return 2 * (3 * forward + 2 * projected);
+}
+
 void vd_model_spans(vd_model *m, float *span) {
   for (int64_t l = 0; l < m->config.n_layer; l++)
     for (int64_t h = 0; h < m->config.n_head; h++)

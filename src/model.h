@@ -97,6 +97,11 @@ int vd_model_reset_memory(vd_model *m, vd_error *err);
  * times gradient_scale (0: not wanted) is added to the arena. */
 double vd_model_span_penalty(vd_model *m, double gradient_scale);
 
+/* Not collective. Floating-point operations of one training step for each token of a full block: the products of the
+ * linear layers, of each head's keys within its reach, and of the memory rows that heads project, forward and (twice
+ * that, but for the memory's rows, which get no gradient) backward. */
+double vd_model_flops(const vd_model *m);
+
 /* Not collective. Spans in tokens into host span [n_layer][n_head] (per_layer: repeated over heads). In Transformer-XL
  * the greatest distance, in tokens, at which a token of the last block could see. */
 void vd_model_spans(vd_model *m, float *span);

@@ -34,6 +34,7 @@ typedef struct vd_train {
   float *span; /* [n_layer * n_head] tokens */
   vd_progress progress;
   double grad_norm, span_penalty; /* of the last update */
+  double sum_seconds;             /* in gradient sums since the last line of the log */
   int64_t saved_update;           /* of the last good checkpoint; 0: none */
   char last_good[VD_PATH + 64];   /* its path; "": none */
 } vd_train;

@@ -63,7 +63,9 @@ static int update(vd_train *t, bool *signalled, vd_error *err) {
   vd_sum_doubles(t->ctx->comm, shared, N_SHARED);
   if (shared[FAILED] > 0) return vd_agree(t->ctx->comm, err);
   if (!isfinite(shared[NLL])) return fail_loss(t, shared[NLL], err);
+  double sum_start = MPI_Wtime();
   vd_sum_gradients(t->ctx->comm, t->ops, vd_model_gradients(t->model), vd_model_arena(t->model));
+  t->sum_seconds += MPI_Wtime() - sum_start;
   t->span_penalty = vd_model_span_penalty(t->model, vd_optimizer_loss_scale(t->optimizer));
   if (vd_optimizer_update(t->optimizer, t->progress.update, &t->grad_norm, err)) return wrap_last_good(t, err);
   vd_same_on_all(t->ctx->comm, (int64_t)(t->grad_norm * 1e9), "the gradient norm");
@@ -86,6 +88,12 @@ static double bpc_of(const vd_meter *m) {
   return m->nll / m->targets / log(2.0);
 }
 
+/* Model FLOP/s over the peak of all GPUs. */
+static double utilisation(const vd_train *t, double tokens_per_second) {
+  double per_token = vd_model_flops(t->model), peak = t->device.gpu.peak * (double)t->ctx->size;
+  return t->device.is_gpu && peak > 0 ? per_token * tokens_per_second / peak : NAN;
+}
+
 static void fill_row(vd_train *t, vd_log_row *row) {
   const vd_meter *m = &t->progress.log;
   int64_t n = t->config.n_layer * t->config.n_head;
@@ -103,7 +111,11 @@ static void fill_row(vd_train *t, vd_log_row *row) {
                       .grad_norm = t->grad_norm,
                       .tokens_per_second = m->targets / m->seconds,
                       .mean_span = sum / (double)n,
-                      .max_span = most};
+                      .max_span = most,
+                      .sum_share = t->ctx->size > 1 ? t->sum_seconds / m->seconds : NAN,
+                      .mfu = utilisation(t, m->targets / m->seconds),
+                      .loss_scale = t->device.precision == VD_FP16 ? vd_optimizer_loss_scale(t->optimizer) : NAN,
+                      .skipped = vd_optimizer_skipped(t->optimizer)};
 }
 
 static void append_trace(vd_train *t, const vd_log_row *log_row, vd_error *err) {
@@ -133,6 +145,7 @@ static int tell(vd_train *t, vd_error *err) {
     vd_monitor_judge(t->monitor, t->ctx->comm, u, row.bpc, warning, sizeof warning);
     if (t->log) vd_log_update(t->log, &row, err);
     t->progress.log = (vd_meter){0};
+    t->sum_seconds = 0;
   } else {
     vd_log_live(t->log, &row);
   }
