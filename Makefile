@@ -131,7 +131,8 @@ $(BUILD)/%.o: %.cu $(wildcard cuda/*.cuh cuda/*.h) src/random.h
 	@mkdir -p $(@D)
 	$(SAY) NVCC $@
 	$(Q)$(NVCC) $(NVCC_FLAGS) -c -o $@ $<
-$(BUILD)/cuda/test_attention $(BUILD)/cuda/bench_attention: $(BUILD)/cuda/%: $(BUILD)/tests/cuda/%.o $(CUDA_OBJ)
+CUDA_PROGRAMS := $(patsubst tests/cuda/%.cu,$(BUILD)/cuda/%,$(wildcard tests/cuda/*.cu))
+$(CUDA_PROGRAMS): $(BUILD)/cuda/%: $(BUILD)/tests/cuda/%.o $(CUDA_OBJ)
 	$(SAY) LINK $@
 	$(Q)$(NVCC) $(NVCC_FLAGS) -o $@ $^
 # The ops of the CUDA library against the double CPU reference: one source drives each side, compiled for each.
@@ -148,7 +149,7 @@ $(GPU_PROGRAMS): $(BUILD)/gpu/%: $(BUILD)/f32/tests/gpu/%.o $(GPU_AUX) $(BUILD)/
 	@mkdir -p $(@D)
 	$(SAY) LINK $@
 	$(Q)$(LINK) -o $@ $^ $(LIBS) -ldl
-gpu-tests: $(BUILD)/cuda/test_attention $(BUILD)/cuda/bench_attention $(BUILD)/cuda/test_ops $(GPU_PROGRAMS) ## The CUDA kernels' test programs (needs nvcc)
+gpu-tests: $(CUDA_PROGRAMS) $(BUILD)/cuda/test_ops $(GPU_PROGRAMS) ## The CUDA kernels' test programs (needs nvcc)
 gpu-check: all gpu-tests $(BUILD)/tests/check_golden_f32 ## On a GPU node: every check of the CUDA backend but the long curves
 	@BUILD='$(BUILD)' bash tests/gpu/check.sh $(ONLY)
 gpu-bench: all gpu-tests ## On a GPU node: tokens per second at spans as they are learnt, beside PyTorch
