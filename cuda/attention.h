@@ -56,6 +56,10 @@ size_t vd_cuda_attention_workspace_size(const vd_cuda_attention *a);
  * cudaErrorInvalidValue for shapes that the kernels do not take. */
 cudaError_t vd_cuda_attention_make_plan(const vd_cuda_attention *a, cudaStream_t stream);
 
+/* Stream-ordered. The same for a[0 .. n - 1], the layers of a model, each with a plan of its own: one launch for up to
+ * 24 layers. `a` is host memory, free again on return. Where any shape does not fit, no plan is made. */
+cudaError_t vd_cuda_attention_make_plans(int32_t n, const vd_cuda_attention *a, cudaStream_t stream);
+
 /* Stream-ordered. table[attn_span, d_head] (of `type`) = transpose of key_pe[d_head, attn_span]: row attn_span - x
  * holds pe(x), so that rows follow key order. */
 cudaError_t vd_cuda_attention_key_pe(enum vd_cuda_type type, int32_t d_head, int32_t attn_span, const float *key_pe,

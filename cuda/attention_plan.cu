@@ -18,8 +18,16 @@ VD_DEV vd_band vd_make_band(const vd_cuda_attention &a, int head) {
   return b;
 }
 
-/* One block; thread h has head h. */
-__global__ void vd_plan_kernel(const __grid_constant__ vd_cuda_attention a) {
+/* Layers planned by one launch; more would not fit a kernel's 4 KiB of arguments. */
+enum { VD_PLANS = 24 };
+typedef struct vd_plan_layers {
+  vd_cuda_attention at[VD_PLANS];
+} vd_plan_layers;
+static_assert(sizeof(vd_plan_layers) <= 4096, "arguments of a kernel");
+
+/* A block has a layer; thread h has head h. */
+__global__ void vd_plan_kernel(const __grid_constant__ vd_plan_layers layers) {
+  const vd_cuda_attention &a = layers.at[blockIdx.x];
   __shared__ int reach[VD_CUDA_MAX_HEADS], head[VD_CUDA_MAX_HEADS];
   vd_plan *plan = (vd_plan *)a.plan;
   int h = (int)threadIdx.x;
@@ -53,10 +61,20 @@ static bool vd_shapes_fit(const vd_cuda_attention *a) {
          a->kv_rows >= a->window + a->block && (a->n_span == 1 || a->n_span == a->n_head);
 }
 
-cudaError_t vd_cuda_attention_make_plan(const vd_cuda_attention *a, cudaStream_t stream) {
-  if (!vd_shapes_fit(a)) return cudaErrorInvalidValue;
-  vd_plan_kernel<<<1, VD_CUDA_MAX_HEADS, 0, stream>>>(*a);
+cudaError_t vd_cuda_attention_make_plans(int32_t n, const vd_cuda_attention *a, cudaStream_t stream) {
+  for (int32_t i = 0; i < n; i++)
+    if (!vd_shapes_fit(&a[i])) return cudaErrorInvalidValue;
+  for (int32_t first = 0; first < n; first += VD_PLANS) {
+    vd_plan_layers layers = {};
+    int32_t here = n - first < VD_PLANS ? n - first : VD_PLANS;
+    for (int32_t i = 0; i < here; i++) layers.at[i] = a[first + i];
+    vd_plan_kernel<<<(unsigned)here, VD_CUDA_MAX_HEADS, 0, stream>>>(layers);
+  }
   return cudaGetLastError();
+}
+
+cudaError_t vd_cuda_attention_make_plan(const vd_cuda_attention *a, cudaStream_t stream) {
+  return vd_cuda_attention_make_plans(1, a, stream);
 }
 
 VD_DEV void vd_store(float *to, float x) {
