@@ -45,7 +45,7 @@ done
 for file in "$golden"/adaptive_span*.h5; do
   check "golden $(basename "$file" .h5)" bash -c 'bundled "$@"' _ "$tests/check_golden_f32" --backend cuda "$file"
 done
-for softmax in masked trimmed; do check "one update $softmax" bash -c 'bundled "$@"' _ "$gpu/one_update" 2 $softmax; done
+for softmax in masked trimmed; do check "one update $softmax" bash -c 'bundled "$@"' _ "$gpu/one_update" "${STREAMS:-8}" $softmax; done
 check runs python3 "$here/run_gpu.py"
 # SANITIZER=no leaves it out, which takes most of the time; a path says where it is.
 sanitizer=${SANITIZER:-$(command -v compute-sanitizer || ls -d "${CUDA_HOME:-/usr/local/cuda}"/bin/compute-sanitizer "${CUDA_HOME:-/usr/local/cuda}"/compute-sanitizer/compute-sanitizer /opt/nvidia/*/compute-sanitizer 2>/dev/null | head -n 1)}
