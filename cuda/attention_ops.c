@@ -1,6 +1,6 @@
 /* Attention and its projections: src/ops.h's words for the kernels of attention.h. */
 #include "backend.h"
-#include "memory_rows.h"
+#include "project.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -132,20 +132,7 @@ void vd_cuda_attention_backward_op(vd_ops *o, const vd_attention *a, const vd_ac
                                   .side = c->side,
                                   .fork = c->fork,
                                   .join = c->join};
-  vd_cuda_note(c, vd_cuda_attention_make_plan(&x, c->stream), "attention's plan");
   vd_cuda_note(c, vd_cuda_attention_backward(&x, &g, c->stream), "attention backward");
-}
-
-static vd_cuda_projection projection_of(const vd_cuda_backend *c, const vd_attention *a, int64_t memory_rows) {
-  vd_cuda_projection p = {.type = c->type,
-                          .n_stream = (int32_t)a->n_stream,
-                          .window = (int32_t)a->window,
-                          .n_head = (int32_t)a->n_head,
-                          .d_head = (int32_t)a->d_head,
-                          .memory_rows = memory_rows,
-                          .kv_rows = a->window + a->block};
-  for (int64_t h = 0; h < a->n_head; h++) p.reach[h] = (int32_t)a->reach[h];
-  return p;
 }
 
 /* Rows of k or v from row `to` of each stream = rows of x W^T. */
@@ -165,29 +152,21 @@ static void project_rows(vd_cuda_backend *c, const vd_attention *a, const void *
   vd_cuda_product(c, &call);
 }
 
-static int64_t longest_reach(const vd_attention *a) {
-  int64_t longest = 0;
-  for (int64_t h = 0; h < a->n_head; h++) longest = a->reach[h] > longest ? a->reach[h] : longest;
-  return longest;
-}
-
 void vd_cuda_attention_project(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
                                const real *wk, const real *wv, vd_act *q, vd_act *k, vd_act *v) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  int64_t d = width_of(a), reach = longest_reach(a);
-  size_t block_at = (size_t)(a->window * d) * c->act_size, from = (size_t)((a->window - reach) * d) * c->act_size;
+  int64_t d = width_of(a);
+  size_t block_at = (size_t)(a->window * d) * c->act_size;
   vd_linear queries = {.n = a->n_stream * a->block, .in = d, .out = d};
   vd_cuda_linear(o, &queries, in->hidden, wq, NULL, q);
   project_rows(c, a, in->hidden, a->block, a->block, wk, (char *)k + block_at);
   project_rows(c, a, in->hidden, a->block, a->block, wv, (char *)v + block_at);
-  if (c->type == VD_CUDA_FP32) { /* all heads as far back as the longest: for checking, not for speed */
-    const char *memory = (const char *)in->memory + (size_t)((in->memory_rows - reach) * d) * c->act_size;
-    project_rows(c, a, memory, in->memory_rows, reach, wk, (char *)k + from);
-    project_rows(c, a, memory, in->memory_rows, reach, wv, (char *)v + from);
-    return;
-  }
-  vd_cuda_projection p = projection_of(c, a, in->memory_rows);
-  vd_cuda_note(c, vd_cuda_memory_rows(&p, in->memory, vd_cuda_weight(c, wk), vd_cuda_weight(c, wv), k, v, c->stream),
+  vd_cuda_attention x = kernel_of(c, a);
+  if (!x.plan) return;
+  vd_cuda_note(c, vd_cuda_attention_make_plan(&x, c->stream), "attention's plan");
+  vd_cuda_note(c,
+               vd_cuda_project_memory(&x, in->memory, in->memory_rows, vd_cuda_weight(c, wk), vd_cuda_weight(c, wv), k,
+                                      v, c->stream),
                "projecting memory rows");
 }
 
@@ -222,19 +201,6 @@ static void input_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int64_
   vd_cuda_product(c, &call);
 }
 
-/* fp32: a product for each head and stream, of the rows that the head reaches. */
-static void memory_weight_gradients(vd_cuda_backend *c, const vd_attention *a, const vd_attention_input *in,
-                                    const float *dk, const float *dv, real *dwk, real *dwv) {
-  int64_t d = width_of(a), rows = a->window + a->block;
-  for (int64_t s = 0; s < a->n_stream; s++)
-    for (int64_t h = 0; h < a->n_head; h++) {
-      int64_t reach = a->reach[h], column = h * a->d_head, at = (s * rows + a->window - reach) * d + column;
-      const float *memory = (const float *)in->memory + ((s + 1) * in->memory_rows - reach) * d;
-      weight_gradient(c, reach, a->d_head, d, dk + at, d, memory, dwk + column * d);
-      weight_gradient(c, reach, a->d_head, d, dv + at, d, memory, dwv + column * d);
-    }
-}
-
 void vd_cuda_attention_project_backward(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
                                         const real *wk, const real *wv, const vd_act *dq, const vd_act *dk,
                                         const vd_act *dv, vd_act *dhidden, real *dwq, real *dwk, real *dwv) {
@@ -256,11 +222,10 @@ void vd_cuda_attention_project_backward(vd_ops *o, const vd_attention *a, const 
       weight_gradient(c, n, d, d, mine, 3 * d, in->hidden, gradient[i]);
     }
   }
-  if (c->type == VD_CUDA_FP32) {
-    memory_weight_gradients(c, a, in, dk, dv, dwk, dwv);
-    return;
-  }
-  vd_cuda_projection p = projection_of(c, a, in->memory_rows);
-  vd_cuda_note(c, vd_cuda_memory_rows_backward(&p, in->memory, dk, dv, dwk, dwv, c->stream),
+  vd_cuda_attention x = kernel_of(c, a);
+  void *workspace = vd_cuda_room(c, &c->partial, vd_cuda_project_workspace_size(&x));
+  if (!workspace) return;
+  vd_cuda_note(c,
+               vd_cuda_project_memory_backward(&x, in->memory, in->memory_rows, dk, dv, dwk, dwv, workspace, c->stream),
                "gradients from memory rows");
 }
