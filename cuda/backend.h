@@ -60,6 +60,7 @@ typedef struct vd_cuda_backend {
   cublasLtHandle_t blas;
   struct vd_product *product; /* [n_product] cuBLASLt's choice for each shape met */
   int n_product;
+  bool in_phase;
   vd_error error; /* the first since the last synchronize */
   vd_arena arena[VD_MAX_ARENAS];
   int n_arena;

@@ -1,6 +1,7 @@
 /* The CUDA backend's table: memory, copies, the simple ops, its making and its end. */
 #include "backend.h"
 
+#include <nvtx3/nvToolsExt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -230,6 +231,14 @@ static void cuda_clamp01(vd_ops *o, real *x, size_t n) {
   vd_cuda_note(c, vd_cuda_clamp01(x, n, c->stream), "clamp");
 }
 
+/* The host's time line: a profiler projects the ranges onto the GPU's. */
+static void cuda_phase(vd_ops *o, const char *name) {
+  vd_cuda_backend *c = vd_cuda_of(o);
+  if (c->in_phase) nvtxRangePop();
+  c->in_phase = name != NULL;
+  if (name) nvtxRangePushA(name);
+}
+
 static void cuda_destroy(vd_ops *o) {
   vd_cuda_backend *c = vd_cuda_of(o);
   cudaStreamSynchronize(c->stream);
@@ -264,6 +273,7 @@ static vd_ops table_of(vd_cuda_backend *c) {
                   .get_double = cuda_get_double,
                   .synchronize = cuda_synchronize,
                   .destroy = cuda_destroy,
+                  .phase = cuda_phase,
                   .weights_changed = cuda_weights_changed,
                   .embed = cuda_embed,
                   .embed_backward = cuda_embed_backward,

@@ -225,12 +225,15 @@ static void read_logits(vd_model *m, const struct micro *u) {
 static void run_micro(vd_model *m, const struct micro *u) {
   vd_ops *o = m->ops;
   const vd_step *step = u->step;
+  if (o->phase) o->phase(o, "forward");
   forward(m, u);
   if (step->logits) read_logits(m, u);
   o->cross_entropy(o, u->rows, m->config.vocab, m->logits, m->y, step->scale, m->loss, step->nll ? m->nll : NULL,
                    step->train ? m->logits : NULL);
   if (step->nll) o->get(o, step->nll + u->first * u->block, m->nll, (size_t)u->rows);
+  if (step->train && o->phase) o->phase(o, "backward");
   if (step->train) backward(m, u);
+  if (o->phase) o->phase(o, "memories");
   for (int l = 0; l < (int)m->config.n_layer; l++) {
     struct vd_layer_state *s = &m->state[l];
     vd_act *mine = (char *)s->memory + (size_t)(u->first * s->rows * m->d) * o->act_size;

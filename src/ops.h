@@ -123,6 +123,8 @@ struct vd_ops {
   void (*get_act)(vd_ops *o, real *host, const vd_act *device, size_t n); /* waits */
   int (*synchronize)(vd_ops *o, vd_error *err);
   void (*destroy)(vd_ops *o);
+  /* What comes now, for a profiler's timeline (NVTX); NULL name: nothing of ours. May be NULL itself. */
+  void (*phase)(vd_ops *o, const char *name);
 
   /* Parameters [n] (from the start of an arena) have changed: a backend that multiplies in another type makes its copy
    * anew. To be called before they are first used in an op and after every change. NULL: nothing to do. */

@@ -64,8 +64,10 @@ static int update(vd_train *t, bool *signalled, vd_error *err) {
   if (shared[FAILED] > 0) return vd_agree(t->ctx->comm, err);
   if (!isfinite(shared[NLL])) return fail_loss(t, shared[NLL], err);
   double sum_start = MPI_Wtime();
+  if (t->ops->phase) t->ops->phase(t->ops, "gradient sum");
   vd_sum_gradients(t->ctx->comm, t->ops, vd_model_gradients(t->model), vd_model_arena(t->model));
   t->sum_seconds += MPI_Wtime() - sum_start;
+  if (t->ops->phase) t->ops->phase(t->ops, "update");
   t->span_penalty = vd_model_span_penalty(t->model, vd_optimizer_loss_scale(t->optimizer));
   if (vd_optimizer_update(t->optimizer, t->progress.update, &t->grad_norm, err)) return wrap_last_good(t, err);
   vd_same_on_all(t->ctx->comm, (int64_t)(t->grad_norm * 1e9), "the gradient norm");

@@ -1,4 +1,4 @@
-/* Replays golden files (section 5 of doc/DESIGN.md): a small model trained for some updates in double by an independent
+/* Replays golden files (section 6 of doc/DESIGN.md): a small model trained for some updates in double by an independent
  * implementation. Usage: check_golden [--backend cuda] FILE... Prints the largest relative error of each quantity, and
  * exits 1 where one exceeds its tolerance, 2 where a file cannot be replayed at all.
  *
