@@ -5,6 +5,7 @@
 #include <dlfcn.h>
 #include <libgen.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -56,7 +57,6 @@ static int open_gpu(const vd_settings *s, enum vd_arch arch, vd_ops **ops, vd_de
   const vd_cuda_table *table = find_table(err);
   if (!table || table->count(&d->count, err)) return err->status;
   d->number = d->local_rank % d->count;
-  d->shared = d->local_size > d->count;
   d->precision = precision_of(s);
   if (table->describe(d->number, &d->gpu, err) || table->ops(ops, d->number, d->precision, err)) return err->status;
   d->is_gpu = true;
@@ -70,14 +70,29 @@ static int open_cpu(const vd_settings *s, int threads, vd_ops **ops, vd_error *e
   return vd_ops_cpu(ops, threads, err);
 }
 
+/* Launchers may show each rank GPUs of its own, so that numbers say nothing of which GPU it is: UUIDs do. */
+static void count_gpus(vd_context *ctx, vd_device *d) {
+  enum { ID = sizeof d->gpu.uuid };
+  unsigned char *all = vd_calloc((size_t)ctx->size, ID);
+  MPI_Allgather(d->gpu.uuid, ID, MPI_BYTE, all, ID, MPI_BYTE, ctx->comm);
+  for (int r = 0; r < ctx->size; r++) {
+    bool seen = false;
+    for (int other = 0; other < r && !seen; other++) seen = memcmp(all + r * ID, all + other * ID, ID) == 0;
+    if (!seen) d->n_gpu++;
+  }
+  free(all);
+  d->shared = d->n_gpu < ctx->size;
+  if (d->shared)
+    snprintf(d->notice, sizeof d->notice, "%d ranks share %d GPU%s: one rank per GPU is faster", ctx->size, d->n_gpu,
+             d->n_gpu > 1 ? "s" : "");
+}
+
 /* True where GPUs compute; else *why holds the reason, agreed. */
 static bool all_have_gpus(vd_context *ctx, const vd_settings *s, enum vd_arch arch, vd_ops **ops, vd_device *d,
                           vd_error *why) {
   open_gpu(s, arch, ops, d, why);
   if (vd_agree(ctx->comm, why) == VD_OK) {
-    if (d->shared)
-      snprintf(d->notice, sizeof d->notice, "%d ranks share %d GPU%s: one rank per GPU is faster", d->local_size,
-               d->count, d->count > 1 ? "s" : "");
+    count_gpus(ctx, d);
     return true;
   }
   if (*ops) (*ops)->destroy(*ops);

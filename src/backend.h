@@ -11,7 +11,9 @@ typedef struct vd_device {
   bool is_gpu;
   int local_rank, local_size; /* ranks of this node */
   int number, count;          /* the GPU, and how many this node shows */
-  bool shared;                /* with another rank of this node */
+  bool shared;                /* some rank shares a GPU with another */
+  int n_gpu;                  /* different GPUs of all ranks */
+  int gpus;                   /* different ones of all ranks */
   enum vd_precision precision;
   vd_gpu gpu;
   int threads;       /* OpenMP threads of the rank */

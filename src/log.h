@@ -24,7 +24,7 @@ typedef struct vd_log_row {
   double mean_span;         /* tokens, mean over layers and heads */
   double max_span;          /* tokens, the longest of all heads */
   double sum_share;         /* of the time since the row before that went into the gradient sum over ranks; NAN: none */
-  double mfu;               /* model FLOP/s over the GPUs' peak; NAN: no peak is known */
+  double mfu;               /* model FLOP/s over the GPUs' peak; NAN: fp32, or no peak is known */
   double loss_scale;        /* fp16; NAN: gradients are not scaled */
   int64_t skipped;          /* updates skipped for overflow since the run was started or resumed */
 } vd_log_row;

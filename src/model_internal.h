@@ -50,7 +50,7 @@ struct vd_model {
   vd_param *param;
   struct vd_layer_params *layer;
   size_t arena;
-  size_t span_room; /* reals at the arena's start that hold the spans of all layers, padding included */
+  size_t span_room;         /* reals at the arena's start that hold the spans of all layers, padding included */
   real *params, *gradients; /* backend */
 
   struct vd_layer_state *state;

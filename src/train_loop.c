@@ -70,7 +70,7 @@ static int update(vd_train *t, bool *signalled, vd_error *err) {
   if (t->ops->phase) t->ops->phase(t->ops, "update");
   t->span_penalty = vd_model_span_penalty(t->model, vd_optimizer_loss_scale(t->optimizer));
   if (vd_optimizer_update(t->optimizer, t->progress.update, &t->grad_norm, err)) return wrap_last_good(t, err);
-  vd_same_on_all(t->ctx->comm, (int64_t)(t->grad_norm * 1e9), "the gradient norm");
+  if (isfinite(t->grad_norm)) vd_same_on_all(t->ctx->comm, (int64_t)(t->grad_norm * 1e9), "the gradient norm");
   *signalled = shared[SIGNALLED] > 0;
   vd_progress *p = &t->progress;
   p->update++;
@@ -92,8 +92,8 @@ static double bpc_of(const vd_meter *m) {
 
 /* Model FLOP/s over the peak of all GPUs. */
 static double utilisation(const vd_train *t, double tokens_per_second) {
-  double per_token = vd_model_flops(t->model), peak = t->device.gpu.peak * (double)t->ctx->size;
-  return t->device.is_gpu && peak > 0 ? per_token * tokens_per_second / peak : NAN;
+  double per_token = vd_model_flops(t->model), peak = t->device.gpu.peak * (double)t->device.n_gpu;
+  return t->device.is_gpu && t->device.precision != VD_FP32 && peak > 0 ? per_token * tokens_per_second / peak : NAN;
 }
 
 static void fill_row(vd_train *t, vd_log_row *row) {
