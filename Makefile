@@ -112,11 +112,10 @@ $(MATH): $(BUILD)/tests/%: $(BUILD)/f64/tests/math/%.o $(MATH_AUX) $(BUILD)/libv
 	$(Q)$(LINK) -o $@ $^ $(LIBS) -lcmocka
 # The golden files once more, over the library that ships.
 GPU_AUX := $(patsubst %.c,$(BUILD)/f32/%.o,tests/gpu/gpu_ops.c)
-$(BUILD)/f32/tests/math/golden.o $(GPU_AUX): private ALL_CFLAGS += -Icuda
 $(BUILD)/tests/check_golden_f32: $(BUILD)/f32/tests/math/check_golden.o $(MATH_AUX:$(BUILD)/f64/%=$(BUILD)/f32/%) $(GPU_AUX) $(BUILD)/libviaduct.a
 	@mkdir -p $(@D)
 	$(SAY) LINK $@
-	$(Q)$(LINK) -o $@ $^ $(LIBS) -ldl
+	$(Q)$(LINK) -o $@ $^ $(LIBS)
 # The CUDA kernels, the library of them that the program loads, and their test programs.
 CUDA_OBJ := $(patsubst %.cu,$(BUILD)/%.o,$(wildcard cuda/*.cu))
 CUDA_C_OBJ := $(patsubst %.c,$(BUILD)/pic/%.o,$(wildcard cuda/*.c) src/error.c)
@@ -137,18 +136,16 @@ $(CUDA_PROGRAMS): $(BUILD)/cuda/%: $(BUILD)/tests/cuda/%.o $(CUDA_OBJ)
 	$(Q)$(NVCC) $(NVCC_FLAGS) -o $@ $^
 # The ops of the CUDA library against the double CPU reference: one source drives each side, compiled for each.
 TEST_OPS_OBJ := $(patsubst %.c,$(BUILD)/f64/%.o,$(wildcard tests/cuda/*.c))
-$(TEST_OPS_OBJ) $(BUILD)/f32/tests/cuda/ops_side.o: private ALL_CFLAGS += -Icuda
 $(BUILD)/cuda/test_ops: $(TEST_OPS_OBJ) $(BUILD)/f32/tests/cuda/ops_side.o $(BUILD)/libviaduct_f64.a
 	@mkdir -p $(@D)
 	$(SAY) LINK $@
-	$(Q)$(LINK) -o $@ $^ $(LIBS) -ldl
+	$(Q)$(LINK) -o $@ $^ $(LIBS)
 # Whole models on the GPU, through the same table.
 GPU_PROGRAMS := $(BUILD)/gpu/one_update $(BUILD)/gpu/bench_train
-$(GPU_PROGRAMS:$(BUILD)/gpu/%=$(BUILD)/f32/tests/gpu/%.o): private ALL_CFLAGS += -Icuda
 $(GPU_PROGRAMS): $(BUILD)/gpu/%: $(BUILD)/f32/tests/gpu/%.o $(GPU_AUX) $(BUILD)/libviaduct.a
 	@mkdir -p $(@D)
 	$(SAY) LINK $@
-	$(Q)$(LINK) -o $@ $^ $(LIBS) -ldl
+	$(Q)$(LINK) -o $@ $^ $(LIBS)
 gpu-tests: $(CUDA_PROGRAMS) $(BUILD)/cuda/test_ops $(GPU_PROGRAMS) ## The CUDA kernels' test programs (needs nvcc)
 gpu-check: all gpu-tests $(BUILD)/tests/check_golden_f32 ## On a GPU node: every check of the CUDA backend but the long curves
 	@BUILD='$(BUILD)' bash tests/gpu/check.sh $(ONLY)

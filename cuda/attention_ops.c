@@ -1,5 +1,5 @@
 /* Attention and its projections: src/ops.h's words for the kernels of attention.h. */
-#include "backend.h"
+#include "internal.h"
 #include "project.h"
 
 #include <stdlib.h>
@@ -170,37 +170,6 @@ void vd_cuda_attention_project(vd_ops *o, const vd_attention *a, const vd_attent
                "projecting memory rows");
 }
 
-static void weight_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,
-                            const void *x, real *dweight) {
-  vd_product_call call = {.m = out,
-                          .n = in,
-                          .k = rows,
-                          .n_batch = 1,
-                          .a = {dy, ld, 0, true},
-                          .b = {x, in, 0, false},
-                          .c = dweight,
-                          .ldc = in,
-                          .c_float = true,
-                          .alpha = 1,
-                          .beta = 1};
-  vd_cuda_product(c, &call);
-}
-
-static void input_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,
-                           const real *weight, void *dx) {
-  vd_product_call call = {.m = rows,
-                          .n = in,
-                          .k = out,
-                          .n_batch = 1,
-                          .a = {dy, ld, 0, false},
-                          .b = {vd_cuda_weight(c, weight), in, 0, false},
-                          .c = dx,
-                          .ldc = in,
-                          .alpha = 1,
-                          .beta = 1};
-  vd_cuda_product(c, &call);
-}
-
 void vd_cuda_attention_project_backward(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
                                         const real *wk, const real *wv, const vd_act *dq, const vd_act *dk,
                                         const vd_act *dv, vd_act *dhidden, real *dwq, real *dwk, real *dwv) {
@@ -211,15 +180,15 @@ void vd_cuda_attention_project_backward(vd_ops *o, const vd_attention *a, const 
   vd_cuda_note(c, vd_cuda_gather_gradients(c->type, a->n_stream, a->block, rows, d, dq, dk, dv, all, c->stream),
                "gathering gradients");
   if (wk == wq + d * d && wv == wk + d * d && dwk == dwq + d * d && dwv == dwk + d * d) {
-    input_gradient(c, n, 3 * d, d, all, 3 * d, wq, dhidden);
-    weight_gradient(c, n, 3 * d, d, all, 3 * d, in->hidden, dwq);
+    vd_cuda_input_gradient(c, n, 3 * d, d, all, 3 * d, wq, dhidden, true);
+    vd_cuda_weight_gradient(c, n, 3 * d, d, all, 3 * d, in->hidden, dwq);
   } else {
     const real *weight[] = {wq, wk, wv};
     real *gradient[] = {dwq, dwk, dwv};
     for (int i = 0; i < 3; i++) {
       const char *mine = all + (size_t)(i * d) * c->act_size;
-      input_gradient(c, n, d, d, mine, 3 * d, weight[i], dhidden);
-      weight_gradient(c, n, d, d, mine, 3 * d, in->hidden, gradient[i]);
+      vd_cuda_input_gradient(c, n, d, d, mine, 3 * d, weight[i], dhidden, true);
+      vd_cuda_weight_gradient(c, n, d, d, mine, 3 * d, in->hidden, gradient[i]);
     }
   }
   vd_cuda_attention x = kernel_of(c, a);

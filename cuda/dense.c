@@ -1,5 +1,5 @@
 /* Dense products through cuBLASLt, and the linear layers made of them. */
-#include "backend.h"
+#include "internal.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -186,6 +186,37 @@ void vd_cuda_linear(vd_ops *o, const vd_linear *l, const vd_act *x, const real *
   vd_cuda_note(c, vd_cuda_drop_rows(c->type, l->n, l->out, &drop, y, c->stream), "dropout");
 }
 
+void vd_cuda_weight_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,
+                             const void *x, real *dweight) {
+  vd_product_call call = {.m = out,
+                          .n = in,
+                          .k = rows,
+                          .n_batch = 1,
+                          .a = {dy, ld, 0, true},
+                          .b = {x, in, 0, false},
+                          .c = dweight,
+                          .ldc = in,
+                          .c_float = true,
+                          .alpha = 1,
+                          .beta = 1};
+  vd_cuda_product(c, &call);
+}
+
+void vd_cuda_input_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,
+                            const real *weight, void *dx, bool accumulate) {
+  vd_product_call call = {.m = rows,
+                          .n = in,
+                          .k = out,
+                          .n_batch = 1,
+                          .a = {dy, ld, 0, false},
+                          .b = {vd_cuda_weight(c, weight), in, 0, false},
+                          .c = dx,
+                          .ldc = in,
+                          .alpha = 1,
+                          .beta = accumulate ? 1.0F : 0.0F};
+  vd_cuda_product(c, &call);
+}
+
 void vd_cuda_linear_backward(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const vd_act *y,
                              vd_act *dy, vd_act *dx, bool accumulate, real *dweight, real *dbias) {
   vd_cuda_backend *c = vd_cuda_of(o);
@@ -197,28 +228,6 @@ void vd_cuda_linear_backward(vd_ops *o, const vd_linear *l, const vd_act *x, con
                  vd_cuda_relu_backward(c->type, l->n, l->out, l->relu ? y : NULL, scale, dy, dbias, partial, c->stream),
                  "bias gradient");
   }
-  vd_product_call weights = {.m = l->out,
-                             .n = l->in,
-                             .k = l->n,
-                             .n_batch = 1,
-                             .a = {dy, l->out, 0, true},
-                             .b = {x, l->in, 0, false},
-                             .c = dweight,
-                             .ldc = l->in,
-                             .c_float = true,
-                             .alpha = 1,
-                             .beta = 1};
-  vd_cuda_product(c, &weights);
-  if (!dx) return;
-  vd_product_call inputs = {.m = l->n,
-                            .n = l->in,
-                            .k = l->out,
-                            .n_batch = 1,
-                            .a = {dy, l->out, 0, false},
-                            .b = {vd_cuda_weight(c, weight), l->in, 0, false},
-                            .c = dx,
-                            .ldc = l->in,
-                            .alpha = 1,
-                            .beta = accumulate ? 1.0F : 0.0F};
-  vd_cuda_product(c, &inputs);
+  vd_cuda_weight_gradient(c, l->n, l->out, l->in, dy, l->out, x, dweight);
+  if (dx) vd_cuda_input_gradient(c, l->n, l->out, l->in, dy, l->out, weight, dx, accumulate);
 }

@@ -1,5 +1,5 @@
 /* What GPUs there are; the table that the library exports. */
-#include "backend.h"
+#include "internal.h"
 
 #include <stdio.h>
 #include <string.h>

@@ -1,5 +1,5 @@
 /* The CUDA backend's table: memory, copies, the simple ops, its making and its end. */
-#include "backend.h"
+#include "internal.h"
 
 #include <nvtx3/nvToolsExt.h>
 #include <stdio.h>

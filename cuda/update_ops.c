@@ -1,5 +1,5 @@
 /* Norms and the optimiser: the host's side. */
-#include "backend.h"
+#include "internal.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -3,7 +3,7 @@
 #define VD_BACKEND_H
 
 #include "context.h"
-#include "cuda.h"
+#include "cuda_table.h"
 #include "model.h"
 
 /* What a rank computes on. */

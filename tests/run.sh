@@ -97,7 +97,7 @@ run build-clang "$MAKE" -k -j"$cores" "${sanitize[@]}" all tests fuzz
 # 2. What needs one core each.
 for t in tests/test_*.sh; do [ ! -e "$t" ] || pool "$(basename "$t" .sh)" bash "$t"; done
 for t in tests/test_*.py; do [ ! -e "$t" ] || pool "$(basename "$t" .py)" "$PYTHON" "$t"; done
-for file in tests/golden/adaptive_span*.h5; do
+for file in tests/golden/*.h5; do
   pool "golden-$(basename "$file" .h5)" "$BUILD/tests/check_golden" "$file"
   pool "golden-f32-$(basename "$file" .h5)" "$BUILD/tests/check_golden_f32" "$file"
 done
@@ -115,7 +115,7 @@ for source in tests/fuzz_*.c tests/*/fuzz_*.c; do
   pool "$name" "$sanitized/tests/$name" -max_total_time=30 -timeout=10 -rss_limit_mb=2048 -artifact_prefix="$logs/$name-" \
     "$logs/corpus-$name"
 done
-pool format bash -c 'clang-format --dry-run --Werror $(find src io tests -name "*.[ch]")'
+pool format bash -c 'clang-format --dry-run --Werror $(find src io cuda tests -name "*.[ch]")'
 pool shellcheck-syntax bash -c 'for f in .ci/run jobs/*.sh tests/*.sh tests/*/*.sh; do [ ! -e "$f" ] || bash -n "$f" || exit 1; done'
 wait
 

@@ -1,7 +1,7 @@
 /* See ops_side.h. Compiled once for each side: `real` is double here, or float. */
 #include "ops_side.h"
 
-#include "cuda.h"
+#include "cuda_table.h"
 #include "ops.h"
 
 #include <dlfcn.h>

@@ -81,22 +81,28 @@ static void tensor_path(const vd_golden *g, const char *group, const char *name,
   }
 }
 
+/* The file's tensor of that parameter, of its size; to be freed. */
+static double *tensor_of(vd_golden *g, const char *group, const vd_param *p) {
+  char path[160];
+  size_t n;
+  hsize_t shape[4];
+  tensor_path(g, group, p->name, path);
+  double *data = vd_golden_dataset(g->file, path, &n, shape);
+  if (n != p->at.size) {
+    fprintf(stderr, "check_golden: %s: %zu elements, expected %zu\n", path, n, p->at.size);
+    exit(2);
+  }
+  return data;
+}
+
 void vd_golden_compare_arena(vd_golden *g, vd_ops *ops, vd_model *m, const char *group, const real *arena) {
   real *ours = vd_golden_host(ops, arena, vd_model_arena(m));
   double worst = 0;
   char where[160] = "";
   for (int i = 0; i < vd_model_n_param(m); i++) {
     const vd_param *p = vd_model_param(m, i);
-    char path[160];
-    size_t n;
-    hsize_t shape[4];
-    tensor_path(g, group, p->name, path);
-    double *theirs = vd_golden_dataset(g->file, path, &n, shape);
-    if (n != p->at.size) {
-      fprintf(stderr, "check_golden: %s: %zu elements, expected %zu\n", path, n, p->at.size);
-      exit(2);
-    }
-    double e = vd_golden_difference(ours + p->at.offset, theirs, n);
+    double *theirs = tensor_of(g, group, p);
+    double e = vd_golden_difference(ours + p->at.offset, theirs, p->at.size);
     if (!(e <= worst)) {
       worst = e;
       snprintf(where, sizeof where, "%s", p->name);
@@ -112,16 +118,8 @@ void vd_golden_load(vd_golden *g, vd_ops *ops, vd_model *m, const char *group) {
   real *host = vd_golden_host(ops, vd_model_params(m), vd_model_arena(m));
   for (int i = 0; i < vd_model_n_param(m); i++) {
     const vd_param *p = vd_model_param(m, i);
-    char path[160];
-    size_t n;
-    hsize_t shape[4];
-    tensor_path(g, group, p->name, path);
-    double *data = vd_golden_dataset(g->file, path, &n, shape);
-    if (n != p->at.size) {
-      fprintf(stderr, "check_golden: %s: %zu elements, expected %zu\n", path, n, p->at.size);
-      exit(2);
-    }
-    for (size_t e = 0; e < n; e++) host[p->at.offset + e] = (real)data[e];
+    double *data = tensor_of(g, group, p);
+    for (size_t e = 0; e < p->at.size; e++) host[p->at.offset + e] = (real)data[e];
     free(data);
   }
   ops->put(ops, vd_model_params(m), host, vd_model_arena(m));

@@ -1,8 +1,8 @@
 /* The CUDA part of the program: a shared library, libviaduct_cuda.so, that is loaded while the program runs, so that a
  * binary starts on nodes without driver or CUDA libraries. It exports one symbol, vd_cuda, a table of functions.
  * Nothing in it includes MPI calls or HDF5. */
-#ifndef VD_CUDA_H
-#define VD_CUDA_H
+#ifndef VD_CUDA_TABLE_H
+#define VD_CUDA_TABLE_H
 
 #include "ops.h"
 

@@ -1,9 +1,9 @@
 /* What the C files of the CUDA backend share. Its kernels are behind attention.h, project.h and kernels.h. */
-#ifndef VD_CUDA_BACKEND_H
-#define VD_CUDA_BACKEND_H
+#ifndef VD_CUDA_INTERNAL_H
+#define VD_CUDA_INTERNAL_H
 
 #include "attention.h"
-#include "cuda.h"
+#include "cuda_table.h"
 #include "kernels.h"
 
 #include <cublasLt.h>
@@ -107,6 +107,12 @@ typedef struct vd_product_call {
 } vd_product_call;
 /* Stream-ordered. Enqueues the product through cuBLASLt; errors are noted. */
 void vd_cuda_product(vd_cuda_backend *c, const vd_product_call *call);
+/* Stream-ordered. dweight [out, in] += dy^T x; dy [rows, out] of leading dimension ld, x [rows, in]. */
+void vd_cuda_weight_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,
+                             const void *x, real *dweight);
+/* Stream-ordered. dx [rows, in] = dy weight, or += where accumulate; dy as above, weight [out, in]. */
+void vd_cuda_input_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,
+                            const real *weight, void *dx, bool accumulate);
 /* Not collective. Frees what the products keep. */
 void vd_cuda_product_end(vd_cuda_backend *c);
 
