@@ -44,6 +44,8 @@ HAVE_CUDA := $(if $(filter no,$(CUDA)),,$(and $(NVCC),$(wildcard $(CUDA_HOME)/in
 # One architecture for now: the kernels were written for and measured on Hopper.
 NVCC_FLAGS ?= -std=c++17 -O3 -lineinfo -gencode=arch=compute_90a,code=sm_90a -Xcompiler -fPIC,-fvisibility=hidden -Isrc -Icuda
 LINK = $(CC) -fopenmp $(CFLAGS) $(LDFLAGS) $(if $(OPENBLAS_DIR),-Wl$(comma)-rpath$(comma)$(OPENBLAS_DIR))
+# Objects before archives, in whichever order the rules named them.
+LINKED = $(filter %.o,$^) $(filter %.a,$^)
 LIBS := -lhdf5_hl $(PKGS_LIBS) -lm -lpthread -ldl
 
 LIB_SRC := $(filter-out src/main.c,$(wildcard src/*.c)) $(wildcard src/cpu/*.c io/*.c)
@@ -109,7 +111,8 @@ $(UNIT): $(BUILD)/tests/%: $(BUILD)/f32/tests/unit/%.o $(UNIT_AUX) $(BUILD)/libv
 $(MATH): $(BUILD)/tests/%: $(BUILD)/f64/tests/math/%.o $(MATH_AUX) $(BUILD)/libviaduct_f64.a
 	@mkdir -p $(@D)
 	$(SAY) LINK $@
-	$(Q)$(LINK) -o $@ $^ $(LIBS) -lcmocka
+	$(Q)$(LINK) -o $@ $(LINKED) $(LIBS) -lcmocka
+$(BUILD)/tests/rounding: $(BUILD)/f64/tests/gpu/update_case.o
 # The golden files once more, over the library that ships.
 GPU_AUX := $(patsubst %.c,$(BUILD)/f32/%.o,tests/gpu/gpu_ops.c)
 $(BUILD)/tests/check_golden_f32: $(BUILD)/f32/tests/math/check_golden.o $(MATH_AUX:$(BUILD)/f64/%=$(BUILD)/f32/%) $(GPU_AUX) $(BUILD)/libviaduct.a
@@ -142,10 +145,11 @@ $(BUILD)/cuda/test_ops: $(TEST_OPS_OBJ) $(BUILD)/f32/tests/cuda/ops_side.o $(BUI
 	$(Q)$(LINK) -o $@ $^ $(LIBS)
 # Whole models on the GPU, through the same table.
 GPU_PROGRAMS := $(BUILD)/gpu/one_update $(BUILD)/gpu/bench_train
+$(BUILD)/gpu/one_update: $(BUILD)/f32/tests/gpu/update_case.o
 $(GPU_PROGRAMS): $(BUILD)/gpu/%: $(BUILD)/f32/tests/gpu/%.o $(GPU_AUX) $(BUILD)/libviaduct.a
 	@mkdir -p $(@D)
 	$(SAY) LINK $@
-	$(Q)$(LINK) -o $@ $^ $(LIBS)
+	$(Q)$(LINK) -o $@ $(LINKED) $(LIBS)
 gpu-tests: $(CUDA_PROGRAMS) $(BUILD)/cuda/test_ops $(GPU_PROGRAMS) ## The CUDA kernels' test programs (needs nvcc)
 gpu-check: all gpu-tests $(BUILD)/tests/check_golden_f32 ## On a GPU node: every check of the CUDA backend but the long curves
 	@BUILD='$(BUILD)' bash tests/gpu/check.sh $(ONLY)

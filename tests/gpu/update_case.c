@@ -1,0 +1,131 @@
+#include "update_case.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { BLOCK = 512, VOCAB = 205 };
+
+vd_model_config update_model(bool trimmed, int64_t n_layer) {
+  return (vd_model_config){.vocab = VOCAB,
+                           .n_layer = n_layer,
+                           .d_model = 512,
+                           .n_head = 8,
+                           .d_head = 64,
+                           .d_inner = 2048,
+                           .dropout = 0.3,
+                           .emb_dropout = 0.1,
+                           .attn_span = 8192,
+                           .ramp = 32,
+                           .softmax = trimmed ? VD_TRIMMED : VD_MASKED,
+                           .aux_loss_scaler = 5e-7,
+                           .init = VD_INIT_TOOLKIT,
+                           .seed = 3};
+}
+
+/* Tokens of an order that a model can learn something from; block 0 or 1. */
+static int32_t *tokens(int64_t n_stream, int64_t block, int64_t shift) {
+  int32_t *x = vd_calloc((size_t)(n_stream * BLOCK), sizeof *x);
+  for (int64_t i = 0; i < n_stream * BLOCK; i++) {
+    int64_t stream = i / BLOCK, at = block * BLOCK + i % BLOCK + shift;
+    philox4x32_ctr_t r = vd_philox((vd_rng){.seed = 6, .update = (uint32_t)stream}, (uint64_t)(at / 3));
+    x[i] = (int32_t)(r.v[at % 3] % (uint32_t)VOCAB);
+  }
+  return x;
+}
+
+/* Spans of many lengths: 0, some, a few of several blocks. */
+static void spread_spans(vd_model *m, vd_ops *o) {
+  const vd_model_config *c = vd_model_config_of(m);
+  for (int i = 0; i < vd_model_n_param(m); i++) {
+    const vd_param *p = vd_model_param(m, i);
+    if (!p->is_span) continue;
+    real z[64];
+    for (size_t h = 0; h < p->at.size; h++)
+      z[h] = (real)((double)(h * h * (size_t)(p->layer + 1)) / (double)c->attn_span);
+    o->put(o, vd_model_params(m) + p->at.offset, z, p->at.size);
+  }
+  vd_model_params_changed(m);
+}
+
+static void move_params(vd_model *m, vd_ops *o, double noise) {
+  size_t n = vd_model_arena(m), spans = vd_model_span_room(m);
+  real *p = vd_calloc(n, sizeof *p);
+  o->get(o, p, vd_model_params(m), n);
+  for (size_t i = spans; i < n; i++) {
+    double draw = vd_philox((vd_rng){.seed = 99}, i).v[0] / 4294967296.0;
+    p[i] = (real)((double)(float)p[i] * (1 + noise * (2 * draw - 1)));
+  }
+  o->put(o, vd_model_params(m), p, n);
+  vd_model_params_changed(m);
+  free(p);
+}
+
+int update_run(vd_ops *o, const vd_model_config *config, int64_t n_stream, double noise, update_outcome *out,
+               vd_error *err) {
+  vd_model *m = NULL;
+  if (vd_model_create(&m, config, o, 0, n_stream, 0, BLOCK, true, err)) return err->status;
+  spread_spans(m, o);
+  move_params(m, o, noise);
+  int status = vd_model_reset_memory(m, err);
+  for (int64_t block = 0; block < 2 && status == VD_OK; block++) {
+    int32_t *x = tokens(n_stream, block, 0), *y = tokens(n_stream, block, 1);
+    vd_step step = {.x = x,
+                    .y = y,
+                    .block = BLOCK,
+                    .update = block,
+                    .train = block == 1,
+                    .scale = 1.0 / (double)(n_stream * BLOCK)};
+    o->zero(o, vd_model_gradients(m), vd_model_arena(m) * sizeof(real));
+    status = vd_model_run(m, &step, err);
+    out->nll = step.nll_sum * step.scale;
+    free(x);
+    free(y);
+  }
+  out->gradient = vd_calloc(vd_model_arena(m), sizeof(real));
+  if (status == VD_OK) vd_model_span_penalty(m, true);
+  if (status == VD_OK) o->get(o, out->gradient, vd_model_gradients(m), vd_model_arena(m));
+  vd_model_destroy(m);
+  return status;
+}
+
+static int by_size(const void *a, const void *b) {
+  double x = *(const double *)a, y = *(const double *)b;
+  return (x > y) - (x < y);
+}
+
+int update_compare(vd_ops *cpu, const vd_model_config *config, const update_outcome *a, const update_outcome *b,
+                   const update_bounds *bounds) {
+  vd_error err = {0};
+  vd_model *m = NULL;
+  int failed = 0;
+  double loss = fabs(b->nll / a->nll - 1);
+  printf("%s loss: %.9f, %.9f, relative difference %.2e (bound %.0e)\n", loss <= bounds->loss ? "ok" : "not ok", a->nll,
+         b->nll, loss, bounds->loss);
+  failed += !(loss <= bounds->loss);
+  if (vd_model_create(&m, config, cpu, 0, 1, 0, 1, false, &err)) return failed + 1; /* for its names */
+  int n = vd_model_n_param(m);
+  double *all = vd_calloc((size_t)n, sizeof *all);
+  for (int i = 0; i < n; i++) {
+    const vd_param *p = vd_model_param(m, i);
+    double error = 0, size = 0;
+    for (size_t e = p->at.offset; e < p->at.offset + p->at.size; e++) {
+      double d = (double)b->gradient[e] - (double)a->gradient[e];
+      error += d * d;
+      size += (double)a->gradient[e] * (double)a->gradient[e];
+    }
+    double relative = all[i] = sqrt(error / size);
+    bool good = relative <= bounds->each;
+    printf("%s gradient of %s: relative difference %.2e (bound %.0e)\n", good ? "ok" : "not ok", p->name, relative,
+           bounds->each);
+    failed += !good;
+  }
+  qsort(all, (size_t)n, sizeof *all, by_size);
+  bool good = all[n / 2] <= bounds->median;
+  printf("%s gradients: median relative difference %.2e (bound %.0e)\n", good ? "ok" : "not ok", all[n / 2],
+         bounds->median);
+  failed += !good;
+  free(all);
+  vd_model_destroy(m);
+  return failed;
+}

@@ -1,0 +1,29 @@
+/* One update of the 12-layer model at spans of many lengths, and how far its gradients lie apart on two backends. */
+#ifndef VD_TEST_UPDATE_CASE_H
+#define VD_TEST_UPDATE_CASE_H
+
+#include "model.h"
+
+/* What an update gave: the mean nll in nats, and the gradients, host [vd_model_arena], to be freed. */
+typedef struct update_outcome {
+  double nll;
+  real *gradient;
+} update_outcome;
+
+/* How far two updates may lie apart: the loss, the median over the tensors, each tensor; relative. */
+typedef struct update_bounds {
+  double loss, median, each;
+} update_bounds;
+
+/* Not collective. The model that is compared. */
+vd_model_config update_model(bool trimmed, int64_t n_layer);
+/* Not collective. A block that fills the memories of `n_stream` streams, then an update's gradients on the next. Every
+ * parameter is rounded to float and moved by up to `noise` of its size before. */
+int update_run(vd_ops *o, const vd_model_config *config, int64_t n_stream, double noise, update_outcome *out,
+               vd_error *err);
+/* Not collective. Prints a line for the loss, each tensor and the median, b against a; returns how many are out of
+ * bounds. `cpu` serves for the names. */
+int update_compare(vd_ops *cpu, const vd_model_config *config, const update_outcome *a, const update_outcome *b,
+                   const update_bounds *bounds);
+
+#endif
