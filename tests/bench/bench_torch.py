@@ -1,9 +1,11 @@
-"""Tokens per second of one training update of the adaptive-span model, in PyTorch on the CPU.
+"""Tokens per second of one training update of the adaptive-span model, in PyTorch on the CPU or, with --device cuda, on a
+GPU in bf16 autocast.
 
-Written for the comparison of `make bench`, to be as quick as eager PyTorch allows: keys are trimmed to the longest span
+Written for the comparisons of `make bench` and `make gpu-bench`, to be as quick as eager PyTorch allows: keys are trimmed to the longest span
 of the layer in steps of 64 (as the published code does), the scale is folded into the queries, the band of scores is
-taken as a view of the full product (no skewing copies), and the optimiser runs on lists of tensors.
-Prints one JSON line: the median over the updates after the warm-up.
+taken as a view of the full product (no skewing copies), the spans of all layers are read once an update, and the optimiser
+runs on lists of tensors. --span_init learnt: spans as they are learnt (doc/PERFORMANCE.md), held fixed.
+Prints one JSON line: the median over the updates after the warm-up, and on a GPU the most memory that tensors took.
 """
 import argparse
 import json
@@ -52,25 +54,28 @@ class Widen(torch.autograd.Function):
         return band(g.contiguous(), ctx.window)
 
 
+def learnt_spans(layer):
+    """Spans in tokens of 12 layers of 8 heads after training on enwik8: mean 316, longest 4128."""
+    if layer < 5:
+        return [8, 16, 16, 24, 24, 32, 40, 64]
+    return [16, 24, 40, 64, 110, 220, 700, 1024 + 512 * (layer - 5)]
+
+
 class Layer(nn.Module):
-    def __init__(self, a):
+    def __init__(self, a, layer):
         super().__init__()
         self.a = a
         d = a.d_model
         self.query, self.key, self.value, self.out = (nn.Linear(d, d, bias=False) for _ in range(4))
         self.fc1, self.fc2 = nn.Linear(d, a.d_inner), nn.Linear(a.d_inner, d)
         self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
-        self.span = nn.Parameter(torch.full((a.n_head, 1, 1), a.span_init))
+        learnt = a.span_init == "learnt"
+        z = torch.tensor(learnt_spans(layer)) / a.attn_span if learnt else torch.full((a.n_head,), float(a.span_init))
+        self.span = nn.Parameter(z.view(-1, 1, 1), requires_grad=not learnt)
 
-    def window(self):
-        a = self.a
-        current = min(a.attn_span, math.ceil(float(self.span.detach().max()) * a.attn_span) + a.ramp)
-        return a.attn_span - 64 * (min(a.attn_span - 1, a.attn_span - current) // 64)
-
-    def forward(self, h, memory, key_pe):
+    def forward(self, h, memory, key_pe, w):
         a = self.a
         b, m, d = h.shape
-        w = self.window()
         heads, width = a.n_head, d // a.n_head
         rows = torch.cat([memory[:, -w:], h], 1)
 
@@ -80,7 +85,7 @@ class Layer(nn.Module):
         q = split(self.query(h) * width ** -0.5)
         k, v = split(self.key(rows)), split(self.value(rows))
         scores = BandAdd.apply(torch.bmm(q, k.transpose(1, 2)), torch.matmul(q, key_pe[:, a.attn_span - w:]))
-        x = torch.arange(1 - w, 1, dtype=h.dtype)
+        x = torch.arange(1 - w, 1, dtype=self.span.dtype, device=h.device)
         soft = ((x + self.span * a.attn_span) / a.ramp + 1).clamp(0, 1)
         inside = soft > 0
         log_mask = torch.where(inside, torch.log(torch.where(inside, soft, 1.0)), -math.inf)
@@ -97,19 +102,25 @@ class Model(nn.Module):
         self.a = a
         self.embedding = nn.Embedding(a.vocab, a.d_model)
         self.key_pe = nn.Parameter(torch.randn(a.d_model // a.n_head, a.attn_span))
-        self.layers = nn.ModuleList(Layer(a) for _ in range(a.n_layer))
+        self.layers = nn.ModuleList(Layer(a, i) for i in range(a.n_layer))
         self.output = nn.Linear(a.d_model, a.vocab)
+
+    def windows(self):
+        a = self.a
+        longest = torch.stack([layer.span.detach().max() for layer in self.layers]).tolist()
+        current = [min(a.attn_span, math.ceil(z * a.attn_span) + a.ramp) for z in longest]
+        return [a.attn_span - 64 * (min(a.attn_span - 1, a.attn_span - c) // 64) for c in current]
 
     def forward(self, x, y, memories):
         a = self.a
         h = F.dropout(self.embedding(x), a.emb_dropout) if a.emb_dropout else self.embedding(x)
         new = []
-        for layer, memory in zip(self.layers, memories):
-            keep = min(a.attn_span, layer.window() + 64)  # as far back as the spans may reach soon
+        for layer, memory, window in zip(self.layers, memories, self.windows()):
+            keep = min(a.attn_span, window + 64)  # as far back as the spans may reach soon
             if memory.shape[1] > keep:
                 memory = memory[:, -keep:]
             new.append(torch.cat([memory, h.detach()], 1)[:, -keep:])
-            h = layer(h, memory, self.key_pe)
+            h = layer(h, memory, self.key_pe, window)
         loss = F.cross_entropy(self.output(h).view(-1, a.vocab), y.view(-1))
         penalty = sum(layer.span.mean() for layer in self.layers) * (a.aux_loss_scaler * a.attn_span)
         return loss + penalty, new
@@ -119,7 +130,7 @@ class Adagrad:
     """Adagrad, each tensor's step scaled by clip / norm where its gradient is longer than clip."""
 
     def __init__(self, parameters, lr, clip):
-        self.parameters, self.lr, self.clip = list(parameters), lr, clip
+        self.parameters, self.lr, self.clip = [p for p in parameters if p.requires_grad], lr, clip
         self.sums = [torch.zeros_like(p) for p in self.parameters]
 
     @torch.no_grad()
@@ -135,26 +146,34 @@ class Adagrad:
             p.grad = None
 
 
+def wait(device):
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
 def main():
     p = argparse.ArgumentParser()
     for name, kind in dict(threads=int, updates=int, warmup=int, vocab=int, n_layer=int, d_model=int, n_head=int,
-                           d_inner=int, dropout=float, emb_dropout=float, attn_span=int, ramp=int, span_init=float,
+                           d_inner=int, dropout=float, emb_dropout=float, attn_span=int, ramp=int, span_init=str,
                            aux_loss_scaler=float, streams=int, block=int, lr=float, lr_warmup=int,
                            clip_step=float).items():
         p.add_argument("--" + name, type=kind, required=True)
+    p.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     a = p.parse_args()
     torch.set_num_threads(a.threads)
     torch.manual_seed(1)
-    model = Model(a).train()
+    model = Model(a).to(a.device).train()
     optimizer = Adagrad(model.parameters(), a.lr, a.clip_step)
-    memories = [torch.zeros(a.streams, a.attn_span, a.d_model) for _ in range(a.n_layer)]
-    tokens = torch.randint(a.vocab, (a.streams, a.block * (a.warmup + a.updates) + 1))
+    memories = [torch.zeros(a.streams, a.attn_span, a.d_model, device=a.device) for _ in range(a.n_layer)]
+    tokens = torch.randint(a.vocab, (a.streams, a.block * (a.warmup + a.updates) + 1), device=a.device)
     times = []
     for u in range(a.warmup + a.updates):
+        wait(a.device)
         start = time.perf_counter()
         x, y = (tokens[:, u * a.block + o:(u + 1) * a.block + o].contiguous() for o in (0, 1))
         optimizer.lr = a.lr * min(1.0, (u + 1) / a.lr_warmup)
-        loss, memories = model(x, y, memories)
+        with torch.autocast(a.device, torch.bfloat16, enabled=a.device == "cuda"):
+            loss, memories = model(x, y, memories)
         loss.backward()
         optimizer.step()
         with torch.no_grad():
@@ -162,11 +181,17 @@ def main():
                 layer.span.clamp_(0, 1)
         if not math.isfinite(float(loss.detach())):
             raise SystemExit("the loss is not finite")
+        wait(a.device)
         times.append(time.perf_counter() - start)
     times = sorted(times[a.warmup:])
     median = times[len(times) // 2]
-    print(json.dumps({"tokens_per_second": a.streams * a.block / median, "seconds_per_update": median,
-                      "torch": torch.__version__, "threads": a.threads, "updates": a.updates}))
+    result = {"tokens_per_second": a.streams * a.block / median, "seconds_per_update": median,
+              "torch": torch.__version__, "updates": a.updates}
+    if a.device == "cuda":
+        result["gib"] = torch.cuda.max_memory_allocated() / 2**30
+    else:
+        result["threads"] = a.threads
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":
