@@ -108,7 +108,7 @@ static int evaluate(struct eval *e, vd_error *err) {
                            .max_blocks = s->eval.max_blocks,
                            .micro_streams = s->data.micro_streams,
                            .read_ahead = (int)s->data.read_ahead};
-  if (vd_evaluator_create(&e->evaluator, &plan, &e->config, e->ops, err) ||
+  if (vd_evaluator_create(&e->evaluator, &plan, NULL, &e->config, e->ops, err) ||
       vd_snapshot_read_parameters(e->ctx, e->ops, vd_evaluator_model(e->evaluator), e->from.path, err) ||
       vd_evaluator_run(e->evaluator, s->eval.nll_file[0] != '\0', &e->result, err))
     return err->status;

@@ -31,15 +31,17 @@ static void set_geometry(vd_evaluator *e, vd_error *err) {
   e->n_own = last - e->stream0;
 }
 
-int vd_evaluator_create(vd_evaluator **out, const vd_evaluate_plan *plan, const vd_model_config *config, vd_ops *ops,
-                        vd_error *err) {
+int vd_evaluator_create(vd_evaluator **out, const vd_evaluate_plan *plan, const vd_model *trained,
+                        const vd_model_config *config, vd_ops *ops, vd_error *err) {
   vd_evaluator *e = vd_calloc(1, sizeof *e);
   e->plan = *plan;
   set_geometry(e, err);
   /* A rank without streams keeps a model of one, so that parameters can be broadcast alike. */
-  if (err->status == VD_OK)
-    vd_model_create(&e->model, config, ops, e->stream0, e->n_own > 0 ? e->n_own : 1, plan->micro_streams, plan->block,
-                    false, err);
+  int64_t n = e->n_own > 0 ? e->n_own : 1;
+  if (err->status == VD_OK && trained)
+    vd_model_create_shared(&e->model, trained, e->stream0, n, plan->micro_streams, plan->block, err);
+  else if (err->status == VD_OK)
+    vd_model_create(&e->model, config, ops, e->stream0, n, plan->micro_streams, plan->block, false, err);
   if (vd_agree(plan->ctx->comm, err)) {
     vd_evaluator_destroy(e);
     return err->status;
@@ -109,7 +111,9 @@ int vd_evaluator_run(vd_evaluator *e, bool want_nll, vd_evaluation *out, vd_erro
     make_nll(e, out);
     nll = vd_calloc((size_t)((e->n_own > 0 ? e->n_own : 1) * p->block), sizeof *nll);
   }
-  if (e->n_own > 0)
+  vd_model_params_changed(e->model);
+  vd_model_reset_memory(e->model, err);
+  if (e->n_own > 0 && err->status == VD_OK)
     vd_reader_start(&reader, p->corpus, p->split, &e->geometry, e->stream0, e->stream0 + e->n_own, 0, e->n_block,
                     p->read_ahead, err);
   for (int64_t b = 0; b < e->n_block && go_on(e, out, err); b++)

@@ -31,19 +31,21 @@ typedef struct vd_evaluation {
 
 typedef struct vd_evaluator vd_evaluator;
 
-/* Collective(plan->ctx->comm). Geometry and a model without gradients for the rank's streams; its parameters are to be
- * filled (vd_evaluator_model). Ranks beyond the number of streams idle. VD_USAGE for an unknown or too short split. The
- * error is agreed. */
-int vd_evaluator_create(vd_evaluator **out, const vd_evaluate_plan *plan, const vd_model_config *config, vd_ops *ops,
-                        vd_error *err);
+/* Collective(plan->ctx->comm). Geometry and a model without gradients for the rank's streams. Ranks beyond the number
+ * of streams idle. trained: the model whose parameters are evaluated, as they are at each run; it must outlive the
+ * evaluator. NULL: a model of `config` on `ops` with parameters of its own, which are to be filled
+ * (vd_evaluator_model). VD_USAGE for an unknown or too short split. The error is agreed. */
+int vd_evaluator_create(vd_evaluator **out, const vd_evaluate_plan *plan, const vd_model *trained,
+                        const vd_model_config *config, vd_ops *ops, vd_error *err);
 /* Not collective. NULL is allowed. */
 void vd_evaluator_destroy(vd_evaluator *e);
 /* Not collective. The evaluator's model, borrowed. */
 vd_model *vd_evaluator_model(vd_evaluator *e);
 /* Not collective. The geometry of the split. Borrowed. */
 const vd_streams *vd_evaluator_streams(const vd_evaluator *e);
-/* Collective(plan->ctx->comm). Predicts every target of the split once. *out is the same on all ranks but for
- * token_nll, which is made where want_nll (4 bytes for each target of the rank). The error is agreed. */
+/* Collective(plan->ctx->comm). Predicts every target of the split once, from memories that are zeros or empty. *out is
+ * the same on all ranks but for token_nll, which is made where want_nll (4 bytes for each target of the rank). The
+ * error is agreed. */
 int vd_evaluator_run(vd_evaluator *e, bool want_nll, vd_evaluation *out, vd_error *err);
 
 #endif

@@ -45,7 +45,8 @@ static int take_distances(vd_model *m, vd_error *err) {
 
 static int take_buffers(vd_model *m, vd_error *err) {
   size_t n = (size_t)(m->micro * m->max_block), d = (size_t)m->d, act = m->ops->act_size;
-  if (take(m, &m->params, m->arena, sizeof(real), err) || take(m, &m->output, n * d, act, err) ||
+  if (m->owner) m->params = m->owner->params;
+  if ((!m->owner && take(m, &m->params, m->arena, sizeof(real), err)) || take(m, &m->output, n * d, act, err) ||
       take(m, &m->logits, n * (size_t)m->config.vocab, act, err) || take(m, &m->branch, n * d, act, err) ||
       take(m, &m->x, n, sizeof(int32_t), err) || take(m, &m->y, n, sizeof(int32_t), err) ||
       take(m, &m->nll, n, sizeof(real), err) || take(m, &m->loss, 1, sizeof(double), err))
@@ -68,26 +69,22 @@ static int take_buffers(vd_model *m, vd_error *err) {
 }
 
 static int start_parameters(vd_model *m, vd_error *err) {
-  real *host = vd_calloc(m->arena, sizeof *host);
-  vd_model_draw(m, host);
-  m->ops->put(m->ops, m->params, host, m->arena);
-  free(host);
+  if (!m->owner) {
+    real *host = vd_calloc(m->arena, sizeof *host);
+    vd_model_draw(m, host);
+    m->ops->put(m->ops, m->params, host, m->arena);
+    free(host);
+  }
   vd_model_params_changed(m);
   return vd_model_reset_memory(m, err);
 }
 
-int vd_model_create(vd_model **out, const vd_model_config *config, vd_ops *ops, int64_t stream0, int64_t n_stream,
-                    int64_t micro_streams, int64_t max_block, bool training, vd_error *err) {
-  if (config->arch == VD_TRANSFORMER_XL && !(ops->scale_dropout && ops->encode_distances && ops->weight_gradient))
-    return vd_fail(err, VD_FAILED, "the backend '%s' cannot compute Transformer-XL", ops->name);
+/* shape: what the arguments of the creators say, the rest zero. */
+static int create(vd_model **out, const vd_model *shape, int64_t micro_streams, vd_error *err) {
+  const vd_model_config *config = &shape->config;
   vd_model *m = vd_calloc(1, sizeof *m);
-  m->config = *config;
-  m->ops = ops;
-  m->stream0 = stream0;
-  m->n_stream = n_stream;
-  m->micro = micro_streams > 0 && micro_streams < n_stream ? micro_streams : n_stream;
-  m->max_block = max_block;
-  m->training = training;
+  *m = *shape;
+  m->micro = micro_streams > 0 && micro_streams < m->n_stream ? micro_streams : m->n_stream;
   m->d = config->d_model;
   m->n_span = vd_model_is_xl(m) ? 0 : config->span_per_layer ? 1 : config->n_head;
   if (!vd_model_is_xl(m) && config->n_head * config->d_head != config->d_model)
@@ -107,6 +104,30 @@ int vd_model_create(vd_model **out, const vd_model_config *config, vd_ops *ops, 
   return VD_OK;
 }
 
+int vd_model_create(vd_model **out, const vd_model_config *config, vd_ops *ops, int64_t stream0, int64_t n_stream,
+                    int64_t micro_streams, int64_t max_block, bool training, vd_error *err) {
+  if (config->arch == VD_TRANSFORMER_XL && !(ops->scale_dropout && ops->encode_distances && ops->weight_gradient))
+    return vd_fail(err, VD_FAILED, "the backend '%s' cannot compute Transformer-XL", ops->name);
+  vd_model shape = {.config = *config,
+                    .ops = ops,
+                    .stream0 = stream0,
+                    .n_stream = n_stream,
+                    .max_block = max_block,
+                    .training = training};
+  return create(out, &shape, micro_streams, err);
+}
+
+int vd_model_create_shared(vd_model **out, const vd_model *owner, int64_t stream0, int64_t n_stream,
+                           int64_t micro_streams, int64_t max_block, vd_error *err) {
+  vd_model shape = {.config = owner->config,
+                    .ops = owner->ops,
+                    .owner = owner,
+                    .stream0 = stream0,
+                    .n_stream = n_stream,
+                    .max_block = max_block};
+  return create(out, &shape, micro_streams, err);
+}
+
 static void release_layer(vd_model *m, int l) {
   struct vd_layer_saved *s = &m->saved[l];
   m->ops->free(m->ops, s->input);
@@ -124,9 +145,10 @@ static void release_layer(vd_model *m, int l) {
 void vd_model_destroy(vd_model *m) {
   if (!m) return;
   for (int l = 0; l < (int)m->config.n_layer; l++) release_layer(m, l);
-  void *shared[] = {m->distances, m->dbranch, m->params,  m->gradients, m->output, m->logits, m->branch, m->x, m->y,
-                    m->nll,       m->loss,    m->dhidden, m->dsum,      m->dq,     m->dff,    m->dk,     m->dv};
+  void *shared[] = {m->distances, m->dbranch, m->gradients, m->output, m->logits, m->branch, m->x,  m->y,
+                    m->nll,       m->loss,    m->dhidden,   m->dsum,   m->dq,     m->dff,    m->dk, m->dv};
   for (size_t i = 0; i < sizeof shared / sizeof *shared; i++) m->ops->free(m->ops, shared[i]);
+  if (!m->owner) m->ops->free(m->ops, m->params);
   free(m->state);
   free(m->saved);
   free(m->param);
@@ -183,6 +205,12 @@ void vd_model_plan(vd_model *m) {
 }
 
 void vd_model_params_changed(vd_model *m) {
+  if (m->owner) {
+    for (int l = 0; l < (int)m->config.n_layer; l++)
+      memcpy(m->state[l].z, m->owner->state[l].z, (size_t)m->n_span * sizeof(real));
+    vd_model_plan(m);
+    return;
+  }
   if (m->ops->weights_changed) m->ops->weights_changed(m->ops, m->params, m->arena);
   if (m->span_room > 0) {
     real *spans = vd_calloc(m->span_room, sizeof *spans);
@@ -254,10 +282,15 @@ int vd_model_make_room(vd_model *m, int64_t block, vd_error *err) {
 int vd_model_reset_memory(vd_model *m, vd_error *err) {
   for (int l = 0; l < (int)m->config.n_layer; l++) {
     struct vd_layer_state *s = &m->state[l];
+    int64_t rows = rows_wanted(m, s);
+    if (vd_model_is_xl(m)) s->window = 0;
+    if (s->memory && s->rows == rows) {
+      m->ops->zero(m->ops, s->memory, (size_t)(m->n_stream * rows * m->d) * m->ops->act_size);
+      continue;
+    }
     m->ops->free(m->ops, s->memory);
     s->memory = NULL;
-    if (vd_model_is_xl(m)) s->window = 0;
-    if (resize_memory(m, s, rows_wanted(m, s), err)) return err->status;
+    if (resize_memory(m, s, rows, err)) return err->status;
   }
   return VD_OK;
 }

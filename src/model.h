@@ -44,6 +44,10 @@ typedef struct vd_model vd_model;
  * memories are zeros, or empty. ops must outlive it. Errors: out of memory, with the size asked for. */
 int vd_model_create(vd_model **out, const vd_model_config *config, vd_ops *ops, int64_t stream0, int64_t n_stream,
                     int64_t micro_streams, int64_t max_block, bool training, vd_error *err);
+/* Not collective. A model for evaluation with the parameters of `owner`, which must outlive it; the rest as above. Tell
+ * vd_model_params_changed of both when they change, of the owner first. */
+int vd_model_create_shared(vd_model **out, const vd_model *owner, int64_t stream0, int64_t n_stream,
+                           int64_t micro_streams, int64_t max_block, vd_error *err);
 /* Not collective. Frees the model and all its buffers; NULL is allowed. */
 void vd_model_destroy(vd_model *m);
 

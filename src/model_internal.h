@@ -45,6 +45,7 @@ struct vd_model {
   int64_t stream0, n_stream, micro, max_block, d, n_span;
   int64_t width; /* n_head * d_head */
   bool training;
+  const vd_model *owner; /* of the parameters; NULL: they are its own */
 
   int n_param, in_emb, key_pe, out_weight, out_bias;
   vd_param *param;

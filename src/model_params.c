@@ -109,20 +109,27 @@ static vd_rng init_rng(const vd_model *m, int param) {
 }
 
 static void draw_uniform(const vd_model *m, int param, double bound, real *host) {
-  const vd_param *p = &m->param[param];
+  const size_t n = m->param[param].at.size;
+  real *to = host + m->param[param].at.offset;
   vd_rng rng = init_rng(m, param);
-  for (size_t i = 0; i < p->at.size; i++)
-    host[p->at.offset + i] = (real)(bound * (2.0 * vd_uniform(vd_philox(rng, i / 4).v[i % 4]) - 1.0));
+#pragma omp parallel for schedule(static)
+  for (size_t i = 0; i < n; i += 4) {
+    philox4x32_ctr_t words = vd_philox(rng, i / 4);
+    for (size_t k = 0; k < 4 && i + k < n; k++) to[i + k] = (real)(bound * (2.0 * vd_uniform(words.v[k]) - 1.0));
+  }
 }
 
 /* Box and Muller (1958): two uniforms give two normals, elements 2k and 2k+1. */
 static void draw_normal(const vd_model *m, int param, double deviation, real *host) {
-  const vd_param *p = &m->param[param];
+  const size_t n = m->param[param].at.size;
+  real *to = host + m->param[param].at.offset;
   vd_rng rng = init_rng(m, param);
-  for (size_t i = 0; i < p->at.size; i++) {
+#pragma omp parallel for schedule(static)
+  for (size_t i = 0; i < n; i += 2) {
     philox4x32_ctr_t words = vd_philox(rng, i / 2);
     double radius = sqrt(-2.0 * log(vd_uniform(words.v[0]))), angle = 2.0 * acos(-1.0) * vd_uniform(words.v[1]);
-    host[p->at.offset + i] = (real)(deviation * radius * (i % 2 ? sin(angle) : cos(angle)));
+    to[i] = (real)(deviation * radius * cos(angle));
+    if (i + 1 < n) to[i + 1] = (real)(deviation * radius * sin(angle));
   }
 }
 

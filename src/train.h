@@ -3,6 +3,7 @@
 #define VD_TRAIN_H
 
 #include "configure.h"
+#include "evaluate.h"
 #include "log.h"
 #include "monitor.h"
 #include "reader.h"
@@ -27,6 +28,7 @@ typedef struct vd_train {
   vd_device device;
   vd_model *model;
   vd_optimizer *optimizer;
+  vd_evaluator *evaluator; /* of validations; NULL until the first */
   vd_reader *reader;
   vd_log *log;     /* rank 0; else NULL */
   vd_trace *trace; /* rank 0; else NULL */

@@ -1,10 +1,9 @@
 #include "checkpoint.h"
-#include "evaluate.h"
 #include "parallel.h"
 #include "train.h"
 
 #include <math.h>
-#include <stdlib.h>
+#include <stdio.h>
 
 int vd_train_checkpoint(vd_train *t, bool best, vd_error *err) {
   const vd_settings *s = t->settings;
@@ -27,16 +26,8 @@ int vd_train_checkpoint(vd_train *t, bool best, vd_error *err) {
   return VD_OK;
 }
 
-static void copy_parameters(vd_train *t, vd_model *to) {
-  size_t n = vd_model_arena(t->model);
-  real *host = vd_calloc(n, sizeof *host);
-  t->ops->get(t->ops, host, vd_model_params(t->model), n);
-  t->ops->put(t->ops, vd_model_params(to), host, n);
-  vd_model_params_changed(to);
-  free(host);
-}
-
-int vd_train_validate(vd_train *t, bool *stopped, vd_error *err) {
+/* Made for the first validation and kept: what it allocates is needed at the next one again. */
+static int make_evaluator(vd_train *t, vd_error *err) {
   const vd_settings *s = t->settings;
   vd_evaluate_plan plan = {.ctx = t->ctx,
                            .corpus = t->corpus,
@@ -47,12 +38,12 @@ int vd_train_validate(vd_train *t, bool *stopped, vd_error *err) {
                            .micro_streams = s->data.micro_streams,
                            .read_ahead = (int)s->data.read_ahead,
                            .stoppable = true};
-  vd_evaluator *e = NULL;
+  return t->evaluator ? VD_OK : vd_evaluator_create(&t->evaluator, &plan, t->model, &t->config, t->ops, err);
+}
+
+int vd_train_validate(vd_train *t, bool *stopped, vd_error *err) {
   vd_evaluation result = {0};
-  if (vd_evaluator_create(&e, &plan, &t->config, t->ops, err)) return vd_wrap(err, "validation");
-  copy_parameters(t, vd_evaluator_model(e));
-  vd_evaluator_run(e, false, &result, err);
-  vd_evaluator_destroy(e);
+  if (make_evaluator(t, err) == VD_OK) vd_evaluator_run(t->evaluator, false, &result, err);
   *stopped = result.stopped;
   if (err->status) return vd_wrap(err, "validation");
   if (result.stopped) return VD_OK;

@@ -174,6 +174,7 @@ void vd_train_close(vd_train *t, vd_error *err) {
   if (t->trace) vd_trace_close(&t->trace, err);
   if (t->log) vd_log_close(&t->log);
   vd_monitor_destroy(t->monitor);
+  vd_evaluator_destroy(t->evaluator);
   vd_optimizer_destroy(t->optimizer);
   if (t->model) vd_model_destroy(t->model);
   if (t->ops) t->ops->destroy(t->ops);

@@ -216,6 +216,53 @@ static void draws_transformer_xl(void **state) {
   f.ops->destroy(f.ops);
 }
 
+/* nats of two blocks by an evaluation's model */
+static double nats(vd_model *m) {
+  static const int32_t x[8] = {1, 5, 2, 7, 3, 3, 9, 0}, y[8] = {5, 2, 7, 3, 3, 9, 0, 4};
+  vd_error err = {0};
+  double sum = 0;
+  vd_model_params_changed(m);
+  assert_int_equal(vd_model_reset_memory(m, &err), VD_OK);
+  for (int b = 0; b < 2; b++) {
+    vd_step step = {.x = x + 4 * b, .y = y + 4 * b, .block = 4};
+    assert_int_equal(vd_model_run(m, &step, &err), VD_OK);
+    sum += step.nll_sum;
+  }
+  return sum;
+}
+
+/* A model that shares another's parameters sees them change, wider windows included, and starts each run afresh. */
+static void evaluates_shared_parameters(void **state) {
+  (void)state;
+  struct fixture f;
+  vd_error err = {0};
+  double before, after;
+  vd_model *shared, *own;
+  open_fixture(&f, &recipe);
+  const vd_model_config *config = vd_model_config_of(f.model);
+  assert_int_equal(vd_model_create_shared(&shared, f.model, 0, 1, 0, 4, &err), VD_OK);
+  assert_int_equal(vd_model_create(&own, config, f.ops, 0, 1, 0, 4, false, &err), VD_OK);
+  assert_ptr_equal(vd_model_params(shared), vd_model_params(f.model));
+  before = nats(shared);
+  assert_true(before > 0 && before == nats(shared) && before == nats(own));
+  for (int i = 0; i < vd_model_n_param(f.model); i++) {
+    const vd_param *p = vd_model_param(f.model, i);
+    if (p->is_span) vd_model_params(f.model)[p->at.offset] = 1;
+  }
+  vd_model_params(f.model)[find(f.model, "out_emb.bias")->at.offset + 5] += 1;
+  vd_model_params_changed(f.model);
+  memcpy(vd_model_params(own), vd_model_params(f.model), vd_model_arena(own) * sizeof(real));
+  after = nats(shared);
+  assert_true(after != before && after == nats(own));
+  float span[4];
+  vd_model_spans(shared, span);
+  assert_true(span[0] == 16 && span[1] == 0);
+  vd_model_destroy(shared);
+  vd_model_destroy(own);
+  assert_true(vd_model_params(f.model)[0] == 1); /* still there */
+  close_fixture(&f);
+}
+
 /* 16 equally frequent symbols: 4 bits. */
 static vd_monitor *watch(void) {
   vd_monitor *m = vd_monitor_create(16);
@@ -269,6 +316,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(steps_as_adam),
       cmocka_unit_test(names_what_a_backend_lacks),
       cmocka_unit_test(draws_transformer_xl),
+      cmocka_unit_test(evaluates_shared_parameters),
       cmocka_unit_test(speaks_of_a_stall_once),
       cmocka_unit_test(is_silent_on_a_healthy_run),
   };
