@@ -105,9 +105,10 @@ int vd_checkpoint_commit(vd_checkpoint **c, vd_error *err) {
       vd_bug("%s: %lld rows of %lld were written", done->part[i].path, (long long)done->part[i].written,
              (long long)done->part[i].rows);
   vd_h5_lock(done->h5);
-  if (vd_h5_finish(&done->out, err) == VD_OK && vd_digest_seal(done->out.temporary, err) == VD_OK)
-    vd_h5_commit(&done->out, err);
+  vd_h5_finish(&done->out, err);
   vd_h5_unlock(done->h5);
+  /* The file is closed: HDF5 is free for others while it is read again and synced. */
+  if (err->status == VD_OK && vd_digest_seal(done->out.temporary, err) == VD_OK) vd_h5_commit(&done->out, err);
   vd_wrap(err, "%s", done->path);
   vd_checkpoint_abandon(c); /* of a committed file there is nothing left to remove */
   return err->status;

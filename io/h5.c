@@ -2,12 +2,19 @@
 
 #include <pthread.h>
 #include <stdarg.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+/* First come, first served: who writes a checkpoint takes the lock hundreds of times in a row, and a plain mutex would
+ * let it have its way while training waits. */
 struct vd_h5 {
   pthread_mutex_t mutex;
+  pthread_cond_t changed;
+  uint64_t next, served; /* tickets: who holds the lock has `served` */
+  pthread_t holder;
+  int depth; /* locks that the holder has to give back; 0: nobody holds it */
 };
 
 int vd_h5_create(vd_h5 **h5, vd_error *err) {
@@ -15,27 +22,39 @@ int vd_h5_create(vd_h5 **h5, vd_error *err) {
   if (H5open() < 0 || H5Eset_auto2(H5E_DEFAULT, NULL, NULL) < 0)
     return vd_fail(err, VD_FAILED, "cannot start the HDF5 library");
   vd_h5 *lock = vd_calloc(1, sizeof *lock);
-  pthread_mutexattr_t kind;
-  pthread_mutexattr_init(&kind);
-  pthread_mutexattr_settype(&kind, PTHREAD_MUTEX_RECURSIVE);
-  pthread_mutex_init(&lock->mutex, &kind);
-  pthread_mutexattr_destroy(&kind);
+  pthread_mutex_init(&lock->mutex, NULL);
+  pthread_cond_init(&lock->changed, NULL);
   *h5 = lock;
   return VD_OK;
 }
 
 void vd_h5_destroy(vd_h5 *h5) {
   if (!h5) return;
+  pthread_cond_destroy(&h5->changed);
   pthread_mutex_destroy(&h5->mutex);
   free(h5);
 }
 
 void vd_h5_lock(vd_h5 *h5) {
-  if (pthread_mutex_lock(&h5->mutex) != 0) vd_bug("cannot take the lock of HDF5");
+  pthread_mutex_lock(&h5->mutex);
+  if (h5->depth == 0 || !pthread_equal(h5->holder, pthread_self())) {
+    uint64_t mine = h5->next++;
+    while (mine != h5->served) pthread_cond_wait(&h5->changed, &h5->mutex);
+    h5->holder = pthread_self();
+  }
+  h5->depth++;
+  pthread_mutex_unlock(&h5->mutex);
 }
 
 void vd_h5_unlock(vd_h5 *h5) {
-  if (pthread_mutex_unlock(&h5->mutex) != 0) vd_bug("the lock of HDF5 is not held by this thread");
+  pthread_mutex_lock(&h5->mutex);
+  if (h5->depth == 0 || !pthread_equal(h5->holder, pthread_self()))
+    vd_bug("the lock of HDF5 is not held by this thread");
+  if (--h5->depth == 0) {
+    h5->served++;
+    pthread_cond_broadcast(&h5->changed);
+  }
+  pthread_mutex_unlock(&h5->mutex);
 }
 
 /* Keeps the first message of the walk, which starts at the innermost. */

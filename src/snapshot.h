@@ -6,6 +6,7 @@
 #include "context.h"
 #include "model.h"
 #include "optimizer.h"
+#include "writer.h"
 
 /* Sums since the last row of a log. */
 typedef struct vd_meter {
@@ -30,11 +31,14 @@ typedef struct vd_snapshot {
   vd_ops *ops;
   vd_model *model;
   vd_optimizer *optimizer;
-  int64_t n_stream; /* global */
+  int64_t n_stream;  /* global */
+  vd_writer *writer; /* rank 0, to write; else NULL */
 } vd_snapshot;
 
-/* Collective(ctx->comm). Writes a checkpoint to `path`, whole or not at all: rank 0 writes, the others send their
- * memories in bounded pieces. echo: the resolved deck; corpus_id: as vd_corpus_id. The error is agreed. */
+/* Collective(ctx->comm). Writes a checkpoint to `path`, whole or not at all. When it returns the run is copied, and may
+ * go on; the file is there once rank 0's s->writer has done its tasks, whose error is that of the file. Rank 0 writes,
+ * the others send their memories in bounded pieces; the model's shape must outlive the tasks. echo: the resolved deck;
+ * corpus_id: as vd_corpus_id. The error, of the file's beginning, is agreed. */
 int vd_snapshot_write(const vd_snapshot *s, const char *path, const vd_progress *progress, const char *echo,
                       const char *corpus_id, vd_error *err);
 

@@ -28,6 +28,7 @@ typedef struct vd_train {
   vd_device device;
   vd_model *model;
   vd_optimizer *optimizer;
+  vd_writer *writer;       /* of checkpoints, rank 0; else NULL */
   vd_evaluator *evaluator; /* of validations; NULL until the first */
   vd_reader *reader;
   vd_log *log;     /* rank 0; else NULL */
@@ -37,8 +38,9 @@ typedef struct vd_train {
   vd_progress progress;
   double grad_norm, span_penalty; /* of the last update */
   double sum_seconds;             /* in gradient sums since the last line of the log */
-  int64_t saved_update;           /* of the last good checkpoint; 0: none */
-  char last_good[VD_PATH + 64];   /* its path; "": none */
+  int64_t saved_update;           /* of the last checkpoint, written or being written; 0: none */
+  char writing[VD_PATH + 64];     /* path of the checkpoint that is being written; "": none. The same on all ranks */
+  char last_good[VD_PATH + 64];   /* path of the last one that was written; "": none */
 } vd_train;
 
 /* Collective(ctx->comm). Reads only: corpus, geometry, model configuration, where to begin; takes the lock of the run's
@@ -58,9 +60,13 @@ int vd_train_check(vd_train *t, vd_error *err);
  * (agreed). */
 int vd_train_loop(vd_train *t, vd_error *err);
 
-/* Collective(t->ctx->comm). Writes a checkpoint of the run as it stands, links last.h5 (and best.h5), removes old ones.
- * The error is agreed. */
+/* Collective(t->ctx->comm). Settles the checkpoint before. Then writes one of the run as it stands, links last.h5 (and
+ * best.h5), removes old ones: beside the loop, once the run is copied. The error is agreed. */
 int vd_train_checkpoint(vd_train *t, bool best, vd_error *err);
+/* Collective(t->ctx->comm). Waits for the checkpoint that is being written, if any. The error is agreed. */
+int vd_train_settle(vd_train *t, vd_error *err);
+/* Not collective. The error of the checkpoint that is being written, on the rank that writes it, without waiting. */
+int vd_train_poll(vd_train *t, vd_error *err);
 
 /* Collective(t->ctx->comm). Validates, tells log and trace, checkpoints when it is the best so far. *stopped: a
  * signal came before it was done. The error is agreed. */

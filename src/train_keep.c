@@ -4,25 +4,58 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
+
+/* What is done once the file of a checkpoint is there. */
+struct links {
+  const vd_settings *settings;
+  int64_t update;
+  bool best;
+};
+
+static void link_checkpoint(void *what, vd_error *err) {
+  struct links *l = what;
+  const char *directory = l->settings->run.directory;
+  if (err->status == VD_OK && vd_checkpoint_link(directory, "last", l->update, err) == VD_OK && l->best)
+    vd_checkpoint_link(directory, "best", l->update, err);
+  if (err->status == VD_OK) vd_checkpoint_prune(directory, l->settings->checkpoint.keep, err);
+  free(l);
+}
+
+static int wrap_checkpoint(const vd_train *t, vd_error *err) {
+  if (t->last_good[0])
+    vd_wrap(err, "update %lld (the last good checkpoint is %s)", (long long)t->saved_update, t->last_good);
+  return err->status;
+}
+
+int vd_train_poll(vd_train *t, vd_error *err) {
+  if (!t->writer || err->status != VD_OK) return err->status;
+  vd_writer_poll(t->writer, err);
+  return wrap_checkpoint(t, err);
+}
+
+int vd_train_settle(vd_train *t, vd_error *err) {
+  if (!t->writing[0]) return VD_OK;
+  if (t->writer) vd_writer_wait(t->writer, err);
+  if (vd_share_error(t->ctx->comm, err) == VD_OK) snprintf(t->last_good, sizeof t->last_good, "%s", t->writing);
+  t->writing[0] = '\0';
+  return wrap_checkpoint(t, err);
+}
 
 int vd_train_checkpoint(vd_train *t, bool best, vd_error *err) {
-  const vd_settings *s = t->settings;
+  if (vd_train_settle(t, err)) return err->status;
   char path[VD_PATH + 64];
-  vd_checkpoint_path(s->run.directory, t->progress.update, path, sizeof path);
-  vd_snapshot snapshot = {t->ctx, t->ops, t->model, t->optimizer, t->geometry.n_stream};
-  if (vd_snapshot_write(&snapshot, path, &t->progress, t->echo, vd_corpus_id(t->corpus), err) == VD_OK &&
-      t->ctx->rank == 0) {
-    if (vd_checkpoint_link(s->run.directory, "last", t->progress.update, err) == VD_OK && best)
-      vd_checkpoint_link(s->run.directory, "best", t->progress.update, err);
-    if (err->status == VD_OK) vd_checkpoint_prune(s->run.directory, s->checkpoint.keep, err);
-  }
-  if (vd_share_error(t->ctx->comm, err)) {
-    if (t->last_good[0])
-      vd_wrap(err, "update %lld (the last good checkpoint is %s)", (long long)t->progress.update, t->last_good);
-    return err->status;
-  }
+  vd_checkpoint_path(t->settings->run.directory, t->progress.update, path, sizeof path);
+  vd_snapshot snapshot = {t->ctx, t->ops, t->model, t->optimizer, t->geometry.n_stream, t->writer};
   t->saved_update = t->progress.update;
-  snprintf(t->last_good, sizeof t->last_good, "%s", path);
+  if (vd_snapshot_write(&snapshot, path, &t->progress, t->echo, vd_corpus_id(t->corpus), err))
+    return wrap_checkpoint(t, err);
+  if (t->writer) {
+    struct links *l = vd_calloc(1, sizeof *l);
+    *l = (struct links){t->settings, t->progress.update, best};
+    vd_writer_add(t->writer, link_checkpoint, l, 0);
+  }
+  snprintf(t->writing, sizeof t->writing, "%s", path);
   return VD_OK;
 }
 

@@ -31,7 +31,10 @@ static void run_block(vd_train *t, double shared[N_SHARED], vd_error *err) {
   shared[TARGETS] = (double)step.n_target;
 }
 
-static int wrap_last_good(const vd_train *t, vd_error *err) {
+/* Collective, on an error that all ranks have alike. */
+static int wrap_last_good(vd_train *t, vd_error *err) {
+  vd_error other = {0}; /* less than what ends the run */
+  vd_train_settle(t, &other);
   size_t used = strlen(err->message);
   if (t->last_good[0])
     snprintf(err->message + used, sizeof err->message - used, "; the last good checkpoint is %s", t->last_good);
@@ -156,6 +159,7 @@ static int tell(vd_train *t, vd_error *err) {
     if (err->status == VD_OK) append_trace(t, &row, err);
     t->progress.trace = (vd_meter){0};
   }
+  vd_train_poll(t, err);
   return vd_share_error(t->ctx->comm, err);
 }
 
@@ -186,6 +190,7 @@ int vd_train_loop(vd_train *t, vd_error *err) {
   while (t->progress.update < last && !signalled) {
     if (update(t, &signalled, err) || tell(t, err) || keep(t, &signalled, err)) return err->status;
   }
+  if (vd_train_settle(t, err)) return err->status;
   if (!signalled || t->progress.update >= last) return VD_OK;
   if (t->log)
     vd_log_message(t->log, "stopped by a signal after update %lld of %lld; %s is written: run again to go on",

@@ -9,6 +9,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+/* What a checkpoint that is being written may hold in memory, besides one arena. Where the memories of all streams are
+ * more, training waits for the disk. */
+static const size_t VD_WRITER_ROOM = (size_t)2 << 30;
+
 static int plan_data(vd_train *t, vd_error *err) {
   const vd_settings *s = t->settings;
   int64_t n, last;
@@ -127,7 +131,7 @@ static void mend_links(const vd_train *t, vd_error *err) {
 
 static int restore(vd_train *t, vd_error *err) {
   if (!t->resume.path[0]) return VD_OK;
-  vd_snapshot snapshot = {t->ctx, t->ops, t->model, t->optimizer, t->geometry.n_stream};
+  vd_snapshot snapshot = {t->ctx, t->ops, t->model, t->optimizer, t->geometry.n_stream, NULL};
   if (vd_snapshot_read(&snapshot, t->resume.path, &t->progress, err)) return err->status;
   t->saved_update = t->progress.update;
   snprintf(t->last_good, sizeof t->last_good, "%s", t->resume.path);
@@ -162,6 +166,7 @@ int vd_train_open(vd_train *t, vd_error *err) {
   if (make_model(t, err)) return err->status;
   if (restore(t, err)) return err->status;
   if (open_logs(t, err)) return err->status;
+  if (t->ctx->rank == 0) vd_writer_create(&t->writer, VD_WRITER_ROOM, err);
   t->monitor = vd_monitor_create(t->config.vocab);
   t->span = vd_calloc((size_t)(t->config.n_layer * t->config.n_head), sizeof *t->span);
   vd_reader_start(&t->reader, t->corpus, "train", &t->geometry, t->stream0, t->stream0 + t->n_own, t->progress.update,
@@ -170,6 +175,7 @@ int vd_train_open(vd_train *t, vd_error *err) {
 }
 
 void vd_train_close(vd_train *t, vd_error *err) {
+  vd_writer_destroy(t->writer); /* first: it may still be writing what the loop left to it */
   vd_reader_stop(t->reader);
   if (t->trace) vd_trace_close(&t->trace, err);
   if (t->log) vd_log_close(&t->log);

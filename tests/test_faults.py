@@ -169,6 +169,15 @@ def folders():
            f"{result.returncode} {result.stderr} {left}")
 
 
+    going = place.path("going")
+    result = viaduct(*train(run__directory=going, run__max_updates=10**9, checkpoint__interval=2, valid__interval=0,
+                            model__d_inner=60000), preexec_fn=limit, ranks=2)
+    left = os.listdir(os.path.join(going, "checkpoints"))
+    report("a checkpoint that fails beside the loop ends the run, on 2 ranks",
+           result.returncode == 1 and "the checkpoint was not written" in result.stderr and not left
+           and result.stderr.count("viaduct: error: ") == 1, f"{result.returncode} {result.stderr} {left}")
+
+
 def limit():
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20 << 20, resource.RLIM_INFINITY))
