@@ -154,6 +154,10 @@ static void project_rows(vd_cuda_backend *c, const vd_attention *a, const void *
 
 void vd_cuda_attention_project(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
                                const real *wk, const real *wv, vd_act *q, vd_act *k, vd_act *v) {
+  if (a->rel_key) {
+    vd_cuda_relative_project(o, a, in, wq, wk, wv, q, k, v);
+    return;
+  }
   vd_cuda_backend *c = vd_cuda_of(o);
   int64_t d = width_of(a);
   size_t block_at = (size_t)(a->window * d) * c->act_size;
@@ -173,6 +177,10 @@ void vd_cuda_attention_project(vd_ops *o, const vd_attention *a, const vd_attent
 void vd_cuda_attention_project_backward(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
                                         const real *wk, const real *wv, const vd_act *dq, const vd_act *dk,
                                         const vd_act *dv, vd_act *dhidden, real *dwq, real *dwk, real *dwv) {
+  if (a->rel_key) {
+    vd_cuda_relative_project_backward(o, a, in, wq, wk, wv, dq, dk, dv, dhidden, dwq, dwk, dwv);
+    return;
+  }
   vd_cuda_backend *c = vd_cuda_of(o);
   int64_t d = width_of(a), n = a->n_stream * a->block, rows = a->window + a->block;
   char *all = vd_cuda_room(c, &c->scratch, (size_t)(n * 3 * d) * c->act_size);

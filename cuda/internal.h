@@ -146,7 +146,26 @@ void vd_cuda_square_sums_op(vd_ops *o, const real *x, const vd_extent *tensor, i
 /* Stream-ordered. vd_ops.adagrad. */
 void vd_cuda_adagrad_op(vd_ops *o, real *param, const real *gradient, real *accumulator, const vd_extent *tensor,
                         int n_tensor, const double *norm2, double scale, double lr, double eps, double clip_step);
+/* Stream-ordered. vd_ops.adam. */
+void vd_cuda_adam_op(vd_ops *o, real *param, const real *gradient, real *m, real *v, const vd_extent *tensor,
+                     int n_tensor, const vd_adam *a);
 /* Not collective. Frees the pieces. */
 void vd_cuda_update_end(vd_cuda_backend *c);
+
+/* Stream-ordered. vd_ops.scale_dropout; what Transformer-XL alone needs is in relative_ops.c. */
+void vd_cuda_scale_dropout_op(vd_ops *o, int64_t n, int64_t width, double scale, const vd_dropout *dropout,
+                              const vd_act *x, vd_act *y);
+/* Stream-ordered. vd_ops.encode_distances. */
+void vd_cuda_encode_distances_op(vd_ops *o, const vd_encoding *e, vd_act *out);
+/* Stream-ordered. vd_ops.weight_gradient. */
+void vd_cuda_weight_gradient_op(vd_ops *o, int64_t n, int64_t in, int64_t out, const vd_act *x, const real *dy,
+                                real *dweight);
+/* Stream-ordered. vd_ops.attention_project where there are relative keys: all heads reach the same rows. */
+void vd_cuda_relative_project(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
+                              const real *wk, const real *wv, vd_act *q, vd_act *k, vd_act *v);
+/* Stream-ordered. vd_ops.attention_project_backward where there are relative keys. */
+void vd_cuda_relative_project_backward(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
+                                       const real *wk, const real *wv, const vd_act *dq, const vd_act *dk,
+                                       const vd_act *dv, vd_act *dhidden, real *dwq, real *dwk, real *dwv);
 
 #endif

@@ -81,10 +81,36 @@ cudaError_t vd_cuda_square_sums(const float *x, const vd_cuda_piece *piece, int 
 cudaError_t vd_cuda_adagrad(enum vd_cuda_type type, float *param, const float *gradient, float *accumulator, void *copy,
                             const vd_cuda_piece *piece, int n_piece, const float *rate, float scale, float eps,
                             cudaStream_t stream);
+/* Adam's factors as fp32, worked out on the host: m = beta1 m + rest1 g, v = beta2 v + rest2 g^2 with g = scale times
+ * the gradient, p -= step m / (correct sqrt(v) + eps). */
+typedef struct vd_cuda_adam_step {
+  float scale, beta1, rest1, beta2, rest2, step, correct, eps;
+} vd_cuda_adam_step;
+/* Stream-ordered. Adam over all pieces; copy as in vd_cuda_adagrad. */
+cudaError_t vd_cuda_adam(enum vd_cuda_type type, float *param, const float *gradient, float *m, float *v, void *copy,
+                         const vd_cuda_piece *piece, int n_piece, const vd_cuda_adam_step *step, cudaStream_t stream);
 /* Stream-ordered. x[i] += value. */
 cudaError_t vd_cuda_add_constant(float *x, size_t n, float value, cudaStream_t stream);
 /* Stream-ordered. x[i] = clamp(x[i], 0, 1). */
 cudaError_t vd_cuda_clamp01(float *x, size_t n, cudaStream_t stream);
+
+/* Stream-ordered. vd_ops.scale_dropout; these are in relative.cu. */
+cudaError_t vd_cuda_scale_dropout(enum vd_cuda_type type, int64_t n, int64_t width, float scale,
+                                  const vd_cuda_dropout *dropout, const void *x, void *y, cudaStream_t stream);
+/* Stream-ordered. vd_ops.encode_distances, computed in double. */
+cudaError_t vd_cuda_encode_distances(enum vd_cuda_type type, int64_t n, int64_t d, int64_t clamp_len,
+                                     const vd_cuda_dropout *dropout, void *out, cudaStream_t stream);
+
+/* Gradients of queries, keys and values side by side: of the last used + block of each stream's `rows` rows, those of
+ * the block to to_block [n_stream * block, 3 d] with dq [n_stream * block, d], those of the memory before it to
+ * to_memory [n_stream * used, 2 d]. dk, dv [n_stream, rows, d]; all of `type`. */
+typedef struct vd_cuda_gather {
+  int64_t n_stream, block, used, rows, d;
+  const void *dq, *dk, *dv;
+  void *to_block, *to_memory;
+} vd_cuda_gather;
+/* Stream-ordered. Does what vd_cuda_gather says. */
+cudaError_t vd_cuda_gather_relative(enum vd_cuda_type type, const vd_cuda_gather *g, cudaStream_t stream);
 
 #ifdef __cplusplus
 }

@@ -291,7 +291,11 @@ static vd_ops table_of(vd_cuda_backend *c) {
                   .add_constant = cuda_add_constant,
                   .square_sums = vd_cuda_square_sums_op,
                   .adagrad = vd_cuda_adagrad_op,
-                  .clamp01 = cuda_clamp01};
+                  .adam = vd_cuda_adam_op,
+                  .clamp01 = cuda_clamp01,
+                  .scale_dropout = vd_cuda_scale_dropout_op,
+                  .encode_distances = vd_cuda_encode_distances_op,
+                  .weight_gradient = vd_cuda_weight_gradient_op};
 }
 
 int vd_cuda_ops(vd_ops **o, int device, enum vd_precision precision, vd_error *err) {

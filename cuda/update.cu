@@ -144,6 +144,56 @@ cudaError_t vd_cuda_adagrad(enum vd_cuda_type type, float *param, const float *g
   return cudaGetLastError();
 }
 
+VD_GPU float vd_adam_step(float g, const vd_cuda_adam_step &a, float *m, float *v, float p) {
+  g *= a.scale;
+  *m = a.beta1 * *m + a.rest1 * g;
+  *v = a.beta2 * *v + a.rest2 * g * g;
+  return p - a.step * *m / (sqrtf(*v) * a.correct + a.eps);
+}
+
+/* Four neighbouring elements, or the `last` of a piece that are fewer. */
+template <typename T>
+VD_GPU void vd_adam_four(const vd_cuda_adam_step &a, int last, float *param, const float *gradient, float *m, float *v,
+                         T *copy) {
+  float p[4], g[4], first[4], second[4];
+  if (last >= 4) {
+    vd_read<float, 4>(param, p);
+    vd_read<float, 4>(gradient, g);
+    vd_read<float, 4>(m, first);
+    vd_read<float, 4>(v, second);
+#pragma unroll
+    for (int i = 0; i < 4; i++) p[i] = vd_adam_step(g[i], a, &first[i], &second[i], p[i]);
+    vd_write<float, 4>(m, first);
+    vd_write<float, 4>(v, second);
+    vd_write<float, 4>(param, p);
+    if (copy) vd_write<T, 4>(copy, p);
+    return;
+  }
+  for (int i = 0; i < last; i++) {
+    param[i] = vd_adam_step(gradient[i], a, &m[i], &v[i], param[i]);
+    if (copy) vd_set(&copy[i], param[i]);
+  }
+}
+
+template <typename T>
+__global__ void vd_adam_kernel(float *param, const float *gradient, float *m, float *v, T *copy,
+                               const vd_cuda_piece *piece, vd_cuda_adam_step a) {
+  vd_cuda_piece where = piece[blockIdx.x];
+  for (int i = (int)threadIdx.x * 4; i < where.n; i += VD_BLOCK * 4) {
+    size_t at = where.first + (size_t)i;
+    vd_adam_four<T>(a, where.n - i, param + at, gradient + at, m + at, v + at, copy ? copy + at : NULL);
+  }
+}
+
+cudaError_t vd_cuda_adam(enum vd_cuda_type type, float *param, const float *gradient, float *m, float *v, void *copy,
+                         const vd_cuda_piece *piece, int n_piece, const vd_cuda_adam_step *step, cudaStream_t stream) {
+#define CALL(T)                                                                                                        \
+  vd_adam_kernel<T><<<(unsigned)n_piece, VD_BLOCK, 0, stream>>>(param, gradient, m, v, (T *)copy, piece, *step)
+  VD_BY_TYPE(type, CALL);
+#undef CALL
+  return cudaGetLastError();
+}
+
 static __global__ void vd_add_constant_kernel(float *x, size_t n, float value) {
   size_t i = (size_t)blockIdx.x * VD_BLOCK + threadIdx.x;
   if (i < n) x[i] += value;

@@ -88,3 +88,21 @@ void vd_cuda_adagrad_op(vd_ops *o, real *param, const real *gradient, real *accu
                                (float)eps, c->stream),
                "Adagrad");
 }
+
+void vd_cuda_adam_op(vd_ops *o, real *param, const real *gradient, real *m, real *v, const vd_extent *tensor,
+                     int n_tensor, const vd_adam *a) {
+  vd_cuda_backend *c = vd_cuda_of(o);
+  const vd_pieces *p = pieces_of(c, tensor, n_tensor);
+  vd_cuda_adam_step step = {.scale = (float)a->scale,
+                            .beta1 = (float)a->beta1,
+                            .rest1 = (float)(1 - a->beta1),
+                            .beta2 = (float)a->beta2,
+                            .rest2 = (float)(1 - a->beta2),
+                            .step = (float)(a->lr / (1 - pow(a->beta1, (double)a->t))),
+                            .correct = (float)(1 / sqrt(1 - pow(a->beta2, (double)a->t))),
+                            .eps = (float)a->eps};
+  vd_arena *arena = vd_cuda_arena_of(c, param);
+  void *copy = arena ? arena->copy : NULL;
+  if (arena) arena->fresh = true;
+  vd_cuda_note(c, vd_cuda_adam(c->type, param, gradient, m, v, copy, p->piece, p->n_piece, &step, c->stream), "Adam");
+}

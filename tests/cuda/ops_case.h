@@ -59,5 +59,7 @@ void test_attention_ops(ops_test *t);
 void test_project(ops_test *t);
 /* Not collective. */
 void test_update(ops_test *t);
+/* Not collective. What Transformer-XL alone needs. */
+void test_relative(ops_test *t);
 
 #endif

@@ -214,6 +214,57 @@ static void run_attention(vd_ops *o, const side_call *c, void *const *p) {
   }
 }
 
+/* Relative keys' buffers begin with them and the two biases. */
+static vd_attention relative_of(const side_call *c, void *const *p) {
+  vd_attention a = attention_of(c, NULL, NULL);
+  a.first_distance = 0;
+  a.softmax = VD_MASKED;
+  a.n_span = a.ramp = 0;
+  a.d_model = c->in;
+  a.rel_key = p[0];
+  a.content_bias = p[1];
+  a.position_bias = p[2];
+  return a;
+}
+
+static void run_relative(vd_ops *o, const side_call *c, void *const *p) {
+  vd_attention a = relative_of(c, p);
+  vd_attention_input in = {p[3], c->memory_rows, p[4]};
+  size_t tensor = (size_t)(c->n_head * c->d_head * c->in);
+  const real *w[3] = {p[5], p[6], p[7]};
+  real *dw[3] = {p[12], p[13], p[14]};
+  for (int i = 1; i < 3 && c->sliced; i++) {
+    w[i] = w[0] + (size_t)i * tensor;
+    dw[i] = dw[0] + (size_t)i * tensor;
+  }
+  if (c->op == SIDE_RELATIVE_PROJECT)
+    o->attention_project(o, &a, &in, w[0], w[1], w[2], p[8], p[9], p[10]);
+  else if (c->op == SIDE_RELATIVE_PROJECT_BACKWARD)
+    o->attention_project_backward(o, &a, &in, w[0], w[1], w[2], p[8], p[9], p[10], p[11], dw[0], dw[1], dw[2]);
+  else
+    o->attention(o, &a, p[3], p[4], p[5], p[6], p[7]);
+  if (c->op != SIDE_RELATIVE_ATTENTION_BACKWARD) return;
+  a.drel_key = p[12];
+  a.dcontent_bias = p[13];
+  a.dposition_bias = p[14];
+  o->attention_backward(o, &a, p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10], p[11], NULL, NULL);
+  if (o->backward_end) o->backward_end(o);
+}
+
+static void run_xl(vd_ops *o, const side_call *c, void *const *p, const vd_extent *tensor) {
+  vd_dropout drop = dropout_of(c, (enum vd_site)c->site), position = dropout_of(c, VD_SITE_POSITION);
+  vd_encoding e = {c->n, c->in, c->clamp_len, position};
+  vd_adam adam = {c->lr, c->beta1, c->beta2, c->eps, c->scale, c->t};
+  if (c->op == SIDE_ADAM)
+    o->adam(o, p[0], p[1], p[2], p[3], tensor, c->n_tensor, &adam);
+  else if (c->op == SIDE_SCALE_DROPOUT)
+    o->scale_dropout(o, c->n, c->in, c->scale, &drop, p[0], c->same_buffer ? p[0] : p[1]);
+  else if (c->op == SIDE_ENCODE_DISTANCES)
+    o->encode_distances(o, &e, p[0]);
+  else
+    o->weight_gradient(o, c->n, c->in, c->out, p[0], p[1], p[2]);
+}
+
 static void run_rest(vd_ops *o, side_call *c, void *const *p) {
   vd_extent tensor[SIDE_TENSORS];
   for (int t = 0; t < c->n_tensor; t++) tensor[t] = (vd_extent){c->offset[t], c->size[t]};
@@ -238,6 +289,7 @@ static void run_rest(vd_ops *o, side_call *c, void *const *p) {
     o->clamp01(o, p[0], c->buffer[0].n);
     break;
   default:
+    run_xl(o, c, p, tensor);
     break;
   }
 }
@@ -248,6 +300,8 @@ bool SIDE(run)(side *s, side_call *call) {
   if (put_buffers(s, call, &at, &err)) {
     if (call->op >= SIDE_MEMORY_PUSH)
       run_rest(s->ops, call, at.p);
+    else if (call->op >= SIDE_RELATIVE_PROJECT)
+      run_relative(s->ops, call, at.p);
     else if (call->op >= SIDE_PROJECT)
       run_attention(s->ops, call, at.p);
     else if (call->op != SIDE_COPY_ACT)

@@ -21,12 +21,20 @@ enum side_op {
   SIDE_PROJECT_BACKWARD,
   SIDE_ATTENTION,
   SIDE_ATTENTION_BACKWARD,
+  SIDE_RELATIVE_PROJECT, /* the same four with relative keys: tests/cuda/test_ops_relative.c */
+  SIDE_RELATIVE_PROJECT_BACKWARD,
+  SIDE_RELATIVE_ATTENTION,
+  SIDE_RELATIVE_ATTENTION_BACKWARD,
   SIDE_MEMORY_PUSH,
   SIDE_CROSS_ENTROPY,
   SIDE_ADD_CONSTANT,
   SIDE_SQUARE_SUMS,
   SIDE_ADAGRAD,
-  SIDE_CLAMP
+  SIDE_CLAMP,
+  SIDE_ADAM,
+  SIDE_SCALE_DROPOUT,
+  SIDE_ENCODE_DISTANCES,
+  SIDE_WEIGHT_GRADIENT
 };
 
 /* PARAM: a parameter, in the arena that weights_changed is told of. REAL: any other array of parameters' type. */
@@ -52,10 +60,14 @@ typedef struct side_call {
   uint32_t update;
   uint16_t layer;
   int64_t row0;
-  double scale, value, lr, eps, clip_step;
+  double scale, value, lr, eps, clip_step, beta1, beta2;
+  int64_t t;         /* Adam's updates */
+  uint16_t site;     /* scale_dropout's */
+  int64_t clamp_len; /* encodings' */
   /* attention */
   int64_t n_stream, block, window, n_head, d_head, attn_span, ramp, n_span, memory_rows;
-  bool trimmed, same_buffer; /* same_buffer: memory_push and cross_entropy in place */
+  bool trimmed, same_buffer; /* same_buffer: memory_push, cross_entropy and scale_dropout in place */
+  bool sliced; /* relative keys: queries', keys' and values' weights are slices of one tensor, the first one given */
   int64_t reach[SIDE_HEADS];
   /* memory_push: rows_old, rows_new are memory_rows and window; tensors of the optimiser */
   int n_tensor;

@@ -14,6 +14,7 @@ static void run(ops_test *t) {
   test_project(t);
   test_attention_ops(t);
   test_update(t);
+  test_relative(t);
 }
 
 int main(int argc, char **argv) {

@@ -81,6 +81,20 @@ static void adagrad(ops_test *t, const char *name, double scale, double clip) {
   case_check(t, name, &c, results, 2);
 }
 
+/* The first updates, whose bias correction is large, and a late one; the gradients in a loss scale. */
+static void adam(ops_test *t, const char *name, int64_t updates, double scale) {
+  side_call c = {.op = SIDE_ADAM, .scale = scale, .lr = 0.01, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .t = updates};
+  tensors(&c);
+  int param = case_noise(t, &c, SIDE_PARAM, (size_t)c.n, 0.02, 95);
+  case_noise(t, &c, SIDE_REAL, (size_t)c.n, 0.01 / scale, 96);
+  int m = case_noise(t, &c, SIDE_REAL, (size_t)c.n, updates > 1 ? 0.01 : 0, 97);
+  int v = case_fill(&c, SIDE_REAL, (size_t)c.n, 0);
+  for (size_t i = 0; i < (size_t)c.n && updates > 1; i++)
+    c.buffer[v].x[i] = (double)(float)(1e-4 * (0.01 + case_uniform(98, i)));
+  case_result results[] = {{.buffer = param, .name = "param"}, {.buffer = m, .name = "m"}, {.buffer = v, .name = "v"}};
+  case_check(t, name, &c, results, 3);
+}
+
 void test_update(ops_test *t) {
   cross_entropy(t, "cross_entropy", 70, 205, true, true, false, 0.2);
   cross_entropy(t, "cross_entropy in place", 33, 205, false, true, true, 0.2);
@@ -94,4 +108,7 @@ void test_update(ops_test *t) {
   adagrad(t, "adagrad", 1, 0);
   adagrad(t, "adagrad clipped", 1, 0.03);
   adagrad(t, "adagrad scaled", 1.0 / 1024, 1e-4);
+  adam(t, "adam first", 1, 1);
+  adam(t, "adam scaled", 3, 1.0 / 1024);
+  adam(t, "adam late", 100000, 1);
 }
