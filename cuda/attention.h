@@ -1,10 +1,12 @@
 /* Fused relative-position attention on a GPU: the C entry points. struct vd_attention in src/ops.h gives equations and
- * conventions; here the spans and what follows from them stay on the device, so that a captured graph stays valid
- * while the spans move. No matrix of queries x keys exists in device memory.
+ * conventions, of adaptive span and of Transformer-XL; here the spans and what follows from them stay on the device, so
+ * that a captured graph stays valid while the spans move. No matrix of queries x keys exists in device memory.
  *
  * Order within one update, on one stream. Once: vd_cuda_attention_key_pe, the parameter [d_head, attn_span] to a table
  * [attn_span, d_head] of activation type. For each layer: vd_cuda_attention_make_plan, vd_cuda_attention_forward, and
  * later vd_cuda_attention_backward, which adds to dtable. Once: vd_cuda_attention_key_pe_backward, dkey_pe += dtable^T.
+ * Transformer-XL: make_plan, forward and backward alone, with its own members of the structs below; one plan and one
+ * room may serve all layers.
  */
 #ifndef VD_CUDA_ATTENTION_H
 #define VD_CUDA_ATTENTION_H
@@ -32,9 +34,9 @@ typedef struct vd_cuda_attention {
   int32_t n_stream, block, window;
   int32_t n_head, d_head, attn_span; /* d_head <= 128 */
   int32_t ramp;
-  int32_t first_distance; /* >= 1 */
+  int32_t first_distance; /* >= 1; 0 with relative keys */
   int32_t trimmed;        /* 0: VD_MASKED, 1: VD_TRIMMED */
-  int32_t n_span;         /* n_head, or 1 */
+  int32_t n_span;         /* n_head, or 1; 0 with relative keys */
   int64_t q_stride;       /* of q, dq, out and dout [n_stream * block rows] */
   int64_t kv_stride;      /* of k, v, dk and dv [n_stream * kv_rows rows] */
   int64_t kv_rows;        /* rows of a stream; rows 0 .. window + block - 1 are used */
@@ -43,13 +45,26 @@ typedef struct vd_cuda_attention {
   double dropout;         /* probability; 0 turns it off */
   vd_rng rng;
   int64_t row0; /* global number of the first stream */
+
+  /* Transformer-XL, where rel_key is given. Distances 0 .. reach, in full; rows before row 0 of k and v do not exist,
+   * so that window may be 0 and reach may go beyond it. span, ramp, trimmed, n_span and the key table have no meaning;
+   * attn_span (>= window) counts places for dropout's numbers. */
+  const void *rel_key; /* [reach + 1, rel_stride] of `type`, row = distance; head h has columns h * d_head .. */
+  int64_t rel_stride;  /* of rel_key and drel_key */
+  int32_t reach;       /* of all heads, >= 0 */
+  const float *content_bias, *position_bias; /* u, v [n_head * d_head]; both NULL: none */
+  float *room; /* vd_cuda_attention_room_size() bytes: scratch of forward and of backward */
 } vd_cuda_attention;
 
 /* Not collective. Bytes of a plan: the layer's reaches and work list. */
 size_t vd_cuda_attention_plan_size(void);
 
-/* Not collective. Bytes of scratch memory that backward needs (softmax row sums, partial sums of span gradients). */
+/* Not collective. Bytes of scratch memory that backward needs: softmax row sums, partial sums of the gradients of spans
+ * or biases; with relative keys the queries with u too. */
 size_t vd_cuda_attention_workspace_size(const vd_cuda_attention *a);
+
+/* Not collective. Bytes of a->room, (v - u).r(x) of each head and distance; 0 without relative keys. */
+size_t vd_cuda_attention_room_size(const vd_cuda_attention *a);
 
 /* Stream-ordered. Fills a->plan from a->span on the device: each head's reach, the heads from the longest to the
  * shortest, and how many key tiles each has. To be called before forward and whenever spans or window change. Returns
@@ -70,13 +85,16 @@ cudaError_t vd_cuda_attention_key_pe_backward(int32_t d_head, int32_t attn_span,
                                               cudaStream_t stream);
 
 /* Stream-ordered. out [n_stream * block, q_stride] and lse [n_stream, n_head, block] (natural log of the softmax's
- * denominator) are written. k and v of head h are read from row window - reach[h] on. */
+ * denominator) are written. k and v of head h are read from row max(window - reach[h], 0) on. With relative keys table
+ * is NULL. */
 cudaError_t vd_cuda_attention_forward(const vd_cuda_attention *a, const void *q, const void *k, const void *v,
                                       const void *table, void *out, float *lse, cudaStream_t stream);
 
 /* What backward reads and writes. dq is written, dk and dv are written in the rows that the head reaches; dtable
- * [attn_span, d_head] and dspan [n_span] are added to. All sums have a fixed order but those into dtable, which are
- * fp32 atomics: it alone may differ in its last bits from run to run. */
+ * [attn_span, d_head] and dspan [n_span] are added to; with relative keys table, dtable and dspan are NULL, and
+ * drel_key, dcontent_bias and dposition_bias (both NULL where there are no biases) are added to. All sums have a fixed
+ * order but those into dtable and drel_key, which are fp32 atomics: these alone may differ in their last bits from run
+ * to run. */
 typedef struct vd_cuda_attention_gradient {
   const void *q, *k, *v, *table, *out;
   const float *lse;
@@ -88,6 +106,8 @@ typedef struct vd_cuda_attention_gradient {
    * queries leave idle, and two events to fork and join (timing disabled). NULL: one kernel after the other. */
   cudaStream_t side;
   cudaEvent_t fork, join;
+  float *drel_key;                       /* [reach + 1, rel_stride], as rel_key */
+  float *dcontent_bias, *dposition_bias; /* [n_head * d_head] */
 } vd_cuda_attention_gradient;
 
 /* Stream-ordered. The gradients of vd_cuda_attention_forward; same plan, dropout and spans as it had. */

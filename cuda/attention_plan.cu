@@ -5,6 +5,10 @@ size_t vd_cuda_attention_plan_size(void) {
   return sizeof(vd_plan);
 }
 
+size_t vd_cuda_attention_room_size(const vd_cuda_attention *a) {
+  return a->rel_key ? (size_t)a->n_head * ((size_t)a->reach + 1) * sizeof(float) : 0;
+}
+
 VD_DEV vd_band vd_make_band(const vd_cuda_attention &a, int head) {
   double z = (double)a.span[a.n_span == 1 ? 0 : head] * a.attn_span;
   vd_band b;
