@@ -27,6 +27,7 @@ static void *plan_of(vd_cuda_backend *c, const real *span) {
   return plan;
 }
 
+/* What every kernel is told. Relative keys know no spans, and one plan and one room serve all layers. */
 static vd_cuda_attention kernel_of(vd_cuda_backend *c, const vd_attention *a) {
   return (vd_cuda_attention){.type = c->type,
                              .n_stream = (int32_t)a->n_stream,
@@ -46,7 +47,19 @@ static vd_cuda_attention kernel_of(vd_cuda_backend *c, const vd_attention *a) {
                              .plan = plan_of(c, a->span),
                              .dropout = a->dropout.p,
                              .rng = a->dropout.rng,
-                             .row0 = a->dropout.row0};
+                             .row0 = a->dropout.row0,
+                             .rel_key = a->rel_key,
+                             .rel_stride = width_of(a),
+                             .reach = a->rel_key ? (int32_t)a->reach[0] : 0,
+                             .content_bias = a->content_bias,
+                             .position_bias = a->position_bias};
+}
+
+/* False, and noted, where there is no memory for what the kernels need beside their results. */
+static bool take_room(vd_cuda_backend *c, vd_cuda_attention *x) {
+  size_t bytes = vd_cuda_attention_room_size(x);
+  if (bytes > 0) x->room = vd_cuda_room(c, &c->scratch, bytes);
+  return x->plan && (bytes == 0 || x->room);
 }
 
 void vd_cuda_attention_end(vd_cuda_backend *c) {
@@ -91,10 +104,10 @@ void vd_cuda_attention_op(vd_ops *o, const vd_attention *a, const vd_act *q, con
                           vd_act *out, real *lse) {
   vd_cuda_backend *c = vd_cuda_of(o);
   vd_cuda_attention x = kernel_of(c, a);
-  const vd_key_table *t = table_of(c, a);
-  if (!t || !x.plan) return;
+  const vd_key_table *t = a->rel_key ? NULL : table_of(c, a);
+  if (!take_room(c, &x) || (!t && !a->rel_key)) return;
   vd_cuda_note(c, vd_cuda_attention_make_plan(&x, c->stream), "attention's plan");
-  vd_cuda_note(c, vd_cuda_attention_forward(&x, q, k, v, t->table, out, lse, c->stream), "attention");
+  vd_cuda_note(c, vd_cuda_attention_forward(&x, q, k, v, t ? t->table : NULL, out, lse, c->stream), "attention");
 }
 
 /* The gradient of the table is summed over the layers, and goes to dkey_pe at the end. */
@@ -112,26 +125,29 @@ void vd_cuda_attention_backward_op(vd_ops *o, const vd_attention *a, const vd_ac
                                    vd_act *dv, real *dkey_pe, real *dspan) {
   vd_cuda_backend *c = vd_cuda_of(o);
   vd_cuda_attention x = kernel_of(c, a);
-  vd_key_table *t = table_of(c, a);
+  vd_key_table *t = a->rel_key ? NULL : table_of(c, a);
   void *workspace = vd_cuda_room(c, &c->partial, vd_cuda_attention_workspace_size(&x));
-  if (!t || !x.plan || !workspace) return;
-  begin_table_gradient(o, t, dkey_pe);
+  if (!take_room(c, &x) || (!t && !a->rel_key) || !workspace) return;
+  if (t) begin_table_gradient(o, t, dkey_pe);
   vd_cuda_attention_gradient g = {.q = q,
                                   .k = k,
                                   .v = v,
-                                  .table = t->table,
+                                  .table = t ? t->table : NULL,
                                   .out = out,
                                   .lse = lse,
                                   .dout = dout,
                                   .dq = dq,
                                   .dk = dk,
                                   .dv = dv,
-                                  .dtable = t->gradient,
+                                  .dtable = t ? t->gradient : NULL,
                                   .dspan = dspan,
                                   .workspace = workspace,
                                   .side = c->side,
                                   .fork = c->fork,
-                                  .join = c->join};
+                                  .join = c->join,
+                                  .drel_key = a->drel_key,
+                                  .dcontent_bias = a->dcontent_bias,
+                                  .dposition_bias = a->dposition_bias};
   vd_cuda_note(c, vd_cuda_attention_backward(&x, &g, c->stream), "attention backward");
 }
 

@@ -25,7 +25,7 @@ for program in "$portable"/tests/check_golden_f32 "$portable"/cuda/{test,bench}_
 done
 strip "$bundle/libexec/viaduct"
 install -m 644 input/*.nml "$bundle/input/"
-install -m 644 tests/golden/adaptive_span*.h5 "$bundle/tests/golden/"
+install -m 644 tests/golden/*.h5 "$bundle/tests/golden/"
 install tests/gpu/*.sh tests/gpu/*.py "$bundle/tests/gpu/"
 install -m 644 tests/bench/bench_torch.py "$bundle/tests/bench/"
 install -m 644 LICENSE "$bundle/"

@@ -51,9 +51,7 @@ static enum vd_precision precision_of(const vd_settings *s) {
   return strcmp(s->device.precision, "fp16") == 0 ? VD_FP16 : VD_BF16;
 }
 
-static int open_gpu(const vd_settings *s, enum vd_arch arch, vd_ops **ops, vd_device *d, vd_error *err) {
-  if (arch == VD_TRANSFORMER_XL)
-    return vd_fail(err, VD_FAILED, "model%%arch = 'transformer_xl' runs on CPUs only: set device%%backend = 'cpu'");
+static int open_gpu(const vd_settings *s, vd_ops **ops, vd_device *d, vd_error *err) {
   const vd_cuda_table *table = find_table(err);
   if (!table || table->count(&d->count, err)) return err->status;
   d->number = d->local_rank % d->count;
@@ -88,9 +86,8 @@ static void count_gpus(vd_context *ctx, vd_device *d) {
 }
 
 /* True where GPUs compute; else *why holds the reason, agreed. */
-static bool all_have_gpus(vd_context *ctx, const vd_settings *s, enum vd_arch arch, vd_ops **ops, vd_device *d,
-                          vd_error *why) {
-  open_gpu(s, arch, ops, d, why);
+static bool all_have_gpus(vd_context *ctx, const vd_settings *s, vd_ops **ops, vd_device *d, vd_error *why) {
+  open_gpu(s, ops, d, why);
   if (vd_agree(ctx->comm, why) == VD_OK) {
     count_gpus(ctx, d);
     return true;
@@ -102,14 +99,13 @@ static bool all_have_gpus(vd_context *ctx, const vd_settings *s, enum vd_arch ar
   return false;
 }
 
-int vd_backend_open(vd_context *ctx, const vd_settings *s, enum vd_arch arch, vd_ops **ops, vd_device *d,
-                    vd_error *err) {
+int vd_backend_open(vd_context *ctx, const vd_settings *s, vd_ops **ops, vd_device *d, vd_error *err) {
   vd_error why = {0};
   *ops = NULL;
   *d = (vd_device){.threads = vd_threads(ctx->comm, s->device.threads)};
   vd_local_rank(ctx->comm, &d->local_rank, &d->local_size);
   if (strcmp(s->device.backend, "cpu") != 0) {
-    if (all_have_gpus(ctx, s, arch, ops, d, &why)) return VD_OK;
+    if (all_have_gpus(ctx, s, ops, d, &why)) return VD_OK;
     if (strcmp(s->device.backend, "cuda") == 0)
       return vd_fail(err, VD_FAILED, "device%%backend = 'cuda': %s", why.message);
     snprintf(d->notice, sizeof d->notice, "computes on the CPU: %.1000s", why.message);

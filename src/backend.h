@@ -20,12 +20,11 @@ typedef struct vd_device {
   char notice[1200]; /* what the user should know of the choice; "": nothing */
 } vd_device;
 
-/* Collective(ctx->comm). Chooses the backend of device%backend and device%precision for a model of `arch` and makes its
- * ops: *ops, to be freed with (*ops)->destroy(*ops). Fills *d. All ranks compute on the same kind of device. Local
- * ranks take the node's GPUs in turn and share them where there are more ranks than GPUs; d->notice then says so, or
- * why 'auto' takes the CPU. VD_FAILED where 'cuda' is asked for and cannot be had, with the reason; VD_USAGE for a
- * precision that the CPU does not compute in. The error is agreed. */
-int vd_backend_open(vd_context *ctx, const vd_settings *s, enum vd_arch arch, vd_ops **ops, vd_device *d,
-                    vd_error *err);
+/* Collective(ctx->comm). Chooses the backend of device%backend and device%precision and makes its ops: *ops, to be
+ * freed with (*ops)->destroy(*ops). Fills *d. All ranks compute on the same kind of device. Local ranks take the node's
+ * GPUs in turn and share them where there are more ranks than GPUs; d->notice then says so, or why 'auto' takes the
+ * CPU. VD_FAILED where 'cuda' is asked for and cannot be had, with the reason; VD_USAGE for a precision that the CPU
+ * does not compute in. The error is agreed. */
+int vd_backend_open(vd_context *ctx, const vd_settings *s, vd_ops **ops, vd_device *d, vd_error *err);
 
 #endif

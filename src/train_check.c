@@ -98,7 +98,7 @@ static void print_seats(const vd_train *t) {
 }
 
 int vd_train_check(vd_train *t, vd_error *err) {
-  if (vd_backend_open(t->ctx, t->settings, t->config.arch, &t->ops, &t->device, err)) return err->status;
+  if (vd_backend_open(t->ctx, t->settings, &t->ops, &t->device, err)) return err->status;
   if (t->ctx->rank == 0) check_folder(t->settings->run.directory, err);
   if (vd_share_error(t->ctx->comm, err)) return err->status;
   if (t->ctx->rank == 0) print_plan(t);

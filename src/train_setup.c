@@ -105,7 +105,7 @@ static int make_run_folder(vd_train *t, vd_error *err) {
 
 static int make_model(vd_train *t, vd_error *err) {
   const vd_settings *s = t->settings;
-  if (vd_backend_open(t->ctx, s, t->config.arch, &t->ops, &t->device, err)) return err->status;
+  if (vd_backend_open(t->ctx, s, &t->ops, &t->device, err)) return err->status;
   vd_optimizer_config optimizer;
   vd_configure_optimizer(&optimizer, s);
   if (t->device.precision == VD_FP16) {

@@ -42,17 +42,19 @@ for precision in fp32 bf16 fp16; do check "ops $precision" bash -c 'bundled "$@"
 for program in "$cuda"/test_attention "$cuda"/test_project; do
   [ ! -x "$program" ] || check "$(basename "$program")" bash -c 'bundled "$@"' _ "$program"
 done
-for file in "$golden"/adaptive_span*.h5; do
+for file in "$golden"/*.h5; do
   check "golden $(basename "$file" .h5)" bash -c 'bundled "$@"' _ "$tests/check_golden_f32" --backend cuda "$file"
 done
-for softmax in masked trimmed; do check "one update $softmax" bash -c 'bundled "$@"' _ "$gpu/one_update" "${STREAMS:-8}" $softmax; done
+for model in masked trimmed transformer_xl; do check "one update $model" bash -c 'bundled "$@"' _ "$gpu/one_update" "${STREAMS:-8}" $model; done
 check runs python3 "$here/run_gpu.py"
 # SANITIZER=no leaves it out, which takes most of the time; a path says where it is.
 sanitizer=${SANITIZER:-$(command -v compute-sanitizer || ls -d "${CUDA_HOME:-/usr/local/cuda}"/bin/compute-sanitizer "${CUDA_HOME:-/usr/local/cuda}"/compute-sanitizer/compute-sanitizer /opt/nvidia/*/compute-sanitizer 2>/dev/null | head -n 1)}
 if [ -x "$sanitizer" ]; then
   for tool in memcheck racecheck; do
     check "sanitizer $tool ops" bash -c 'bundled "$@"' _ "$sanitizer" --tool $tool --error-exitcode 9 "$cuda/test_ops" bf16 "${SANITIZED_OPS:-ramp ends}"
-    check "sanitizer $tool update" bash -c 'bundled "$@"' _ "$sanitizer" --tool $tool --error-exitcode 9 "$tests/check_golden_f32" --backend cuda "$golden/adaptive_span_trimmed.h5"
+    for file in adaptive_span_trimmed transformer_xl; do
+      check "sanitizer $tool update $file" bash -c 'bundled "$@"' _ "$sanitizer" --tool $tool --error-exitcode 9 "$tests/check_golden_f32" --backend cuda "$golden/$file.h5"
+    done
   done
 else
   echo "skip   compute-sanitizer is not here"
