@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # `make gpu-bench`: tokens per second of the whole training update at spans as they are learnt, with 16 and 64 streams,
 # beside PyTorch where python3 has it, one after the other on the same GPU: the same model (tests/bench/bench_torch.py),
-# and a compiled plain transformer, which does less; then the attention kernels alone. Environment: WINDOWS, UPDATES, PRECISION, PROGRAMS (folder of the programs).
+# and a compiled plain transformer, which does less; of Transformer-XL with the recipe's 15 and 60; then the attention
+# kernels alone. Environment: WINDOWS, UPDATES, PRECISION, PROGRAMS (folder of the programs).
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
@@ -30,5 +31,9 @@ for streams in 16 64; do
   theirs=$(python3 "$here/bench_torch.py" $streams "${WINDOWS:-9}" "${UPDATES:-10}" | tail -n 1)
   echo "PyTorch, plain, context 512, no memory: $theirs"
   ratio "$ours" "$theirs"
+done
+for streams in 15 60; do
+  ours=$(bundled "$programs/bench_train" $streams "${PRECISION:-bf16}" "${WINDOWS:-9}" "${UPDATES:-10}" transformer_xl) || { echo "not ok bench_train $streams transformer_xl"; continue; }
+  echo "viaduct $ours"
 done
 bundled "$attention" 16 0.3 51 sweep

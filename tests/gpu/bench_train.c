@@ -1,8 +1,9 @@
-/* Tokens per second of the whole training update on a GPU, at spans as a 12-layer model learns them, held fixed: layers
- * 0 to 4 have heads of 8 to 64 tokens, each later layer one of 700 and one of 1024 + 512 (l - 5). 'masked', dropout
- * 0.3, random tokens in blocks of 512, Adagrad with the recipe's step clip, the span penalty included. Memories are
- * full before anything is timed. The figure is the median over windows of updates, waiting for the GPU at each window's
- * end only. Usage: bench_train STREAMS [PRECISION [WINDOWS [UPDATES]]]; one line of JSON. */
+/* Tokens per second of the whole training update on a GPU, random tokens in blocks of 512. adaptive_span: at spans as a
+ * 12-layer model learns them, held fixed: layers 0 to 4 have heads of 8 to 64 tokens, each later layer one of 700 and
+ * one of 1024 + 512 (l - 5); 'masked', dropout 0.3, Adagrad with the recipe's step clip, the span penalty included.
+ * transformer_xl: the model of input/enwik8_transformer_xl.nml with its dropout, Adam and norm clip. Memories are full
+ * before anything is timed. The figure is the median over windows of updates, waiting for the GPU at each window's end
+ * only. Usage: bench_train STREAMS [PRECISION [WINDOWS [UPDATES [MODEL]]]]; one line of JSON. */
 #include "gpu_ops.h"
 #include "model.h"
 #include "optimizer.h"
@@ -10,6 +11,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 enum { BLOCK = 512, VOCAB = 205, N_LAYER = 12, N_HEAD = 8, ATTN_SPAN = 8192 };
 
@@ -78,21 +80,32 @@ static int measure(struct bench *b, int windows, int updates, double *seconds, d
   return VD_OK;
 }
 
-static int make(struct bench *b, vd_error *err) {
-  vd_model_config config = {.vocab = VOCAB,
-                            .n_layer = N_LAYER,
-                            .d_model = 512,
-                            .n_head = N_HEAD,
-                            .d_head = 64,
-                            .d_inner = 2048,
-                            .dropout = 0.3,
-                            .attn_span = ATTN_SPAN,
-                            .ramp = 32,
-                            .softmax = VD_MASKED,
-                            .aux_loss_scaler = 5e-7,
-                            .init = VD_INIT_PUBLISHED,
-                            .seed = 1};
-  vd_optimizer_config optimizer = {.lr = 0.07, .eps = 1e-10, .clip_step = 0.03, .warmup_updates = 32000};
+static void choose(bool xl, vd_model_config *c, vd_optimizer_config *optimizer) {
+  *c = (vd_model_config){
+      .vocab = VOCAB, .n_layer = N_LAYER, .d_model = 512, .n_head = N_HEAD, .d_head = 64, .d_inner = 2048, .seed = 1};
+  if (xl) {
+    c->arch = VD_TRANSFORMER_XL;
+    c->dropout = 0.1;
+    c->mem_len = BLOCK;
+    c->clamp_len = -1;
+    c->untie_r = true;
+    *optimizer = (vd_optimizer_config){
+        .method = VD_ADAM, .lr = 0.00025, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .clip_norm = 0.25};
+    return;
+  }
+  c->dropout = 0.3;
+  c->attn_span = ATTN_SPAN;
+  c->ramp = 32;
+  c->softmax = VD_MASKED;
+  c->aux_loss_scaler = 5e-7;
+  c->init = VD_INIT_PUBLISHED;
+  *optimizer = (vd_optimizer_config){.lr = 0.07, .eps = 1e-10, .clip_step = 0.03, .warmup_updates = 32000};
+}
+
+static int make(struct bench *b, bool xl, vd_error *err) {
+  vd_model_config config;
+  vd_optimizer_config optimizer;
+  choose(xl, &config, &optimizer);
   size_t n = (size_t)(b->n_stream * BLOCK);
   b->x = vd_calloc(n, sizeof *b->x);
   b->y = vd_calloc(n, sizeof *b->y);
@@ -113,21 +126,24 @@ int main(int argc, char **argv) {
   struct bench b = {.n_stream = argc > 1 ? atoll(argv[1]) : 16};
   const char *word = argc > 2 ? argv[2] : "bf16";
   int windows = argc > 3 ? atoi(argv[3]) : 9, updates = argc > 4 ? atoi(argv[4]) : 10;
+  const char *model = argc > 5 ? argv[5] : "adaptive_span";
   enum vd_precision precision;
   vd_error err = {0};
   vd_gpu before = {0}, after = {0};
   double *seconds = vd_calloc((size_t)windows, sizeof *seconds), bpc = 0;
   const vd_cuda_table *table = gpu_table(&err);
   if (table && gpu_precision(word, &precision, &err) == VD_OK && table->describe(0, &before, &err) == VD_OK &&
-      table->ops(&b.ops, 0, precision, &err) == VD_OK && make(&b, &err) == VD_OK &&
+      table->ops(&b.ops, 0, precision, &err) == VD_OK &&
+      make(&b, strcmp(model, "transformer_xl") == 0, &err) == VD_OK &&
       measure(&b, windows, updates, seconds, &bpc, &err) == VD_OK && table->describe(0, &after, &err) == VD_OK) {
     double median = seconds[windows / 2], tokens = (double)(b.n_stream * BLOCK);
-    printf("{\"gpu\": \"%s\", \"precision\": \"%s\", \"streams\": %lld, \"tokens_per_second\": %.0f, "
-           "\"ms_per_update\": %.3f, \"fastest_ms\": %.3f, \"slowest_ms\": %.3f, \"memory_gib\": %.2f, "
-           "\"updates\": %d, \"bpc\": %.3f}\n",
-           after.name, word, (long long)b.n_stream, tokens / median, median * 1e3, seconds[0] * 1e3,
-           seconds[windows - 1] * 1e3, (double)(after.total_bytes - after.free_bytes) / 1073741824.0, windows * updates,
-           bpc);
+    printf(
+        "{\"gpu\": \"%s\", \"model\": \"%s\", \"precision\": \"%s\", \"streams\": %lld, \"tokens_per_second\": %.0f, "
+        "\"ms_per_update\": %.3f, \"fastest_ms\": %.3f, \"slowest_ms\": %.3f, \"memory_gib\": %.2f, "
+        "\"updates\": %d, \"bpc\": %.3f}\n",
+        after.name, model, word, (long long)b.n_stream, tokens / median, median * 1e3, seconds[0] * 1e3,
+        seconds[windows - 1] * 1e3, (double)(after.total_bytes - after.free_bytes) / 1073741824.0, windows * updates,
+        bpc);
   }
   vd_error_print(&err);
   vd_optimizer_destroy(b.optimizer);

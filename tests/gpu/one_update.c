@@ -3,20 +3,18 @@
  * a ReLU differ by a millionth of their size, so that some hidden units are on on one side only, and each of those
  * counts fully. `build/tests/rounding` shows how far this goes without any rounding, in double: parameters moved by
  * 5e-7 of their size move gradients by 8e-4 (median over the tensors) and up to 2.3e-3. So the median is held to 1e-3
- * of a tensor's norm, and every tensor to four times that. Usage: one_update [STREAMS [masked|trimmed [LAYERS]]], 8
- * streams unless told. */
+ * of a tensor's norm, and every tensor to four times that. Usage: one_update [STREAMS
+ * [masked|trimmed|transformer_xl [LAYERS]]], 8 streams of 'masked' unless told. */
 #include "gpu_ops.h"
 #include "update_case.h"
 
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 int main(int argc, char **argv) {
   MPI_Init(&argc, &argv);
   int64_t n_stream = argc > 1 ? atoll(argv[1]) : 8;
-  bool trimmed = argc > 2 && strcmp(argv[2], "trimmed") == 0;
-  vd_model_config config = update_model(trimmed, argc > 3 ? atoll(argv[3]) : 12);
+  vd_model_config config = update_model(argc > 2 ? argv[2] : "masked", argc > 3 ? atoll(argv[3]) : 12);
   vd_error err = {0};
   vd_ops *cpu = NULL, *gpu = NULL;
   update_outcome a = {0}, b = {0};

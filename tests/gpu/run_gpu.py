@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""Whole runs of the program on a GPU: the same curve as on the CPU, on two ranks of one GPU, and across a resume from one
-to the other; evaluation; 16-bit training; what happens without a GPU. Lines 'ok NAME' and 'not ok NAME: WHY'.
+"""Whole runs of the program on a GPU, of both models: the same curve as on the CPU, on two ranks of one GPU, and across a
+resume from one to the other; evaluation; 16-bit training; what happens without a GPU. Lines 'ok NAME' and 'not ok NAME:
+WHY'. Words on the command line: only those of adaptive_span, transformer_xl, without.
 
 Environment: VIADUCT, the program; MPIRUN (default: mpirun, also for root and with more ranks than cores).
 """
@@ -32,6 +33,19 @@ DECK = """&run title='gpu', directory='{folder}/run', max_updates={updates}, log
 &device precision='fp32', comm='mpi' /
 &eval streams=3, tokens_per_sample=64 /
 """
+# Transformer-XL, whose memories grow during the first updates, with heads that do not make up d_model. Adam's first steps
+# take the sign of a gradient for its size: a slow warmup here too.
+DECK_XL = """&run title='gpu', directory='{folder}/run', max_updates={updates}, log_interval=1 /
+&data path='{folder}/corpus.h5', tokens_per_sample=64, batch_streams=4 /
+&model arch='transformer_xl', n_layer=3, d_model=128, n_head=2, d_head=32, d_inner=256, dropout=0.1, dropatt=0.1 /
+&memory mem_len=96 /
+&optimizer method='adam', lr=0.002, beta2=0.999, schedule='constant', warmup_updates=200, clip_norm=0.25 /
+&valid interval=10, streams=2, max_blocks=4 /
+&checkpoint interval=10, keep=3 /
+&device precision='fp32', comm='mpi' /
+&eval streams=3, tokens_per_sample=64 /
+&generate tokens=40, prompt='a' /
+"""
 failures = 0
 folder = tempfile.mkdtemp(prefix="viaduct-gpu-")
 
@@ -51,8 +65,8 @@ def viaduct(*words, ranks=0, environment=None, **variables):
                           env=dict(ENVIRONMENT, **(environment or {})), timeout=100)
 
 
-def train(run, backend, **more):
-    result = viaduct("train", os.path.join(folder, "deck.nml"), run__directory=os.path.join(folder, run),
+def train(run, backend, deck="deck", **more):
+    result = viaduct("train", os.path.join(folder, f"{deck}.nml"), run__directory=os.path.join(folder, run),
                      device__backend=backend, **more)
     if result.returncode:
         report(f"{run} trains", False, (result.stderr + result.stdout)[-1500:])
@@ -88,8 +102,9 @@ def make_corpus():
         text.append(word)
     with open(os.path.join(folder, "text"), "w", encoding="utf-8") as f:
         f.write(" ".join(text)[:160000])
-    with open(os.path.join(folder, "deck.nml"), "w", encoding="utf-8") as f:
-        f.write(DECK.format(folder=folder, updates=UPDATES))
+    for name, deck in (("deck", DECK), ("xl", DECK_XL)):
+        with open(os.path.join(folder, f"{name}.nml"), "w", encoding="utf-8") as f:
+            f.write(deck.format(folder=folder, updates=UPDATES))
     made = viaduct("prepare", os.path.join(folder, "deck.nml"), prepare__source=os.path.join(folder, "text"),
                    prepare__train=0.9, prepare__valid=0.05, prepare__test=0.05)
     if made.returncode:
@@ -111,12 +126,27 @@ def check_curves():
         same(f"{softmax}: losses as on the CPU", f"{softmax}-cuda", f"{softmax}-cpu")
 
 
-def check_resume():
+def check_curves_xl():
+    train("xl-cpu", "cpu", deck="xl")
+    train("xl-gpu", "cuda", deck="xl")
+    same(f"Transformer-XL: {UPDATES} updates in fp32: losses as on the CPU", "xl-gpu", "xl-cpu")
+    same("Transformer-XL: validations as on the CPU", "xl-gpu", "xl-cpu", key="valid_bpc")
+    train("xl-two", "cuda", deck="xl", ranks=2)
+    same("Transformer-XL: 2 ranks on one GPU: losses as on one rank", "xl-two", "xl-gpu")
+    train("xl-micro", "cuda", deck="xl", data__micro_streams=1)
+    same("Transformer-XL: streams one by one: losses as all at once", "xl-micro", "xl-gpu")
+    for backend in ("cpu", "cuda"):
+        train(f"xl-same-{backend}", backend, deck="xl", memory__same_length=".true.", memory__clamp_len=80,
+              model__untie_r=".false.", memory__mem_len=50)
+    same("Transformer-XL with other memories, tied biases: losses as on the CPU", "xl-same-cuda", "xl-same-cpu")
+
+
+def check_resume(deck="deck", prefix="", name=""):
     for first, second in (("cpu", "cuda"), ("cuda", "cpu")):
-        run = f"{first}-then-{second}"
-        train(run, first, run__max_updates=UPDATES // 2)
-        train(run, second)
-        same(f"{first} to update {UPDATES // 2}, then {second}: losses as in one go", run, "cpu")
+        run = f"{prefix}{first}-then-{second}"
+        train(run, first, deck=deck, run__max_updates=UPDATES // 2)
+        train(run, second, deck=deck)
+        same(f"{name}{first} to update {UPDATES // 2}, then {second}: losses as in one go", run, f"{prefix}cpu")
 
 
 def bpc_of(text):
@@ -124,33 +154,46 @@ def bpc_of(text):
     return json.loads(lines[-1])["bpc"] if lines else float("nan")
 
 
-def check_eval():
-    checkpoint = os.path.join(folder, "cpu", "checkpoints", "last.h5")
-    results = [viaduct("eval", os.path.join(folder, "deck.nml"), eval__checkpoint=checkpoint, device__backend=b)
+def check_eval(name="evaluation", deck="deck", run="cpu", **more):
+    checkpoint = os.path.join(folder, run, "checkpoints", "last.h5")
+    results = [viaduct("eval", os.path.join(folder, f"{deck}.nml"), eval__checkpoint=checkpoint, device__backend=b, **more)
                for b in ("cpu", "cuda")]
     cpu, gpu = (bpc_of(r.stdout) for r in results)
-    report("evaluation as on the CPU", results[1].returncode == 0 and abs(gpu / cpu - 1) <= 1e-4,
+    report(f"{name} as on the CPU", results[1].returncode == 0 and abs(gpu / cpu - 1) <= 1e-4,
            f"{cpu} {gpu}: {results[0].stdout} {results[1].stdout} {results[1].stderr}")
 
 
-def check_half():
+def check_eval_xl():
+    check_eval("Transformer-XL: evaluation", deck="xl", run="xl-cpu")
+    check_eval("Transformer-XL: evaluation with another memory", deck="xl", run="xl-cpu", memory__mem_len=300,
+               memory__clamp_len=100, memory__same_length=".true.", eval__tokens_per_sample=20)
+    results = [viaduct("generate", os.path.join(folder, "xl.nml"), device__backend=b, generate__temperature=0.01,
+                       generate__checkpoint=os.path.join(folder, "xl-cpu", "checkpoints", "last.h5"))
+               for b in ("cpu", "cuda")]
+    report("Transformer-XL: generates what the CPU does",
+           results[1].returncode == 0 and len(results[0].stdout) > 40 and results[0].stdout == results[1].stdout,
+           str([r.stdout + r.stderr for r in results]))
+
+
+def check_half(deck="deck", prefix="", name=""):
     for precision in ("bf16", "fp16"):
-        train(precision, "cuda", device__precision=precision, run__max_updates=100, optimizer__warmup_updates=SWIFT)
-        x = losses(precision)
+        train(prefix + precision, "cuda", deck=deck, device__precision=precision, run__max_updates=100,
+              optimizer__warmup_updates=SWIFT)
+        x = losses(prefix + precision)
         good = len(x) == 100 and sum(x[-10:]) / 10 < sum(x[:3]) / 3 - 1
-        report(f"{precision}: 100 updates whose losses fall by more than a bit", good, str(x))
-    train("fp32", "cuda", run__max_updates=100, optimizer__warmup_updates=SWIFT)
+        report(f"{name}{precision}: 100 updates whose losses fall by more than a bit", good, str(x))
+    train(f"{prefix}fp32", "cuda", deck=deck, run__max_updates=100, optimizer__warmup_updates=SWIFT)
     for precision in ("bf16", "fp16"):
-        a, b = (losses(run)[-10:] for run in (precision, "fp32"))
+        a, b = (losses(prefix + run)[-10:] for run in (precision, "fp32"))
         # A swift warmup amplifies rounding, so that another precision is another run: means of ten updates came apart by
         # 0.06 bits, both 16-bit ones lower. What this finds is a precision that does not learn.
-        report(f"{precision}: ends where fp32 ends, to 0.1",
+        report(f"{name}{precision}: ends where fp32 ends, to 0.1",
                len(a) == len(b) == 10 and abs(sum(a) - sum(b)) / 10 < 0.1, f"{a} {b}")
-    train("overflow", "cuda", device__precision="fp16", device__loss_scale=1e9, run__max_updates=40,
+    train(f"{prefix}overflow", "cuda", deck=deck, device__precision="fp16", device__loss_scale=1e9, run__max_updates=40,
           optimizer__warmup_updates=SWIFT)
-    x = losses("overflow")
-    last = [row for row in rows("overflow") if "loss" in row][-1:] or [{}]
-    report("fp16 with a loss scale far too large: updates are skipped and counted, the scale falls, and it trains",
+    x = losses(f"{prefix}overflow")
+    last = [row for row in rows(f"{prefix}overflow") if "loss" in row][-1:] or [{}]
+    report(f"{name}fp16 with a loss scale far too large: updates are skipped and counted, the scale falls, and it trains",
            len(x) == 40 and last[0].get("skipped", 0) > 0 and last[0].get("loss_scale", 1e9) < 1e9 and x[-1] < x[0] - 0.5,
            f"{last[0]} {x}")
 
@@ -169,12 +212,19 @@ def check_without():
 
 def main():
     make_corpus()
-    if "without" not in sys.argv[1:]:
+    parts = sys.argv[1:] or ["adaptive_span", "transformer_xl", "without"]
+    if "adaptive_span" in parts:
         check_curves()
         check_resume()
         check_eval()
         check_half()
-    check_without()
+    if "transformer_xl" in parts:
+        check_curves_xl()
+        check_resume(deck="xl", prefix="xl-", name="Transformer-XL: ")
+        check_eval_xl()
+        check_half(deck="xl", prefix="xl-", name="Transformer-XL: ")
+    if "without" in parts:
+        check_without()
     shutil.rmtree(folder, ignore_errors=True)
     sys.exit(1 if failures else 0)
 

@@ -3,24 +3,28 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 enum { BLOCK = 512, VOCAB = 205 };
 
-vd_model_config update_model(bool trimmed, int64_t n_layer) {
-  return (vd_model_config){.vocab = VOCAB,
-                           .n_layer = n_layer,
-                           .d_model = 512,
-                           .n_head = 8,
-                           .d_head = 64,
-                           .d_inner = 2048,
-                           .dropout = 0.3,
-                           .emb_dropout = 0.1,
-                           .attn_span = 8192,
-                           .ramp = 32,
-                           .softmax = trimmed ? VD_TRIMMED : VD_MASKED,
-                           .aux_loss_scaler = 5e-7,
-                           .init = VD_INIT_TOOLKIT,
-                           .seed = 3};
+vd_model_config update_model(const char *model, int64_t n_layer) {
+  vd_model_config c = {
+      .vocab = VOCAB, .n_layer = n_layer, .d_model = 512, .n_head = 8, .d_head = 64, .d_inner = 2048, .seed = 3};
+  if (strcmp(model, "transformer_xl") == 0) {
+    c.arch = VD_TRANSFORMER_XL;
+    c.dropout = c.dropatt = 0.1;
+    c.mem_len = 512;
+    c.untie_r = true;
+    return c;
+  }
+  c.dropout = 0.3;
+  c.emb_dropout = 0.1;
+  c.attn_span = 8192;
+  c.ramp = 32;
+  c.softmax = strcmp(model, "trimmed") == 0 ? VD_TRIMMED : VD_MASKED;
+  c.aux_loss_scaler = 5e-7;
+  c.init = VD_INIT_TOOLKIT;
+  return c;
 }
 
 /* Tokens of an order that a model can learn something from; block 0 or 1. */

@@ -15,8 +15,8 @@ typedef struct update_bounds {
   double loss, median, each;
 } update_bounds;
 
-/* Not collective. The model that is compared. */
-vd_model_config update_model(bool trimmed, int64_t n_layer);
+/* Not collective. The model that is compared: "masked", "trimmed", "transformer_xl". */
+vd_model_config update_model(const char *model, int64_t n_layer);
 /* Not collective. A block that fills the memories of `n_stream` streams, then an update's gradients on the next. Every
  * parameter is rounded to float and moved by up to `noise` of its size before. */
 int update_run(vd_ops *o, const vd_model_config *config, int64_t n_stream, double noise, update_outcome *out,

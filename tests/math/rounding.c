@@ -1,17 +1,15 @@
 /* How far the gradients of one update move when every parameter moves by a little of its size, in double: what rounding
  * in fp32 can do, without rounding. Not a test: tests/gpu/one_update.c takes its bounds from it. Usage: rounding
- * [STREAMS [masked|trimmed [LAYERS [NOISE]]]], unless told 2 streams, masked, 12 layers, 5e-7. */
+ * [STREAMS [masked|trimmed|transformer_xl [LAYERS [NOISE]]]], unless told 2 streams, masked, 12 layers, 5e-7. */
 #include "../gpu/update_case.h"
 
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 int main(int argc, char **argv) {
   int64_t n_stream = argc > 1 ? atoll(argv[1]) : 2;
-  bool trimmed = argc > 2 && strcmp(argv[2], "trimmed") == 0;
   double noise = argc > 4 ? atof(argv[4]) : 5e-7;
-  vd_model_config config = update_model(trimmed, argc > 3 ? atoll(argv[3]) : 12);
+  vd_model_config config = update_model(argc > 2 ? argv[2] : "masked", argc > 3 ? atoll(argv[3]) : 12);
   const update_bounds bounds = {INFINITY, INFINITY, INFINITY};
   vd_error err = {0};
   vd_ops *cpu = NULL;
