@@ -1,5 +1,6 @@
 #!/usr/bin/python3
-"""doc/analysis/plot_run.py on made-up traces: pictures of good ones, one line of complaint about the others."""
+"""doc/analysis/ on made-up traces and logs: pictures of good ones, one line of complaint about the others."""
+import json
 import os
 import struct
 import subprocess
@@ -12,6 +13,7 @@ import numpy as np
 ROOT = os.environ.get("SOURCE") or os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PYTHON = os.environ.get("PYTHON") or "/usr/bin/python3"
 SCRIPT = os.path.join(ROOT, "doc", "analysis", "plot_run.py")
+COMPARE = os.path.join(ROOT, "doc", "analysis", "compare_runs.py")
 PICTURES = ("bpc.png", "spans.png", "final_spans.png", "training.png")
 DECK = "&run\n  title = '{}'\n/\n&model\n  n_layer = 3\n/\n&span\n  attn_span = 256\n  softmax = 'masked'\n/\n"
 KILLED = """
@@ -143,10 +145,43 @@ def errors(top):
     check_error("no arguments", "usage", status=2)
 
 
+def make_log(folder, updates, seconds, bpc):
+    """A log whose bpc falls linearly with the updates, from 8 to `bpc`; validations are 0.5 above."""
+    os.makedirs(folder)
+    with open(os.path.join(folder, "log.jsonl"), "w", encoding="ascii") as f:
+        for u in range(25, updates + 1, 25):
+            value = 8 + (bpc - 8) * u / updates
+            f.write(json.dumps({"num_updates": u, "bpc": value, "wall": seconds * u / updates}) + "\n")
+            if u % 100 == 0:
+                f.write(json.dumps({"num_updates": u, "valid_bpc": value + 0.5, "wall": seconds * u / updates}) + "\n")
+        f.write('{"num_updates": 10')  # a line that was being written
+    return folder
+
+
+def comparison(top):
+    a, b = make_log(f"{top}/log_a", 400, 40, 4), make_log(f"{top}/log_b", 1000, 60, 2)
+    picture = f"{top}/both.png"
+    done = subprocess.run([PYTHON, COMPARE, f"first={a}", b, "-o", picture], capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()
+    cut = [i for i, line in enumerate(lines) if line.startswith("  seconds")]
+    problem = bad_picture(picture) if done.returncode == 0 and len(cut) == 1 else done.stderr + done.stdout
+    report("two runs: a picture", problem)
+    by_updates = {line.split()[0]: line.split()[1:] for line in lines[2:cut[0]]} if cut else {}
+    by_seconds = {line.split()[0]: line.split()[1:] for line in lines[cut[0] + 2:-3]} if cut else {}
+    # At update 200: 8 - 4 / 2 and 8 - 6 / 5; after 20 s: update 200 of the first, 333.3 of the second.
+    want = ["6.000", "6.500", "6.800", "7.300"]
+    report("two runs by updates", "" if by_updates.get("200") == want and "500" not in by_updates else done.stdout)
+    want = ["6.000", "6.500", "6.000", "6.500"]
+    report("two runs by seconds", "" if by_seconds.get("20") == want and "60" not in by_seconds else done.stdout)
+    done = subprocess.run([PYTHON, COMPARE, a, f"{top}/nowhere"], capture_output=True, text=True, check=False)
+    report("a run without a log", "" if done.returncode == 1 and len(done.stderr.splitlines()) == 1 else done.stderr)
+
+
 def main():
     with tempfile.TemporaryDirectory() as top:
         pictures(top)
         errors(top)
+        comparison(top)
     sys.exit(1 if failures else 0)
 
 

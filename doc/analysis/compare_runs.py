@@ -1,0 +1,143 @@
+#!/usr/bin/python3
+"""Runs of Viaduct's side by side, by updates and by seconds:
+
+    compare_runs.py [NAME=]RUN_DIRECTORY... [-o PICTURE]
+
+reads each RUN_DIRECTORY/log.jsonl and prints two tables of bits per symbol in training and validation: after the same
+number of updates, and after the same time. The time is that of the log: validations and checkpoints count. With -o a
+picture of both is written (PNG, or what its name ends on). Between two lines of a log values are interpolated; nothing
+is told beyond the end of the shortest run. Exit status: 0 done, 1 a log cannot be read or the picture cannot be
+written, 2 the command line is wrong.
+
+The tables need Python alone; the picture needs matplotlib (Debian: python3-matplotlib). The log: doc/FILES.md.
+"""
+import argparse
+import json
+import os
+import sys
+
+ROWS = 8
+INK, MUTED, GRID = "#1f2933", "#5b6770", "#e1e5e9"
+COLOURS = ["#2f6fb3", "#d1495b", "#2a9d6f", "#e08e1b", "#7d5ba6", "#8c6248"]
+STYLE = {
+    "font.family": "DejaVu Sans", "font.size": 9.5, "text.color": INK, "axes.labelcolor": INK,
+    "axes.edgecolor": "#9aa5b1", "axes.linewidth": 0.8, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.7, "xtick.color": MUTED,
+    "ytick.color": MUTED, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "legend.frameon": False,
+    "legend.fontsize": 9, "figure.dpi": 150, "savefig.dpi": 150, "lines.solid_capstyle": "round",
+}
+
+
+class LogError(Exception):
+    """What is wrong with a log, in one line."""
+
+
+def read_log(directory):
+    """{"train": [(update, wall, bpc)..], "valid": the same} of a run; lines that are no rows of these are passed over."""
+    path = os.path.join(directory, "log.jsonl")
+    run = {"train": [], "valid": []}
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            lines = file.read().splitlines()
+    except OSError as failure:
+        raise LogError(f"{path}: {failure.strerror}") from None
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # the line that was being written when a run was killed
+        for part, name in (("train", "bpc"), ("valid", "valid_bpc")):
+            if isinstance(row, dict) and all(isinstance(row.get(n), (int, float)) for n in ("num_updates", "wall", name)):
+                run[part].append((row["num_updates"], row["wall"], row[name]))
+    if not run["train"]:
+        raise LogError(f"{path}: no rows of training")
+    return run
+
+
+def at(rows, column, x):
+    """bpc where the column (0: updates, 1: seconds) is x; None where the rows do not reach."""
+    for before, after in zip(rows, rows[1:]):
+        if before[column] <= x <= after[column]:
+            step = after[column] - before[column]
+            return before[2] + (after[2] - before[2]) * ((x - before[column]) / step if step > 0 else 0)
+    return rows[0][2] if len(rows) == 1 and rows[0][column] == x else None
+
+
+def round_step(x):
+    """A step of 1, 2 or 5 times a power of ten, at least x."""
+    size = 10.0 ** len(str(int(x))) if x >= 1 else 1.0
+    return next(s for s in (size / 10, size / 5, size / 2, size) if s >= x)
+
+
+def table(runs, column, what):
+    end = min(run["train"][-1][column] for run in runs.values())
+    step = round_step(max(1.0, end / ROWS))
+    width = max(16, *(len(name) for name in runs))
+    lines = [f"{what:>9}" + "".join(f"  {name:>{width}}" for name in runs),
+             f"{'':>9}" + "".join(f"  {'training  valid':>{width}}" for _ in runs)]
+    places = [step * i for i in range(1, int(end / step) + 1)]
+    for x in places if places and places[-1] == end else places + [end]:
+        cells = []
+        for run in runs.values():
+            both = [at(run[part], column, x) for part in ("train", "valid")]
+            cells.append("  ".join("     -" if value is None else f"{value:6.3f}" for value in both))
+        lines.append(f"{x:9,.{0 if end >= 10 else 1}f}" + "".join(f"  {cell:>{width}}" for cell in cells))
+    return "\n".join(lines)
+
+
+def draw(runs, path):
+    try:
+        import matplotlib
+    except ImportError as missing:
+        raise LogError(f"{missing}; on Debian: apt-get install python3-matplotlib") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    plt.rcParams.update(STYLE)
+    figure, panels = plt.subplots(1, 2, figsize=(8, 4), sharey=True, layout="constrained")
+    for axes, column, label in ((panels[0], 0, "updates"), (panels[1], 1, "seconds")):
+        for (name, run), colour in zip(runs.items(), COLOURS * len(runs)):
+            x, y = [r[column] for r in run["train"]], [r[2] for r in run["train"]]
+            axes.plot(x, y, color=colour, linewidth=1.6, label=f"{name}, training".replace("$", r"\$"))
+            if run["valid"]:
+                axes.plot([r[column] for r in run["valid"]], [r[2] for r in run["valid"]], color=colour, linewidth=0,
+                          marker="o", markersize=4, label=f"{name}, validation".replace("$", r"\$"))
+        axes.set_xlim(left=0)
+        axes.set_xlabel(label)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    panels[0].set_ylabel("bpc (bits per symbol)")
+    panels[0].legend()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Bits per symbol of runs of Viaduct's by updates and by seconds, out of "
+                                                 "their log.jsonl.")
+    parser.add_argument("runs", metavar="[NAME=]RUN_DIRECTORY", nargs="+", help="a run, and what to call it")
+    parser.add_argument("-o", metavar="PICTURE", dest="output", help="where a picture goes")
+    arguments = parser.parse_args()
+    try:
+        runs = {}
+        for word in arguments.runs:
+            name, mark, directory = word.partition("=")
+            directory = directory if mark else word
+            name = name if mark else os.path.basename(os.path.abspath(word))
+            if name in runs:
+                parser.error(f"two runs are called '{name}'")
+            runs[name] = read_log(directory)
+        for column, what in ((0, "updates"), (1, "seconds")):
+            print(table(runs, column, what))
+        for name, run in runs.items():
+            update, wall, _ = run["train"][-1]
+            print(f"{name}: {update:,} updates in {wall:,.1f} s")
+        if arguments.output:
+            draw(runs, arguments.output)
+            print(arguments.output)
+    except LogError as failure:
+        sys.exit(f"compare_runs.py: {failure}")
+    except (OSError, ValueError) as failure:
+        sys.exit(f"compare_runs.py: {arguments.output}: {getattr(failure, 'strerror', None) or failure}")
+
+
+if __name__ == "__main__":
+    main()
