@@ -345,6 +345,15 @@ double vd_model_span_penalty(vd_model *m, double gradient_scale) {
   return m->config.aux_loss_scaler * total;
 }
 
+/* Keys that a token of a full block sees on average within `reach`. Transformer-XL's reaches go beyond the first key.
+ */
+static double keys_seen(const vd_model *m, const struct vd_layer_state *s, int64_t reach) {
+  if (!vd_model_is_xl(m)) return (double)reach;
+  double keys = 0;
+  for (int64_t i = 0; i < m->max_block; i++) keys += (double)(reach < s->window + i ? reach : s->window + i) + 1;
+  return keys / (double)m->max_block;
+}
+
 double vd_model_flops(const vd_model *m) {
   const vd_model_config *c = &m->config;
   double d = (double)m->d, width = (double)m->width, inner = (double)c->d_inner, layers = (double)c->n_layer;
@@ -352,7 +361,7 @@ double vd_model_flops(const vd_model *m) {
   for (int l = 0; l < (int)c->n_layer; l++)
     for (int64_t h = 0; h < c->n_head; h++) {
       double reach = (double)m->state[l].reach[h];
-      forward += 3 * reach * (double)c->d_head; /* keys, positions, values */
+      forward += 3 * keys_seen(m, &m->state[l], m->state[l].reach[h]) * (double)c->d_head; /* and positions, values */
       projected += 2 * fmin(reach, (double)m->state[l].window) * d * (double)c->d_head / (double)m->max_block;
     }
   return 2 * (3 * forward + 2 * projected);
