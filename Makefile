@@ -114,7 +114,7 @@ $(MATH): $(BUILD)/tests/%: $(BUILD)/f64/tests/math/%.o $(MATH_AUX) $(BUILD)/libv
 	$(Q)$(LINK) -o $@ $(LINKED) $(LIBS) -lcmocka
 $(BUILD)/tests/rounding: $(BUILD)/f64/tests/gpu/update_case.o
 # The golden files once more, over the library that ships.
-GPU_AUX := $(patsubst %.c,$(BUILD)/f32/%.o,tests/gpu/gpu_ops.c)
+GPU_AUX := $(patsubst %.c,$(BUILD)/f32/%.o,tests/gpu/gpu_ops.c tests/gpu/op_times.c)
 $(BUILD)/tests/check_golden_f32: $(BUILD)/f32/tests/math/check_golden.o $(MATH_AUX:$(BUILD)/f64/%=$(BUILD)/f32/%) $(GPU_AUX) $(BUILD)/libviaduct.a
 	@mkdir -p $(@D)
 	$(SAY) LINK $@

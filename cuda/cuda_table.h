@@ -19,7 +19,7 @@ typedef struct vd_gpu {
   double peak; /* dense FLOP/s of the tensor cores in bf16 and fp16 by the maker's figures; 0: not known */
 } vd_gpu;
 
-enum { VD_CUDA_INTERFACE = 2 };
+enum { VD_CUDA_INTERFACE = 3 };
 
 typedef struct vd_cuda_table {
   int interface_version; /* VD_CUDA_INTERFACE: program and library were built together */
@@ -30,6 +30,10 @@ typedef struct vd_cuda_table {
   int (*describe)(int device, vd_gpu *gpu, vd_error *err);
   /* The backend on GPU `device`. Free with o->destroy(o). VD_FAILED for devices that the kernels were not built for. */
   int (*ops)(vd_ops **o, int device, enum vd_precision precision, vd_error *err);
+  /* Stream-ordered. For those who time ops: mark `i` (0 ..) is set, again if it was set before. */
+  void (*mark)(vd_ops *o, int i);
+  /* ms from mark i to mark j, which have been set. Waits for j. */
+  double (*between)(vd_ops *o, int i, int j);
 } vd_cuda_table;
 
 #endif

@@ -61,6 +61,8 @@ typedef struct vd_cuda_backend {
   struct vd_product *product; /* [n_product] cuBLASLt's choice for each shape met */
   int n_product;
   bool in_phase;
+  cudaEvent_t *mark; /* [n_mark] */
+  int n_mark;
   vd_error error; /* the first since the last synchronize */
   vd_arena arena[VD_MAX_ARENAS];
   int n_arena;
@@ -115,6 +117,13 @@ void vd_cuda_input_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int64
                             const real *weight, void *dx, bool accumulate);
 /* Not collective. Frees what the products keep. */
 void vd_cuda_product_end(vd_cuda_backend *c);
+
+/* Stream-ordered. vd_cuda_table.mark. */
+void vd_cuda_mark(vd_ops *o, int i);
+/* Not collective. vd_cuda_table.between. */
+double vd_cuda_between(vd_ops *o, int i, int j);
+/* Not collective. Frees the marks. */
+void vd_cuda_marks_end(vd_cuda_backend *c);
 
 /* Stream-ordered. Members of vd_ops of the same names, in dense.c. */
 void vd_cuda_linear(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const real *bias, vd_act *y);

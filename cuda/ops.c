@@ -245,6 +245,7 @@ static void cuda_destroy(vd_ops *o) {
   vd_cuda_attention_end(c);
   vd_cuda_update_end(c);
   vd_cuda_product_end(c);
+  vd_cuda_marks_end(c);
   for (int i = 0; i < c->n_arena; i++) cudaFree(c->arena[i].copy);
   vd_scratch *device[] = {&c->scratch, &c->partial, &c->blas_workspace};
   for (size_t i = 0; i < sizeof device / sizeof *device; i++) cudaFree(device[i]->p);

@@ -1,11 +1,14 @@
-/* Tokens per second of the whole training update on a GPU, random tokens in blocks of 512. adaptive_span: at spans as a
+/* Tokens per second of the whole training update on a GPU, random tokens in blocks of 512. Adaptive spans are as a
  * 12-layer model learns them, held fixed: layers 0 to 4 have heads of 8 to 64 tokens, each later layer one of 700 and
  * one of 1024 + 512 (l - 5); 'masked', dropout 0.3, Adagrad with the recipe's step clip, the span penalty included.
- * transformer_xl: the model of input/enwik8_transformer_xl.nml with its dropout, Adam and norm clip. Memories are full
- * before anything is timed. The figure is the median over windows of updates, waiting for the GPU at each window's end
- * only. Usage: bench_train STREAMS [PRECISION [WINDOWS [UPDATES [MODEL]]]]; one line of JSON. */
+ * Memories are full before anything is timed. The figure is the median over windows of updates, waiting for the GPU at
+ * each window's end only. Usage: bench_train STREAMS [PRECISION [WINDOWS [UPDATES [WORDS]]]]; one line of JSON. WORDS
+ * is any of `transformer_xl`: the model of input/enwik8_transformer_xl.nml with its dropout, Adam and norm clip;
+ * `short`: all spans are 0, as in early training; `trimmed`; `parts`: as many updates more, with the time that each
+ * kind of op takes. */
 #include "gpu_ops.h"
 #include "model.h"
+#include "op_times.h"
 #include "optimizer.h"
 
 #include <math.h>
@@ -20,6 +23,7 @@ struct bench {
   vd_model *model;
   vd_optimizer *optimizer;
   int64_t n_stream, update;
+  bool xl, short_spans, trimmed, parts;
   int32_t *x, *y;
 };
 
@@ -34,7 +38,7 @@ static void set_spans(struct bench *b) {
     const vd_param *p = vd_model_param(b->model, i);
     if (!p->is_span) continue;
     real z[N_HEAD];
-    for (size_t h = 0; h < N_HEAD; h++) z[h] = (real)(span_of(p->layer, h) / ATTN_SPAN);
+    for (size_t h = 0; h < N_HEAD; h++) z[h] = b->short_spans ? 0 : (real)(span_of(p->layer, h) / ATTN_SPAN);
     b->ops->put(b->ops, vd_model_params(b->model) + p->at.offset, z, N_HEAD);
   }
   vd_model_params_changed(b->model);
@@ -80,10 +84,21 @@ static int measure(struct bench *b, int windows, int updates, double *seconds, d
   return VD_OK;
 }
 
-static void choose(bool xl, vd_model_config *c, vd_optimizer_config *optimizer) {
+static int measure_parts(struct bench *b, int updates, vd_error *err) {
+  double bpc;
+  for (int i = 0; i < updates; i++) {
+    op_times_update(b->ops);
+    if (one_update(b, &bpc, err) || b->ops->synchronize(b->ops, err)) return err->status;
+  }
+  op_times_update(b->ops);
+  op_times_print(b->ops);
+  return VD_OK;
+}
+
+static void choose(const struct bench *b, vd_model_config *c, vd_optimizer_config *optimizer) {
   *c = (vd_model_config){
       .vocab = VOCAB, .n_layer = N_LAYER, .d_model = 512, .n_head = N_HEAD, .d_head = 64, .d_inner = 2048, .seed = 1};
-  if (xl) {
+  if (b->xl) {
     c->arch = VD_TRANSFORMER_XL;
     c->dropout = 0.1;
     c->mem_len = BLOCK;
@@ -96,16 +111,16 @@ static void choose(bool xl, vd_model_config *c, vd_optimizer_config *optimizer) 
   c->dropout = 0.3;
   c->attn_span = ATTN_SPAN;
   c->ramp = 32;
-  c->softmax = VD_MASKED;
+  c->softmax = b->trimmed ? VD_TRIMMED : VD_MASKED;
   c->aux_loss_scaler = 5e-7;
   c->init = VD_INIT_PUBLISHED;
   *optimizer = (vd_optimizer_config){.lr = 0.07, .eps = 1e-10, .clip_step = 0.03, .warmup_updates = 32000};
 }
 
-static int make(struct bench *b, bool xl, vd_error *err) {
+static int make(struct bench *b, vd_error *err) {
   vd_model_config config;
   vd_optimizer_config optimizer;
-  choose(xl, &config, &optimizer);
+  choose(b, &config, &optimizer);
   size_t n = (size_t)(b->n_stream * BLOCK);
   b->x = vd_calloc(n, sizeof *b->x);
   b->y = vd_calloc(n, sizeof *b->y);
@@ -126,24 +141,27 @@ int main(int argc, char **argv) {
   struct bench b = {.n_stream = argc > 1 ? atoll(argv[1]) : 16};
   const char *word = argc > 2 ? argv[2] : "bf16";
   int windows = argc > 3 ? atoi(argv[3]) : 9, updates = argc > 4 ? atoi(argv[4]) : 10;
-  const char *model = argc > 5 ? argv[5] : "adaptive_span";
+  const char *words = argc > 5 ? argv[5] : "";
+  b.xl = strstr(words, "transformer_xl");
+  b.short_spans = strstr(words, "short"), b.trimmed = strstr(words, "trimmed"), b.parts = strstr(words, "parts");
   enum vd_precision precision;
   vd_error err = {0};
   vd_gpu before = {0}, after = {0};
   double *seconds = vd_calloc((size_t)windows, sizeof *seconds), bpc = 0;
   const vd_cuda_table *table = gpu_table(&err);
   if (table && gpu_precision(word, &precision, &err) == VD_OK && table->describe(0, &before, &err) == VD_OK &&
-      table->ops(&b.ops, 0, precision, &err) == VD_OK &&
-      make(&b, strcmp(model, "transformer_xl") == 0, &err) == VD_OK &&
-      measure(&b, windows, updates, seconds, &bpc, &err) == VD_OK && table->describe(0, &after, &err) == VD_OK) {
+      table->ops(&b.ops, 0, precision, &err) == VD_OK && (b.ops = op_times_wrap(b.ops, table)) != NULL &&
+      make(&b, &err) == VD_OK && measure(&b, windows, updates, seconds, &bpc, &err) == VD_OK &&
+      table->describe(0, &after, &err) == VD_OK) {
     double median = seconds[windows / 2], tokens = (double)(b.n_stream * BLOCK);
     printf(
         "{\"gpu\": \"%s\", \"model\": \"%s\", \"precision\": \"%s\", \"streams\": %lld, \"tokens_per_second\": %.0f, "
         "\"ms_per_update\": %.3f, \"fastest_ms\": %.3f, \"slowest_ms\": %.3f, \"memory_gib\": %.2f, "
         "\"updates\": %d, \"bpc\": %.3f}\n",
-        after.name, model, word, (long long)b.n_stream, tokens / median, median * 1e3, seconds[0] * 1e3,
-        seconds[windows - 1] * 1e3, (double)(after.total_bytes - after.free_bytes) / 1073741824.0, windows * updates,
-        bpc);
+        after.name, b.xl ? "transformer_xl" : "adaptive_span", word, (long long)b.n_stream, tokens / median,
+        median * 1e3, seconds[0] * 1e3, seconds[windows - 1] * 1e3,
+        (double)(after.total_bytes - after.free_bytes) / 1073741824.0, windows * updates, bpc);
+    if (b.parts) measure_parts(&b, updates, &err);
   }
   vd_error_print(&err);
   vd_optimizer_destroy(b.optimizer);

@@ -1,0 +1,339 @@
+#include "op_times.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { LINES = 64, CALLS = 2048, UPDATES = 512 };
+
+/* What one NVIDIA H200 was seen to do: dense bf16 products of random numbers, and a large copy on the device, of which
+ * each byte read and each written counts. */
+static const double FLOP_A_MS = 0.79e12, BYTES_A_MS = 4.0e9;
+
+/* One kind of op, and what it took in each update. */
+struct line {
+  char name[64];
+  int calls;
+  double flop, bytes; /* of one update */
+  double ms[UPDATES];
+};
+
+struct op_times {
+  vd_ops ops; /* first, so that a table of ops is one of these */
+  vd_ops *inner;
+  const vd_cuda_table *cuda;
+  struct line line[LINES];
+  int n_line, n_update;
+  bool on;       /* since the first op_times_update */
+  bool counting; /* floors are counted in the first update alone */
+  int call[CALLS], n_call;
+};
+
+static struct op_times *times_of(vd_ops *o) {
+  return (struct op_times *)(void *)o;
+}
+
+static int line_of(struct op_times *t, const char *name) {
+  for (int i = 0; i < t->n_line; i++)
+    if (strcmp(t->line[i].name, name) == 0) return i;
+  if (t->n_line == LINES) vd_bug("more than %d kinds of ops", LINES);
+  snprintf(t->line[t->n_line].name, sizeof t->line[0].name, "%s", name);
+  return t->n_line++;
+}
+
+static vd_ops *begin(vd_ops *o, const char *name, double flop, double bytes) {
+  struct op_times *t = times_of(o);
+  if (!t->on) return t->inner;
+  if (t->n_call == CALLS) vd_bug("more than %d ops in an update", CALLS);
+  struct line *l = &t->line[t->call[t->n_call] = line_of(t, name)];
+  if (t->counting) {
+    l->calls++;
+    l->flop += flop;
+    l->bytes += bytes;
+  }
+  t->cuda->mark(t->inner, 2 * t->n_call);
+  return t->inner;
+}
+
+static void end(vd_ops *o) {
+  struct op_times *t = times_of(o);
+  if (!t->on) return;
+  t->cuda->mark(t->inner, 2 * t->n_call + 1);
+  t->n_call++;
+}
+
+static void timed_zero(vd_ops *o, void *p, size_t bytes) {
+  vd_ops *i = begin(o, "zero", 0, (double)bytes);
+  i->zero(i, p, bytes);
+  end(o);
+}
+
+static void timed_put_tokens(vd_ops *o, int32_t *device, const int32_t *host, size_t n) {
+  vd_ops *i = begin(o, "put_tokens", 0, 0);
+  i->put_tokens(i, device, host, n);
+  end(o);
+}
+
+static void timed_weights_changed(vd_ops *o, const real *params, size_t n) {
+  vd_ops *i = begin(o, "weights_changed", 0, 0);
+  i->weights_changed(i, params, n);
+  end(o);
+}
+
+static double act(const vd_ops *o) {
+  return (double)o->act_size;
+}
+
+static void timed_embed(vd_ops *o, int64_t n, int64_t d, const int32_t *tokens, const real *weight,
+                        const vd_dropout *dropout, vd_act *out) {
+  vd_ops *i = begin(o, "embed", 0, (double)(n * d) * act(o));
+  i->embed(i, n, d, tokens, weight, dropout, out);
+  end(o);
+}
+
+static void timed_embed_backward(vd_ops *o, int64_t n, int64_t d, int64_t vocab, const int32_t *tokens,
+                                 const vd_dropout *dropout, vd_act *dout, real *dweight) {
+  vd_ops *i = begin(o, "embed_backward", 0, (double)(n * d) * act(o));
+  i->embed_backward(i, n, d, vocab, tokens, dropout, dout, dweight);
+  end(o);
+}
+
+static const char *linear_name(char name[64], const char *what, const vd_linear *l, bool bias) {
+  snprintf(name, 64, "%s %lld > %lld%s%s", what, (long long)l->in, (long long)l->out, bias ? " bias" : "",
+           l->relu ? " ReLU" : "");
+  return name;
+}
+
+static void timed_linear(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const real *bias,
+                         vd_act *y) {
+  char name[64];
+  double n = (double)l->n, in = (double)l->in, out = (double)l->out;
+  vd_ops *i =
+      begin(o, linear_name(name, "linear", l, bias != NULL), 2 * n * in * out, (n * in + n * out + in * out) * act(o));
+  i->linear(i, l, x, weight, bias, y);
+  end(o);
+}
+
+/* The gradients of the weights are added to: fp32, read and written. */
+static void timed_linear_backward(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const vd_act *y,
+                                  vd_act *dy, vd_act *dx, bool accumulate, real *dweight, real *dbias) {
+  char name[64];
+  double n = (double)l->n, in = (double)l->in, out = (double)l->out;
+  double acts = n * in * (1 + (dx != NULL) + accumulate) + n * out * (l->relu ? 2 : 1) + in * out;
+  vd_ops *i = begin(o, linear_name(name, "linear_backward", l, dbias != NULL), (dx ? 4 : 2) * n * in * out,
+                    acts * act(o) + in * out * 8);
+  i->linear_backward(i, l, x, weight, y, dy, dx, accumulate, dweight, dbias);
+  end(o);
+}
+
+static void timed_add_norm(vd_ops *o, int64_t n, int64_t d, const vd_act *a, const vd_act *b, const real *weight,
+                           const real *bias, vd_act *sum, real *mean, real *rstd, vd_act *y) {
+  vd_ops *i = begin(o, "add_norm", 0, (double)(n * d) * 4 * act(o));
+  i->add_norm(i, n, d, a, b, weight, bias, sum, mean, rstd, y);
+  end(o);
+}
+
+static void timed_add_norm_backward(vd_ops *o, int64_t n, int64_t d, const vd_act *sum, const real *mean,
+                                    const real *rstd, const real *weight, const vd_act *dy, vd_act *dsum, real *dweight,
+                                    real *dbias) {
+  vd_ops *i = begin(o, "add_norm_backward", 0, (double)(n * d) * 3 * act(o));
+  i->add_norm_backward(i, n, d, sum, mean, rstd, weight, dy, dsum, dweight, dbias);
+  end(o);
+}
+
+/* (query, key) pairs that the heads see, and rows of memory that they reach. With relative keys a reach may go beyond
+ * the first key. */
+static double pairs_of(const vd_attention *a) {
+  double sum = 0;
+  for (int64_t h = 0; h < a->n_head && !a->rel_key; h++) sum += (double)(a->reach[h] * a->block);
+  for (int64_t i = 0; i < a->block && a->rel_key; i++) {
+    int64_t keys = (a->reach[0] < a->window + i ? a->reach[0] : a->window + i) + 1;
+    sum += (double)(keys * a->n_head);
+  }
+  return sum * (double)a->n_stream;
+}
+static double memory_rows(const vd_attention *a) {
+  double sum = 0;
+  for (int64_t h = 0; h < a->n_head; h++) sum += (double)(a->reach[h] < a->window ? a->reach[h] : a->window);
+  return sum * (double)a->n_stream;
+}
+
+static void timed_attention_project(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
+                                    const real *wk, const real *wv, vd_act *q, vd_act *k, vd_act *v) {
+  double n = (double)(a->n_stream * a->block), d = (double)(a->n_head * a->d_head), rows = memory_rows(a);
+  double head = (double)a->d_head;
+  vd_ops *i = begin(o, "attention_project", 6 * n * d * d + 4 * rows * head * d,
+                    (4 * n * d + 3 * d * d + 2 * rows * head) * act(o));
+  i->attention_project(i, a, in, wq, wk, wv, q, k, v);
+  end(o);
+}
+
+static void timed_attention_project_backward(vd_ops *o, const vd_attention *a, const vd_attention_input *in,
+                                             const real *wq, const real *wk, const real *wv, const vd_act *dq,
+                                             const vd_act *dk, const vd_act *dv, vd_act *dhidden, real *dwq, real *dwk,
+                                             real *dwv) {
+  double n = (double)(a->n_stream * a->block), d = (double)(a->n_head * a->d_head), rows = memory_rows(a);
+  double head = (double)a->d_head;
+  vd_ops *i = begin(o, "attention_project_backward", 12 * n * d * d + 4 * rows * head * d,
+                    (6 * n * d + 3 * d * d + 2 * rows * head) * act(o) + 24 * d * d);
+  i->attention_project_backward(i, a, in, wq, wk, wv, dq, dk, dv, dhidden, dwq, dwk, dwv);
+  end(o);
+}
+
+static void timed_attention(vd_ops *o, const vd_attention *a, const vd_act *q, const vd_act *k, const vd_act *v,
+                            vd_act *out, real *lse) {
+  double n = (double)(a->n_stream * a->block), d = (double)(a->n_head * a->d_head);
+  vd_ops *i = begin(o, "attention", pairs_of(a) * 6 * (double)a->d_head,
+                    (4 * n * d + 2 * memory_rows(a) * (double)a->d_head) * act(o));
+  i->attention(i, a, q, k, v, out, lse);
+  end(o);
+}
+
+static void timed_attention_backward(vd_ops *o, const vd_attention *a, const vd_act *q, const vd_act *k,
+                                     const vd_act *v, const vd_act *out, const real *lse, const vd_act *dout,
+                                     vd_act *dq, vd_act *dk, vd_act *dv, real *dkey_pe, real *dspan) {
+  double n = (double)(a->n_stream * a->block), d = (double)(a->n_head * a->d_head);
+  vd_ops *i = begin(o, "attention_backward", pairs_of(a) * 16 * (double)a->d_head,
+                    (8 * n * d + 4 * memory_rows(a) * (double)a->d_head) * act(o));
+  i->attention_backward(i, a, q, k, v, out, lse, dout, dq, dk, dv, dkey_pe, dspan);
+  end(o);
+}
+
+static void timed_backward_end(vd_ops *o) {
+  vd_ops *i = begin(o, "backward_end", 0, 0);
+  i->backward_end(i);
+  end(o);
+}
+
+static void timed_memory_push(vd_ops *o, int64_t n_stream, int64_t d, const vd_act *old, int64_t rows_old,
+                              const vd_act *hidden, int64_t block, vd_act *memory, int64_t rows_new) {
+  int64_t fresh = block < rows_new ? block : rows_new; /* the rest could stay where it is */
+  vd_ops *i = begin(o, "memory_push", 0, (double)(n_stream * fresh * d) * 2 * act(o));
+  i->memory_push(i, n_stream, d, old, rows_old, hidden, block, memory, rows_new);
+  end(o);
+}
+
+static void timed_cross_entropy(vd_ops *o, int64_t n, int64_t vocab, const vd_act *logits, const int32_t *targets,
+                                double scale, double *loss_sum, real *nll, vd_act *dlogits) {
+  vd_ops *i = begin(o, "cross_entropy", 0, (double)(n * vocab) * 2 * act(o));
+  i->cross_entropy(i, n, vocab, logits, targets, scale, loss_sum, nll, dlogits);
+  end(o);
+}
+
+static double elements(const vd_extent *tensor, int n) {
+  double sum = 0;
+  for (int i = 0; i < n; i++) sum += (double)tensor[i].size;
+  return sum;
+}
+
+static void timed_square_sums(vd_ops *o, const real *x, const vd_extent *tensor, int n_tensor, double *norm2) {
+  vd_ops *i = begin(o, "square_sums", 0, elements(tensor, n_tensor) * sizeof(real));
+  i->square_sums(i, x, tensor, n_tensor, norm2);
+  end(o);
+}
+
+static void timed_adagrad(vd_ops *o, real *param, const real *gradient, real *accumulator, const vd_extent *tensor,
+                          int n_tensor, const double *norm2, double scale, double lr, double eps, double clip_step) {
+  vd_ops *i = begin(o, "adagrad", 0, elements(tensor, n_tensor) * (5 * sizeof(real) + act(o)));
+  i->adagrad(i, param, gradient, accumulator, tensor, n_tensor, norm2, scale, lr, eps, clip_step);
+  end(o);
+}
+
+static void timed_adam(vd_ops *o, real *param, const real *gradient, real *m, real *v, const vd_extent *tensor,
+                       int n_tensor, const vd_adam *a) {
+  vd_ops *i = begin(o, "adam", 0, elements(tensor, n_tensor) * (7 * sizeof(real) + act(o)));
+  i->adam(i, param, gradient, m, v, tensor, n_tensor, a);
+  end(o);
+}
+
+static void timed_scale_dropout(vd_ops *o, int64_t n, int64_t width, double scale, const vd_dropout *dropout,
+                                const vd_act *x, vd_act *y) {
+  vd_ops *i = begin(o, "scale_dropout", 0, (double)(n * width) * 2 * act(o));
+  i->scale_dropout(i, n, width, scale, dropout, x, y);
+  end(o);
+}
+
+static void timed_encode_distances(vd_ops *o, const vd_encoding *e, vd_act *out) {
+  vd_ops *i = begin(o, "encode_distances", 0, (double)(e->n * e->d) * act(o));
+  i->encode_distances(i, e, out);
+  end(o);
+}
+
+static void timed_weight_gradient(vd_ops *o, int64_t n, int64_t in, int64_t out, const vd_act *x, const real *dy,
+                                  real *dweight) {
+  double bytes = (double)(n * in) * act(o) + (double)(n * out + 2 * in * out) * sizeof(real);
+  vd_ops *i = begin(o, "weight_gradient", 2 * (double)(n * in * out), bytes);
+  i->weight_gradient(i, n, in, out, x, dy, dweight);
+  end(o);
+}
+
+static void timed_destroy(vd_ops *o) {
+  struct op_times *t = times_of(o);
+  t->inner->destroy(t->inner);
+  free(t);
+}
+
+vd_ops *op_times_wrap(vd_ops *inner, const vd_cuda_table *cuda) {
+  struct op_times *t = vd_calloc(1, sizeof *t);
+  t->inner = inner;
+  t->cuda = cuda;
+  t->ops = *inner; /* what is not timed goes straight to the backend, which finds itself in `self` */
+  vd_ops *o = &t->ops;
+  o->destroy = timed_destroy;
+  o->zero = timed_zero;
+  o->put_tokens = timed_put_tokens;
+  if (inner->weights_changed) o->weights_changed = timed_weights_changed;
+  o->embed = timed_embed;
+  o->embed_backward = timed_embed_backward;
+  o->linear = timed_linear;
+  o->linear_backward = timed_linear_backward;
+  o->add_norm = timed_add_norm;
+  o->add_norm_backward = timed_add_norm_backward;
+  o->attention_project = timed_attention_project;
+  o->attention_project_backward = timed_attention_project_backward;
+  o->attention = timed_attention;
+  o->attention_backward = timed_attention_backward;
+  if (inner->backward_end) o->backward_end = timed_backward_end;
+  o->memory_push = timed_memory_push;
+  o->cross_entropy = timed_cross_entropy;
+  o->square_sums = timed_square_sums;
+  o->adagrad = timed_adagrad;
+  o->adam = timed_adam;
+  o->scale_dropout = timed_scale_dropout;
+  o->encode_distances = timed_encode_distances;
+  o->weight_gradient = timed_weight_gradient;
+  return o;
+}
+
+void op_times_update(vd_ops *o) {
+  struct op_times *t = times_of(o);
+  int u = t->n_update - 1;
+  for (int i = 0; i < t->n_call && u >= 0 && u < UPDATES; i++)
+    t->line[t->call[i]].ms[u] += t->cuda->between(t->inner, 2 * i, 2 * i + 1);
+  t->on = true;
+  t->counting = t->n_update == 0;
+  t->n_update++;
+  t->n_call = 0;
+}
+
+static int by_value(const void *a, const void *b) {
+  double x = *(const double *)a, y = *(const double *)b;
+  return (x > y) - (x < y);
+}
+
+void op_times_print(const vd_ops *o) {
+  const struct op_times *t = (const struct op_times *)(const void *)o;
+  int n = t->n_update - 1 < UPDATES ? t->n_update - 1 : UPDATES;
+  double total = 0, floors = 0;
+  if (n < 1) return;
+  printf("%-34s %6s %9s %11s %11s\n", "op", "calls", "ms", "FLOP floor", "byte floor");
+  for (int i = 0; i < t->n_line; i++) {
+    struct line l = t->line[i];
+    qsort(l.ms, (size_t)n, sizeof *l.ms, by_value);
+    double flop = l.flop / FLOP_A_MS, bytes = l.bytes / BYTES_A_MS;
+    total += l.ms[n / 2];
+    floors += flop > bytes ? flop : bytes;
+    printf("%-34s %6d %9.4f %11.4f %11.4f\n", l.name, l.calls, l.ms[n / 2], flop, bytes);
+  }
+  printf("%-34s %6s %9.4f %11.4f (sum of each op's greater floor)\n", "sum of the ops", "", total, floors);
+}
