@@ -40,9 +40,7 @@ __global__ void vd_embed_kernel(int64_t n, int64_t d, const int32_t *tokens, con
   if (e >= n * d) return;
   int64_t r = e / d, c = e % d;
   float x[N];
-  const float *from = weight + (int64_t)tokens[r] * d + c;
-#pragma unroll
-  for (int i = 0; i < N; i++) x[i] = from[i];
+  vd_read<float, N>(weight + (int64_t)tokens[r] * d + c, x);
   if (drop.threshold > 0) vd_apply_drop<N>(drop, e, x);
   vd_write<T, N>(out + e, x);
 }
@@ -137,35 +135,51 @@ cudaError_t vd_cuda_embed_backward(enum vd_cuda_type type, int64_t n, int64_t d,
   return cudaGetLastError();
 }
 
-template <typename T, int N> __global__ void vd_drop_kernel(int64_t total, vd_drop drop, T *x) {
+/* Where `kept` is not NULL, bit i of byte k of a row tells whether x > 0 in column 8 k + i; what is NaN counts as kept,
+ * so that it is found. Rows of kept are kept_row bytes; 0: they follow each other without a gap. */
+template <typename T, int N>
+__global__ void vd_drop_kernel(int64_t total, int64_t width, vd_drop drop, T *x, uint8_t *kept, int64_t kept_row) {
   int64_t e = ((int64_t)blockIdx.x * VD_BLOCK + threadIdx.x) * N;
   if (e >= total) return;
   float v[N];
   vd_read<T, N>(x + e, v);
-  vd_apply_drop<N>(drop, e, v);
-  vd_write<T, N>(x + e, v);
+  if (drop.threshold > 0) {
+    vd_apply_drop<N>(drop, e, v);
+    vd_write<T, N>(x + e, v);
+  }
+  if (N < 8 || !kept) return;
+  uint32_t bits = 0;
+#pragma unroll
+  for (int i = 0; i < N; i++) bits |= v[i] <= 0 ? 0u : 1u << i;
+  kept[kept_row ? e / width * kept_row + e % width / 8 : e / 8] = (uint8_t)bits;
+}
+
+bool vd_cuda_kept_fits(int64_t width) {
+  return width % 8 == 0;
 }
 
 cudaError_t vd_cuda_drop_rows(enum vd_cuda_type type, int64_t n, int64_t width, const vd_cuda_dropout *dropout, void *x,
-                              cudaStream_t stream) {
+                              void *kept, cudaStream_t stream) {
   vd_drop drop = vd_make_drop(dropout, width);
-  if (drop.threshold == 0) return cudaSuccess;
-  int64_t total = n * width;
+  uint8_t *bits = vd_cuda_kept_fits(width) ? (uint8_t *)kept : NULL;
+  if (drop.threshold == 0 && !bits) return cudaSuccess;
+  int64_t total = n * width, row = width % 128 == 0 ? 0 : (width + 127) / 128 * 16;
 #define CALL(T)                                                                                                        \
   if (width % 8 == 0)                                                                                                  \
-    vd_drop_kernel<T, 8><<<vd_blocks(total, VD_BLOCK * 8), VD_BLOCK, 0, stream>>>(total, drop, (T *)x);                \
+    vd_drop_kernel<T, 8>                                                                                               \
+        <<<vd_blocks(total, VD_BLOCK * 8), VD_BLOCK, 0, stream>>>(total, width, drop, (T *)x, bits, row);              \
   else                                                                                                                 \
-    vd_drop_kernel<T, 1><<<vd_blocks(total, VD_BLOCK), VD_BLOCK, 0, stream>>>(total, drop, (T *)x)
+    vd_drop_kernel<T, 1><<<vd_blocks(total, VD_BLOCK), VD_BLOCK, 0, stream>>>(total, width, drop, (T *)x, bits, row)
   VD_BY_TYPE(type, CALL);
 #undef CALL
   return cudaGetLastError();
 }
 
 /* Sums over rows: blocks of 32 x 8 threads take VD_ROWS_EACH rows of 32 N columns and leave one partial row each. */
-enum { VD_ROWS_EACH = 64 };
+enum { VD_ROWS_EACH = 128 };
 
 size_t vd_cuda_rows_workspace(int64_t n, int64_t width) {
-  return (size_t)((n + VD_ROWS_EACH - 1) / VD_ROWS_EACH + 1024) * (size_t)width * 2 * sizeof(float);
+  return (size_t)((n + VD_ROWS_EACH - 1) / VD_ROWS_EACH + 1024) * (size_t)width * 3 * sizeof(float);
 }
 
 template <typename T, int N>
@@ -203,19 +217,22 @@ __global__ void vd_relu_backward_kernel(int64_t n, int64_t width, const T *y, fl
   }
 }
 
-/* sum[c] += the sum of partial's column c; 32 columns x 8 lanes of rows a block. */
-static __global__ void vd_add_partials_kernel(int64_t rows, int64_t width, const float *partial, float *sum) {
-  __shared__ float lane[8][33];
+/* sum[c] += the sum of partial's column c; 32 columns x 32 lanes of rows a block. */
+static __global__ void vd_add_partials_kernel(int rows, int64_t width, const float *partial, float *sum) {
+  __shared__ float lane[32][33];
   int64_t c = (int64_t)blockIdx.x * 32 + threadIdx.x;
   float mine = 0;
-  if (c < width)
-    for (int64_t r = threadIdx.y; r < rows; r += 8) mine += partial[r * width + c];
+  if (c < width) {
+#pragma unroll 4
+    for (int r = (int)threadIdx.y; r < rows; r += 32) mine += partial[r * width + c];
+  }
   lane[threadIdx.y][threadIdx.x] = mine;
   __syncthreads();
-  if (threadIdx.y > 0 || c >= width) return;
-  float total = 0;
-  for (int i = 0; i < 8; i++) total += lane[i][threadIdx.x];
-  sum[c] += total;
+  float total = lane[threadIdx.x][threadIdx.y];
+#pragma unroll
+  for (int i = 16; i > 0; i >>= 1) total += __shfl_xor_sync(0xffffffffU, total, i);
+  c = (int64_t)blockIdx.x * 32 + threadIdx.y;
+  if (threadIdx.x == 0 && c < width) sum[c] += total;
 }
 
 cudaError_t vd_cuda_relu_backward(enum vd_cuda_type type, int64_t n, int64_t width, const void *y, float scale,
@@ -232,7 +249,8 @@ cudaError_t vd_cuda_relu_backward(enum vd_cuda_type type, int64_t n, int64_t wid
         <<<dim3(vd_blocks(width, 32), chunks), threads, 0, stream>>>(n, width, (const T *)y, scale, (T *)dy, partial)
   VD_BY_TYPE(type, CALL);
 #undef CALL
-  if (dbias) vd_add_partials_kernel<<<vd_blocks(width, 32), threads, 0, stream>>>(chunks, width, partial, dbias);
+  if (dbias)
+    vd_add_partials_kernel<<<vd_blocks(width, 32), dim3(32, 32), 0, stream>>>((int)chunks, width, partial, dbias);
   return cudaGetLastError();
 }
 
@@ -274,27 +292,32 @@ cudaError_t vd_cuda_memory_push(enum vd_cuda_type type, int64_t n_stream, int64_
   return cudaGetLastError();
 }
 
+/* Blocks of 64 x 4 threads take 4 rows of `to`. */
 template <typename T, int N>
-__global__ void vd_gather_kernel(int64_t n, int64_t block, int64_t rows, int64_t d, const T *dq, const T *dk,
-                                 const T *dv, T *to) {
-  int64_t e = ((int64_t)blockIdx.x * VD_BLOCK + threadIdx.x) * N;
-  if (e >= n * 3 * d) return;
-  int64_t r = e / (3 * d), c = e % (3 * d), which = c / d, column = c % d;
-  int64_t key = (r / block * rows + rows - block + r % block) * d + column;
-  const T *from = which == 0 ? dq + r * d + column : (which == 1 ? dk : dv) + key;
-  *(vd_pack<T, N> *)(to + e) = *(const vd_pack<T, N> *)from;
+__global__ void vd_gather_kernel(int n, int block, int64_t rows, int d, const T *dq, const T *dk, const T *dv, T *to) {
+  int r = (int)(blockIdx.x * 4 + threadIdx.y);
+  if (r >= n) return;
+  int64_t key = (r / block * rows + rows - block + r % block) * d, query = (int64_t)r * d;
+  for (int c = (int)threadIdx.x * N; c < d; c += 64 * N) {
+    vd_pack<T, N> q = *(const vd_pack<T, N> *)(dq + query + c), k = *(const vd_pack<T, N> *)(dk + key + c);
+    vd_pack<T, N> v = *(const vd_pack<T, N> *)(dv + key + c);
+    *(vd_pack<T, N> *)(to + 3 * query + c) = q;
+    *(vd_pack<T, N> *)(to + 3 * query + d + c) = k;
+    *(vd_pack<T, N> *)(to + 3 * query + 2 * d + c) = v;
+  }
 }
 
 cudaError_t vd_cuda_gather_gradients(enum vd_cuda_type type, int64_t n_stream, int64_t block, int64_t rows, int64_t d,
                                      const void *dq, const void *dk, const void *dv, void *to, cudaStream_t stream) {
-  int64_t n = n_stream * block, total = n * 3 * d;
+  int64_t n = n_stream * block;
+  dim3 threads(64, 4);
 #define CALL(T)                                                                                                        \
-  if (d % 4 == 0)                                                                                                      \
-    vd_gather_kernel<T, 4><<<vd_blocks(total, VD_BLOCK * 4), VD_BLOCK, 0, stream>>>(                                   \
-        n, block, rows, d, (const T *)dq, (const T *)dk, (const T *)dv, (T *)to);                                      \
+  if (d % 8 == 0)                                                                                                      \
+    vd_gather_kernel<T, 8><<<vd_blocks(n, 4), threads, 0, stream>>>((int)n, (int)block, rows, (int)d, (const T *)dq,   \
+                                                                    (const T *)dk, (const T *)dv, (T *)to);            \
   else                                                                                                                 \
-    vd_gather_kernel<T, 1><<<vd_blocks(total, VD_BLOCK), VD_BLOCK, 0, stream>>>(n, block, rows, d, (const T *)dq,      \
-                                                                                (const T *)dk, (const T *)dv, (T *)to)
+    vd_gather_kernel<T, 1><<<vd_blocks(n, 4), threads, 0, stream>>>((int)n, (int)block, rows, (int)d, (const T *)dq,   \
+                                                                    (const T *)dk, (const T *)dv, (T *)to)
   VD_BY_TYPE(type, CALL);
 #undef CALL
   return cudaGetLastError();

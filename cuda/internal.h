@@ -106,9 +106,14 @@ typedef struct vd_product_call {
   float alpha, beta;
   const void *bias; /* [n] of the activations' type, or NULL */
   bool relu;
+  const void *gate; /* C is 0 where this has no bit: rows of gate_row bytes, the lowest bit of a byte first; or NULL */
+  int64_t gate_row;
 } vd_product_call;
-/* Stream-ordered. Enqueues the product through cuBLASLt; errors are noted. */
+/* Stream-ordered. Enqueues the product through cuBLASLt; errors are noted. The first call of a shape tries several of
+ * cuBLASLt's kernels on its operands, and waits. */
 void vd_cuda_product(vd_cuda_backend *c, const vd_product_call *call);
+/* Not collective. Does cuBLASLt have a kernel for this product? As the first call of the shape otherwise. */
+bool vd_cuda_product_exists(vd_cuda_backend *c, const vd_product_call *call);
 /* Stream-ordered. dweight [out, in] += dy^T x; dy [rows, out] of leading dimension ld, x [rows, in]. */
 void vd_cuda_weight_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,
                              const void *x, real *dweight);
@@ -125,7 +130,7 @@ double vd_cuda_between(vd_ops *o, int i, int j);
 /* Not collective. Frees the marks. */
 void vd_cuda_marks_end(vd_cuda_backend *c);
 
-/* Stream-ordered. Members of vd_ops of the same names, in dense.c. */
+/* Stream-ordered. Members of vd_ops of the same names, in dense.c; the products are in product.c. */
 void vd_cuda_linear(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const real *bias, vd_act *y);
 /* Stream-ordered. vd_ops.linear_backward. */
 void vd_cuda_linear_backward(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const vd_act *y,

@@ -30,9 +30,12 @@ cudaError_t vd_cuda_embed(enum vd_cuda_type type, int64_t n, int64_t d, const in
 /* Stream-ordered. dweight[v, :] += sum over rows r with tokens[r] = v of dout[r, :]. */
 cudaError_t vd_cuda_embed_backward(enum vd_cuda_type type, int64_t n, int64_t d, int64_t vocab, const int32_t *tokens,
                                    const void *dout, float *dweight, cudaStream_t stream);
-/* Stream-ordered. x [n, width] = dropout(x). */
+/* Stream-ordered. x [n, width] = dropout(x); where `kept` is not NULL, it notes which x are then > 0: a bit an element,
+ * rows of vd_linear_kept_row(width) bytes, the lowest bit of a byte first. */
 cudaError_t vd_cuda_drop_rows(enum vd_cuda_type type, int64_t n, int64_t width, const vd_cuda_dropout *dropout, void *x,
-                              cudaStream_t stream);
+                              void *kept, cudaStream_t stream);
+/* Not collective. Are rows of this width noted? For others `kept` is left alone. */
+bool vd_cuda_kept_fits(int64_t width);
 
 /* Bytes of workspace that the sums over rows of [n, width] need (column_sums, add_norm_backward). */
 size_t vd_cuda_rows_workspace(int64_t n, int64_t width);
@@ -49,7 +52,8 @@ cudaError_t vd_cuda_add_norm(enum vd_cuda_type type, int64_t n, int64_t d, const
 /* Stream-ordered. vd_ops.add_norm_backward; same limits. */
 cudaError_t vd_cuda_add_norm_backward(enum vd_cuda_type type, int64_t n, int64_t d, const void *sum, const float *mean,
                                       const float *rstd, const float *weight, const void *dy, void *dsum,
-                                      float *dweight, float *dbias, float *workspace, cudaStream_t stream);
+                                      float *dweight, float *dbias, float *dshift, float *workspace,
+                                      cudaStream_t stream);
 
 /* Stream-ordered. vd_ops.memory_push. */
 cudaError_t vd_cuda_memory_push(enum vd_cuda_type type, int64_t n_stream, int64_t d, const void *old, int64_t rows_old,

@@ -1,7 +1,9 @@
-/* Residual sum and layer norm: a warp a row, the row in registers (K chunks of N elements a lane). */
+/* Residual sum and layer norm: a warp a row, the row in registers (K chunks of N elements a lane). A warp takes rows
+ * one after the other and reads the next one before it works on this one; weights stay in registers where a row is
+ * short. Read anew for each row they cost more of the level-1 cache's bandwidth than the row itself does. */
 #include "element.cuh"
 
-enum { VD_WARPS = 8 };
+enum { VD_WARPS = 8, VD_HELD = 16, VD_NORM_BLOCKS = 264 }; /* two blocks on each of an H100's multiprocessors */
 
 VD_GPU float vd_warp_sum(float x) {
 #pragma unroll
@@ -9,76 +11,141 @@ VD_GPU float vd_warp_sum(float x) {
   return x;
 }
 
-template <typename T, int N, int K>
-__global__ void vd_add_norm_kernel(int64_t n, int d, const T *a, const T *b, const float *weight, const float *bias,
-                                   T *sum, float *mean, float *rstd, T *y) {
-  int lane = (int)threadIdx.x % 32;
-  int64_t r = (int64_t)blockIdx.x * VD_WARPS + threadIdx.x / 32;
-  if (r >= n) return;
-  float x[K][N], total = 0, square = 0;
+/* A lane's share of a row, as it is stored. */
+template <typename T, int N, int K> struct vd_row { vd_pack<T, N> at[K]; };
+template <typename T, int N, int K> VD_GPU void vd_read_row(const T *from, int lane, int d, vd_row<T, N, K> &row) {
 #pragma unroll
   for (int k = 0; k < K; k++) {
     int c = (k * 32 + lane) * N;
-    if (c >= d) continue;
-    float other[N];
-    vd_read<T, N>(a + r * d + c, x[k]);
-    vd_read<T, N>(b + r * d + c, other);
-    T rounded[N]; /* backward reads the sum as it is stored: the statistics are of that too */
-#pragma unroll
-    for (int i = 0; i < N; i++) {
-      vd_set(&rounded[i], x[k][i] + other[i]);
-      x[k][i] = vd_load(rounded[i]);
-      total += x[k][i];
-    }
-    vd_write<T, N>(sum + r * d + c, x[k]);
-  }
-  float mu = vd_warp_sum(total) / (float)d;
-#pragma unroll
-  for (int k = 0; k < K; k++) {
-    if ((k * 32 + lane) * N >= d) continue;
-#pragma unroll
-    for (int i = 0; i < N; i++) square += (x[k][i] - mu) * (x[k][i] - mu);
-  }
-  float scale = rsqrtf(vd_warp_sum(square) / (float)d + 1e-5f);
-  if (lane == 0) {
-    mean[r] = mu;
-    rstd[r] = scale;
-  }
-#pragma unroll
-  for (int k = 0; k < K; k++) {
-    int c = (k * 32 + lane) * N;
-    if (c >= d) continue;
-#pragma unroll
-    for (int i = 0; i < N; i++) x[k][i] = (x[k][i] - mu) * scale * weight[c + i] + bias[c + i];
-    vd_write<T, N>(y + r * d + c, x[k]);
+    if (c < d) row.at[k] = *(const vd_pack<T, N> *)(from + c);
   }
 }
 
-/* With g = dy * weight and xhat = (sum - mean) rstd: dsum = rstd (g - mean(g) - xhat mean(g xhat)). Each warp keeps its
- * rows' share of dweight and dbias and the block leaves one partial row: [blocks, 2 d]. */
+/* A lane's share of a vector of d weights: held in registers, or read where it is wanted. */
+template <int N, int K, bool HELD> struct vd_weights;
+template <int N, int K> struct vd_weights<N, K, true> {
+  float x[K][N];
+  __device__ __forceinline__ vd_weights(const float *from, int lane, int d) {
+#pragma unroll
+    for (int k = 0; k < K; k++) {
+      int c = (k * 32 + lane) * N;
+      if (c < d) vd_read<float, N>(from + c, x[k]);
+    }
+  }
+  __device__ __forceinline__ void get(int k, float out[N]) const {
+#pragma unroll
+    for (int i = 0; i < N; i++) out[i] = x[k][i];
+  }
+};
+template <int N, int K> struct vd_weights<N, K, false> {
+  const float *from;
+  int lane;
+  __device__ __forceinline__ vd_weights(const float *p, int l, int) : from(p), lane(l) {}
+  __device__ __forceinline__ void get(int k, float out[N]) const { vd_read<float, N>(from + (k * 32 + lane) * N, out); }
+};
+
 template <typename T, int N, int K>
-__global__ void vd_add_norm_backward_kernel(int64_t n, int d, const T *sum, const float *mean, const float *rstd,
-                                            const float *weight, const T *dy, T *dsum, float *partial) {
-  extern __shared__ float shared[]; /* [VD_WARPS][d] */
-  int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
-  float dw[K][N] = {{0}}, db[K][N] = {{0}};
-  for (int64_t r = (int64_t)blockIdx.x * VD_WARPS + warp; r < n; r += (int64_t)gridDim.x * VD_WARPS) {
-    float g[K][N], xhat[K][N], m1 = 0, m2 = 0, mu = mean[r], scale = rstd[r];
+__global__ void __launch_bounds__(VD_WARPS * 32, K *N <= VD_HELD ? 2 : 1)
+    vd_add_norm_kernel(int64_t n, int d, const T *a, const T *b, const float *weight, const float *bias, T *sum,
+                       float *mean, float *rstd, T *y) {
+  int lane = (int)threadIdx.x % 32;
+  int64_t r = (int64_t)blockIdx.x * VD_WARPS + threadIdx.x / 32, step = (int64_t)gridDim.x * VD_WARPS;
+  if (r >= n) return;
+  vd_weights<N, K, (K * N <= VD_HELD)> w(weight, lane, d), shift(bias, lane, d);
+  vd_row<T, N, K> next_a, next_b;
+  vd_read_row<T, N, K>(a + r * d, lane, d, next_a);
+  vd_read_row<T, N, K>(b + r * d, lane, d, next_b);
+  for (; r < n; r += step) {
+    float x[K][N], total = 0, square = 0;
 #pragma unroll
     for (int k = 0; k < K; k++) {
       int c = (k * 32 + lane) * N;
       if (c >= d) continue;
-      vd_read<T, N>(dy + r * d + c, g[k]);
-      vd_read<T, N>(sum + r * d + c, xhat[k]);
+      vd_pack<T, N> rounded; /* backward reads the sum as it is stored: the statistics are of that too */
 #pragma unroll
       for (int i = 0; i < N; i++) {
-        xhat[k][i] = (xhat[k][i] - mu) * scale;
-        dw[k][i] += g[k][i] * xhat[k][i];
-        db[k][i] += g[k][i];
-        g[k][i] *= weight[c + i];
+        vd_set(&rounded.at[i], vd_load(next_a.at[k].at[i]) + vd_load(next_b.at[k].at[i]));
+        x[k][i] = vd_load(rounded.at[i]);
+        total += x[k][i];
+      }
+      *(vd_pack<T, N> *)(sum + r * d + c) = rounded;
+    }
+    if (r + step < n) {
+      vd_read_row<T, N, K>(a + (r + step) * d, lane, d, next_a);
+      vd_read_row<T, N, K>(b + (r + step) * d, lane, d, next_b);
+    }
+    float mu = vd_warp_sum(total) / (float)d;
+#pragma unroll
+    for (int k = 0; k < K; k++) {
+      if ((k * 32 + lane) * N >= d) continue;
+#pragma unroll
+      for (int i = 0; i < N; i++) square += (x[k][i] - mu) * (x[k][i] - mu);
+    }
+    float scale = rsqrtf(vd_warp_sum(square) / (float)d + 1e-5f);
+    if (lane == 0) {
+      mean[r] = mu;
+      rstd[r] = scale;
+    }
+#pragma unroll
+    for (int k = 0; k < K; k++) {
+      int c = (k * 32 + lane) * N;
+      if (c >= d) continue;
+      float wk[N], bk[N];
+      w.get(k, wk);
+      shift.get(k, bk);
+#pragma unroll
+      for (int i = 0; i < N; i++) x[k][i] = (x[k][i] - mu) * scale * wk[i] + bk[i];
+      vd_write<T, N>(y + r * d + c, x[k]);
+    }
+  }
+}
+
+/* With g = dy * weight and xhat = (sum - mean) rstd: dsum = rstd (g - mean(g) - xhat mean(g xhat)). Each warp keeps its
+ * rows' share of dweight, dbias and, with SHIFT, of the sums of dsum; the block leaves one partial row of those two or
+ * three vectors of d. */
+template <typename T, int N, int K, bool SHIFT>
+__global__ void __launch_bounds__(VD_WARPS * 32, K *N <= VD_HELD ? 2 : 1)
+    vd_add_norm_backward_kernel(int64_t n, int d, const T *sum, const float *mean, const float *rstd,
+                                const float *weight, const T *dy, T *dsum, float *partial) {
+  extern __shared__ float shared[]; /* the weights [d], then [VD_WARPS][d] */
+  enum { SUMS = SHIFT ? 3 : 2 };
+  int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
+  int64_t r = (int64_t)blockIdx.x * VD_WARPS + warp, step = (int64_t)gridDim.x * VD_WARPS;
+  float kept[SUMS][K][N] = {};
+  vd_row<T, N, K> next_dy, next_sum;
+  for (int c = (int)threadIdx.x; c < d; c += VD_WARPS * 32) shared[c] = weight[c];
+  float next_mu = 0, next_scale = 0;
+  if (r < n) {
+    vd_read_row<T, N, K>(dy + r * d, lane, d, next_dy);
+    vd_read_row<T, N, K>(sum + r * d, lane, d, next_sum);
+    next_mu = mean[r];
+    next_scale = rstd[r];
+  }
+  __syncthreads();
+  for (; r < n; r += step) {
+    float g[K][N], xhat[K][N], m1 = 0, m2 = 0, mu = next_mu, scale = next_scale;
+#pragma unroll
+    for (int k = 0; k < K; k++) {
+      int c = (k * 32 + lane) * N;
+      if (c >= d) continue;
+      float wk[N];
+      vd_read<float, N>(shared + c, wk);
+#pragma unroll
+      for (int i = 0; i < N; i++) {
+        g[k][i] = vd_load(next_dy.at[k].at[i]);
+        xhat[k][i] = (vd_load(next_sum.at[k].at[i]) - mu) * scale;
+        kept[0][k][i] += g[k][i] * xhat[k][i];
+        kept[1][k][i] += g[k][i];
+        g[k][i] *= wk[i];
         m1 += g[k][i];
         m2 += g[k][i] * xhat[k][i];
       }
+    }
+    if (r + step < n) {
+      vd_read_row<T, N, K>(dy + (r + step) * d, lane, d, next_dy);
+      vd_read_row<T, N, K>(sum + (r + step) * d, lane, d, next_sum);
+      next_mu = mean[r + step];
+      next_scale = rstd[r + step];
     }
     m1 = vd_warp_sum(m1) / (float)d;
     m2 = vd_warp_sum(m2) / (float)d;
@@ -87,45 +154,47 @@ __global__ void vd_add_norm_backward_kernel(int64_t n, int d, const T *sum, cons
       int c = (k * 32 + lane) * N;
       if (c >= d) continue;
 #pragma unroll
-      for (int i = 0; i < N; i++) g[k][i] = scale * (g[k][i] - m1 - xhat[k][i] * m2);
+      for (int i = 0; i < N; i++) {
+        g[k][i] = scale * (g[k][i] - m1 - xhat[k][i] * m2);
+        if (SHIFT) kept[SUMS - 1][k][i] += g[k][i];
+      }
       vd_write<T, N>(dsum + r * d + c, g[k]);
     }
   }
-  for (int pass = 0; pass < 2; pass++) {
+#pragma unroll
+  for (int pass = 0; pass < SUMS; pass++) {
     __syncthreads();
 #pragma unroll
     for (int k = 0; k < K; k++) {
       int c = (k * 32 + lane) * N;
-      if (c >= d) continue;
-#pragma unroll
-      for (int i = 0; i < N; i++) shared[warp * d + c + i] = pass ? db[k][i] : dw[k][i];
+      if (c < d) vd_write<float, N>(shared + (1 + warp) * d + c, kept[pass][k]);
     }
     __syncthreads();
     for (int c = (int)threadIdx.x; c < d; c += VD_WARPS * 32) {
       float total = 0;
-      for (int w = 0; w < VD_WARPS; w++) total += shared[w * d + c];
-      partial[(int64_t)blockIdx.x * 2 * d + pass * d + c] = total;
+      for (int i = 0; i < VD_WARPS; i++) total += shared[(1 + i) * d + c];
+      partial[((int64_t)blockIdx.x * SUMS + pass) * d + c] = total;
     }
   }
 }
 
-/* dweight, dbias [d] += the sums of partial's columns [rows, 2 d]. */
-static __global__ void vd_norm_partials_kernel(int rows, int d, const float *partial, float *dweight, float *dbias) {
-  __shared__ float lane[8][33];
-  int c = (int)(blockIdx.x * 32 + threadIdx.x);
+/* dweight, dbias, dshift [d] += the sums of partial's columns [rows, sums d]; 32 columns x 32 lanes of rows a block. */
+static __global__ void vd_norm_partials_kernel(int rows, int d, int sums, const float *partial, float *dweight,
+                                               float *dbias, float *dshift) {
+  __shared__ float lane[32][33];
+  int c = (int)(blockIdx.x * 32 + threadIdx.x), width = sums * d;
   float mine = 0;
-  if (c < 2 * d)
-    for (int r = (int)threadIdx.y; r < rows; r += 8) mine += partial[(int64_t)r * 2 * d + c];
+  if (c < width) {
+#pragma unroll 4
+    for (int r = (int)threadIdx.y; r < rows; r += 32) mine += partial[(int64_t)r * width + c];
+  }
   lane[threadIdx.y][threadIdx.x] = mine;
   __syncthreads();
-  if (threadIdx.y > 0 || c >= 2 * d) return;
-  float total = 0;
-  for (int i = 0; i < 8; i++) total += lane[i][threadIdx.x];
-  if (c < d) {
-    dweight[c] += total;
-  } else {
-    dbias[c - d] += total;
-  }
+  float total = vd_warp_sum(lane[threadIdx.x][threadIdx.y]);
+  c = (int)(blockIdx.x * 32 + threadIdx.y);
+  if (threadIdx.x > 0 || c >= width) return;
+  float *to = c < d ? dweight : c < 2 * d ? dbias : dshift;
+  to[c % d] += total;
 }
 
 /* Picks the number of chunks: CALL(T, elements of a chunk, chunks). */
@@ -146,10 +215,15 @@ static __global__ void vd_norm_partials_kernel(int rows, int d, const float *par
     return cudaErrorInvalidValue;                                                                                      \
   }
 
+static unsigned vd_norm_blocks(int64_t n) {
+  unsigned blocks = vd_blocks(n, VD_WARPS);
+  return blocks < VD_NORM_BLOCKS ? blocks : (unsigned)VD_NORM_BLOCKS;
+}
+
 cudaError_t vd_cuda_add_norm(enum vd_cuda_type type, int64_t n, int64_t d, const void *a, const void *b,
                              const float *weight, const float *bias, void *sum, float *mean, float *rstd, void *y,
                              cudaStream_t stream) {
-  unsigned blocks = vd_blocks(n, VD_WARPS);
+  unsigned blocks = vd_norm_blocks(n);
 #define WIDTH(T, N, K)                                                                                                 \
   vd_add_norm_kernel<T, N, K><<<blocks, VD_WARPS * 32, 0, stream>>>(n, (int)d, (const T *)a, (const T *)b, weight,     \
                                                                     bias, (T *)sum, mean, rstd, (T *)y)
@@ -162,20 +236,28 @@ cudaError_t vd_cuda_add_norm(enum vd_cuda_type type, int64_t n, int64_t d, const
 
 cudaError_t vd_cuda_add_norm_backward(enum vd_cuda_type type, int64_t n, int64_t d, const void *sum, const float *mean,
                                       const float *rstd, const float *weight, const void *dy, void *dsum,
-                                      float *dweight, float *dbias, float *workspace, cudaStream_t stream) {
-  enum { MOST = 264 }; /* two blocks on each of an H100's multiprocessors */
-  unsigned blocks = vd_blocks(n, VD_WARPS) < MOST ? vd_blocks(n, VD_WARPS) : MOST;
-  size_t shared = VD_WARPS * (size_t)d * sizeof(float);
-#define WIDTH(T, N, K)                                                                                                 \
-  cudaFuncSetAttribute(vd_add_norm_backward_kernel<T, N, K>, cudaFuncAttributeMaxDynamicSharedMemorySize,              \
+                                      float *dweight, float *dbias, float *dshift, float *workspace,
+                                      cudaStream_t stream) {
+  unsigned blocks = vd_norm_blocks(n);
+  int sums = dshift ? 3 : 2;
+  size_t shared = (VD_WARPS + 1) * (size_t)d * sizeof(float);
+#define LAUNCH(T, N, K, SHIFT)                                                                                         \
+  cudaFuncSetAttribute(vd_add_norm_backward_kernel<T, N, K, SHIFT>, cudaFuncAttributeMaxDynamicSharedMemorySize,       \
                        (int)shared);                                                                                   \
-  vd_add_norm_backward_kernel<T, N, K><<<blocks, VD_WARPS * 32, shared, stream>>>(                                     \
+  vd_add_norm_backward_kernel<T, N, K, SHIFT><<<blocks, VD_WARPS * 32, shared, stream>>>(                              \
       n, (int)d, (const T *)sum, mean, rstd, weight, (const T *)dy, (T *)dsum, workspace)
+#define WIDTH(T, N, K)                                                                                                 \
+  if (dshift) {                                                                                                        \
+    LAUNCH(T, N, K, true);                                                                                             \
+  } else {                                                                                                             \
+    LAUNCH(T, N, K, false);                                                                                            \
+  }
 #define CALL(T) VD_BY_WIDTH(T, d, WIDTH)
   VD_BY_TYPE(type, CALL);
 #undef CALL
 #undef WIDTH
-  vd_norm_partials_kernel<<<vd_blocks(2 * d, 32), dim3(32, 8), 0, stream>>>((int)blocks, (int)d, workspace, dweight,
-                                                                            dbias);
+#undef LAUNCH
+  vd_norm_partials_kernel<<<vd_blocks(sums * d, 32), dim3(32, 32), 0, stream>>>((int)blocks, (int)d, sums, workspace,
+                                                                                dweight, dbias, dshift);
   return cudaGetLastError();
 }

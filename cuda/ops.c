@@ -182,7 +182,7 @@ static void cuda_embed_backward(vd_ops *o, int64_t n, int64_t d, int64_t vocab, 
                                 const vd_dropout *dropout, vd_act *dout, real *dweight) {
   vd_cuda_backend *c = vd_cuda_of(o);
   vd_cuda_dropout drop = dropout_of(dropout);
-  if (drop.p > 0) vd_cuda_note(c, vd_cuda_drop_rows(c->type, n, d, &drop, dout, c->stream), "embed backward");
+  if (drop.p > 0) vd_cuda_note(c, vd_cuda_drop_rows(c->type, n, d, &drop, dout, NULL, c->stream), "embed backward");
   vd_cuda_note(c, vd_cuda_embed_backward(c->type, n, d, vocab, tokens, dout, dweight, c->stream), "embed backward");
 }
 
@@ -194,14 +194,14 @@ static void cuda_add_norm(vd_ops *o, int64_t n, int64_t d, const vd_act *a, cons
 
 static void cuda_add_norm_backward(vd_ops *o, int64_t n, int64_t d, const vd_act *sum, const real *mean,
                                    const real *rstd, const real *weight, const vd_act *dy, vd_act *dsum, real *dweight,
-                                   real *dbias) {
+                                   real *dbias, real *dshift) {
   vd_cuda_backend *c = vd_cuda_of(o);
   float *partial = vd_cuda_room(c, &c->partial, vd_cuda_rows_workspace(n, d));
   if (partial)
-    vd_cuda_note(
-        c,
-        vd_cuda_add_norm_backward(c->type, n, d, sum, mean, rstd, weight, dy, dsum, dweight, dbias, partial, c->stream),
-        "layer norm backward");
+    vd_cuda_note(c,
+                 vd_cuda_add_norm_backward(c->type, n, d, sum, mean, rstd, weight, dy, dsum, dweight, dbias, dshift,
+                                           partial, c->stream),
+                 "layer norm backward");
 }
 
 static void cuda_memory_push(vd_ops *o, int64_t n_stream, int64_t d, const vd_act *old, int64_t rows_old,

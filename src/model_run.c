@@ -27,9 +27,12 @@ static vd_dropout dropout(const vd_model *m, const struct micro *u, double p, in
 
 /* Transformer-XL's branches and last output are dropped in training, the adaptive-span transformer's are not. Where
  * there is no dropout, *x is passed on as it is; else what is dropped goes to `room`, which may be x. */
+static bool drops_branches(const vd_model *m, const struct micro *u) {
+  return vd_model_is_xl(m) && u->step->train && m->config.dropout > 0;
+}
 static vd_act *drop(vd_model *m, const struct micro *u, int layer, enum vd_site site, vd_act *x, vd_act *room) {
-  vd_dropout d = dropout(m, u, vd_model_is_xl(m) ? m->config.dropout : 0.0, layer, site);
-  if (d.p <= 0) return x;
+  if (!drops_branches(m, u)) return x;
+  vd_dropout d = dropout(m, u, m->config.dropout, layer, site);
   m->ops->scale_dropout(m->ops, u->rows, m->d, 1.0, &d, x, room);
   return room;
 }
@@ -82,8 +85,22 @@ static vd_attention_input input_of(const vd_model *m, const struct micro *u, int
   return (vd_attention_input){(const char *)s->memory + skip, s->rows, m->saved[l].input};
 }
 
+/* The feed-forward layers: the hidden units' ReLU and dropout lie between them. */
 static vd_linear fc1_of(const vd_model *m, const struct micro *u, int l) {
-  return (vd_linear){u->rows, m->d, m->config.d_inner, true, dropout(m, u, m->config.dropout, l, VD_SITE_HIDDEN)};
+  return (vd_linear){.n = u->rows,
+                     .in = m->d,
+                     .out = m->config.d_inner,
+                     .relu = true,
+                     .dropout = dropout(m, u, m->config.dropout, l, VD_SITE_HIDDEN),
+                     .kept = u->step->train ? m->saved[l].kept : NULL};
+}
+static vd_linear fc2_of(const vd_model *m, const struct micro *u, int l) {
+  return (vd_linear){.n = u->rows,
+                     .in = m->config.d_inner,
+                     .out = m->d,
+                     .dropout = dropout(m, u, m->config.dropout, l, VD_SITE_HIDDEN),
+                     .after_relu = true,
+                     .kept = u->step->train ? m->saved[l].kept : NULL};
 }
 static vd_linear plain(const struct micro *u, int64_t in, int64_t out) {
   return (vd_linear){.n = u->rows, .in = in, .out = out};
@@ -95,7 +112,7 @@ static void layer_forward(vd_model *m, const struct micro *u, int l, vd_act *out
   struct vd_layer_saved *s = &m->saved[l];
   vd_attention a = attention_of(m, u, l);
   vd_attention_input in = input_of(m, u, l);
-  vd_linear join = plain(u, m->width, m->d), fc1 = fc1_of(m, u, l), fc2 = plain(u, m->config.d_inner, m->d);
+  vd_linear join = plain(u, m->width, m->d), fc1 = fc1_of(m, u, l), fc2 = fc2_of(m, u, l);
   o->attention_project(o, &a, &in, m->params + p->query_at, m->params + p->key_at, m->params + p->value_at, s->q, s->k,
                        s->v);
   o->attention(o, &a, s->q, s->k, s->v, s->attended, s->lse);
@@ -122,16 +139,19 @@ static void layer_backward(vd_model *m, const struct micro *u, int l) {
   struct vd_layer_saved *s = &m->saved[l];
   vd_attention a = attention_of(m, u, l);
   vd_attention_input in = input_of(m, u, l);
-  vd_linear join = plain(u, m->width, m->d), fc1 = fc1_of(m, u, l), fc2 = plain(u, m->config.d_inner, m->d);
+  vd_linear join = plain(u, m->width, m->d), fc1 = plain(u, m->d, m->config.d_inner), fc2 = fc2_of(m, u, l);
+  /* Where nothing drops the branch, its bias has the sum's gradient. */
+  bool dropped = drops_branches(m, u);
   o->add_norm_backward(o, u->rows, m->d, s->sum2, s->mean2, s->rstd2, weight(m, p->norm2_weight), m->dhidden, m->dsum,
-                       gradient(m, p->norm2_weight), gradient(m, p->norm2_bias));
+                       gradient(m, p->norm2_weight), gradient(m, p->norm2_bias),
+                       dropped ? NULL : gradient(m, p->fc2_bias));
   vd_act *dbranch = drop(m, u, l, VD_SITE_FED_FORWARD, m->dsum, m->dbranch);
   o->linear_backward(o, &fc2, s->ff, weight(m, p->fc2_weight), NULL, dbranch, m->dff, false, gradient(m, p->fc2_weight),
-                     gradient(m, p->fc2_bias));
-  o->linear_backward(o, &fc1, s->normed1, weight(m, p->fc1_weight), s->ff, m->dff, m->dsum, true,
+                     dropped ? gradient(m, p->fc2_bias) : NULL);
+  o->linear_backward(o, &fc1, s->normed1, weight(m, p->fc1_weight), NULL, m->dff, m->dsum, true,
                      gradient(m, p->fc1_weight), gradient(m, p->fc1_bias));
   o->add_norm_backward(o, u->rows, m->d, s->sum1, s->mean1, s->rstd1, weight(m, p->norm1_weight), m->dsum, m->dhidden,
-                       gradient(m, p->norm1_weight), gradient(m, p->norm1_bias));
+                       gradient(m, p->norm1_weight), gradient(m, p->norm1_bias), NULL);
   /* dsum now holds nothing needed: it takes the gradient of the heads' output. */
   dbranch = drop(m, u, l, VD_SITE_ATTENDED, m->dhidden, m->dbranch);
   o->linear_backward(o, &join, s->attended, weight(m, p->out), NULL, dbranch, m->dsum, false, gradient(m, p->out),

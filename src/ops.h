@@ -28,12 +28,24 @@ typedef struct vd_dropout {
   int64_t row0;
 } vd_dropout;
 
-/* y = x W^T (+ bias) (then ReLU and dropout where `relu`). x [n, in], W [out, in], bias [out] or NULL, y [n, out]. */
+/* y = x W^T (+ bias) (then ReLU and dropout where `relu`). x [n, in], W [out, in], bias [out] or NULL, y [n, out].
+ *
+ * after_relu: x is the y of a layer with `relu` and this `dropout` (of which p alone counts), and linear_backward takes
+ * the gradient through both: dx = x > 0 ? scale (dy W) : 0, written. That layer's own linear_backward is then called
+ * without `relu`. kept: NULL, or n * vd_linear_kept_row(width of that y) bytes where a layer with `relu` notes which y
+ * are > 0, for the layer after it: a backend that can read that faster than x does, others leave it alone. */
 typedef struct vd_linear {
   int64_t n, in, out;
   bool relu;
-  vd_dropout dropout; /* only with relu */
+  vd_dropout dropout; /* only with relu or after_relu */
+  bool after_relu;
+  void *kept;
 } vd_linear;
+
+/* Bytes of a row of vd_linear.kept: a bit an element, in whole 16 bytes. */
+static inline int64_t vd_linear_kept_row(int64_t width) {
+  return (width + 127) / 128 * 16;
+}
 
 // clang-format off
 /* One relative-position attention layer over n_stream streams of `block` queries each, of width d = n_head * d_head.
@@ -140,16 +152,19 @@ struct vd_ops {
 
   void (*linear)(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const real *bias, vd_act *y);
   /* dy [n, out] is overwritten where relu (it becomes the gradient before the ReLU; y > 0 tells which were kept).
-   * dx [n, in]: written, or added to where accumulate; NULL: not wanted. dweight, dbias (NULL: none): added to. */
+   * dx [n, in]: written, or added to where accumulate (not with after_relu); NULL: not wanted. dweight, dbias (NULL:
+   * none): added to. */
   void (*linear_backward)(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const vd_act *y,
                           vd_act *dy, vd_act *dx, bool accumulate, real *dweight, real *dbias);
 
   /* sum = a + b; y = (sum - mean) * rstd * weight + bias, eps 1e-5. Saved for backward: sum [n,d], mean, rstd [n]. */
   void (*add_norm)(vd_ops *o, int64_t n, int64_t d, const vd_act *a, const vd_act *b, const real *weight,
                    const real *bias, vd_act *sum, real *mean, real *rstd, vd_act *y);
-  /* dsum [n, d]: the gradient of both a and b, written. dweight, dbias: added to. */
+  /* dsum [n, d]: the gradient of both a and b, written. dweight, dbias: added to; so are the sums of dsum's columns to
+   * dshift [d] (NULL: none), the gradient of a bias that a or b ends with. */
   void (*add_norm_backward)(vd_ops *o, int64_t n, int64_t d, const vd_act *sum, const real *mean, const real *rstd,
-                            const real *weight, const vd_act *dy, vd_act *dsum, real *dweight, real *dbias);
+                            const real *weight, const vd_act *dy, vd_act *dsum, real *dweight, real *dbias,
+                            real *dshift);
 
   /* q [n, d] from hidden; k, v [n_stream, window + block, d]: for head h only rows >= window - reach[h] are written.
    * wq, wk, wv [d, d_model], no bias; memory and hidden are d_model wide, d = n_head * d_head. */

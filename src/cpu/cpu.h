@@ -21,7 +21,8 @@ void vd_cpu_add_norm(vd_ops *o, int64_t n, int64_t d, const vd_act *a, const vd_
                      const real *bias, vd_act *sum, real *mean, real *rstd, vd_act *y);
 /* Not collective. vd_ops.add_norm_backward. */
 void vd_cpu_add_norm_backward(vd_ops *o, int64_t n, int64_t d, const vd_act *sum, const real *mean, const real *rstd,
-                              const real *weight, const vd_act *dy, vd_act *dsum, real *dweight, real *dbias);
+                              const real *weight, const vd_act *dy, vd_act *dsum, real *dweight, real *dbias,
+                              real *dshift);
 /* Not collective. vd_ops.cross_entropy. */
 void vd_cpu_cross_entropy(vd_ops *o, int64_t n, int64_t vocab, const vd_act *logits, const int32_t *targets,
                           double scale, double *loss_sum, real *nll, vd_act *dlogits);

@@ -64,9 +64,12 @@ static void add_norm_backward(ops_test *t, const char *name, int64_t n, int64_t 
   case_noise(t, &c, SIDE_ACT, nd, 1, 36);
   int dsum = case_fill(&c, SIDE_ACT, nd, 9);
   int dw = case_noise(t, &c, SIDE_REAL, width, 1, 37), db = case_noise(t, &c, SIDE_REAL, width, 1, 38);
-  case_result results[] = {
-      {.buffer = dsum, .name = "dsum"}, {.buffer = dw, .name = "dweight"}, {.buffer = db, .name = "dbias"}};
-  case_check(t, name, &c, results, 3);
+  int shift = case_noise(t, &c, SIDE_REAL, n > 3 ? width : 0, 1, 39);
+  case_result results[] = {{.buffer = dsum, .name = "dsum"},
+                           {.buffer = dw, .name = "dweight"},
+                           {.buffer = db, .name = "dbias"},
+                           {.buffer = shift, .name = "dshift"}};
+  case_check(t, name, &c, results, n > 3 ? 4 : 3);
 }
 
 static void push(ops_test *t, const char *name, int64_t old, int64_t block, int64_t new, bool same) {
@@ -110,9 +113,13 @@ void test_elementwise(ops_test *t) {
   add_norm(t, "add_norm", 70, 512);
   add_norm(t, "add_norm odd", 33, 37);
   add_norm(t, "add_norm wide", 3, 1024);
+  add_norm(t, "add_norm wider", 9, 2040);
+  add_norm(t, "add_norm long", 5003, 264);
   add_norm_backward(t, "add_norm backward", 300, 512);
   add_norm_backward(t, "add_norm backward odd", 33, 37);
   add_norm_backward(t, "add_norm backward wide", 3, 1024);
+  add_norm_backward(t, "add_norm backward wider", 9, 2040);
+  add_norm_backward(t, "add_norm backward long", 5003, 264);
   push(t, "memory_push", 100, 33, 100, false);
   push(t, "memory_push same buffer", 100, 33, 100, true);
   push(t, "memory_push longer block", 20, 33, 20, true);

@@ -135,9 +135,9 @@ static void timed_add_norm(vd_ops *o, int64_t n, int64_t d, const vd_act *a, con
 
 static void timed_add_norm_backward(vd_ops *o, int64_t n, int64_t d, const vd_act *sum, const real *mean,
                                     const real *rstd, const real *weight, const vd_act *dy, vd_act *dsum, real *dweight,
-                                    real *dbias) {
+                                    real *dbias, real *dshift) {
   vd_ops *i = begin(o, "add_norm_backward", 0, (double)(n * d) * 3 * act(o));
-  i->add_norm_backward(i, n, d, sum, mean, rstd, weight, dy, dsum, dweight, dbias);
+  i->add_norm_backward(i, n, d, sum, mean, rstd, weight, dy, dsum, dweight, dbias, dshift);
   end(o);
 }
 
