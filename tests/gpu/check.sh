@@ -51,7 +51,9 @@ check runs python3 "$here/run_gpu.py"
 sanitizer=${SANITIZER:-$(command -v compute-sanitizer || ls -d "${CUDA_HOME:-/usr/local/cuda}"/bin/compute-sanitizer "${CUDA_HOME:-/usr/local/cuda}"/compute-sanitizer/compute-sanitizer /opt/nvidia/*/compute-sanitizer 2>/dev/null | head -n 1)}
 if [ -x "$sanitizer" ]; then
   for tool in memcheck racecheck; do
-    check "sanitizer $tool ops" bash -c 'bundled "$@"' _ "$sanitizer" --tool $tool --error-exitcode 9 "$cuda/test_ops" bf16 "${SANITIZED_OPS:-ramp ends}"
+    for ops in "ramp ends" "growing memory"; do
+      check "sanitizer $tool ops $ops" bash -c 'bundled "$@"' _ "$sanitizer" --tool $tool --error-exitcode 9 "$cuda/test_ops" bf16 "$ops"
+    done
     for file in adaptive_span_trimmed transformer_xl; do
       check "sanitizer $tool update $file" bash -c 'bundled "$@"' _ "$sanitizer" --tool $tool --error-exitcode 9 "$tests/check_golden_f32" --backend cuda "$golden/$file.h5"
     done
