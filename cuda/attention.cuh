@@ -20,6 +20,7 @@ enum { VD_WORK_FORWARD, VD_WORK_QUERY, VD_WORK_KEY, VD_WORK_KINDS };
 typedef struct vd_band {
   int reach, first, full, whole, ramp;
   float fraction, inverse_ramp;
+  int oldest; /* with relative keys: the first key that exists */
 } vd_band;
 
 /* A layer's work list, in device memory. `next` and `done` of a kind of work are zero between kernels. */
@@ -59,11 +60,36 @@ typedef struct vd_item {
   int head, stream, tile;
 } vd_item;
 
-VD_DEV vd_item vd_query_item(const vd_cuda_attention &a, const vd_plan *plan, int item) {
+/* REL, here and below: relative keys in place of spans, which leaves all heads alike. The heads of a stream are then
+ * next to each other, which spreads what is added to the gradient of a head's relative keys; long tiles come first. */
+template <bool REL> VD_DEV vd_item vd_query_item(const vd_cuda_attention &a, const vd_plan *plan, int item) {
   int n_tile = vd_ceil_div(a.block, VD_TILE), per_head = a.n_stream * n_tile;
+  if constexpr (REL) {
+    int pair = item / n_tile;
+    vd_item it = {pair % a.n_head, pair / a.n_head, n_tile - 1 - item % n_tile};
+    return it;
+  }
   int rest = item % per_head;
   vd_item it = {plan->head[item / per_head], rest / n_tile, rest % n_tile};
   return it;
+}
+
+template <bool REL> VD_DEV vd_band vd_band_of(const vd_cuda_attention &a, const vd_plan *plan, int head) {
+  if constexpr (REL) {
+    vd_band b = {};
+    b.reach = b.full = a.reach, b.oldest = -a.window;
+    return b;
+  }
+  return plan->band[head];
+}
+/* The first row of keys that the head sees. */
+template <bool REL> VD_DEV int vd_lowest(const vd_band &b) {
+  return REL ? max(-b.reach, b.oldest) : -b.reach;
+}
+/* Key tiles that a query tile sees, up to its own. */
+template <bool REL> VD_DEV int vd_key_tiles(const vd_band &b, int query_tile) {
+  int far = vd_ceil_div(b.reach, VD_TILE);
+  return (REL ? min(far, query_tile + vd_ceil_div(-b.oldest, VD_TILE)) : far) + 1;
 }
 
 VD_DEV float vd_mask(const vd_band &b, int x) {
@@ -78,12 +104,52 @@ VD_DEV bool vd_seen(const vd_band &b, int x) {
   return x >= b.first && x <= b.reach;
 }
 /* Whether a 16 x 16 sub-tile has any pair seen, and whether all its pairs are seen with mask 1. x0 = distance of its
- * corner (query 0, key 0). */
-VD_DEV bool vd_any_seen(const vd_band &b, int x0) {
-  return x0 + 15 >= b.first && x0 - 15 <= b.reach;
+ * corner (query 0, key kappa0). */
+template <bool REL> VD_DEV bool vd_any_seen(const vd_band &b, int x0, int kappa0) {
+  return x0 + 15 >= b.first && x0 - 15 <= b.reach && (!REL || kappa0 + 15 >= b.oldest);
 }
-VD_DEV bool vd_all_full(const vd_band &b, int x0) {
-  return x0 - 15 >= b.first && x0 + 15 <= b.full;
+template <bool REL> VD_DEV bool vd_all_full(const vd_band &b, int x0, int kappa0) {
+  return x0 - 15 >= b.first && x0 + 15 <= b.full && (!REL || kappa0 >= b.oldest);
+}
+
+/* A head's position keys: row e = -distance, lowest <= e < end. */
+template <typename T> struct vd_positions {
+  const T *row0;
+  int64_t stride;
+  int lowest, end;
+  const float *score; /* with relative keys: (v - u).r(x) at x = -e */
+};
+template <bool REL, typename T>
+VD_DEV vd_positions<T> vd_positions_of(const vd_cuda_attention &a, const void *table, int head) {
+  if constexpr (REL) {
+    vd_positions<T> p = {(const T *)a.rel_key + head * a.d_head, -a.rel_stride, -a.reach, 1,
+                         a.room + (int64_t)head * (a.reach + 1)};
+    return p;
+  }
+  vd_positions<T> p = {(const T *)table + (int64_t)a.attn_span * a.d_head, a.d_head, -a.attn_span, 0, nullptr};
+  return p;
+}
+/* Starts the copy of rows e0 .. e0 + 63, and of what their scores begin with. */
+template <typename T, int D, bool REL>
+VD_DEV void vd_copy_positions(T *tile, float *score, const vd_positions<T> &p, int e0, int width) {
+  vd_copy_tile<T, D>(tile, p.row0, p.stride, e0, p.lowest, p.end, width);
+  if (REL && threadIdx.x < VD_TILE) {
+    int e = e0 + (int)threadIdx.x;
+    bool valid = e >= p.lowest && e < p.end;
+    vd_copy4(score + threadIdx.x, valid ? p.score - e : p.score, valid);
+  }
+}
+/* What the products of queries + u (rows) with position keys (columns) begin with, so that they end as those of queries
+ * + v. */
+template <bool REL> VD_DEV void vd_begin_scores(float c[2][4], const float *score) {
+  vd_clear(c);
+  if constexpr (REL) {
+#pragma unroll
+    for (int jn = 0; jn < 2; jn++) {
+      float2 x = *(const float2 *)(score + 8 * jn + 2 * (threadIdx.x & 3));
+      c[jn][0] = c[jn][2] = x.x, c[jn][1] = c[jn][3] = x.y;
+    }
+  }
 }
 
 /* Row in a ring of `ring` 16-row blocks; 0 <= unit < 2 ring. */
@@ -234,5 +300,8 @@ static inline cudaError_t vd_fill_device(const void *kernel, int shared, int *bl
   if (e == cudaSuccess) *blocks = n_sm * per_sm;
   return e;
 }
+
+/* Stream-ordered. Fills a->room; attention_relative.cu. */
+cudaError_t vd_fill_room(const vd_cuda_attention *a, cudaStream_t stream);
 
 #endif

@@ -11,8 +11,8 @@ template <typename T, int D> struct vd_forward_layout {
   static constexpr int stages = sizeof(T) * D <= 256 ? 2 : 1;
   static constexpr int blocks = sizeof(T) * D <= 128 ? 2 : 1; /* on a multiprocessor, at least */
   static constexpr int tile = VD_TILE * D;
-  static constexpr int elements = (1 + 2 * stages + stages + 1) * tile; /* q, k, v, table */
-  static constexpr int bytes = elements * (int)sizeof(T);
+  static constexpr int elements = (1 + 2 * stages + stages + 1) * tile;                /* q, k, v, table */
+  static constexpr int bytes = elements * (int)sizeof(T) + (stages + 1) * VD_TILE * 4; /* and what scores begin with */
 };
 
 /* A warp's state over the key tiles. */
@@ -38,22 +38,53 @@ VD_DEV void vd_mask_scores(const vd_band &band, bool trimmed, int x0, float s[2]
   }
 }
 
+/* With relative keys: hides what is out of reach or does not exist. */
+VD_DEV void vd_hide_scores(const vd_band &band, int x0, int kappa0, float s[2][4]) {
+  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    int jn = i >> 2, k = i & 3, column = 8 * jn + 2 * t + (k & 1), x = x0 + g + 8 * (k >> 1) - column;
+    if (!vd_seen(band, x) || kappa0 + column < band.oldest) s[jn][k] = -INFINITY;
+  }
+}
+
+/* Adds the content bias u to a warp's 16 queries in shared memory; rows beyond the block stay zero. */
+template <typename T, int D> VD_DEV void vd_add_content_bias(const vd_cuda_attention &a, T *tile, int head, int iw) {
+  constexpr int per_chunk = 16 / (int)sizeof(T), chunks = D / per_chunk;
+  const float *u = a.content_bias + head * a.d_head;
+  int row0 = (threadIdx.x >> 5) * 16;
+#pragma unroll
+  for (int i = 0; i < 16 * chunks / 32; i++) {
+    int id = i * 32 + (int)(threadIdx.x & 31), row = id / chunks, chunk = id % chunks;
+    if (iw + row >= a.block || chunk * per_chunk >= a.d_head) continue;
+    T *at = tile + vd_chunk<T, D>(row0 + row, chunk);
+#pragma unroll
+    for (int e = 0; e < per_chunk; e++) at[e] = (T)((float)at[e] + u[chunk * per_chunk + e]);
+  }
+  __syncwarp();
+}
+
 /* Scores of a warp's 16 queries (from iw) and the keys of VD_STEP sub-tiles from kappa0, in units of log 2. `unit` is
  * the number of the 16-row block of the table ring where block 0 of the first sub-tile lies. Returns the bits of
  * sub-tiles with any pair seen; the others are not touched. */
-template <typename T, int D, bool FULL>
+template <typename T, int D, bool FULL, bool REL>
 VD_DEV unsigned vd_scores(const vd_cuda_attention &a, const vd_band &band, vd_forward_warp<T, D> &w, const T *k,
-                          const T *table, int ring, int unit, int iw, int kappa0, float factor,
+                          const T *table, const float *begin, int ring, int unit, int iw, int kappa0, float factor,
                           float s[VD_STEP][2][4]) {
   unsigned active = 0;
 #pragma unroll
   for (int b = 0; b < VD_STEP; b++) {
     int x0 = iw - kappa0 - 16 * b;
-    if (FULL || vd_any_seen(band, x0)) {
+    if (FULL || vd_any_seen<REL>(band, x0, kappa0 + 16 * b)) {
       float next[2][4], position[2][4];
-      if ((!FULL || b == 0) && !w.have_before) vd_dots<T, D>(w.before, w.q, table, vd_ring_row(unit + b, ring));
+      int row = vd_ring_row(unit + b, ring), row_next = vd_ring_row(unit + b + 1, ring);
+      if ((!FULL || b == 0) && !w.have_before) {
+        vd_begin_scores<REL>(w.before, begin + row);
+        vd_add_dots<T, D>(w.before, w.q, table, row);
+      }
       w.have_before = true;
-      vd_dots<T, D>(next, w.q, table, vd_ring_row(unit + b + 1, ring));
+      vd_begin_scores<REL>(next, begin + row_next);
+      vd_add_dots<T, D>(next, w.q, table, row_next);
       vd_dots<T, D>(s[b], w.q, k, 16 * b);
       vd_skew(position, w.before, next);
 #pragma unroll
@@ -61,7 +92,13 @@ VD_DEV unsigned vd_scores(const vd_cuda_attention &a, const vd_band &band, vd_fo
         s[b][i >> 2][i & 3] = (s[b][i >> 2][i & 3] + position[i >> 2][i & 3]) * factor;
         w.before[i >> 2][i & 3] = next[i >> 2][i & 3];
       }
-      if (!FULL && !vd_all_full(band, x0)) vd_mask_scores(band, a.trimmed, x0, s[b]);
+      if (!FULL && !vd_all_full<REL>(band, x0, kappa0 + 16 * b)) {
+        if constexpr (REL) {
+          vd_hide_scores(band, x0, kappa0 + 16 * b, s[b]);
+        } else {
+          vd_mask_scores(band, a.trimmed, x0, s[b]);
+        }
+      }
       active |= 1U << b;
     }
   }
@@ -101,7 +138,7 @@ VD_DEV void vd_softmax_step(vd_forward_warp<T, D> &w, unsigned active, float s[V
 }
 
 /* sum += dropout(weights) v. */
-template <typename T, int D, bool FULL, bool DROP>
+template <typename T, int D, bool FULL, bool DROP, bool REL>
 VD_DEV void vd_weigh_values(const vd_cuda_attention &a, const vd_band &band, const vd_drop &drop,
                             vd_forward_warp<T, D> &w, const T *v, unsigned active, int iw, int kappa0,
                             float s[VD_STEP][2][4]) {
@@ -110,7 +147,7 @@ VD_DEV void vd_weigh_values(const vd_cuda_attention &a, const vd_band &band, con
   for (int b = 0; b < VD_STEP; b++) {
     if (!FULL && !(active >> b & 1)) continue;
     int x0 = iw - kappa0 - 16 * b;
-    if (!FULL && a.trimmed) {
+    if (!FULL && !REL && a.trimmed) {
 #pragma unroll
       for (int i = 0; i < 8; i++)
         s[b][i >> 2][i & 3] *= vd_mask(band, x0 + g + 8 * ((i >> 1) & 1) - (8 * (i >> 2) + 2 * t + (i & 1)));
@@ -128,15 +165,15 @@ VD_DEV void vd_weigh_values(const vd_cuda_attention &a, const vd_band &band, con
 }
 
 /* These keys for this warp. */
-template <typename T, int D, bool FULL, bool DROP>
+template <typename T, int D, bool FULL, bool DROP, bool REL>
 VD_DEV void vd_forward_step(const vd_cuda_attention &a, const vd_band &band, const vd_drop &drop,
-                            vd_forward_warp<T, D> &w, const T *k, const T *v, const T *table, int ring, int unit,
-                            int iw, int kappa0, float factor) {
+                            vd_forward_warp<T, D> &w, const T *k, const T *v, const T *table, const float *begin,
+                            int ring, int unit, int iw, int kappa0, float factor) {
   float s[VD_STEP][2][4];
-  unsigned active = vd_scores<T, D, FULL>(a, band, w, k, table, ring, unit, iw, kappa0, factor, s);
+  unsigned active = vd_scores<T, D, FULL, REL>(a, band, w, k, table, begin, ring, unit, iw, kappa0, factor, s);
   if (!FULL && !active) return;
   vd_softmax_step<T, D, FULL>(w, active, s);
-  vd_weigh_values<T, D, FULL, DROP>(a, band, drop, w, v, active, iw, kappa0, s);
+  vd_weigh_values<T, D, FULL, DROP, REL>(a, band, drop, w, v, active, iw, kappa0, s);
 }
 
 /* Divides by the softmax's denominator; writes out and lse. */
@@ -157,7 +194,7 @@ VD_DEV void vd_forward_finish(const vd_cuda_attention &a, const vd_drop &drop, v
                       a.d_head, w.sum, factor);
 }
 
-template <typename T, int D, bool DROP>
+template <typename T, int D, bool DROP, bool REL>
 __global__ void __launch_bounds__(VD_THREADS, vd_forward_layout<T, D>::blocks)
     vd_forward_kernel(const __grid_constant__ vd_cuda_attention a, const T *q, const T *k, const T *v, const T *table,
                       T *out, float *lse, vd_drop drop) {
@@ -166,27 +203,33 @@ __global__ void __launch_bounds__(VD_THREADS, vd_forward_layout<T, D>::blocks)
   extern __shared__ __align__(256) unsigned char memory[];
   __shared__ int next;
   T *qs = (T *)memory, *ks = qs + tile, *vs = ks + stages * tile, *ts = vs + stages * tile;
+  float *begin = (float *)(ts + (stages + 1) * tile);
   vd_plan *plan = (vd_plan *)a.plan;
   const int n_item = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE), warp = (int)threadIdx.x >> 5;
   const float factor = rsqrtf((float)a.d_head) * 1.44269504088896341f;
   for (int item = (int)blockIdx.x; item < n_item;) {
     const int asked = vd_ask_next(plan, VD_WORK_FORWARD);
-    const vd_item it = vd_query_item(a, plan, item);
-    const vd_band band = plan->band[it.head];
+    const vd_item it = vd_query_item<REL>(a, plan, item);
+    const vd_band band = vd_band_of<REL>(a, plan, it.head);
+    const vd_positions<T> positions = vd_positions_of<REL, T>(a, table, it.head);
     vd_set_drop(&drop, a, it.head, it.stream);
-    const int i0 = it.tile * VD_TILE, iw = i0 + 16 * warp, n = vd_ceil_div(band.reach, VD_TILE) + 1;
-    const int start = i0 - (n - 1) * VD_TILE; /* first key */
+    const int i0 = it.tile * VD_TILE, iw = i0 + 16 * warp, n = vd_key_tiles<REL>(band, it.tile);
+    const int start = i0 - (n - 1) * VD_TILE, lowest = vd_lowest<REL>(band); /* first key of tiles, of what is seen */
     const T *qh = q + (int64_t)it.stream * a.block * a.q_stride + it.head * a.d_head;
     const T *kh = k + ((int64_t)it.stream * a.kv_rows + a.window) * a.kv_stride + it.head * a.d_head;
     const T *vh = v + ((int64_t)it.stream * a.kv_rows + a.window) * a.kv_stride + it.head * a.d_head;
-    /* Key tile t needs blocks t and t + 1 of the table; block 0 and block n are beyond the reach. */
+    /* Key tile t needs blocks t and t + 1 of the table. Block 0 is beyond a span's reach (not so with relative keys,
+     * where keys may begin within the reach), and block n has distances <= 0. */
+    auto copy_positions = [&](int y) {
+      vd_copy_positions<T, D, REL>(ts + y % (stages + 1) * tile, begin + y % (stages + 1) * VD_TILE, positions,
+                                   start - i0 + (y - 1) * VD_TILE, a.d_head);
+    };
     auto copy = [&](int t) {
       int kappa0 = start + t * VD_TILE, slot = t % stages;
-      vd_copy_tile<T, D>(ks + slot * tile, kh, a.kv_stride, kappa0, -band.reach, a.block, a.d_head);
-      vd_copy_tile<T, D>(vs + slot * tile, vh, a.kv_stride, kappa0, -band.reach, a.block, a.d_head);
-      if (t + 1 < n)
-        vd_copy_tile<T, D>(ts + (t + 1) % (stages + 1) * tile, table, a.d_head, a.attn_span + kappa0 - i0, 0,
-                           a.attn_span, a.d_head);
+      vd_copy_tile<T, D>(ks + slot * tile, kh, a.kv_stride, kappa0, lowest, a.block, a.d_head);
+      vd_copy_tile<T, D>(vs + slot * tile, vh, a.kv_stride, kappa0, lowest, a.block, a.d_head);
+      if (REL && t == 0) copy_positions(0);
+      if (REL || t + 1 < n) copy_positions(t + 1);
       vd_copy_commit();
     };
     vd_forward_warp<T, D> w;
@@ -202,7 +245,10 @@ __global__ void __launch_bounds__(VD_THREADS, vd_forward_layout<T, D>::blocks)
       }
       vd_copy_wait();
       __syncthreads();
-      if (t == 0) w.q.set(qs, 16 * warp);
+      if (t == 0) {
+        if (REL && a.content_bias) vd_add_content_bias<T, D>(a, qs, it.head, iw);
+        w.q.set(qs, 16 * warp);
+      }
       if (stages == 2 && t + 1 < n) copy(t + 1);
       int kappa0 = start + t * VD_TILE, unit = (4 * t + 3 - warp) % ring;
       const T *kt = ks + t % stages * tile, *vt = vs + t % stages * tile;
@@ -211,10 +257,12 @@ __global__ void __launch_bounds__(VD_THREADS, vd_forward_layout<T, D>::blocks)
       for (int b = 0; b < 4; b += VD_STEP) {
         int kappa = kappa0 + 16 * b, x0 = iw - kappa;
         const T *kb = kt + 16 * b * D, *vb = vt + 16 * b * D;
-        if (vd_all_full(band, x0) && vd_all_full(band, x0 - 16 * (VD_STEP - 1))) {
-          vd_forward_step<T, D, true, DROP>(a, band, drop, w, kb, vb, ts, ring, unit + b, iw, kappa, factor);
+        if (vd_all_full<REL>(band, x0, kappa) && vd_all_full<REL>(band, x0 - 16 * (VD_STEP - 1), kappa)) {
+          vd_forward_step<T, D, true, DROP, REL>(a, band, drop, w, kb, vb, ts, begin, ring, unit + b, iw, kappa,
+                                                 factor);
         } else {
-          vd_forward_step<T, D, false, DROP>(a, band, drop, w, kb, vb, ts, ring, unit + b, iw, kappa, factor);
+          vd_forward_step<T, D, false, DROP, REL>(a, band, drop, w, kb, vb, ts, begin, ring, unit + b, iw, kappa,
+                                                  factor);
         }
       }
     }
@@ -229,8 +277,10 @@ static cudaError_t vd_forward(const vd_cuda_attention *a, const void *q, const v
                               const void *table, void *out, float *lse, cudaStream_t stream) {
   int blocks, shared = vd_forward_layout<T, D>::bytes;
   const vd_drop drop = vd_make_drop(a);
-  auto kernel = drop.threshold ? vd_forward_kernel<T, D, true> : vd_forward_kernel<T, D, false>;
-  cudaError_t e = vd_fill_device((const void *)kernel, shared, &blocks);
+  auto kernel = drop.threshold ? vd_forward_kernel<T, D, true, false> : vd_forward_kernel<T, D, false, false>;
+  if (a->rel_key) kernel = drop.threshold ? vd_forward_kernel<T, D, true, true> : vd_forward_kernel<T, D, false, true>;
+  cudaError_t e = a->rel_key ? vd_fill_room(a, stream) : cudaSuccess;
+  if (e == cudaSuccess) e = vd_fill_device((const void *)kernel, shared, &blocks);
   if (e != cudaSuccess) return e;
   kernel<<<blocks, VD_THREADS, shared, stream>>>(*a, (const T *)q, (const T *)k, (const T *)v, (const T *)table,
                                                  (T *)out, lse, drop);

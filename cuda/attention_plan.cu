@@ -10,6 +10,11 @@ size_t vd_cuda_attention_room_size(const vd_cuda_attention *a) {
 }
 
 VD_DEV vd_band vd_make_band(const vd_cuda_attention &a, int head) {
+  if (a.rel_key) {
+    vd_band same = vd_band_of<true>(a, nullptr, head);
+    same.reach = min(same.reach, a.window); /* for those who read of keys in memory */
+    return same;
+  }
   double z = (double)a.span[a.n_span == 1 ? 0 : head] * a.attn_span;
   vd_band b;
   b.whole = (int)floor(z);
@@ -19,6 +24,7 @@ VD_DEV vd_band vd_make_band(const vd_cuda_attention &a, int head) {
   b.first = a.first_distance;
   b.reach = a.trimmed ? a.window : min(a.window, b.whole + a.ramp + 1);
   b.full = min(b.reach, b.whole + (b.fraction > 0 ? 1 : 0)); /* where the derivative is 0 too */
+  b.oldest = -a.window;
   return b;
 }
 
@@ -59,10 +65,14 @@ __global__ void vd_plan_kernel(const __grid_constant__ vd_plan_layers layers) {
 /* Whether the kernels take these shapes: 16-byte chunks lie within one head's columns. */
 static bool vd_shapes_fit(const vd_cuda_attention *a) {
   int chunk = a->type == VD_CUDA_FP32 ? 4 : 8;
-  return a->n_stream > 0 && a->block > 0 && a->window > 0 && a->n_head > 0 && a->n_head <= VD_CUDA_MAX_HEADS &&
-         a->d_head > 0 && a->d_head <= 128 && a->d_head % chunk == 0 && a->q_stride % chunk == 0 &&
-         a->kv_stride % chunk == 0 && a->ramp > 0 && a->first_distance > 0 && a->window <= a->attn_span &&
-         a->kv_rows >= a->window + a->block && (a->n_span == 1 || a->n_span == a->n_head);
+  if (a->n_stream <= 0 || a->block <= 0 || a->window < 0 || a->n_head <= 0 || a->n_head > VD_CUDA_MAX_HEADS ||
+      a->d_head <= 0 || a->d_head > 128 || a->d_head % chunk != 0 || a->q_stride % chunk != 0 ||
+      a->kv_stride % chunk != 0 || a->window > a->attn_span || a->kv_rows < a->window + a->block)
+    return false;
+  if (a->rel_key)
+    return a->first_distance == 0 && a->rel_stride % chunk == 0 && a->reach >= 0 && a->reach < a->window + a->block &&
+           a->room && !a->content_bias == !a->position_bias;
+  return a->window > 0 && a->ramp > 0 && a->first_distance > 0 && (a->n_span == 1 || a->n_span == a->n_head);
 }
 
 cudaError_t vd_cuda_attention_make_plans(int32_t n, const vd_cuda_attention *a, cudaStream_t stream) {

@@ -225,10 +225,9 @@ VD_DEV void vd_clear(float c[2][4]) {
   for (int i = 0; i < 8; i++) c[i >> 2][i & 3] = 0;
 }
 
-/* c = rows * (rows n0.. + 15 of tile)^T, contracted over D columns. */
+/* c += rows * (rows n0.. + 15 of tile)^T, contracted over D columns. */
 template <typename T, int D, bool HOLD>
-VD_DEV void vd_dots(float c[2][4], const vd_rows<T, D, HOLD> &rows, const T *tile, int n0) {
-  vd_clear(c);
+VD_DEV void vd_add_dots(float c[2][4], const vd_rows<T, D, HOLD> &rows, const T *tile, int n0) {
 #pragma unroll
   for (int i = 0; i < D / 16; i++) {
     vd_frag_a<T> a;
@@ -238,6 +237,13 @@ VD_DEV void vd_dots(float c[2][4], const vd_rows<T, D, HOLD> &rows, const T *til
     vd_mma(c[0], a, b[0]);
     vd_mma(c[1], a, b[1]);
   }
+}
+
+/* c = the same. */
+template <typename T, int D, bool HOLD>
+VD_DEV void vd_dots(float c[2][4], const vd_rows<T, D, HOLD> &rows, const T *tile, int n0) {
+  vd_clear(c);
+  vd_add_dots<T, D>(c, rows, tile, n0);
 }
 
 /* sum (16 x D) += a * (rows k0.. + 15 of tile). */
