@@ -38,6 +38,7 @@ typedef struct vd_train {
   vd_progress progress;
   double grad_norm, span_penalty; /* of the last update */
   double sum_seconds;             /* in gradient sums since the last line of the log */
+  double seconds_before;          /* of progress.log, those of the run's earlier part, whose sums were not kept */
   int64_t saved_update;           /* of the last checkpoint, written or being written; 0: none */
   char writing[VD_PATH + 64];     /* path of the checkpoint that is being written; "": none. The same on all ranks */
   char last_good[VD_PATH + 64];   /* path of the last one that was written; "": none */

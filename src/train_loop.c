@@ -117,7 +117,7 @@ static void fill_row(vd_train *t, vd_log_row *row) {
                       .tokens_per_second = m->targets / m->seconds,
                       .mean_span = sum / (double)n,
                       .max_span = most,
-                      .sum_share = t->ctx->size > 1 ? t->sum_seconds / m->seconds : NAN,
+                      .sum_share = t->ctx->size > 1 ? t->sum_seconds / (m->seconds - t->seconds_before) : NAN,
                       .mfu = utilisation(t, m->targets / m->seconds),
                       .loss_scale = t->device.precision == VD_FP16 ? vd_optimizer_loss_scale(t->optimizer) : NAN,
                       .skipped = vd_optimizer_skipped(t->optimizer)};
@@ -150,7 +150,7 @@ static int tell(vd_train *t, vd_error *err) {
     vd_monitor_judge(t->monitor, t->ctx->comm, u, row.bpc, warning, sizeof warning);
     if (t->log) vd_log_update(t->log, &row, err);
     t->progress.log = (vd_meter){0};
-    t->sum_seconds = 0;
+    t->sum_seconds = t->seconds_before = 0;
   } else {
     vd_log_live(t->log, &row);
   }

@@ -134,6 +134,7 @@ static int restore(vd_train *t, vd_error *err) {
   vd_snapshot snapshot = {t->ctx, t->ops, t->model, t->optimizer, t->geometry.n_stream, NULL};
   if (vd_snapshot_read(&snapshot, t->resume.path, &t->progress, err)) return err->status;
   t->saved_update = t->progress.update;
+  t->seconds_before = t->progress.log.seconds;
   snprintf(t->last_good, sizeof t->last_good, "%s", t->resume.path);
   if (t->ctx->rank == 0) mend_links(t, err);
   return vd_share_error(t->ctx->comm, err);

@@ -1,5 +1,6 @@
 #!/usr/bin/python3
 """A run is the same on any number of ranks, however it is cut into micro batches, stopped, killed and continued."""
+import hashlib
 import os
 import random
 import signal
@@ -42,6 +43,32 @@ def farthest(a, b):
 
 def losses(run):
     return np.array([x["loss"] for x in place.log(run)[0]])
+
+
+def reseal(path):
+    """Puts the digest at a changed checkpoint's end."""
+    with open(path, "r+b") as f:
+        data = f.read()
+        end = data.rfind(b"\nviaduct sha256 ")
+        data = data if end < 0 else data[:end]
+        f.truncate(len(data))
+        f.seek(0, os.SEEK_END)
+        f.write(b"\nviaduct sha256 " + hashlib.sha256(data).hexdigest().encode() + b"\n")
+
+
+def check_share_after_resume():
+    """The first line after a resume tells the gradient sum's share of this run's own time: what went before, a million
+    seconds here, had its sums too."""
+    words = {"checkpoint__interval": 5, "run__log_interval": 10, "valid__interval": 0}
+    first = place.train("early", ranks=2, run__max_updates=10, **words)
+    early = place.checkpoint("early", 5)
+    with h5py.File(early, "r+") as f:
+        f["statistics"][5] += 1e6
+    reseal(early)
+    second = place.train("late", ranks=2, run__max_updates=10, run__resume=early, **words)
+    lines = place.log("late")[0]
+    report("the gradient sum's share after a resume", first.returncode == 0 and second.returncode == 0 and len(lines) == 1
+           and 1e-4 < lines[0]["sum_share"] < 1 and lines[0]["wps"] < 1, f"{second.stderr} {lines}")
 
 
 def check_ranks():
@@ -170,6 +197,7 @@ def flip(f):
 
 
 check_ranks()
+check_share_after_resume()
 check_stop()
 check_kill()
 check_damage()
