@@ -75,6 +75,20 @@ static int visit_all(hid_t file, walk *w) {
   return w->err->status;
 }
 
+/* Of a run in fp16. */
+static int print_scaling(hid_t file, vd_error *err) {
+  double scaling[3];
+  char shape[96];
+  hid_t id = H5Dopen2(file, "/loss_scale", H5P_DEFAULT);
+  if (id < 0 || vd_info_shape(id, shape) != 3 ||
+      H5Dread(id, H5T_NATIVE_DOUBLE, H5S_ALL, H5S_ALL, H5P_DEFAULT, scaling) < 0)
+    vd_h5_fail(err, "cannot read /loss_scale");
+  else
+    printf("  loss scale   %g; %.0f updates were skipped\n", scaling[0], scaling[2]);
+  if (id >= 0) H5Dclose(id);
+  return err->status;
+}
+
 static int print_place(hid_t file, vd_error *err) {
   int64_t position[3], update;
   double best;
@@ -92,6 +106,7 @@ static int print_place(hid_t file, vd_error *err) {
     printf("  valid bpc    none yet\n");
   else if (vd_h5_get_f64(file, "best_valid_bpc", &best, err) == VD_OK)
     printf("  valid bpc    %.4f, the lowest so far\n", best);
+  if (err->status == VD_OK && H5Lexists(file, "/loss_scale", H5P_DEFAULT) > 0) print_scaling(file, err);
   return vd_info_text(file, "corpus_id", "corpus id", err);
 }
 

@@ -51,8 +51,9 @@ static double entropy(const vd_monitor *m, MPI_Comm comm) {
 }
 
 void vd_monitor_judge(vd_monitor *m, MPI_Comm comm, int64_t update, double bpc, char *warning, size_t size) {
-  double h = entropy(m, comm);
   warning[0] = '\0';
+  if (!isfinite(bpc)) return; /* every update was skipped; the same on all ranks */
+  double h = entropy(m, comm);
   if (fabs(bpc - h) >= near_entropy)
     m->near_since = -1, m->said_stalled = false;
   else if (m->near_since < 0)

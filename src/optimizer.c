@@ -12,8 +12,8 @@ struct vd_optimizer {
   vd_extent *tensor; /* [n_tensor] host */
   double *norm2;     /* [n_tensor] host */
   real *state[2];    /* backend: Adagrad's sum of squared gradients; Adam's m and v */
-  double loss_scale;
-  int64_t clean, skipped; /* updates since it last changed; updates skipped in all */
+  vd_loss_scale scaling;
+  bool lost; /* the loss of the update to come */
 };
 
 int vd_optimizer_create(vd_optimizer **out, const vd_optimizer_config *config, vd_model *m, vd_ops *ops,
@@ -22,7 +22,7 @@ int vd_optimizer_create(vd_optimizer **out, const vd_optimizer_config *config, v
     return vd_fail(err, VD_FAILED, "the backend '%s' has no Adam", ops->name);
   vd_optimizer *o = vd_calloc(1, sizeof *o);
   o->config = *config;
-  o->loss_scale = config->loss_scale > 0 ? config->loss_scale : 1.0;
+  o->scaling.scale = config->loss_scale > 0 ? config->loss_scale : 1.0;
   o->model = m;
   o->ops = ops;
   o->n_tensor = vd_model_n_param(m);
@@ -81,35 +81,49 @@ static int fail_at(const vd_optimizer *o, int i, int64_t update, vd_error *err) 
                  layer);
 }
 
-/* Gradients that are not finite: an error, or under a loss scale an update that is left out. */
+/* Gradients that are not finite (of `tensor`), or a loss (-1): an error, or under a loss scale an update that is left
+ * out. */
 static int overflow(vd_optimizer *o, int tensor, int64_t update, double *grad_norm, vd_error *err) {
+  o->lost = false;
   if (o->config.loss_scale <= 0) return fail_at(o, tensor, update, err);
-  o->loss_scale /= 2;
-  o->clean = 0;
-  o->skipped++;
+  o->scaling.scale /= 2;
+  o->scaling.clean = 0;
+  o->scaling.skipped++;
   *grad_norm = NAN;
-  if (o->loss_scale >= 1e-4) return VD_OK;
-  fail_at(o, tensor, update, err);
+  if (o->scaling.scale >= 1e-4) return VD_OK;
+  if (tensor < 0)
+    vd_fail(err, VD_FAILED, "update %lld: the loss is not finite", (long long)(update + 1));
+  else
+    fail_at(o, tensor, update, err);
   return vd_wrap(err, "the loss scale has fallen below 1e-4");
 }
 
 double vd_optimizer_loss_scale(const vd_optimizer *o) {
-  return o->loss_scale;
+  return o->scaling.scale;
 }
-int64_t vd_optimizer_skipped(const vd_optimizer *o) {
-  return o->skipped;
+bool vd_optimizer_scaling(const vd_optimizer *o, vd_loss_scale *scaling) {
+  *scaling = o->scaling;
+  return o->config.loss_scale > 0;
+}
+void vd_optimizer_set_scaling(vd_optimizer *o, const vd_loss_scale *scaling) {
+  if (o->config.loss_scale > 0) o->scaling = *scaling;
+}
+void vd_optimizer_lose(vd_optimizer *o) {
+  if (o->config.loss_scale <= 0) vd_bug("without a loss scale a lost loss ends the run");
+  o->lost = true;
 }
 
 static void count_clean(vd_optimizer *o) {
-  if (o->config.loss_scale <= 0 || ++o->clean < o->config.loss_scale_window) return;
-  o->loss_scale *= 2;
-  o->clean = 0;
+  if (o->config.loss_scale <= 0 || ++o->scaling.clean < o->config.loss_scale_window) return;
+  o->scaling.scale *= 2;
+  o->scaling.clean = 0;
 }
 
 int vd_optimizer_update(vd_optimizer *o, int64_t update, double *grad_norm, vd_error *err) {
   vd_model *m = o->model;
+  if (o->lost) return overflow(o, -1, update, grad_norm, err);
   o->ops->square_sums(o->ops, vd_model_gradients(m), o->tensor, o->n_tensor, o->norm2);
-  double total = 0, scale = 1 / o->loss_scale;
+  double total = 0, scale = 1 / o->scaling.scale;
   for (int i = 0; i < o->n_tensor; i++) {
     if (!isfinite(o->norm2[i])) return overflow(o, i, update, grad_norm, err);
     total += o->norm2[i];

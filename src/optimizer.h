@@ -24,6 +24,13 @@ typedef struct vd_optimizer_config {
   int64_t loss_scale_window; /* updates without overflow after which it is doubled */
 } vd_optimizer_config;
 
+/* Where the scaling of losses stands. */
+typedef struct vd_loss_scale {
+  double scale;
+  int64_t clean;   /* updates without overflow since it last changed */
+  int64_t skipped; /* updates left out, in all */
+} vd_loss_scale;
+
 typedef struct vd_optimizer vd_optimizer;
 
 /* Not collective. An optimiser for m, its state zeros in the backend's memory. m and ops must outlive it. VD_FAILED
@@ -41,12 +48,17 @@ double vd_optimizer_lr(const vd_optimizer *o, int64_t update);
  * tensor. */
 int vd_optimizer_update(vd_optimizer *o, int64_t update, double *grad_norm, vd_error *err);
 /* Not collective. What the gradients given to the next update are to be multiples of: of the loss times this, so that
- * small gradients are not lost in fp16. 1 where config->loss_scale is 0. Otherwise gradients that are not finite skip
- * the update and halve it (VD_FAILED below 1e-4), and loss_scale_window updates without any double it (Micikevicius et
- * al., arXiv 1710.03740, section 3.2). A new optimiser, also of a resumed run, begins with config->loss_scale. */
+ * small gradients are not lost in fp16. 1 where config->loss_scale is 0. Otherwise gradients that are not finite, or a
+ * loss (vd_optimizer_lose), skip the update and halve it (VD_FAILED below 1e-4), and loss_scale_window updates without
+ * any double it (Micikevicius et al., arXiv 1710.03740, section 3.2). */
 double vd_optimizer_loss_scale(const vd_optimizer *o);
-/* Not collective. Updates that were skipped since the optimiser was made. */
-int64_t vd_optimizer_skipped(const vd_optimizer *o);
+/* Not collective. Whether losses are scaled, and then how that stands: what a checkpoint keeps. */
+bool vd_optimizer_scaling(const vd_optimizer *o, vd_loss_scale *scaling);
+/* Not collective. The reverse; nothing where losses are not scaled. */
+void vd_optimizer_set_scaling(vd_optimizer *o, const vd_loss_scale *scaling);
+/* Not collective. The loss of the update to come is not finite: vd_optimizer_update will skip it, whatever the
+ * gradients are. Only where losses are scaled. */
+void vd_optimizer_lose(vd_optimizer *o);
 /* Not collective. Number of state arenas (checkpoints store them). */
 int vd_optimizer_n_state(const vd_optimizer *o);
 /* Not collective. Name of state i: "adagrad_sum"; of Adam "adam_m" and "adam_v". */

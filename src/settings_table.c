@@ -176,10 +176,12 @@ const vd_variable vd_variables[] = {
     STRING(device, comm, "'auto'", "auto mpi", "--ddp-backend",
            "How gradients are summed over ranks. 'mpi': MPI_Allreduce, through host memory where GPUs compute. 'auto': "
            "the best there is, today MPI."),
-    REAL(device, loss_scale, "128.0", 1e-4, false, 1e9, false, "", "--fp16-init-scale",
-         "Precision 'fp16' only: gradients are computed of the loss times this, so that small ones are not lost. It is "
-         "halved after an update whose gradients are not finite, which is skipped, and doubled after "
-         "device%loss_scale_window updates without one."),
+    REAL(
+        device, loss_scale, "128.0", 1e-4, false, 1e9, false, "", "--fp16-init-scale",
+        "Precision 'fp16' only: gradients are computed of the loss times this, so that small ones are not lost. It is "
+        "halved after an update whose loss or gradients are not finite, which is skipped but counts as an update, and "
+        "doubled after device%loss_scale_window updates without one; below 0.0001 the run ends. A run that goes on has "
+        "that of its checkpoint."),
     INTEGER(device, loss_scale_window, "2000", 1, 1e9, "updates", "--fp16-scale-window",
             "Precision 'fp16' only: updates without overflow after which the loss scale is doubled."),
     INTEGER(

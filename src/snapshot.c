@@ -45,6 +45,19 @@ static void get_progress(vd_checkpoint *c, vd_progress *p, vd_error *err) {
                      .trace = {statistic[TRACE_NLL], statistic[TRACE_TARGETS], statistic[TRACE_SECONDS]}};
 }
 
+/* Of a run that scales its losses; files of runs that did not are silent, and leave what the deck says. */
+static void get_scaling(vd_checkpoint *c, vd_optimizer *o, vd_error *err) {
+  double value[N_SCALING];
+  const hsize_t n = N_SCALING;
+  if (!vd_checkpoint_has(c, "/loss_scale") || vd_checkpoint_get(c, "/loss_scale", VD_F64, 1, &n, value, err)) return;
+  if (!(value[0] > 0)) {
+    vd_fail(err, VD_FAILED, "/loss_scale is %g", value[0]);
+    return;
+  }
+  vd_loss_scale l = {value[0], (int64_t)value[1], (int64_t)value[2]};
+  vd_optimizer_set_scaling(o, &l);
+}
+
 /* The rank's own rows of one layer's memory. */
 static int get_memory(const vd_snapshot *s, vd_checkpoint *c, int layer, vd_error *err) {
   char path[64];
@@ -86,6 +99,7 @@ static int read_tensors(const vd_snapshot *s, vd_checkpoint *c, vd_error *err) {
 int vd_snapshot_read(const vd_snapshot *s, const char *path, vd_progress *progress, vd_error *err) {
   vd_checkpoint *c = NULL;
   if (vd_checkpoint_open(&c, s->ctx->h5, path, false, err) == VD_OK) get_progress(c, progress, err);
+  if (err->status == VD_OK) get_scaling(c, s->optimizer, err);
   if (vd_agree(s->ctx->comm, err) == VD_OK) read_tensors(s, c, err);
   if (c) vd_checkpoint_close(&c);
   return err->status ? vd_wrap(err, "%s", path) : VD_OK;

@@ -18,7 +18,7 @@ enum {
   TRACE_SECONDS,
   N_STATISTIC
 };
-enum { N_POSITION = 3, PIECE_BYTES = 16 << 20 /* of memories that travel at once */ };
+enum { N_POSITION = 3, N_SCALING = 3, PIECE_BYTES = 16 << 20 /* of memories that travel at once */ };
 static const enum vd_dtype vd_snapshot_dtype = VD_REAL_IS_DOUBLE ? VD_F64 : VD_F32;
 
 /* Not collective. Streams whose memories of `rows` rows travel at once. */

@@ -29,6 +29,21 @@ static vd_dataset describe(const vd_param *p, const char *path, const char *long
   return d;
 }
 
+/* Only where losses are scaled. */
+static int put_scaling(vd_checkpoint *c, const vd_optimizer *o, vd_error *err) {
+  vd_loss_scale l;
+  if (!vd_optimizer_scaling(o, &l)) return VD_OK;
+  double value[N_SCALING] = {l.scale, (double)l.clean, (double)l.skipped};
+  vd_dataset d = {.path = "/loss_scale",
+                  .dtype = VD_F64,
+                  .rank = 1,
+                  .shape = {N_SCALING},
+                  .dimension = {"scaling"},
+                  .units = "1",
+                  .long_name = "loss scale, updates without overflow since it changed, updates skipped in all"};
+  return vd_checkpoint_put(c, &d, value, err);
+}
+
 static int put_progress(vd_checkpoint *c, const vd_progress *p, const char *echo, const char *corpus_id,
                         vd_error *err) {
   int64_t position[N_POSITION] = {p->update, p->epoch, p->block};
@@ -198,7 +213,7 @@ int vd_snapshot_write(const vd_snapshot *s, const char *path, const vd_progress 
                       const char *corpus_id, vd_error *err) {
   vd_checkpoint *c = NULL;
   if (s->ctx->rank == 0 && vd_checkpoint_begin(&c, s->ctx->h5, path, err) == VD_OK &&
-      put_progress(c, progress, echo, corpus_id, err) != VD_OK)
+      (put_progress(c, progress, echo, corpus_id, err) || put_scaling(c, s->optimizer, err)))
     vd_checkpoint_abandon(&c);
   vd_wrap(err, "the checkpoint was not written");
   if (vd_share_error(s->ctx->comm, err)) return err->status;

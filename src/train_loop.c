@@ -43,8 +43,21 @@ static int wrap_last_good(vd_train *t, vd_error *err) {
   return err->status;
 }
 
-/* The loss is not a number: where did it come from? Parameters are the same on all ranks, and so is the answer. */
-static int fail_loss(vd_train *t, double nll, vd_error *err) {
+/* The loss is not a number. Under a loss scale the update will be left out, its sums are, and the memories, which hold
+ * what overflowed, begin anew. Else: where did it come from? Parameters are the same on all ranks, and so is the
+ * answer.
+ */
+static int fail_loss(vd_train *t, double shared[N_SHARED], vd_error *err) {
+  double nll = shared[NLL];
+  vd_loss_scale scaling;
+  if (vd_optimizer_scaling(t->optimizer, &scaling)) {
+    vd_log_message(t->log, "update %lld is skipped: the loss is not finite; the loss scale was %g",
+                   (long long)(t->progress.update + 1), scaling.scale);
+    vd_optimizer_lose(t->optimizer);
+    shared[NLL] = shared[TARGETS] = 0;
+    vd_model_reset_memory(t->model, err);
+    return vd_agree(t->ctx->comm, err);
+  }
   const vd_param *p = vd_monitor_not_finite(t->model, t->ops, vd_model_params(t->model));
   char where[192] = "all parameters are finite";
   if (p && p->layer >= 0)
@@ -65,7 +78,7 @@ static int update(vd_train *t, bool *signalled, vd_error *err) {
   shared[SIGNALLED] = vd_signals_noted() != 0;
   vd_sum_doubles(t->ctx->comm, shared, N_SHARED);
   if (shared[FAILED] > 0) return vd_agree(t->ctx->comm, err);
-  if (!isfinite(shared[NLL])) return fail_loss(t, shared[NLL], err);
+  if (!isfinite(shared[NLL]) && fail_loss(t, shared, err)) return err->status;
   double sum_start = MPI_Wtime();
   if (t->ops->phase) t->ops->phase(t->ops, "gradient sum");
   vd_sum_gradients(t->ctx->comm, t->ops, vd_model_gradients(t->model), vd_model_arena(t->model));
@@ -103,6 +116,8 @@ static void fill_row(vd_train *t, vd_log_row *row) {
   const vd_meter *m = &t->progress.log;
   int64_t n = t->config.n_layer * t->config.n_head;
   vd_model_spans(t->model, t->span);
+  vd_loss_scale scaling;
+  bool scaled = vd_optimizer_scaling(t->optimizer, &scaling);
   double sum = 0, most = 0;
   for (int64_t i = 0; i < n; i++) {
     sum += t->span[i];
@@ -119,8 +134,8 @@ static void fill_row(vd_train *t, vd_log_row *row) {
                       .max_span = most,
                       .sum_share = t->ctx->size > 1 ? t->sum_seconds / (m->seconds - t->seconds_before) : NAN,
                       .mfu = utilisation(t, m->targets / m->seconds),
-                      .loss_scale = t->device.precision == VD_FP16 ? vd_optimizer_loss_scale(t->optimizer) : NAN,
-                      .skipped = vd_optimizer_skipped(t->optimizer)};
+                      .loss_scale = scaled ? scaling.scale : NAN,
+                      .skipped = scaling.skipped};
 }
 
 static void append_trace(vd_train *t, const vd_log_row *log_row, vd_error *err) {
