@@ -4,6 +4,7 @@
 #ifndef VD_CUDA_TABLE_H
 #define VD_CUDA_TABLE_H
 
+#include "nccl_table.h"
 #include "ops.h"
 
 /* Type of activations, and of the operands of matrix products. Parameters, sums and statistics are fp32. */
@@ -34,6 +35,8 @@ typedef struct vd_cuda_table {
   void (*mark)(vd_ops *o, int i);
   /* ms from mark i to mark j, which have been set. Waits for j. */
   double (*between)(vd_ops *o, int i, int j);
+  /* Sums over GPUs. The functions are there also where NCCL is not: they say so. */
+  const vd_nccl_table *(*nccl)(void);
 } vd_cuda_table;
 
 #endif

@@ -61,5 +61,5 @@ static int gpu_ops(vd_ops **o, int device, enum vd_precision precision, vd_error
 }
 
 extern const vd_cuda_table vd_cuda;
-__attribute__((visibility("default")))
-const vd_cuda_table vd_cuda = {VD_CUDA_INTERFACE, gpu_count, gpu_describe, gpu_ops, vd_cuda_mark, vd_cuda_between};
+__attribute__((visibility("default"))) const vd_cuda_table vd_cuda = {
+    VD_CUDA_INTERFACE, gpu_count, gpu_describe, gpu_ops, vd_cuda_mark, vd_cuda_between, vd_cuda_nccl};

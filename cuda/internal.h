@@ -80,6 +80,8 @@ static inline vd_cuda_backend *vd_cuda_of(vd_ops *o) {
 
 /* Not collective. The backend on a GPU that the kernels were built for: vd_cuda_table.ops. */
 int vd_cuda_ops(vd_ops **o, int device, enum vd_precision precision, vd_error *err);
+/* Not collective. vd_cuda_table.nccl, in nccl.c. */
+const vd_nccl_table *vd_cuda_nccl(void);
 /* Not collective. Notes a CUDA error with what was being done; the first one is kept. */
 void vd_cuda_note(vd_cuda_backend *c, cudaError_t e, const char *what);
 /* Not collective. At least `bytes` of scratch memory (device, or pinned host memory for c->pinned); NULL and a noted

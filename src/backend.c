@@ -58,6 +58,7 @@ static int open_gpu(const vd_settings *s, vd_ops **ops, vd_device *d, vd_error *
   d->precision = precision_of(s);
   if (table->describe(d->number, &d->gpu, err) || table->ops(ops, d->number, d->precision, err)) return err->status;
   d->is_gpu = true;
+  d->cuda = table;
   return VD_OK;
 }
 
@@ -68,15 +69,44 @@ static int open_cpu(const vd_settings *s, int threads, vd_ops **ops, vd_error *e
   return vd_ops_cpu(ops, threads, err);
 }
 
-/* Launchers may show each rank GPUs of its own, so that numbers say nothing of which GPU it is: UUIDs do. */
+/* What tells a rank's GPU from others: launchers may show each rank GPUs of its own, so that numbers say nothing of
+ * which GPU it is; UUIDs do. */
+struct place {
+  unsigned char uuid[sizeof((vd_gpu *)0)->uuid];
+  char host[64];
+  int number;
+};
+
+/* The ranks of one GPU, in words, where they are several. */
+static void tell_sharing(const struct place *all, int size, int first, char *out, size_t room) {
+  const struct place *p = &all[first];
+  const unsigned char *u = p->uuid;
+  int n = 0;
+  size_t used = (size_t)snprintf(out, room, "ranks");
+  for (int r = first; r < size; r++) {
+    if (memcmp(all[r].uuid, p->uuid, sizeof p->uuid) != 0) continue;
+    if (++n <= 8 && used < room) used += (size_t)snprintf(out + used, room - used, "%s %d", n > 1 ? "," : "", r);
+  }
+  if (used < room)
+    snprintf(out + used, room - used,
+             "%s have GPU %d of host %s together (GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-"
+             "%02x%02x%02x%02x%02x%02x)",
+             n > 8 ? ", ..." : "", p->number, p->host, u[0], u[1], u[2], u[3], u[4], u[5], u[6], u[7], u[8], u[9],
+             u[10], u[11], u[12], u[13], u[14], u[15]);
+}
+
 static void count_gpus(vd_context *ctx, vd_device *d) {
-  enum { ID = sizeof d->gpu.uuid };
-  unsigned char *all = vd_calloc((size_t)ctx->size, ID);
-  MPI_Allgather(d->gpu.uuid, ID, MPI_BYTE, all, ID, MPI_BYTE, ctx->comm);
+  struct place own = {.number = d->number}, *all = vd_calloc((size_t)ctx->size, sizeof *all);
+  memcpy(own.uuid, d->gpu.uuid, sizeof own.uuid);
+  gethostname(own.host, sizeof own.host - 1);
+  MPI_Allgather(&own, (int)sizeof own, MPI_BYTE, all, (int)sizeof own, MPI_BYTE, ctx->comm);
   for (int r = 0; r < ctx->size; r++) {
-    bool seen = false;
-    for (int other = 0; other < r && !seen; other++) seen = memcmp(all + r * ID, all + other * ID, ID) == 0;
-    if (!seen) d->n_gpu++;
+    int seen = 0;
+    while (memcmp(all[r].uuid, all[seen].uuid, sizeof own.uuid) != 0) seen++;
+    if (seen == r)
+      d->n_gpu++;
+    else if (!d->sharing[0])
+      tell_sharing(all, ctx->size, seen, d->sharing, sizeof d->sharing);
   }
   free(all);
   d->shared = d->n_gpu < ctx->size;
@@ -112,4 +142,35 @@ int vd_backend_open(vd_context *ctx, const vd_settings *s, vd_ops **ops, vd_devi
   }
   open_cpu(s, d->threads, ops, err);
   return vd_agree(ctx->comm, err);
+}
+
+/* VD_OK where NCCL can sum, else the reason, agreed. */
+static int find_nccl(vd_context *ctx, vd_device *d, vd_error *why) {
+  if (d->shared)
+    return vd_fail(why, VD_FAILED, "NCCL wants a GPU for every rank, and %s; start at most one rank a GPU", d->sharing);
+  d->cuda->nccl()->version(&d->nccl_version, why);
+  if (vd_agree(ctx->comm, why)) return why->status;
+  int mine[2] = {d->nccl_version, -d->nccl_version}, most[2];
+  MPI_Allreduce(mine, most, 2, MPI_INT, MPI_MAX, ctx->comm);
+  if (most[0] != -most[1])
+    return vd_fail(why, VD_FAILED, "ranks find different versions of NCCL, from %d to %d", -most[1], most[0]);
+  return VD_OK;
+}
+
+int vd_backend_comm(vd_context *ctx, const vd_settings *s, vd_device *d, vd_error *err) {
+  bool asked = strcmp(s->device.comm, "nccl") == 0;
+  vd_error why = {0};
+  d->comm = VD_COMM_MPI;
+  if (strcmp(s->device.comm, "mpi") == 0 || (!asked && (ctx->size == 1 || !d->is_gpu))) return VD_OK;
+  if (!d->is_gpu)
+    return vd_fail(err, VD_FAILED, "device%%comm = 'nccl' is for GPUs, and this run %.1500s",
+                   d->notice[0] ? d->notice : "computes on the CPU");
+  if (find_nccl(ctx, d, &why) == VD_OK) {
+    d->comm = VD_COMM_NCCL;
+    return VD_OK;
+  }
+  if (asked) return vd_fail(err, VD_FAILED, "device%%comm = 'nccl': %s", why.message);
+  snprintf(d->comm_notice, sizeof d->comm_notice, "gradients are summed by MPI through host memory: %.1000s",
+           why.message);
+  return VD_OK;
 }

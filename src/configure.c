@@ -54,6 +54,14 @@ void vd_configure_optimizer(vd_optimizer_config *config, const vd_settings *s) {
                                   .warmup_updates = s->optimizer.warmup_updates};
 }
 
+void vd_configure_reducer(vd_reducer_config *config, const vd_settings *s, const vd_device *d) {
+  *config = (vd_reducer_config){.comm = d->comm,
+                                .nccl = d->comm == VD_COMM_NCCL ? d->cuda->nccl() : NULL,
+                                .bucket = (size_t)s->device.bucket_bytes,
+                                .timeout = s->device.timeout,
+                                .timeline = s->device.timeline};
+}
+
 int vd_configure_corpus(vd_context *ctx, const vd_settings *s, vd_corpus **corpus, vd_error *err) {
   vd_corpus_open(corpus, ctx->h5, s->data.path, err);
   return vd_agree(ctx->comm, err);

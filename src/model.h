@@ -78,6 +78,12 @@ real *vd_model_params(vd_model *m);
 /* Not collective. The gradient arena, in the backend's memory; NULL when the model is not for training. Borrowed. */
 real *vd_model_gradients(vd_model *m);
 
+/* Stream-ordered. Gradients [first, first + n) of the arena have got all that this rank adds to them in this update:
+ * what is enqueued on the backend after the call finds them whole. The first call, with n = 0, comes as the last
+ * backward pass begins. Then every element comes once, from the end of the arena to its start, in the same ranges on
+ * all ranks. */
+typedef void (*vd_gradients_ready)(void *receiver, size_t first, size_t n);
+
 /* One block of all the rank's streams. x, y: host [n_stream][block]; y = -1: not counted. */
 typedef struct vd_step {
   const int32_t *x, *y;
@@ -87,8 +93,10 @@ typedef struct vd_step {
   double scale;   /* gradient of the loss = scale * gradient of the sum of nll (1 / targets of the update, all ranks) */
   real *nll;      /* host [n_stream][block] or NULL */
   double nll_sum; /* out: nats */
-  int64_t n_target; /* out */
-  real *logits;     /* host [n_stream][vocab] or NULL: logits of the block's last position */
+  int64_t n_target;         /* out */
+  real *logits;             /* host [n_stream][vocab] or NULL: logits of the block's last position */
+  vd_gradients_ready ready; /* where `train`, so that gradients can be summed while others are computed; NULL: none */
+  void *receiver;           /* what it is given */
 } vd_step;
 
 /* Not collective. Forward (and backward where s->train), then the memories move on by the block. The span penalty is

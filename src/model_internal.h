@@ -9,6 +9,8 @@ struct vd_layer_params {
   int span, query, key, value;               /* of adaptive span */
   int qkv, rel, content_bias, position_bias; /* of Transformer-XL */
   size_t query_at, key_at, value_at;         /* where the three projections lie in the arenas */
+  size_t begin; /* in the arenas, of the tensors that are this layer's alone, spans left out; they end where those of
+                   the next layer begin */
   int out, fc1_weight, fc1_bias, fc2_weight, fc2_bias;
   int norm1_weight, norm1_bias, norm2_weight, norm2_bias;
 };
@@ -52,8 +54,10 @@ struct vd_model {
   vd_param *param;
   struct vd_layer_params *layer;
   size_t arena;
+  size_t output_begin;      /* in the arenas, of the tensors after those of the last layer */
   size_t span_room;         /* reals at the arena's start that hold the spans of all layers, padding included */
   real *params, *gradients; /* backend */
+  size_t final_from;        /* gradients from here on are final in this update */
 
   struct vd_layer_state *state;
   struct vd_layer_saved *saved; /* [n_layer] */

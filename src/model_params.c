@@ -36,6 +36,7 @@ static void add_layer(vd_model *m, int l) {
   m->param[p->span].is_span = true;
   m->arena = m->param[p->span].at.offset;
   m->param[p->span].at.offset = (size_t)l * padded((size_t)m->n_span);
+  p->begin = m->arena;
   p->query = add(m, l, "attn.proj_query.weight", 2, d, d, 1);
   p->key = add(m, l, "attn.proj_key.weight", 2, d, d, 1);
   p->value = add(m, l, "attn.proj_val.weight", 2, d, d, 1);
@@ -58,9 +59,11 @@ static void add_layer_xl(vd_model *m, int l) {
   struct vd_layer_params *p = &m->layer[l];
   int64_t d = m->d, inner = m->config.d_inner, heads = m->config.n_head, width = m->width;
   bool own = m->config.untie_r || l == 0;
+  p->begin = m->arena;
   int owner = m->config.untie_r ? l : -1;
   p->content_bias = own ? add(m, owner, "r_w", 2, heads, m->config.d_head, 1) : m->layer[0].content_bias;
   p->position_bias = own ? add(m, owner, "r_r", 2, heads, m->config.d_head, 1) : m->layer[0].position_bias;
+  if (!m->config.untie_r) p->begin = m->arena; /* biases that all layers share are final after the first layer only */
   p->qkv = add(m, l, "dec_attn.qkv_net.weight", 2, 3 * width, d, 1);
   p->query_at = m->param[p->qkv].at.offset;
   p->key_at = p->query_at + (size_t)(width * d);
@@ -81,6 +84,7 @@ static void layout_xl(vd_model *m) {
   const vd_model_config *c = &m->config;
   m->in_emb = m->out_weight = add(m, -1, "word_emb.emb_layers.0.weight", 2, c->vocab, m->d, 1);
   for (int l = 0; l < (int)c->n_layer; l++) add_layer_xl(m, l);
+  m->output_begin = m->arena;
   m->out_bias = add(m, -1, "crit.out_layers.0.bias", 1, c->vocab, 1, 1);
 }
 
@@ -100,6 +104,7 @@ void vd_model_layout(vd_model *m) {
   m->in_emb = add(m, -1, "in_emb.weight", 2, c->vocab, m->d, 1);
   m->key_pe = add(m, -1, "key_pe", 3, 1, c->d_head, c->attn_span);
   for (int l = 0; l < (int)c->n_layer; l++) add_layer(m, l);
+  m->output_begin = m->arena;
   m->out_weight = add(m, -1, "out_emb.weight", 2, c->vocab, m->d, 1);
   m->out_bias = add(m, -1, "out_emb.bias", 1, c->vocab, 1, 1);
 }

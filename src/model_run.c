@@ -223,15 +223,29 @@ static void forward(vd_model *m, const struct micro *u) {
   o->linear(o, &head, m->output, weight(m, m->out_weight), weight(m, m->out_bias), m->logits);
 }
 
+/* In the last micro batch: nothing adds to gradients from `first` on any more. */
+static void gradients_final(vd_model *m, const struct micro *u, size_t first) {
+  const vd_step *s = u->step;
+  if (!u->last || !s->ready) return;
+  s->ready(s->receiver, first, m->final_from - first);
+  m->final_from = first;
+}
+
 static void backward(vd_model *m, const struct micro *u) {
   vd_ops *o = m->ops;
+  gradients_final(m, u, m->final_from = m->arena);
   vd_linear head = plain(u, m->d, m->config.vocab);
   o->linear_backward(o, &head, m->output, weight(m, m->out_weight), NULL, m->logits, m->dhidden, false,
                      gradient(m, m->out_weight), gradient(m, m->out_bias));
   drop(m, u, (int)m->config.n_layer - 1, VD_SITE_OUTPUT, m->dhidden, m->dhidden);
-  for (int l = (int)m->config.n_layer - 1; l >= 0; l--) layer_backward(m, u, l);
+  gradients_final(m, u, m->output_begin);
+  for (int l = (int)m->config.n_layer - 1; l >= 0; l--) {
+    layer_backward(m, u, l);
+    gradients_final(m, u, m->layer[l].begin);
+  }
   if (o->backward_end) o->backward_end(o);
   embed_backward(m, u);
+  gradients_final(m, u, 0);
 }
 
 static void read_logits(vd_model *m, const struct micro *u) {

@@ -16,25 +16,6 @@ void vd_sum_reals(MPI_Comm comm, real *x, size_t n) {
   }
 }
 
-void vd_sum_gradients(MPI_Comm comm, vd_ops *o, real *x, size_t n) {
-  int size;
-  MPI_Comm_size(comm, &size);
-  if (size == 1) return;
-  if (!o->memory_is_remote) {
-    vd_sum_reals(comm, x, n);
-    return;
-  }
-  size_t room = n < VD_CHUNK ? n : VD_CHUNK;
-  real *host = vd_calloc(room, sizeof *host);
-  for (size_t i = 0; i < n; i += room) {
-    size_t count = n - i < room ? n - i : room;
-    o->get(o, host, x + i, count);
-    vd_sum_reals(comm, host, count);
-    o->put(o, x + i, host, count);
-  }
-  free(host);
-}
-
 void vd_sum_doubles(MPI_Comm comm, double *x, int n) {
   MPI_Allreduce(MPI_IN_PLACE, x, n, MPI_DOUBLE, MPI_SUM, comm);
 }

@@ -3,7 +3,6 @@
 #define VD_PARALLEL_H
 
 #include "context.h"
-#include "ops.h"
 #include "real.h"
 
 #include <stddef.h>
@@ -14,9 +13,6 @@
 /* Collective(comm). Sums x [n] (host memory; the CPU backend's memory is) over the ranks, in place, in a fixed order
  * for a given number of ranks. All ranks get the same bits, so that their parameters stay equal. */
 void vd_sum_reals(MPI_Comm comm, real *x, size_t n);
-/* Collective(comm). Sums x [n] in o's memory over the ranks, in place; through host memory where o's is a GPU's. Waits.
- * As vd_sum_reals otherwise. */
-void vd_sum_gradients(MPI_Comm comm, vd_ops *o, real *x, size_t n);
 /* Collective(comm). Sums n doubles in place; all ranks get the same bits. */
 void vd_sum_doubles(MPI_Comm comm, double *x, int n);
 /* Collective(comm). Broadcasts x [n] reals from rank `root`; n may exceed an int. */

@@ -77,7 +77,10 @@ typedef struct vd_settings {
   struct {
     char backend[VD_TEXT];     /* 'auto', 'cpu', 'cuda' */
     char precision[VD_TEXT];   /* 'auto', 'fp32', 'bf16', 'fp16' */
-    char comm[VD_TEXT];        /* 'auto', 'mpi' */
+    char comm[VD_TEXT];        /* 'auto', 'nccl', 'mpi' */
+    int64_t bucket_bytes;      /* gradients summed at once */
+    double timeout;            /* seconds; 0: none */
+    char timeline[VD_PATH];    /* '': none */
     double loss_scale;         /* the first one, of fp16 */
     int64_t loss_scale_window; /* updates */
     int64_t threads;           /* OpenMP threads of a rank; 0: as the environment says, else cores / local ranks */

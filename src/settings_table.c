@@ -173,9 +173,22 @@ const vd_variable vd_variables[] = {
     STRING(device, precision, "'auto'", "auto fp32 bf16 fp16", "--fp16",
            "Type of activations and of the operands of matrix products; parameters, sums and statistics are 'fp32' "
            "always. 'auto': 'bf16' on a GPU, 'fp32' on a CPU, which knows no other. 'fp16' scales its losses."),
-    STRING(device, comm, "'auto'", "auto mpi", "--ddp-backend",
-           "How gradients are summed over ranks. 'mpi': MPI_Allreduce, through host memory where GPUs compute. 'auto': "
-           "the best there is, today MPI."),
+    STRING(
+        device, comm, "'auto'", "auto nccl mpi", "--ddp-backend",
+        "How gradients are summed over ranks. 'nccl': by NCCL, between GPUs while backward still runs; every rank "
+        "needs a GPU of its own, and the loader must find libnccl.so.2. 'mpi': MPI_Allreduce after backward, through "
+        "host memory where GPUs compute. 'auto': 'nccl' where it can be had and there are several ranks, else 'mpi'."),
+    INTEGER(
+        device, bucket_bytes, "25000000", 1, 1e12, "bytes", "--bucket-cap-mb",
+        "With 'nccl' gradients of so many bytes, or a layer where it has more, are summed at once while backward goes "
+        "on; with 'mpi' on GPUs so many pass through host memory at once."),
+    REAL(device, timeout, "300.0", 0, false, NONE, true, "s", "",
+         "With several ranks: a run ends where a rank waits longer than this for the others in an update, because one "
+         "of "
+         "them hangs or has died. 0: it waits for ever."),
+    STRING(device, timeline, "''", NULL, "",
+           "File for the times at which gradients were ready and their sums began and ended, in the updates 11 to 20 "
+           "after the start of the program: JSON lines, of rank 0 (doc/FILES.md). '': none."),
     REAL(
         device, loss_scale, "128.0", 1e-4, false, 1e9, false, "", "--fp16-init-scale",
         "Precision 'fp16' only: gradients are computed of the loss times this, so that small ones are not lost. It is "

@@ -7,6 +7,7 @@
 #include "log.h"
 #include "monitor.h"
 #include "reader.h"
+#include "reducer.h"
 #include "resume.h"
 #include "run_lock.h"
 #include "snapshot.h"
@@ -30,6 +31,7 @@ typedef struct vd_train {
   vd_optimizer *optimizer;
   vd_writer *writer;       /* of checkpoints, rank 0; else NULL */
   vd_evaluator *evaluator; /* of validations; NULL until the first */
+  vd_reducer *reducer;
   vd_reader *reader;
   vd_log *log;     /* rank 0; else NULL */
   vd_trace *trace; /* rank 0; else NULL */
@@ -37,7 +39,7 @@ typedef struct vd_train {
   float *span; /* [n_layer * n_head] tokens */
   vd_progress progress;
   double grad_norm, span_penalty; /* of the last update */
-  double sum_seconds;             /* in gradient sums since the last line of the log */
+  double sum_seconds;             /* waited for gradient sums since the last line of the log */
   double seconds_before;          /* of progress.log, those of the run's earlier part, whose sums were not kept */
   int64_t saved_update;           /* of the last checkpoint, written or being written; 0: none */
   char writing[VD_PATH + 64];     /* path of the checkpoint that is being written; "": none. The same on all ranks */

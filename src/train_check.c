@@ -97,11 +97,23 @@ static void print_seats(const vd_train *t) {
   free(all);
 }
 
+static void print_comm(const vd_train *t) {
+  int v = t->device.nccl_version;
+  if (t->device.comm == VD_COMM_NCCL)
+    printf("gradients: summed by NCCL %d.%d.%d\n", v / 10000, v / 100 % 100, v % 100);
+  else if (t->ctx->size > 1)
+    printf("gradients: summed by MPI%s\n", t->device.is_gpu ? " through host memory" : "");
+  if (t->device.comm_notice[0]) printf("%s\n", t->device.comm_notice);
+}
+
 int vd_train_check(vd_train *t, vd_error *err) {
-  if (vd_backend_open(t->ctx, t->settings, &t->ops, &t->device, err)) return err->status;
+  if (vd_backend_open(t->ctx, t->settings, &t->ops, &t->device, err) ||
+      vd_backend_comm(t->ctx, t->settings, &t->device, err))
+    return err->status;
   if (t->ctx->rank == 0) check_folder(t->settings->run.directory, err);
   if (vd_share_error(t->ctx->comm, err)) return err->status;
   if (t->ctx->rank == 0) print_plan(t);
+  if (t->ctx->rank == 0) print_comm(t);
   print_seats(t);
   if (t->ctx->rank == 0) printf("nothing was written\n");
   if (t->ctx->rank == 0 && fflush(stdout) != 0) vd_fail(err, VD_FAILED, "cannot write to standard output");

@@ -23,9 +23,12 @@ static void run_block(vd_train *t, double shared[N_SHARED], vd_error *err) {
                   .block = t->geometry.block,
                   .update = update,
                   .train = true,
+                  .ready = vd_reducer_ready,
+                  .receiver = t->reducer,
                   .scale = vd_optimizer_loss_scale(t->optimizer) /
                            (double)vd_stream_targets(&t->geometry, number % t->blocks)};
-  if (vd_model_run(t->model, &step, err) || o->synchronize(o, err)) return;
+  vd_reducer_begin(t->reducer, update + 1);
+  if (vd_model_run(t->model, &step, err) || o->synchronize(o, err) || vd_reducer_check(t->reducer, err)) return;
   vd_monitor_count(t->monitor, y, t->n_own * t->geometry.block);
   shared[NLL] = step.nll_sum;
   shared[TARGETS] = (double)step.n_target;
@@ -70,22 +73,32 @@ static int fail_loss(vd_train *t, double shared[N_SHARED], vd_error *err) {
   return wrap_last_good(t, err);
 }
 
+/* Gradients are summed over the ranks, parameters follow them. */
+static int sum_and_step(vd_train *t, vd_error *err) {
+  vd_ops *o = t->ops;
+  if (o->phase) o->phase(o, "gradient sum");
+  vd_reducer_finish(t->reducer);
+  if (o->phase) o->phase(o, "update");
+  t->span_penalty = vd_model_span_penalty(t->model, vd_optimizer_loss_scale(t->optimizer));
+  vd_optimizer_update(t->optimizer, t->progress.update, &t->grad_norm, err);
+  vd_reducer_end(t->reducer);
+  t->sum_seconds += vd_reducer_exposed(t->reducer);
+  return err->status;
+}
+
 /* One update. *signalled: a signal was noted on some rank. */
 static int update(vd_train *t, bool *signalled, vd_error *err) {
   double shared[N_SHARED] = {0}, start = MPI_Wtime();
   run_block(t, shared, err);
   shared[FAILED] = err->status != VD_OK;
   shared[SIGNALLED] = vd_signals_noted() != 0;
-  vd_sum_doubles(t->ctx->comm, shared, N_SHARED);
-  if (shared[FAILED] > 0) return vd_agree(t->ctx->comm, err);
+  vd_reducer_share(t->reducer, shared, N_SHARED);
+  if (shared[FAILED] > 0) {
+    vd_reducer_abandon(t->reducer); /* the failed rank may not have begun sums that others wait for */
+    return vd_agree(t->ctx->comm, err);
+  }
   if (!isfinite(shared[NLL]) && fail_loss(t, shared, err)) return err->status;
-  double sum_start = MPI_Wtime();
-  if (t->ops->phase) t->ops->phase(t->ops, "gradient sum");
-  vd_sum_gradients(t->ctx->comm, t->ops, vd_model_gradients(t->model), vd_model_arena(t->model));
-  t->sum_seconds += MPI_Wtime() - sum_start;
-  if (t->ops->phase) t->ops->phase(t->ops, "update");
-  t->span_penalty = vd_model_span_penalty(t->model, vd_optimizer_loss_scale(t->optimizer));
-  if (vd_optimizer_update(t->optimizer, t->progress.update, &t->grad_norm, err)) return wrap_last_good(t, err);
+  if (sum_and_step(t, err)) return wrap_last_good(t, err);
   if (isfinite(t->grad_norm)) vd_same_on_all(t->ctx->comm, (int64_t)(t->grad_norm * 1e9), "the gradient norm");
   *signalled = shared[SIGNALLED] > 0;
   vd_progress *p = &t->progress;

@@ -105,7 +105,8 @@ static int make_run_folder(vd_train *t, vd_error *err) {
 
 static int make_model(vd_train *t, vd_error *err) {
   const vd_settings *s = t->settings;
-  if (vd_backend_open(t->ctx, s, &t->ops, &t->device, err)) return err->status;
+  if (vd_backend_open(t->ctx, s, &t->ops, &t->device, err) || vd_backend_comm(t->ctx, s, &t->device, err))
+    return err->status;
   vd_optimizer_config optimizer;
   vd_configure_optimizer(&optimizer, s);
   if (t->device.precision == VD_FP16) {
@@ -115,7 +116,11 @@ static int make_model(vd_train *t, vd_error *err) {
   if (vd_model_create(&t->model, &t->config, t->ops, t->stream0, t->n_own, s->data.micro_streams,
                       s->data.tokens_per_sample, true, err) == VD_OK)
     vd_optimizer_create(&t->optimizer, &optimizer, t->model, t->ops, err);
-  return vd_agree(t->ctx->comm, err);
+  if (vd_agree(t->ctx->comm, err)) return err->status;
+  vd_reducer_config reducer;
+  vd_configure_reducer(&reducer, s, &t->device);
+  return vd_reducer_create(&t->reducer, t->ctx->comm, &reducer, t->ops, vd_model_gradients(t->model),
+                           vd_model_arena(t->model), err);
 }
 
 /* A run that died between a checkpoint and its links left stale ones: they are made anew. */
@@ -145,8 +150,9 @@ static void tell_notices(vd_train *t) {
   for (line = strtok_r(line, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) vd_log_message(t->log, "%s", line);
   if (t->resume.path[0])
     vd_log_message(t->log, "goes on after update %lld of %s", (long long)t->progress.update, t->resume.path);
-  const char *notices[] = {vd_run_lock_notice(t->lock), vd_trace_notice(t->trace), t->device.notice};
-  for (int i = 0; i < 3; i++)
+  const char *notices[] = {vd_run_lock_notice(t->lock), vd_trace_notice(t->trace), t->device.notice,
+                           t->device.comm_notice};
+  for (int i = 0; i < 4; i++)
     if (notices[i][0]) vd_log_message(t->log, "%s", notices[i]);
 }
 
@@ -182,6 +188,7 @@ void vd_train_close(vd_train *t, vd_error *err) {
   if (t->log) vd_log_close(&t->log);
   vd_monitor_destroy(t->monitor);
   vd_evaluator_destroy(t->evaluator);
+  vd_reducer_destroy(t->reducer);
   vd_optimizer_destroy(t->optimizer);
   if (t->model) vd_model_destroy(t->model);
   if (t->ops) t->ops->destroy(t->ops);

@@ -1,0 +1,47 @@
+/* The sum of gradients over ranks, one interface for all ways: MPI in host memory, MPI through host memory for GPUs,
+ * NCCL between GPUs while backward still runs. */
+#ifndef VD_REDUCER_H
+#define VD_REDUCER_H
+
+#include "backend.h"
+#include "watch.h"
+
+typedef struct vd_reducer_config {
+  enum vd_comm comm;         /* VD_COMM_MPI or VD_COMM_NCCL */
+  const vd_nccl_table *nccl; /* with VD_COMM_NCCL */
+  size_t bucket;        /* bytes of gradients that are summed at once, at least; in MPI through host memory at most */
+  double timeout;       /* seconds that a wait for other ranks may take; 0: no limit */
+  const char *timeline; /* file for the times of rank 0 in the updates 11 to 20 of the reducer; "": none. Borrowed */
+} vd_reducer_config;
+
+typedef struct vd_reducer vd_reducer;
+
+/* Collective(comm). A reducer of the gradients [n], in o's memory, zeros still. comm, o and gradients must outlive it.
+ * The error is agreed. A rank that does not come within the timeout ends the run (watch.h). */
+int vd_reducer_create(vd_reducer **r, MPI_Comm comm, const vd_reducer_config *config, vd_ops *o, real *gradients,
+                      size_t n, vd_error *err);
+/* Not collective. Update `update`, counted from 1, begins: no gradient is final. */
+void vd_reducer_begin(vd_reducer *r, int64_t update);
+/* Collective(comm) with NCCL, in the order of calls; else not. Stream-ordered. A vd_gradients_ready (model.h);
+ * `reducer` is the vd_reducer. Whole buckets go on their way. Errors are kept for vd_reducer_check. */
+void vd_reducer_ready(void *reducer, size_t first, size_t n);
+/* Not collective. What has gone wrong so far on this rank. */
+int vd_reducer_check(const vd_reducer *r, vd_error *err);
+/* Collective(comm). Sums n doubles in place, all ranks get the same bits; a rank that does not come ends the run. */
+void vd_reducer_share(vd_reducer *r, double *x, int n);
+/* Collective(comm), stream-ordered. After vd_reducer_ready has told of all gradients: what is enqueued in o afterwards
+ * finds their sums over the ranks. All ranks get the same bits, in a fixed order for a given number of ranks. The wait,
+ * which with NCCL is the GPU's, is watched until vd_reducer_end. */
+void vd_reducer_finish(vd_reducer *r);
+/* Not collective. The sums were used: o has been waited for. Writes the timeline where it is due; an error is kept. */
+void vd_reducer_end(vd_reducer *r);
+/* Not collective. Some rank failed: sums under way are given up, and the reducer is good for vd_reducer_destroy only.
+ */
+void vd_reducer_abandon(vd_reducer *r);
+/* Not collective. Seconds of the last update that went into waiting for the sums: with NCCL from the end of backward to
+ * the end of the last sum, by the GPU's clock. After vd_reducer_end. */
+double vd_reducer_exposed(const vd_reducer *r);
+/* Collective(comm), unless abandoned. NULL is allowed. */
+void vd_reducer_destroy(vd_reducer *r);
+
+#endif

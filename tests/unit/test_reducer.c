@@ -1,0 +1,195 @@
+/* The gradient sum on any number of ranks (tests/mpi/test_reducer.py starts it on several), and when the model tells
+ * that gradients are final. */
+#include "model.h"
+#include "reducer.h"
+
+#include <mpi.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+enum { N = 1000, PIECE = 96 };
+
+/* Whole numbers: their sums are exact in any order. */
+static real value(int rank, size_t i, int turn) {
+  return (real)((int)(i % 17) * (rank + 1) + turn);
+}
+
+static void sum_and_compare(vd_reducer *r, real *x, int turn) {
+  int rank, size;
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  MPI_Comm_size(MPI_COMM_WORLD, &size);
+  for (size_t i = 0; i < N; i++) x[i] = value(rank, i, turn);
+  vd_reducer_begin(r, turn + 1);
+  vd_reducer_ready(r, N, 0);
+  for (size_t end = N; end > 0;) {
+    size_t n = end < PIECE ? end : PIECE;
+    end -= n;
+    vd_reducer_ready(r, end, n);
+  }
+  double ranks = 1;
+  vd_reducer_share(r, &ranks, 1);
+  assert_true(ranks == (double)size);
+  vd_reducer_finish(r);
+  vd_reducer_end(r);
+  assert_true(vd_reducer_exposed(r) >= 0);
+  for (size_t i = 0; i < N; i++) {
+    real expected = 0;
+    for (int other = 0; other < size; other++) expected += value(other, i, turn);
+    assert_true(x[i] == expected);
+  }
+}
+
+/* Through the host, memory that is not the host's counts as the GPU's does: reached by get and put alone. */
+static void sums_over_ranks(void **state) {
+  (void)state;
+  const size_t buckets[] = {1, 400, 4000, 1 << 20};
+  for (size_t b = 0; b < sizeof buckets / sizeof *buckets; b++)
+    for (int remote = 0; remote < 2; remote++) {
+      vd_error err = {0};
+      vd_ops *o;
+      vd_reducer *r;
+      real x[N] = {0};
+      vd_reducer_config config = {.comm = VD_COMM_MPI, .bucket = buckets[b], .timeout = 60, .timeline = ""};
+      assert_int_equal(vd_ops_cpu(&o, 1, &err), VD_OK);
+      o->memory_is_remote = remote == 1;
+      assert_int_equal(vd_reducer_create(&r, MPI_COMM_WORLD, &config, o, x, N, &err), VD_OK);
+      for (int turn = 0; turn < 3; turn++) sum_and_compare(r, x, turn);
+      assert_int_equal(vd_reducer_check(r, &err), VD_OK);
+      vd_reducer_destroy(r);
+      o->destroy(o);
+    }
+}
+
+/* What the model told, and the gradients as they were then. */
+struct told {
+  const real *gradient;
+  real *then;
+  int *times;
+  size_t arena, next;
+  int n_call, n_empty;
+  bool in_order;
+};
+
+static void note(void *receiver, size_t first, size_t n) {
+  struct told *t = receiver;
+  t->n_call++;
+  t->n_empty += n == 0;
+  if (first + n != t->next || first + n > t->arena) t->in_order = false;
+  t->next = first;
+  for (size_t i = first; i < first + n; i++) {
+    t->times[i]++;
+    t->then[i] = t->gradient[i];
+  }
+}
+
+static void tokens(int32_t *x, size_t n, int32_t vocab, uint64_t seed) {
+  for (size_t i = 0; i < n; i++) x[i] = (int32_t)(vd_philox((vd_rng){.seed = seed}, i).v[0] % (uint32_t)vocab);
+}
+
+/* Every gradient is told of once, and is then what it is in the end. */
+static void check_model(const vd_model_config *config, int64_t streams, int64_t micro) {
+  enum { BLOCK = 6 };
+  vd_error err = {0};
+  vd_ops *o;
+  vd_model *m;
+  int32_t x[4 * BLOCK], y[4 * BLOCK];
+  assert_int_equal(vd_ops_cpu(&o, 1, &err), VD_OK);
+  assert_int_equal(vd_model_create(&m, config, o, 0, streams, micro, BLOCK, true, &err), VD_OK);
+  assert_int_equal(vd_model_reset_memory(m, &err), VD_OK);
+  size_t n = vd_model_arena(m), moved = 0;
+  struct told t = {.gradient = vd_model_gradients(m), .arena = n};
+  t.then = vd_calloc(n, sizeof *t.then);
+  t.times = vd_calloc(n, sizeof *t.times);
+  for (int64_t update = 0; update < 3; update++) {
+    tokens(x, (size_t)(streams * BLOCK), (int32_t)config->vocab, (uint64_t)(1 + 2 * update));
+    tokens(y, (size_t)(streams * BLOCK), (int32_t)config->vocab, (uint64_t)(2 + 2 * update));
+    memset(t.times, 0, n * sizeof *t.times);
+    memset(t.then, 0xff, n * sizeof *t.then); /* no number */
+    t.next = n;
+    t.n_call = t.n_empty = 0;
+    t.in_order = true;
+    o->zero(o, vd_model_gradients(m), n * sizeof(real));
+    vd_step step = {
+        .x = x, .y = y, .block = BLOCK, .update = update, .train = true, .scale = 1, .ready = note, .receiver = &t};
+    assert_int_equal(vd_model_run(m, &step, &err), VD_OK);
+    assert_true(t.in_order && t.next == 0);
+    assert_int_equal(t.n_empty, 1);
+    assert_int_equal(t.n_call, config->n_layer + 3); /* begin, output, layers, the rest */
+    for (size_t i = 0; i < n; i++) {
+      assert_int_equal(t.times[i], 1);
+      assert_memory_equal(&t.then[i], &t.gradient[i], sizeof(real));
+      moved += t.gradient[i] != 0;
+    }
+  }
+  assert_true(moved > n / 2); /* the gradients are there at all */
+  free(t.then);
+  free(t.times);
+  vd_model_destroy(m);
+  o->destroy(o);
+}
+
+static void tells_final_gradients(void **state) {
+  (void)state;
+  for (int kind = 0; kind < 5; kind++) {
+    vd_model_config c = {.arch = kind < 2 ? VD_ADAPTIVE_SPAN : VD_TRANSFORMER_XL,
+                         .vocab = 11,
+                         .n_layer = kind == 4 ? 1 : 3,
+                         .d_model = 8,
+                         .n_head = 2,
+                         .d_head = 4,
+                         .d_inner = 12,
+                         .dropout = 0.1,
+                         .attn_span = 16,
+                         .ramp = 4,
+                         .span_init = 0.4,
+                         .span_per_layer = kind == 1,
+                         .softmax = VD_MASKED,
+                         .mem_len = 7,
+                         .untie_r = kind == 2,
+                         .seed = 1};
+    check_model(&c, 3, 0);
+    check_model(&c, 3, 2);
+    check_model(&c, 4, 1);
+  }
+}
+
+/* Without training, or without a receiver, nobody is told. */
+static void tells_nobody_in_evaluation(void **state) {
+  (void)state;
+  vd_error err = {0};
+  vd_ops *o;
+  vd_model *m;
+  vd_model_config c = {.vocab = 11,
+                       .n_layer = 1,
+                       .d_model = 8,
+                       .n_head = 2,
+                       .d_head = 4,
+                       .d_inner = 12,
+                       .attn_span = 16,
+                       .ramp = 4,
+                       .seed = 1};
+  int32_t x[4] = {1, 2, 3, 4};
+  struct told t = {0};
+  assert_int_equal(vd_ops_cpu(&o, 1, &err), VD_OK);
+  assert_int_equal(vd_model_create(&m, &c, o, 0, 1, 0, 4, true, &err), VD_OK);
+  vd_step step = {.x = x, .y = x, .block = 4, .scale = 1, .ready = note, .receiver = &t};
+  assert_int_equal(vd_model_run(m, &step, &err), VD_OK);
+  assert_int_equal(t.n_call, 0);
+  step = (vd_step){.x = x, .y = x, .block = 4, .scale = 1, .train = true};
+  assert_int_equal(vd_model_run(m, &step, &err), VD_OK);
+  vd_model_destroy(m);
+  o->destroy(o);
+}
+
+int main(int argc, char **argv) {
+  const struct CMUnitTest tests[] = {cmocka_unit_test(sums_over_ranks), cmocka_unit_test(tells_final_gradients),
+                                     cmocka_unit_test(tells_nobody_in_evaluation)};
+  MPI_Init(&argc, &argv);
+  int failed = cmocka_run_group_tests(tests, NULL, NULL);
+  MPI_Finalize();
+  return failed;
+}
