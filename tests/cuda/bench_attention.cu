@@ -1,5 +1,6 @@
 /* Times the GPU's attention at the benchmark spans, and against one head's span with the other heads at 32.
- * Usage: bench_attention [STREAMS [DROPOUT [REPEATS [sweep]]]]. Medians of CUDA event times, in milliseconds;
+ * Usage: bench_attention [STREAMS [DROPOUT [REPEATS [sweep|xl]]]]; xl: Transformer-XL's layers of
+ * input/enwik8_transformer_xl.nml instead. Medians of CUDA event times, in milliseconds;
  * tab-separated. With REPEATS 0 every kernel of layers 0 and 11 runs once, for a profiler. */
 #include "attention.h"
 
@@ -100,6 +101,28 @@ static layer make_layer(int n_stream, double dropout, const std::vector<int> &sp
   l.g.side = fork->side, l.g.fork = fork->fork, l.g.join = fork->join;
   return l;
 }
+/* A layer of Transformer-XL: every query sees memory and block as far back as there are keys. */
+static layer make_relative_layer(int n_stream, double dropout, uint16_t number, const side_stream *fork) {
+  enum { WINDOW = 512, REACH = WINDOW + BLOCK - 1 };
+  layer l = {};
+  l.reach = (long)N_HEAD * (2 * WINDOW + BLOCK + 1) / 2; /* on average */
+  l.a.type = VD_CUDA_BF16, l.a.n_stream = n_stream, l.a.block = BLOCK, l.a.window = l.a.attn_span = WINDOW;
+  l.a.n_head = N_HEAD, l.a.d_head = D_HEAD, l.a.q_stride = l.a.kv_stride = l.a.rel_stride = WIDTH;
+  l.a.kv_rows = WINDOW + BLOCK, l.a.dropout = dropout, l.a.rng = {1, 7, number, VD_SITE_ATTENTION};
+  l.a.plan = allocate(vd_cuda_attention_plan_size());
+  l.a.rel_key = random_array((size_t)(REACH + 1) * WIDTH, 5u), l.a.reach = REACH;
+  l.a.content_bias = (const float *)allocate(WIDTH * 4), l.a.position_bias = (const float *)allocate(WIDTH * 4);
+  l.a.room = (float *)allocate(vd_cuda_attention_room_size(&l.a));
+  size_t nq = (size_t)n_stream * BLOCK * WIDTH, nk = (size_t)n_stream * (size_t)(WINDOW + BLOCK) * WIDTH;
+  l.g.q = random_array(nq, 1u), l.g.k = random_array(nk, 2u), l.g.v = random_array(nk, 3u);
+  l.g.out = allocate(nq * 2), l.g.lse = (float *)allocate((size_t)n_stream * N_HEAD * BLOCK * 4);
+  l.g.dout = random_array(nq, 4u), l.g.dq = allocate(nq * 2), l.g.dk = allocate(nk * 2), l.g.dv = allocate(nk * 2);
+  l.g.drel_key = (float *)allocate((size_t)(REACH + 1) * WIDTH * 4);
+  l.g.dcontent_bias = (float *)allocate(WIDTH * 4), l.g.dposition_bias = (float *)allocate(WIDTH * 4);
+  l.g.workspace = allocate(vd_cuda_attention_workspace_size(&l.a));
+  l.g.side = fork->side, l.g.fork = fork->fork, l.g.join = fork->join;
+  return l;
+}
 static void free_layer(layer *l) {
   const void *all[] = {l->a.span, l->a.plan, l->g.q,  l->g.k,  l->g.v,     l->g.out,      l->g.lse,
                        l->g.dout, l->g.dq,   l->g.dk, l->g.dv, l->g.dspan, l->g.workspace};
@@ -167,10 +190,12 @@ int main(int argc, char **argv) {
   }
   std::vector<layer> layers;
   double pairs = 0;
+  bool relative = argc > 4 && strcmp(argv[4], "xl") == 0;
   for (int l = 0; l < N_LAYER; l++) {
     std::vector<int> spans = {8, 16, 16, 24, 24, 32, 40, 64};
     if (l >= 5) spans = {16, 24, 40, 64, 110, 220, 700, 1024 + 512 * (l - 5)};
-    layers.push_back(make_layer(n_stream, dropout, spans, (uint16_t)l, table, dtable, &fork));
+    layers.push_back(relative ? make_relative_layer(n_stream, dropout, (uint16_t)l, &fork)
+                              : make_layer(n_stream, dropout, spans, (uint16_t)l, table, dtable, &fork));
     pairs += queries * (double)layers.back().reach;
   }
   if (repeats == 0) {

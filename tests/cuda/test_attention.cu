@@ -3,6 +3,7 @@
  * before each run, so that a read or a missing write out of place shows. Usage: test_attention [CASE...] */
 #include "attention.h"
 
+#include <algorithm>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <math.h>
@@ -35,6 +36,24 @@ static const std::vector<test_case> cases = {
     {"one_query", 2, 1, 70, 2, 64, 70, 8, 0, 2, 0, 0.3, {0.1f, 0.9f}},
     {"block65", 1, 65, 65, 2, 64, 65, 8, 0, 2, 0, 0.3, {0.3f, 1}},
     {"long", 1, 130, 700, 2, 64, 700, 32, 0, 2, 0, 0.3, {0.8f, 0.04f}},
+};
+
+/* Transformer-XL: relative keys, a fixed reach. */
+struct relative_case {
+  const char *name;
+  int n_stream, block, window, n_head, d_head, attn_span, reach, biases, memory_spare;
+  double dropout;
+};
+
+static const std::vector<relative_case> relative_cases = {
+    {"xl_start", 2, 70, 0, 3, 64, 200, 69, 1, 0, 0},      {"xl_grows", 2, 70, 70, 3, 64, 200, 139, 1, 2, 0.2},
+    {"xl_full", 2, 128, 128, 2, 64, 128, 255, 1, 0, 0},   {"xl_same", 2, 128, 128, 2, 64, 128, 127, 1, 0, 0.1},
+    {"xl_short", 1, 100, 150, 3, 64, 150, 17, 1, 0, 0.2}, {"xl_self", 1, 70, 40, 2, 64, 40, 0, 1, 0, 0},
+    {"xl_between", 2, 97, 77, 3, 64, 301, 120, 1, 5, 0},  {"xl_no_bias", 2, 65, 90, 2, 64, 90, 154, 0, 0, 0.3},
+    {"xl_narrow", 2, 50, 90, 3, 32, 90, 100, 1, 0, 0},    {"xl_padded", 1, 45, 91, 2, 24, 91, 135, 1, 0, 0.3},
+    {"xl_wide", 1, 70, 150, 2, 128, 160, 219, 1, 0, 0.3}, {"xl_one", 2, 1, 70, 2, 64, 70, 70, 1, 0, 0},
+    {"xl_first", 2, 1, 0, 2, 64, 70, 0, 1, 0, 0},         {"xl_odd", 1, 33, 31, 4, 8, 64, 63, 1, 1, 0},
+    {"xl_long", 1, 200, 700, 2, 64, 700, 899, 1, 0, 0.1},
 };
 
 struct reference {
@@ -276,6 +295,141 @@ static int run_case(const test_case &c, vd_cuda_type type, double tolerance, uin
   return bad;
 }
 
+/* One row of queries over distances 0 .. reach, as far as keys exist: forward, then backward. */
+struct relative_reference {
+  vec out, lse, dq, dk, dv, drel, du, dv_bias;
+};
+static void relative_row(const relative_case &c, vd_rng rng, int64_t row0, int b, int h, int i, const vec &q,
+                         const vec &k, const vec &v, const vec &rel, const vec &u, const vec &w, const vec &dout,
+                         relative_reference *r) {
+  test_case numbers = {};
+  numbers.attn_span = c.attn_span, numbers.block = c.block, numbers.n_head = c.n_head, numbers.dropout = c.dropout;
+  int d = c.d_head, stride = c.n_head * d, rows = c.window + c.block + c.memory_spare;
+  int n = std::min(c.reach, i + c.window) + 1;
+  double scale = 1 / sqrt((double)d), keep = vd_dropout_scale(vd_dropout_threshold(c.dropout)), sum = 0,
+         highest = -1e300;
+  size_t query = (size_t)((b * c.block + i) * stride + h * d), bias = (size_t)(h * d);
+  auto key = [&](int x) { return (size_t)((b * rows + c.window + i - x) * stride + h * d); };
+  auto relative = [&](int x) { return (size_t)(x * stride + h * d); };
+  vec s((size_t)n), da((size_t)n);
+  for (int x = 0; x < n; x++) {
+    for (int l = 0; l < d; l++)
+      s[(size_t)x] += ((q[query + (size_t)l] + u[bias + (size_t)l]) * k[key(x) + (size_t)l] +
+                       (q[query + (size_t)l] + w[bias + (size_t)l]) * rel[relative(x) + (size_t)l]) *
+                      scale;
+    highest = fmax(highest, s[(size_t)x]);
+  }
+  for (double x : s) sum += exp(x - highest);
+  double lse = highest + log(sum), total = 0;
+  r->lse[(size_t)((b * c.n_head + h) * c.block + i)] = lse;
+  for (int x = 0; x < n; x++) {
+    double drop = kept(numbers, rng, row0 + b, h, i, i - x) ? keep : 0, a = exp(s[(size_t)x] - lse);
+    for (int l = 0; l < d; l++) {
+      r->out[query + (size_t)l] += drop * a * v[key(x) + (size_t)l];
+      r->dv[key(x) + (size_t)l] += drop * a * dout[query + (size_t)l];
+      da[(size_t)x] += drop * dout[query + (size_t)l] * v[key(x) + (size_t)l];
+    }
+    total += a * da[(size_t)x];
+  }
+  for (int x = 0; x < n; x++) {
+    double ds = exp(s[(size_t)x] - lse) * (da[(size_t)x] - total) * scale;
+    for (int l = 0; l < d; l++) {
+      size_t e = (size_t)l;
+      double kx = k[key(x) + e], rx = rel[relative(x) + e], qe = q[query + e];
+      r->dq[query + e] += ds * (kx + rx), r->du[bias + e] += ds * kx, r->dv_bias[bias + e] += ds * rx;
+      r->dk[key(x) + e] += ds * (qe + u[bias + e]), r->drel[relative(x) + e] += ds * (qe + w[bias + e]);
+    }
+  }
+}
+
+/* What may not be read becomes NaN. */
+static void poison(vd_cuda_type type, void *device, const vec &x, const std::vector<bool> &seen) {
+  std::vector<char> host(x.size() * 4);
+  for (size_t i = 0; i < x.size(); i++) store(type, host.data(), i, seen[i] ? x[i] : NAN);
+  check(cudaMemcpy(device, host.data(), x.size() * size_of(type), cudaMemcpyHostToDevice), "copy");
+}
+
+static int run_relative(const relative_case &c, vd_cuda_type type, double tolerance, uint64_t seed) {
+  static const char *const names[] = {"fp32", "bf16", "fp16"};
+  uint64_t state = seed;
+  int stride = c.n_head * c.d_head, rows = c.window + c.block + c.memory_spare,
+      oldest = std::max(0, c.window - c.reach);
+  size_t width = (size_t)stride, nq = (size_t)(c.n_stream * c.block) * width, nk = (size_t)(c.n_stream * rows) * width;
+  size_t nr = (size_t)(c.reach + 1) * width, nl = (size_t)(c.n_stream * c.n_head * c.block);
+  vec q, k, v, rel, u, w, dout;
+  void *gq = random_array(type, &q, nq, 1, &state), *gdo = random_array(type, &dout, nq, 1, &state);
+  void *gk = random_array(type, &k, nk, 1, &state), *gv = random_array(type, &v, nk, 1, &state);
+  void *gr = random_array(type, &rel, nr, 1, &state);
+  float *gu = (float *)random_array(VD_CUDA_FP32, &u, width, c.biases, &state);
+  float *gw = (float *)random_array(VD_CUDA_FP32, &w, width, c.biases, &state);
+  std::vector<bool> seen(nk);
+  for (size_t i = 0; i < nk; i++) {
+    int row = (int)(i / width) % rows;
+    seen[i] = row >= oldest && row < c.window + c.block;
+  }
+  poison(type, gk, k, seen), poison(type, gv, v, seen);
+
+  vd_cuda_attention a = {};
+  a.type = type, a.n_stream = c.n_stream, a.block = c.block, a.window = c.window, a.n_head = c.n_head;
+  a.d_head = c.d_head, a.attn_span = c.attn_span, a.q_stride = a.kv_stride = a.rel_stride = stride, a.kv_rows = rows;
+  a.dropout = c.dropout, a.rng = {1234567890123ULL + seed, 17, 3, VD_SITE_ATTENTION}, a.row0 = 5;
+  a.rel_key = gr, a.reach = c.reach;
+  if (c.biases) a.content_bias = gu, a.position_bias = gw;
+  a.plan = filled(vd_cuda_attention_plan_size(), 0);
+  a.room = (float *)filled(vd_cuda_attention_room_size(&a), 0xff);
+  void *out = filled(nq * size_of(type), 0xff), *dq = filled(nq * size_of(type), 0xff);
+  void *dk = filled(nk * size_of(type), 0xff), *dv = filled(nk * size_of(type), 0xff);
+  float *lse = (float *)filled(nl * 4, 0xff), *drel = (float *)filled(nr * 4, 0);
+  float *du = (float *)filled(width * 4, 0), *dw = (float *)filled(width * 4, 0);
+  void *scratch = filled(vd_cuda_attention_workspace_size(&a), 0xff);
+  check(vd_cuda_attention_make_plan(&a, 0), "make_plan");
+  vd_cuda_attention_gradient g = {};
+  g.q = gq, g.k = gk, g.v = gv, g.out = out, g.lse = lse, g.dout = gdo, g.dq = dq, g.dk = dk, g.dv = dv;
+  g.drel_key = drel, g.workspace = scratch;
+  if (c.biases) g.dcontent_bias = du, g.dposition_bias = dw;
+  for (int twice = 0; twice < 2; twice++) { /* gradients are added to: they double; counters must be ready again */
+    check(vd_cuda_attention_forward(&a, gq, gk, gv, NULL, out, lse, 0), "forward");
+    check(vd_cuda_attention_backward(&a, &g, 0), "backward");
+  }
+  check(cudaDeviceSynchronize(), "kernels");
+
+  relative_reference r = {vec(nq), vec(nl), vec(nq), vec(nk), vec(nk), vec(nr), vec(width), vec(width)};
+  for (int b = 0; b < c.n_stream; b++)
+    for (int h = 0; h < c.n_head; h++)
+      for (int i = 0; i < c.block; i++) relative_row(c, a.rng, a.row0, b, h, i, q, k, v, rel, u, w, dout, &r);
+  for (double &x : r.drel) x *= 2;
+  for (double &x : r.du) x *= 2;
+  for (double &x : r.dv_bias) x *= 2;
+  vec got_dk = fetch(type, dk, nk), got_dv = fetch(type, dv, nk);
+  int bad = 0, wrong = 0;
+  for (size_t i = 0; i < nk; i++)
+    if (!seen[i]) wrong += !isnan(got_dk[i]) + !isnan(got_dv[i]), got_dk[i] = got_dv[i] = 0;
+  printf("%-12s %s:", c.name, names[type]);
+  if (wrong) printf(" %d elements written out of reach: FAILED", wrong), bad++;
+  bad += compare("out", fetch(type, out, nq), r.out, tolerance, 0);
+  bad += compare("lse", fetch(VD_CUDA_FP32, lse, nl), r.lse, tolerance, 0);
+  /* A query that sees one key has a gradient of zero but for rounding of what it is a difference of. */
+  double alone = c.reach == 0 || c.window + c.block == 1 ? (double)nq : 0;
+  bad += compare("dq", fetch(type, dq, nq), r.dq, tolerance, alone);
+  bad += compare("dk", got_dk, r.dk, tolerance, alone);
+  bad += compare("dv", got_dv, r.dv, tolerance, 0);
+  bad += compare("drel", fetch(VD_CUDA_FP32, drel, nr), r.drel, tolerance, alone);
+  if (c.biases) {
+    bad += compare("du", fetch(VD_CUDA_FP32, du, width), r.du, tolerance, alone);
+    bad += compare("dv_bias", fetch(VD_CUDA_FP32, dw, width), r.dv_bias, tolerance, alone);
+  }
+  printf("\n");
+  void *all[] = {gq, gdo, gk, gv, gr, gu, gw, a.plan, a.room, out, lse, drel, dq, dk, dv, du, dw, scratch};
+  for (void *p : all) cudaFree(p);
+  return bad;
+}
+
+static bool wanted(int argc, char **argv, const char *name) {
+  bool found = argc < 2;
+  for (int i = 1; i < argc; i++) found = found || strcmp(argv[i], name) == 0;
+  return found;
+}
+
 int main(int argc, char **argv) {
   /* Bounds: fp32, some hundred roundings of 6e-8; 16 bits, a few roundings of 2^-9 or 2^-12 in each product's operands.
    * The span's gradient is a sum of few terms of either sign, which may cancel: in 16 bits its error is compared with
@@ -283,10 +437,12 @@ int main(int argc, char **argv) {
   const double tolerance[] = {1e-5, 2e-2, 2e-2};
   int bad = 0, n = 0;
   for (const test_case &c : cases) {
-    bool wanted = argc < 2;
-    for (int i = 1; i < argc; i++) wanted = wanted || strcmp(argv[i], c.name) == 0;
-    for (int type = 0; wanted && type < 3; type++, n++)
+    for (int type = 0; wanted(argc, argv, c.name) && type < 3; type++, n++)
       bad += run_case(c, (vd_cuda_type)type, tolerance[type], (uint64_t)(n + 1) * 7919);
+  }
+  for (const relative_case &c : relative_cases) {
+    for (int type = 0; wanted(argc, argv, c.name) && type < 3; type++, n++)
+      bad += run_relative(c, (vd_cuda_type)type, tolerance[type], (uint64_t)(n + 1) * 7919);
   }
   printf("%d cases, %d quantities FAILED\n", n, bad);
   return bad > 0 || n == 0;
