@@ -9,57 +9,101 @@ static int64_t width_of(const vd_attention *a) {
   return a->n_head * a->d_head;
 }
 
-/* The layer's plan memory, the same for the same spans. */
-static void *plan_of(vd_cuda_backend *c, const real *span) {
+/* Other models have come and gone. */
+static void drop_plans(vd_cuda_backend *c) {
+  vd_cuda_note(c, cudaStreamSynchronize(c->stream), "waiting");
+  while (c->n_layer > 0) cudaFree(c->layer[--c->n_layer].plan);
+}
+
+/* The layer's plan, the same for the same spans. NULL: no memory for it. */
+static vd_layer_plan *plan_of(vd_cuda_backend *c, const real *span) {
   for (int i = 0; i < c->n_layer; i++)
-    if (c->layer[i].span == span) return c->layer[i].plan;
-  if (c->n_layer == VD_MAX_LAYERS) { /* other models have come and gone */
-    vd_cuda_note(c, cudaStreamSynchronize(c->stream), "waiting");
-    while (c->n_layer > 0) cudaFree(c->layer[--c->n_layer].plan);
-  }
+    if (c->layer[i].span == span) return &c->layer[i];
+  if (c->n_layer == VD_MAX_LAYERS) drop_plans(c);
   void *plan = NULL;
   size_t bytes = vd_cuda_attention_plan_size();
   cudaError_t e = cudaMalloc(&plan, bytes);
   vd_cuda_note(c, e, "allocating a plan");
   if (e != cudaSuccess) return NULL;
   vd_cuda_note(c, cudaMemsetAsync(plan, 0, bytes, c->stream), "zeroing a plan");
-  c->layer[c->n_layer++] = (vd_layer_plan){span, plan};
-  return plan;
+  c->layer[c->n_layer] = (vd_layer_plan){.span = span, .plan = plan};
+  return &c->layer[c->n_layer++];
+}
+
+void vd_cuda_attention_changed(vd_cuda_backend *c) {
+  c->key_table.made = false;
+  for (int i = 0; i < c->n_layer; i++) c->layer[i].made = false;
 }
 
 /* What every kernel is told. Relative keys know no spans, and one plan and one room serve all layers. */
 static vd_cuda_attention kernel_of(vd_cuda_backend *c, const vd_attention *a) {
-  return (vd_cuda_attention){.type = c->type,
-                             .n_stream = (int32_t)a->n_stream,
-                             .block = (int32_t)a->block,
-                             .window = (int32_t)a->window,
-                             .n_head = (int32_t)a->n_head,
-                             .d_head = (int32_t)a->d_head,
-                             .attn_span = (int32_t)a->attn_span,
-                             .ramp = (int32_t)a->ramp,
-                             .first_distance = a->first_distance,
-                             .trimmed = a->softmax == VD_TRIMMED,
-                             .n_span = (int32_t)a->n_span,
-                             .q_stride = width_of(a),
-                             .kv_stride = width_of(a),
-                             .kv_rows = a->window + a->block,
-                             .span = a->span,
-                             .plan = plan_of(c, a->span),
-                             .dropout = a->dropout.p,
-                             .rng = a->dropout.rng,
-                             .row0 = a->dropout.row0,
-                             .rel_key = a->rel_key,
-                             .rel_stride = width_of(a),
-                             .reach = a->rel_key ? (int32_t)a->reach[0] : 0,
-                             .content_bias = a->content_bias,
-                             .position_bias = a->position_bias};
+  const vd_layer_plan *plan = plan_of(c, a->span);
+  vd_cuda_attention x = {.type = c->type,
+                         .n_stream = (int32_t)a->n_stream,
+                         .block = (int32_t)a->block,
+                         .window = (int32_t)a->window,
+                         .n_head = (int32_t)a->n_head,
+                         .d_head = (int32_t)a->d_head,
+                         .attn_span = (int32_t)a->attn_span,
+                         .ramp = (int32_t)a->ramp,
+                         .first_distance = a->first_distance,
+                         .trimmed = a->softmax == VD_TRIMMED,
+                         .n_span = (int32_t)a->n_span,
+                         .q_stride = width_of(a),
+                         .kv_stride = width_of(a),
+                         .kv_rows = a->window + a->block,
+                         .span = a->span,
+                         .plan = plan ? plan->plan : NULL,
+                         .dropout = a->dropout.p,
+                         .rng = a->dropout.rng,
+                         .row0 = a->dropout.row0,
+                         .rel_key = a->rel_key,
+                         .rel_stride = width_of(a),
+                         .reach = a->rel_key ? (int32_t)a->reach[0] : 0,
+                         .content_bias = a->content_bias,
+                         .position_bias = a->position_bias};
+  size_t bytes = vd_cuda_attention_room_size(&x);
+  x.room = bytes > 0 ? vd_cuda_room(c, &c->scratch, bytes) : NULL;
+  return x;
 }
 
-/* False, and noted, where there is no memory for what the kernels need beside their results. */
-static bool take_room(vd_cuda_backend *c, vd_cuda_attention *x) {
-  size_t bytes = vd_cuda_attention_room_size(x);
-  if (bytes > 0) x->room = vd_cuda_room(c, &c->scratch, bytes);
-  return x->plan && (bytes == 0 || x->room);
+/* Does a plan made for `x` serve `y` with the same spans? */
+static bool alike(const vd_cuda_attention *x, const vd_cuda_attention *y) {
+  return x->n_stream == y->n_stream && x->block == y->block && x->window == y->window && x->n_head == y->n_head &&
+         x->attn_span == y->attn_span && x->ramp == y->ramp && x->first_distance == y->first_distance &&
+         x->trimmed == y->trimmed && x->n_span == y->n_span && !x->rel_key == !y->rel_key && x->reach == y->reach;
+}
+
+/* Makes those plans that are not there yet. False, with a noted error, where that fails. */
+static bool make_plans(vd_cuda_backend *c, int n, const vd_cuda_attention *x) {
+  vd_cuda_attention *wanted = vd_calloc((size_t)n, sizeof *wanted);
+  int32_t n_wanted = 0;
+  bool whole = true;
+  for (int i = 0; i < n; i++) {
+    vd_layer_plan *plan = plan_of(c, x[i].span);
+    whole = whole && plan;
+    if (!plan || (plan->made && alike(&plan->shape, &x[i]))) continue;
+    wanted[n_wanted++] = plan->shape = x[i];
+    plan->made = true;
+  }
+  if (n_wanted > 0) {
+    cudaError_t e = vd_cuda_attention_make_plans(n_wanted, wanted, c->stream);
+    vd_cuda_note(c, e, "attention's plans");
+    whole = whole && e == cudaSuccess;
+    if (e != cudaSuccess) vd_cuda_attention_changed(c);
+  }
+  free(wanted);
+  return whole;
+}
+
+void vd_cuda_attention_plan_op(vd_ops *o, int n, const vd_attention *a) {
+  vd_cuda_backend *c = vd_cuda_of(o);
+  if (n > VD_MAX_LAYERS) return;
+  if (c->n_layer + n > VD_MAX_LAYERS) drop_plans(c);
+  vd_cuda_attention *x = vd_calloc((size_t)n, sizeof *x);
+  for (int i = 0; i < n; i++) x[i] = kernel_of(c, &a[i]);
+  make_plans(c, n, x);
+  free(x);
 }
 
 void vd_cuda_attention_end(vd_cuda_backend *c) {
@@ -105,8 +149,7 @@ void vd_cuda_attention_op(vd_ops *o, const vd_attention *a, const vd_act *q, con
   vd_cuda_backend *c = vd_cuda_of(o);
   vd_cuda_attention x = kernel_of(c, a);
   const vd_key_table *t = a->rel_key ? NULL : table_of(c, a);
-  if (!take_room(c, &x) || (!t && !a->rel_key)) return;
-  vd_cuda_note(c, vd_cuda_attention_make_plan(&x, c->stream), "attention's plan");
+  if ((!t && !a->rel_key) || !make_plans(c, 1, &x)) return;
   vd_cuda_note(c, vd_cuda_attention_forward(&x, q, k, v, t ? t->table : NULL, out, lse, c->stream), "attention");
 }
 
@@ -127,7 +170,7 @@ void vd_cuda_attention_backward_op(vd_ops *o, const vd_attention *a, const vd_ac
   vd_cuda_attention x = kernel_of(c, a);
   vd_key_table *t = a->rel_key ? NULL : table_of(c, a);
   void *workspace = vd_cuda_room(c, &c->partial, vd_cuda_attention_workspace_size(&x));
-  if (!take_room(c, &x) || (!t && !a->rel_key) || !workspace) return;
+  if (!x.plan || (!t && !a->rel_key) || !workspace) return;
   if (t) begin_table_gradient(o, t, dkey_pe);
   vd_cuda_attention_gradient g = {.q = q,
                                   .k = k,
@@ -182,8 +225,7 @@ void vd_cuda_attention_project(vd_ops *o, const vd_attention *a, const vd_attent
   project_rows(c, a, in->hidden, a->block, a->block, wk, (char *)k + block_at);
   project_rows(c, a, in->hidden, a->block, a->block, wv, (char *)v + block_at);
   vd_cuda_attention x = kernel_of(c, a);
-  if (!x.plan) return;
-  vd_cuda_note(c, vd_cuda_attention_make_plan(&x, c->stream), "attention's plan");
+  if (!make_plans(c, 1, &x)) return;
   vd_cuda_note(c,
                vd_cuda_project_memory(&x, in->memory, in->memory_rows, vd_cuda_weight(c, wk), vd_cuda_weight(c, wv), k,
                                       v, c->stream),

@@ -29,6 +29,8 @@ typedef struct vd_scratch {
 typedef struct vd_layer_plan {
   const float *span;
   void *plan;
+  bool made;               /* since the parameters last changed */
+  vd_cuda_attention shape; /* what it was made for */
 } vd_layer_plan;
 
 /* The table of relative keys in the activations' type, and its gradient until backward_end. */
@@ -138,7 +140,11 @@ void vd_cuda_linear(vd_ops *o, const vd_linear *l, const vd_act *x, const real *
 void vd_cuda_linear_backward(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const vd_act *y,
                              vd_act *dy, vd_act *dx, bool accumulate, real *dweight, real *dbias);
 
-/* Stream-ordered. vd_ops.attention_project; these are in attention_ops.c. */
+/* Stream-ordered. vd_ops.attention_plan; these are in attention_ops.c. */
+void vd_cuda_attention_plan_op(vd_ops *o, int n, const vd_attention *a);
+/* Not collective. Parameters have changed, or memory was freed: plans and tables are made anew when next wanted. */
+void vd_cuda_attention_changed(vd_cuda_backend *c);
+/* Stream-ordered. vd_ops.attention_project. */
 void vd_cuda_attention_project(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
                                const real *wk, const real *wv, vd_act *q, vd_act *k, vd_act *v);
 /* Stream-ordered. vd_ops.attention_project_backward. */

@@ -63,7 +63,7 @@ static void cuda_free(vd_ops *o, void *p) {
       c->arena[i] = c->arena[--c->n_arena];
     }
   /* What was planned for spans or tables in this memory must not be found by what takes its place. */
-  if (c->key_table.key_pe) c->key_table.made = false;
+  vd_cuda_attention_changed(c);
   vd_cuda_note(c, cudaFree(p), "freeing memory");
 }
 
@@ -95,6 +95,7 @@ static void copy_out(vd_cuda_backend *c, void *host, const void *device, size_t 
 static void cuda_put(vd_ops *o, real *device, const real *host, size_t n) {
   vd_arena *a = vd_cuda_arena_of(vd_cuda_of(o), device);
   if (a) a->fresh = false;
+  if (a) vd_cuda_attention_changed(vd_cuda_of(o));
   copy_in(vd_cuda_of(o), device, host, n * sizeof *host);
 }
 static void cuda_get(vd_ops *o, real *host, const real *device, size_t n) {
@@ -148,7 +149,7 @@ static int cuda_synchronize(vd_ops *o, vd_error *err) {
 
 static void cuda_weights_changed(vd_ops *o, const real *params, size_t n) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  c->key_table.made = false;
+  vd_cuda_attention_changed(c);
   if (c->type == VD_CUDA_FP32) return;
   vd_arena *a = vd_cuda_arena_of(c, params);
   if (!a) {
@@ -282,6 +283,7 @@ static vd_ops table_of(vd_cuda_backend *c) {
                   .linear_backward = vd_cuda_linear_backward,
                   .add_norm = cuda_add_norm,
                   .add_norm_backward = cuda_add_norm_backward,
+                  .attention_plan = vd_cuda_attention_plan_op,
                   .attention_project = vd_cuda_attention_project,
                   .attention_project_backward = vd_cuda_attention_project_backward,
                   .attention = vd_cuda_attention_op,

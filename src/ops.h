@@ -166,6 +166,10 @@ struct vd_ops {
                             const real *weight, const vd_act *dy, vd_act *dsum, real *dweight, real *dbias,
                             real *dshift);
 
+  /* The attentions of all n layers, before the first op of a pass that is given one of them: what follows from spans
+   * and shapes can then be worked out for all at once. NULL: not wanted; an attention that was not announced is right
+   * too. `a` is host memory. */
+  void (*attention_plan)(vd_ops *o, int n, const vd_attention *a);
   /* q [n, d] from hidden; k, v [n_stream, window + block, d]: for head h only rows >= window - reach[h] are written.
    * wq, wk, wv [d, d_model], no bias; memory and hidden are d_model wide, d = n_head * d_head. */
   void (*attention_project)(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,

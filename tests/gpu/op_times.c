@@ -158,6 +158,12 @@ static double memory_rows(const vd_attention *a) {
   return sum * (double)a->n_stream;
 }
 
+static void timed_attention_plan(vd_ops *o, int n, const vd_attention *a) {
+  vd_ops *i = begin(o, "attention_plan", 0, 0);
+  i->attention_plan(i, n, a);
+  end(o);
+}
+
 static void timed_attention_project(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
                                     const real *wk, const real *wv, vd_act *q, vd_act *k, vd_act *v) {
   double n = (double)(a->n_stream * a->block), d = (double)(a->n_head * a->d_head), rows = memory_rows(a);
@@ -289,6 +295,7 @@ vd_ops *op_times_wrap(vd_ops *inner, const vd_cuda_table *cuda) {
   o->linear_backward = timed_linear_backward;
   o->add_norm = timed_add_norm;
   o->add_norm_backward = timed_add_norm_backward;
+  if (inner->attention_plan) o->attention_plan = timed_attention_plan;
   o->attention_project = timed_attention_project;
   o->attention_project_backward = timed_attention_project_backward;
   o->attention = timed_attention;
