@@ -40,10 +40,10 @@ static void give_up(void *self) {
   if (r->nccl) nccl_of(r)->abort(r->nccl);
 }
 
-static void expect(vd_reducer *r, const char *what) {
+void vd_reducer_expect(vd_reducer *r, const char *what) {
   if (r->watch) vd_watch_expect(r->watch, "%s of update %lld", what, (long long)r->update);
 }
-static void over(vd_reducer *r) {
+void vd_reducer_over(vd_reducer *r) {
   if (r->watch) vd_watch_over(r->watch);
 }
 
@@ -125,7 +125,7 @@ void vd_reducer_ready(void *reducer, size_t first, size_t n) {
   if (n == 0) nccl_of(r)->begin(r->nccl);
   if (r->launched == first || (first > 0 && r->launched - first < r->bucket)) return;
   /* From here on this rank may wait for others: on the GPU, or in a call that waits for the GPU. */
-  if (r->launched == r->n) expect(r, "the gradient sum");
+  if (r->launched == r->n) vd_reducer_expect(r, "the gradient sum");
   nccl_of(r)->sum(r->nccl, r->gradients, first, r->launched - first, &r->error);
   r->launched = first;
 }
@@ -136,9 +136,9 @@ int vd_reducer_check(const vd_reducer *r, vd_error *err) {
 }
 
 void vd_reducer_share(vd_reducer *r, double *x, int n) {
-  expect(r, "the other ranks' losses");
+  vd_reducer_expect(r, "the other ranks' losses");
   vd_sum_doubles(r->comm, x, n);
-  over(r);
+  vd_reducer_over(r);
 }
 
 static void sum_staged(vd_reducer *r) {
@@ -152,7 +152,7 @@ static void sum_staged(vd_reducer *r) {
 
 void vd_reducer_finish(vd_reducer *r) {
   if (r->pending != 0) vd_bug("the gradients before %zu were never final", r->pending);
-  expect(r, "the gradient sum");
+  vd_reducer_expect(r, "the gradient sum");
   if (r->nccl) {
     nccl_of(r)->join(r->nccl);
     return;
@@ -189,7 +189,7 @@ static void write_timeline(vd_reducer *r) {
 }
 
 void vd_reducer_end(vd_reducer *r) {
-  over(r);
+  vd_reducer_over(r);
   vd_sum_times last;
   if (r->nccl && nccl_of(r)->times(r->nccl, nccl_of(r)->count(r->nccl) - 1, &last))
     r->waited = (last.end - last.ready) * 1e-3;
@@ -200,9 +200,9 @@ void vd_reducer_abandon(vd_reducer *r) {
   if (r->failed) return;
   r->failed = true;
   if (!r->nccl) return;
-  expect(r, "the end of NCCL's sums");
+  vd_reducer_expect(r, "the end of NCCL's sums");
   nccl_of(r)->abort(r->nccl);
-  over(r);
+  vd_reducer_over(r);
 }
 
 double vd_reducer_exposed(const vd_reducer *r) {
@@ -212,9 +212,9 @@ double vd_reducer_exposed(const vd_reducer *r) {
 void vd_reducer_destroy(vd_reducer *r) {
   if (!r) return;
   if (r->nccl) {
-    expect(r, "the end of NCCL, after the sums");
+    vd_reducer_expect(r, "the end of NCCL, after the sums");
     nccl_of(r)->close(r->nccl);
-    over(r);
+    vd_reducer_over(r);
     r->nccl = NULL;
   }
   vd_watch_stop(r->watch);

@@ -20,6 +20,11 @@ typedef struct vd_reducer vd_reducer;
  * The error is agreed. A rank that does not come within the timeout ends the run (watch.h). */
 int vd_reducer_create(vd_reducer **r, MPI_Comm comm, const vd_reducer_config *config, vd_ops *o, real *gradients,
                       size_t n, vd_error *err);
+/* Not collective. From here to vd_reducer_over other ranks are waited for, for `what` of the update: not longer than
+ * the timeout. The functions below do so themselves. */
+void vd_reducer_expect(vd_reducer *r, const char *what);
+/* Not collective. The wait is over. */
+void vd_reducer_over(vd_reducer *r);
 /* Not collective. Update `update`, counted from 1, begins: no gradient is final. */
 void vd_reducer_begin(vd_reducer *r, int64_t update);
 /* Collective(comm) with NCCL, in the order of calls; else not. Stream-ordered. A vd_gradients_ready (model.h);

@@ -188,7 +188,10 @@ static int tell(vd_train *t, vd_error *err) {
     t->progress.trace = (vd_meter){0};
   }
   vd_train_poll(t, err);
-  return vd_share_error(t->ctx->comm, err);
+  vd_reducer_expect(t->reducer, "rank 0, which writes the log,");
+  vd_share_error(t->ctx->comm, err);
+  vd_reducer_over(t->reducer);
+  return err->status;
 }
 
 /* Validation and checkpoint where they are due after an update, or at the end. */

@@ -1,0 +1,135 @@
+#!/usr/bin/python3
+"""The gradient sum on 1, 2 and 4 ranks; a rank that hangs or dies ends the run within the time that the deck says; what a
+deck may ask for."""
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+from whole import BUILD, ENVIRONMENT, MPIRUN, Place, command, finish, report, settings, viaduct  # noqa: E402
+
+place = Place()
+TIMEOUT = 2
+
+
+def check_sums():
+    program = os.path.join(BUILD, "tests", "test_reducer")
+    for ranks in (1, 2, 4):
+        result = subprocess.run(MPIRUN + ["-n", str(ranks), program], capture_output=True, text=True, check=False,
+                                env=ENVIRONMENT, timeout=100)
+        said = result.stdout + result.stderr
+        report(f"sums on {ranks} ranks", result.returncode == 0 and said.count("[  PASSED  ]") == ranks, said[-2000:])
+
+
+def children(p):
+    found = subprocess.run(["ps", "-o", "pid=,comm=", "--ppid", str(p.pid)], capture_output=True, text=True, check=False)
+    return [int(line.split()[0]) for line in found.stdout.splitlines() if "viaduct" in line]
+
+
+def lines(run):
+    try:
+        with open(place.path(run, "log.jsonl"), "rb") as f:
+            return f.read().count(b'"loss"')
+    except OSError:
+        return 0
+
+
+def strike(run, number, victim, **variables):
+    """Trains on 3 ranks, sends a signal to one of them after some updates; (exit status, seconds it took then, stderr)."""
+    words = command("train", place.deck, *settings(run__directory=place.path(run), run__max_updates=1000000,
+                                                   device__timeout=TIMEOUT, **variables), ranks=3)
+    with subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as p:
+        end = time.monotonic() + 60
+        while lines(run) < 5 and p.poll() is None and time.monotonic() < end:
+            time.sleep(0.01)
+        ranks = children(p)
+        before = lines(run)
+        os.kill(ranks[victim], number)
+        start = time.monotonic()
+        try:
+            _, said = p.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            p.kill()
+            said = p.communicate()[1] + "it went on for 60 s"
+        return p.returncode, time.monotonic() - start, said, before
+
+
+def check_strikes():
+    for name, number, victim in (("hangs", signal.SIGSTOP, 1), ("hangs, the first,", signal.SIGSTOP, 0)):
+        status, seconds, said, before = strike(f"stop-{victim}", number, victim)
+        named = re.search(r"rank \d of 3 \(host .+\): waited (\d\.\d) s \(device%timeout\) for .+ of update \d+: another rank",
+                          said)
+        report(f"a rank that {name} ends the run in time, and the message says who waited for what how long",
+               status == 1 and before >= 5 and TIMEOUT * 0.9 <= seconds < TIMEOUT + 20 and named is not None
+               and TIMEOUT <= float(named.group(1)) < TIMEOUT + 1, f"{status} {seconds} {said}")
+    status, seconds, said, before = strike("kill", signal.SIGKILL, 2)
+    report("a rank that is killed ends the run in time", status != 0 and before >= 5 and seconds < TIMEOUT + 20,
+           f"{status} {seconds} {said}")
+    again = place.train("stop-1", ranks=2, run__max_updates=lines("stop-1") + 3)
+    report("a run that was ended so goes on from its checkpoint", again.returncode == 0, again.stderr)
+
+
+def check_pause():
+    """All ranks stopped at once, as a batch system does it, for longer than the timeout: none hangs."""
+    words = command("train", place.deck, *settings(run__directory=place.path("pause"), run__max_updates=400,
+                                                   device__timeout=TIMEOUT), ranks=2)
+    with subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as p:
+        end = time.monotonic() + 60
+        while lines("pause") < 3 and p.poll() is None and time.monotonic() < end:
+            time.sleep(0.01)
+        ranks, before = children(p), lines("pause")
+        for rank in ranks:
+            os.kill(rank, signal.SIGSTOP)
+        time.sleep(2 * TIMEOUT)
+        for rank in ranks:
+            os.kill(rank, signal.SIGCONT)
+        _, said = p.communicate(timeout=100)
+        report("a run that was suspended whole goes on", p.returncode == 0 and 3 <= before < 400 and len(ranks) == 2,
+               f"{p.returncode} {before} {said}")
+
+
+def check_deck():
+    for ranks in (0, 2):
+        result = place.train("nccl", ranks=ranks, device__comm="nccl", device__backend="cpu")
+        report(f"'nccl' on CPUs is refused before work starts, {ranks} ranks",
+               result.returncode == 1 and "device%comm = 'nccl'" in result.stderr
+               and result.stderr.count("viaduct: error") == 1 and not os.path.exists(place.path("nccl", "log.jsonl")),
+               result.stderr)
+    result = place.train("word", device__comm="gloo")
+    report("another word is refused", result.returncode == 2 and "'nccl'" in result.stderr, result.stderr)
+    result = place.train("dark", ranks=2, device__timeline=place.path("no", "such", "folder"))
+    report("a timeline that cannot be written is told before work starts",
+           result.returncode == 1 and "device%timeline" in result.stderr and not os.path.exists(place.path("dark", "log.jsonl")),
+           result.stderr)
+    check = viaduct("train", place.deck, "--check", ranks=2)
+    report("--check says how gradients are summed", check.returncode == 0 and "gradients: summed by MPI" in check.stdout,
+           check.stdout)
+
+
+def check_timeline():
+    timeline = place.path("timeline")
+    runs = [place.train(f"timeline-{x}", ranks=2, run__max_updates=25, **more)
+            for x, more in ((0, {}), (1, {"device__timeline": timeline}))]
+    with open(timeline, encoding="utf-8") as f:
+        rows = [json.loads(line) for line in f]
+    report("a timeline of the updates 11 to 20, whose sums come after backward",
+           all(r.returncode == 0 for r in runs) and [x["update"] for x in rows] == list(range(11, 21))
+           and all(0 < x["backward_end_ms"] <= x["start_ms"] <= x["end_ms"] and x["first"] == 0 and x["elements"] > 1000
+                   for x in rows), str(rows))
+    a, b = ([x["loss"] for x in place.log(f"timeline-{x}")[0]] for x in (0, 1))
+    report("a timeline changes nothing", len(a) == 25 and a == b, f"{a} {b}")
+    share = [x.get("sum_share") for x in place.log("timeline-0")[0]]
+    report("the log tells the share of the sum", all(x is not None and 0 < x < 1 for x in share), str(share))
+
+
+check_sums()
+check_deck()
+check_timeline()
+check_strikes()
+check_pause()
+place.remove()
+finish()
