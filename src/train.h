@@ -59,6 +59,21 @@ int vd_train_open(vd_train *t, vd_error *err);
  * output and writes nothing. VD_FAILED when the run could not be made, with the reason. */
 int vd_train_check(vd_train *t, vd_error *err);
 
+/* Bytes that a rank needs. */
+typedef struct vd_train_need {
+  vd_memory_estimate model; /* optimizer: all its states */
+  double evaluator;         /* of validations */
+  double backend;           /* what a GPU's backend keeps beside the model */
+} vd_train_need;
+/* Not collective. Fills *need for a rank of `streams` streams whose layers all have this window (tokens); t->ops and
+ * t->device are there. The sum. */
+double vd_train_memory(const vd_train *t, int64_t streams, int64_t window, vd_train_need *need);
+/* Not collective. Window, in tokens, of every layer as a run begins; in Transformer-XL that of full memories. */
+int64_t vd_train_first_window(const vd_model_config *c);
+/* Collective(t->ctx->comm). Before anything is allocated: VD_FAILED where a GPU has not the memory that its ranks need
+ * as the run begins. What spans that grow will need is not judged. The same on all ranks. */
+int vd_train_room(const vd_train *t, vd_error *err);
+
 /* Collective(t->ctx->comm). Trains until run%max_updates (VD_OK), a signal (VD_STOPPED, after a checkpoint) or an error
  * (agreed). */
 int vd_train_loop(vd_train *t, vd_error *err);

@@ -2,7 +2,6 @@
 #include "train.h"
 
 #include <errno.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,26 +35,19 @@ static int check_folder(const char *path, vd_error *err) {
   return VD_OK;
 }
 
-static int64_t first_window(const vd_model_config *c) {
-  double reach = ceil(c->span_init * (double)c->attn_span) + (double)c->ramp;
-  int64_t cur = reach < (double)c->attn_span ? (int64_t)reach : c->attn_span;
-  int64_t cut = c->attn_span - cur < c->attn_span - 1 ? c->attn_span - cur : c->attn_span - 1;
-  return c->attn_span - 64 * (cut / 64);
-}
-
-static void print_memory(const vd_train *t, const char *when, int64_t window) {
-  const vd_settings *s = t->settings;
-  vd_memory_estimate e;
+/* The sum, in bytes. */
+static double print_memory(const vd_train *t, const char *when, int64_t window) {
   int64_t streams = (t->geometry.n_stream + t->ctx->size - 1) / t->ctx->size;
-  vd_model_estimate(&t->config, t->ops->act_size, streams, s->data.micro_streams, s->data.tokens_per_sample, window,
-                    &e);
-  const double mib = 1024.0 * 1024.0;
-  e.optimizer *= strcmp(s->optimizer.method, "adam") == 0 ? 2.0 : 1.0; /* states */
-  double total = e.parameters + e.gradients + e.optimizer + e.memories + e.activations + e.workspace;
+  vd_train_need need;
+  const double mib = 1024.0 * 1024.0, total = vd_train_memory(t, streams, window, &need);
+  const vd_memory_estimate *e = &need.model;
   printf("  %s (window %lld tokens): %.1f MiB: parameters %.1f, gradients %.1f, optimiser %.1f, memories %.1f, "
-         "activations %.1f, workspace %.1f\n",
-         when, (long long)window, total / mib, e.parameters / mib, e.gradients / mib, e.optimizer / mib,
-         e.memories / mib, e.activations / mib, e.workspace / mib);
+         "activations %.1f, workspace %.1f, validation %.1f",
+         when, (long long)window, total / mib, e->parameters / mib, e->gradients / mib, e->optimizer / mib,
+         e->memories / mib, e->activations / mib, e->workspace / mib, need.evaluator / mib);
+  if (t->device.is_gpu) printf(", GPU backend %.1f", need.backend / mib);
+  printf("\n");
+  return total;
 }
 
 static void print_plan(const vd_train *t) {
@@ -74,8 +66,11 @@ static void print_plan(const vd_train *t) {
     print_memory(t, "with full memories", t->config.mem_len);
     return;
   }
-  print_memory(t, "at the first spans", first_window(&t->config));
-  print_memory(t, "at full spans", t->config.attn_span);
+  print_memory(t, "at the first spans", vd_train_first_window(&t->config));
+  double full = print_memory(t, "at full spans", t->config.attn_span);
+  if (t->device.is_gpu && full > (double)t->device.gpu.free_bytes)
+    printf("  note: the GPU has %.1f GiB free: a run whose spans all grew to the full would end for want of memory\n",
+           (double)t->device.gpu.free_bytes / VD_GIB);
 }
 
 static void print_seats(const vd_train *t) {
@@ -115,6 +110,8 @@ int vd_train_check(vd_train *t, vd_error *err) {
   if (t->ctx->rank == 0) print_plan(t);
   if (t->ctx->rank == 0) print_comm(t);
   print_seats(t);
+  if (vd_train_room(t, err)) return err->status;
+  if (t->ctx->rank == 0 && t->device.notice[0]) printf("note: %s\n", t->device.notice);
   if (t->ctx->rank == 0) printf("nothing was written\n");
   if (t->ctx->rank == 0 && fflush(stdout) != 0) vd_fail(err, VD_FAILED, "cannot write to standard output");
   return vd_share_error(t->ctx->comm, err);

@@ -1,0 +1,145 @@
+/* The memory that a run is told to need: against what model, optimiser and the evaluation's model really ask for, and
+ * against a GPU that is too small. */
+#include "train.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+enum { BLOCK = 32, STREAMS = 6 };
+
+static size_t asked;
+static int (*real_alloc)(vd_ops *o, size_t bytes, void **p, vd_error *err);
+
+static int counting_alloc(vd_ops *o, size_t bytes, void **p, vd_error *err) {
+  asked += bytes;
+  return real_alloc(o, bytes, p, err);
+}
+
+static void make(vd_train *t, vd_context *ctx, vd_settings *s, bool valid) {
+  static const char deck[] = "&data path='x', tokens_per_sample=32, batch_streams=6 /\n"
+                             "&model n_layer=3, d_model=64, n_head=4, d_inner=128 /\n"
+                             "&span attn_span=256, ramp=8, init=0.5 /\n&valid interval=10, streams=2 /\n";
+  vd_error err = {0};
+  vd_settings_read_text(s, deck, "deck", &err);
+  if (!valid) s->valid.interval = 0;
+  *ctx = (vd_context){.comm = MPI_COMM_WORLD, .size = 1};
+  *t = (vd_train){.ctx = ctx, .settings = s, .n_own = STREAMS, .geometry = {.n_stream = STREAMS, .block = BLOCK}};
+  assert_int_equal(vd_ops_cpu(&t->ops, 1, &err), VD_OK);
+  assert_int_equal(vd_configure_model(&t->config, s, 50, &err), VD_OK);
+  assert_string_equal(err.message, "");
+}
+
+static void run(vd_model *m, int64_t streams, bool train) {
+  vd_error err = {0};
+  int32_t *tokens = vd_calloc((size_t)(streams * BLOCK), sizeof *tokens);
+  vd_step step = {.x = tokens, .y = tokens, .block = BLOCK, .train = train, .scale = 1};
+  assert_int_equal(vd_model_run(m, &step, &err), VD_OK);
+  free(tokens);
+}
+
+static void matches_what_is_allocated(void **state) {
+  (void)state;
+  vd_train t;
+  vd_context ctx;
+  vd_settings s;
+  vd_error err = {0};
+  vd_model *evaluation;
+  vd_train_need need;
+  make(&t, &ctx, &s, true);
+  real_alloc = t.ops->alloc;
+  t.ops->alloc = counting_alloc;
+  asked = 0;
+  vd_optimizer_config optimizer = {.lr = 0.07, .eps = 1e-10};
+  assert_int_equal(vd_model_create(&t.model, &t.config, t.ops, 0, STREAMS, 0, BLOCK, true, &err), VD_OK);
+  assert_int_equal(vd_optimizer_create(&t.optimizer, &optimizer, t.model, t.ops, &err), VD_OK);
+  run(t.model, STREAMS, true);
+  double training = (double)asked;
+  assert_int_equal(vd_model_create_shared(&evaluation, t.model, 0, 2, 0, BLOCK, &err), VD_OK);
+  run(evaluation, 2, false);
+  double validation = (double)asked - training;
+  int64_t window = vd_train_first_window(&t.config);
+  assert_int_equal(window, vd_model_window(t.model, 0));
+  double total = vd_train_memory(&t, STREAMS, window, &need);
+  assert_true(need.backend == 0);
+  if (need.evaluator < 0.97 * validation || need.evaluator > 1.1 * validation)
+    fail_msg("validation: %.0f bytes told, %.0f asked for", need.evaluator, validation);
+  if (total - need.evaluator < 0.97 * training || total - need.evaluator > 1.03 * training)
+    fail_msg("training: %.0f bytes told, %.0f asked for", total - need.evaluator, training);
+  vd_model_destroy(evaluation);
+  vd_optimizer_destroy(t.optimizer);
+  vd_model_destroy(t.model);
+  t.ops->destroy(t.ops);
+}
+
+/* 64 streams of 12 layers at the spans that the benchmark holds (a mean window of 1584 tokens) took 10.12 GiB of an
+ * H100, of which half a GiB is CUDA's own; 16 streams 3.38. */
+static void is_near_what_a_gpu_took(void **state) {
+  (void)state;
+  vd_train t;
+  vd_context ctx;
+  vd_settings s;
+  vd_train_need need;
+  static const struct {
+    int64_t streams;
+    double gib;
+  } took[] = {{16, 3.38}, {64, 10.12}};
+  make(&t, &ctx, &s, false);
+  t.ops->act_size = 2;
+  t.device.is_gpu = true;
+  t.device.precision = VD_BF16;
+  s.data.tokens_per_sample = 512;
+  t.config.n_layer = 12;
+  t.config.d_model = 512;
+  t.config.n_head = 8;
+  t.config.d_head = 64;
+  t.config.d_inner = 2048;
+  t.config.attn_span = 8192;
+  t.config.vocab = 205;
+  for (int i = 0; i < 2; i++) {
+    t.n_own = took[i].streams;
+    double gib = vd_train_memory(&t, took[i].streams, 1584, &need) / 1073741824.0 + 0.5;
+    if (gib < 0.9 * took[i].gib || gib > 1.1 * took[i].gib)
+      fail_msg("%d streams: %.2f GiB told, %.2f taken", (int)took[i].streams, gib, took[i].gib);
+  }
+  t.ops->destroy(t.ops);
+}
+
+static void refuses_a_gpu_that_is_too_small(void **state) {
+  (void)state;
+  vd_train t;
+  vd_context ctx;
+  vd_settings s;
+  vd_train_need need;
+  vd_error err = {0};
+  make(&t, &ctx, &s, true);
+  assert_int_equal(vd_train_room(&t, &err), VD_OK); /* the CPU is not judged */
+  t.device.is_gpu = true;
+  t.device.precision = VD_BF16;
+  strcpy(t.device.gpu.name, "A small one");
+  double total = vd_train_memory(&t, STREAMS, vd_train_first_window(&t.config), &need);
+  assert_true(need.backend > need.model.parameters / 2);
+  t.device.gpu.free_bytes = (size_t)(total * 1.001);
+  assert_int_equal(vd_train_room(&t, &err), VD_OK);
+  t.device.gpu.free_bytes = (size_t)(total * 0.999);
+  assert_int_equal(vd_train_room(&t, &err), VD_FAILED);
+  assert_non_null(strstr(err.message, "A small one"));
+  assert_non_null(strstr(err.message, "1 rank needs"));
+  assert_non_null(strstr(err.message, "data%batch_streams"));
+  t.ops->destroy(t.ops);
+}
+
+int main(int argc, char **argv) {
+  MPI_Init(&argc, &argv);
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(matches_what_is_allocated),
+      cmocka_unit_test(is_near_what_a_gpu_took),
+      cmocka_unit_test(refuses_a_gpu_that_is_too_small),
+  };
+  int failed = cmocka_run_group_tests(tests, NULL, NULL);
+  MPI_Finalize();
+  return failed;
+}
