@@ -144,7 +144,7 @@ $(BUILD)/cuda/test_ops: $(TEST_OPS_OBJ) $(BUILD)/f32/tests/cuda/ops_side.o $(BUI
 	$(SAY) LINK $@
 	$(Q)$(LINK) -o $@ $^ $(LIBS)
 # Whole models on the GPU, through the same table.
-GPU_PROGRAMS := $(BUILD)/gpu/one_update $(BUILD)/gpu/bench_train
+GPU_PROGRAMS := $(BUILD)/gpu/one_update $(BUILD)/gpu/bench_train $(BUILD)/gpu/silent_peer
 $(BUILD)/gpu/one_update: $(BUILD)/f32/tests/gpu/update_case.o
 $(GPU_PROGRAMS): $(BUILD)/gpu/%: $(BUILD)/f32/tests/gpu/%.o $(GPU_AUX) $(BUILD)/libviaduct.a
 	@mkdir -p $(@D)

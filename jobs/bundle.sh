@@ -20,7 +20,7 @@ rm -rf "$bundle"
 mkdir -p "$bundle"/{bin,lib,libexec,tests/golden,tests/gpu,tests/bench,input,doc/analysis}
 install "$portable/viaduct" "$bundle/libexec/viaduct"
 install -m 644 "$portable/libviaduct_cuda.so" "$bundle/lib/"
-for program in "$portable"/tests/check_golden_f32 "$portable"/cuda/{test,bench}_* "$portable"/gpu/{one_update,bench_train}; do
+for program in "$portable"/tests/check_golden_f32 "$portable"/cuda/{test,bench}_* "$portable"/gpu/{one_update,bench_train,silent_peer}; do
   [ ! -x "$program" ] || install -s "$program" "$bundle/tests/"
 done
 strip "$bundle/libexec/viaduct"

@@ -47,13 +47,13 @@ void vd_reducer_over(vd_reducer *r) {
   if (r->watch) vd_watch_over(r->watch);
 }
 
-/* The first sum of each size opens connections that a run would otherwise wait for in its first update. */
+/* The first sums of a size open connections that a run would otherwise wait for in its first update: of a bucket, and
+ * of the largest that there can be. The gradients are zeros still. */
 static int warm_up(vd_reducer *r, vd_error *err) {
   const vd_nccl_table *nccl = nccl_of(r);
   nccl->begin(r->nccl);
-  for (size_t at = 0; at < r->n && err->status == VD_OK; at += r->bucket)
-    nccl->sum(r->nccl, r->gradients, at, r->n - at < r->bucket ? r->n - at : r->bucket, err);
-  if (err->status != VD_OK) return err->status;
+  if (nccl->sum(r->nccl, r->gradients, 0, r->bucket, err) || nccl->sum(r->nccl, r->gradients, 0, r->n, err))
+    return err->status;
   nccl->join(r->nccl);
   return r->ops->synchronize(r->ops, err);
 }

@@ -179,7 +179,7 @@ const vd_variable vd_variables[] = {
         "needs a GPU of its own, and the loader must find libnccl.so.2. 'mpi': MPI_Allreduce after backward, through "
         "host memory where GPUs compute. 'auto': 'nccl' where it can be had and there are several ranks, else 'mpi'."),
     INTEGER(
-        device, bucket_bytes, "25000000", 1, 1e12, "bytes", "--bucket-cap-mb",
+        device, bucket_bytes, "25000000", 4096, 1e12, "bytes", "--bucket-cap-mb",
         "With 'nccl' gradients of so many bytes, or a layer where it has more, are summed at once while backward goes "
         "on; with 'mpi' on GPUs so many pass through host memory at once."),
     REAL(device, timeout, "300.0", 0, false, NONE, true, "s", "",

@@ -76,7 +76,7 @@ static void end_run(vd_watch *w, const vd_error *why) {
 
 static void *run(void *self) {
   vd_watch *w = self;
-  double before = 0;
+  double before = now();
   pthread_mutex_lock(&w->lock);
   while (!w->stopping) {
     if (!w->expecting) {

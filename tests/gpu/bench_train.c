@@ -5,11 +5,15 @@
  * each window's end only. Usage: bench_train STREAMS [PRECISION [WINDOWS [UPDATES [WORDS]]]]; one line of JSON. WORDS
  * is any of `transformer_xl`: the model of input/enwik8_transformer_xl.nml with its dropout, Adam and norm clip;
  * `short`: all spans are 0, as in early training; `trimmed`; `parts`: as many updates more, with the time that each
- * kind of op takes. */
+ * kind of op takes. Under mpirun the streams are shared out over the ranks, which take the node's GPUs in turn, and the
+ * environment's COMM, 'mpi' (the default) or 'nccl', sums gradients. */
 #include "gpu_ops.h"
 #include "model.h"
 #include "op_times.h"
 #include "optimizer.h"
+#include "parallel.h"
+#include "reducer.h"
+#include "streams.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -22,7 +26,11 @@ struct bench {
   vd_ops *ops;
   vd_model *model;
   vd_optimizer *optimizer;
-  int64_t n_stream, update;
+  int rank, size;
+  const vd_cuda_table *table;
+  vd_reducer *reducer;
+  double exposed; /* seconds of all updates so far */
+  int64_t n_stream, stream0, n_own, update;
   bool xl, short_spans, trimmed, parts;
   int32_t *x, *y;
 };
@@ -56,12 +64,25 @@ static int one_update(struct bench *b, double *bpc, vd_error *err) {
   vd_ops *o = b->ops;
   double norm, targets = (double)(b->n_stream * BLOCK);
   o->zero(o, vd_model_gradients(b->model), vd_model_arena(b->model) * sizeof(real));
-  vd_step step = {.x = b->x, .y = b->y, .block = BLOCK, .update = b->update, .train = true, .scale = 1 / targets};
-  if (vd_model_run(b->model, &step, err)) return err->status;
+  vd_step step = {.x = b->x,
+                  .y = b->y,
+                  .block = BLOCK,
+                  .update = b->update,
+                  .train = true,
+                  .scale = 1 / targets,
+                  .ready = vd_reducer_ready,
+                  .receiver = b->reducer};
+  vd_reducer_begin(b->reducer, b->update + 1);
+  if (vd_model_run(b->model, &step, err) || vd_reducer_check(b->reducer, err)) return err->status;
+  vd_reducer_share(b->reducer, &step.nll_sum, 1);
   *bpc = step.nll_sum / targets / log(2.0);
+  vd_reducer_finish(b->reducer);
   vd_model_span_penalty(b->model, true);
   hold_spans(b);
-  return vd_optimizer_update(b->optimizer, b->update++, &norm, err);
+  vd_optimizer_update(b->optimizer, b->update++, &norm, err);
+  vd_reducer_end(b->reducer);
+  b->exposed += vd_reducer_exposed(b->reducer);
+  return err->status;
 }
 
 static int by_value(const void *a, const void *b) {
@@ -72,8 +93,10 @@ static int by_value(const void *a, const void *b) {
 static int measure(struct bench *b, int windows, int updates, double *seconds, double *bpc, vd_error *err) {
   for (int i = 0; i < 12; i++) /* the longest memory, 4,160 tokens, takes 9 blocks */
     if (one_update(b, bpc, err)) return err->status;
+  b->exposed = 0;
   for (int w = 0; w < windows; w++) {
     if (b->ops->synchronize(b->ops, err)) return err->status;
+    MPI_Barrier(MPI_COMM_WORLD);
     double start = MPI_Wtime();
     for (int i = 0; i < updates; i++)
       if (one_update(b, bpc, err)) return err->status;
@@ -84,6 +107,7 @@ static int measure(struct bench *b, int windows, int updates, double *seconds, d
   return VD_OK;
 }
 
+/* On rank 0 the time that each kind of op takes. */
 static int measure_parts(struct bench *b, int updates, vd_error *err) {
   double bpc;
   for (int i = 0; i < updates; i++) {
@@ -91,7 +115,7 @@ static int measure_parts(struct bench *b, int updates, vd_error *err) {
     if (one_update(b, &bpc, err) || b->ops->synchronize(b->ops, err)) return err->status;
   }
   op_times_update(b->ops);
-  op_times_print(b->ops);
+  if (b->rank == 0) op_times_print(b->ops);
   return VD_OK;
 }
 
@@ -117,23 +141,62 @@ static void choose(const struct bench *b, vd_model_config *c, vd_optimizer_confi
   *optimizer = (vd_optimizer_config){.lr = 0.07, .eps = 1e-10, .clip_step = 0.03, .warmup_updates = 32000};
 }
 
+static int make_reducer(struct bench *b, vd_error *err) {
+  const char *comm = getenv("COMM"), *timeline = getenv("TIMELINE"), *bucket = getenv("BUCKET");
+  bool nccl = comm && strcmp(comm, "nccl") == 0;
+  vd_reducer_config config = {.comm = nccl ? VD_COMM_NCCL : VD_COMM_MPI,
+                              .nccl = b->table->nccl(),
+                              .bucket = bucket ? (size_t)atoll(bucket) : 25000000,
+                              .timeout = 60,
+                              .timeline = timeline ? timeline : ""};
+  return vd_reducer_create(&b->reducer, MPI_COMM_WORLD, &config, b->ops, vd_model_gradients(b->model),
+                           vd_model_arena(b->model), err);
+}
+
+/* The GPU of this rank: the node's in turn. */
+static int own_gpu(struct bench *b, int *device, vd_error *err) {
+  int local, locals, count;
+  MPI_Comm_rank(MPI_COMM_WORLD, &b->rank);
+  MPI_Comm_size(MPI_COMM_WORLD, &b->size);
+  b->table = gpu_table(err);
+  if (!b->table || b->table->count(&count, err)) return err->status;
+  vd_local_rank(MPI_COMM_WORLD, &local, &locals);
+  *device = local % count;
+  return VD_OK;
+}
+
 static int make(struct bench *b, vd_error *err) {
   vd_model_config config;
   vd_optimizer_config optimizer;
+  int64_t last;
   choose(b, &config, &optimizer);
-  size_t n = (size_t)(b->n_stream * BLOCK);
+  vd_stream_share(b->n_stream, b->rank, b->size, &b->stream0, &last);
+  b->n_own = last - b->stream0;
+  size_t n = (size_t)(b->n_own * BLOCK);
   b->x = vd_calloc(n, sizeof *b->x);
   b->y = vd_calloc(n, sizeof *b->y);
   for (size_t i = 0; i < n; i++) {
-    philox4x32_ctr_t r = vd_philox((vd_rng){.seed = 8}, i);
+    philox4x32_ctr_t r = vd_philox((vd_rng){.seed = 8}, (uint64_t)(b->stream0 * BLOCK) + i);
     b->x[i] = (int32_t)(r.v[0] % (uint32_t)VOCAB);
     b->y[i] = (int32_t)(r.v[1] % (uint32_t)VOCAB);
   }
-  if (vd_model_create(&b->model, &config, b->ops, 0, b->n_stream, 0, BLOCK, true, err) ||
-      vd_optimizer_create(&b->optimizer, &optimizer, b->model, b->ops, err))
+  if (vd_model_create(&b->model, &config, b->ops, b->stream0, b->n_own, 0, BLOCK, true, err) ||
+      vd_optimizer_create(&b->optimizer, &optimizer, b->model, b->ops, err) || make_reducer(b, err))
     return err->status;
   set_spans(b);
   return vd_model_reset_memory(b->model, err);
+}
+
+static void print_result(const struct bench *b, const char *precision, int updates, const double *seconds, int windows,
+                         double bpc, const vd_gpu *gpu) {
+  double median = seconds[windows / 2], tokens = (double)(b->n_stream * BLOCK);
+  printf("{\"gpu\": \"%s\", \"model\": \"%s\", \"precision\": \"%s\", \"streams\": %lld, \"tokens_per_second\": %.0f, "
+         "\"ms_per_update\": %.3f, \"fastest_ms\": %.3f, \"slowest_ms\": %.3f, \"memory_gib\": %.2f, "
+         "\"updates\": %d, \"bpc\": %.3f, \"ranks\": %d, \"exposed_sum_ms\": %.3f}\n",
+         gpu->name, b->xl ? "transformer_xl" : "adaptive_span", precision, (long long)b->n_stream, tokens / median,
+         median * 1e3, seconds[0] * 1e3, seconds[windows - 1] * 1e3,
+         (double)(gpu->total_bytes - gpu->free_bytes) / 1073741824.0, updates, bpc, b->size,
+         b->exposed * 1e3 / updates);
 }
 
 int main(int argc, char **argv) {
@@ -148,22 +211,17 @@ int main(int argc, char **argv) {
   vd_error err = {0};
   vd_gpu before = {0}, after = {0};
   double *seconds = vd_calloc((size_t)windows, sizeof *seconds), bpc = 0;
-  const vd_cuda_table *table = gpu_table(&err);
-  if (table && gpu_precision(word, &precision, &err) == VD_OK && table->describe(0, &before, &err) == VD_OK &&
-      table->ops(&b.ops, 0, precision, &err) == VD_OK && (b.ops = op_times_wrap(b.ops, table)) != NULL &&
-      make(&b, &err) == VD_OK && measure(&b, windows, updates, seconds, &bpc, &err) == VD_OK &&
-      table->describe(0, &after, &err) == VD_OK) {
-    double median = seconds[windows / 2], tokens = (double)(b.n_stream * BLOCK);
-    printf(
-        "{\"gpu\": \"%s\", \"model\": \"%s\", \"precision\": \"%s\", \"streams\": %lld, \"tokens_per_second\": %.0f, "
-        "\"ms_per_update\": %.3f, \"fastest_ms\": %.3f, \"slowest_ms\": %.3f, \"memory_gib\": %.2f, "
-        "\"updates\": %d, \"bpc\": %.3f}\n",
-        after.name, b.xl ? "transformer_xl" : "adaptive_span", word, (long long)b.n_stream, tokens / median,
-        median * 1e3, seconds[0] * 1e3, seconds[windows - 1] * 1e3,
-        (double)(after.total_bytes - after.free_bytes) / 1073741824.0, windows * updates, bpc);
+  int device = 0;
+  if (gpu_precision(word, &precision, &err) == VD_OK && own_gpu(&b, &device, &err) == VD_OK &&
+      b.table->describe(device, &before, &err) == VD_OK && b.table->ops(&b.ops, device, precision, &err) == VD_OK &&
+      (b.ops = op_times_wrap(b.ops, b.table)) != NULL && make(&b, &err) == VD_OK &&
+      measure(&b, windows, updates, seconds, &bpc, &err) == VD_OK && b.table->describe(device, &after, &err) == VD_OK) {
+    if (b.rank == 0) print_result(&b, word, windows * updates, seconds, windows, bpc, &after);
     if (b.parts) measure_parts(&b, updates, &err);
   }
   vd_error_print(&err);
+  if (err.status != VD_OK && b.size > 1) MPI_Abort(MPI_COMM_WORLD, err.status);
+  vd_reducer_destroy(b.reducer);
   vd_optimizer_destroy(b.optimizer);
   vd_model_destroy(b.model);
   if (b.ops) b.ops->destroy(b.ops);

@@ -1,21 +1,25 @@
 #!/usr/bin/env python3
 """Whole runs of the program on a GPU, of both models: the same curve as on the CPU, on two ranks of one GPU, and across a
 resume from one to the other; evaluation; 16-bit training; what happens without a GPU. Lines 'ok NAME' and 'not ok NAME:
-WHY'. Words on the command line: only those of adaptive_span, transformer_xl, without.
+WHY'. Words on the command line: only these checks (the names in main).
 
-Environment: VIADUCT, the program; MPIRUN (default: mpirun, also for root and with more ranks than cores).
+Environment: VIADUCT, the program; PROGRAMS, the folder of the programs of tests/gpu/; MPIRUN (default: mpirun, also for root
+and with more ranks than cores).
 """
 import json
 import os
 import random
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 VIADUCT = os.environ.get("VIADUCT") or os.path.join(ROOT, "build", "viaduct")
+PROGRAMS = os.environ.get("PROGRAMS")  # the folder of silent_peer; none: it is left out
 MPIRUN = shlex.split(os.environ.get("MPIRUN") or "mpirun --oversubscribe --bind-to none")
 ENVIRONMENT = dict(os.environ, OMP_NUM_THREADS="2", OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
                    OMPI_MCA_btl_vader_single_copy_mechanism="none")
@@ -198,6 +202,44 @@ def check_half(deck="deck", prefix="", name=""):
            f"{last[0]} {x}")
 
 
+def check_nccl():
+    """What NCCL can be asked on one GPU: a group of one rank, refusals, a rank that never comes."""
+    result = viaduct("train", os.path.join(folder, "deck.nml"), "--check", device__backend="cuda", device__comm="nccl")
+    if "cannot be loaded" in result.stderr:
+        print(f"# {result.stderr.strip()}")
+        return
+    report("--check names NCCL's version", re.search(r"gradients: summed by NCCL \d+\.\d+\.\d+", result.stdout) is not None,
+           result.stdout + result.stderr)
+    timeline = os.path.join(folder, "timeline")
+    train("one-mpi", "cuda")
+    train("one-nccl", "cuda", device__comm="nccl", device__bucket_bytes=100000, device__timeline=timeline)
+    # Not the same bits: atomics of the key table's gradient make two runs differ in any case.
+    same("one rank: losses by NCCL as without", "one-nccl", "one-mpi", bound=1e-6)
+    with open(timeline, encoding="utf-8") as f:
+        times = [json.loads(line) for line in f]
+    report("a timeline with several sums in each of the updates 11 to 20, most begun before backward ended",
+           sorted({x["update"] for x in times}) == list(range(11, 21)) and len(times) >= 30
+           and sum(x["start_ms"] < x["backward_end_ms"] for x in times) > len(times) / 2, str(times[:6]))
+    result = viaduct("train", os.path.join(folder, "deck.nml"), ranks=2, device__backend="cuda", device__comm="nccl",
+                     run__directory=os.path.join(folder, "refused"))
+    report("2 ranks on one GPU by NCCL are refused, ranks and GPU named",
+           result.returncode == 1 and "ranks 0, 1 have GPU 0 of host" in result.stderr and "GPU-" in result.stderr
+           and result.stderr.count("viaduct: error") == 1
+           and not os.path.exists(os.path.join(folder, "refused", "log.jsonl")), result.stderr)
+    result = train("auto-comm", "cuda", ranks=2, device__comm="auto", run__max_updates=3)
+    report("'auto' with 2 ranks on one GPU takes MPI and says once why",
+           (result.stdout + result.stderr).count("summed by MPI through host memory: NCCL wants a GPU for every rank") == 1,
+           result.stdout + result.stderr)
+    if PROGRAMS:
+        start = time.monotonic()
+        result = subprocess.run([os.path.join(PROGRAMS, "silent_peer"), "4"], capture_output=True, text=True, check=False,
+                                env=ENVIRONMENT, timeout=60)
+        seconds = time.monotonic() - start
+        report(f"a rank that never comes ends the run after 4 s ({seconds:.1f} s with the start)",
+               result.returncode != 0 and 4 <= seconds < 25 and "for the start of NCCL on 2 ranks" in result.stderr
+               and not result.stdout, result.stdout + result.stderr)
+
+
 def check_without():
     none = {"CUDA_VISIBLE_DEVICES": ""}
     result = train("auto", "auto", environment=none, run__max_updates=3)
@@ -210,23 +252,23 @@ def check_without():
            result.stderr)
 
 
+def check_xl():
+    check_curves_xl()
+    check_resume(deck="xl", prefix="xl-", name="Transformer-XL: ")
+    check_eval_xl()
+    check_half(deck="xl", prefix="xl-", name="Transformer-XL: ")
+
+
 def main():
+    """All checks, or those named."""
     make_corpus()
-    parts = sys.argv[1:] or ["adaptive_span", "transformer_xl", "without"]
-    if "adaptive_span" in parts:
-        check_curves()
-        check_resume()
-        check_eval()
-        check_half()
-    if "transformer_xl" in parts:
-        check_curves_xl()
-        check_resume(deck="xl", prefix="xl-", name="Transformer-XL: ")
-        check_eval_xl()
-        check_half(deck="xl", prefix="xl-", name="Transformer-XL: ")
-    if "without" in parts:
-        check_without()
+    checks = {"curves": check_curves, "resume": check_resume, "eval": check_eval, "half": check_half, "nccl": check_nccl,
+              "transformer_xl": check_xl, "without": check_without}
+    for name in sys.argv[1:] or checks:
+        checks[name]()
     shutil.rmtree(folder, ignore_errors=True)
     sys.exit(1 if failures else 0)
 
 
-main()
+if __name__ == "__main__":
+    main()

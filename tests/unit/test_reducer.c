@@ -1,13 +1,16 @@
 /* The gradient sum on any number of ranks (tests/mpi/test_reducer.py starts it on several), and when the model tells
  * that gradients are final. */
 #include "model.h"
+#include "parallel.h"
 #include "reducer.h"
 
 #include <mpi.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -62,6 +65,160 @@ static void sums_over_ranks(void **state) {
       vd_reducer_destroy(r);
       o->destroy(o);
     }
+}
+
+/* A stand-in for NCCL, over MPI in host memory. Sums are done when they are joined, as late as they may be, on what the
+ * gradients were when they were told of. */
+enum { MOST = 64 };
+struct vd_nccl {
+  int n_sum, n_abort;
+  real *arena;
+  vd_sum_times sum[MOST];
+  real *kept[MOST];
+};
+
+static int fake_new_id(vd_nccl_id *id, vd_error *err) {
+  memset(id->bytes, 7, sizeof id->bytes);
+  return err->status;
+}
+static int fake_open(vd_nccl **n, vd_ops *o, const vd_nccl_id *id, int rank, int size, vd_error *err) {
+  int own_rank, own_size;
+  (void)o;
+  MPI_Comm_rank(MPI_COMM_WORLD, &own_rank);
+  MPI_Comm_size(MPI_COMM_WORLD, &own_size);
+  assert_true(rank == own_rank && size == own_size && id->bytes[0] == 7 && id->bytes[127] == 7);
+  *n = vd_calloc(1, sizeof **n);
+  return err->status;
+}
+static void fake_begin(vd_nccl *n) {
+  n->n_sum = 0;
+}
+static int fake_sum(vd_nccl *n, real *arena, size_t first, size_t count, vd_error *err) {
+  assert_true(n->n_sum < MOST);
+  n->arena = arena;
+  n->sum[n->n_sum] = (vd_sum_times){first, count, 1 + n->n_sum, 2 + n->n_sum, 5 + n->n_sum};
+  n->kept[n->n_sum] = vd_calloc(count, sizeof(real));
+  memcpy(n->kept[n->n_sum++], arena + first, count * sizeof(real));
+  return err->status;
+}
+static int fake_refuse(vd_nccl *n, real *arena, size_t first, size_t count, vd_error *err) {
+  (void)n, (void)arena, (void)first, (void)count;
+  return vd_fail(err, VD_FAILED, "the sum is refused");
+}
+static void fake_join(vd_nccl *n) {
+  for (int i = 0; i < n->n_sum; i++) {
+    MPI_Allreduce(n->kept[i], n->arena + n->sum[i].first, (int)n->sum[i].n, VD_MPI_REAL, MPI_SUM, MPI_COMM_WORLD);
+    free(n->kept[i]);
+    n->kept[i] = NULL;
+  }
+}
+static void fake_look(vd_nccl *n, vd_error *err) {
+  (void)n, (void)err;
+}
+static int fake_count(const vd_nccl *n) {
+  return n->n_sum;
+}
+static bool fake_times(const vd_nccl *n, int i, vd_sum_times *t) {
+  *t = n->sum[i];
+  return true;
+}
+static void fake_abort(vd_nccl *n) {
+  n->n_abort++;
+}
+static void fake_close(vd_nccl *n) {
+  for (int i = 0; i < MOST; i++) free(n->kept[i]);
+  free(n);
+}
+static const vd_nccl_table fake = {.new_id = fake_new_id,
+                                   .open = fake_open,
+                                   .begin = fake_begin,
+                                   .sum = fake_sum,
+                                   .join = fake_join,
+                                   .look = fake_look,
+                                   .count = fake_count,
+                                   .times = fake_times,
+                                   .abort = fake_abort,
+                                   .close = fake_close};
+
+static vd_reducer *open_fake(const vd_nccl_table *table, size_t bucket, const char *timeline, vd_ops **o, real *x) {
+  vd_error err = {0};
+  vd_reducer *r;
+  vd_reducer_config config = {
+      .comm = VD_COMM_NCCL, .nccl = table, .bucket = bucket, .timeout = 60, .timeline = timeline};
+  assert_int_equal(vd_ops_cpu(o, 1, &err), VD_OK);
+  assert_int_equal(vd_reducer_create(&r, MPI_COMM_WORLD, &config, *o, x, N, &err), VD_OK);
+  return r;
+}
+
+static void sums_in_buckets(void **state) {
+  (void)state;
+  const size_t buckets[] = {1, 400, 1 << 20}; /* bytes */
+  for (size_t b = 0; b < sizeof buckets / sizeof *buckets; b++) {
+    vd_ops *o;
+    real x[N] = {0};
+    vd_reducer *r = open_fake(&fake, buckets[b], "", &o, x);
+    for (size_t i = 0; i < N; i++) assert_true(x[i] == 0); /* trying out left zeros */
+    for (int turn = 0; turn < 3; turn++) sum_and_compare(r, x, turn);
+    assert_true(vd_reducer_exposed(r) > 3.9e-3 && vd_reducer_exposed(r) < 4.1e-3); /* of the last sum: 5 - 1 ms */
+    vd_reducer_destroy(r);
+    o->destroy(o);
+  }
+}
+
+/* Buckets are at least as large as asked, begin where a told range begins, and cover the arena once, from its end on:
+ * the timeline of rank 0 tells. */
+static void cuts_buckets(void **state) {
+  (void)state;
+  vd_ops *o;
+  real x[N] = {0};
+  char path[] = "/tmp/viaduct-timeline-XXXXXX", line[512];
+  int rank, number = 0, file = mkstemp(path);
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  assert_true(file >= 0);
+  close(file);
+  vd_reducer *r = open_fake(&fake, 400, path, &o, x);
+  for (int turn = 0; turn < 30; turn++) sum_and_compare(r, x, turn);
+  vd_reducer_destroy(r);
+  o->destroy(o);
+  FILE *f = fopen(path, "r");
+  size_t end = N, first, n;
+  assert_non_null(f);
+  while (fgets(line, sizeof line, f)) {
+    const char *at = strstr(line, "\"first\"");
+    assert_non_null(at);
+    assert_int_equal(sscanf(at, "\"first\": %zu, \"elements\": %zu", &first, &n), 2);
+    assert_int_equal(first + n, end);
+    assert_true(n * sizeof(real) >= 400 || first == 0);
+    assert_true(n <= 2 * PIECE); /* 100 elements asked for, 96 told at a time */
+    end = first > 0 ? first : N;
+    number++;
+  }
+  assert_int_equal(number, rank == 0 ? 10 * 6 : 0); /* updates 11 to 20, 1000 elements by 192 */
+  assert_int_equal(end, N);
+  fclose(f);
+  unlink(path);
+}
+
+/* A sum that cannot begin is an error that is kept; what is given up is not waited for. */
+static void keeps_errors(void **state) {
+  (void)state;
+  vd_error err = {0};
+  vd_ops *o;
+  real x[N] = {0};
+  vd_nccl_table table = fake;
+  vd_reducer *r = open_fake(&table, 400, "", &o, x);
+  vd_reducer_begin(r, 1);
+  vd_reducer_ready(r, N, 0);
+  vd_reducer_ready(r, N / 2, N / 2);
+  table.sum = fake_refuse;
+  vd_reducer_ready(r, 0, N / 2);
+  assert_int_equal(vd_reducer_check(r, &err), VD_FAILED);
+  assert_non_null(strstr(err.message, "refused"));
+  double failed = 1;
+  vd_reducer_share(r, &failed, 1);
+  vd_reducer_abandon(r);
+  vd_reducer_destroy(r);
+  o->destroy(o);
 }
 
 /* What the model told, and the gradients as they were then. */
@@ -186,8 +343,10 @@ static void tells_nobody_in_evaluation(void **state) {
 }
 
 int main(int argc, char **argv) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(sums_over_ranks), cmocka_unit_test(tells_final_gradients),
-                                     cmocka_unit_test(tells_nobody_in_evaluation)};
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(sums_over_ranks),       cmocka_unit_test(sums_in_buckets),
+      cmocka_unit_test(cuts_buckets),          cmocka_unit_test(keeps_errors),
+      cmocka_unit_test(tells_final_gradients), cmocka_unit_test(tells_nobody_in_evaluation)};
   MPI_Init(&argc, &argv);
   int failed = cmocka_run_group_tests(tests, NULL, NULL);
   MPI_Finalize();

@@ -1,0 +1,107 @@
+#!/usr/bin/env python3
+"""Runs on several ranks with GPUs: the same curve as on one, resumes between numbers of ranks, ranks that are killed, hang or
+fail. Lines 'ok NAME' and 'not ok NAME: WHY'. Usage: several.py N COMM (several.sh starts it). Environment as run_gpu.py,
+and BACKEND: 'cpu' tries this file itself where there is no GPU (with COMM 'mpi')."""
+import glob
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import run_gpu
+from run_gpu import ENVIRONMENT, MPIRUN, VIADUCT, folder, losses, report, same
+
+RANKS, COMM, BACKEND = int(sys.argv[1]), sys.argv[2], os.environ.get("BACKEND", "cuda")
+UPDATES, TIMEOUT = 200, 10
+SET = {"run__max_updates": UPDATES, "device__timeout": TIMEOUT, "device__bucket_bytes": 200000, "data__batch_streams": 2 * RANKS,
+       "optimizer__warmup_updates": 4000, "valid__interval": 100}
+
+
+def train(run, ranks, **more):
+    return run_gpu.train(run, BACKEND, ranks=ranks, **{**SET, "device__comm": COMM if ranks > 1 else "mpi", **more})
+
+
+def check_invariance():
+    train("one", 1)
+    train("all", RANKS)
+    same(f"{UPDATES} updates in fp32: losses on {RANKS} ranks as on one", "all", "one")
+    train("again", RANKS)
+    same(f"{RANKS} ranks twice: the same losses", "again", "all", bound=1e-5)
+    for at, ranks in ((50, 1), (100, RANKS), (UPDATES, 1)):
+        train("changing", ranks, run__max_updates=at)
+    same(f"1, {RANKS}, 1 ranks, stopped and resumed between: losses as on one", "changing", "one")
+
+
+def rows(run):
+    return len(losses(run))
+
+
+def strike(run, number):
+    """Sends a signal to the last rank after some updates; (exit status, seconds from then to the end, what was said)."""
+    words = ["train", os.path.join(folder, "deck.nml")]
+    for name, value in {**SET, "run__directory": os.path.join(folder, run), "device__backend": BACKEND, "device__comm": COMM,
+                        "run__max_updates": 10 ** 6, "valid__interval": 0}.items():
+        words += ["--set", f"{name.replace('__', '%')}={value}"]
+    before = {int(x) for x in subprocess.run(["pgrep", "-x", "viaduct"], capture_output=True, text=True, check=False).stdout.split()}
+    with subprocess.Popen(MPIRUN + ["-n", str(RANKS), VIADUCT, *words], env=ENVIRONMENT, stdout=subprocess.DEVNULL,
+                          stderr=subprocess.PIPE, text=True) as p:
+        end = time.monotonic() + 100
+        while rows(run) < 20 and p.poll() is None and time.monotonic() < end:
+            time.sleep(0.05)
+        now = {int(x) for x in subprocess.run(["pgrep", "-x", "viaduct"], capture_output=True, text=True, check=False).stdout.split()}
+        mine = sorted(now - before)
+        start = time.monotonic()
+        if mine:
+            os.kill(mine[-1], number)
+        try:
+            said = p.communicate(timeout=100)[1]
+        except subprocess.TimeoutExpired:
+            p.kill()
+            said = "it went on for 100 s: " + p.communicate()[1]
+        return p.returncode, time.monotonic() - start, said, len(mine)
+
+
+def check_strikes():
+    status, seconds, said, n = strike("killed", signal.SIGKILL)
+    report(f"a rank that is killed ends the run within the timeout ({seconds:.1f} s)",
+           n == RANKS and status != 0 and seconds < TIMEOUT + 16, f"{n} ranks, {status} {said}")
+    status, seconds, said, n = strike("hanging", signal.SIGSTOP)
+    report(f"a rank that hangs ends the run after the timeout ({seconds:.1f} s)",
+           n == RANKS and status == 1 and TIMEOUT * 0.9 < seconds < TIMEOUT + 16
+           and re.search(rf"rank \d+ of {RANKS} \(host .+\): waited \d+\.\d s \(device%timeout\) for", said) is not None,
+           f"{n} ranks, {status} {said}")
+
+
+def check_failure():
+    """A shard that is damaged near the end of what the run reads: the rank that reads there fails, the others may be in a
+    sum by then."""
+    place = os.path.join(folder, "damaged")
+    os.makedirs(place)
+    for path in glob.glob(os.path.join(folder, "corpus*.h5")):
+        shutil.copy(path, place)
+    shard = sorted(glob.glob(os.path.join(place, "corpus-train-*.h5")))[-1]
+    with open(shard, "r+b") as f:
+        at = int(os.path.getsize(shard) * 0.97)
+        f.seek(at)
+        byte = f.read(1)[0]
+        f.seek(at)
+        f.write(bytes([byte ^ 1]))
+    start = time.monotonic()
+    result = run_gpu.viaduct("train", os.path.join(folder, "deck.nml"), ranks=RANKS, device__backend=BACKEND,
+                             **{**SET, "device__comm": COMM, "data__path": os.path.join(place, "corpus.h5"),
+                                "run__max_updates": 10 ** 6, "valid__interval": 0, "device__timeout": 60,
+                                "run__directory": os.path.join(folder, "failing")})
+    report(f"a rank that cannot read ends the run with its message, at once ({time.monotonic() - start:.1f} s)",
+           result.returncode == 1 and result.stderr.count("viaduct: error") == 1 and "corpus-train" in result.stderr
+           and time.monotonic() - start < 60, f"{result.returncode} {result.stderr}")
+
+
+run_gpu.make_corpus()
+check_invariance()
+check_strikes()
+check_failure()
+shutil.rmtree(folder, ignore_errors=True)
+sys.exit(1 if run_gpu.failures else 0)
