@@ -55,30 +55,6 @@ static float scale_of(const vd_dropout *dropout) {
   return dropout->p > 0 ? (float)vd_dropout_scale(vd_dropout_threshold(dropout->p)) : 1.0F;
 }
 
-/* dx = x > 0 ? scale (dy W) : 0: in the product's epilogue where the bits of x > 0 are there and cuBLASLt takes them.
- */
-static void gradient_before_relu(vd_cuda_backend *c, const vd_linear *l, const void *x, const real *weight,
-                                 const void *dy, void *dx) {
-  vd_product_call call = {.m = l->n,
-                          .n = l->in,
-                          .k = l->out,
-                          .n_batch = 1,
-                          .a = {dy, l->out, 0, false},
-                          .b = {vd_cuda_weight(c, weight), l->in, 0, false},
-                          .c = dx,
-                          .ldc = l->in,
-                          .alpha = scale_of(&l->dropout),
-                          .gate = vd_cuda_kept_fits(l->in) ? l->kept : NULL,
-                          .gate_row = vd_linear_kept_row(l->in)};
-  if (call.gate && vd_cuda_product_exists(c, &call)) {
-    vd_cuda_product(c, &call);
-    return;
-  }
-  call.gate = NULL;
-  vd_cuda_product(c, &call);
-  vd_cuda_note(c, vd_cuda_relu_backward(c->type, l->n, l->in, x, 1.0F, dx, NULL, NULL, c->stream), "ReLU's gradient");
-}
-
 void vd_cuda_linear_backward(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const vd_act *y,
                              vd_act *dy, vd_act *dx, bool accumulate, real *dweight, real *dbias) {
   vd_cuda_backend *c = vd_cuda_of(o);
@@ -86,13 +62,10 @@ void vd_cuda_linear_backward(vd_ops *o, const vd_linear *l, const vd_act *x, con
     float *partial = vd_cuda_room(c, &c->partial, vd_cuda_rows_workspace(l->n, l->out));
     if (!partial) return;
     vd_cuda_note(c,
-                 vd_cuda_relu_backward(c->type, l->n, l->out, l->relu ? y : NULL, scale_of(&l->dropout), dy, dbias,
-                                       partial, c->stream),
+                 vd_cuda_relu_backward(c->type, l->n, l->out, l->relu ? y : NULL, l->relu ? l->kept : NULL,
+                                       scale_of(&l->dropout), dy, dbias, partial, c->stream),
                  "bias gradient");
   }
   vd_cuda_weight_gradient(c, l->n, l->out, l->in, dy, l->out, x, dweight);
-  if (dx && l->after_relu)
-    gradient_before_relu(c, l, x, weight, dy, dx);
-  else if (dx)
-    vd_cuda_input_gradient(c, l->n, l->out, l->in, dy, l->out, weight, dx, accumulate);
+  if (dx) vd_cuda_input_gradient(c, l->n, l->out, l->in, dy, l->out, weight, dx, accumulate);
 }

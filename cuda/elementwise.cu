@@ -154,16 +154,20 @@ __global__ void vd_drop_kernel(int64_t total, int64_t width, vd_drop drop, T *x,
   kept[kept_row ? e / width * kept_row + e % width / 8 : e / 8] = (uint8_t)bits;
 }
 
-bool vd_cuda_kept_fits(int64_t width) {
+/* Rows of other widths are not noted. */
+static bool vd_kept_fits(int64_t width) {
   return width % 8 == 0;
+}
+static int64_t vd_kept_row(int64_t width) {
+  return (width + 127) / 128 * 16;
 }
 
 cudaError_t vd_cuda_drop_rows(enum vd_cuda_type type, int64_t n, int64_t width, const vd_cuda_dropout *dropout, void *x,
                               void *kept, cudaStream_t stream) {
   vd_drop drop = vd_make_drop(dropout, width);
-  uint8_t *bits = vd_cuda_kept_fits(width) ? (uint8_t *)kept : NULL;
+  uint8_t *bits = vd_kept_fits(width) ? (uint8_t *)kept : NULL;
   if (drop.threshold == 0 && !bits) return cudaSuccess;
-  int64_t total = n * width, row = width % 128 == 0 ? 0 : (width + 127) / 128 * 16;
+  int64_t total = n * width, row = width % 128 == 0 ? 0 : vd_kept_row(width);
 #define CALL(T)                                                                                                        \
   if (width % 8 == 0)                                                                                                  \
     vd_drop_kernel<T, 8>                                                                                               \
@@ -182,26 +186,48 @@ size_t vd_cuda_rows_workspace(int64_t n, int64_t width) {
   return (size_t)((n + VD_ROWS_EACH - 1) / VD_ROWS_EACH + 1024) * (size_t)width * 3 * sizeof(float);
 }
 
+/* Which of N neighbours of y were kept, as bits: from the notes on them, or from y itself. */
+template <typename T, int N> VD_GPU uint32_t vd_kept_bits(const T *y, const uint8_t *kept) {
+  if (N == 8 && kept) return *kept;
+  float v[N];
+  uint32_t bits = 0;
+  vd_read<T, N>(y, v);
+#pragma unroll
+  for (int i = 0; i < N; i++) bits |= v[i] <= 0 ? 0u : 1u << i;
+  return bits;
+}
+
+/* A thread reads AHEAD rows before it writes any: dy is overwritten, so that the compiler cannot. */
 template <typename T, int N>
-__global__ void vd_relu_backward_kernel(int64_t n, int64_t width, const T *y, float scale, T *dy, float *partial) {
+__global__ void vd_relu_backward_kernel(int64_t n, int64_t width, const T *y, const uint8_t *kept, int64_t kept_row,
+                                        float scale, T *dy, float *partial) {
+  enum { AHEAD = 4 };
   __shared__ float sum[8][32 * N + 1];
   int64_t c = ((int64_t)blockIdx.x * 32 + threadIdx.x) * N;
   int64_t r0 = (int64_t)blockIdx.y * VD_ROWS_EACH, end = r0 + VD_ROWS_EACH < n ? r0 + VD_ROWS_EACH : n;
   float mine[N] = {0};
-  if (c < width) {
-#pragma unroll 4
-    for (int64_t r = r0 + threadIdx.y; r < end; r += 8) {
+  for (int64_t first = r0 + threadIdx.y; first < end && c < width; first += 8 * AHEAD) {
+    vd_pack<T, N> row[AHEAD];
+    uint32_t bits[AHEAD];
+#pragma unroll
+    for (int k = 0; k < AHEAD; k++) {
+      int64_t r = first + 8 * k;
+      if (r >= end) continue;
+      row[k] = *(const vd_pack<T, N> *)(dy + r * width + c);
+      if (y) bits[k] = vd_kept_bits<T, N>(y + r * width + c, kept ? kept + r * kept_row + c / 8 : NULL);
+    }
+#pragma unroll
+    for (int k = 0; k < AHEAD; k++) {
+      int64_t r = first + 8 * k;
+      if (r >= end) continue;
       float g[N];
-      vd_read<T, N>(dy + r * width + c, g);
-      if (y) {
-        float kept[N];
-        vd_read<T, N>(y + r * width + c, kept);
 #pragma unroll
-        for (int i = 0; i < N; i++) g[i] = kept[i] <= 0 ? 0.0f : g[i] * scale;
-        vd_write<T, N>(dy + r * width + c, g);
+      for (int i = 0; i < N; i++) {
+        g[i] = vd_load(row[k].at[i]);
+        if (y) g[i] = bits[k] >> i & 1 ? g[i] * scale : 0.0f;
+        mine[i] += g[i];
       }
-#pragma unroll
-      for (int i = 0; i < N; i++) mine[i] += g[i];
+      if (y) vd_write<T, N>(dy + r * width + c, g);
     }
   }
   if (!partial) return;
@@ -235,18 +261,19 @@ static __global__ void vd_add_partials_kernel(int rows, int64_t width, const flo
   if (threadIdx.x == 0 && c < width) sum[c] += total;
 }
 
-cudaError_t vd_cuda_relu_backward(enum vd_cuda_type type, int64_t n, int64_t width, const void *y, float scale,
-                                  void *dy, float *dbias, float *workspace, cudaStream_t stream) {
+cudaError_t vd_cuda_relu_backward(enum vd_cuda_type type, int64_t n, int64_t width, const void *y, const void *kept,
+                                  float scale, void *dy, float *dbias, float *workspace, cudaStream_t stream) {
+  const uint8_t *bits = vd_kept_fits(width) ? (const uint8_t *)kept : NULL;
   unsigned chunks = vd_blocks(n, VD_ROWS_EACH);
   float *partial = dbias ? workspace : NULL;
   dim3 threads(32, 8);
 #define CALL(T)                                                                                                        \
   if (width % 8 == 0)                                                                                                  \
     vd_relu_backward_kernel<T, 8><<<dim3(vd_blocks(width, 256), chunks), threads, 0, stream>>>(                        \
-        n, width, (const T *)y, scale, (T *)dy, partial);                                                              \
+        n, width, (const T *)y, bits, vd_kept_row(width), scale, (T *)dy, partial);                                    \
   else                                                                                                                 \
-    vd_relu_backward_kernel<T, 1>                                                                                      \
-        <<<dim3(vd_blocks(width, 32), chunks), threads, 0, stream>>>(n, width, (const T *)y, scale, (T *)dy, partial)
+    vd_relu_backward_kernel<T, 1><<<dim3(vd_blocks(width, 32), chunks), threads, 0, stream>>>(                         \
+        n, width, (const T *)y, bits, vd_kept_row(width), scale, (T *)dy, partial)
   VD_BY_TYPE(type, CALL);
 #undef CALL
   if (dbias)

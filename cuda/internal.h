@@ -110,14 +110,10 @@ typedef struct vd_product_call {
   float alpha, beta;
   const void *bias; /* [n] of the activations' type, or NULL */
   bool relu;
-  const void *gate; /* C is 0 where this has no bit: rows of gate_row bytes, the lowest bit of a byte first; or NULL */
-  int64_t gate_row;
 } vd_product_call;
 /* Stream-ordered. Enqueues the product through cuBLASLt; errors are noted. The first call of a shape tries several of
  * cuBLASLt's kernels on its operands, and waits. */
 void vd_cuda_product(vd_cuda_backend *c, const vd_product_call *call);
-/* Not collective. Does cuBLASLt have a kernel for this product? As the first call of the shape otherwise. */
-bool vd_cuda_product_exists(vd_cuda_backend *c, const vd_product_call *call);
 /* Stream-ordered. dweight [out, in] += dy^T x; dy [rows, out] of leading dimension ld, x [rows, in]. */
 void vd_cuda_weight_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,
                              const void *x, real *dweight);

@@ -34,15 +34,14 @@ cudaError_t vd_cuda_embed_backward(enum vd_cuda_type type, int64_t n, int64_t d,
  * rows of vd_linear_kept_row(width) bytes, the lowest bit of a byte first. */
 cudaError_t vd_cuda_drop_rows(enum vd_cuda_type type, int64_t n, int64_t width, const vd_cuda_dropout *dropout, void *x,
                               void *kept, cudaStream_t stream);
-/* Not collective. Are rows of this width noted? For others `kept` is left alone. */
-bool vd_cuda_kept_fits(int64_t width);
 
 /* Bytes of workspace that the sums over rows of [n, width] need (column_sums, add_norm_backward). */
 size_t vd_cuda_rows_workspace(int64_t n, int64_t width);
-/* Stream-ordered. Where y is not NULL: dy [n, width] = y <= 0 ? 0 : dy * scale. Where dbias is not NULL: dbias += the
- * sums of dy's columns. */
-cudaError_t vd_cuda_relu_backward(enum vd_cuda_type type, int64_t n, int64_t width, const void *y, float scale,
-                                  void *dy, float *dbias, float *workspace, cudaStream_t stream);
+/* Stream-ordered. Where y is not NULL: dy [n, width] = y <= 0 ? 0 : dy * scale; where `kept` is not NULL either, it is
+ * what vd_cuda_drop_rows noted of y, and may be read in its place. Where dbias is not NULL: dbias += the sums of dy's
+ * columns. */
+cudaError_t vd_cuda_relu_backward(enum vd_cuda_type type, int64_t n, int64_t width, const void *y, const void *kept,
+                                  float scale, void *dy, float *dbias, float *workspace, cudaStream_t stream);
 
 /* Stream-ordered. vd_ops.add_norm. cudaErrorInvalidValue for d that is too large (1024, or 2048 where it is a multiple
  * of 8). */

@@ -3,7 +3,11 @@
  * short. Read anew for each row they cost more of the level-1 cache's bandwidth than the row itself does. */
 #include "element.cuh"
 
-enum { VD_WARPS = 8, VD_HELD = 16, VD_NORM_BLOCKS = 264 }; /* two blocks on each of an H100's multiprocessors */
+#include <cuda_pipeline.h>
+
+enum { VD_WARPS = 8, VD_HELD = 16, VD_STAGES = 4, VD_NORM_BLOCKS = 264 };
+/* Two blocks on each of an H100's multiprocessors, and the shared memory that each of them may then have. */
+enum { VD_NORM_SHARED = 112 << 10 };
 
 VD_GPU float vd_warp_sum(float x) {
 #pragma unroll
@@ -100,40 +104,70 @@ __global__ void __launch_bounds__(VD_WARPS * 32, K *N <= VD_HELD ? 2 : 1)
   }
 }
 
+/* Begins to copy a lane's share of a row to shared memory, 16 bytes at a time; what is shorter is copied at once. */
+template <typename T, int N, int K> VD_GPU void vd_fetch_row(const T *from, int lane, int d, T *to) {
+#pragma unroll
+  for (int k = 0; k < K; k++) {
+    int c = (k * 32 + lane) * N;
+    if (c >= d) continue;
+    if constexpr (sizeof(T) * N >= 16) {
+#pragma unroll
+      for (int i = 0; i < N; i += 16 / (int)sizeof(T)) __pipeline_memcpy_async(to + c + i, from + c + i, 16);
+    } else {
+      *(vd_pack<T, N> *)(to + c) = *(const vd_pack<T, N> *)(from + c);
+    }
+  }
+}
+
 /* With g = dy * weight and xhat = (sum - mean) rstd: dsum = rstd (g - mean(g) - xhat mean(g xhat)). Each warp keeps its
- * rows' share of dweight, dbias and, with SHIFT, of the sums of dsum; the block leaves one partial row of those two or
- * three vectors of d. */
-template <typename T, int N, int K, bool SHIFT>
+ * rows' share of dweight, dbias and the sums of dsum; the block leaves one partial row of those three vectors of d.
+ * The sums fill the registers, so that coming rows are fetched to shared memory: `stages` of them a warp, [2, d] each,
+ * of which a lane reads only what it fetched itself. */
+template <typename T, int N, int K>
 __global__ void __launch_bounds__(VD_WARPS * 32, K *N <= VD_HELD ? 2 : 1)
-    vd_add_norm_backward_kernel(int64_t n, int d, const T *sum, const float *mean, const float *rstd,
+    vd_add_norm_backward_kernel(int64_t n, int d, int stages, const T *sum, const float *mean, const float *rstd,
                                 const float *weight, const T *dy, T *dsum, float *partial) {
-  extern __shared__ float shared[]; /* the weights [d], then [VD_WARPS][d] */
-  enum { SUMS = SHIFT ? 3 : 2 };
+  extern __shared__ __align__(128) char shared[]; /* weights [d]; then fetched rows, and at last [VD_WARPS][d] floats */
+  float *held = (float *)shared, *sums = held + d;
   int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
-  int64_t r = (int64_t)blockIdx.x * VD_WARPS + warp, step = (int64_t)gridDim.x * VD_WARPS;
-  float kept[SUMS][K][N] = {};
-  vd_row<T, N, K> next_dy, next_sum;
-  for (int c = (int)threadIdx.x; c < d; c += VD_WARPS * 32) shared[c] = weight[c];
-  float next_mu = 0, next_scale = 0;
-  if (r < n) {
-    vd_read_row<T, N, K>(dy + r * d, lane, d, next_dy);
-    vd_read_row<T, N, K>(sum + r * d, lane, d, next_sum);
-    next_mu = mean[r];
-    next_scale = rstd[r];
+  int64_t first = (int64_t)blockIdx.x * VD_WARPS + warp, step = (int64_t)gridDim.x * VD_WARPS;
+  T *stage = (T *)(held + d) + (int64_t)warp * stages * 2 * d;
+  float kept[3][K][N] = {};
+  for (int c = (int)threadIdx.x; c < d; c += VD_WARPS * 32) held[c] = weight[c];
+  for (int s = 0; s < stages; s++) {
+    int64_t r = first + s * step;
+    if (r < n) {
+      vd_fetch_row<T, N, K>(dy + r * d, lane, d, stage + s * 2 * d);
+      vd_fetch_row<T, N, K>(sum + r * d, lane, d, stage + (s * 2 + 1) * d);
+    }
+    __pipeline_commit();
   }
   __syncthreads();
-  for (; r < n; r += step) {
+  int at = 0;
+  float next_mu = first < n ? mean[first] : 0.0f, next_scale = first < n ? rstd[first] : 0.0f;
+  for (int64_t r = first; r < n; r += step) {
+    T *mine = stage + at * 2 * d;
     float g[K][N], xhat[K][N], m1 = 0, m2 = 0, mu = next_mu, scale = next_scale;
+    if (r + step < n) {
+      next_mu = mean[r + step];
+      next_scale = rstd[r + step];
+    }
+    if (stages == VD_STAGES) {
+      __pipeline_wait_prior(VD_STAGES - 1);
+    } else {
+      __pipeline_wait_prior(0);
+    }
 #pragma unroll
     for (int k = 0; k < K; k++) {
       int c = (k * 32 + lane) * N;
       if (c >= d) continue;
       float wk[N];
-      vd_read<float, N>(shared + c, wk);
+      vd_read<float, N>(held + c, wk);
+      vd_read<T, N>(mine + c, g[k]);
+      vd_read<T, N>(mine + d + c, xhat[k]);
 #pragma unroll
       for (int i = 0; i < N; i++) {
-        g[k][i] = vd_load(next_dy.at[k].at[i]);
-        xhat[k][i] = (vd_load(next_sum.at[k].at[i]) - mu) * scale;
+        xhat[k][i] = (xhat[k][i] - mu) * scale;
         kept[0][k][i] += g[k][i] * xhat[k][i];
         kept[1][k][i] += g[k][i];
         g[k][i] *= wk[i];
@@ -141,12 +175,13 @@ __global__ void __launch_bounds__(VD_WARPS * 32, K *N <= VD_HELD ? 2 : 1)
         m2 += g[k][i] * xhat[k][i];
       }
     }
-    if (r + step < n) {
-      vd_read_row<T, N, K>(dy + (r + step) * d, lane, d, next_dy);
-      vd_read_row<T, N, K>(sum + (r + step) * d, lane, d, next_sum);
-      next_mu = mean[r + step];
-      next_scale = rstd[r + step];
+    int64_t next = r + stages * step;
+    if (next < n) {
+      vd_fetch_row<T, N, K>(dy + next * d, lane, d, mine);
+      vd_fetch_row<T, N, K>(sum + next * d, lane, d, mine + d);
     }
+    __pipeline_commit();
+    at = at + 1 == stages ? 0 : at + 1;
     m1 = vd_warp_sum(m1) / (float)d;
     m2 = vd_warp_sum(m2) / (float)d;
 #pragma unroll
@@ -156,37 +191,38 @@ __global__ void __launch_bounds__(VD_WARPS * 32, K *N <= VD_HELD ? 2 : 1)
 #pragma unroll
       for (int i = 0; i < N; i++) {
         g[k][i] = scale * (g[k][i] - m1 - xhat[k][i] * m2);
-        if (SHIFT) kept[SUMS - 1][k][i] += g[k][i];
+        kept[2][k][i] += g[k][i];
       }
       vd_write<T, N>(dsum + r * d + c, g[k]);
     }
   }
 #pragma unroll
-  for (int pass = 0; pass < SUMS; pass++) {
+  for (int pass = 0; pass < 3; pass++) {
     __syncthreads();
 #pragma unroll
     for (int k = 0; k < K; k++) {
       int c = (k * 32 + lane) * N;
-      if (c < d) vd_write<float, N>(shared + (1 + warp) * d + c, kept[pass][k]);
+      if (c < d) vd_write<float, N>(sums + warp * d + c, kept[pass][k]);
     }
     __syncthreads();
     for (int c = (int)threadIdx.x; c < d; c += VD_WARPS * 32) {
       float total = 0;
-      for (int i = 0; i < VD_WARPS; i++) total += shared[(1 + i) * d + c];
-      partial[((int64_t)blockIdx.x * SUMS + pass) * d + c] = total;
+      for (int i = 0; i < VD_WARPS; i++) total += sums[i * d + c];
+      partial[((int64_t)blockIdx.x * 3 + pass) * d + c] = total;
     }
   }
 }
 
-/* dweight, dbias, dshift [d] += the sums of partial's columns [rows, sums d]; 32 columns x 32 lanes of rows a block. */
-static __global__ void vd_norm_partials_kernel(int rows, int d, int sums, const float *partial, float *dweight,
-                                               float *dbias, float *dshift) {
+/* dweight, dbias and, where it is not NULL, dshift [d] += the sums of partial's columns [rows, 3 d]; 32 columns x 32
+ * lanes of rows a block. */
+static __global__ void vd_norm_partials_kernel(int rows, int d, const float *partial, float *dweight, float *dbias,
+                                               float *dshift) {
   __shared__ float lane[32][33];
-  int c = (int)(blockIdx.x * 32 + threadIdx.x), width = sums * d;
+  int c = (int)(blockIdx.x * 32 + threadIdx.x), width = (dshift ? 3 : 2) * d;
   float mine = 0;
   if (c < width) {
 #pragma unroll 4
-    for (int r = (int)threadIdx.y; r < rows; r += 32) mine += partial[(int64_t)r * width + c];
+    for (int r = (int)threadIdx.y; r < rows; r += 32) mine += partial[(int64_t)r * 3 * d + c];
   }
   lane[threadIdx.y][threadIdx.x] = mine;
   __syncthreads();
@@ -239,25 +275,20 @@ cudaError_t vd_cuda_add_norm_backward(enum vd_cuda_type type, int64_t n, int64_t
                                       float *dweight, float *dbias, float *dshift, float *workspace,
                                       cudaStream_t stream) {
   unsigned blocks = vd_norm_blocks(n);
-  int sums = dshift ? 3 : 2;
-  size_t shared = (VD_WARPS + 1) * (size_t)d * sizeof(float);
-#define LAUNCH(T, N, K, SHIFT)                                                                                         \
-  cudaFuncSetAttribute(vd_add_norm_backward_kernel<T, N, K, SHIFT>, cudaFuncAttributeMaxDynamicSharedMemorySize,       \
-                       (int)shared);                                                                                   \
-  vd_add_norm_backward_kernel<T, N, K, SHIFT><<<blocks, VD_WARPS * 32, shared, stream>>>(                              \
-      n, (int)d, (const T *)sum, mean, rstd, weight, (const T *)dy, (T *)dsum, workspace)
+  size_t size = type == VD_CUDA_FP32 ? 4 : 2, row = 2 * (size_t)d * size * VD_WARPS,
+         weights = (size_t)d * sizeof(float);
+  int stages = weights + row * VD_STAGES <= VD_NORM_SHARED ? VD_STAGES : 1;
+  size_t sums = VD_WARPS * weights, shared = weights + (row * stages > sums ? row * stages : sums);
 #define WIDTH(T, N, K)                                                                                                 \
-  if (dshift) {                                                                                                        \
-    LAUNCH(T, N, K, true);                                                                                             \
-  } else {                                                                                                             \
-    LAUNCH(T, N, K, false);                                                                                            \
-  }
+  cudaFuncSetAttribute(vd_add_norm_backward_kernel<T, N, K>, cudaFuncAttributeMaxDynamicSharedMemorySize,              \
+                       (int)shared);                                                                                   \
+  vd_add_norm_backward_kernel<T, N, K><<<blocks, VD_WARPS * 32, shared, stream>>>(                                     \
+      n, (int)d, stages, (const T *)sum, mean, rstd, weight, (const T *)dy, (T *)dsum, workspace)
 #define CALL(T) VD_BY_WIDTH(T, d, WIDTH)
   VD_BY_TYPE(type, CALL);
 #undef CALL
 #undef WIDTH
-#undef LAUNCH
-  vd_norm_partials_kernel<<<vd_blocks(sums * d, 32), dim3(32, 32), 0, stream>>>((int)blocks, (int)d, sums, workspace,
-                                                                                dweight, dbias, dshift);
+  vd_norm_partials_kernel<<<vd_blocks((dshift ? 3 : 2) * d, 32), dim3(32, 32), 0, stream>>>(
+      (int)blocks, (int)d, workspace, dweight, dbias, dshift);
   return cudaGetLastError();
 }

@@ -11,7 +11,6 @@ enum { VD_BLAS_WORKSPACE = 64 << 20, VD_CANDIDATES = 8 };
  */
 typedef struct vd_product_key {
   int64_t m, n, k, n_batch, lda, ldb, ldc, stride_a, stride_b, stride_c;
-  int64_t gate_row;
   int32_t transposed, c_float, epilogue, align;
 } vd_product_key;
 
@@ -49,8 +48,7 @@ static vd_product_key key_of(const vd_product_call *x) {
   key.stride_c = x->c_stride;
   key.transposed = x->a.transposed + 2 * x->b.transposed + 4 * (x->beta != 0);
   key.c_float = x->c_float;
-  key.epilogue = (x->bias != NULL) + 2 * x->relu + 4 * (x->gate != NULL);
-  key.gate_row = x->gate_row;
+  key.epilogue = (x->bias != NULL) + 2 * x->relu;
   int align = alignment(x->a.p), b = alignment(x->b.p), c = alignment(x->c);
   key.align = align < b ? (align < c ? align : c) : (b < c ? b : c);
   return key;
@@ -70,24 +68,15 @@ static cublasStatus_t make_layout(cublasLtMatrixLayout_t *layout, cudaDataType_t
 }
 
 static cublasLtEpilogue_t epilogue_of(const vd_product_call *x) {
-  if (x->gate) return CUBLASLT_EPILOGUE_DRELU;
   if (x->bias) return x->relu ? CUBLASLT_EPILOGUE_RELU_BIAS : CUBLASLT_EPILOGUE_BIAS;
   return x->relu ? CUBLASLT_EPILOGUE_RELU : CUBLASLT_EPILOGUE_DEFAULT;
 }
 
 /* What an epilogue reads beside the product. */
 static cublasStatus_t point(const vd_product_call *x, struct vd_product *p) {
-  cublasStatus_t s = CUBLAS_STATUS_SUCCESS;
-  int64_t bits = x->gate_row * 8;
-  if (x->bias)
-    s = cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, (const void *)&x->bias,
-                                       sizeof x->bias);
-  if (!x->gate) return s;
-  s = cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &bits, sizeof bits);
-  if (s == CUBLAS_STATUS_SUCCESS)
-    s = cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, (const void *)&x->gate,
-                                       sizeof x->gate);
-  return s;
+  if (!x->bias) return CUBLAS_STATUS_SUCCESS;
+  return cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, (const void *)&x->bias,
+                                        sizeof x->bias);
 }
 
 /* cuBLAS counts in columns: a row-major C = A B is the column-major C^T = B^T A^T, so that B comes first. */
@@ -238,16 +227,9 @@ static struct vd_product *find(vd_cuda_backend *c, const vd_product_call *x) {
   return p;
 }
 
-static bool empty(const vd_product_call *x) {
-  return x->m == 0 || x->n == 0 || x->k == 0 || x->n_batch == 0;
-}
-
-bool vd_cuda_product_exists(vd_cuda_backend *c, const vd_product_call *x) {
-  return empty(x) || (vd_cuda_room(c, &c->blas_workspace, VD_BLAS_WORKSPACE) && find(c, x)->exists);
-}
-
 void vd_cuda_product(vd_cuda_backend *c, const vd_product_call *x) {
-  if (empty(x) || !vd_cuda_room(c, &c->blas_workspace, VD_BLAS_WORKSPACE)) return;
+  if (x->m == 0 || x->n == 0 || x->k == 0 || x->n_batch == 0) return;
+  if (!vd_cuda_room(c, &c->blas_workspace, VD_BLAS_WORKSPACE)) return;
   struct vd_product *p = find(c, x);
   cublasStatus_t s = p->exists ? point(x, p) : CUBLAS_STATUS_NOT_SUPPORTED;
   if (s == CUBLAS_STATUS_SUCCESS) s = multiply(c, x, p, &p->algo, x->c);

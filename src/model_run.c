@@ -86,21 +86,12 @@ static vd_attention_input input_of(const vd_model *m, const struct micro *u, int
   return (vd_attention_input){(const char *)s->memory + skip, s->rows, m->saved[l].input};
 }
 
-/* The feed-forward layers: the hidden units' ReLU and dropout lie between them. */
 static vd_linear fc1_of(const vd_model *m, const struct micro *u, int l) {
   return (vd_linear){.n = u->rows,
                      .in = m->d,
                      .out = m->config.d_inner,
                      .relu = true,
                      .dropout = dropout(m, u, m->config.dropout, l, VD_SITE_HIDDEN),
-                     .kept = u->step->train ? m->saved[l].kept : NULL};
-}
-static vd_linear fc2_of(const vd_model *m, const struct micro *u, int l) {
-  return (vd_linear){.n = u->rows,
-                     .in = m->config.d_inner,
-                     .out = m->d,
-                     .dropout = dropout(m, u, m->config.dropout, l, VD_SITE_HIDDEN),
-                     .after_relu = true,
                      .kept = u->step->train ? m->saved[l].kept : NULL};
 }
 static vd_linear plain(const struct micro *u, int64_t in, int64_t out) {
@@ -113,7 +104,7 @@ static void layer_forward(vd_model *m, const struct micro *u, int l, vd_act *out
   struct vd_layer_saved *s = &m->saved[l];
   vd_attention a = attention_of(m, u, l);
   vd_attention_input in = input_of(m, u, l);
-  vd_linear join = plain(u, m->width, m->d), fc1 = fc1_of(m, u, l), fc2 = fc2_of(m, u, l);
+  vd_linear join = plain(u, m->width, m->d), fc1 = fc1_of(m, u, l), fc2 = plain(u, m->config.d_inner, m->d);
   o->attention_project(o, &a, &in, m->params + p->query_at, m->params + p->key_at, m->params + p->value_at, s->q, s->k,
                        s->v);
   o->attention(o, &a, s->q, s->k, s->v, s->attended, s->lse);
@@ -140,7 +131,7 @@ static void layer_backward(vd_model *m, const struct micro *u, int l) {
   struct vd_layer_saved *s = &m->saved[l];
   vd_attention a = attention_of(m, u, l);
   vd_attention_input in = input_of(m, u, l);
-  vd_linear join = plain(u, m->width, m->d), fc1 = plain(u, m->d, m->config.d_inner), fc2 = fc2_of(m, u, l);
+  vd_linear join = plain(u, m->width, m->d), fc1 = fc1_of(m, u, l), fc2 = plain(u, m->config.d_inner, m->d);
   /* Where nothing drops the branch, its bias has the sum's gradient. */
   bool dropped = drops_branches(m, u);
   o->add_norm_backward(o, u->rows, m->d, s->sum2, s->mean2, s->rstd2, weight(m, p->norm2_weight), m->dhidden, m->dsum,
@@ -149,7 +140,7 @@ static void layer_backward(vd_model *m, const struct micro *u, int l) {
   vd_act *dbranch = drop(m, u, l, VD_SITE_FED_FORWARD, m->dsum, m->dbranch);
   o->linear_backward(o, &fc2, s->ff, weight(m, p->fc2_weight), NULL, dbranch, m->dff, false, gradient(m, p->fc2_weight),
                      dropped ? gradient(m, p->fc2_bias) : NULL);
-  o->linear_backward(o, &fc1, s->normed1, weight(m, p->fc1_weight), NULL, m->dff, m->dsum, true,
+  o->linear_backward(o, &fc1, s->normed1, weight(m, p->fc1_weight), s->ff, m->dff, m->dsum, true,
                      gradient(m, p->fc1_weight), gradient(m, p->fc1_bias));
   o->add_norm_backward(o, u->rows, m->d, s->sum1, s->mean1, s->rstd1, weight(m, p->norm1_weight), m->dsum, m->dhidden,
                        gradient(m, p->norm1_weight), gradient(m, p->norm1_bias), NULL);

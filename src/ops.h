@@ -30,15 +30,12 @@ typedef struct vd_dropout {
 
 /* y = x W^T (+ bias) (then ReLU and dropout where `relu`). x [n, in], W [out, in], bias [out] or NULL, y [n, out].
  *
- * after_relu: x is the y of a layer with `relu` and this `dropout` (of which p alone counts), and linear_backward takes
- * the gradient through both: dx = x > 0 ? scale (dy W) : 0, written. That layer's own linear_backward is then called
- * without `relu`. kept: NULL, or n * vd_linear_kept_row(width of that y) bytes where a layer with `relu` notes which y
- * are > 0, for the layer after it: a backend that can read that faster than x does, others leave it alone. */
+ * kept, with relu: NULL, or n * vd_linear_kept_row(out) bytes where `linear` may note which y are > 0, and
+ * linear_backward of the same y may read that in place of y. */
 typedef struct vd_linear {
   int64_t n, in, out;
   bool relu;
-  vd_dropout dropout; /* only with relu or after_relu */
-  bool after_relu;
+  vd_dropout dropout; /* only with relu */
   void *kept;
 } vd_linear;
 
@@ -152,8 +149,7 @@ struct vd_ops {
 
   void (*linear)(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const real *bias, vd_act *y);
   /* dy [n, out] is overwritten where relu (it becomes the gradient before the ReLU; y > 0 tells which were kept).
-   * dx [n, in]: written, or added to where accumulate (not with after_relu); NULL: not wanted. dweight, dbias (NULL:
-   * none): added to. */
+   * dx [n, in]: written, or added to where accumulate; NULL: not wanted. dweight, dbias (NULL: none): added to. */
   void (*linear_backward)(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const vd_act *y,
                           vd_act *dy, vd_act *dx, bool accumulate, real *dweight, real *dbias);
 

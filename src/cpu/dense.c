@@ -74,10 +74,11 @@ void vd_cpu_linear(vd_ops *o, const vd_linear *l, const vd_act *x, const real *w
   }
 }
 
-/* dy [total] becomes the gradient before ReLU and dropout: y > 0 exactly where the unit was active and kept. A NaN in y
- * passes on, so that it is found and named. */
-static void relu_backward(const vd_dropout *dropout, int64_t total, const real *y, real *dy) {
-  real scale = dropout->p > 0 ? (real)vd_dropout_scale(vd_dropout_threshold(dropout->p)) : 1;
+/* dy becomes the gradient before ReLU and dropout: y > 0 exactly where the unit was active and kept. A NaN in y passes
+ * on, so that it is found and named. */
+static void relu_backward(const vd_linear *l, const real *y, real *dy) {
+  real scale = l->dropout.p > 0 ? (real)vd_dropout_scale(vd_dropout_threshold(l->dropout.p)) : 1;
+  int64_t total = l->n * l->out;
 #pragma omp parallel for simd schedule(static)
   for (int64_t i = 0; i < total; i++) dy[i] = y[i] <= 0 ? 0 : dy[i] * scale;
 }
@@ -96,13 +97,12 @@ void vd_cpu_linear_backward(vd_ops *o, const vd_linear *l, const vd_act *x, cons
                             vd_act *dy, vd_act *dx, bool accumulate, real *dweight, real *dbias) {
   (void)o;
   real *g = dy;
-  if (l->relu) relu_backward(&l->dropout, l->n * l->out, y, g);
+  if (l->relu) relu_backward(l, y, g);
   vd_gemm(CblasTrans, CblasNoTrans, l->out, l->in, l->n, 1, g, l->out, x, l->in, 1, dweight, l->in);
   if (dbias) sum_rows(l->n, l->out, g, dbias);
   if (dx)
     vd_gemm(CblasNoTrans, CblasNoTrans, l->n, l->in, l->out, 1, g, l->out, weight, l->in, accumulate ? 1 : 0, dx,
             l->in);
-  if (dx && l->after_relu) relu_backward(&l->dropout, l->n * l->in, x, dx);
 }
 
 void vd_cpu_add_norm(vd_ops *o, int64_t n, int64_t d, const vd_act *a, const vd_act *b, const real *weight,

@@ -15,7 +15,7 @@ enum side_op {
   SIDE_EMBED_BACKWARD,
   SIDE_LINEAR,
   SIDE_LINEAR_BACKWARD,
-  SIDE_FEED, /* a layer with ReLU and dropout, then backward of the layer after it */
+  SIDE_RELU_PAIR, /* a layer with ReLU and dropout, forward and then backward */
   SIDE_ADD_NORM,
   SIDE_ADD_NORM_BACKWARD,
   SIDE_PROJECT,
@@ -55,7 +55,7 @@ typedef struct side_call {
   enum side_op op;
   int64_t n, in, out; /* rows, widths */
   int64_t vocab;
-  bool relu, after_relu, accumulate;
+  bool relu, accumulate;
   double p; /* dropout */
   uint64_t seed;
   uint32_t update;

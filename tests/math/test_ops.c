@@ -103,50 +103,6 @@ static void linear_relu_dropout(void **state) {
   linear_gradients(true, 0.3);
 }
 
-/* Two layers with ReLU and dropout between them: the second one's backward takes the gradient through both. */
-struct pair_case {
-  vd_ops *o;
-  vd_linear first, second;
-  real *x, *w1, *b1, *w2, *hidden, *y, *dy;
-};
-
-static double pair_value(const real *unused, void *with) {
-  struct pair_case *c = with;
-  (void)unused;
-  c->o->linear(c->o, &c->first, c->x, c->w1, c->b1, c->hidden);
-  c->o->linear(c->o, &c->second, c->hidden, c->w2, NULL, c->y);
-  return dot(c->y, c->dy, (size_t)(c->second.n * c->second.out));
-}
-
-static void linear_after_relu(void **state) {
-  (void)state;
-  enum { N = 7, IN = 5, INNER = 11, OUT = 6 };
-  vd_dropout drop = {0.3, {.seed = 3, .update = 4, .layer = 1, .site = VD_SITE_HIDDEN}, 21};
-  struct pair_case c = {ops(),
-                        {.n = N, .in = IN, .out = INNER, .relu = true, .dropout = drop},
-                        {.n = N, .in = INNER, .out = OUT, .after_relu = true, .dropout = drop},
-                        noise(N * IN, 1),
-                        noise(IN * INNER, 2),
-                        noise(INNER, 3),
-                        noise(INNER * OUT, 4),
-                        noise(N * INNER, 5),
-                        noise(N * OUT, 6),
-                        noise(N * OUT, 7)};
-  real *dhidden = noise(N * INNER, 8), *dx = noise(N * IN, 9), *dw1 = vd_calloc(IN * INNER, sizeof *dw1);
-  real *db1 = vd_calloc(INNER, sizeof *db1), *dw2 = vd_calloc(INNER * OUT, sizeof *dw2);
-  pair_value(NULL, &c);
-  vd_linear plain = {.n = N, .in = IN, .out = INNER};
-  c.o->linear_backward(c.o, &c.second, c.hidden, c.w2, NULL, c.dy, dhidden, false, dw2, NULL);
-  c.o->linear_backward(c.o, &plain, c.x, c.w1, NULL, dhidden, dx, false, dw1, db1);
-  check_gradient("x", pair_value, c.x, N * IN, dx, &c);
-  check_gradient("first weight", pair_value, c.w1, IN * INNER, dw1, &c);
-  check_gradient("first bias", pair_value, c.b1, INNER, db1, &c);
-  check_gradient("second weight", pair_value, c.w2, INNER * OUT, dw2, &c);
-  real *mine[] = {c.x, c.w1, c.b1, c.w2, c.hidden, c.y, c.dy, dhidden, dx, dw1, db1, dw2};
-  for (size_t i = 0; i < sizeof mine / sizeof *mine; i++) free(mine[i]);
-  c.o->destroy(c.o);
-}
-
 struct norm_case {
   vd_ops *o;
   int64_t n, d;
@@ -330,15 +286,10 @@ static void memory_push_rows(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(linear_plain),
-      cmocka_unit_test(linear_relu_dropout),
-      cmocka_unit_test(linear_after_relu),
-      cmocka_unit_test(add_norm_gradients),
-      cmocka_unit_test(cross_entropy_gradients),
-      cmocka_unit_test(embed_gradients),
-      cmocka_unit_test(dropout_mask),
-      cmocka_unit_test(adagrad_step),
-      cmocka_unit_test(memory_push_rows),
+      cmocka_unit_test(linear_plain),       cmocka_unit_test(linear_relu_dropout),
+      cmocka_unit_test(add_norm_gradients), cmocka_unit_test(cross_entropy_gradients),
+      cmocka_unit_test(embed_gradients),    cmocka_unit_test(dropout_mask),
+      cmocka_unit_test(adagrad_step),       cmocka_unit_test(memory_push_rows),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
