@@ -281,6 +281,24 @@ cudaError_t vd_cuda_relu_backward(enum vd_cuda_type type, int64_t n, int64_t wid
   return cudaGetLastError();
 }
 
+/* A warp a row. */
+template <typename T>
+__global__ void vd_copy_rows_kernel(int64_t n, int width, const T *from, int64_t ld_from, T *to, int64_t ld_to) {
+  int64_t r = (int64_t)blockIdx.x * (VD_BLOCK / 32) + threadIdx.x / 32;
+  if (r >= n) return;
+  for (int c = (int)threadIdx.x % 32; c < width; c += 32) to[r * ld_to + c] = from[r * ld_from + c];
+}
+
+cudaError_t vd_cuda_copy_rows(enum vd_cuda_type type, int64_t n, int64_t width, const void *from, int64_t ld_from,
+                              void *to, int64_t ld_to, cudaStream_t stream) {
+#define CALL(T)                                                                                                        \
+  vd_copy_rows_kernel<T>                                                                                               \
+      <<<vd_blocks(n, VD_BLOCK / 32), VD_BLOCK, 0, stream>>>(n, (int)width, (const T *)from, ld_from, (T *)to, ld_to)
+  if (n > 0) VD_BY_TYPE(type, CALL);
+#undef CALL
+  return cudaGetLastError();
+}
+
 /* One thread moves the pieces of column c of rows offset, offset + block, ... of one stream, in ascending order. Where
  * rows_old == rows_new it reads the very rows that it overwrites next, so that old and new may be one buffer. */
 template <typename T, int N>

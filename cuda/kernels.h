@@ -54,6 +54,10 @@ cudaError_t vd_cuda_add_norm_backward(enum vd_cuda_type type, int64_t n, int64_t
                                       float *dweight, float *dbias, float *dshift, float *workspace,
                                       cudaStream_t stream);
 
+/* Stream-ordered. Copies rows [n, width] from leading dimension ld_from to ld_to. */
+cudaError_t vd_cuda_copy_rows(enum vd_cuda_type type, int64_t n, int64_t width, const void *from, int64_t ld_from,
+                              void *to, int64_t ld_to, cudaStream_t stream);
+
 /* Stream-ordered. vd_ops.memory_push. */
 cudaError_t vd_cuda_memory_push(enum vd_cuda_type type, int64_t n_stream, int64_t d, const void *old, int64_t rows_old,
                                 const void *hidden, int64_t block, void *memory, int64_t rows_new, cudaStream_t stream);

@@ -393,6 +393,7 @@ void vd_model_estimate(const vd_model_config *config, size_t act_size, int64_t n
   e->parameters = e->gradients = e->optimizer = arena;
   e->memories = layers * (double)n_stream * (double)rows * d * act;
   double statistics = (4.0 * n + n * (double)config->n_head) * (double)sizeof(real);
+  statistics += n * (double)vd_linear_kept_row(config->d_inner);
   e->activations = layers * ((4.0 * n * d + 2.0 * n * width + n * (double)config->d_inner + kv) * act + statistics);
   if (xl) e->activations += layers * (double)(config->mem_len + block) * width * (act + (double)sizeof(real));
   e->workspace = ((xl ? 6.0 : 5.0) * n * d + n * (double)config->d_inner + n * (double)config->vocab + kv) * act +
