@@ -290,6 +290,39 @@ static void speaks_of_a_stall_once(void **state) {
   vd_monitor_destroy(m);
 }
 
+/* A run of 12 layers that collapsed, every 25 updates, and how runs that learn slowly pass the same place: as bits
+ * below and above the entropy of single symbols. */
+static void speaks_of_a_loss_that_wanders(void **state) {
+  (void)state;
+  static const double collapsed[] = {1.35, .50,  .26,  .16,  .13,  .10,  .04,  -.10, -.15, -.09, -.19, -.25,
+                                     -.23, -.18, -.15, -.23, -.25, -.22, -.15, -.13, -.20, -.07, -.07, -.13};
+  static const double slow[] = {2.5, 2.1, 1.6, .94, .4, .11, -.22, -.46, -.58, -.63};
+  static const double crawling[] = {.09,  .05,  .01,  -.03, -.07, -.11, -.15, -.19,
+                                    -.23, -.27, -.31, -.35, -.39, -.43, -.47, -.51};
+  vd_monitor *m = watch();
+  char warning[512];
+  for (int i = 0; i < 24; i++) {
+    vd_monitor_judge(m, MPI_COMM_WORLD, 25 * (i + 1), 4 + collapsed[i], warning, sizeof warning);
+    if (i != 19) assert_string_equal(warning, "");
+    if (i == 19) assert_non_null(strstr(warning, "since update 300 the loss has stayed near 4.00 bpc"));
+  }
+  vd_monitor_destroy(m);
+  m = watch();
+  for (int i = 0; i < 10; i++) {
+    vd_monitor_judge(m, MPI_COMM_WORLD, 25 * (i + 1), 4 + slow[i], warning, sizeof warning);
+    assert_string_equal(warning, "");
+  }
+  vd_monitor_destroy(m);
+  m = watch();
+  for (int i = 0; i < 16; i++) {
+    vd_monitor_judge(m, MPI_COMM_WORLD, 50 * (i + 1), 4 + crawling[i], warning, sizeof warning);
+    assert_string_equal(warning, "");
+  }
+  vd_monitor_judge(m, MPI_COMM_WORLD, 900, NAN, warning, sizeof warning);
+  assert_string_equal(warning, "");
+  vd_monitor_destroy(m);
+}
+
 static void is_silent_on_a_healthy_run(void **state) {
   (void)state;
   vd_monitor *m = watch();
@@ -318,6 +351,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(draws_transformer_xl),
       cmocka_unit_test(evaluates_shared_parameters),
       cmocka_unit_test(speaks_of_a_stall_once),
+      cmocka_unit_test(speaks_of_a_loss_that_wanders),
       cmocka_unit_test(is_silent_on_a_healthy_run),
   };
   int failed = cmocka_run_group_tests(tests, NULL, NULL);
