@@ -14,7 +14,7 @@ typedef void vd_task(void *what, vd_error *err);
 
 /* Not collective. Starts the thread. room: bytes that waiting tasks may hold together. Free with vd_writer_destroy().
  * VD_FAILED when there is no thread to be had. */
-int vd_writer_create(vd_writer **w, size_t room, vd_error *err);
+int vd_writer_create(vd_writer **out, size_t room, vd_error *err);
 /* Not collective. Waits for what is still to be done and frees all, errors forgotten. NULL is allowed. */
 void vd_writer_destroy(vd_writer *w);
 /* Not collective. Adds a task, whose `what` holds `bytes`; waits while those before it leave no room. A task larger

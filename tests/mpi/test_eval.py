@@ -45,6 +45,15 @@ for streams in (1, 3, 7):
     report(f"{streams} streams: every token but the first is predicted",
            all(x["predicted"] == length["test"] - 1 and x["tokens"] == length["test"] for x in figures), str(figures))
 
+# The validations of a run share its parameters and keep their buffers; eval makes a model of its own from the file.
+kept = place.train("kept", ranks=2, run__max_updates=40, valid__interval=10, checkpoint__interval=10, checkpoint__keep=9)
+logged = {x["num_updates"]: x["valid_bpc"] for x in place.log("kept")[1]}
+again = {u: evaluate(1, eval__checkpoint=place.checkpoint("kept", u), eval__split="valid", eval__streams=2,
+                     eval__tokens_per_sample=32, eval__max_blocks=4)["bpc"] for u in (10, 20, 30, 40)}
+report("every validation of a run is what eval finds in its checkpoint",
+       kept.returncode == 0 and set(logged) == set(again) and all(abs(logged[u] / again[u] - 1) < 1e-7 for u in again),
+       f"{kept.stderr} {logged} {again}")
+
 a = evaluate(1, eval__split="valid", eval__streams=1, eval__tokens_per_sample=1)
 b = evaluate(1, eval__split="valid", eval__streams=1, eval__tokens_per_sample=64)
 report("the block's length changes nothing but rounding: memory reaches as far",
