@@ -83,6 +83,8 @@ int vd_train_loop(vd_train *t, vd_error *err);
 int vd_train_checkpoint(vd_train *t, bool best, vd_error *err);
 /* Collective(t->ctx->comm). Waits for the checkpoint that is being written, if any. The error is agreed. */
 int vd_train_settle(vd_train *t, vd_error *err);
+/* Not collective. Waits for it on the rank that writes: what a rank may do that fails alone. */
+int vd_train_await(vd_train *t, vd_error *err);
 /* Not collective. The error of the checkpoint that is being written, on the rank that writes it, without waiting. */
 int vd_train_poll(vd_train *t, vd_error *err);
 

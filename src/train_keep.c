@@ -34,9 +34,15 @@ int vd_train_poll(vd_train *t, vd_error *err) {
   return wrap_checkpoint(t, err);
 }
 
+int vd_train_await(vd_train *t, vd_error *err) {
+  if (t->writing[0] && t->writer && vd_writer_wait(t->writer, err) == VD_OK)
+    snprintf(t->last_good, sizeof t->last_good, "%s", t->writing);
+  return err->status;
+}
+
 int vd_train_settle(vd_train *t, vd_error *err) {
   if (!t->writing[0]) return VD_OK;
-  if (t->writer) vd_writer_wait(t->writer, err);
+  vd_train_await(t, err);
   if (vd_share_error(t->ctx->comm, err) == VD_OK) snprintf(t->last_good, sizeof t->last_good, "%s", t->writing);
   t->writing[0] = '\0';
   return wrap_checkpoint(t, err);

@@ -34,10 +34,9 @@ static void run_block(vd_train *t, double shared[N_SHARED], vd_error *err) {
   shared[TARGETS] = (double)step.n_target;
 }
 
-/* Collective, on an error that all ranks have alike. */
 static int wrap_last_good(vd_train *t, vd_error *err) {
   vd_error other = {0}; /* less than what ends the run */
-  vd_train_settle(t, &other);
+  vd_train_await(t, &other);
   size_t used = strlen(err->message);
   if (t->last_good[0])
     snprintf(err->message + used, sizeof err->message - used, "; the last good checkpoint is %s", t->last_good);
