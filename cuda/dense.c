@@ -1,36 +1,23 @@
 /* The linear layers, of cuBLASLt's products and the kernels beside them. */
 #include "internal.h"
 
-/* cuBLASLt's fast kernels want rows that begin at multiples of 16 bytes. Rows of other widths (logits, where the
- * vocabulary is odd) go through scratch memory with this leading dimension; 0: they need not. */
-static int64_t padded_row(const vd_cuda_backend *c, const vd_linear *l) {
-  int64_t whole = 16 / (int64_t)c->act_size;
-  bool wanted = l->out % whole != 0 && l->in % whole == 0 && !l->relu && l->n > 1;
-  return wanted ? (l->out + whole - 1) / whole * whole : 0;
-}
-
 void vd_cuda_linear(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const real *bias, vd_act *y) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  int64_t padded = padded_row(c, l);
-  void *to = padded ? vd_cuda_room(c, &c->scratch, (size_t)(l->n * padded) * c->act_size) : y;
-  if (!to) return;
   vd_product_call call = {.m = l->n,
                           .n = l->out,
                           .k = l->in,
                           .n_batch = 1,
                           .a = {x, l->in, 0, false},
                           .b = {vd_cuda_weight(c, weight), l->in, 0, true},
-                          .c = to,
-                          .ldc = padded ? padded : l->out,
+                          .c = y,
+                          .ldc = l->out,
                           .alpha = 1,
                           .bias = bias ? vd_cuda_weight(c, bias) : NULL,
                           .relu = l->relu};
   vd_cuda_product(c, &call);
-  if (padded)
-    vd_cuda_note(c, vd_cuda_copy_rows(c->type, l->n, l->out, to, padded, y, l->out, c->stream), "copying rows");
-  if (!l->relu || (l->dropout.p <= 0 && !l->kept)) return;
+  if (!l->relu || l->dropout.p <= 0) return;
   vd_cuda_dropout drop = {l->dropout.p, l->dropout.rng, l->dropout.row0};
-  vd_cuda_note(c, vd_cuda_drop_rows(c->type, l->n, l->out, &drop, y, l->kept, c->stream), "dropout");
+  vd_cuda_note(c, vd_cuda_drop_rows(c->type, l->n, l->out, &drop, y, c->stream), "dropout");
 }
 
 void vd_cuda_weight_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,
@@ -75,15 +62,10 @@ void vd_cuda_linear_backward(vd_ops *o, const vd_linear *l, const vd_act *x, con
     float *partial = vd_cuda_room(c, &c->partial, vd_cuda_rows_workspace(l->n, l->out));
     if (!partial) return;
     vd_cuda_note(c,
-                 vd_cuda_relu_backward(c->type, l->n, l->out, l->relu ? y : NULL, l->relu ? l->kept : NULL,
-                                       scale_of(&l->dropout), dy, dbias, partial, c->stream),
+                 vd_cuda_relu_backward(c->type, l->n, l->out, l->relu ? y : NULL, scale_of(&l->dropout), dy, dbias,
+                                       partial, c->stream),
                  "bias gradient");
   }
-  int64_t padded = padded_row(c, l), ld = padded ? padded : l->out;
-  void *rows = padded ? vd_cuda_room(c, &c->scratch, (size_t)(l->n * padded) * c->act_size) : dy;
-  if (!rows) return;
-  if (padded)
-    vd_cuda_note(c, vd_cuda_copy_rows(c->type, l->n, l->out, dy, l->out, rows, ld, c->stream), "copying rows");
-  vd_cuda_weight_gradient(c, l->n, l->out, l->in, rows, ld, x, dweight);
-  if (dx) vd_cuda_input_gradient(c, l->n, l->out, l->in, rows, ld, weight, dx, accumulate);
+  vd_cuda_weight_gradient(c, l->n, l->out, l->in, dy, l->out, x, dweight);
+  if (dx) vd_cuda_input_gradient(c, l->n, l->out, l->in, dy, l->out, weight, dx, accumulate);
 }

@@ -135,45 +135,25 @@ cudaError_t vd_cuda_embed_backward(enum vd_cuda_type type, int64_t n, int64_t d,
   return cudaGetLastError();
 }
 
-/* Where `kept` is not NULL, bit i of byte k of a row tells whether x > 0 in column 8 k + i; what is NaN counts as kept,
- * so that it is found. Rows of kept are kept_row bytes; 0: they follow each other without a gap. */
-template <typename T, int N>
-__global__ void vd_drop_kernel(int64_t total, int64_t width, vd_drop drop, T *x, uint8_t *kept, int64_t kept_row) {
+template <typename T, int N> __global__ void vd_drop_kernel(int64_t total, vd_drop drop, T *x) {
   int64_t e = ((int64_t)blockIdx.x * VD_BLOCK + threadIdx.x) * N;
   if (e >= total) return;
   float v[N];
   vd_read<T, N>(x + e, v);
-  if (drop.threshold > 0) {
-    vd_apply_drop<N>(drop, e, v);
-    vd_write<T, N>(x + e, v);
-  }
-  if (N < 8 || !kept) return;
-  uint32_t bits = 0;
-#pragma unroll
-  for (int i = 0; i < N; i++) bits |= v[i] <= 0 ? 0u : 1u << i;
-  kept[kept_row ? e / width * kept_row + e % width / 8 : e / 8] = (uint8_t)bits;
-}
-
-/* Rows of other widths are not noted. */
-static bool vd_kept_fits(int64_t width) {
-  return width % 8 == 0;
-}
-static int64_t vd_kept_row(int64_t width) {
-  return (width + 127) / 128 * 16;
+  vd_apply_drop<N>(drop, e, v);
+  vd_write<T, N>(x + e, v);
 }
 
 cudaError_t vd_cuda_drop_rows(enum vd_cuda_type type, int64_t n, int64_t width, const vd_cuda_dropout *dropout, void *x,
-                              void *kept, cudaStream_t stream) {
+                              cudaStream_t stream) {
   vd_drop drop = vd_make_drop(dropout, width);
-  uint8_t *bits = vd_kept_fits(width) ? (uint8_t *)kept : NULL;
-  if (drop.threshold == 0 && !bits) return cudaSuccess;
-  int64_t total = n * width, row = width % 128 == 0 ? 0 : vd_kept_row(width);
+  if (drop.threshold == 0) return cudaSuccess;
+  int64_t total = n * width;
 #define CALL(T)                                                                                                        \
   if (width % 8 == 0)                                                                                                  \
-    vd_drop_kernel<T, 8>                                                                                               \
-        <<<vd_blocks(total, VD_BLOCK * 8), VD_BLOCK, 0, stream>>>(total, width, drop, (T *)x, bits, row);              \
+    vd_drop_kernel<T, 8><<<vd_blocks(total, VD_BLOCK * 8), VD_BLOCK, 0, stream>>>(total, drop, (T *)x);                \
   else                                                                                                                 \
-    vd_drop_kernel<T, 1><<<vd_blocks(total, VD_BLOCK), VD_BLOCK, 0, stream>>>(total, width, drop, (T *)x, bits, row)
+    vd_drop_kernel<T, 1><<<vd_blocks(total, VD_BLOCK), VD_BLOCK, 0, stream>>>(total, drop, (T *)x)
   VD_BY_TYPE(type, CALL);
 #undef CALL
   return cudaGetLastError();
@@ -186,35 +166,22 @@ size_t vd_cuda_rows_workspace(int64_t n, int64_t width) {
   return (size_t)((n + VD_ROWS_EACH - 1) / VD_ROWS_EACH + 1024) * (size_t)width * 3 * sizeof(float);
 }
 
-/* Which of N neighbours of y were kept, as bits: from the notes on them, or from y itself. */
-template <typename T, int N> VD_GPU uint32_t vd_kept_bits(const T *y, const uint8_t *kept) {
-  if (N == 8 && kept) return *kept;
-  float v[N];
-  uint32_t bits = 0;
-  vd_read<T, N>(y, v);
-#pragma unroll
-  for (int i = 0; i < N; i++) bits |= v[i] <= 0 ? 0u : 1u << i;
-  return bits;
-}
-
 /* A thread reads AHEAD rows before it writes any: dy is overwritten, so that the compiler cannot. */
 template <typename T, int N>
-__global__ void vd_relu_backward_kernel(int64_t n, int64_t width, const T *y, const uint8_t *kept, int64_t kept_row,
-                                        float scale, T *dy, float *partial) {
+__global__ void vd_relu_backward_kernel(int64_t n, int64_t width, const T *y, float scale, T *dy, float *partial) {
   enum { AHEAD = 4 };
   __shared__ float sum[8][32 * N + 1];
   int64_t c = ((int64_t)blockIdx.x * 32 + threadIdx.x) * N;
   int64_t r0 = (int64_t)blockIdx.y * VD_ROWS_EACH, end = r0 + VD_ROWS_EACH < n ? r0 + VD_ROWS_EACH : n;
   float mine[N] = {0};
   for (int64_t first = r0 + threadIdx.y; first < end && c < width; first += 8 * AHEAD) {
-    vd_pack<T, N> row[AHEAD];
-    uint32_t bits[AHEAD];
+    vd_pack<T, N> row[AHEAD], unit[AHEAD];
 #pragma unroll
     for (int k = 0; k < AHEAD; k++) {
       int64_t r = first + 8 * k;
       if (r >= end) continue;
       row[k] = *(const vd_pack<T, N> *)(dy + r * width + c);
-      if (y) bits[k] = vd_kept_bits<T, N>(y + r * width + c, kept ? kept + r * kept_row + c / 8 : NULL);
+      if (y) unit[k] = *(const vd_pack<T, N> *)(y + r * width + c);
     }
 #pragma unroll
     for (int k = 0; k < AHEAD; k++) {
@@ -224,7 +191,7 @@ __global__ void vd_relu_backward_kernel(int64_t n, int64_t width, const T *y, co
 #pragma unroll
       for (int i = 0; i < N; i++) {
         g[i] = vd_load(row[k].at[i]);
-        if (y) g[i] = bits[k] >> i & 1 ? g[i] * scale : 0.0f;
+        if (y) g[i] = vd_load(unit[k].at[i]) <= 0 ? 0.0f : g[i] * scale;
         mine[i] += g[i];
       }
       if (y) vd_write<T, N>(dy + r * width + c, g);
@@ -261,41 +228,22 @@ static __global__ void vd_add_partials_kernel(int rows, int64_t width, const flo
   if (threadIdx.x == 0 && c < width) sum[c] += total;
 }
 
-cudaError_t vd_cuda_relu_backward(enum vd_cuda_type type, int64_t n, int64_t width, const void *y, const void *kept,
-                                  float scale, void *dy, float *dbias, float *workspace, cudaStream_t stream) {
-  const uint8_t *bits = vd_kept_fits(width) ? (const uint8_t *)kept : NULL;
+cudaError_t vd_cuda_relu_backward(enum vd_cuda_type type, int64_t n, int64_t width, const void *y, float scale,
+                                  void *dy, float *dbias, float *workspace, cudaStream_t stream) {
   unsigned chunks = vd_blocks(n, VD_ROWS_EACH);
   float *partial = dbias ? workspace : NULL;
   dim3 threads(32, 8);
 #define CALL(T)                                                                                                        \
   if (width % 8 == 0)                                                                                                  \
     vd_relu_backward_kernel<T, 8><<<dim3(vd_blocks(width, 256), chunks), threads, 0, stream>>>(                        \
-        n, width, (const T *)y, bits, vd_kept_row(width), scale, (T *)dy, partial);                                    \
+        n, width, (const T *)y, scale, (T *)dy, partial);                                                              \
   else                                                                                                                 \
-    vd_relu_backward_kernel<T, 1><<<dim3(vd_blocks(width, 32), chunks), threads, 0, stream>>>(                         \
-        n, width, (const T *)y, bits, vd_kept_row(width), scale, (T *)dy, partial)
+    vd_relu_backward_kernel<T, 1>                                                                                      \
+        <<<dim3(vd_blocks(width, 32), chunks), threads, 0, stream>>>(n, width, (const T *)y, scale, (T *)dy, partial)
   VD_BY_TYPE(type, CALL);
 #undef CALL
   if (dbias)
     vd_add_partials_kernel<<<vd_blocks(width, 32), dim3(32, 32), 0, stream>>>((int)chunks, width, partial, dbias);
-  return cudaGetLastError();
-}
-
-/* A warp a row. */
-template <typename T>
-__global__ void vd_copy_rows_kernel(int64_t n, int width, const T *from, int64_t ld_from, T *to, int64_t ld_to) {
-  int64_t r = (int64_t)blockIdx.x * (VD_BLOCK / 32) + threadIdx.x / 32;
-  if (r >= n) return;
-  for (int c = (int)threadIdx.x % 32; c < width; c += 32) to[r * ld_to + c] = from[r * ld_from + c];
-}
-
-cudaError_t vd_cuda_copy_rows(enum vd_cuda_type type, int64_t n, int64_t width, const void *from, int64_t ld_from,
-                              void *to, int64_t ld_to, cudaStream_t stream) {
-#define CALL(T)                                                                                                        \
-  vd_copy_rows_kernel<T>                                                                                               \
-      <<<vd_blocks(n, VD_BLOCK / 32), VD_BLOCK, 0, stream>>>(n, (int)width, (const T *)from, ld_from, (T *)to, ld_to)
-  if (n > 0) VD_BY_TYPE(type, CALL);
-#undef CALL
   return cudaGetLastError();
 }
 

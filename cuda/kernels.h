@@ -30,18 +30,16 @@ cudaError_t vd_cuda_embed(enum vd_cuda_type type, int64_t n, int64_t d, const in
 /* Stream-ordered. dweight[v, :] += sum over rows r with tokens[r] = v of dout[r, :]. */
 cudaError_t vd_cuda_embed_backward(enum vd_cuda_type type, int64_t n, int64_t d, int64_t vocab, const int32_t *tokens,
                                    const void *dout, float *dweight, cudaStream_t stream);
-/* Stream-ordered. x [n, width] = dropout(x); where `kept` is not NULL, it notes which x are then > 0: a bit an element,
- * rows of vd_linear_kept_row(width) bytes, the lowest bit of a byte first. */
+/* Stream-ordered. x [n, width] = dropout(x). */
 cudaError_t vd_cuda_drop_rows(enum vd_cuda_type type, int64_t n, int64_t width, const vd_cuda_dropout *dropout, void *x,
-                              void *kept, cudaStream_t stream);
+                              cudaStream_t stream);
 
 /* Bytes of workspace that the sums over rows of [n, width] need (column_sums, add_norm_backward). */
 size_t vd_cuda_rows_workspace(int64_t n, int64_t width);
-/* Stream-ordered. Where y is not NULL: dy [n, width] = y <= 0 ? 0 : dy * scale; where `kept` is not NULL either, it is
- * what vd_cuda_drop_rows noted of y, and may be read in its place. Where dbias is not NULL: dbias += the sums of dy's
- * columns. */
-cudaError_t vd_cuda_relu_backward(enum vd_cuda_type type, int64_t n, int64_t width, const void *y, const void *kept,
-                                  float scale, void *dy, float *dbias, float *workspace, cudaStream_t stream);
+/* Stream-ordered. Where y is not NULL: dy [n, width] = y <= 0 ? 0 : dy * scale. Where dbias is not NULL: dbias += the
+ * sums of dy's columns. */
+cudaError_t vd_cuda_relu_backward(enum vd_cuda_type type, int64_t n, int64_t width, const void *y, float scale,
+                                  void *dy, float *dbias, float *workspace, cudaStream_t stream);
 
 /* Stream-ordered. vd_ops.add_norm. cudaErrorInvalidValue for d that is too large (1024, or 2048 where it is a multiple
  * of 8). */
@@ -53,10 +51,6 @@ cudaError_t vd_cuda_add_norm_backward(enum vd_cuda_type type, int64_t n, int64_t
                                       const float *rstd, const float *weight, const void *dy, void *dsum,
                                       float *dweight, float *dbias, float *dshift, float *workspace,
                                       cudaStream_t stream);
-
-/* Stream-ordered. Copies rows [n, width] from leading dimension ld_from to ld_to. */
-cudaError_t vd_cuda_copy_rows(enum vd_cuda_type type, int64_t n, int64_t width, const void *from, int64_t ld_from,
-                              void *to, int64_t ld_to, cudaStream_t stream);
 
 /* Stream-ordered. vd_ops.memory_push. */
 cudaError_t vd_cuda_memory_push(enum vd_cuda_type type, int64_t n_stream, int64_t d, const void *old, int64_t rows_old,

@@ -183,7 +183,7 @@ static void cuda_embed_backward(vd_ops *o, int64_t n, int64_t d, int64_t vocab, 
                                 const vd_dropout *dropout, vd_act *dout, real *dweight) {
   vd_cuda_backend *c = vd_cuda_of(o);
   vd_cuda_dropout drop = dropout_of(dropout);
-  if (drop.p > 0) vd_cuda_note(c, vd_cuda_drop_rows(c->type, n, d, &drop, dout, NULL, c->stream), "embed backward");
+  if (drop.p > 0) vd_cuda_note(c, vd_cuda_drop_rows(c->type, n, d, &drop, dout, c->stream), "embed backward");
   vd_cuda_note(c, vd_cuda_embed_backward(c->type, n, d, vocab, tokens, dout, dweight, c->stream), "embed backward");
 }
 

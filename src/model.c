@@ -24,7 +24,6 @@ static int take_saved(vd_model *m, struct vd_layer_saved *s, vd_error *err) {
       take(m, &s->lse, lse, sizeof(real), err) || take(m, &s->sum1, n * d, act, err) ||
       take(m, &s->normed1, n * d, act, err) || take(m, &s->mean1, n, sizeof(real), err) ||
       take(m, &s->rstd1, n, sizeof(real), err) || take(m, &s->ff, n * (size_t)m->config.d_inner, act, err) ||
-      (m->training && take(m, &s->kept, n, (size_t)vd_linear_kept_row(m->config.d_inner), err)) ||
       take(m, &s->sum2, n * d, act, err) || take(m, &s->mean2, n, sizeof(real), err) ||
       take(m, &s->rstd2, n, sizeof(real), err))
     return err->status;
@@ -138,8 +137,8 @@ static void release_layer(vd_model *m, int l) {
   free(m->state[l].reach);
   free(m->state[l].z);
   if (l > 0 && !m->training) return;
-  void *mine[] = {s->q,     s->attended, s->k,  s->v,    s->lse,   s->sum1,  s->normed1,
-                  s->mean1, s->rstd1,    s->ff, s->sum2, s->mean2, s->rstd2, s->kept};
+  void *mine[] = {s->q,     s->attended, s->k,  s->v,    s->lse,   s->sum1, s->normed1,
+                  s->mean1, s->rstd1,    s->ff, s->sum2, s->mean2, s->rstd2};
   for (size_t i = 0; i < sizeof mine / sizeof *mine; i++) m->ops->free(m->ops, mine[i]);
 }
 
@@ -393,7 +392,6 @@ void vd_model_estimate(const vd_model_config *config, size_t act_size, int64_t n
   e->parameters = e->gradients = e->optimizer = arena;
   e->memories = layers * (double)n_stream * (double)rows * d * act;
   double statistics = (4.0 * n + n * (double)config->n_head) * (double)sizeof(real);
-  statistics += n * (double)vd_linear_kept_row(config->d_inner);
   e->activations = layers * ((4.0 * n * d + 2.0 * n * width + n * (double)config->d_inner + kv) * act + statistics);
   if (xl) e->activations += layers * (double)(config->mem_len + block) * width * (act + (double)sizeof(real));
   e->workspace = ((xl ? 6.0 : 5.0) * n * d + n * (double)config->d_inner + n * (double)config->vocab + kv) * act +

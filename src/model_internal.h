@@ -26,7 +26,6 @@ struct vd_layer_saved {
   vd_act *sum1, *normed1; /* [n, d] */
   real *mean1, *rstd1;    /* [n] */
   vd_act *ff;             /* [n, d_inner] hidden units after ReLU and dropout */
-  void *kept;             /* [n, vd_linear_kept_row(d_inner)] bytes, which of them are > 0; training */
   vd_act *sum2;           /* [n, d] */
   real *mean2, *rstd2;    /* [n] */
 };

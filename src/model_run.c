@@ -91,8 +91,7 @@ static vd_linear fc1_of(const vd_model *m, const struct micro *u, int l) {
                      .in = m->d,
                      .out = m->config.d_inner,
                      .relu = true,
-                     .dropout = dropout(m, u, m->config.dropout, l, VD_SITE_HIDDEN),
-                     .kept = u->step->train ? m->saved[l].kept : NULL};
+                     .dropout = dropout(m, u, m->config.dropout, l, VD_SITE_HIDDEN)};
 }
 static vd_linear plain(const struct micro *u, int64_t in, int64_t out) {
   return (vd_linear){.n = u->rows, .in = in, .out = out};

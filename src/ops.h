@@ -28,21 +28,12 @@ typedef struct vd_dropout {
   int64_t row0;
 } vd_dropout;
 
-/* y = x W^T (+ bias) (then ReLU and dropout where `relu`). x [n, in], W [out, in], bias [out] or NULL, y [n, out].
- *
- * kept, with relu: NULL, or n * vd_linear_kept_row(out) bytes where `linear` may note which y are > 0, and
- * linear_backward of the same y may read that in place of y. */
+/* y = x W^T (+ bias) (then ReLU and dropout where `relu`). x [n, in], W [out, in], bias [out] or NULL, y [n, out]. */
 typedef struct vd_linear {
   int64_t n, in, out;
   bool relu;
   vd_dropout dropout; /* only with relu */
-  void *kept;
 } vd_linear;
-
-/* Bytes of a row of vd_linear.kept: a bit an element, in whole 16 bytes. */
-static inline int64_t vd_linear_kept_row(int64_t width) {
-  return (width + 127) / 128 * 16;
-}
 
 // clang-format off
 /* One relative-position attention layer over n_stream streams of `block` queries each, of width d = n_head * d_head.

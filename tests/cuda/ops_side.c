@@ -163,14 +163,6 @@ static vd_attention attention_of(const side_call *c, const void *span, const voi
                         .dropout = dropout_of(c, VD_SITE_ATTENTION)};
 }
 
-/* p[6]: room for the notes on y, or NULL. */
-static void run_relu_pair(vd_ops *o, const side_call *c, void *const *p) {
-  vd_linear l = {
-      .n = c->n, .in = c->in, .out = c->out, .relu = true, .dropout = dropout_of(c, VD_SITE_HIDDEN), .kept = p[6]};
-  o->linear(o, &l, p[0], p[1], p[2], p[3]);
-  o->linear_backward(o, &l, p[0], p[1], p[3], p[4], p[5], false, p[7], p[8]);
-}
-
 static void run_dense(vd_ops *o, const side_call *c, void *const *p) {
   vd_dropout embed = dropout_of(c, VD_SITE_EMBED);
   vd_linear l = {.n = c->n, .in = c->in, .out = c->out, .relu = c->relu, .dropout = dropout_of(c, VD_SITE_HIDDEN)};
@@ -186,9 +178,6 @@ static void run_dense(vd_ops *o, const side_call *c, void *const *p) {
     break;
   case SIDE_LINEAR_BACKWARD:
     o->linear_backward(o, &l, p[0], p[1], p[2], p[3], p[4], c->accumulate, p[5], p[6]);
-    break;
-  case SIDE_RELU_PAIR:
-    run_relu_pair(o, c, p);
     break;
   case SIDE_ADD_NORM:
     o->add_norm(o, c->n, c->in, p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7]);

@@ -15,7 +15,6 @@ enum side_op {
   SIDE_EMBED_BACKWARD,
   SIDE_LINEAR,
   SIDE_LINEAR_BACKWARD,
-  SIDE_RELU_PAIR, /* a layer with ReLU and dropout, forward and then backward */
   SIDE_ADD_NORM,
   SIDE_ADD_NORM_BACKWARD,
   SIDE_PROJECT,

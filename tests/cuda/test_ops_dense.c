@@ -20,6 +20,7 @@ static const struct shape SHAPES[] = {
     {"linear relu", 65, 64, 256, true, true, true, false, 0},
     {"linear relu dropout", 129, 72, 264, true, true, true, false, 0.3},
     {"linear relu dropout odd", 19, 21, 43, true, true, false, false, 0.3},
+    {"linear relu rows", 777, 64, 264, true, true, false, false, 0.3},
     {"linear wide", 96, 2048, 512, false, true, true, false, 0},
 };
 
@@ -82,39 +83,10 @@ static void mask(ops_test *t) {
   case_check(t, s.name, &c, &(case_result){.buffer = y, .name = "y", .exact_zeros = true}, 1);
 }
 
-/* Forward and backward of one layer with ReLU and dropout, with the notes of the one for the other and without. dy must
- * become zero in the same places. */
-static void relu_pair(ops_test *t, const char *name, int64_t n, int64_t in, int64_t out, double p, bool noted) {
-  struct shape s = {name, n, in, out, true, true, false, false, p};
-  side_call c = shape_call(&s, SIDE_RELU_PAIR);
-  size_t hidden = (size_t)(n * out), outer = (size_t)(n * in), row = (size_t)(out + 127) / 128 * 16;
-  case_noise(t, &c, SIDE_ACT, outer, 1, 13);
-  case_noise(t, &c, SIDE_PARAM, (size_t)(out * in), 0.2, 14);
-  case_noise(t, &c, SIDE_PARAM, (size_t)out, 1, 15);
-  int y = case_fill(&c, SIDE_ACT, hidden, 9);
-  int dy = case_noise(t, &c, SIDE_ACT, hidden, 1, 16);
-  int dx = case_fill(&c, SIDE_ACT, outer, 9);
-  case_fill(&c, SIDE_REAL, noted ? (size_t)n * row / 4 : 0, 9); /* whatever it holds: not compared */
-  int dw = case_noise(t, &c, SIDE_REAL, (size_t)(out * in), 1, 17);
-  int db = case_noise(t, &c, SIDE_REAL, (size_t)out, 1, 18);
-  case_result results[] = {{.buffer = y, .name = "y", .exact_zeros = true},
-                           {.buffer = dy, .name = "dy before the ReLU", .exact_zeros = true},
-                           {.buffer = dx, .name = "dx"},
-                           {.buffer = dw, .name = "dweight"},
-                           {.buffer = db, .name = "dbias"}};
-  case_check(t, name, &c, results, 5);
-}
-
 void test_dense(ops_test *t) {
   for (size_t i = 0; i < sizeof SHAPES / sizeof *SHAPES; i++) {
     forward(t, &SHAPES[i]);
     backward(t, &SHAPES[i]);
   }
   mask(t);
-  relu_pair(t, "relu pair", 129, 72, 264, 0.3, false);
-  relu_pair(t, "relu pair noted", 129, 72, 256, 0.3, true);
-  relu_pair(t, "relu pair noted large", 384, 128, 512, 0.3, true);
-  relu_pair(t, "relu pair noted no dropout", 65, 64, 128, 0, true);
-  relu_pair(t, "relu pair noted odd", 19, 21, 43, 0.3, true);
-  relu_pair(t, "relu pair noted not whole", 40, 64, 136, 0.3, true);
 }
