@@ -148,12 +148,14 @@ def errors(top):
 def make_log(folder, updates, seconds, bpc):
     """A log whose bpc falls linearly with the updates, from 8 to `bpc`; validations are 0.5 above."""
     os.makedirs(folder)
+    with open(os.path.join(folder, "deck.nml"), "w", encoding="ascii") as f:
+        f.write("&data\n  tokens_per_sample = 50\n  batch_streams = 4\n/\n")
     with open(os.path.join(folder, "log.jsonl"), "w", encoding="ascii") as f:
         for u in range(25, updates + 1, 25):
-            value = 8 + (bpc - 8) * u / updates
-            f.write(json.dumps({"num_updates": u, "bpc": value, "wall": seconds * u / updates}) + "\n")
+            value, row = 8 + (bpc - 8) * u / updates, {"num_updates": u, "wall": 9 + seconds * u}
+            f.write(json.dumps({**row, "bpc": value, "wps": 200 * updates / seconds}) + "\n")
             if u % 100 == 0:
-                f.write(json.dumps({"num_updates": u, "valid_bpc": value + 0.5, "wall": seconds * u / updates}) + "\n")
+                f.write(json.dumps({**row, "valid_bpc": value + 0.5}) + "\n")
         f.write('{"num_updates": 10')  # a line that was being written
     return folder
 
@@ -173,7 +175,8 @@ def comparison(top):
     report("two runs by updates", "" if by_updates.get("200") == want and "500" not in by_updates else done.stdout)
     want = ["6.000", "6.500", "6.000", "6.500"]
     report("two runs by seconds", "" if by_seconds.get("20") == want and "60" not in by_seconds else done.stdout)
-    done = subprocess.run([PYTHON, COMPARE, a, f"{top}/nowhere"], capture_output=True, text=True, check=False)
+    os.remove(f"{b}/log.jsonl")
+    done = subprocess.run([PYTHON, COMPARE, a, b], capture_output=True, text=True, check=False)
     report("a run without a log", "" if done.returncode == 1 and len(done.stderr.splitlines()) == 1 else done.stderr)
 
 

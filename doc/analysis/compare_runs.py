@@ -3,17 +3,18 @@
 
     compare_runs.py [NAME=]RUN_DIRECTORY... [-o PICTURE]
 
-reads each RUN_DIRECTORY/log.jsonl and prints two tables of bits per symbol in training and validation: after the same
-number of updates, and after the same time. The time is that of the log: validations and checkpoints count. With -o a
-picture of both is written (PNG, or what its name ends on). Between two lines of a log values are interpolated; nothing
-is told beyond the end of the shortest run. Exit status: 0 done, 1 a log cannot be read or the picture cannot be
-written, 2 the command line is wrong.
+reads log.jsonl and deck.nml of each RUN_DIRECTORY and prints two tables of bits per symbol in training and validation:
+after the same number of updates, and after the same time. The time is that of training: tokens over tokens a second;
+validations and checkpoints do not count. With -o a picture of both is written (PNG, or what its name ends on). Between
+two lines of a log values are interpolated; nothing is told beyond the end of the shortest run. Exit status: 0 done, 1 a
+log cannot be read or the picture cannot be written, 2 the command line is wrong.
 
 The tables need Python alone; the picture needs matplotlib (Debian: python3-matplotlib). The log: doc/FILES.md.
 """
 import argparse
 import json
 import os
+import re
 import sys
 
 ROWS = 8
@@ -32,23 +33,43 @@ class LogError(Exception):
     """What is wrong with a log, in one line."""
 
 
-def read_log(directory):
-    """{"train": [(update, wall, bpc)..], "valid": the same} of a run; lines that are no rows of these are passed over."""
-    path = os.path.join(directory, "log.jsonl")
-    run = {"train": [], "valid": []}
+def read_text(path):
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
-            lines = file.read().splitlines()
+            return file.read()
     except OSError as failure:
         raise LogError(f"{path}: {failure.strerror}") from None
-    for line in lines:
+
+
+def tokens_per_update(directory):
+    """Those of a whole block of all streams, by the deck that the run wrote."""
+    path = os.path.join(directory, "deck.nml")
+    deck, tokens = read_text(path), 1
+    for name in ("batch_streams", "tokens_per_sample"):
+        found = re.search(rf"^\s*{name}\s*=\s*(\d+)\s*$", deck, re.MULTILINE)
+        if not found:
+            raise LogError(f"{path}: no {name}")
+        tokens *= int(found[1])
+    return tokens
+
+
+def read_log(directory):
+    """Of a run {"train": [(update, seconds, bpc)..], "valid": the same, "wall": seconds in all}; other lines are passed
+    over, such as one that was being written when the run was killed."""
+    path, tokens = os.path.join(directory, "log.jsonl"), tokens_per_update(directory)
+    run, seconds, last = {"train": [], "valid": [], "wall": 0.0}, 0.0, 0
+    for line in read_text(path).splitlines():
         try:
             row = json.loads(line)
-        except ValueError:
-            continue  # the line that was being written when a run was killed
-        for part, name in (("train", "bpc"), ("valid", "valid_bpc")):
-            if isinstance(row, dict) and all(isinstance(row.get(n), (int, float)) for n in ("num_updates", "wall", name)):
-                run[part].append((row["num_updates"], row["wall"], row[name]))
+            update, wall = row["num_updates"], row["wall"]
+            if "valid_bpc" in row:
+                run["valid"].append((update, seconds, float(row["valid_bpc"])))
+            else:
+                seconds, last = seconds + (update - last) * tokens / row["wps"], update
+                run["train"].append((update, seconds, float(row["bpc"])))
+            run["wall"] = wall
+        except (ValueError, KeyError, TypeError, ZeroDivisionError):
+            continue
     if not run["train"]:
         raise LogError(f"{path}: no rows of training")
     return run
@@ -94,7 +115,7 @@ def draw(runs, path):
     from matplotlib import pyplot as plt
     plt.rcParams.update(STYLE)
     figure, panels = plt.subplots(1, 2, figsize=(8, 4), sharey=True, layout="constrained")
-    for axes, column, label in ((panels[0], 0, "updates"), (panels[1], 1, "seconds")):
+    for axes, column, label in ((panels[0], 0, "updates"), (panels[1], 1, "seconds of training")):
         for (name, run), colour in zip(runs.items(), COLOURS * len(runs)):
             x, y = [r[column] for r in run["train"]], [r[2] for r in run["train"]]
             axes.plot(x, y, color=colour, linewidth=1.6, label=f"{name}, training".replace("$", r"\$"))
@@ -128,8 +149,8 @@ def main():
         for column, what in ((0, "updates"), (1, "seconds")):
             print(table(runs, column, what))
         for name, run in runs.items():
-            update, wall, _ = run["train"][-1]
-            print(f"{name}: {update:,} updates in {wall:,.1f} s")
+            update, seconds, _ = run["train"][-1]
+            print(f"{name}: {update:,} updates in {seconds:,.1f} s of training, {run['wall']:,.1f} s with all the rest")
         if arguments.output:
             draw(runs, arguments.output)
             print(arguments.output)

@@ -2,7 +2,7 @@
 # Trains both 12-layer models of input/ on the same text, and compares them after the same updates and after the same
 # time. Usage: compare_models.sh CORPUS.h5 [OUT]
 # First each is trained for UPDATES updates of STREAMS streams of 512 tokens; then the faster one goes on until it has
-# had about the time of the other. OUT (default: a temporary folder) holds the runs, comparison.txt and, where python3 has
+# had about the time of the other (of training: validations and checkpoints do not count). OUT (default: a temporary folder) holds the runs, comparison.txt and, where python3 has
 # matplotlib, comparison.png. Schedules are cut to the budget: the rate of the adaptive spans rises over WARMUP updates
 # instead of 32,000, that of Transformer-XL stays, as it does within a budget that is short beside the 400,000 updates of
 # its cosine. Environment: VIADUCT the program, UPDATES (default 1400), STREAMS (64), WARMUP (1000), VALID updates between
@@ -37,7 +37,8 @@ train() {
     --set "device%precision=${PRECISION:-$([ "${BACKEND:-cuda}" = cuda ] && echo bf16 || echo auto)}" "${own[@]}" \
     ${MORE:-} >>"$out/$1.out" 2>&1 || { tail -n 20 "$out/$1.out" >&2; echo "$1: the run failed" >&2; exit 1; }
 }
-seconds() { "$PYTHON" -c 'import json, sys; print([r for r in map(json.loads, open(sys.argv[1])) if "wall" in r][-1]["wall"])' "$out/$1/log.jsonl"; }
+# seconds MODEL: of training, without validations and checkpoints.
+seconds() { "$PYTHON" -B -c 'import sys; sys.path.insert(0, sys.argv[1]); import compare_runs as c; print(c.read_log(sys.argv[2])["train"][-1][1])' "$root/doc/analysis" "$out/$1"; }
 
 rm -rf "$out/adaptive_span" "$out/transformer_xl" "$out"/*.out
 for model in adaptive_span transformer_xl; do train $model "$UPDATES"; done
