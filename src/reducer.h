@@ -27,14 +27,14 @@ void vd_reducer_expect(vd_reducer *r, const char *what);
 void vd_reducer_over(vd_reducer *r);
 /* Not collective. Update `update`, counted from 1, begins: no gradient is final. */
 void vd_reducer_begin(vd_reducer *r, int64_t update);
-/* Collective(comm) with NCCL, in the order of calls; else not. Stream-ordered. A vd_gradients_ready (model.h);
+/* Stream-ordered. With NCCL also collective, in the order of calls. A vd_gradients_ready (model.h);
  * `reducer` is the vd_reducer. Whole buckets go on their way. Errors are kept for vd_reducer_check. */
 void vd_reducer_ready(void *reducer, size_t first, size_t n);
 /* Not collective. What has gone wrong so far on this rank. */
 int vd_reducer_check(const vd_reducer *r, vd_error *err);
 /* Collective(comm). Sums n doubles in place, all ranks get the same bits; a rank that does not come ends the run. */
 void vd_reducer_share(vd_reducer *r, double *x, int n);
-/* Collective(comm), stream-ordered. After vd_reducer_ready has told of all gradients: what is enqueued in o afterwards
+/* Collective(comm). Stream-ordered. After vd_reducer_ready has told of all gradients: what is enqueued in o afterwards
  * finds their sums over the ranks. All ranks get the same bits, in a fixed order for a given number of ranks. The wait,
  * which with NCCL is the GPU's, is watched until vd_reducer_end. */
 void vd_reducer_finish(vd_reducer *r);
@@ -46,7 +46,7 @@ void vd_reducer_abandon(vd_reducer *r);
 /* Not collective. Seconds of the last update that went into waiting for the sums: with NCCL from the end of backward to
  * the end of the last sum, by the GPU's clock. After vd_reducer_end. */
 double vd_reducer_exposed(const vd_reducer *r);
-/* Collective(comm), unless abandoned. NULL is allowed. */
+/* Collective(comm). Not so after vd_reducer_abandon. NULL is allowed. */
 void vd_reducer_destroy(vd_reducer *r);
 
 #endif

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs on several ranks with GPUs: the same curve as on one, resumes between numbers of ranks, ranks that are killed, hang or
 fail. Lines 'ok NAME' and 'not ok NAME: WHY'. Usage: several.py N COMM (several.sh starts it). Environment as run_gpu.py,
-and BACKEND: 'cpu' tries this file itself where there is no GPU (with COMM 'mpi')."""
+SEVERAL_UPDATES (200), and BACKEND: 'cpu' tries this file itself where there is no GPU (with COMM 'mpi')."""
 import glob
 import os
 import re
@@ -15,7 +15,7 @@ import run_gpu
 from run_gpu import ENVIRONMENT, MPIRUN, VIADUCT, folder, losses, report, same
 
 RANKS, COMM, BACKEND = int(sys.argv[1]), sys.argv[2], os.environ.get("BACKEND", "cuda")
-UPDATES, TIMEOUT = 200, 10
+UPDATES, TIMEOUT = int(os.environ.get("SEVERAL_UPDATES", "200")), 10
 SET = {"run__max_updates": UPDATES, "device__timeout": TIMEOUT, "device__bucket_bytes": 200000, "data__batch_streams": 2 * RANKS,
        "optimizer__warmup_updates": 4000, "valid__interval": 100}
 
@@ -29,8 +29,8 @@ def check_invariance():
     train("all", RANKS)
     same(f"{UPDATES} updates in fp32: losses on {RANKS} ranks as on one", "all", "one")
     train("again", RANKS)
-    same(f"{RANKS} ranks twice: the same losses", "again", "all", bound=1e-5)
-    for at, ranks in ((50, 1), (100, RANKS), (UPDATES, 1)):
+    same(f"{RANKS} ranks twice: the same losses", "again", "all")
+    for at, ranks in ((UPDATES // 4, 1), (UPDATES // 2, RANKS), (UPDATES, 1)):
         train("changing", ranks, run__max_updates=at)
     same(f"1, {RANKS}, 1 ranks, stopped and resumed between: losses as on one", "changing", "one")
 
@@ -49,7 +49,7 @@ def strike(run, number):
     with subprocess.Popen(MPIRUN + ["-n", str(RANKS), VIADUCT, *words], env=ENVIRONMENT, stdout=subprocess.DEVNULL,
                           stderr=subprocess.PIPE, text=True) as p:
         end = time.monotonic() + 100
-        while rows(run) < 20 and p.poll() is None and time.monotonic() < end:
+        while rows(run) < 10 and p.poll() is None and time.monotonic() < end:
             time.sleep(0.05)
         now = {int(x) for x in subprocess.run(["pgrep", "-x", "viaduct"], capture_output=True, text=True, check=False).stdout.split()}
         mine = sorted(now - before)
