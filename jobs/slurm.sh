@@ -9,6 +9,8 @@
 #SBATCH --signal=B:USR1@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
+# With GPUs: as many tasks a node as GPUs, `#SBATCH --gpus-per-node=N`, and `srun --gpu-bind=none`, so that each rank sees them
+# all and NCCL's ranks reach each other's memory.
 set -u
 deck=${1:?usage: sbatch jobs/slurm.sh DECK [--set GROUP%NAME=VALUE]...}
 shift

@@ -87,7 +87,8 @@ static int open_timeline(vd_reducer *r, vd_error *err) {
 int vd_reducer_create(vd_reducer **out, MPI_Comm comm, const vd_reducer_config *config, vd_ops *o, real *gradients,
                       size_t n, vd_error *err) {
   vd_reducer *r = vd_calloc(1, sizeof *r);
-  *r = (vd_reducer){.comm = comm, .config = *config, .ops = o, .gradients = gradients, .n = n};
+  *r = (vd_reducer){.comm = comm, .config = *config, .ops = o, .n = n};
+  r->gradients = gradients;
   MPI_Comm_rank(comm, &r->rank);
   MPI_Comm_size(comm, &r->size);
   bool nccl = config->comm == VD_COMM_NCCL;

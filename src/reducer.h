@@ -18,7 +18,7 @@ typedef struct vd_reducer vd_reducer;
 
 /* Collective(comm). A reducer of the gradients [n], in o's memory, zeros still. comm, o and gradients must outlive it.
  * The error is agreed. A rank that does not come within the timeout ends the run (watch.h). */
-int vd_reducer_create(vd_reducer **r, MPI_Comm comm, const vd_reducer_config *config, vd_ops *o, real *gradients,
+int vd_reducer_create(vd_reducer **out, MPI_Comm comm, const vd_reducer_config *config, vd_ops *o, real *gradients,
                       size_t n, vd_error *err);
 /* Not collective. From here to vd_reducer_over other ranks are waited for, for `what` of the update: not longer than
  * the timeout. The functions below do so themselves. */

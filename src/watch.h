@@ -18,7 +18,7 @@ typedef struct vd_watch_hooks {
 
 /* Not collective. A watch of the rank that comm says, for waits of at most `seconds` (0: as long as they take). hooks
  * are copied; NULL: none. Free with vd_watch_stop. VD_FAILED where there is no thread. */
-int vd_watch_start(vd_watch **w, MPI_Comm comm, double seconds, const vd_watch_hooks *hooks, vd_error *err);
+int vd_watch_start(vd_watch **out, MPI_Comm comm, double seconds, const vd_watch_hooks *hooks, vd_error *err);
 /* Not collective. From now on something is waited for, described by the text ("the gradient sum of update 7"); a wait
  * under way ends. Where it is not over in time, or hooks->look says that it is in vain, the run ends: a message on
  * stderr that names rank and host, then hooks->give_up, which gets 5 seconds, then MPI_Abort, which gets 10. The time
