@@ -65,9 +65,9 @@ FUZZ := $(patsubst %.c,$(BUILD)/tests/%,$(notdir $(FUZZ_SRC)))
 # One short line for each file; V=1 shows the commands.
 SAY := $(if $(V),@:,@printf '  %-5s %s\n')
 Q   := $(if $(V),,@)
-C_FILES = $(wildcard src/*.[ch] src/cpu/*.[ch] io/*.[ch] tests/*.[ch] tests/*/*.[ch])
+C_FILES = $(wildcard src/*.[ch] src/cpu/*.[ch] io/*.[ch] cuda/*.[ch] tests/*.[ch] tests/*/*.[ch])
 
-.PHONY: bundle cuda gpu-tests gpu-check gpu-bench all unit math tests fuzz help deps check check-run quickstart quickstart-run bench enwik8 format lint install clean FORCE
+.PHONY: bundle cuda cuda-c gpu-tests gpu-check gpu-bench all unit math tests fuzz help deps check check-run quickstart quickstart-run bench enwik8 format lint install clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -133,6 +133,7 @@ $(BUILD)/%.o: %.cu $(wildcard cuda/*.cuh cuda/*.h) src/random.h
 	@mkdir -p $(@D)
 	$(SAY) NVCC $@
 	$(Q)$(NVCC) $(NVCC_FLAGS) -c -o $@ $<
+cuda-c: $(if $(wildcard $(CUDA_HOME)/include/cublasLt.h),$(CUDA_C_OBJ)) ## The C sources of the CUDA part alone, where there is a Toolkit
 CUDA_PROGRAMS := $(patsubst tests/cuda/%.cu,$(BUILD)/cuda/%,$(wildcard tests/cuda/*.cu))
 $(CUDA_PROGRAMS): $(BUILD)/cuda/%: $(BUILD)/tests/cuda/%.o $(CUDA_OBJ)
 	$(SAY) LINK $@
@@ -195,7 +196,7 @@ format: ## Format all C sources with clang-format
 	clang-format -i $(C_FILES)
 lint: ## clang-tidy, warnings as errors
 	@printf '%s\n' $(filter %.c,$(C_FILES)) | xargs -P $$(nproc) -I{} clang-tidy --quiet --warnings-as-errors='*' {} \
-	  $(if $(TIDY),--checks='$(TIDY)') -- $(filter-out -Werror,$(ALL_CFLAGS)) -DVD_VERSION='"$(VERSION)"' -DVD_GIT_VERSION='"$(GIT)"'
+	  $(if $(TIDY),--checks='$(TIDY)') -- $(filter-out -Werror,$(ALL_CFLAGS)) -isystem $(CUDA_HOME)/include -DVD_VERSION='"$(VERSION)"' -DVD_GIT_VERSION='"$(GIT)"'
 install: all ## Install under PREFIX (DESTDIR is honoured)
 	$(if $(HAVE_CUDA),install -D $(BUILD)/libviaduct_cuda.so $(DESTDIR)$(PREFIX)/lib/libviaduct_cuda.so)
 	install -D $(BUILD)/viaduct $(DESTDIR)$(PREFIX)/bin/viaduct

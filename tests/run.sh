@@ -88,11 +88,12 @@ alone() {
 }
 
 # 1. Builds: the release; and clang with the address and undefined-behaviour sanitizers, which the fuzz target wants too.
+# The kernels, which take minutes and which clang has no part in, are built once.
 sanitized=$BUILD/clang
-sanitize=(BUILD="$sanitized" CC=clang OPT="-O1 -fno-omit-frame-pointer"
+sanitize=(BUILD="$sanitized" CC=clang CUDA=no OPT="-O1 -fno-omit-frame-pointer"
   CFLAGS="-fsanitize=address,undefined,fuzzer-no-link -fno-sanitize-recover=all")
 run build "$MAKE" -k -j"$cores" BUILD="$BUILD" all tests
-run build-clang "$MAKE" -k -j"$cores" "${sanitize[@]}" all tests fuzz
+run build-clang "$MAKE" -k -j"$cores" "${sanitize[@]}" all tests fuzz cuda-c
 
 # 2. What needs one core each.
 for t in tests/test_*.sh; do [ ! -e "$t" ] || pool "$(basename "$t" .sh)" bash "$t"; done
