@@ -1,6 +1,6 @@
 /* Residual sum and layer norm: a warp a row, the row in registers (K chunks of N elements a lane). A warp takes rows
  * one after the other and reads the next one before it works on this one; weights stay in registers where a row is
- * short. Read anew for each row they cost more of the level-1 cache's bandwidth than the row itself does. */
+ * short: read anew for each row they would, by count, take more of the level-1 cache's cycles than the row itself. */
 #include "element.cuh"
 
 #include <cuda_pipeline.h>
