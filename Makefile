@@ -135,7 +135,11 @@ $(BUILD)/%.o: %.cu $(wildcard cuda/*.cuh cuda/*.h) src/random.h
 	$(Q)$(NVCC) $(NVCC_FLAGS) -c -o $@ $<
 cuda-c: $(if $(wildcard $(CUDA_HOME)/include/cublasLt.h),$(CUDA_C_OBJ)) ## The C sources of the CUDA part alone, where there is a Toolkit
 CUDA_PROGRAMS := $(patsubst tests/cuda/%.cu,$(BUILD)/cuda/%,$(wildcard tests/cuda/*.cu))
-$(CUDA_PROGRAMS): $(BUILD)/cuda/%: $(BUILD)/tests/cuda/%.o $(CUDA_OBJ)
+# An archive, so that each program takes the kernels that it calls and no others: all of them are 14 MB.
+$(BUILD)/libkernels.a: $(CUDA_OBJ)
+	$(SAY) AR $@
+	$(Q)rm -f $@ && $(AR) rcs $@ $^
+$(CUDA_PROGRAMS): $(BUILD)/cuda/%: $(BUILD)/tests/cuda/%.o $(BUILD)/libkernels.a
 	$(SAY) LINK $@
 	$(Q)$(NVCC) $(NVCC_FLAGS) -o $@ $^
 # The ops of the CUDA library against the double CPU reference: one source drives each side, compiled for each.
