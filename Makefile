@@ -129,10 +129,10 @@ $(BUILD)/pic/%.o: %.c $(BUILD)/flags
 $(BUILD)/libviaduct_cuda.so: $(CUDA_OBJ) $(CUDA_C_OBJ)
 	$(SAY) LINK $@
 	$(Q)$(NVCC) -shared -cudart static -o $@ $^ -Xlinker -rpath,$(CUDA_HOME)/lib64 -Xlinker --exclude-libs,ALL -lcublasLt
-$(BUILD)/%.o: %.cu $(wildcard cuda/*.cuh cuda/*.h) src/random.h
+$(BUILD)/%.o: %.cu
 	@mkdir -p $(@D)
 	$(SAY) NVCC $@
-	$(Q)$(NVCC) $(NVCC_FLAGS) -c -o $@ $<
+	$(Q)$(NVCC) $(NVCC_FLAGS) -MMD -MP -MF $(@:.o=.d) -MT $@ -c -o $@ $<
 cuda-c: $(if $(wildcard $(CUDA_HOME)/include/cublasLt.h),$(CUDA_C_OBJ)) ## The C sources of the CUDA part alone, where there is a Toolkit
 CUDA_PROGRAMS := $(patsubst tests/cuda/%.cu,$(BUILD)/cuda/%,$(wildcard tests/cuda/*.cu))
 # An archive, so that each program takes the kernels that it calls and no others: all of them are 14 MB.
@@ -212,4 +212,4 @@ install: all ## Install under PREFIX (DESTDIR is honoured)
 clean: ## Remove everything that was built
 	rm -rf $(BUILD)
 
--include $(CUDA_C_OBJ:.o=.d) $(F32_OBJ:.o=.d) $(F64_OBJ:.o=.d) $(BUILD)/f32/src/main.d $(wildcard $(BUILD)/f*/tests/*/*.d)
+-include $(CUDA_C_OBJ:.o=.d) $(CUDA_OBJ:.o=.d) $(wildcard $(BUILD)/tests/cuda/*.d) $(F32_OBJ:.o=.d) $(F64_OBJ:.o=.d) $(BUILD)/f32/src/main.d $(wildcard $(BUILD)/f*/tests/*/*.d)
