@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Runs on several ranks with GPUs: the same curve as on one, resumes between numbers of ranks, ranks that are killed, hang or
-fail. Lines 'ok NAME' and 'not ok NAME: WHY'. Usage: several.py N COMM (several.sh starts it). Environment as run_gpu.py,
+fail. Lines 'ok NAME' and 'not ok NAME: WHY'. Usage: several.py N COMM [CHECK]... (several.sh starts it). Environment as run_gpu.py,
 SEVERAL_UPDATES (200), and BACKEND: 'cpu' tries this file itself where there is no GPU (with COMM 'mpi')."""
 import glob
 import os
@@ -43,16 +43,16 @@ def strike(run, number):
     """Sends a signal to the last rank after some updates; (exit status, seconds from then to the end, what was said)."""
     words = ["train", os.path.join(folder, "deck.nml")]
     for name, value in {**SET, "run__directory": os.path.join(folder, run), "device__backend": BACKEND, "device__comm": COMM,
-                        "run__max_updates": 10 ** 6, "valid__interval": 0}.items():
+                        "run__max_updates": 10 ** 6, "valid__interval": 0,
+                        "checkpoint__interval": 10 ** 6}.items():  # while a checkpoint is written nobody watches
         words += ["--set", f"{name.replace('__', '%')}={value}"]
-    before = {int(x) for x in subprocess.run(["pgrep", "-x", "viaduct"], capture_output=True, text=True, check=False).stdout.split()}
     with subprocess.Popen(MPIRUN + ["-n", str(RANKS), VIADUCT, *words], env=ENVIRONMENT, stdout=subprocess.DEVNULL,
                           stderr=subprocess.PIPE, text=True) as p:
         end = time.monotonic() + 100
         while rows(run) < 10 and p.poll() is None and time.monotonic() < end:
             time.sleep(0.05)
-        now = {int(x) for x in subprocess.run(["pgrep", "-x", "viaduct"], capture_output=True, text=True, check=False).stdout.split()}
-        mine = sorted(now - before)
+        found = subprocess.run(["ps", "-o", "pid=,comm=", "--ppid", str(p.pid)], capture_output=True, text=True, check=False)
+        mine = sorted(int(x.split()[0]) for x in found.stdout.splitlines() if x.split()[1] == "viaduct")
         start = time.monotonic()
         if mine:
             os.kill(mine[-1], number)
@@ -100,8 +100,8 @@ def check_failure():
 
 
 run_gpu.make_corpus()
-check_invariance()
-check_strikes()
-check_failure()
+checks = {"invariance": check_invariance, "strikes": check_strikes, "failure": check_failure}
+for check in sys.argv[3:] or checks:
+    checks[check]()
 shutil.rmtree(folder, ignore_errors=True)
 sys.exit(1 if run_gpu.failures else 0)
