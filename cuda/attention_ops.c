@@ -165,6 +165,7 @@ static void begin_table_gradient(vd_ops *o, vd_key_table *t, real *dkey_pe) {
 
 void vd_cuda_attention_backward_op(vd_ops *o, const vd_attention *a, const vd_act *q, const vd_act *k, const vd_act *v,
                                    const vd_act *out, const real *lse, const vd_act *dout, vd_act *dq, vd_act *dk,
+                                   /* NOLINTNEXTLINE(readability-non-const-parameter): written through a struct */
                                    vd_act *dv, real *dkey_pe, real *dspan) {
   vd_cuda_backend *c = vd_cuda_of(o);
   vd_cuda_attention x = kernel_of(c, a);
@@ -196,7 +197,7 @@ void vd_cuda_attention_backward_op(vd_ops *o, const vd_attention *a, const vd_ac
 
 /* Rows of k or v from row `to` of each stream = rows of x W^T. */
 static void project_rows(vd_cuda_backend *c, const vd_attention *a, const void *x, int64_t x_rows, int64_t rows,
-                         const real *weight, char *to) {
+                         const real *weight, void *to) {
   int64_t d = width_of(a);
   vd_product_call call = {.m = rows,
                           .n = d,

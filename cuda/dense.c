@@ -21,6 +21,7 @@ void vd_cuda_linear(vd_ops *o, const vd_linear *l, const vd_act *x, const real *
 }
 
 void vd_cuda_weight_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,
+                             /* NOLINTNEXTLINE(readability-non-const-parameter): written through a struct */
                              const void *x, real *dweight) {
   vd_product_call call = {.m = out,
                           .n = in,

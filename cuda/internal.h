@@ -113,7 +113,7 @@ typedef struct vd_product_call {
 } vd_product_call;
 /* Stream-ordered. Enqueues the product through cuBLASLt; errors are noted. The first call of a shape tries several of
  * cuBLASLt's kernels on its operands, and waits. */
-void vd_cuda_product(vd_cuda_backend *c, const vd_product_call *call);
+void vd_cuda_product(vd_cuda_backend *c, const vd_product_call *x);
 /* Stream-ordered. dweight [out, in] += dy^T x; dy [rows, out] of leading dimension ld, x [rows, in]. */
 void vd_cuda_weight_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,
                              const void *x, real *dweight);

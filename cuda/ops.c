@@ -248,8 +248,9 @@ static void cuda_destroy(vd_ops *o) {
   vd_cuda_product_end(c);
   vd_cuda_marks_end(c);
   for (int i = 0; i < c->n_arena; i++) cudaFree(c->arena[i].copy);
-  vd_scratch *device[] = {&c->scratch, &c->partial, &c->blas_workspace};
-  for (size_t i = 0; i < sizeof device / sizeof *device; i++) cudaFree(device[i]->p);
+  cudaFree(c->scratch.p);
+  cudaFree(c->partial.p);
+  cudaFree(c->blas_workspace.p);
   cudaFreeHost(c->pinned.p);
   cudaEventDestroy(c->fork);
   cudaEventDestroy(c->join);

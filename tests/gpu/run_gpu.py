@@ -213,7 +213,7 @@ def check_nccl():
     timeline = os.path.join(folder, "timeline")
     train("one-mpi", "cuda")
     train("one-nccl", "cuda", device__comm="nccl", device__bucket_bytes=100000, device__timeline=timeline)
-    # Not the same bits: atomics of the key table's gradient make two runs differ in any case.
+    # Not held to the same bits: atomics of the key table's gradient let two runs differ in any case.
     same("one rank: losses by NCCL as without", "one-nccl", "one-mpi", bound=1e-6)
     with open(timeline, encoding="utf-8") as f:
         times = [json.loads(line) for line in f]
