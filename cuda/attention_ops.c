@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+_Static_assert((int)VD_CUDA_MOST_HEADS == (int)VD_CUDA_MAX_HEADS, "heads that the program is told of");
+
 static int64_t width_of(const vd_attention *a) {
   return a->n_head * a->d_head;
 }

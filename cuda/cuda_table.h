@@ -20,6 +20,9 @@ typedef struct vd_gpu {
   double peak; /* dense FLOP/s of the tensor cores in bf16 and fp16 by the maker's figures; 0: not known */
 } vd_gpu;
 
+/* Heads that the kernels take: so many, and so wide. */
+enum { VD_CUDA_MOST_HEADS = 128, VD_CUDA_WIDEST_HEAD = 128 };
+
 enum { VD_CUDA_INTERFACE = 3 };
 
 typedef struct vd_cuda_table {

@@ -51,11 +51,26 @@ static enum vd_precision precision_of(const vd_settings *s) {
   return strcmp(s->device.precision, "fp16") == 0 ? VD_FP16 : VD_BF16;
 }
 
-static int open_gpu(const vd_settings *s, vd_ops **ops, vd_device *d, vd_error *err) {
+int vd_backend_fits(enum vd_precision precision, const vd_model_config *c, vd_error *err) {
+  int64_t step = precision == VD_FP32 ? 4 : 8; /* 16 bytes */
+  if (c->n_head > VD_CUDA_MOST_HEADS)
+    return vd_fail(err, VD_FAILED, "a layer has at most %d heads on a GPU, and model%%n_head = %lld",
+                   VD_CUDA_MOST_HEADS, (long long)c->n_head);
+  if (c->d_head > VD_CUDA_WIDEST_HEAD || c->d_head % step != 0)
+    return vd_fail(
+        err, VD_FAILED,
+        "on a GPU heads are at most %d wide and a multiple of %lld (8 in 'bf16' and 'fp16', 4 in 'fp32'), and "
+        "these have %lld (model%%d_head, or model%%d_model / model%%n_head)",
+        VD_CUDA_WIDEST_HEAD, (long long)step, (long long)c->d_head);
+  return VD_OK;
+}
+
+static int open_gpu(const vd_settings *s, const vd_model_config *model, vd_ops **ops, vd_device *d, vd_error *err) {
   const vd_cuda_table *table = find_table(err);
   if (!table || table->count(&d->count, err)) return err->status;
   d->number = d->local_rank % d->count;
   d->precision = precision_of(s);
+  if (vd_backend_fits(d->precision, model, err)) return err->status;
   if (table->describe(d->number, &d->gpu, err) || table->ops(ops, d->number, d->precision, err)) return err->status;
   d->is_gpu = true;
   d->cuda = table;
@@ -116,8 +131,9 @@ static void count_gpus(vd_context *ctx, vd_device *d) {
 }
 
 /* True where GPUs compute; else *why holds the reason, agreed. */
-static bool all_have_gpus(vd_context *ctx, const vd_settings *s, vd_ops **ops, vd_device *d, vd_error *why) {
-  open_gpu(s, ops, d, why);
+static bool all_have_gpus(vd_context *ctx, const vd_settings *s, const vd_model_config *model, vd_ops **ops,
+                          vd_device *d, vd_error *why) {
+  open_gpu(s, model, ops, d, why);
   if (vd_agree(ctx->comm, why) == VD_OK) {
     count_gpus(ctx, d);
     return true;
@@ -129,13 +145,14 @@ static bool all_have_gpus(vd_context *ctx, const vd_settings *s, vd_ops **ops, v
   return false;
 }
 
-int vd_backend_open(vd_context *ctx, const vd_settings *s, vd_ops **ops, vd_device *d, vd_error *err) {
+int vd_backend_open(vd_context *ctx, const vd_settings *s, const vd_model_config *model, vd_ops **ops, vd_device *d,
+                    vd_error *err) {
   vd_error why = {0};
   *ops = NULL;
   *d = (vd_device){.threads = vd_threads(ctx->comm, s->device.threads)};
   vd_local_rank(ctx->comm, &d->local_rank, &d->local_size);
   if (strcmp(s->device.backend, "cpu") != 0) {
-    if (all_have_gpus(ctx, s, ops, d, &why)) return VD_OK;
+    if (all_have_gpus(ctx, s, model, ops, d, &why)) return VD_OK;
     if (strcmp(s->device.backend, "cuda") == 0)
       return vd_fail(err, VD_FAILED, "device%%backend = 'cuda': %s", why.message);
     snprintf(d->notice, sizeof d->notice, "computes on the CPU: %.1000s", why.message);

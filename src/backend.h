@@ -27,12 +27,16 @@ typedef struct vd_device {
   char comm_notice[1200];    /* why gradients are not summed by NCCL although GPUs compute; "": nothing to say */
 } vd_device;
 
-/* Collective(ctx->comm). Chooses the backend of device%backend and device%precision and makes its ops: *ops, to be
- * freed with (*ops)->destroy(*ops). Fills *d. All ranks compute on the same kind of device. Local ranks take the node's
- * GPUs in turn and share them where there are more ranks than GPUs; d->notice then says so, or why 'auto' takes the
- * CPU. VD_FAILED where 'cuda' is asked for and cannot be had, with the reason; VD_USAGE for a precision that the CPU
- * does not compute in. The error is agreed. */
-int vd_backend_open(vd_context *ctx, const vd_settings *s, vd_ops **ops, vd_device *d, vd_error *err);
+/* Not collective. VD_FAILED, with the reason, where the GPU's kernels do not take the heads of this model. */
+int vd_backend_fits(enum vd_precision precision, const vd_model_config *c, vd_error *err);
+
+/* Collective(ctx->comm). Chooses the backend of device%backend and device%precision for this model and makes its ops:
+ * *ops, to be freed with (*ops)->destroy(*ops). Fills *d. All ranks compute on the same kind of device. Local ranks
+ * take the node's GPUs in turn and share them where there are more ranks than GPUs; d->notice then says so, or why
+ * 'auto' takes the CPU. VD_FAILED where 'cuda' is asked for and cannot be had, with the reason; VD_USAGE for a
+ * precision that the CPU does not compute in. The error is agreed. */
+int vd_backend_open(vd_context *ctx, const vd_settings *s, const vd_model_config *model, vd_ops **ops, vd_device *d,
+                    vd_error *err);
 
 /* Collective(ctx->comm). After vd_backend_open: chooses d->comm by device%comm. 'nccl' wants a GPU of its own for every
  * rank and libnccl.so.2; VD_FAILED with the reason, naming ranks and GPUs, where something is missing. 'auto' then

@@ -98,7 +98,7 @@ static int evaluate(struct eval *e, vd_error *err) {
   vd_device device;
   if (vd_restore_find(e->ctx, s, s->eval.checkpoint, &e->from, err) || vd_restore_override(s, &e->from, err) ||
       vd_configure_corpus(e->ctx, s, &e->corpus, err) || vd_restore_config(&e->from, e->corpus, &e->config, err) ||
-      vd_backend_open(e->ctx, s, &e->ops, &device, err))
+      vd_backend_open(e->ctx, s, &e->config, &e->ops, &device, err))
     return err->status;
   vd_evaluate_plan plan = {.ctx = e->ctx,
                            .corpus = e->corpus,

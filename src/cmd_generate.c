@@ -138,7 +138,7 @@ static int generate(struct generate *g, vd_error *err) {
   vd_device device;
   if (vd_restore_find(g->ctx, s, s->generate.checkpoint, &g->from, err) || vd_restore_override(s, &g->from, err) ||
       vd_configure_corpus(g->ctx, s, &g->corpus, err) || vd_restore_config(&g->from, g->corpus, &config, err) ||
-      vd_backend_open(g->ctx, s, &g->ops, &device, err))
+      vd_backend_open(g->ctx, s, &config, &g->ops, &device, err))
     return err->status;
   g->vocab = config.vocab;
   vd_model_create(&g->model, &config, g->ops, 0, 1, 0, 1, false, err);

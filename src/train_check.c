@@ -102,7 +102,7 @@ static void print_comm(const vd_train *t) {
 }
 
 int vd_train_check(vd_train *t, vd_error *err) {
-  if (vd_backend_open(t->ctx, t->settings, &t->ops, &t->device, err) ||
+  if (vd_backend_open(t->ctx, t->settings, &t->config, &t->ops, &t->device, err) ||
       vd_backend_comm(t->ctx, t->settings, &t->device, err))
     return err->status;
   if (t->ctx->rank == 0) check_folder(t->settings->run.directory, err);

@@ -105,7 +105,7 @@ static int make_run_folder(vd_train *t, vd_error *err) {
 
 static int make_model(vd_train *t, vd_error *err) {
   const vd_settings *s = t->settings;
-  if (vd_backend_open(t->ctx, s, &t->ops, &t->device, err) || vd_backend_comm(t->ctx, s, &t->device, err) ||
+  if (vd_backend_open(t->ctx, s, &t->config, &t->ops, &t->device, err) || vd_backend_comm(t->ctx, s, &t->device, err) ||
       vd_train_room(t, err))
     return err->status;
   vd_optimizer_config optimizer;
