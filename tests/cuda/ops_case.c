@@ -99,3 +99,24 @@ void case_check(ops_test *t, const char *name, side_call *call, const case_resul
   }
   case_free(call);
 }
+
+size_t case_rows(const side_call *c) {
+  return (size_t)(c->n_stream * c->block * c->n_head * c->d_head);
+}
+size_t case_key_rows(const side_call *c) {
+  return (size_t)(c->n_stream * (c->window + c->block) * c->n_head * c->d_head);
+}
+
+bool case_reached(const side_call *c, size_t element) {
+  int64_t width = c->n_head * c->d_head, head = (int64_t)element % width / c->d_head;
+  int64_t row = (int64_t)element / width % (c->window + c->block);
+  return row >= c->window - c->reach[head];
+}
+
+int case_keys(const ops_test *t, side_call *c, double range, uint64_t salt) {
+  size_t n = case_key_rows(c);
+  int b = case_noise(t, c, SIDE_ACT, n, range, salt);
+  for (size_t i = 0; i < n; i++)
+    if (!case_reached(c, i)) c->buffer[b].x[i] = case_round(t->precision, 50 * c->buffer[b].x[i]);
+  return b;
+}

@@ -49,6 +49,16 @@ side_call case_copy(const side_call *call);
 /* Not collective. Frees the buffers of a call. */
 void case_free(side_call *call);
 
+/* Not collective. Elements of the queries of an attention, and of its keys or values. */
+size_t case_rows(const side_call *c);
+/* Not collective. As above. */
+size_t case_key_rows(const side_call *c);
+/* Not collective. Element of keys or values [n_stream, window + block, n_head * d_head]: does its head reach its row?
+ */
+bool case_reached(const side_call *c, size_t element);
+/* Not collective. Appends keys or values, fifty times as large where no head reaches. Returns their index. */
+int case_keys(const ops_test *t, side_call *c, double range, uint64_t salt);
+
 /* Not collective. The cases, by what they are about. */
 void test_dense(ops_test *t);
 /* Not collective. */

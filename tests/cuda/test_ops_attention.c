@@ -61,33 +61,14 @@ static side_call begin(const ops_test *t, const struct geometry *g, enum side_op
   return c;
 }
 
-/* Element of [n_stream, window + block, d]: does its head reach its row? */
-static bool reached(const side_call *c, size_t element) {
-  int64_t d = c->n_head * c->d_head, head = (int64_t)element % d / c->d_head;
-  int64_t row = (int64_t)element / d % (c->window + c->block);
-  return row >= c->window - c->reach[head];
-}
-
-static int keys(const ops_test *t, side_call *c, double range, uint64_t salt) {
-  size_t n = (size_t)(c->n_stream * (c->window + c->block) * c->n_head * c->d_head);
-  int b = case_noise(t, c, SIDE_ACT, n, range, salt);
-  for (size_t i = 0; i < n; i++)
-    if (!reached(c, i)) c->buffer[b].x[i] = case_round(t->precision, 50 * c->buffer[b].x[i]);
-  return b;
-}
-
-static size_t rows(const side_call *c) {
-  return (size_t)(c->n_stream * c->block * c->n_head * c->d_head);
-}
-
 static void forward(ops_test *t, const struct geometry *g) {
   char name[96];
   snprintf(name, sizeof name, "attention %s", g->name);
   side_call c = begin(t, g, SIDE_ATTENTION);
-  case_noise(t, &c, SIDE_ACT, rows(&c), 2, 102);
-  keys(t, &c, 2, 103);
-  keys(t, &c, 1, 104);
-  int out = case_fill(&c, SIDE_ACT, rows(&c), 9);
+  case_noise(t, &c, SIDE_ACT, case_rows(&c), 2, 102);
+  case_keys(t, &c, 2, 103);
+  case_keys(t, &c, 1, 104);
+  int out = case_fill(&c, SIDE_ACT, case_rows(&c), 9);
   int lse = case_fill(&c, SIDE_REAL, (size_t)(g->n_stream * g->n_head * g->block), 9);
   case_check(t, name, &c, (case_result[]){{.buffer = out, .name = "out"}, {.buffer = lse, .name = "lse"}}, 2);
 }
@@ -96,20 +77,20 @@ static void backward(ops_test *t, const struct geometry *g) {
   char name[96];
   snprintf(name, sizeof name, "attention backward %s", g->name);
   side_call c = begin(t, g, SIDE_ATTENTION_BACKWARD);
-  size_t all = (size_t)(g->n_stream * (g->window + g->block) * g->n_head * g->d_head);
-  case_noise(t, &c, SIDE_ACT, rows(&c), 2, 112);
-  keys(t, &c, 2, 113);
-  keys(t, &c, 1, 114);
-  case_fill(&c, SIDE_ACT, rows(&c), 9);
+  size_t all = case_key_rows(&c);
+  case_noise(t, &c, SIDE_ACT, case_rows(&c), 2, 112);
+  case_keys(t, &c, 2, 113);
+  case_keys(t, &c, 1, 114);
+  case_fill(&c, SIDE_ACT, case_rows(&c), 9);
   case_fill(&c, SIDE_REAL, (size_t)(g->n_stream * g->n_head * g->block), 9);
-  case_noise(t, &c, SIDE_ACT, rows(&c), 1, 115);
-  int dq = case_fill(&c, SIDE_ACT, rows(&c), 9), dk = case_fill(&c, SIDE_ACT, all, 9);
+  case_noise(t, &c, SIDE_ACT, case_rows(&c), 1, 115);
+  int dq = case_fill(&c, SIDE_ACT, case_rows(&c), 9), dk = case_fill(&c, SIDE_ACT, all, 9);
   int dv = case_fill(&c, SIDE_ACT, all, 9);
   int dkey_pe = case_noise(t, &c, SIDE_REAL, (size_t)(g->d_head * g->attn_span), 0.1, 116);
   int dspan = case_noise(t, &c, SIDE_REAL, (size_t)g->n_span, 0.1, 117);
   case_result results[] = {{.buffer = dq, .name = "dq"},
-                           {.buffer = dk, .name = "dk", .wanted = reached},
-                           {.buffer = dv, .name = "dv", .wanted = reached},
+                           {.buffer = dk, .name = "dk", .wanted = case_reached},
+                           {.buffer = dv, .name = "dv", .wanted = case_reached},
                            {.buffer = dkey_pe, .name = "dkey_pe"},
                            {.buffer = dspan, .name = "dspan"}};
   case_check(t, name, &c, results, 5);
@@ -126,12 +107,12 @@ static void mask(ops_test *t, bool trimmed) {
     side_call c = begin(t, &g, SIDE_ATTENTION);
     int64_t d = g.n_head * g.d_head, per_stream = g.window + g.block;
     size_t all = (size_t)(g.n_stream * per_stream * d);
-    case_fill(&c, SIDE_ACT, rows(&c), 0);
+    case_fill(&c, SIDE_ACT, case_rows(&c), 0);
     case_fill(&c, SIDE_ACT, all, 0);
     int v = case_fill(&c, SIDE_ACT, all, 0);
     for (size_t i = 0; i < all; i++)
       c.buffer[v].x[i] = (int64_t)i / d % per_stream == group * g.d_head + (int64_t)i % g.d_head;
-    int out = case_fill(&c, SIDE_ACT, rows(&c), 9);
+    int out = case_fill(&c, SIDE_ACT, case_rows(&c), 9);
     case_fill(&c, SIDE_REAL, (size_t)(g.n_stream * g.n_head * g.block), 9);
     case_check(t, name, &c, &(case_result){.buffer = out, .name = "weights", .exact_zeros = true}, 1);
   }
@@ -149,7 +130,7 @@ void test_attention_ops(ops_test *t) {
 static void inputs(ops_test *t, side_call *c, const struct geometry *g, uint64_t salt) {
   size_t d = (size_t)(g->n_head * g->d_head), weight = d * d;
   case_noise(t, c, SIDE_ACT, (size_t)(g->n_stream * c->memory_rows) * d, 1, salt);
-  case_noise(t, c, SIDE_ACT, rows(c), 1, salt + 1);
+  case_noise(t, c, SIDE_ACT, case_rows(c), 1, salt + 1);
   for (uint64_t i = 0; i < 3; i++) case_noise(t, c, SIDE_PARAM, weight, 0.2, salt + 2 + i);
 }
 
@@ -159,11 +140,11 @@ static void project(ops_test *t, const struct geometry *g) {
   side_call c = begin(t, g, SIDE_PROJECT);
   size_t all = (size_t)(g->n_stream * (g->window + g->block) * g->n_head * g->d_head);
   inputs(t, &c, g, 200);
-  int q = case_fill(&c, SIDE_ACT, rows(&c), 9), k = case_fill(&c, SIDE_ACT, all, 9),
+  int q = case_fill(&c, SIDE_ACT, case_rows(&c), 9), k = case_fill(&c, SIDE_ACT, all, 9),
       v = case_fill(&c, SIDE_ACT, all, 9);
   case_result results[] = {{.buffer = q, .name = "q"},
-                           {.buffer = k, .name = "k", .wanted = reached},
-                           {.buffer = v, .name = "v", .wanted = reached}};
+                           {.buffer = k, .name = "k", .wanted = case_reached},
+                           {.buffer = v, .name = "v", .wanted = case_reached}};
   case_check(t, name, &c, results, 3);
 }
 
@@ -173,10 +154,10 @@ static void project_backward(ops_test *t, const struct geometry *g) {
   side_call c = begin(t, g, SIDE_PROJECT_BACKWARD);
   size_t weight = (size_t)(g->n_head * g->d_head * g->n_head * g->d_head);
   inputs(t, &c, g, 210);
-  case_noise(t, &c, SIDE_ACT, rows(&c), 1, 220);
-  keys(t, &c, 1, 221);
-  keys(t, &c, 1, 222);
-  int dhidden = case_noise(t, &c, SIDE_ACT, rows(&c), 1, 223);
+  case_noise(t, &c, SIDE_ACT, case_rows(&c), 1, 220);
+  case_keys(t, &c, 1, 221);
+  case_keys(t, &c, 1, 222);
+  int dhidden = case_noise(t, &c, SIDE_ACT, case_rows(&c), 1, 223);
   int dwq = case_noise(t, &c, SIDE_REAL, weight, 1, 224), dwk = case_noise(t, &c, SIDE_REAL, weight, 1, 225);
   int dwv = case_noise(t, &c, SIDE_REAL, weight, 1, 226);
   case_result results[] = {{.buffer = dhidden, .name = "dhidden"},
