@@ -85,10 +85,20 @@ static void run_block(vd_evaluator *e, vd_reader *reader, real *nll, vd_evaluati
   if (nll) keep_nll(e, b, nll, y, out);
 }
 
+/* What follows waits for the other ranks, until `over`. */
+static void expect(const vd_evaluator *e, const char *what) {
+  if (e->plan.reducer) vd_reducer_expect(e->plan.reducer, what);
+}
+static void over(const vd_evaluator *e) {
+  if (e->plan.reducer) vd_reducer_over(e->plan.reducer);
+}
+
 /* Do all go on? A failing rank must not leave the others waiting, nor one that was sent a signal. */
 static bool go_on(const vd_evaluator *e, vd_evaluation *out, const vd_error *err) {
   int mine[2] = {err->status != VD_OK, e->plan.stoppable && vd_signals_noted()}, any[2];
+  expect(e, "a block of the validation");
   MPI_Allreduce(mine, any, 2, MPI_INT, MPI_MAX, e->plan.ctx->comm);
+  over(e);
   out->stopped = any[1] != 0;
   return !any[0] && !any[1];
 }
@@ -120,9 +130,11 @@ int vd_evaluator_run(vd_evaluator *e, bool want_nll, vd_evaluation *out, vd_erro
     if (e->n_own > 0) run_block(e, reader, nll, out, err);
   vd_reader_stop(reader);
   free(nll);
-  if (vd_agree(p->ctx->comm, err)) return err->status;
   double sum[2] = {out->nll, (double)out->n_target};
-  vd_sum_doubles(p->ctx->comm, sum, 2);
+  expect(e, "the end of the validation");
+  if (vd_agree(p->ctx->comm, err) == VD_OK) vd_sum_doubles(p->ctx->comm, sum, 2);
+  over(e);
+  if (err->status != VD_OK) return err->status;
   out->nll = sum[0];
   out->n_target = (int64_t)sum[1];
   out->seconds = MPI_Wtime() - start;

@@ -5,6 +5,7 @@
 #include "context.h"
 #include "corpus.h"
 #include "model.h"
+#include "reducer.h"
 #include "streams.h"
 
 /* What is evaluated, and how it is cut up. Borrowed. */
@@ -15,7 +16,8 @@ typedef struct vd_evaluate_plan {
   int64_t streams, block, max_blocks; /* max_blocks 0: the whole split */
   int64_t micro_streams;              /* of a rank at once; 0: all */
   int read_ahead;
-  bool stoppable; /* give up when a signal is noted on any rank */
+  bool stoppable;      /* give up when a signal is noted on any rank */
+  vd_reducer *reducer; /* ends the run where a wait for other ranks takes too long; NULL: nobody does */
 } vd_evaluate_plan;
 
 typedef struct vd_evaluation {

@@ -88,6 +88,9 @@ int vd_train_await(vd_train *t, vd_error *err);
 /* Not collective. The error of the checkpoint that is being written, on the rank that writes it, without waiting. */
 int vd_train_poll(vd_train *t, vd_error *err);
 
+/* Collective(t->ctx->comm). Rank 0's error of log and trace to all; a wait that takes too long ends the run. */
+int vd_train_share_log(vd_train *t, vd_error *err);
+
 /* Collective(t->ctx->comm). Validates, tells log and trace, checkpoints when it is the best so far. *stopped: a
  * signal came before it was done. The error is agreed. */
 int vd_train_validate(vd_train *t, bool *stopped, vd_error *err);

@@ -65,6 +65,13 @@ int vd_train_checkpoint(vd_train *t, bool best, vd_error *err) {
   return VD_OK;
 }
 
+int vd_train_share_log(vd_train *t, vd_error *err) {
+  vd_reducer_expect(t->reducer, "rank 0, which writes the log,");
+  vd_share_error(t->ctx->comm, err);
+  vd_reducer_over(t->reducer);
+  return err->status;
+}
+
 /* Made for the first validation and kept: what it allocates is needed at the next one again. */
 static int make_evaluator(vd_train *t, vd_error *err) {
   const vd_settings *s = t->settings;
@@ -76,7 +83,8 @@ static int make_evaluator(vd_train *t, vd_error *err) {
                            .max_blocks = s->valid.max_blocks,
                            .micro_streams = s->data.micro_streams,
                            .read_ahead = (int)s->data.read_ahead,
-                           .stoppable = true};
+                           .stoppable = true,
+                           .reducer = t->reducer};
   return t->evaluator ? VD_OK : vd_evaluator_create(&t->evaluator, &plan, t->model, &t->config, t->ops, err);
 }
 
@@ -99,6 +107,6 @@ int vd_train_validate(vd_train *t, bool *stopped, vd_error *err) {
   int64_t epoch = 1 + (p->update - 1) / t->blocks;
   if (t->ctx->rank == 0 && vd_log_valid(t->log, p->update, epoch, bpc, best, err) == VD_OK)
     vd_trace_append_valid(t->trace, p->update, bpc, err);
-  if (vd_share_error(t->ctx->comm, err)) return err->status;
+  if (vd_train_share_log(t, err)) return err->status;
   return best ? vd_train_checkpoint(t, true, err) : VD_OK;
 }

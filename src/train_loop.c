@@ -174,7 +174,9 @@ static int tell(vd_train *t, vd_error *err) {
   char warning[512] = "";
   fill_row(t, &row);
   if (due(u, s->run.log_interval) || end) {
+    vd_reducer_expect(t->reducer, "the other ranks' counts of symbols");
     vd_monitor_judge(t->monitor, t->ctx->comm, u, row.bpc, warning, sizeof warning);
+    vd_reducer_over(t->reducer);
     if (t->log) vd_log_update(t->log, &row, err);
     t->progress.log = (vd_meter){0};
     t->sum_seconds = t->seconds_before = 0;
@@ -187,10 +189,7 @@ static int tell(vd_train *t, vd_error *err) {
     t->progress.trace = (vd_meter){0};
   }
   vd_train_poll(t, err);
-  vd_reducer_expect(t->reducer, "rank 0, which writes the log,");
-  vd_share_error(t->ctx->comm, err);
-  vd_reducer_over(t->reducer);
-  return err->status;
+  return vd_train_share_log(t, err);
 }
 
 /* Validation and checkpoint where they are due after an update, or at the end. */
