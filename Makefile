@@ -5,6 +5,8 @@ ifeq ($(origin CC),default)
 CC := gcc
 endif
 BUILD  ?= build
+# One name for one folder, relative where it lies in the tree: lists of the headers that objects were made from name it.
+override BUILD := $(patsubst $(CURDIR)/%,%,$(BUILD))
 PREFIX ?= /usr/local
 PYTHON ?= /usr/bin/python3
 # What the program is compiled for: `native` is this machine; name the oldest machine where nodes differ.

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/vfs.h>
+#include <time.h>
 #include <unistd.h>
 
 /* The growing datasets. The coordinates come first, since the others attach to them, and are appended last, so that a
@@ -206,16 +207,27 @@ static int room_for_row(const vd_trace *t, vd_error *err) {
   return vd_h5_room(t->file, t->path, 3 * chunks, err);
 }
 
+/* A reader may look into the file from the moment that it gets its name, and HDF5 locks it for that long. */
+static hid_t open_patiently(const char *path, unsigned flags, hid_t list) {
+  enum { TRIES = 60 };
+  const struct timespec pause = {0, 50000000};
+  for (int i = 1;; i++) {
+    hid_t file = H5Fopen(path, flags, list);
+    if (file >= 0 || i == TRIES) return file;
+    nanosleep(&pause, NULL);
+  }
+}
+
 /* Opens the finished, empty or copied file for appending; readers may open it from now on. */
 static int open_live(vd_trace *t, vd_error *err) {
   struct statfs fs;
   bool nfs = statfs(t->path, &fs) == 0 && fs.f_type == NFS_MAGIC;
   hid_t list = vd_h5_access();
-  t->file = nfs ? -1 : H5Fopen(t->path, H5F_ACC_RDWR | H5F_ACC_SWMR_WRITE, list);
+  t->file = nfs ? -1 : open_patiently(t->path, H5F_ACC_RDWR | H5F_ACC_SWMR_WRITE, list);
   if (t->file < 0) {
     snprintf(t->notice, sizeof t->notice, "the trace cannot be read while it is written here (%s)",
              nfs ? "NFS" : "the file system refuses SWMR");
-    t->file = H5Fopen(t->path, H5F_ACC_RDWR, list);
+    t->file = open_patiently(t->path, H5F_ACC_RDWR, list);
   }
   if (t->file < 0) vd_h5_fail(err, "cannot open %s for writing", t->path);
   H5Pclose(list);

@@ -1,12 +1,14 @@
 /* The trace: rows come back, a killed writer's file goes on, later rows are cut off, other shapes are refused. */
 #include "trace.h"
 
+#include <fcntl.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -108,8 +110,39 @@ static int teardown(void **state) {
   return system("rm -rf \"$PWD\"");
 }
 
+/* Takes and gives back a reader's lock on whatever has the name, until it is killed. */
+static void look_again_and_again(const char *path) {
+  for (;;) {
+    int fd = open(path, O_RDONLY);
+    if (fd >= 0 && flock(fd, LOCK_SH | LOCK_NB) == 0) usleep(3000);
+    if (fd >= 0) close(fd);
+    usleep(1000);
+  }
+}
+
+static void test_opens_under_readers(void **state) {
+  vd_h5 *h5 = *state;
+  vd_error err = {0};
+  vd_trace *t;
+  const char *path = "test_trace_readers.h5";
+  unlink(path);
+  pid_t child = fork();
+  if (child == 0) look_again_and_again(path);
+  for (int i = 0; i < 20 && err.status == VD_OK; i++) {
+    vd_trace_open(&t, h5, path, LAYERS, HEADS, i, "&run /", &err);
+    if (err.status == VD_OK) append_to(t, i + 1, i + 1);
+    if (err.status == VD_OK) vd_trace_close(&t, &err);
+  }
+  kill(child, SIGKILL);
+  waitpid(child, NULL, 0);
+  assert_string_equal(err.message, "");
+  expect_rows(path, 20);
+  unlink(path);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_goes_on_after_a_kill),
+                                     cmocka_unit_test(test_opens_under_readers),
                                      cmocka_unit_test(test_refuses_another_shape)};
   return cmocka_run_group_tests(tests, setup, teardown);
 }
