@@ -100,6 +100,14 @@ class Place:
     def path(self, *parts):
         return os.path.join(self.folder, *parts)
 
+    def lines(self, run):
+        """Updates that the log of the run tells of so far."""
+        try:
+            with open(self.path(run, "log.jsonl"), "rb") as f:
+                return f.read().count(b'"loss"')
+        except OSError:
+            return 0
+
     def write_deck(self, path, run):
         with open(path, "w", encoding="utf-8") as f:
             f.write(DECK.format(run=run, corpus=self.corpus))

@@ -30,24 +30,16 @@ def children(p):
     return [int(line.split()[0]) for line in found.stdout.splitlines() if "viaduct" in line]
 
 
-def lines(run):
-    try:
-        with open(place.path(run, "log.jsonl"), "rb") as f:
-            return f.read().count(b'"loss"')
-    except OSError:
-        return 0
-
-
 def strike(run, number, victim, **variables):
     """Trains on 3 ranks, sends a signal to one of them after some updates; (exit status, seconds it took then, stderr)."""
     words = command("train", place.deck, *settings(run__directory=place.path(run), run__max_updates=1000000,
                                                    device__timeout=TIMEOUT, **variables), ranks=3)
     with subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as p:
         end = time.monotonic() + 60
-        while lines(run) < 5 and p.poll() is None and time.monotonic() < end:
+        while place.lines(run) < 5 and p.poll() is None and time.monotonic() < end:
             time.sleep(0.01)
         ranks = children(p)
-        before = lines(run)
+        before = place.lines(run)
         os.kill(ranks[victim], number)
         start = time.monotonic()
         try:
@@ -73,7 +65,7 @@ def check_strikes():
     status, seconds, said, before = strike("kill", signal.SIGKILL, 2, checkpoint__interval=3)
     report("a rank that is killed ends the run in time", status != 0 and before >= 5 and seconds < TIMEOUT + 20,
            f"{status} {seconds} {said}")
-    again = place.train("kill", ranks=2, run__max_updates=lines("kill") + 3)
+    again = place.train("kill", ranks=2, run__max_updates=place.lines("kill") + 3)
     report("a run that was ended so goes on from its checkpoint",
            again.returncode == 0 and "goes on after update" in again.stdout + again.stderr, again.stdout + again.stderr)
 
@@ -84,9 +76,9 @@ def check_pause():
                                                    device__timeout=TIMEOUT), ranks=2)
     with subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as p:
         end = time.monotonic() + 60
-        while lines("pause") < 3 and p.poll() is None and time.monotonic() < end:
+        while place.lines("pause") < 3 and p.poll() is None and time.monotonic() < end:
             time.sleep(0.01)
-        ranks, before = children(p), lines("pause")
+        ranks, before = children(p), place.lines("pause")
         for rank in ranks:
             os.kill(rank, signal.SIGSTOP)
         time.sleep(2 * TIMEOUT)
