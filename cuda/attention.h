@@ -35,6 +35,7 @@ typedef struct vd_cuda_attention {
   int32_t n_head, d_head, attn_span; /* d_head <= 128 */
   int32_t ramp;
   int32_t first_distance; /* >= 1; 0 with relative keys */
+  int32_t bounds;         /* 1: the layer's window, at most `window`, follows from the spans (vd_model_window) */
   int32_t trimmed;        /* 0: VD_MASKED, 1: VD_TRIMMED */
   int32_t n_span;         /* n_head, or 1; 0 with relative keys */
   int64_t q_stride;       /* of q, dq, out and dout [n_stream * block rows] */

@@ -44,6 +44,7 @@ static vd_cuda_attention kernel_of(vd_cuda_backend *c, const vd_attention *a) {
                          .n_stream = (int32_t)a->n_stream,
                          .block = (int32_t)a->block,
                          .window = (int32_t)a->window,
+                         .bounds = a->bounds,
                          .n_head = (int32_t)a->n_head,
                          .d_head = (int32_t)a->d_head,
                          .attn_span = (int32_t)a->attn_span,
@@ -71,9 +72,10 @@ static vd_cuda_attention kernel_of(vd_cuda_backend *c, const vd_attention *a) {
 
 /* Does a plan made for `x` serve `y` with the same spans? */
 static bool alike(const vd_cuda_attention *x, const vd_cuda_attention *y) {
-  return x->n_stream == y->n_stream && x->block == y->block && x->window == y->window && x->n_head == y->n_head &&
-         x->attn_span == y->attn_span && x->ramp == y->ramp && x->first_distance == y->first_distance &&
-         x->trimmed == y->trimmed && x->n_span == y->n_span && !x->rel_key == !y->rel_key && x->reach == y->reach;
+  return x->n_stream == y->n_stream && x->block == y->block && x->window == y->window && x->bounds == y->bounds &&
+         x->n_head == y->n_head && x->attn_span == y->attn_span && x->ramp == y->ramp &&
+         x->first_distance == y->first_distance && x->trimmed == y->trimmed && x->n_span == y->n_span &&
+         !x->rel_key == !y->rel_key && x->reach == y->reach;
 }
 
 /* Makes those plans that are not there yet. False, with a noted error, where that fails. */

@@ -9,12 +9,21 @@ size_t vd_cuda_attention_room_size(const vd_cuda_attention *a) {
   return a->rel_key ? (size_t)a->n_head * ((size_t)a->reach + 1) * sizeof(float) : 0;
 }
 
+/* vd_model_window of src/model.h. */
+VD_DEV int vd_own_window(const vd_cuda_attention &a) {
+  double widest = 0;
+  for (int i = 0; i < a.n_span; i++) widest = fmax(widest, (double)a.span[i]);
+  int current = min(a.attn_span, (int)ceil(fmin(widest, 1.0) * a.attn_span) + a.ramp);
+  return a.attn_span - 64 * (min(a.attn_span - 1, a.attn_span - current) / 64);
+}
+
 VD_DEV vd_band vd_make_band(const vd_cuda_attention &a, int head) {
   if (a.rel_key) {
     vd_band same = vd_band_of<true>(a, nullptr, head);
     same.reach = min(same.reach, a.window); /* for those who read of keys in memory */
     return same;
   }
+  int window = a.bounds ? min(a.window, vd_own_window(a)) : a.window;
   double z = (double)a.span[a.n_span == 1 ? 0 : head] * a.attn_span;
   vd_band b;
   b.whole = (int)floor(z);
@@ -22,7 +31,7 @@ VD_DEV vd_band vd_make_band(const vd_cuda_attention &a, int head) {
   b.ramp = a.ramp;
   b.inverse_ramp = 1.0f / (float)a.ramp;
   b.first = a.first_distance;
-  b.reach = a.trimmed ? a.window : min(a.window, b.whole + a.ramp + 1);
+  b.reach = a.trimmed ? window : min(window, b.whole + a.ramp + 1);
   b.full = min(b.reach, b.whole + (b.fraction > 0 ? 1 : 0)); /* where the derivative is 0 too */
   b.oldest = -a.window;
   return b;

@@ -50,13 +50,21 @@ typedef struct vd_pieces {
   vd_cuda_piece *piece;
   int32_t *tensor_piece;
   double *partial, *norm2;
-  float *rate;
 } vd_pieces;
+
+/* Pinned memory that the host and the GPU hand to each other, and when the GPU is done with it. */
+typedef struct vd_mail {
+  void *p;
+  size_t bytes;
+  cudaEvent_t done; /* NULL: never used */
+} vd_mail;
+enum { VD_TOKEN_MAILS = 16 };
 
 typedef struct vd_cuda_backend {
   int device;
   enum vd_cuda_type type;
   size_t act_size;
+  bool pooled; /* the GPU has pools of memory */
   cudaStream_t stream, side;
   cudaEvent_t fork, join;
   cublasLtHandle_t blas;
@@ -72,6 +80,8 @@ typedef struct vd_cuda_backend {
   int n_layer;
   vd_key_table key_table;
   vd_pieces pieces;
+  vd_mail letter[VD_LETTERS], tokens[VD_TOKEN_MAILS];
+  int next_tokens;
   vd_scratch scratch, partial, blas_workspace, pinned; /* partial: sums over rows, attention's workspace */
 } vd_cuda_backend;
 
@@ -161,14 +171,26 @@ void vd_cuda_attention_end(vd_cuda_backend *c);
 
 /* Stream-ordered. vd_ops.square_sums; these are in update_ops.c. */
 void vd_cuda_square_sums_op(vd_ops *o, const real *x, const vd_extent *tensor, int n_tensor, double *norm2);
+/* Stream-ordered. vd_ops.judge. */
+void vd_cuda_judge_op(vd_ops *o, const real *gradient, const vd_extent *tensor, int n_tensor, double scale,
+                      double clip_norm, double *verdict);
 /* Stream-ordered. vd_ops.adagrad. */
 void vd_cuda_adagrad_op(vd_ops *o, real *param, const real *gradient, real *accumulator, const vd_extent *tensor,
-                        int n_tensor, const double *norm2, double scale, double lr, double eps, double clip_step);
+                        int n_tensor, const double *verdict, double lr, double eps, double clip_step);
 /* Stream-ordered. vd_ops.adam. */
 void vd_cuda_adam_op(vd_ops *o, real *param, const real *gradient, real *m, real *v, const vd_extent *tensor,
-                     int n_tensor, const vd_adam *a);
+                     int n_tensor, const double *verdict, const vd_adam *a);
 /* Not collective. Frees the pieces. */
 void vd_cuda_update_end(vd_cuda_backend *c);
+
+/* Stream-ordered. vd_ops.send; these are in mail.c. */
+int vd_cuda_send(vd_ops *o, int letter, int n, const vd_part *part, vd_error *err);
+/* Not collective. vd_ops.receive. */
+const void *vd_cuda_receive(vd_ops *o, int letter, vd_error *err);
+/* Stream-ordered. vd_ops.put_tokens: waits only for the copy of VD_TOKEN_MAILS calls before. */
+void vd_cuda_put_tokens(vd_ops *o, int32_t *device, const int32_t *host, size_t n);
+/* Not collective. Frees letters and tokens. */
+void vd_cuda_mail_end(vd_cuda_backend *c);
 
 /* Stream-ordered. vd_ops.scale_dropout; what Transformer-XL alone needs is in relative_ops.c. */
 void vd_cuda_scale_dropout_op(vd_ops *o, int64_t n, int64_t width, double scale, const vd_dropout *dropout,

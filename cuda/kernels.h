@@ -5,6 +5,7 @@
 #define VD_CUDA_KERNELS_H
 
 #include "attention.h"
+#include "outcome.h"
 
 #include <stdbool.h>
 
@@ -77,19 +78,25 @@ enum { VD_PIECE = 16384 };
  * tensor_piece [n_tensor + 1]: first piece of each tensor. */
 cudaError_t vd_cuda_square_sums(const float *x, const vd_cuda_piece *piece, int n_piece, const int32_t *tensor_piece,
                                 int n_tensor, double *partial, double *norm2, cudaStream_t stream);
-/* Stream-ordered. Adagrad over all pieces; rate [n_tensor]: lr with the step clip. Where copy is not NULL it gets the
- * new parameters in `type`. */
+/* Stream-ordered. vd_ops.judge, after vd_cuda_square_sums wrote the norms of the plain gradients to verdict +
+ * VD_NORMS. */
+cudaError_t vd_cuda_judge(int n_tensor, double scale, double clip_norm, double *verdict, cudaStream_t stream);
+/* Stream-ordered. Adagrad over all pieces, as vd_ops.adagrad. Where copy is not NULL it gets the new parameters in
+ * `type`. */
 cudaError_t vd_cuda_adagrad(enum vd_cuda_type type, float *param, const float *gradient, float *accumulator, void *copy,
-                            const vd_cuda_piece *piece, int n_piece, const float *rate, float scale, float eps,
-                            cudaStream_t stream);
-/* Adam's factors as fp32, worked out on the host: m = beta1 m + rest1 g, v = beta2 v + rest2 g^2 with g = scale times
- * the gradient, p -= step m / (correct sqrt(v) + eps). */
+                            const vd_cuda_piece *piece, int n_piece, const double *verdict, double lr, float eps,
+                            double clip_step, cudaStream_t stream);
+/* Adam's factors as fp32, worked out on the host: m = beta1 m + rest1 g, v = beta2 v + rest2 g^2 with g = the verdict's
+ * factor times the gradient, p -= step m / (correct sqrt(v) + eps). */
 typedef struct vd_cuda_adam_step {
-  float scale, beta1, rest1, beta2, rest2, step, correct, eps;
+  float beta1, rest1, beta2, rest2, step, correct, eps;
 } vd_cuda_adam_step;
 /* Stream-ordered. Adam over all pieces; copy as in vd_cuda_adagrad. */
 cudaError_t vd_cuda_adam(enum vd_cuda_type type, float *param, const float *gradient, float *m, float *v, void *copy,
-                         const vd_cuda_piece *piece, int n_piece, const vd_cuda_adam_step *step, cudaStream_t stream);
+                         const vd_cuda_piece *piece, int n_piece, const double *verdict, const vd_cuda_adam_step *step,
+                         cudaStream_t stream);
+/* Stream-ordered. Copies the parts, one after the other, to `to`, which may be pinned host memory; n <= VD_PARTS. */
+cudaError_t vd_cuda_letter(int n, const vd_part *part, void *to, cudaStream_t stream);
 /* Stream-ordered. x[i] += value. */
 cudaError_t vd_cuda_add_constant(float *x, size_t n, float value, cudaStream_t stream);
 /* Stream-ordered. x[i] = clamp(x[i], 0, 1). */

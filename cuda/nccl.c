@@ -35,15 +35,21 @@ struct sum {
   cudaEvent_t ready, start, end;
 };
 
+/* Those of an update. */
+struct sums {
+  cudaEvent_t began;
+  struct sum *sum; /* [room], n of them in use */
+  int n, room;
+};
+
 struct vd_nccl {
   struct calls call;
   vd_cuda_backend *backend;
   ncclComm_t comm;
   pthread_mutex_t lock; /* of comm: NCCL wants one thread at a time */
   cudaStream_t stream;
-  cudaEvent_t began;
-  struct sum *sum; /* [room], the first n_sum of this update */
-  int n_sum, room;
+  struct sums sums[2]; /* of this update and of the one before, which may be under way still */
+  int now;             /* that of this update */
 };
 
 static int load(struct calls *c, vd_error *err) {
@@ -115,17 +121,18 @@ static int make_sum(struct sum *s, vd_error *err) {
 }
 
 static struct sum *next_sum(vd_nccl *n, vd_error *err) {
-  if (n->n_sum == n->room) {
-    int room = 2 * n->room + 8;
+  struct sums *u = &n->sums[n->now];
+  if (u->n == u->room) {
+    int room = 2 * u->room + 8;
     struct sum *more = vd_calloc((size_t)room, sizeof *more);
-    if (n->room > 0) memcpy(more, n->sum, (size_t)n->room * sizeof *more);
-    free(n->sum);
-    n->sum = more;
-    n->room = room;
+    if (u->room > 0) memcpy(more, u->sum, (size_t)u->room * sizeof *more);
+    free(u->sum);
+    u->sum = more;
+    u->room = room;
   }
-  struct sum *s = &n->sum[n->n_sum];
+  struct sum *s = &u->sum[u->n];
   if (!s->end && make_sum(s, err)) return NULL;
-  n->n_sum++;
+  u->n++;
   return s;
 }
 
@@ -165,7 +172,7 @@ static int try_sum(vd_nccl *n, int rank, int size, vd_error *err) {
   if (err->status == VD_OK && sum != expected)
     vd_fail(err, VD_FAILED, "NCCL's sum of 1 to %d is %g, not %g", size, (double)sum, (double)expected);
   if (err->status == VD_OK) cudaFree(x); /* else it may wait for a sum that is never over */
-  n->n_sum = 0;
+  n->sums[n->now].n = 0;
   return err->status;
 }
 
@@ -174,7 +181,7 @@ static int make_streams(vd_nccl *n, vd_error *err) {
   int least = 0, greatest = 0;
   cudaError_t e = cudaDeviceGetStreamPriorityRange(&least, &greatest);
   if (e == cudaSuccess) e = cudaStreamCreateWithPriority(&n->stream, cudaStreamNonBlocking, greatest);
-  if (e == cudaSuccess) e = cudaEventCreate(&n->began);
+  for (int i = 0; i < 2 && e == cudaSuccess; i++) e = cudaEventCreate(&n->sums[i].began);
   return e == cudaSuccess ? VD_OK : fail_cuda(e, "a stream", err);
 }
 
@@ -189,6 +196,16 @@ static void nccl_abort(vd_nccl *n) {
   if (locked) pthread_mutex_unlock(&n->lock);
 }
 
+static void free_sums(struct sums *u) {
+  for (int i = 0; i < u->room; i++) {
+    if (u->sum[i].ready) cudaEventDestroy(u->sum[i].ready);
+    if (u->sum[i].start) cudaEventDestroy(u->sum[i].start);
+    if (u->sum[i].end) cudaEventDestroy(u->sum[i].end);
+  }
+  if (u->began) cudaEventDestroy(u->began);
+  free(u->sum);
+}
+
 static void nccl_close(vd_nccl *n) {
   vd_error ignored = {0};
   if (!n) return;
@@ -196,15 +213,9 @@ static void nccl_close(vd_nccl *n) {
     n->call.destroy(n->comm);
   else if (n->comm)
     n->call.abort(n->comm);
-  for (int i = 0; i < n->room; i++) {
-    if (n->sum[i].ready) cudaEventDestroy(n->sum[i].ready);
-    if (n->sum[i].start) cudaEventDestroy(n->sum[i].start);
-    if (n->sum[i].end) cudaEventDestroy(n->sum[i].end);
-  }
-  if (n->began) cudaEventDestroy(n->began);
+  for (int i = 0; i < 2; i++) free_sums(&n->sums[i]);
   if (n->stream) cudaStreamDestroy(n->stream);
   pthread_mutex_destroy(&n->lock);
-  free(n->sum);
   free(n);
 }
 
@@ -234,13 +245,15 @@ static int nccl_open(vd_nccl **out, vd_ops *o, const vd_nccl_id *id, int rank, i
 }
 
 static void nccl_begin(vd_nccl *n) {
-  n->n_sum = 0;
-  vd_cuda_note(n->backend, cudaEventRecord(n->began, n->backend->stream), "an event");
+  n->now = 1 - n->now;
+  n->sums[n->now].n = 0;
+  vd_cuda_note(n->backend, cudaEventRecord(n->sums[n->now].began, n->backend->stream), "an event");
 }
 
 static void nccl_join(vd_nccl *n) {
-  if (n->n_sum > 0)
-    vd_cuda_note(n->backend, cudaStreamWaitEvent(n->backend->stream, n->sum[n->n_sum - 1].end, 0),
+  const struct sums *u = &n->sums[n->now];
+  if (u->n > 0)
+    vd_cuda_note(n->backend, cudaStreamWaitEvent(n->backend->stream, u->sum[u->n - 1].end, 0),
                  "waiting for the gradient sum");
 }
 
@@ -252,16 +265,21 @@ static void nccl_look(vd_nccl *n, vd_error *err) {
   pthread_mutex_unlock(&n->lock);
 }
 
-static int nccl_count(const vd_nccl *n) {
-  return n->n_sum;
+static const struct sums *sums_of(const vd_nccl *n, int before) {
+  return &n->sums[before ? 1 - n->now : n->now];
 }
 
-static bool nccl_times(const vd_nccl *n, int i, vd_sum_times *t) {
-  const struct sum *s = &n->sum[i];
+static int nccl_count(const vd_nccl *n, int before) {
+  return sums_of(n, before)->n;
+}
+
+static bool nccl_times(const vd_nccl *n, int before, int i, vd_sum_times *t) {
+  const struct sums *u = sums_of(n, before);
+  const struct sum *s = &u->sum[i];
   float ready, start, end;
-  if (cudaEventElapsedTime(&ready, n->began, s->ready) != cudaSuccess ||
-      cudaEventElapsedTime(&start, n->began, s->start) != cudaSuccess ||
-      cudaEventElapsedTime(&end, n->began, s->end) != cudaSuccess) {
+  if (cudaEventElapsedTime(&ready, u->began, s->ready) != cudaSuccess ||
+      cudaEventElapsedTime(&start, u->began, s->start) != cudaSuccess ||
+      cudaEventElapsedTime(&end, u->began, s->end) != cudaSuccess) {
     cudaGetLastError(); /* an event that is not there yet is no fault of later calls */
     return false;
   }

@@ -27,7 +27,8 @@ typedef struct vd_nccl_table {
   /* Collective (ranks of the id). Joins the group as `rank` of `size` on the GPU of o, and tries a sum. o must outlive
    * it. Waits for the others as long as it takes. Free with close, or abort and close. */
   int (*open)(vd_nccl **n, vd_ops *o, const vd_nccl_id *id, int rank, int size, vd_error *err);
-  /* Stream-ordered. An update's last backward pass begins: its times count from here. */
+  /* Stream-ordered. An update's last backward pass begins: its times count from here. Those of the update before it are
+   * kept. */
   void (*begin)(vd_nccl *n);
   /* Collective (ranks of the group), stream-ordered. Sums arena[first .. first + count) over the ranks, in place, on a
    * stream of its own after what is enqueued on the backend's now. */
@@ -36,10 +37,10 @@ typedef struct vd_nccl_table {
   void (*join)(vd_nccl *n);
   /* Not collective. Has something gone wrong in a sum? Also on another thread. */
   void (*look)(vd_nccl *n, vd_error *err);
-  /* Not collective. Sums since begin. */
-  int (*count)(const vd_nccl *n);
-  /* Not collective. Times of sum i since begin; false where it is not over. Does not wait. */
-  bool (*times)(const vd_nccl *n, int i, vd_sum_times *t);
+  /* Not collective. Sums of the update `before` the last that began (0 or 1). */
+  int (*count)(const vd_nccl *n, int before);
+  /* Not collective. Times of its sum i; false where it is not over. Does not wait. */
+  bool (*times)(const vd_nccl *n, int before, int i, vd_sum_times *t);
   /* Not collective. Gives up all sums under way, which leave anything in the arena. Also on another thread. May hang.
    */
   void (*abort)(vd_nccl *n);

@@ -42,7 +42,7 @@ const void *vd_cuda_weight(vd_cuda_backend *c, const real *weight) {
 static int cuda_alloc(vd_ops *o, size_t bytes, void **p, vd_error *err) {
   vd_cuda_backend *c = vd_cuda_of(o);
   size_t room = bytes > 0 ? bytes : 1, free_bytes = 0, total = 0;
-  cudaError_t e = cudaMalloc(p, room);
+  cudaError_t e = c->pooled ? cudaMallocAsync(p, room, c->stream) : cudaMalloc(p, room);
   if (e != cudaSuccess) {
     cudaGetLastError(); /* running out is no fault of later calls */
     cudaMemGetInfo(&free_bytes, &total);
@@ -64,7 +64,7 @@ static void cuda_free(vd_ops *o, void *p) {
     }
   /* What was planned for spans or tables in this memory must not be found by what takes its place. */
   vd_cuda_attention_changed(c);
-  vd_cuda_note(c, cudaFree(p), "freeing memory");
+  vd_cuda_note(c, c->pooled ? cudaFreeAsync(p, c->stream) : cudaFree(p), "freeing memory");
 }
 
 static void cuda_zero(vd_ops *o, void *p, size_t bytes) {
@@ -101,9 +101,6 @@ static void cuda_put(vd_ops *o, real *device, const real *host, size_t n) {
 static void cuda_get(vd_ops *o, real *host, const real *device, size_t n) {
   copy_out(vd_cuda_of(o), host, device, n * sizeof *host);
 }
-static void cuda_put_tokens(vd_ops *o, int32_t *device, const int32_t *host, size_t n) {
-  copy_in(vd_cuda_of(o), device, host, n * sizeof *host);
-}
 static void cuda_get_double(vd_ops *o, double *host, const double *device, size_t n) {
   copy_out(vd_cuda_of(o), host, device, n * sizeof *host);
 }
@@ -139,12 +136,17 @@ static void cuda_get_act(vd_ops *o, real *host, const vd_act *device, size_t n) 
   }
 }
 
-static int cuda_synchronize(vd_ops *o, vd_error *err) {
+static int cuda_check(vd_ops *o, vd_error *err) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  vd_cuda_note(c, cudaStreamSynchronize(c->stream), "waiting for the GPU");
   if (c->error.status != VD_OK) vd_fail(err, c->error.status, "%s", c->error.message);
   c->error = (vd_error){0};
   return err->status;
+}
+
+static int cuda_synchronize(vd_ops *o, vd_error *err) {
+  vd_cuda_backend *c = vd_cuda_of(o);
+  vd_cuda_note(c, cudaStreamSynchronize(c->stream), "waiting for the GPU");
+  return cuda_check(o, err);
 }
 
 static void cuda_weights_changed(vd_ops *o, const real *params, size_t n) {
@@ -245,6 +247,7 @@ static void cuda_destroy(vd_ops *o) {
   cudaStreamSynchronize(c->stream);
   vd_cuda_attention_end(c);
   vd_cuda_update_end(c);
+  vd_cuda_mail_end(c);
   vd_cuda_product_end(c);
   vd_cuda_marks_end(c);
   for (int i = 0; i < c->n_arena; i++) cudaFree(c->arena[i].copy);
@@ -270,10 +273,13 @@ static vd_ops table_of(vd_cuda_backend *c) {
                   .zero = cuda_zero,
                   .put = cuda_put,
                   .get = cuda_get,
-                  .put_tokens = cuda_put_tokens,
+                  .put_tokens = vd_cuda_put_tokens,
                   .put_act = cuda_put_act,
                   .get_act = cuda_get_act,
                   .get_double = cuda_get_double,
+                  .send = vd_cuda_send,
+                  .receive = vd_cuda_receive,
+                  .check = cuda_check,
                   .synchronize = cuda_synchronize,
                   .destroy = cuda_destroy,
                   .phase = cuda_phase,
@@ -294,12 +300,26 @@ static vd_ops table_of(vd_cuda_backend *c) {
                   .cross_entropy = cuda_cross_entropy,
                   .add_constant = cuda_add_constant,
                   .square_sums = vd_cuda_square_sums_op,
+                  .judge = vd_cuda_judge_op,
                   .adagrad = vd_cuda_adagrad_op,
                   .adam = vd_cuda_adam_op,
                   .clamp01 = cuda_clamp01,
                   .scale_dropout = vd_cuda_scale_dropout_op,
                   .encode_distances = vd_cuda_encode_distances_op,
                   .weight_gradient = vd_cuda_weight_gradient_op};
+}
+
+/* Memory of the model comes from a pool that keeps what is freed: when windows move, neither side waits. */
+static cudaError_t open_pool(vd_cuda_backend *c) {
+  int has = 0;
+  uint64_t all = UINT64_MAX;
+  cudaMemPool_t pool;
+  cudaError_t e = cudaDeviceGetAttribute(&has, cudaDevAttrMemoryPoolsSupported, c->device);
+  if (e != cudaSuccess || !has) return e;
+  e = cudaDeviceGetDefaultMemPool(&pool, c->device);
+  if (e == cudaSuccess) e = cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all);
+  c->pooled = e == cudaSuccess;
+  return e;
 }
 
 int vd_cuda_ops(vd_ops **o, int device, enum vd_precision precision, vd_error *err) {
@@ -313,6 +333,7 @@ int vd_cuda_ops(vd_ops **o, int device, enum vd_precision precision, vd_error *e
   if (e == cudaSuccess) e = cudaStreamCreateWithFlags(&c->side, cudaStreamNonBlocking);
   if (e == cudaSuccess) e = cudaEventCreateWithFlags(&c->fork, cudaEventDisableTiming);
   if (e == cudaSuccess) e = cudaEventCreateWithFlags(&c->join, cudaEventDisableTiming);
+  if (e == cudaSuccess) e = open_pool(c);
   bool blas = e == cudaSuccess && cublasLtCreate(&c->blas) == CUBLAS_STATUS_SUCCESS;
   vd_ops *ops = vd_calloc(1, sizeof *ops);
   *ops = table_of(c);

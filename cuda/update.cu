@@ -97,6 +97,30 @@ cudaError_t vd_cuda_square_sums(const float *x, const vd_cuda_piece *piece, int 
   return cudaGetLastError();
 }
 
+/* One warp: the norms are few. The total is added up in order, as the CPU backend does. */
+static __global__ void vd_judge_kernel(int n_tensor, double scale, double clip_norm, double *verdict) {
+  int lane = (int)threadIdx.x, bad = n_tensor;
+  double total = 0, *norm2 = verdict + VD_NORMS;
+  for (int first = 0; first < n_tensor; first += 32) {
+    double mine = first + lane < n_tensor ? norm2[first + lane] : 0;
+    if (!isfinite(mine)) bad = min(bad, first + lane);
+    for (int i = 0; i < 32; i++) total += __shfl_sync(0xffffffffU, mine, i);
+  }
+#pragma unroll
+  for (int i = 16; i > 0; i >>= 1) bad = min(bad, __shfl_xor_sync(0xffffffffU, bad, i));
+  if (clip_norm > 0) scale *= fmin(1.0, clip_norm / (sqrt(total) * scale + 1e-6));
+  for (int t = lane; t < n_tensor; t += 32) norm2[t] *= scale * scale;
+  if (lane > 0) return;
+  verdict[VD_TOTAL] = total;
+  verdict[VD_FACTOR] = scale;
+  verdict[VD_LEFT_OUT] = bad < n_tensor ? bad : -1;
+}
+
+cudaError_t vd_cuda_judge(int n_tensor, double scale, double clip_norm, double *verdict, cudaStream_t stream) {
+  vd_judge_kernel<<<1, 32, 0, stream>>>(n_tensor, scale, clip_norm, verdict);
+  return cudaGetLastError();
+}
+
 VD_GPU float vd_adagrad_step(float g, float scale, float rate, float eps, float *acc, float p) {
   g *= scale;
   *acc += g * g;
@@ -105,9 +129,13 @@ VD_GPU float vd_adagrad_step(float g, float scale, float rate, float eps, float 
 
 template <typename T>
 __global__ void vd_adagrad_kernel(float *param, const float *gradient, float *accumulator, T *copy,
-                                  const vd_cuda_piece *piece, const float *rate, float scale, float eps) {
+                                  const vd_cuda_piece *piece, const double *verdict, double lr, float eps,
+                                  double clip_step) {
+  if (verdict[VD_LEFT_OUT] >= 0) return;
   vd_cuda_piece where = piece[blockIdx.x];
-  float step = rate[where.tensor];
+  double norm = sqrt(verdict[VD_NORMS + where.tensor]);
+  float step = (float)(clip_step > 0 && norm > clip_step ? lr * clip_step / (norm + 1e-10) : lr);
+  float scale = (float)verdict[VD_FACTOR];
   size_t first = where.first;
   for (int i = (int)threadIdx.x * 4; i < where.n; i += VD_BLOCK * 4) {
     if (i + 4 <= where.n) {
@@ -134,18 +162,17 @@ __global__ void vd_adagrad_kernel(float *param, const float *gradient, float *ac
 }
 
 cudaError_t vd_cuda_adagrad(enum vd_cuda_type type, float *param, const float *gradient, float *accumulator, void *copy,
-                            const vd_cuda_piece *piece, int n_piece, const float *rate, float scale, float eps,
-                            cudaStream_t stream) {
+                            const vd_cuda_piece *piece, int n_piece, const double *verdict, double lr, float eps,
+                            double clip_step, cudaStream_t stream) {
 #define CALL(T)                                                                                                        \
-  vd_adagrad_kernel<T>                                                                                                 \
-      <<<(unsigned)n_piece, VD_BLOCK, 0, stream>>>(param, gradient, accumulator, (T *)copy, piece, rate, scale, eps)
+  vd_adagrad_kernel<T><<<(unsigned)n_piece, VD_BLOCK, 0, stream>>>(param, gradient, accumulator, (T *)copy, piece,     \
+                                                                   verdict, lr, eps, clip_step)
   VD_BY_TYPE(type, CALL);
 #undef CALL
   return cudaGetLastError();
 }
 
 VD_GPU float vd_adam_step(float g, const vd_cuda_adam_step &a, float *m, float *v, float p) {
-  g *= a.scale;
   *m = a.beta1 * *m + a.rest1 * g;
   *v = a.beta2 * *v + a.rest2 * g * g;
   return p - a.step * *m / (sqrtf(*v) * a.correct + a.eps);
@@ -153,8 +180,8 @@ VD_GPU float vd_adam_step(float g, const vd_cuda_adam_step &a, float *m, float *
 
 /* Four neighbouring elements, or the `last` of a piece that are fewer. */
 template <typename T>
-VD_GPU void vd_adam_four(const vd_cuda_adam_step &a, int last, float *param, const float *gradient, float *m, float *v,
-                         T *copy) {
+VD_GPU void vd_adam_four(const vd_cuda_adam_step &a, float scale, int last, float *param, const float *gradient,
+                         float *m, float *v, T *copy) {
   float p[4], g[4], first[4], second[4];
   if (last >= 4) {
     vd_read<float, 4>(param, p);
@@ -162,7 +189,7 @@ VD_GPU void vd_adam_four(const vd_cuda_adam_step &a, int last, float *param, con
     vd_read<float, 4>(m, first);
     vd_read<float, 4>(v, second);
 #pragma unroll
-    for (int i = 0; i < 4; i++) p[i] = vd_adam_step(g[i], a, &first[i], &second[i], p[i]);
+    for (int i = 0; i < 4; i++) p[i] = vd_adam_step(g[i] * scale, a, &first[i], &second[i], p[i]);
     vd_write<float, 4>(m, first);
     vd_write<float, 4>(v, second);
     vd_write<float, 4>(param, p);
@@ -170,27 +197,53 @@ VD_GPU void vd_adam_four(const vd_cuda_adam_step &a, int last, float *param, con
     return;
   }
   for (int i = 0; i < last; i++) {
-    param[i] = vd_adam_step(gradient[i], a, &m[i], &v[i], param[i]);
+    param[i] = vd_adam_step(gradient[i] * scale, a, &m[i], &v[i], param[i]);
     if (copy) vd_set(&copy[i], param[i]);
   }
 }
 
 template <typename T>
 __global__ void vd_adam_kernel(float *param, const float *gradient, float *m, float *v, T *copy,
-                               const vd_cuda_piece *piece, vd_cuda_adam_step a) {
+                               const vd_cuda_piece *piece, const double *verdict, vd_cuda_adam_step a) {
+  if (verdict[VD_LEFT_OUT] >= 0) return;
   vd_cuda_piece where = piece[blockIdx.x];
+  float scale = (float)verdict[VD_FACTOR];
   for (int i = (int)threadIdx.x * 4; i < where.n; i += VD_BLOCK * 4) {
     size_t at = where.first + (size_t)i;
-    vd_adam_four<T>(a, where.n - i, param + at, gradient + at, m + at, v + at, copy ? copy + at : NULL);
+    vd_adam_four<T>(a, scale, where.n - i, param + at, gradient + at, m + at, v + at, copy ? copy + at : NULL);
   }
 }
 
 cudaError_t vd_cuda_adam(enum vd_cuda_type type, float *param, const float *gradient, float *m, float *v, void *copy,
-                         const vd_cuda_piece *piece, int n_piece, const vd_cuda_adam_step *step, cudaStream_t stream) {
+                         const vd_cuda_piece *piece, int n_piece, const double *verdict, const vd_cuda_adam_step *step,
+                         cudaStream_t stream) {
 #define CALL(T)                                                                                                        \
-  vd_adam_kernel<T><<<(unsigned)n_piece, VD_BLOCK, 0, stream>>>(param, gradient, m, v, (T *)copy, piece, *step)
+  vd_adam_kernel<T><<<(unsigned)n_piece, VD_BLOCK, 0, stream>>>(param, gradient, m, v, (T *)copy, piece, verdict, *step)
   VD_BY_TYPE(type, CALL);
 #undef CALL
+  return cudaGetLastError();
+}
+
+typedef struct vd_letter_parts {
+  const uint32_t *from[VD_PARTS];
+  int n[VD_PARTS]; /* words */
+} vd_letter_parts;
+
+static __global__ void vd_letter_kernel(const __grid_constant__ vd_letter_parts part, uint32_t *to) {
+#pragma unroll
+  for (int i = 0; i < VD_PARTS; i++) {
+    for (int w = (int)threadIdx.x; w < part.n[i]; w += VD_BLOCK) to[w] = part.from[i][w];
+    to += part.n[i];
+  }
+}
+
+cudaError_t vd_cuda_letter(int n, const vd_part *part, void *to, cudaStream_t stream) {
+  vd_letter_parts parts = {};
+  for (int i = 0; i < n; i++) {
+    parts.from[i] = (const uint32_t *)part[i].p;
+    parts.n[i] = (int)(part[i].bytes / sizeof(uint32_t));
+  }
+  vd_letter_kernel<<<1, VD_BLOCK, 0, stream>>>(parts, (uint32_t *)to);
   return cudaGetLastError();
 }
 

@@ -18,7 +18,7 @@ static void put(vd_cuda_backend *c, void *device, const void *host, size_t bytes
 
 void vd_cuda_update_end(vd_cuda_backend *c) {
   vd_pieces *p = &c->pieces;
-  void *mine[] = {p->piece, p->tensor_piece, p->partial, p->norm2, p->rate};
+  void *mine[] = {p->piece, p->tensor_piece, p->partial, p->norm2};
   for (size_t i = 0; i < sizeof mine / sizeof *mine; i++) cudaFree(mine[i]);
   free((void *)p->tensor);
   *p = (vd_pieces){0};
@@ -49,7 +49,6 @@ static const vd_pieces *pieces_of(vd_cuda_backend *c, const vd_extent *tensor, i
   p->tensor_piece = take(c, ((size_t)n_tensor + 1) * sizeof *first);
   p->partial = take(c, n * sizeof *p->partial);
   p->norm2 = take(c, (size_t)n_tensor * sizeof *p->norm2);
-  p->rate = take(c, (size_t)n_tensor * sizeof *p->rate);
   put(c, p->piece, piece, n * sizeof *piece);
   put(c, p->tensor_piece, first, ((size_t)n_tensor + 1) * sizeof *first);
   vd_cuda_note(c, cudaStreamSynchronize(c->stream), "waiting");
@@ -69,40 +68,48 @@ void vd_cuda_square_sums_op(vd_ops *o, const real *x, const vd_extent *tensor, i
   o->get_double(o, norm2, p->norm2, (size_t)n_tensor);
 }
 
-void vd_cuda_adagrad_op(vd_ops *o, real *param, const real *gradient, real *accumulator, const vd_extent *tensor,
-                        int n_tensor, const double *norm2, double scale, double lr, double eps, double clip_step) {
+void vd_cuda_judge_op(vd_ops *o, const real *gradient, const vd_extent *tensor, int n_tensor, double scale,
+                      double clip_norm, double *verdict) {
   vd_cuda_backend *c = vd_cuda_of(o);
   const vd_pieces *p = pieces_of(c, tensor, n_tensor);
-  float *rate = vd_calloc((size_t)n_tensor, sizeof *rate);
-  for (int t = 0; t < n_tensor; t++) {
-    double norm = sqrt(norm2[t]);
-    rate[t] = (float)(clip_step > 0 && norm > clip_step ? lr * clip_step / (norm + 1e-10) : lr);
-  }
-  put(c, p->rate, rate, (size_t)n_tensor * sizeof *rate);
-  free(rate);
-  vd_arena *arena = vd_cuda_arena_of(c, param);
-  void *copy = arena ? arena->copy : NULL;
-  if (arena) arena->fresh = true;
   vd_cuda_note(c,
-               vd_cuda_adagrad(c->type, param, gradient, accumulator, copy, p->piece, p->n_piece, p->rate, (float)scale,
-                               (float)eps, c->stream),
+               vd_cuda_square_sums(gradient, p->piece, p->n_piece, p->tensor_piece, n_tensor, p->partial,
+                                   verdict + VD_NORMS, c->stream),
+               "norms");
+  vd_cuda_note(c, vd_cuda_judge(n_tensor, scale, clip_norm, verdict, c->stream), "the verdict on gradients");
+}
+
+/* The parameters' copy in the activations' type, which the optimiser's kernel writes together with them. */
+static void *copy_of(vd_cuda_backend *c, const real *param) {
+  vd_arena *arena = vd_cuda_arena_of(c, param);
+  if (!arena) return NULL;
+  arena->fresh = true;
+  return arena->copy;
+}
+
+void vd_cuda_adagrad_op(vd_ops *o, real *param, const real *gradient, real *accumulator, const vd_extent *tensor,
+                        int n_tensor, const double *verdict, double lr, double eps, double clip_step) {
+  vd_cuda_backend *c = vd_cuda_of(o);
+  const vd_pieces *p = pieces_of(c, tensor, n_tensor);
+  vd_cuda_note(c,
+               vd_cuda_adagrad(c->type, param, gradient, accumulator, copy_of(c, param), p->piece, p->n_piece, verdict,
+                               lr, (float)eps, clip_step, c->stream),
                "Adagrad");
 }
 
 void vd_cuda_adam_op(vd_ops *o, real *param, const real *gradient, real *m, real *v, const vd_extent *tensor,
-                     int n_tensor, const vd_adam *a) {
+                     int n_tensor, const double *verdict, const vd_adam *a) {
   vd_cuda_backend *c = vd_cuda_of(o);
   const vd_pieces *p = pieces_of(c, tensor, n_tensor);
-  vd_cuda_adam_step step = {.scale = (float)a->scale,
-                            .beta1 = (float)a->beta1,
+  vd_cuda_adam_step step = {.beta1 = (float)a->beta1,
                             .rest1 = (float)(1 - a->beta1),
                             .beta2 = (float)a->beta2,
                             .rest2 = (float)(1 - a->beta2),
                             .step = (float)(a->lr / (1 - pow(a->beta1, (double)a->t))),
                             .correct = (float)(1 / sqrt(1 - pow(a->beta2, (double)a->t))),
                             .eps = (float)a->eps};
-  vd_arena *arena = vd_cuda_arena_of(c, param);
-  void *copy = arena ? arena->copy : NULL;
-  if (arena) arena->fresh = true;
-  vd_cuda_note(c, vd_cuda_adam(c->type, param, gradient, m, v, copy, p->piece, p->n_piece, &step, c->stream), "Adam");
+  vd_cuda_note(
+      c,
+      vd_cuda_adam(c->type, param, gradient, m, v, copy_of(c, param), p->piece, p->n_piece, verdict, &step, c->stream),
+      "Adam");
 }

@@ -5,8 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Rows of memory kept beyond the window, and the step in which windows change, as the published code has it: a window
- * may then grow by that much from one update to the next and still find real history. */
+/* The step in which windows change, and rows of memory kept beyond the window, as the published code has it. */
 enum { VD_WINDOW_STEP = 64 };
 
 static int take(vd_model *m, void *p, size_t elements, size_t size, vd_error *err) {
@@ -177,6 +176,9 @@ real *vd_model_params(vd_model *m) {
 real *vd_model_gradients(vd_model *m) {
   return m->gradients;
 }
+const double *vd_model_loss(const vd_model *m) {
+  return m->loss;
+}
 int64_t vd_model_window(const vd_model *m, int layer) {
   return m->state[layer].window;
 }
@@ -184,17 +186,21 @@ int64_t vd_model_memory_rows(const vd_model *m, int layer) {
   return vd_model_is_xl(m) ? m->state[layer].window : m->state[layer].rows;
 }
 
+/* The most that span h of the layer can be, in 0..1. */
+static double longest(const vd_model *m, const struct vd_layer_state *s, int64_t h) {
+  return fmin(fmax((double)s->z[m->n_span == 1 ? 0 : h] + m->moved, 0.0), 1.0);
+}
+
 static void plan_layer(vd_model *m, struct vd_layer_state *s) {
   int64_t length = m->config.attn_span, ramp = m->config.ramp;
   double widest = 0.0;
-  for (int64_t h = 0; h < m->n_span; h++) widest = fmax(widest, fmin(fmax((double)s->z[h], 0.0), 1.0));
+  for (int64_t h = 0; h < m->n_span; h++) widest = fmax(widest, longest(m, s, h));
   int64_t current = (int64_t)ceil(widest * (double)length) + ramp;
   if (current > length) current = length;
   int64_t spare = length - current < length - 1 ? length - current : length - 1;
   s->window = length - VD_WINDOW_STEP * (spare / VD_WINDOW_STEP);
   for (int64_t h = 0; h < m->config.n_head; h++) {
-    double z = fmin(fmax((double)s->z[m->n_span == 1 ? 0 : h], 0.0), 1.0);
-    int64_t reach = (int64_t)floor(z * (double)length) + ramp + 1;
+    int64_t reach = (int64_t)floor(longest(m, s, h) * (double)length) + ramp + 1;
     s->reach[h] = m->config.softmax == VD_TRIMMED || reach > s->window ? s->window : reach;
   }
 }
@@ -204,24 +210,36 @@ void vd_model_plan(vd_model *m) {
   for (int l = 0; l < (int)m->config.n_layer; l++) plan_layer(m, &m->state[l]);
 }
 
+void vd_model_spans_are(vd_model *m, const real *spans, double moved) {
+  for (int l = 0; l < (int)m->config.n_layer && m->span_room > 0; l++) {
+    vd_extent at = m->param[m->layer[l].span].at;
+    memcpy(m->state[l].z, spans + at.offset, at.size * sizeof *spans);
+  }
+  m->moved = moved;
+  vd_model_plan(m);
+}
+
+void vd_model_stepped(vd_model *m, double most) {
+  if (m->ops->weights_changed) m->ops->weights_changed(m->ops, m->params, m->arena);
+  if (m->span_room == 0) return;
+  m->moved += most;
+  vd_model_plan(m);
+}
+
 void vd_model_params_changed(vd_model *m) {
+  m->moved = 0;
   if (m->owner) {
+    if (m->owner->moved > 0) vd_bug("the spans of the model in training are not known");
     for (int l = 0; l < (int)m->config.n_layer; l++)
       memcpy(m->state[l].z, m->owner->state[l].z, (size_t)m->n_span * sizeof(real));
     vd_model_plan(m);
     return;
   }
   if (m->ops->weights_changed) m->ops->weights_changed(m->ops, m->params, m->arena);
-  if (m->span_room > 0) {
-    real *spans = vd_calloc(m->span_room, sizeof *spans);
-    m->ops->get(m->ops, spans, m->params, m->span_room);
-    for (int l = 0; l < (int)m->config.n_layer; l++) {
-      vd_extent at = m->param[m->layer[l].span].at;
-      memcpy(m->state[l].z, spans + at.offset, at.size * sizeof *spans);
-    }
-    free(spans);
-  }
-  vd_model_plan(m);
+  real *spans = vd_calloc(m->span_room + 1, sizeof *spans);
+  if (m->span_room > 0) m->ops->get(m->ops, spans, m->params, m->span_room);
+  vd_model_spans_are(m, spans, 0);
+  free(spans);
 }
 
 static int resize_memory(vd_model *m, struct vd_layer_state *s, int64_t rows, vd_error *err) {
@@ -235,10 +253,25 @@ static int resize_memory(vd_model *m, struct vd_layer_state *s, int64_t rows, vd
   return VD_OK;
 }
 
+/* Rows by which the coming step may lengthen a window; in steps, so that a rising learning rate seldom changes them. */
+static int64_t rows_to_come(const vd_model *m) {
+  double steps = ceil(m->most * (double)m->config.attn_span / VD_WINDOW_STEP);
+  return steps * VD_WINDOW_STEP < (double)m->config.attn_span ? (int64_t)steps * VD_WINDOW_STEP : m->config.attn_span;
+}
+
+/* A window that grows finds real history: as far as the published code keeps it, and as far as one step can take it. */
 static int64_t rows_wanted(const vd_model *m, const struct vd_layer_state *s) {
   if (vd_model_is_xl(m)) return m->config.mem_len; /* of which the newest `window` are real */
-  int64_t rows = s->window + VD_WINDOW_STEP;
+  int64_t rows = s->window + VD_WINDOW_STEP + rows_to_come(m);
   return rows < m->config.attn_span ? rows : m->config.attn_span;
+}
+
+/* Where the host hears of spans late, windows are planned longer by what they may have moved, or, each time that it
+ * knows them, not: memories do not follow that down and up again. */
+static int64_t rows_kept(const vd_model *m, const struct vd_layer_state *s) {
+  int64_t wanted = rows_wanted(m, s), most = wanted + rows_to_come(m) + VD_WINDOW_STEP;
+  bool keep = m->late && s->memory && s->rows > wanted && s->rows <= most && s->rows <= m->config.attn_span;
+  return keep ? s->rows : wanted;
 }
 
 /* Gives *a and *b room for `rows` rows per stream; what they held is lost. */
@@ -268,7 +301,7 @@ int vd_model_make_room(vd_model *m, int64_t block, vd_error *err) {
     struct vd_layer_saved *saved = m->training ? &m->saved[l] : &m->saved[0];
     int64_t rows = vd_model_is_xl(m) ? m->config.mem_len + m->max_block : s->window + block;
     if (vd_model_is_xl(m)) plan_reach(m, s, block);
-    if (resize_memory(m, s, rows_wanted(m, s), err) || grow_pair(m, &saved->k, &saved->v, &saved->kv_rows, rows, err) ||
+    if (resize_memory(m, s, rows_kept(m, s), err) || grow_pair(m, &saved->k, &saved->v, &saved->kv_rows, rows, err) ||
         (m->training && grow_pair(m, &m->dk, &m->dv, &m->dkv_rows, rows, err)))
       return err->status;
   }
@@ -282,7 +315,7 @@ int vd_model_make_room(vd_model *m, int64_t block, vd_error *err) {
 int vd_model_reset_memory(vd_model *m, vd_error *err) {
   for (int l = 0; l < (int)m->config.n_layer; l++) {
     struct vd_layer_state *s = &m->state[l];
-    int64_t rows = rows_wanted(m, s);
+    int64_t rows = rows_kept(m, s);
     if (vd_model_is_xl(m)) s->window = 0;
     if (s->memory && s->rows == rows) {
       m->ops->zero(m->ops, s->memory, (size_t)(m->n_stream * rows * m->d) * m->ops->act_size);

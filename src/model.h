@@ -91,7 +91,9 @@ typedef struct vd_step {
   int64_t update; /* for the dropout's counter */
   bool train;     /* dropout on, gradients ADDED to the arena (zero it first) */
   double scale;   /* gradient of the loss = scale * gradient of the sum of nll (1 / targets of the update, all ranks) */
-  real *nll;      /* host [n_stream][block] or NULL */
+  double most;    /* how far a span z may move in the optimiser's step that follows: memories keep room for it */
+  bool deferred;  /* nothing waits for the backend, and nll_sum is not told: vd_model_loss has it */
+  real *nll;      /* host [n_stream][block] or NULL; not where `deferred` */
   double nll_sum; /* out: nats */
   int64_t n_target;         /* out */
   real *logits;             /* host [n_stream][vocab] or NULL: logits of the block's last position */
@@ -102,6 +104,8 @@ typedef struct vd_step {
 /* Not collective. Forward (and backward where s->train), then the memories move on by the block. The span penalty is
  * not part of it: vd_model_span_penalty. */
 int vd_model_run(vd_model *m, vd_step *step, vd_error *err);
+/* Not collective. In the backend's memory: the sum of nll, in nats, of the last vd_model_run. Borrowed. */
+const double *vd_model_loss(const vd_model *m);
 /* Not collective. Memories become zeros of their first size (start of an epoch), or empty in Transformer-XL. */
 int vd_model_reset_memory(vd_model *m, vd_error *err);
 
@@ -118,8 +122,8 @@ double vd_model_flops(const vd_model *m);
  * the greatest distance, in tokens, at which a token of the last block could see. */
 void vd_model_spans(vd_model *m, float *span);
 /* Not collective. Window, in tokens, of layer l: in Transformer-XL the rows that its memory holds, else with the
- * current spans attn_span - 64 floor(min(attn_span - 1, attn_span - cur) / 64), cur = min(attn_span, ceil(max_h z
- * attn_span) + ramp). */
+ * current spans (after vd_model_stepped: with the longest that they can be) attn_span - 64 floor(min(attn_span - 1,
+ * attn_span - cur) / 64), cur = min(attn_span, ceil(max_h z attn_span) + ramp). */
 int64_t vd_model_window(const vd_model *m, int layer);
 
 /* Not collective. Rows (tokens) of memory that layer `layer` holds per stream, at most attn_span or mem_len. */
@@ -134,5 +138,11 @@ int vd_model_memory_put(vd_model *m, int layer, int64_t rows, int64_t first, int
 /* Not collective. Tells the model that its parameters were changed from outside (optimiser, checkpoint): it reads the
  * spans again and plans windows and reaches. */
 void vd_model_params_changed(vd_model *m);
+/* Stream-ordered. Tells it that the optimiser moves the parameters, each span z by at most `most`: windows and reaches
+ * are planned for the most that spans can be until vd_model_spans_are tells what they are. Nothing waits. */
+void vd_model_stepped(vd_model *m, double most);
+/* Not collective. What the first vd_model_span_room reals of the arena are, or were: since then no z has moved by more
+ * than `moved`. spans: host memory. */
+void vd_model_spans_are(vd_model *m, const real *spans, double moved);
 
 #endif

@@ -1,4 +1,4 @@
-/* The table of operations that a backend fills: src/cpu (OpenBLAS, OpenMP; float and double), cuda/ (to come).
+/* The table of operations that a backend fills: src/cpu (OpenBLAS, OpenMP; float and double), cuda/.
  *
  * Operations are coarse, so that a backend can fuse. They are stream-ordered: they return before the work is done
  * where the backend is asynchronous; `synchronize` waits and reports what went wrong since. On the CPU they are done
@@ -9,6 +9,7 @@
 #define VD_OPS_H
 
 #include "error.h"
+#include "outcome.h"
 #include "random.h"
 #include "real.h"
 
@@ -63,10 +64,14 @@ typedef struct vd_attention {
   int64_t ramp;
   int first_distance; /* 1 */
   enum vd_softmax softmax;
-  const int64_t *reach; /* host [n_head] */
-  const real *span;     /* [n_span] z in 0..1 */
-  int64_t n_span;       /* n_head, or 1: one for all heads of the layer */
-  const real *key_pe;   /* [d_head, attn_span] */
+  /* host [n_head]. Where `bounds`, window and reach are only the most that they can be, since the spans have moved
+   * where the host has not seen them yet: the backend, not the CPU, takes what is right for the spans
+   * (vd_model_window). */
+  const int64_t *reach;
+  bool bounds;
+  const real *span;   /* [n_span] z in 0..1 */
+  int64_t n_span;     /* n_head, or 1: one for all heads of the layer */
+  const real *key_pe; /* [d_head, attn_span] */
   vd_dropout dropout;
 
   int64_t d_model; /* width of the hidden states; 0: n_head * d_head. The heads' width is n_head * d_head always */
@@ -87,7 +92,6 @@ typedef struct vd_encoding {
 /* Adam (Kingma and Ba, arXiv 1412.6980) with bias correction; t: updates including this one. */
 typedef struct vd_adam {
   double lr, beta1, beta2, eps;
-  double scale; /* of the gradients */
   int64_t t;
 } vd_adam;
 
@@ -191,19 +195,32 @@ struct vd_ops {
                         double *loss_sum, real *nll, vd_act *dlogits);
   void (*get_double)(vd_ops *o, double *host, const double *device, size_t n); /* waits */
 
+  /* Letter `letter` (below VD_LETTERS) becomes a copy of the parts, at most VD_PARTS, one after the other, as they are
+   * when the work before is done. Not to be sent again before it was received. VD_FAILED without memory. */
+  int (*send)(vd_ops *o, int letter, int n, const vd_part *part, vd_error *err);
+  /* Waits for the letter: host memory, aligned to 8 bytes, borrowed until it is sent again. NULL where the work before
+   * failed. */
+  const void *(*receive)(vd_ops *o, int letter, vd_error *err);
+  /* What went wrong so far, as far as is known without waiting. */
+  int (*check)(vd_ops *o, vd_error *err);
+
   /* x[i] += value. */
   void (*add_constant)(vd_ops *o, real *x, size_t n, double value);
   /* norm2[t] = sum of squares of extent t, in double. norm2: host [n_tensor]; waits. Non-finite sums come through. */
   void (*square_sums)(vd_ops *o, const real *x, const vd_extent *tensor, int n_tensor, double *norm2);
-  /* Adagrad: g = gradient * scale; acc += g^2; p -= lr_t g / (sqrt(acc) + eps), lr_t = lr * min(1, clip_step / (|g_t| +
-   * 1e-10)) where |g_t| > clip_step > 0, |g_t| the norm of tensor t of the scaled gradient (norm2 host [n_tensor], of
-   * the scaled). */
+  /* Fills the verdict (backend memory, see VD_TOTAL) on gradients that are to be multiplied by `scale` and, where
+   * clip_norm > 0 and their global norm times scale exceeds it, by clip_norm / (that norm + 1e-6) too. */
+  void (*judge)(vd_ops *o, const real *gradient, const vd_extent *tensor, int n_tensor, double scale, double clip_norm,
+                double *verdict);
+  /* Adagrad: g = gradient * factor; acc += g^2; p -= lr_t g / (sqrt(acc) + eps), lr_t = lr * min(1, clip_step / (|g_t|
+   * + 1e-10)) where |g_t| > clip_step > 0, |g_t| the norm of tensor t of g; factor and norms from the verdict. Nothing
+   * where that leaves the update out. */
   void (*adagrad)(vd_ops *o, real *param, const real *gradient, real *accumulator, const vd_extent *tensor,
-                  int n_tensor, const double *norm2, double scale, double lr, double eps, double clip_step);
-  /* param -= lr m^ / (sqrt(v^) + eps), with g = gradient * scale, m = beta1 m + (1 - beta1) g, v = beta2 v + (1 -
-   * beta2) g^2, m^ = m / (1 - beta1^t), v^ = v / (1 - beta2^t). param, gradient, m, v: arenas. */
+                  int n_tensor, const double *verdict, double lr, double eps, double clip_step);
+  /* param -= lr m^ / (sqrt(v^) + eps), with g = gradient * factor, m = beta1 m + (1 - beta1) g, v = beta2 v + (1 -
+   * beta2) g^2, m^ = m / (1 - beta1^t), v^ = v / (1 - beta2^t). param, gradient, m, v: arenas. The verdict as above. */
   void (*adam)(vd_ops *o, real *param, const real *gradient, real *m, real *v, const vd_extent *tensor, int n_tensor,
-               const vd_adam *a);
+               const double *verdict, const vd_adam *a);
   /* x = clamp(x, 0, 1). */
   void (*clamp01)(vd_ops *o, real *x, size_t n);
 

@@ -4,16 +4,26 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+/* An update of which a letter tells, or one that was given up. */
+struct sent {
+  int64_t update;
+  double scale; /* of its gradients */
+  double most;  /* vd_optimizer_most */
+  bool lost;
+};
+
 struct vd_optimizer {
   vd_optimizer_config config;
   vd_model *model;
   vd_ops *ops;
   int n_tensor;
   vd_extent *tensor; /* [n_tensor] host */
-  double *norm2;     /* [n_tensor] host */
+  double *verdict;   /* backend [VD_NORMS + n_tensor] */
   real *state[2];    /* backend: Adagrad's sum of squared gradients; Adam's m and v */
   vd_loss_scale scaling;
   bool lost; /* the loss of the update to come */
+  struct sent sent[VD_LETTERS];
+  int64_t n_sent, n_received; /* letter i % VD_LETTERS is that of the i-th update */
 };
 
 int vd_optimizer_create(vd_optimizer **out, const vd_optimizer_config *config, vd_model *m, vd_ops *ops,
@@ -27,27 +37,27 @@ int vd_optimizer_create(vd_optimizer **out, const vd_optimizer_config *config, v
   o->ops = ops;
   o->n_tensor = vd_model_n_param(m);
   o->tensor = vd_calloc((size_t)o->n_tensor, sizeof *o->tensor);
-  o->norm2 = vd_calloc((size_t)o->n_tensor, sizeof *o->norm2);
   for (int i = 0; i < o->n_tensor; i++) o->tensor[i] = vd_model_param(m, i)->at;
-  for (int i = 0; i < vd_optimizer_n_state(o); i++) {
-    void *state = NULL;
-    if (ops->alloc(ops, vd_model_arena(m) * sizeof(real), &state, err)) {
-      vd_wrap(err, "optimiser state");
-      vd_optimizer_destroy(o);
-      return err->status;
-    }
-    o->state[i] = state;
+  void *p = NULL;
+  for (int i = 0; i < vd_optimizer_n_state(o) && err->status == VD_OK; i++)
+    if (ops->alloc(ops, vd_model_arena(m) * sizeof(real), &p, err) == VD_OK) o->state[i] = p;
+  if (err->status == VD_OK &&
+      ops->alloc(ops, ((size_t)VD_NORMS + (size_t)o->n_tensor) * sizeof *o->verdict, &p, err) == VD_OK) {
+    o->verdict = p;
+    *out = o;
+    return VD_OK;
   }
-  *out = o;
-  return VD_OK;
+  vd_wrap(err, "optimiser state");
+  vd_optimizer_destroy(o);
+  return err->status;
 }
 
 void vd_optimizer_destroy(vd_optimizer *o) {
   if (!o) return;
   for (int i = 0; i < 2; i++)
     if (o->state[i]) o->ops->free(o->ops, o->state[i]);
+  if (o->verdict) o->ops->free(o->ops, o->verdict);
   free(o->tensor);
-  free(o->norm2);
   free(o);
 }
 
@@ -60,17 +70,16 @@ double vd_optimizer_lr(const vd_optimizer *o, int64_t update) {
   return c->min_lr + 0.5 * (c->lr - c->min_lr) * (1.0 + cos(acos(-1.0) * turn));
 }
 
-/* Parameters and state from the gradients times `scale`. */
-static void step(vd_optimizer *o, int64_t update, double scale) {
+/* Parameters and state from the gradients, as the verdict says. */
+static void step(vd_optimizer *o, int64_t update) {
   const vd_optimizer_config *c = &o->config;
   real *gradient = vd_model_gradients(o->model), *param = vd_model_params(o->model);
   double lr = vd_optimizer_lr(o, update);
-  vd_adam adam = {lr, c->beta1, c->beta2, c->eps, scale, update + 1};
+  vd_adam adam = {lr, c->beta1, c->beta2, c->eps, update + 1};
   if (c->method == VD_ADAM)
-    o->ops->adam(o->ops, param, gradient, o->state[0], o->state[1], o->tensor, o->n_tensor, &adam);
+    o->ops->adam(o->ops, param, gradient, o->state[0], o->state[1], o->tensor, o->n_tensor, o->verdict, &adam);
   else
-    o->ops->adagrad(o->ops, param, gradient, o->state[0], o->tensor, o->n_tensor, o->norm2, scale, lr, c->eps,
-                    c->clip_step);
+    o->ops->adagrad(o->ops, param, gradient, o->state[0], o->tensor, o->n_tensor, o->verdict, lr, c->eps, c->clip_step);
 }
 
 static int fail_at(const vd_optimizer *o, int i, int64_t update, vd_error *err) {
@@ -83,13 +92,11 @@ static int fail_at(const vd_optimizer *o, int i, int64_t update, vd_error *err) 
 
 /* Gradients that are not finite (of `tensor`), or a loss (-1): an error, or under a loss scale an update that is left
  * out. */
-static int overflow(vd_optimizer *o, int tensor, int64_t update, double *grad_norm, vd_error *err) {
-  o->lost = false;
+static int overflow(vd_optimizer *o, int tensor, int64_t update, vd_error *err) {
   if (o->config.loss_scale <= 0) return fail_at(o, tensor, update, err);
   o->scaling.scale /= 2;
   o->scaling.clean = 0;
   o->scaling.skipped++;
-  *grad_norm = NAN;
   if (o->scaling.scale >= 1e-4) return VD_OK;
   if (tensor < 0)
     vd_fail(err, VD_FAILED, "update %lld: the loss is not finite", (long long)(update + 1));
@@ -119,23 +126,82 @@ static void count_clean(vd_optimizer *o) {
   o->scaling.clean = 0;
 }
 
-int vd_optimizer_update(vd_optimizer *o, int64_t update, double *grad_norm, vd_error *err) {
+/* Adagrad divides a gradient by the root of a sum that holds its square. In Adam m^ = sum a_i g_i and v^ = sum b_i
+ * g_i^2 with weights that fall by beta1 and beta2, so that by Cauchy and Schwarz m^ / sqrt(v^) <= sqrt(sum a_i^2 /
+ * b_i), which grows without end where beta1^2 >= beta2. A little more than that, for rounding. */
+double vd_optimizer_most(const vd_optimizer *o, int64_t update) {
+  const vd_optimizer_config *c = &o->config;
+  double lr = vd_optimizer_lr(o, update) * 1.00001, t = (double)(update + 1);
+  if (c->method == VD_ADAGRAD) return lr;
+  double ratio = c->beta1 * c->beta1 / c->beta2;
+  if (!(ratio < 1)) return 1.0;
+  double first = (1 - c->beta1) / (1 - pow(c->beta1, t)), second = (1 - c->beta2) / (1 - pow(c->beta2, t));
+  return fmin(1.0, lr * first * sqrt((1 - pow(ratio, t)) / (1 - ratio) / second));
+}
+
+int vd_optimizer_ahead(const vd_optimizer *o) {
+  return o->ops->memory_is_remote && o->config.loss_scale <= 0 ? 1 : 0;
+}
+
+int vd_optimizer_under_way(const vd_optimizer *o) {
+  return (int)(o->n_sent - o->n_received);
+}
+
+int vd_optimizer_send(vd_optimizer *o, int64_t update, vd_error *err) {
   vd_model *m = o->model;
-  if (o->lost) return overflow(o, -1, update, grad_norm, err);
-  o->ops->square_sums(o->ops, vd_model_gradients(m), o->tensor, o->n_tensor, o->norm2);
-  double total = 0, scale = 1 / o->scaling.scale;
-  for (int i = 0; i < o->n_tensor; i++) {
-    if (!isfinite(o->norm2[i])) return overflow(o, i, update, grad_norm, err);
-    total += o->norm2[i];
+  size_t spans = vd_model_span_room(m);
+  double most = vd_optimizer_most(o, update);
+  if (vd_optimizer_under_way(o) > vd_optimizer_ahead(o)) vd_bug("too many updates are under way");
+  int letter = (int)(o->n_sent++ % VD_LETTERS);
+  o->sent[letter] = (struct sent){.update = update, .scale = 1 / o->scaling.scale, .most = most, .lost = o->lost};
+  if (o->lost) {
+    o->lost = false;
+    return VD_OK;
   }
-  *grad_norm = sqrt(total) * scale;
-  if (o->config.clip_norm > 0) scale *= fmin(1.0, o->config.clip_norm / (*grad_norm + 1e-6));
-  for (int i = 0; i < o->n_tensor; i++) o->norm2[i] *= scale * scale;
-  step(o, update, scale);
-  if (vd_model_span_room(m) > 0) o->ops->clamp01(o->ops, vd_model_params(m), vd_model_span_room(m));
-  vd_model_params_changed(m);
+  o->ops->judge(o->ops, vd_model_gradients(m), o->tensor, o->n_tensor, 1 / o->scaling.scale, o->config.clip_norm,
+                o->verdict);
+  step(o, update);
+  if (spans > 0) o->ops->clamp01(o->ops, vd_model_params(m), spans);
+  vd_model_stepped(m, most);
+  const vd_part parts[] = {{vd_model_loss(m), sizeof(double)},
+                           {o->verdict, VD_NORMS * sizeof *o->verdict},
+                           {vd_model_params(m), spans * sizeof(real)}};
+  return o->ops->send(o->ops, letter, 3, parts, err);
+}
+
+/* How far spans may have moved since the letter that was received last. */
+static double moved_since(const vd_optimizer *o) {
+  double most = 0;
+  for (int64_t i = o->n_received; i < o->n_sent; i++)
+    most += o->sent[i % VD_LETTERS].lost ? 0 : o->sent[i % VD_LETTERS].most;
+  return most;
+}
+
+int vd_optimizer_receive(vd_optimizer *o, vd_outcome *outcome, vd_error *err) {
+  if (vd_optimizer_under_way(o) < 1) vd_bug("no update is under way");
+  int letter = (int)(o->n_received++ % VD_LETTERS);
+  const struct sent *sent = &o->sent[letter];
+  *outcome = (vd_outcome){.update = sent->update, .nll = NAN, .grad_norm = NAN};
+  outcome->span_penalty = vd_model_span_penalty(o->model, 0);
+  outcome->told = sent->lost;
+  if (sent->lost) return overflow(o, -1, sent->update, err);
+  const double *told = o->ops->receive(o->ops, letter, err);
+  if (!told) return err->status;
+  const double *verdict = told + 1;
+  outcome->told = true;
+  outcome->nll = told[0];
+  vd_model_spans_are(o->model, (const real *)(verdict + VD_NORMS), moved_since(o));
+  if (verdict[VD_LEFT_OUT] >= 0) return overflow(o, (int)verdict[VD_LEFT_OUT], sent->update, err);
+  outcome->grad_norm = sqrt(verdict[VD_TOTAL]) * sent->scale;
   count_clean(o);
   return VD_OK;
+}
+
+int vd_optimizer_update(vd_optimizer *o, int64_t update, double *grad_norm, vd_error *err) {
+  vd_outcome outcome = {.grad_norm = NAN};
+  if (vd_optimizer_send(o, update, err) == VD_OK) vd_optimizer_receive(o, &outcome, err);
+  *grad_norm = outcome.grad_norm;
+  return err->status;
 }
 
 int vd_optimizer_n_state(const vd_optimizer *o) {

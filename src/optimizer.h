@@ -42,10 +42,32 @@ void vd_optimizer_destroy(vd_optimizer *o);
  * VD_COSINE from update W on min_lr + (lr - min_lr) (1 + cos(pi (u - W) / (max_updates - W))) / 2, min_lr beyond
  * max_updates (arXiv 1608.03983, without restarts). */
 double vd_optimizer_lr(const vd_optimizer *o, int64_t update);
-/* Not collective. One update of the model's parameters from its gradients, which are summed over the ranks already, so
- * that every rank does the same; then the spans are clamped to 0..1. *grad_norm: global norm before any clip. A
- * non-finite gradient changes nothing and is VD_FAILED naming update (counted from 1, as in the log), layer and
- * tensor. */
+/* What came of an update. */
+typedef struct vd_outcome {
+  int64_t update;      /* as given to vd_optimizer_send */
+  bool told;           /* the rest is known, though gradients may not be finite; else the backend failed */
+  double nll;          /* vd_model_loss, this rank's; NaN where it was given up (vd_optimizer_lose) */
+  double grad_norm;    /* global norm before any clip; NaN where the update was left out */
+  double span_penalty; /* of the spans that it began with, as vd_model_span_penalty gives it */
+} vd_outcome;
+
+/* Stream-ordered. One update of the model's parameters from its gradients, which are summed over the ranks already, so
+ * that every rank does the same; then the spans are clamped to 0..1. What comes of it is for vd_optimizer_receive to
+ * tell, once for each update, in their order; gradients that are not finite change nothing. At most
+ * vd_optimizer_ahead() more may have been sent than were received. VD_FAILED without memory. */
+int vd_optimizer_send(vd_optimizer *o, int64_t update, vd_error *err);
+/* Not collective. Updates that may be under way when the next one is sent: 1 on a device beside the host; 0 on the CPU,
+ * and where losses are scaled, since the next scale hangs on what came of the update. */
+int vd_optimizer_ahead(const vd_optimizer *o);
+/* Not collective. Updates that were sent and not received. */
+int vd_optimizer_under_way(const vd_optimizer *o);
+/* Not collective. How far a span z can move in this update: a bound that holds for any gradients, at most 1. */
+double vd_optimizer_most(const vd_optimizer *o, int64_t update);
+/* Not collective. Waits for the oldest update under way, fills *outcome and tells the model its spans. VD_FAILED where
+ * a gradient was not finite, naming update (counted from 1, as in the log), layer and tensor; *outcome is filled then
+ * too. */
+int vd_optimizer_receive(vd_optimizer *o, vd_outcome *outcome, vd_error *err);
+/* Not collective. Both for one update, where none is under way: waits. */
 int vd_optimizer_update(vd_optimizer *o, int64_t update, double *grad_norm, vd_error *err);
 /* Not collective. What the gradients given to the next update are to be multiples of: of the loss times this, so that
  * small gradients are not lost in fp16. 1 where config->loss_scale is 0. Otherwise gradients that are not finite, or a
@@ -56,7 +78,7 @@ double vd_optimizer_loss_scale(const vd_optimizer *o);
 bool vd_optimizer_scaling(const vd_optimizer *o, vd_loss_scale *scaling);
 /* Not collective. The reverse; nothing where losses are not scaled. */
 void vd_optimizer_set_scaling(vd_optimizer *o, const vd_loss_scale *scaling);
-/* Not collective. The loss of the update to come is not finite: vd_optimizer_update will skip it, whatever the
+/* Not collective. The loss of the update to come is not finite: vd_optimizer_send will skip it, whatever the
  * gradients are. Only where losses are scaled. */
 void vd_optimizer_lose(vd_optimizer *o);
 /* Not collective. Number of state arenas (checkpoints store them). */

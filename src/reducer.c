@@ -9,6 +9,11 @@
 
 enum { TIMELINE_FROM = 11, TIMELINE_TO = 20 }; /* updates: the first ones choose kernels and make room */
 
+/* When an update's last backward pass began and ended, and what its sum took then; NCCL keeps its own. */
+struct times {
+  double began, ended, waited;
+};
+
 struct vd_reducer {
   MPI_Comm comm;
   int rank, size;
@@ -18,12 +23,13 @@ struct vd_reducer {
   vd_nccl *nccl;           /* NULL: MPI */
   real *gradients, *stage; /* stage: host [bucket] for gradients on a GPU */
   size_t n, bucket;        /* elements */
-  int64_t update, begun;   /* its number in the run; updates of this reducer so far */
+  int64_t update, ended;   /* the last that began, its number in the run; updates of this reducer that ended */
   FILE *timeline;          /* NULL: none */
   bool failed;             /* sums were given up */
   /* Of this update: gradients from `pending` on are final, those from `launched` on on their way. */
   size_t pending, launched;
-  double began, ended, waited; /* MPI: when backward began and ended; the sum's seconds */
+  struct times times[2]; /* of this update and the one before, by its number modulo 2 */
+  double exposed;        /* of the last that ended */
   vd_error error;
 };
 
@@ -40,8 +46,14 @@ static void give_up(void *self) {
   if (r->nccl) nccl_of(r)->abort(r->nccl);
 }
 
+static void expect(vd_reducer *r, const char *what, int64_t update) {
+  if (r->watch) vd_watch_expect(r->watch, "%s of update %lld", what, (long long)update);
+}
 void vd_reducer_expect(vd_reducer *r, const char *what) {
-  if (r->watch) vd_watch_expect(r->watch, "%s of update %lld", what, (long long)r->update);
+  expect(r, what, r->update);
+}
+void vd_reducer_expect_sum(vd_reducer *r, int64_t update) {
+  expect(r, "the gradient sum", update);
 }
 void vd_reducer_over(vd_reducer *r) {
   if (r->watch) vd_watch_over(r->watch);
@@ -111,9 +123,8 @@ int vd_reducer_create(vd_reducer **out, MPI_Comm comm, const vd_reducer_config *
 
 void vd_reducer_begin(vd_reducer *r, int64_t update) {
   r->update = update;
-  r->begun++;
   r->pending = r->launched = r->n;
-  r->waited = 0;
+  r->times[update & 1] = (struct times){0};
 }
 
 void vd_reducer_ready(void *reducer, size_t first, size_t n) {
@@ -121,7 +132,7 @@ void vd_reducer_ready(void *reducer, size_t first, size_t n) {
   if (first + n != r->pending)
     vd_bug("gradients %zu to %zu are final, after those from %zu on", first, first + n, r->pending);
   r->pending = first;
-  if (n == 0) r->began = MPI_Wtime();
+  if (n == 0) r->times[r->update & 1].began = MPI_Wtime();
   if (!r->nccl || r->error.status != VD_OK) return;
   if (n == 0) nccl_of(r)->begin(r->nccl);
   if (r->launched == first || (first > 0 && r->launched - first < r->bucket)) return;
@@ -153,17 +164,19 @@ static void sum_staged(vd_reducer *r) {
 
 void vd_reducer_finish(vd_reducer *r) {
   if (r->pending != 0) vd_bug("the gradients before %zu were never final", r->pending);
-  vd_reducer_expect(r, "the gradient sum");
   if (r->nccl) {
     nccl_of(r)->join(r->nccl);
     return;
   }
-  r->ended = MPI_Wtime();
+  struct times *t = &r->times[r->update & 1];
+  vd_reducer_expect_sum(r, r->update);
+  t->ended = MPI_Wtime();
   if (r->stage)
     sum_staged(r);
   else
     vd_sum_reals(r->comm, r->gradients, r->n);
-  r->waited = MPI_Wtime() - r->ended;
+  t->waited = MPI_Wtime() - t->ended;
+  vd_reducer_over(r);
 }
 
 static void print_sum(FILE *f, int64_t update, double backward, const vd_sum_times *t) {
@@ -173,28 +186,33 @@ static void print_sum(FILE *f, int64_t update, double backward, const vd_sum_tim
           (long long)update, backward, t->first, t->n, t->ready, t->start, t->end);
 }
 
-static void write_timeline(vd_reducer *r) {
+static void write_timeline(vd_reducer *r, int64_t update) {
+  int before = update < r->update;
   if (r->nccl) {
     vd_sum_times t, last = {0};
-    int n = nccl_of(r)->count(r->nccl);
-    nccl_of(r)->times(r->nccl, n - 1, &last);
+    int n = nccl_of(r)->count(r->nccl, before);
+    nccl_of(r)->times(r->nccl, before, n - 1, &last);
     for (int i = 0; i < n; i++)
-      if (nccl_of(r)->times(r->nccl, i, &t)) print_sum(r->timeline, r->update, last.ready, &t);
+      if (nccl_of(r)->times(r->nccl, before, i, &t)) print_sum(r->timeline, update, last.ready, &t);
   } else {
-    double start = (r->ended - r->began) * 1e3;
-    vd_sum_times whole = {0, r->n, start, start, start + r->waited * 1e3};
-    print_sum(r->timeline, r->update, start, &whole);
+    const struct times *mine = &r->times[update & 1];
+    double start = (mine->ended - mine->began) * 1e3;
+    vd_sum_times whole = {0, r->n, start, start, start + mine->waited * 1e3};
+    print_sum(r->timeline, update, start, &whole);
   }
   if (fflush(r->timeline) != 0)
     vd_fail(&r->error, VD_FAILED, "device%%timeline = '%s' cannot be written: %s", r->config.timeline, strerror(errno));
 }
 
-void vd_reducer_end(vd_reducer *r) {
-  vd_reducer_over(r);
+void vd_reducer_end(vd_reducer *r, int64_t update) {
   vd_sum_times last;
-  if (r->nccl && nccl_of(r)->times(r->nccl, nccl_of(r)->count(r->nccl) - 1, &last))
-    r->waited = (last.end - last.ready) * 1e-3;
-  if (r->timeline && r->begun >= TIMELINE_FROM && r->begun <= TIMELINE_TO) write_timeline(r);
+  int before = update < r->update;
+  if (r->update - update > 1) vd_bug("update %lld ends late", (long long)update);
+  r->exposed = r->times[update & 1].waited;
+  if (r->nccl && nccl_of(r)->times(r->nccl, before, nccl_of(r)->count(r->nccl, before) - 1, &last))
+    r->exposed = (last.end - last.ready) * 1e-3;
+  r->ended++;
+  if (r->timeline && r->ended >= TIMELINE_FROM && r->ended <= TIMELINE_TO) write_timeline(r, update);
 }
 
 void vd_reducer_abandon(vd_reducer *r) {
@@ -207,7 +225,7 @@ void vd_reducer_abandon(vd_reducer *r) {
 }
 
 double vd_reducer_exposed(const vd_reducer *r) {
-  return r->waited;
+  return r->exposed;
 }
 
 void vd_reducer_destroy(vd_reducer *r) {

@@ -38,7 +38,8 @@ typedef struct vd_train {
   vd_monitor *monitor;
   float *span; /* [n_layer * n_head] tokens */
   vd_progress progress;
-  double grad_norm, span_penalty; /* of the last update */
+  double grad_norm, span_penalty; /* of the last update of which is known what came of it */
+  double late_targets;            /* of this rank, of the update under way */
   double sum_seconds;             /* waited for gradient sums since the last line of the log */
   double seconds_before;          /* of progress.log, those of the run's earlier part, whose sums were not kept */
   int64_t saved_update;           /* of the last checkpoint, written or being written; 0: none */
@@ -77,6 +78,14 @@ int vd_train_room(const vd_train *t, vd_error *err);
 /* Collective(t->ctx->comm). Trains until run%max_updates (VD_OK), a signal (VD_STOPPED, after a checkpoint) or an error
  * (agreed). */
 int vd_train_loop(vd_train *t, vd_error *err);
+
+/* Collective(t->ctx->comm). One update, which may be under way still on return: what is known of a run then ends with
+ * the update before. *signalled: a signal was noted on some rank. The error, which may be of the update before, is
+ * agreed. */
+int vd_train_update(vd_train *t, bool *signalled, vd_error *err);
+/* Collective(t->ctx->comm). Waits for the update under way, if any: before anything is told, kept or validated. The
+ * error is agreed. */
+int vd_train_catch_up(vd_train *t, vd_error *err);
 
 /* Collective(t->ctx->comm). Settles the checkpoint before. Then writes one of the run as it stands, links last.h5 (and
  * best.h5), removes old ones: beside the loop, once the run is copied. The error is agreed. */

@@ -31,12 +31,15 @@ void vd_cpu_memory_push(vd_ops *o, int64_t n_stream, int64_t d, const vd_act *ol
                         const vd_act *hidden, int64_t block, vd_act *memory, int64_t rows_new);
 /* Not collective. vd_ops.square_sums. */
 void vd_cpu_square_sums(vd_ops *o, const real *x, const vd_extent *tensor, int n_tensor, double *norm2);
+/* Not collective. vd_ops.judge. */
+void vd_cpu_judge(vd_ops *o, const real *gradient, const vd_extent *tensor, int n_tensor, double scale,
+                  double clip_norm, double *verdict);
 /* Not collective. vd_ops.adagrad. */
 void vd_cpu_adagrad(vd_ops *o, real *param, const real *gradient, real *accumulator, const vd_extent *tensor,
-                    int n_tensor, const double *norm2, double scale, double lr, double eps, double clip_step);
+                    int n_tensor, const double *verdict, double lr, double eps, double clip_step);
 /* Not collective. vd_ops.adam. */
 void vd_cpu_adam(vd_ops *o, real *param, const real *gradient, real *m, real *v, const vd_extent *tensor, int n_tensor,
-                 const vd_adam *a);
+                 const double *verdict, const vd_adam *a);
 /* Not collective. vd_ops.scale_dropout. */
 void vd_cpu_scale_dropout(vd_ops *o, int64_t n, int64_t width, double scale, const vd_dropout *dropout, const vd_act *x,
                           vd_act *y);

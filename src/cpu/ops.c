@@ -51,7 +51,30 @@ static int cpu_synchronize(vd_ops *o, vd_error *err) {
   (void)o;
   return err->status;
 }
+
+/* Letters: what is sent is there at once. */
+typedef struct cpu_self {
+  void *letter[VD_LETTERS];
+} cpu_self;
+
+static int cpu_send(vd_ops *o, int letter, int n, const vd_part *part, vd_error *err) {
+  cpu_self *self = o->self;
+  size_t bytes = 0, at = 0;
+  for (int i = 0; i < n; i++) bytes += part[i].bytes;
+  char *copy = realloc(self->letter[letter], bytes > 0 ? bytes : 1);
+  if (!copy) return vd_fail(err, VD_FAILED, "out of memory: %zu bytes asked for", bytes);
+  self->letter[letter] = copy;
+  for (int i = 0; i < n; at += part[i++].bytes) memcpy(copy + at, part[i].p, part[i].bytes);
+  return VD_OK;
+}
+static const void *cpu_receive(vd_ops *o, int letter, vd_error *err) {
+  (void)err;
+  return ((cpu_self *)o->self)->letter[letter];
+}
 static void cpu_destroy(vd_ops *o) {
+  cpu_self *self = o->self;
+  for (int i = 0; i < VD_LETTERS; i++) free(self->letter[i]);
+  free(self);
   free(o);
 }
 
@@ -70,6 +93,7 @@ int vd_ops_cpu(vd_ops **o, int threads, vd_error *err) {
   vd_ops *t = vd_calloc(1, sizeof *t);
   *t = (vd_ops){.name = "cpu",
                 .act_size = sizeof(real),
+                .self = vd_calloc(1, sizeof(cpu_self)),
                 .alloc = cpu_alloc,
                 .free = cpu_free,
                 .zero = cpu_zero,
@@ -79,6 +103,9 @@ int vd_ops_cpu(vd_ops **o, int threads, vd_error *err) {
                 .put_act = cpu_put_act,
                 .get_act = cpu_get_act,
                 .get_double = cpu_get_double,
+                .send = cpu_send,
+                .receive = cpu_receive,
+                .check = cpu_synchronize,
                 .synchronize = cpu_synchronize,
                 .destroy = cpu_destroy,
                 .embed = vd_cpu_embed,
@@ -95,6 +122,7 @@ int vd_ops_cpu(vd_ops **o, int threads, vd_error *err) {
                 .cross_entropy = vd_cpu_cross_entropy,
                 .add_constant = cpu_add_constant,
                 .square_sums = vd_cpu_square_sums,
+                .judge = vd_cpu_judge,
                 .adagrad = vd_cpu_adagrad,
                 .adam = vd_cpu_adam,
                 .clamp01 = cpu_clamp01,

@@ -254,10 +254,11 @@ static void run_relative(vd_ops *o, const side_call *c, void *const *p) {
 static void run_xl(vd_ops *o, const side_call *c, void *const *p, const vd_extent *tensor) {
   vd_dropout drop = dropout_of(c, (enum vd_site)c->site), position = dropout_of(c, VD_SITE_POSITION);
   vd_encoding e = {c->n, c->in, c->clamp_len, position};
-  vd_adam adam = {c->lr, c->beta1, c->beta2, c->eps, c->scale, c->t};
-  if (c->op == SIDE_ADAM)
-    o->adam(o, p[0], p[1], p[2], p[3], tensor, c->n_tensor, &adam);
-  else if (c->op == SIDE_SCALE_DROPOUT)
+  vd_adam adam = {c->lr, c->beta1, c->beta2, c->eps, c->t};
+  if (c->op == SIDE_ADAM) {
+    o->judge(o, p[1], tensor, c->n_tensor, c->scale, c->clip_norm, p[4]);
+    o->adam(o, p[0], p[1], p[2], p[3], tensor, c->n_tensor, p[4], &adam);
+  } else if (c->op == SIDE_SCALE_DROPOUT)
     o->scale_dropout(o, c->n, c->in, c->scale, &drop, p[0], c->same_buffer ? p[0] : p[1]);
   else if (c->op == SIDE_ENCODE_DISTANCES)
     o->encode_distances(o, &e, p[0]);
@@ -283,7 +284,8 @@ static void run_rest(vd_ops *o, side_call *c, void *const *p) {
     o->square_sums(o, p[0], tensor, c->n_tensor, c->norm2);
     break;
   case SIDE_ADAGRAD:
-    o->adagrad(o, p[0], p[1], p[2], tensor, c->n_tensor, c->norm2, c->scale, c->lr, c->eps, c->clip_step);
+    o->judge(o, p[1], tensor, c->n_tensor, c->scale, c->clip_norm, p[3]);
+    o->adagrad(o, p[0], p[1], p[2], tensor, c->n_tensor, p[3], c->lr, c->eps, c->clip_step);
     break;
   case SIDE_CLAMP:
     o->clamp01(o, p[0], c->buffer[0].n);

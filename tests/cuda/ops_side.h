@@ -60,7 +60,7 @@ typedef struct side_call {
   uint32_t update;
   uint16_t layer;
   int64_t row0;
-  double scale, value, lr, eps, clip_step, beta1, beta2;
+  double scale, value, lr, eps, clip_step, clip_norm, beta1, beta2;
   int64_t t;         /* Adam's updates */
   uint16_t site;     /* scale_dropout's */
   int64_t clamp_len; /* encodings' */
@@ -72,7 +72,7 @@ typedef struct side_call {
   /* memory_push: rows_old, rows_new are memory_rows and window; tensors of the optimiser */
   int n_tensor;
   size_t offset[SIDE_TENSORS], size[SIDE_TENSORS];
-  double norm2[SIDE_TENSORS]; /* in for adagrad, out for square_sums */
+  double norm2[SIDE_TENSORS]; /* out of square_sums */
   int n_buffer;
   side_buffer buffer[SIDE_BUFFERS];
 } side_call;

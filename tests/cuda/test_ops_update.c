@@ -1,5 +1,6 @@
 /* The loss, and the optimiser's steps. */
 #include "ops_case.h"
+#include "outcome.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -64,35 +65,50 @@ static void square_sums(ops_test *t, bool infinite) {
   case_free(&c);
 }
 
+/* What the optimisers are told of their gradients: a buffer of its own. `bad`: a gradient that is not finite. */
+static int verdict(side_call *c, int gradient, bool bad) {
+  if (bad) c->buffer[gradient].x[c->offset[3] + 5] = INFINITY;
+  return case_fill(c, SIDE_SUM, (size_t)(VD_NORMS + c->n_tensor), 0);
+}
+static bool but_for_norms(const side_call *c, size_t element) {
+  (void)c;
+  return element == VD_LEFT_OUT;
+}
+
 /* Parameters are fp32 in every precision, and so are the gradients. The step itself is compared, which is small beside
  * the parameter; so the parameters are small here. */
-static void adagrad(ops_test *t, const char *name, double scale, double clip) {
-  side_call c = {.op = SIDE_ADAGRAD, .scale = scale, .lr = 0.07, .eps = 1e-10, .clip_step = clip};
+static void adagrad(ops_test *t, const char *name, const side_call *factors, bool bad) {
+  side_call c = *factors;
+  c.op = SIDE_ADAGRAD, c.lr = 0.07, c.eps = 1e-10;
   tensors(&c);
   int param = case_noise(t, &c, SIDE_PARAM, (size_t)c.n, 0.01, 90);
   int gradient = case_noise(t, &c, SIDE_REAL, (size_t)c.n, 0.01, 91);
   int sum = case_fill(&c, SIDE_REAL, (size_t)c.n, 0);
   for (size_t i = 0; i < (size_t)c.n; i++) c.buffer[sum].x[i] = (double)(float)(1e-4 * case_uniform(92, i));
-  for (int i = 0; i < c.n_tensor; i++) {
-    const double *g = c.buffer[gradient].x + c.offset[i];
-    for (size_t e = 0; e < c.size[i]; e++) c.norm2[i] += g[e] * g[e] * scale * scale;
-  }
-  case_result results[] = {{.buffer = param, .name = "param"}, {.buffer = sum, .name = "accumulator"}};
-  case_check(t, name, &c, results, 2);
+  int says = verdict(&c, gradient, bad);
+  case_result results[] = {{.buffer = param, .name = "param"},
+                           {.buffer = sum, .name = "accumulator"},
+                           {.buffer = says, .name = "verdict", .wanted = bad ? but_for_norms : NULL}};
+  case_check(t, name, &c, results, 3);
 }
 
 /* The first updates, whose bias correction is large, and a late one; the gradients in a loss scale. */
-static void adam(ops_test *t, const char *name, int64_t updates, double scale) {
-  side_call c = {.op = SIDE_ADAM, .scale = scale, .lr = 0.01, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .t = updates};
+static void adam(ops_test *t, const char *name, int64_t updates, double scale, double clip_norm, bool bad) {
+  side_call c = {.op = SIDE_ADAM, .scale = scale, .clip_norm = clip_norm, .lr = 0.01, .eps = 1e-8, .t = updates};
+  c.beta1 = 0.9, c.beta2 = 0.999;
   tensors(&c);
   int param = case_noise(t, &c, SIDE_PARAM, (size_t)c.n, 0.02, 95);
-  case_noise(t, &c, SIDE_REAL, (size_t)c.n, 0.01 / scale, 96);
+  int gradient = case_noise(t, &c, SIDE_REAL, (size_t)c.n, 0.01 / scale, 96);
   int m = case_noise(t, &c, SIDE_REAL, (size_t)c.n, updates > 1 ? 0.01 : 0, 97);
   int v = case_fill(&c, SIDE_REAL, (size_t)c.n, 0);
   for (size_t i = 0; i < (size_t)c.n && updates > 1; i++)
     c.buffer[v].x[i] = (double)(float)(1e-4 * (0.01 + case_uniform(98, i)));
-  case_result results[] = {{.buffer = param, .name = "param"}, {.buffer = m, .name = "m"}, {.buffer = v, .name = "v"}};
-  case_check(t, name, &c, results, 3);
+  int says = verdict(&c, gradient, bad);
+  case_result results[] = {{.buffer = param, .name = "param"},
+                           {.buffer = m, .name = "m"},
+                           {.buffer = v, .name = "v"},
+                           {.buffer = says, .name = "verdict", .wanted = bad ? but_for_norms : NULL}};
+  case_check(t, name, &c, results, 4);
 }
 
 void test_update(ops_test *t) {
@@ -105,10 +121,13 @@ void test_update(ops_test *t) {
   simple(t);
   square_sums(t, false);
   square_sums(t, true);
-  adagrad(t, "adagrad", 1, 0);
-  adagrad(t, "adagrad clipped", 1, 0.03);
-  adagrad(t, "adagrad scaled", 1.0 / 1024, 1e-4);
-  adam(t, "adam first", 1, 1);
-  adam(t, "adam scaled", 3, 1.0 / 1024);
-  adam(t, "adam late", 100000, 1);
+  adagrad(t, "adagrad", &(side_call){.scale = 1}, false);
+  adagrad(t, "adagrad clipped", &(side_call){.scale = 1, .clip_step = 0.03}, false);
+  adagrad(t, "adagrad scaled", &(side_call){.scale = 1.0 / 1024, .clip_step = 1e-4}, false);
+  adagrad(t, "adagrad clipped twice", &(side_call){.scale = 1, .clip_step = 0.03, .clip_norm = 0.5}, false);
+  adagrad(t, "adagrad left out", &(side_call){.scale = 1, .clip_step = 0.03}, true);
+  adam(t, "adam first", 1, 1, 0, false);
+  adam(t, "adam scaled", 3, 1.0 / 1024, 0, false);
+  adam(t, "adam late", 100000, 1, 0.25, false);
+  adam(t, "adam left out", 5, 1, 0.25, true);
 }

@@ -60,29 +60,42 @@ static void hold_spans(struct bench *b) {
   }
 }
 
+/* What came of the oldest update under way. */
+static int receive(struct bench *b, double *bpc, vd_error *err) {
+  vd_outcome outcome;
+  if (vd_optimizer_receive(b->optimizer, &outcome, err)) return err->status;
+  vd_reducer_end(b->reducer, outcome.update + 1);
+  b->exposed += vd_reducer_exposed(b->reducer);
+  vd_reducer_share(b->reducer, &outcome.nll, 1);
+  *bpc = outcome.nll / (double)(b->n_stream * BLOCK) / log(2.0);
+  return VD_OK;
+}
+
+/* As a run does: the one before is waited for while this one is under way. */
 static int one_update(struct bench *b, double *bpc, vd_error *err) {
   vd_ops *o = b->ops;
-  double norm, targets = (double)(b->n_stream * BLOCK);
   o->zero(o, vd_model_gradients(b->model), vd_model_arena(b->model) * sizeof(real));
   vd_step step = {.x = b->x,
                   .y = b->y,
                   .block = BLOCK,
                   .update = b->update,
                   .train = true,
-                  .scale = 1 / targets,
+                  .deferred = true,
+                  .most = vd_optimizer_most(b->optimizer, b->update),
+                  .scale = vd_optimizer_loss_scale(b->optimizer) / (double)(b->n_stream * BLOCK),
                   .ready = vd_reducer_ready,
                   .receiver = b->reducer};
   vd_reducer_begin(b->reducer, b->update + 1);
   if (vd_model_run(b->model, &step, err) || vd_reducer_check(b->reducer, err)) return err->status;
-  vd_reducer_share(b->reducer, &step.nll_sum, 1);
-  *bpc = step.nll_sum / targets / log(2.0);
+  while (vd_optimizer_under_way(b->optimizer) > 0)
+    if (receive(b, bpc, err)) return err->status;
   vd_reducer_finish(b->reducer);
   vd_model_span_penalty(b->model, true);
   hold_spans(b);
-  vd_optimizer_update(b->optimizer, b->update++, &norm, err);
-  vd_reducer_end(b->reducer);
-  b->exposed += vd_reducer_exposed(b->reducer);
-  return err->status;
+  if (vd_optimizer_send(b->optimizer, b->update++, err)) return err->status;
+  while (vd_optimizer_under_way(b->optimizer) > vd_optimizer_ahead(b->optimizer))
+    if (receive(b, bpc, err)) return err->status;
+  return VD_OK;
 }
 
 static int by_value(const void *a, const void *b) {

@@ -232,23 +232,24 @@ static double elements(const vd_extent *tensor, int n) {
   return sum;
 }
 
-static void timed_square_sums(vd_ops *o, const real *x, const vd_extent *tensor, int n_tensor, double *norm2) {
-  vd_ops *i = begin(o, "square_sums", 0, elements(tensor, n_tensor) * sizeof(real));
-  i->square_sums(i, x, tensor, n_tensor, norm2);
+static void timed_judge(vd_ops *o, const real *gradient, const vd_extent *tensor, int n_tensor, double scale,
+                        double clip_norm, double *verdict) {
+  vd_ops *i = begin(o, "judge", 0, elements(tensor, n_tensor) * sizeof(real));
+  i->judge(i, gradient, tensor, n_tensor, scale, clip_norm, verdict);
   end(o);
 }
 
 static void timed_adagrad(vd_ops *o, real *param, const real *gradient, real *accumulator, const vd_extent *tensor,
-                          int n_tensor, const double *norm2, double scale, double lr, double eps, double clip_step) {
+                          int n_tensor, const double *verdict, double lr, double eps, double clip_step) {
   vd_ops *i = begin(o, "adagrad", 0, elements(tensor, n_tensor) * (5 * sizeof(real) + act(o)));
-  i->adagrad(i, param, gradient, accumulator, tensor, n_tensor, norm2, scale, lr, eps, clip_step);
+  i->adagrad(i, param, gradient, accumulator, tensor, n_tensor, verdict, lr, eps, clip_step);
   end(o);
 }
 
 static void timed_adam(vd_ops *o, real *param, const real *gradient, real *m, real *v, const vd_extent *tensor,
-                       int n_tensor, const vd_adam *a) {
+                       int n_tensor, const double *verdict, const vd_adam *a) {
   vd_ops *i = begin(o, "adam", 0, elements(tensor, n_tensor) * (7 * sizeof(real) + act(o)));
-  i->adam(i, param, gradient, m, v, tensor, n_tensor, a);
+  i->adam(i, param, gradient, m, v, tensor, n_tensor, verdict, a);
   end(o);
 }
 
@@ -303,7 +304,7 @@ vd_ops *op_times_wrap(vd_ops *inner, const vd_cuda_table *cuda) {
   if (inner->backward_end) o->backward_end = timed_backward_end;
   o->memory_push = timed_memory_push;
   o->cross_entropy = timed_cross_entropy;
-  o->square_sums = timed_square_sums;
+  o->judge = timed_judge;
   o->adagrad = timed_adagrad;
   o->adam = timed_adam;
   o->scale_dropout = timed_scale_dropout;

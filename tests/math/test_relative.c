@@ -286,8 +286,9 @@ static void adam_is_the_equations(void **state) {
   for (int i = 0; i < N; i++) q[i] = p[i];
   for (int t = 1; t <= 5; t++) {
     real *g = noise(N, 10 + (uint64_t)t);
-    vd_adam a = {0.01 * t, 0.9, 0.99, 1e-3, 0.5, t};
-    o->adam(o, p, g, m, v, tensor, 2, &a);
+    vd_adam a = {0.01 * t, 0.9, 0.99, 1e-3, t};
+    const double verdict[VD_NORMS] = {[VD_FACTOR] = 0.5, [VD_LEFT_OUT] = -1};
+    o->adam(o, p, g, m, v, tensor, 2, verdict, &a);
     for (int i = 0; i < N; i++) {
       if (i >= 17 && i < 32) continue;
       first[i] = 0.9 * first[i] + 0.1 * 0.5 * g[i];

@@ -37,7 +37,7 @@ static void sum_and_compare(vd_reducer *r, real *x, int turn) {
   vd_reducer_share(r, &ranks, 1);
   assert_true(ranks == (double)size);
   vd_reducer_finish(r);
-  vd_reducer_end(r);
+  vd_reducer_end(r, turn + 1);
   assert_true(vd_reducer_exposed(r) >= 0);
   for (size_t i = 0; i < N; i++) {
     real expected = 0;
@@ -115,10 +115,12 @@ static void fake_join(vd_nccl *n) {
 static void fake_look(vd_nccl *n, vd_error *err) {
   (void)n, (void)err;
 }
-static int fake_count(const vd_nccl *n) {
+static int fake_count(const vd_nccl *n, int before) {
+  (void)before;
   return n->n_sum;
 }
-static bool fake_times(const vd_nccl *n, int i, vd_sum_times *t) {
+static bool fake_times(const vd_nccl *n, int before, int i, vd_sum_times *t) {
+  (void)before;
   *t = n->sum[i];
   return true;
 }

@@ -1,8 +1,7 @@
 /* Losses and gradients that overflow under a loss scale: skipped updates, their bound, what a checkpoint keeps of them.
  * The CPU never scales its losses by itself; here an optimiser that does stands in the run's, and a cross entropy that
  * loses a loss now and then in the backend's. */
-#include "corpus_maker.h"
-#include "train.h"
+#include "small_run.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -15,13 +14,6 @@
 
 static const vd_optimizer_config recipe = {
     .lr = 0.07, .eps = 1e-10, .clip_step = 0.03, .loss_scale = 128, .loss_scale_window = 4};
-
-struct fixture {
-  vd_context ctx;
-  char folder[256], corpus[300], run[300];
-  vd_settings settings;
-  vd_train t;
-};
 
 /* The backend of a fixture, whose losses of these updates (counted from 0) are lost. */
 static void (*real_cross_entropy)(vd_ops *o, int64_t n, int64_t vocab, const vd_act *logits, const int32_t *targets,
@@ -43,47 +35,14 @@ static void lose(vd_train *t, int64_t first, int64_t last) {
   passes = 0;
 }
 
-static int setup(void **state) {
-  struct fixture *f = vd_calloc(1, sizeof *f);
-  vd_error err = {0};
-  const char *tmp = getenv("TMPDIR");
-  const int64_t n[3] = {4000, 100, 100};
-  snprintf(f->folder, sizeof f->folder, "%s/vd-test-scaling-XXXXXX", tmp ? tmp : "/tmp");
-  f->ctx.comm = MPI_COMM_WORLD;
-  f->ctx.size = 1;
-  if (!mkdtemp(f->folder) || vd_h5_create(&f->ctx.h5, &err)) return -1;
-  snprintf(f->corpus, sizeof f->corpus, "%s/c.h5", f->folder);
-  *state = f;
-  return maker_write(f->ctx.h5, f->corpus, n, 5000, 0, 17, &err);
-}
-
-static int teardown(void **state) {
-  struct fixture *f = *state;
-  vd_h5_destroy(f->ctx.h5);
-  char command[300];
-  snprintf(command, sizeof command, "rm -rf %s", f->folder);
-  int status = system(command);
-  free(f);
-  return status;
-}
-
 /* Opens a run of `updates` and puts an optimiser that scales its losses into it. */
-static void open_run(struct fixture *f, const char *name, int updates, const vd_optimizer_config *config) {
+static void open_run(struct small_run *f, const char *name, int updates, const vd_optimizer_config *config) {
   vd_error err = {0};
-  char deck[2000];
-  snprintf(
-      deck, sizeof deck,
-      "&run directory='%s/%s', max_updates=%d, log_interval=1, resume='never' /\n"
-      "&data path='%s', tokens_per_sample=8, batch_streams=2 /\n"
-      "&model n_layer=1, d_model=8, n_head=2, d_inner=16 /\n&span attn_span=16, ramp=4 /\n"
-      "&valid interval=0 /\n&checkpoint interval=1000 /\n&trace interval=1 /\n&device backend='cpu', threads=1 /\n",
-      f->folder, name, updates, f->corpus);
-  snprintf(f->run, sizeof f->run, "%s/%s", f->folder, name);
-  vd_settings_read_text(&f->settings, deck, "deck", &err);
-  assert_string_equal(err.message, "");
-  vd_train_plan(&f->t, &f->ctx, &f->settings, &err);
-  vd_train_open(&f->t, &err);
-  assert_string_equal(err.message, "");
+  char run[64];
+  snprintf(run, sizeof run, "max_updates=%d, log_interval=1", updates);
+  small_run_open(f, name, run,
+                 "&model n_layer=1, d_model=8, n_head=2, d_inner=16 /\n&span attn_span=16, ramp=4 /\n"
+                 "&valid interval=0 /\n&checkpoint interval=1000 /\n&trace interval=1 /");
   vd_optimizer_destroy(f->t.optimizer);
   vd_optimizer_create(&f->t.optimizer, config, f->t.model, f->t.ops, &err);
   assert_string_equal(err.message, "");
@@ -102,18 +61,9 @@ static void assert_scaling(const vd_train *t, double scale, int64_t clean, int64
   assert_int_equal(l.skipped, skipped);
 }
 
-static void read_log(const struct fixture *f, char *text, size_t size) {
-  char path[400];
-  snprintf(path, sizeof path, "%s/log.jsonl", f->run);
-  FILE *file = fopen(path, "r");
-  assert_non_null(file);
-  text[fread(text, 1, size - 1, file)] = '\0';
-  fclose(file);
-}
-
 /* The third update of six is lost: nothing moves in it, the scale is halved, the log has it, the run goes on. */
 static void skips_a_lost_loss(void **state) {
-  struct fixture *f = *state;
+  struct small_run *f = *state;
   vd_error err = {0};
   open_run(f, "skip", 6, &recipe);
   vd_train *t = &f->t;
@@ -122,7 +72,7 @@ static void skips_a_lost_loss(void **state) {
   assert_int_equal(t->progress.update, 6);
   assert_scaling(t, 64, 3, 1);
   char log[8000];
-  read_log(f, log, sizeof log);
+  small_run_log(f, log, sizeof log);
   const char *line = strstr(log, "\"num_updates\":3,");
   assert_non_null(line);
   assert_non_null(strstr(line, "\"loss\":null,\"bpc\":null"));
@@ -134,7 +84,7 @@ static void skips_a_lost_loss(void **state) {
 
 /* Parameters and state are as they were, and the memories, which may hold what overflowed, are zeros. */
 static void leaves_parameters_alone(void **state) {
-  struct fixture *f = *state;
+  struct small_run *f = *state;
   vd_error err = {0};
   open_run(f, "alone", 1, &recipe);
   vd_train *t = &f->t;
@@ -157,7 +107,7 @@ static void leaves_parameters_alone(void **state) {
 
 /* 128 / 2^21 is the first below 1e-4. */
 static void ends_where_every_loss_is_lost(void **state) {
-  struct fixture *f = *state;
+  struct small_run *f = *state;
   vd_error err = {0};
   open_run(f, "end", 100, &recipe);
   vd_train *t = &f->t;
@@ -170,7 +120,7 @@ static void ends_where_every_loss_is_lost(void **state) {
 
 /* Without a loss scale the first one ends the run. */
 static void ends_without_a_loss_scale(void **state) {
-  struct fixture *f = *state;
+  struct small_run *f = *state;
   vd_error err = {0};
   vd_optimizer_config plain = recipe;
   plain.loss_scale = 0;
@@ -202,7 +152,7 @@ static void load(vd_train *t, const char *path) {
 
 /* Six updates, the second of them lost, and eight more, against the eight alone from a checkpoint of the six. */
 static void resumes_the_same_bits(void **state) {
-  struct fixture *f = *state;
+  struct small_run *f = *state;
   vd_error err = {0};
   char path[400];
   snprintf(path, sizeof path, "%s/six.h5", f->folder);
@@ -235,7 +185,7 @@ static void resumes_the_same_bits(void **state) {
 
 /* From a run that did not scale its losses into one that does, and back. */
 static void loads_files_without_and_with(void **state) {
-  struct fixture *f = *state;
+  struct small_run *f = *state;
   vd_error err = {0};
   vd_optimizer_config plain = recipe;
   char without[400], with[400];
@@ -265,12 +215,12 @@ int main(int argc, char **argv) {
   int level;
   MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &level);
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test_setup_teardown(skips_a_lost_loss, setup, teardown),
-      cmocka_unit_test_setup_teardown(leaves_parameters_alone, setup, teardown),
-      cmocka_unit_test_setup_teardown(ends_where_every_loss_is_lost, setup, teardown),
-      cmocka_unit_test_setup_teardown(ends_without_a_loss_scale, setup, teardown),
-      cmocka_unit_test_setup_teardown(resumes_the_same_bits, setup, teardown),
-      cmocka_unit_test_setup_teardown(loads_files_without_and_with, setup, teardown),
+      cmocka_unit_test_setup_teardown(skips_a_lost_loss, small_run_setup, small_run_teardown),
+      cmocka_unit_test_setup_teardown(leaves_parameters_alone, small_run_setup, small_run_teardown),
+      cmocka_unit_test_setup_teardown(ends_where_every_loss_is_lost, small_run_setup, small_run_teardown),
+      cmocka_unit_test_setup_teardown(ends_without_a_loss_scale, small_run_setup, small_run_teardown),
+      cmocka_unit_test_setup_teardown(resumes_the_same_bits, small_run_setup, small_run_teardown),
+      cmocka_unit_test_setup_teardown(loads_files_without_and_with, small_run_setup, small_run_teardown),
   };
   int failed = cmocka_run_group_tests(tests, NULL, NULL);
   MPI_Finalize();
