@@ -130,6 +130,22 @@ def check_curves():
         same(f"{softmax}: losses as on the CPU", f"{softmax}-cuda", f"{softmax}-cpu")
 
 
+def check_moving():
+    """Spans that are driven down by a whole window every few updates: the GPU plans windows of which the host hears an
+    update later; lines of the log apart, so that it is not waited for in between."""
+    for softmax in ("masked", "trimmed"):
+        for backend in ("cpu", "cuda"):
+            train(f"moving-{softmax}-{backend}", backend, span__softmax=softmax, span__attn_span=8192, span__init=0.05, optimizer__clip_step=0.0,
+                  span__aux_loss_scaler=1.0, run__log_interval=7, trace__interval=7, valid__interval=14, run__max_updates=28,
+                  checkpoint__interval=1000)
+        ours, theirs = f"moving-{softmax}-cuda", f"moving-{softmax}-cpu"
+        same(f"{softmax}, spans that move: losses as on the CPU", ours, theirs)
+        same(f"{softmax}, spans that move: spans as on the CPU", ours, theirs, key="avg_span")
+        same(f"{softmax}, spans that move: validations as on the CPU", ours, theirs, key="valid_bpc")
+    spans = losses("moving-masked-cpu", "avg_span")
+    report("spans that move do move by more than a window", spans[:1] and spans[0] - spans[-1] > 64, str(spans))
+
+
 def check_curves_xl():
     train("xl-cpu", "cpu", deck="xl")
     train("xl-gpu", "cuda", deck="xl")
@@ -262,7 +278,7 @@ def check_xl():
 def main():
     """All checks, or those named."""
     make_corpus()
-    checks = {"curves": check_curves, "resume": check_resume, "eval": check_eval, "half": check_half, "nccl": check_nccl,
+    checks = {"curves": check_curves, "moving": check_moving, "resume": check_resume, "eval": check_eval, "half": check_half, "nccl": check_nccl,
               "transformer_xl": check_xl, "without": check_without}
     for name in sys.argv[1:] or checks:
         checks[name]()
