@@ -95,6 +95,8 @@ typedef struct vd_cuda_adam_step {
 cudaError_t vd_cuda_adam(enum vd_cuda_type type, float *param, const float *gradient, float *m, float *v, void *copy,
                          const vd_cuda_piece *piece, int n_piece, const double *verdict, const vd_cuda_adam_step *step,
                          cudaStream_t stream);
+/* Stream-ordered. n words from pinned host memory: a kernel fetches few of them sooner than a copy would begin. */
+cudaError_t vd_cuda_fetch(size_t n, const uint32_t *from, uint32_t *to, cudaStream_t stream);
 /* Stream-ordered. Copies the parts, one after the other, to `to`, which may be pinned host memory; n <= VD_PARTS. */
 cudaError_t vd_cuda_letter(int n, const vd_part *part, void *to, cudaStream_t stream);
 /* Stream-ordered. x[i] += value. */

@@ -44,10 +44,10 @@ void vd_cuda_put_tokens(vd_ops *o, int32_t *device, const int32_t *host, size_t 
   size_t bytes = n * sizeof *host;
   c->next_tokens = (c->next_tokens + 1) % VD_TOKEN_MAILS;
   cudaError_t e = m->done ? cudaEventSynchronize(m->done) : cudaSuccess;
-  if (e == cudaSuccess) e = make_room(m, bytes);
-  if (e == cudaSuccess) {
+  if (e == cudaSuccess) e = make_room(m, bytes > 0 ? bytes : 1);
+  if (e == cudaSuccess && n > 0) {
     memcpy(m->p, host, bytes);
-    e = cudaMemcpyAsync(device, m->p, bytes, cudaMemcpyHostToDevice, c->stream);
+    e = vd_cuda_fetch(n, m->p, (uint32_t *)device, c->stream);
   }
   if (e == cudaSuccess) e = cudaEventRecord(m->done, c->stream);
   vd_cuda_note(c, e, "copying tokens to the GPU");

@@ -224,6 +224,16 @@ cudaError_t vd_cuda_adam(enum vd_cuda_type type, float *param, const float *grad
   return cudaGetLastError();
 }
 
+static __global__ void vd_fetch_kernel(size_t n, const uint32_t *from, uint32_t *to) {
+  size_t i = (size_t)blockIdx.x * VD_BLOCK + threadIdx.x;
+  if (i < n) to[i] = from[i];
+}
+
+cudaError_t vd_cuda_fetch(size_t n, const uint32_t *from, uint32_t *to, cudaStream_t stream) {
+  vd_fetch_kernel<<<vd_blocks((int64_t)n, VD_BLOCK), VD_BLOCK, 0, stream>>>(n, from, to);
+  return cudaGetLastError();
+}
+
 typedef struct vd_letter_parts {
   const uint32_t *from[VD_PARTS];
   int n[VD_PARTS]; /* words */
