@@ -174,7 +174,10 @@ int vd_train_catch_up(vd_train *t, vd_error *err) {
   receive_before(t, shared, &bad, err);
   shared[FAILED] = err->status != VD_OK;
   vd_reducer_share(t->reducer, shared, N_SHARED);
-  if (shared[FAILED] > 0) return vd_agree(t->ctx->comm, err);
+  if (shared[FAILED] > 0) {
+    vd_reducer_abandon(t->reducer);
+    return vd_agree(t->ctx->comm, err);
+  }
   if (judge(t, t->progress.update - 1, shared, &bad, err)) return err->status;
   count(t, shared[NLL], shared[TARGETS], MPI_Wtime() - start);
   return VD_OK;
