@@ -21,7 +21,7 @@ FLOORS = [
     (r"src/(error|version|real)\.[ch]$", r"(error|version|real)\.h$"),
     (r"src/deck\w*\.[ch]$", r"(deck\w*|error)\.h$"),
     (r"src/settings\w*\.[ch]$", r"(settings\w*|deck\w*|error)\.h$"),
-    (r"src/(ops|random)\.[ch]$", r"(ops|random|real|error)\.h$"),
+    (r"src/(ops|outcome|random)\.[ch]$", r"(ops|outcome|random|real|error)\.h$"),
     (r"src/(model|optimizer)\w*\.[ch]$", r"(model\w*|optimizer\w*|ops|random|real|error)\.h$"),
 ]
 CPU_FORBIDDEN = re.compile(r"(model|optimizer|settings|deck|context|parallel|h5|corpus|checkpoint|trace|reader|streams)\w*\.h$")
