@@ -36,11 +36,14 @@ double *vd_golden_dataset(hid_t file, const char *path, size_t *n, hsize_t shape
   return data;
 }
 
+double vd_golden_worse(double worst, double error) {
+  return isnan(worst) || error <= worst ? worst : error;
+}
+
 double vd_golden_difference(const real *ours, const double *theirs, size_t n) {
   double worst = 0, largest = 0;
   for (size_t i = 0; i < n; i++) {
-    double e = fabs((double)ours[i] - theirs[i]);
-    if (!(e <= worst)) worst = e; /* a NaN stays */
+    worst = vd_golden_worse(worst, fabs((double)ours[i] - theirs[i]));
     largest = fmax(largest, fabs(theirs[i]));
   }
   return worst == 0 ? 0 : worst / fmax(largest, 1e-300);
@@ -102,11 +105,9 @@ void vd_golden_compare_arena(vd_golden *g, vd_ops *ops, vd_model *m, const char 
   for (int i = 0; i < vd_model_n_param(m); i++) {
     const vd_param *p = vd_model_param(m, i);
     double *theirs = tensor_of(g, group, p);
-    double e = vd_golden_difference(ours + p->at.offset, theirs, p->at.size);
-    if (!(e <= worst)) {
-      worst = e;
-      snprintf(where, sizeof where, "%s", p->name);
-    }
+    double before = worst;
+    worst = vd_golden_worse(worst, vd_golden_difference(ours + p->at.offset, theirs, p->at.size));
+    if (worst != before && !isnan(before)) snprintf(where, sizeof where, "%s", p->name);
     free(theirs);
   }
   vd_golden_report(g, group, worst, g->tolerance);

@@ -28,6 +28,8 @@ double vd_golden_attribute(hid_t at, const char *name);
 /* Not collective. A whole dataset as doubles; its element count in *n and shape in shape[4]. Caller frees. Exit 2 where
  * there is none. */
 double *vd_golden_dataset(hid_t file, const char *path, size_t *n, hsize_t shape[4]);
+/* Not collective. The larger of two errors; a NaN in either stays. */
+double vd_golden_worse(double worst, double error);
 /* Not collective. The largest |ours - theirs| over the largest |theirs|; a NaN stays. */
 double vd_golden_difference(const real *ours, const double *theirs, size_t n);
 /* Not collective. Prints a line; notes in *g where the error is above the tolerance. */

@@ -67,7 +67,7 @@ static void compare_memories(vd_golden *g, vd_model *m) {
     for (int64_t i = 0; i < (int64_t)shape[0]; i++)
       for (int64_t b = 0; b < streams; b++)
         for (int64_t e = 0; e < d; e++) turned[(b * rows + i) * d + e] = theirs[(i * streams + b) * d + e];
-    if (!g->failed) worst = fmax(worst, vd_golden_difference(ours, turned, n));
+    if (!g->failed) worst = vd_golden_worse(worst, vd_golden_difference(ours, turned, n));
     free(theirs), free(turned), free(ours);
   }
   vd_golden_report(g, "mems_final", worst, g->tolerance);

@@ -1,5 +1,6 @@
 /* The CPU backend's simple operations: backward passes against central finite differences, in double, and known values.
  */
+#include "golden.h"
 #include "ops.h"
 
 #include <math.h>
@@ -331,13 +332,31 @@ static void memory_push_rows(void **state) {
   o->destroy(o);
 }
 
+/* What golden files are compared with: a NaN among good values must not be lost. */
+static void golden_comparison_keeps_nan(void **state) {
+  (void)state;
+  const double theirs[3] = {1, 2, 4};
+  const real good[3] = {1, 2, 5}, first[3] = {NAN, 2, 4}, middle[3] = {1, NAN, 4}, last[3] = {1, 2, NAN};
+  assert_true(vd_golden_difference(good, theirs, 3) == 0.25);
+  assert_true(isnan(vd_golden_difference(first, theirs, 3)));
+  assert_true(isnan(vd_golden_difference(middle, theirs, 3)));
+  assert_true(isnan(vd_golden_difference(last, theirs, 3)));
+  assert_true(isnan(vd_golden_worse(NAN, 1)) && isnan(vd_golden_worse(1, NAN)) && vd_golden_worse(1, 2) == 2);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(linear_plain),       cmocka_unit_test(linear_relu_dropout),
-      cmocka_unit_test(add_norm_gradients), cmocka_unit_test(cross_entropy_gradients),
-      cmocka_unit_test(embed_gradients),    cmocka_unit_test(dropout_mask),
-      cmocka_unit_test(adagrad_step),       cmocka_unit_test(memory_push_rows),
-      cmocka_unit_test(judges_gradients),   cmocka_unit_test(sends_letters),
+      cmocka_unit_test(linear_plain),
+      cmocka_unit_test(linear_relu_dropout),
+      cmocka_unit_test(add_norm_gradients),
+      cmocka_unit_test(cross_entropy_gradients),
+      cmocka_unit_test(embed_gradients),
+      cmocka_unit_test(dropout_mask),
+      cmocka_unit_test(adagrad_step),
+      cmocka_unit_test(memory_push_rows),
+      cmocka_unit_test(judges_gradients),
+      cmocka_unit_test(sends_letters),
+      cmocka_unit_test(golden_comparison_keeps_nan),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
