@@ -170,15 +170,17 @@ VD_DEV void vd_query_step(const vd_cuda_attention &a, const vd_band &band, const
   }
 }
 
-/* With relative keys: the last block of e, which starts with distance 0. Warp 3 alone still has its part of it. */
+/* With relative keys: the last block of e, which starts with distance 0. Warp 3 alone still has its part of it, and
+ * stores zeros where its rows lie beyond the block: what shared memory held before may be NaN. */
 template <typename T, int D>
 VD_DEV void vd_query_last(vd_query_warp<T, D, true> &w, const T *table, T *turned, int ring, int unit) {
   float block[2][4], none[2][4];
   vd_frag_a<T> x;
-  if (threadIdx.x < 96 || !w.have_turned) return;
+  if (threadIdx.x < 96) return;
   vd_clear(none);
   vd_join(block, w.turned, none);
   vd_store_turned(turned, 48, unit % 8 * 16, block);
+  if (!w.have_turned) return;
   vd_as_a(x, block);
   vd_accumulate<T, D>(w.dq_position, x, table, vd_ring_row(unit % ring, ring));
 }

@@ -1,6 +1,7 @@
 /* The GPU's attention against a double reference of naive loops on the host, on random inputs: outputs and all
  * gradients, odd sizes and the edges of spans included. Memory rows out of a head's reach hold NaN, as do outputs
- * before each run, so that a read or a missing write out of place shows. Usage: test_attention [CASE...] */
+ * before each run, and all shared memory, so that a read or a missing write out of place shows. Usage: test_attention
+ * [CASE...] */
 #include "attention.h"
 
 #include <algorithm>
@@ -52,8 +53,8 @@ static const std::vector<relative_case> relative_cases = {
     {"xl_between", 2, 97, 77, 3, 64, 301, 120, 1, 5, 0},  {"xl_no_bias", 2, 65, 90, 2, 64, 90, 154, 0, 0, 0.3},
     {"xl_narrow", 2, 50, 90, 3, 32, 90, 100, 1, 0, 0},    {"xl_padded", 1, 45, 91, 2, 24, 91, 135, 1, 0, 0.3},
     {"xl_wide", 1, 70, 150, 2, 128, 160, 219, 1, 0, 0.3}, {"xl_one", 2, 1, 70, 2, 64, 70, 70, 1, 0, 0},
-    {"xl_first", 2, 1, 0, 2, 64, 70, 0, 1, 0, 0},         {"xl_odd", 1, 33, 31, 4, 8, 64, 63, 1, 1, 0},
-    {"xl_long", 1, 200, 700, 2, 64, 700, 899, 1, 0, 0.1},
+    {"xl_first", 2, 1, 0, 2, 64, 70, 0, 1, 0, 0},         {"xl_begin", 3, 40, 0, 3, 64, 40, 39, 1, 0, 0.1},
+    {"xl_odd", 1, 33, 31, 4, 8, 64, 63, 1, 1, 0},         {"xl_long", 1, 200, 700, 2, 64, 700, 899, 1, 0, 0.1},
 };
 
 struct reference {
@@ -174,6 +175,20 @@ static void *filled(size_t bytes, int value) {
   check(cudaMemset(p, value, bytes), "cudaMemset");
   return p;
 }
+
+/* Fills the shared memory of every multiprocessor with NaN, of whichever type: no kernel may read it unwritten. */
+__global__ void spoil_kernel(int words) {
+  extern __shared__ volatile uint32_t shared[];
+  for (int i = (int)threadIdx.x; i < words; i += (int)blockDim.x) shared[i] = 0xffffffffU;
+}
+static void spoil_shared() {
+  int bytes, blocks;
+  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0), "shared memory");
+  check(cudaDeviceGetAttribute(&blocks, cudaDevAttrMultiProcessorCount, 0), "multiprocessors");
+  check(cudaFuncSetAttribute(spoil_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "shared memory");
+  spoil_kernel<<<2 * blocks, 256, bytes>>>(bytes / 4);
+  check(cudaDeviceSynchronize(), "spoiling shared memory");
+}
 static vec fetch(vd_cuda_type type, const void *device, size_t n) {
   void *host = calloc(n, 4);
   check(cudaMemcpy(host, device, n * size_of(type), cudaMemcpyDeviceToHost), "copy");
@@ -259,8 +274,10 @@ static int run_case(const test_case &c, vd_cuda_type type, double tolerance, uin
         *scratch = (float *)filled(vd_cuda_attention_workspace_size(&a), 0xff);
   check(vd_cuda_attention_key_pe(type, c.d_head, c.attn_span, gpe, table, 0), "key_pe");
   check(vd_cuda_attention_make_plan(&a, 0), "make_plan");
-  for (int twice = 0; twice < 2; twice++) /* the work counters must be ready for a second run */
+  for (int twice = 0; twice < 2; twice++) { /* the work counters must be ready for a second run */
+    spoil_shared();
     check(vd_cuda_attention_forward(&a, gq, gk, gv, table, out, lse, 0), "forward");
+  }
   check(cudaDeviceSynchronize(), "forward");
   cudaStream_t side;
   cudaEvent_t fork, join;
@@ -269,6 +286,7 @@ static int run_case(const test_case &c, vd_cuda_type type, double tolerance, uin
   check(cudaEventCreateWithFlags(&join, cudaEventDisableTiming), "event");
   vd_cuda_attention_gradient g = {gq, gk, gv,     table, out,     lse,  gdo,  dq,
                                   dk, dv, dtable, dspan, scratch, side, fork, join};
+  spoil_shared();
   check(vd_cuda_attention_backward(&a, &g, 0), "backward");
   check(vd_cuda_attention_key_pe_backward(c.d_head, c.attn_span, dtable, dpe, 0), "key_pe_backward");
   check(cudaDeviceSynchronize(), "backward");
@@ -388,7 +406,9 @@ static int run_relative(const relative_case &c, vd_cuda_type type, double tolera
   g.drel_key = drel, g.workspace = scratch;
   if (c.biases) g.dcontent_bias = du, g.dposition_bias = dw;
   for (int twice = 0; twice < 2; twice++) { /* gradients are added to: they double; counters must be ready again */
+    spoil_shared();
     check(vd_cuda_attention_forward(&a, gq, gk, gv, NULL, out, lse, 0), "forward");
+    spoil_shared();
     check(vd_cuda_attention_backward(&a, &g, 0), "backward");
   }
   check(cudaDeviceSynchronize(), "kernels");
