@@ -52,25 +52,50 @@ static void spread_spans(vd_model *m, vd_ops *o) {
   vd_model_params_changed(m);
 }
 
-static void move_params(vd_model *m, vd_ops *o, double noise) {
+/* Biases of five times the deviation of the units' sums, which is the norm of their weights as what they read is
+ * normalised; the even units on, the odd ones off. fc2's biases take away what that adds to every token alike, beside
+ * which a layer's input would be lost. `fc1`: its weights' number; its biases, fc2's weights and biases follow. */
+static void clear_layer(const vd_model *m, int fc1, real *params) {
+  const vd_param *weight = vd_model_param(m, fc1);
+  size_t inner = (size_t)weight->shape[0], d = (size_t)weight->shape[1];
+  const real *w1 = params + weight->at.offset, *w2 = params + vd_model_param(m, fc1 + 2)->at.offset;
+  real *b1 = params + vd_model_param(m, fc1 + 1)->at.offset, *b2 = params + vd_model_param(m, fc1 + 3)->at.offset;
+  for (size_t u = 0; u < inner; u++) {
+    double square = 0;
+    for (size_t c = 0; c < d; c++) square += (double)w1[u * d + c] * (double)w1[u * d + c];
+    b1[u] = (real)((u % 2 ? -5 : 5) * sqrt(square));
+  }
+  for (size_t c = 0; c < d; c++) {
+    double sum = 0;
+    for (size_t u = 0; u < inner; u += 2) sum += (double)w2[c * inner + u] * (double)b1[u];
+    b2[c] = (real)((double)b2[c] - sum);
+  }
+}
+
+static void change_params(vd_model *m, vd_ops *o, const update_change *change) {
   size_t n = vd_model_arena(m), spans = vd_model_span_room(m);
   real *p = vd_calloc(n, sizeof *p);
   o->get(o, p, vd_model_params(m), n);
+  for (size_t i = spans; i < n; i++) p[i] = (real)(float)p[i];
+  for (int i = 0; change->clear && i < vd_model_n_param(m); i++) {
+    const char *name = vd_model_param(m, i)->name;
+    if (strstr(name, ".fc1.weight") || strstr(name, ".CoreNet.0.weight")) clear_layer(m, i, p);
+  }
   for (size_t i = spans; i < n; i++) {
     double draw = vd_philox((vd_rng){.seed = 99}, i).v[0] / 4294967296.0;
-    p[i] = (real)((double)(float)p[i] * (1 + noise * (2 * draw - 1)));
+    p[i] = (real)((double)(float)p[i] * (1 + change->noise * (2 * draw - 1)));
   }
   o->put(o, vd_model_params(m), p, n);
   vd_model_params_changed(m);
   free(p);
 }
 
-int update_run(vd_ops *o, const vd_model_config *config, int64_t n_stream, double noise, update_outcome *out,
-               vd_error *err) {
+int update_run(vd_ops *o, const vd_model_config *config, int64_t n_stream, const update_change *change,
+               update_outcome *out, vd_error *err) {
   vd_model *m = NULL;
   if (vd_model_create(&m, config, o, 0, n_stream, 0, BLOCK, true, err)) return err->status;
   spread_spans(m, o);
-  move_params(m, o, noise);
+  change_params(m, o, change);
   int status = vd_model_reset_memory(m, err);
   for (int64_t block = 0; block < 2 && status == VD_OK; block++) {
     int32_t *x = tokens(n_stream, block, 0), *y = tokens(n_stream, block, 1);
@@ -98,14 +123,14 @@ static int by_size(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
-int update_compare(vd_ops *cpu, const vd_model_config *config, const update_outcome *a, const update_outcome *b,
-                   const update_bounds *bounds) {
+int update_compare(vd_ops *cpu, const vd_model_config *config, const char *what, const update_outcome *a,
+                   const update_outcome *b, const update_bounds *bounds) {
   vd_error err = {0};
   vd_model *m = NULL;
   int failed = 0;
   double loss = fabs(b->nll / a->nll - 1);
-  printf("%s loss: %.9f, %.9f, relative difference %.2e (bound %.0e)\n", loss <= bounds->loss ? "ok" : "not ok", a->nll,
-         b->nll, loss, bounds->loss);
+  printf("%s %sloss: %.9f, %.9f, relative difference %.2e (bound %.0e)\n", loss <= bounds->loss ? "ok" : "not ok", what,
+         a->nll, b->nll, loss, bounds->loss);
   failed += !(loss <= bounds->loss);
   if (vd_model_create(&m, config, cpu, 0, 1, 0, 1, false, &err)) return failed + 1; /* for its names */
   int n = vd_model_n_param(m);
@@ -120,13 +145,13 @@ int update_compare(vd_ops *cpu, const vd_model_config *config, const update_outc
     }
     double relative = all[i] = sqrt(error / size);
     bool good = relative <= bounds->each;
-    printf("%s gradient of %s: relative difference %.2e (bound %.0e)\n", good ? "ok" : "not ok", p->name, relative,
-           bounds->each);
+    printf("%s %sgradient of %s: relative difference %.2e (bound %.0e)\n", good ? "ok" : "not ok", what, p->name,
+           relative, bounds->each);
     failed += !good;
   }
   qsort(all, (size_t)n, sizeof *all, by_size);
   bool good = all[n / 2] <= bounds->median;
-  printf("%s gradients: median relative difference %.2e (bound %.0e)\n", good ? "ok" : "not ok", all[n / 2],
+  printf("%s %sgradients: median relative difference %.2e (bound %.0e)\n", good ? "ok" : "not ok", what, all[n / 2],
          bounds->median);
   failed += !good;
   free(all);

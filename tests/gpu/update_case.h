@@ -10,6 +10,12 @@ typedef struct update_outcome {
   real *gradient;
 } update_outcome;
 
+/* What is done to the initial parameters. */
+typedef struct update_change {
+  double noise; /* each parameter but the spans is moved by up to this share of its size */
+  bool clear;   /* every hidden unit is kept clear of the ReLU's edge, half of them on, half off */
+} update_change;
+
 /* How far two updates may lie apart: the loss, the median over the tensors, each tensor; relative. */
 typedef struct update_bounds {
   double loss, median, each;
@@ -18,12 +24,12 @@ typedef struct update_bounds {
 /* Not collective. The model that is compared: "masked", "trimmed", "transformer_xl". */
 vd_model_config update_model(const char *model, int64_t n_layer);
 /* Not collective. A block that fills the memories of `n_stream` streams, then an update's gradients on the next. Every
- * parameter is rounded to float and moved by up to `noise` of its size before. */
-int update_run(vd_ops *o, const vd_model_config *config, int64_t n_stream, double noise, update_outcome *out,
-               vd_error *err);
-/* Not collective. Prints a line for the loss, each tensor and the median, b against a; returns how many are out of
- * bounds. `cpu` serves for the names. */
-int update_compare(vd_ops *cpu, const vd_model_config *config, const update_outcome *a, const update_outcome *b,
-                   const update_bounds *bounds);
+ * parameter is rounded to float before. */
+int update_run(vd_ops *o, const vd_model_config *config, int64_t n_stream, const update_change *change,
+               update_outcome *out, vd_error *err);
+/* Not collective. Prints a line for the loss, each tensor and the median, b against a, `what` before it; returns how
+ * many are out of bounds. `cpu` serves for the names. */
+int update_compare(vd_ops *cpu, const vd_model_config *config, const char *what, const update_outcome *a,
+                   const update_outcome *b, const update_bounds *bounds);
 
 #endif
