@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # `make gpu-check`, on a node with a GPU: every check of the CUDA backend but the long curves. From a bundle or from a
 # tree that is built. Prints what fails, and ends with 'N passed, N failed'. Usage: check.sh [NAME]: only checks whose
-# name contains NAME. Logs: OUT (default: a temporary folder).
+# name contains NAME. Logs: OUT (default: a temporary folder). JOBS: how many of compute-sanitizer's checks run beside each
+# other (default: the number of cores); they take most of the time, and everything fits into 9 minutes on 16 cores.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
@@ -20,20 +21,44 @@ read -r cuda gpu tests <<<"$programs"
 export VIADUCT
 passed=0 failed=0
 
-# check NAME COMMAND...: counts its lines 'ok' and 'not ok'; a command that prints neither, or dies, counts as one.
-check() {
-  local name=$1 log p f status
+log_of() { echo "$out/${1//[^A-Za-z0-9_.-]/_}.log"; }
+# run NAME COMMAND...: what it prints goes to the log of NAME, its exit status beside it.
+run() {
+  local log
+  log=$(log_of "$1")
   shift
-  [[ $name == *"$only"* ]] || return 0
-  log=$out/${name//[^A-Za-z0-9_.-]/_}.log
-  timeout -k 5 "${CHECK_TIMEOUT:-120}" bash -c 'exec "$@"' check "$@" >"$log" 2>&1 </dev/null
-  status=$?
+  timeout -k 5 "${CHECK_TIMEOUT:-240}" bash -c 'exec "$@"' check "$@" >"$log" 2>&1 </dev/null
+  echo $? >"$log.status"
+}
+# tell NAME: counts its lines 'ok' and 'not ok'; a command that printed neither, or died, counts as one.
+tell() {
+  local name=$1 log p f status
+  log=$(log_of "$name")
+  status=$(cat "$log.status")
   p=$(grep -c '^ok ' "$log") f=$(grep -c '^not ok ' "$log")
-  [ $status = 0 ] || [ "$f" -gt 0 ] || f=1
+  [ "$status" = 0 ] || [ "$f" -gt 0 ] || f=1
   [ $((p + f)) -gt 0 ] || p=1
   passed=$((passed + p)) failed=$((failed + f))
-  printf '%-6s %-30s %s passed, %s failed\n' "$([ "$f" = 0 ] && echo ok || echo FAIL)" "$name" "$p" "$f"
+  printf '%-6s %-52s %s passed, %s failed\n' "$([ "$f" = 0 ] && echo ok || echo FAIL)" "$name" "$p" "$f"
   [ "$f" = 0 ] || { grep '^not ok' "$log" | head -n 40; grep -v '^ok\|^not ok' "$log" | tail -n 12; echo "exit status $status"; } | sed 's/^/      | /'
+}
+# check NAME COMMAND...: runs and tells.
+check() {
+  [[ $1 == *"$only"* ]] || return 0
+  run "$@"
+  tell "$1"
+}
+# beside NAME COMMAND...: runs beside others, at most JOBS at once; tell_all tells in the order they were named in.
+names=()
+beside() {
+  [[ $1 == *"$only"* ]] || return 0
+  while [ "$(jobs -rp | wc -l)" -ge "${JOBS:-$(nproc)}" ]; do wait -n; done
+  names+=("$1")
+  run "$@" &
+}
+tell_all() {
+  wait
+  for name in "${names[@]}"; do tell "$name"; done
 }
 export -f bundled
 export root
@@ -50,14 +75,22 @@ check runs env PROGRAMS="$gpu" bash -c 'bundled "$@"' _ python3 "$here/run_gpu.p
 # SANITIZER=no leaves it out, which takes most of the time; a path says where it is.
 sanitizer=${SANITIZER:-$(command -v compute-sanitizer || ls -d "${CUDA_HOME:-/usr/local/cuda}"/bin/compute-sanitizer "${CUDA_HOME:-/usr/local/cuda}"/compute-sanitizer/compute-sanitizer /opt/nvidia/*/compute-sanitizer 2>/dev/null | head -n 1)}
 if [ -x "$sanitizer" ]; then
-  for tool in memcheck racecheck; do
-    for ops in "ramp ends" "growing memory"; do
-      check "sanitizer $tool ops $ops" bash -c 'bundled "$@"' _ "$sanitizer" --tool $tool --error-exitcode 9 "$cuda/test_ops" bf16 "$ops"
+  # sanitize TOOL NAME PROGRAM...
+  sanitize() {
+    local tool=$1 name=$2
+    shift 2
+    beside "sanitizer $tool $name" bash -c 'bundled "$@"' _ "$sanitizer" --tool "$tool" --error-exitcode 9 "$@"
+  }
+  export OMP_NUM_THREADS=2
+  for tool in racecheck memcheck; do # the long ones first
+    for file in transformer_xl adaptive_span_trimmed adaptive_span_masked; do
+      sanitize $tool "update $file" "$tests/check_golden_f32" --backend cuda "$golden/$file.h5"
     done
-    for file in adaptive_span_trimmed transformer_xl; do
-      check "sanitizer $tool update $file" bash -c 'bundled "$@"' _ "$sanitizer" --tool $tool --error-exitcode 9 "$tests/check_golden_f32" --backend cuda "$golden/$file.h5"
-    done
+    for ops in "growing memory" "ramp ends"; do sanitize $tool "ops $ops" "$cuda/test_ops" bf16 "$ops"; done
+    [ ! -x "$cuda/test_project" ] || sanitize $tool project "$cuda/test_project"
+    [ ! -x "$cuda/test_attention" ] || sanitize $tool attention "$cuda/test_attention" zero window trimmed xl_start xl_begin xl_odd
   done
+  tell_all
 else
   echo "skip   compute-sanitizer is not here"
 fi
