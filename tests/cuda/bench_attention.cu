@@ -75,6 +75,7 @@ static layer make_layer(int n_stream, double dropout, const std::vector<int> &sp
          RAMP,
          1,
          0,
+         0,
          N_HEAD,
          WIDTH,
          WIDTH,

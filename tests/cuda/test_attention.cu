@@ -260,8 +260,8 @@ static int run_case(const test_case &c, vd_cuda_type type, double tolerance, uin
   check(cudaMemcpy(gv, nan_v.data(), nk * size_of(type), cudaMemcpyHostToDevice), "copy");
 
   vd_rng rng = {1234567890123ULL + seed, 17, 3, VD_SITE_ATTENTION};
-  vd_cuda_attention a = {type,     c.n_stream, c.block, c.window, c.n_head, c.d_head, c.attn_span, c.ramp, 1, c.trimmed,
-                         c.n_span, stride,     stride,  rows,     NULL,     NULL,     c.dropout,   rng,    5};
+  vd_cuda_attention a = {type,      c.n_stream, c.block, c.window, c.n_head, c.d_head, c.attn_span, c.ramp,    1,   0,
+                         c.trimmed, c.n_span,   stride,  stride,   rows,     NULL,     NULL,        c.dropout, rng, 5};
   float *span = (float *)filled(c.z.size() * 4, 0);
   check(cudaMemcpy(span, c.z.data(), c.z.size() * 4, cudaMemcpyHostToDevice), "copy");
   a.span = span;

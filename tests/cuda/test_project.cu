@@ -200,7 +200,7 @@ static int bench(int n_stream) {
     for (int h = 0; h < N_HEAD; h++)
       z[h] = (float)spans[h] / SPAN, flop += 4.0 * (spans[h] + RAMP + 1) * 64 * D * n_stream;
     check(cudaMemcpy(span, z, sizeof z, cudaMemcpyHostToDevice), "copy");
-    vd_cuda_attention a = {VD_CUDA_BF16, n_stream, BLOCK, ROWS,         N_HEAD, 64,   SPAN, RAMP, 1, 0,
+    vd_cuda_attention a = {VD_CUDA_BF16, n_stream, BLOCK, ROWS,         N_HEAD, 64,   SPAN, RAMP, 1, 0, 0,
                            N_HEAD,       D,        D,     ROWS + BLOCK, span,   plan, 0,    {},   0};
     if (l == 0) check(cudaMalloc(&scratch, vd_cuda_project_workspace_size(&a)), "cudaMalloc");
     check(vd_cuda_attention_make_plan(&a, 0), "plan");
