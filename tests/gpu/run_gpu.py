@@ -64,9 +64,10 @@ def viaduct(*words, ranks=0, environment=None, **variables):
     """group__name=value become --set words."""
     for name, value in variables.items():
         words += ("--set", f"{name.replace('__', '%')}={value}")
-    launch = MPIRUN + ["-n", str(ranks)] if ranks else []
+    # `timeout` ends mpirun so that it ends its ranks; the check then fails with status 124, and the next one begins.
+    launch = ["timeout", "-k", "10", "100"] + (MPIRUN + ["-n", str(ranks)] if ranks else [])
     return subprocess.run(launch + [VIADUCT, *words], capture_output=True, text=True, errors="replace", check=False,
-                          env=dict(ENVIRONMENT, **(environment or {})), timeout=100)
+                          env=dict(ENVIRONMENT, **(environment or {})))
 
 
 def train(run, backend, deck="deck", **more):
