@@ -9,9 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-double vd_golden_attribute(hid_t file, const char *name) {
+double vd_golden_attribute(hid_t at, const char *name) {
   double value = 0;
-  hid_t a = H5Aopen(file, name, H5P_DEFAULT);
+  hid_t a = H5Aopen(at, name, H5P_DEFAULT);
   if (a < 0 || H5Aread(a, H5T_NATIVE_DOUBLE, &value) < 0) {
     fprintf(stderr, "check_golden: no numeric attribute '%s'\n", name);
     exit(2);
