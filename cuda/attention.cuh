@@ -92,6 +92,38 @@ template <bool REL> VD_DEV int vd_key_tiles(const vd_band &b, int query_tile) {
   return (REL ? min(far, query_tile + vd_ceil_div(-b.oldest, VD_TILE)) : far) + 1;
 }
 
+/* Rows of one head and stream: row r begins at row0 + r * stride. */
+template <typename T> struct vd_lines {
+  T *row0;
+  int64_t stride;
+};
+/* What stands side by side in a row of the block. */
+enum vd_part { VD_QUERY, VD_KEY, VD_VALUE };
+VD_DEV int vd_width(const vd_cuda_attention &a) {
+  return a.n_head * a.d_head;
+}
+/* Of out, dout and other arrays [n_stream * block, width]. */
+template <typename T> VD_DEV vd_lines<T> vd_plain_lines(const vd_cuda_attention &a, T *x, int head, int stream) {
+  vd_lines<T> l = {x + (int64_t)stream * a.block * vd_width(a) + head * a.d_head, vd_width(a)};
+  return l;
+}
+template <typename T>
+VD_DEV vd_lines<T> vd_block_lines(const vd_cuda_attention &a, T *block, vd_part part, int head, int stream) {
+  int64_t width = vd_width(a);
+  vd_lines<T> l = {block + ((int64_t)stream * a.block * 3 + part) * width + head * a.d_head, 3 * width};
+  return l;
+}
+/* Keys or values of the tile of rows that begins with kappa0: tiles lie in the block or before it. */
+template <typename T>
+VD_DEV vd_lines<T> vd_key_lines(const vd_cuda_attention &a, T *block, T *memory, vd_part part, int head, int stream,
+                                int kappa0) {
+  if (kappa0 >= 0) return vd_block_lines(a, block, part, head, stream);
+  int64_t width = vd_width(a);
+  vd_lines<T> l = {memory + (((int64_t)stream * a.kv_rows + a.window) * 2 + part - VD_KEY) * width + head * a.d_head,
+                   2 * width};
+  return l;
+}
+
 VD_DEV float vd_mask(const vd_band &b, int x) {
   return __saturatef(((float)(b.whole - x + 1 + b.ramp) + b.fraction) * b.inverse_ramp);
 }

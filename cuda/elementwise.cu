@@ -284,34 +284,3 @@ cudaError_t vd_cuda_memory_push(enum vd_cuda_type type, int64_t n_stream, int64_
 #undef CALL
   return cudaGetLastError();
 }
-
-/* Blocks of 64 x 4 threads take 4 rows of `to`. */
-template <typename T, int N>
-__global__ void vd_gather_kernel(int n, int block, int64_t rows, int d, const T *dq, const T *dk, const T *dv, T *to) {
-  int r = (int)(blockIdx.x * 4 + threadIdx.y);
-  if (r >= n) return;
-  int64_t key = (r / block * rows + rows - block + r % block) * d, query = (int64_t)r * d;
-  for (int c = (int)threadIdx.x * N; c < d; c += 64 * N) {
-    vd_pack<T, N> q = *(const vd_pack<T, N> *)(dq + query + c), k = *(const vd_pack<T, N> *)(dk + key + c);
-    vd_pack<T, N> v = *(const vd_pack<T, N> *)(dv + key + c);
-    *(vd_pack<T, N> *)(to + 3 * query + c) = q;
-    *(vd_pack<T, N> *)(to + 3 * query + d + c) = k;
-    *(vd_pack<T, N> *)(to + 3 * query + 2 * d + c) = v;
-  }
-}
-
-cudaError_t vd_cuda_gather_gradients(enum vd_cuda_type type, int64_t n_stream, int64_t block, int64_t rows, int64_t d,
-                                     const void *dq, const void *dk, const void *dv, void *to, cudaStream_t stream) {
-  int64_t n = n_stream * block;
-  dim3 threads(64, 4);
-#define CALL(T)                                                                                                        \
-  if (d % 8 == 0)                                                                                                      \
-    vd_gather_kernel<T, 8><<<vd_blocks(n, 4), threads, 0, stream>>>((int)n, (int)block, rows, (int)d, (const T *)dq,   \
-                                                                    (const T *)dk, (const T *)dv, (T *)to);            \
-  else                                                                                                                 \
-    vd_gather_kernel<T, 1><<<vd_blocks(n, 4), threads, 0, stream>>>((int)n, (int)block, rows, (int)d, (const T *)dq,   \
-                                                                    (const T *)dk, (const T *)dv, (T *)to)
-  VD_BY_TYPE(type, CALL);
-#undef CALL
-  return cudaGetLastError();
-}

@@ -22,9 +22,10 @@ template <typename T> struct vd_project_layout {
 typedef struct vd_project_args {
   const void *memory;
   int64_t memory_rows;
-  const void *k_side, *v_side; /* weights, or gradients of k and v */
-  void *k, *v;                 /* forward */
-  float *partial;              /* backward: [slots, 2 d_head, d] */
+  const void *wk, *wv; /* forward */
+  void *kv;
+  const void *dkv; /* backward */
+  float *partial;  /* backward: [slots, 2 d_head, d] */
   int slots;
 } vd_project_args;
 
@@ -120,18 +121,18 @@ VD_DEV bool vd_find_tile(const vd_cuda_attention &a, const vd_plan *plan, const 
 template <typename T>
 VD_DEV void vd_write_tile(const vd_cuda_attention &a, const vd_project_args &p, const vd_forward_tile &t,
                           float c[4][4][4]) {
-  int lane = threadIdx.x & 31, warp = (int)threadIdx.x >> 5;
+  int lane = threadIdx.x & 31, warp = (int)threadIdx.x >> 5, d = vd_width(a);
   int row0 = t.first + (warp & 1) * 64 + (lane >> 2), column0 = t.column0 + (warp >> 1) * 32 + 2 * (lane & 3);
 #pragma unroll
   for (int i = 0; i < 8; i++) {
     int row = row0 + 8 * i, ih = i & 1;
     if (row < t.lowest) continue;
-    int64_t at = ((int64_t)t.stream * a.kv_rows + row) * a.kv_stride + t.head * a.d_head;
+    T *keys = (T *)p.kv + ((int64_t)t.stream * a.kv_rows + row) * 2 * d + t.head * a.d_head;
 #pragma unroll
     for (int j = 0; j < 4; j++) {
       int column = column0 + 8 * j;
       if (column >= 2 * a.d_head) continue;
-      T *to = column < a.d_head ? (T *)p.k + at + column : (T *)p.v + at + column - a.d_head;
+      T *to = keys + (column < a.d_head ? column : d + column - a.d_head);
       float x = c[i >> 1][j][2 * ih], y = c[i >> 1][j][2 * ih + 1];
       if constexpr (sizeof(T) == 4) {
         *(float2 *)to = make_float2(x, y);
@@ -151,7 +152,7 @@ __global__ void __launch_bounds__(VD_PROJECT_THREADS, vd_project_layout<T>::bloc
   const int d = a.n_head * a.d_head;
   vd_forward_tile t;
   for (int item = (int)blockIdx.x; vd_find_tile(a, plan, p, item, &t); item += (int)gridDim.x) {
-    const T *memory = vd_memory_of<T>(a, p, t.stream), *any = (const T *)p.k_side;
+    const T *memory = vd_memory_of<T>(a, p, t.stream), *any = (const T *)p.wk;
     float c[4][4][4];
     auto copy = [&](int s, T *left, T *right) {
       vd_copy_chunks<T, VD_SIDE, depth>(left, any, [&](int row, int column) -> const T * {
@@ -162,7 +163,7 @@ __global__ void __launch_bounds__(VD_PROJECT_THREADS, vd_project_layout<T>::bloc
         int y = t.column0 + row, x = s * depth + column;
         if (y >= 2 * a.d_head || x >= d) return NULL;
         bool key = y < a.d_head;
-        return (const T *)(key ? p.k_side : p.v_side) + (int64_t)(t.head * a.d_head + (key ? y : y - a.d_head)) * d + x;
+        return (const T *)(key ? p.wk : p.wv) + (int64_t)(t.head * a.d_head + (key ? y : y - a.d_head)) * d + x;
       });
     };
     vd_multiply<T, false>(vd_ceil_div(d, depth), (T *)shared, copy, c);
@@ -228,12 +229,11 @@ __global__ void __launch_bounds__(VD_PROJECT_THREADS, vd_project_layout<T>::bloc
     int unit = first_unit + s, stream = unit / per_stream, lowest = a.window - share.rows;
     int first = a.window - (per_stream - unit % per_stream) * depth;
     const T *memory = vd_memory_of<T>(a, p, stream);
-    int64_t at = (int64_t)stream * a.kv_rows * a.kv_stride + share.head * a.d_head;
+    const T *dkeys = (const T *)p.dkv + (int64_t)stream * a.kv_rows * 2 * d + share.head * a.d_head;
     vd_copy_chunks<T, depth, VD_SIDE>(left, any, [&](int row, int column) -> const T * {
       int r = first + row, y = column0 + column;
       if (r < lowest || y >= 2 * a.d_head) return NULL;
-      const T *from = y < a.d_head ? (const T *)p.k_side + y : (const T *)p.v_side + y - a.d_head;
-      return from + at + (int64_t)r * a.kv_stride;
+      return dkeys + (int64_t)r * 2 * d + (y < a.d_head ? y : d + y - a.d_head);
     });
     vd_copy_chunks<T, depth, VD_SIDE>(right, any, [&](int row, int column) -> const T * {
       int r = first + row, x = x0 + column;
@@ -307,14 +307,13 @@ static cudaError_t vd_project_backward(const vd_cuda_attention *a, const vd_proj
 static bool vd_project_fits(const vd_cuda_attention *a, int64_t memory_rows) {
   int chunk = a->type == VD_CUDA_FP32 ? 4 : 8;
   return a->n_stream > 0 && a->window > 0 && a->n_head > 0 && a->n_head <= VD_CUDA_MAX_HEADS && a->d_head > 0 &&
-         a->d_head <= 128 && a->d_head % chunk == 0 && a->kv_stride % chunk == 0 && a->kv_rows >= a->window &&
-         memory_rows >= 0;
+         a->d_head <= 128 && a->d_head % chunk == 0 && a->kv_rows >= a->window && memory_rows >= 0;
 }
 
 cudaError_t vd_cuda_project_memory(const vd_cuda_attention *a, const void *memory, int64_t memory_rows, const void *wk,
-                                   const void *wv, void *k, void *v, cudaStream_t stream) {
+                                   const void *wv, void *kv, cudaStream_t stream) {
   if (!vd_project_fits(a, memory_rows)) return cudaErrorInvalidValue;
-  const vd_project_args p = {memory, memory_rows, wk, wv, k, v, NULL, 0};
+  const vd_project_args p = {memory, memory_rows, wk, wv, kv, NULL, NULL, 0};
   switch (a->type) {
   case VD_CUDA_FP32:
     return vd_project<float>(a, &p, stream);
@@ -327,10 +326,10 @@ cudaError_t vd_cuda_project_memory(const vd_cuda_attention *a, const void *memor
 }
 
 cudaError_t vd_cuda_project_memory_backward(const vd_cuda_attention *a, const void *memory, int64_t memory_rows,
-                                            const void *dk, const void *dv, float *dwk, float *dwv, void *workspace,
+                                            const void *dkv, float *dwk, float *dwv, void *workspace,
                                             cudaStream_t stream) {
   if (!vd_project_fits(a, memory_rows)) return cudaErrorInvalidValue;
-  const vd_project_args p = {memory, memory_rows, dk, dv, NULL, NULL, (float *)workspace, vd_slots(a)};
+  const vd_project_args p = {memory, memory_rows, NULL, NULL, NULL, dkv, (float *)workspace, vd_slots(a)};
   switch (a->type) {
   case VD_CUDA_FP32:
     return vd_project_backward<float>(a, &p, dwk, dwv, stream);

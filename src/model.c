@@ -20,7 +20,7 @@ static int take(vd_model *m, void *p, size_t elements, size_t size, vd_error *er
 static int take_saved(vd_model *m, struct vd_layer_saved *s, vd_error *err) {
   size_t n = (size_t)(m->micro * m->max_block), d = (size_t)m->d, width = (size_t)m->width, act = m->ops->act_size;
   size_t lse = (size_t)(m->micro * m->config.n_head * m->max_block);
-  if (take(m, &s->q, n * width, act, err) || take(m, &s->attended, n * width, act, err) ||
+  if (take(m, &s->qkv.block, n * 3 * width, act, err) || take(m, &s->attended, n * width, act, err) ||
       take(m, &s->lse, lse, sizeof(real), err) || take(m, &s->sum1, n * d, act, err) ||
       take(m, &s->normed1, n * d, act, err) || take(m, &s->mean1, n, sizeof(real), err) ||
       take(m, &s->rstd1, n, sizeof(real), err) || take(m, &s->ff, n * (size_t)m->config.d_inner, act, err) ||
@@ -61,7 +61,7 @@ static int take_buffers(vd_model *m, vd_error *err) {
   if (!m->training) return VD_OK;
   size_t wider = m->d > m->width ? d : (size_t)m->width;
   if (take(m, &m->gradients, m->arena, sizeof(real), err) || take(m, &m->dhidden, n * d, act, err) ||
-      take(m, &m->dsum, n * wider, act, err) || take(m, &m->dq, n * (size_t)m->width, act, err) ||
+      take(m, &m->dsum, n * wider, act, err) || take(m, &m->dqkv.block, n * 3 * (size_t)m->width, act, err) ||
       (vd_model_is_xl(m) && take(m, &m->dbranch, n * d, act, err)) ||
       take(m, &m->dff, n * (size_t)m->config.d_inner, act, err))
     return err->status;
@@ -137,16 +137,16 @@ static void release_layer(vd_model *m, int l) {
   free(m->state[l].reach);
   free(m->state[l].z);
   if (l > 0 && !m->training) return;
-  void *mine[] = {s->q,     s->attended, s->k,  s->v,    s->lse,   s->sum1, s->normed1,
-                  s->mean1, s->rstd1,    s->ff, s->sum2, s->mean2, s->rstd2};
+  void *mine[] = {s->qkv.block, s->qkv.memory, s->attended, s->lse,  s->sum1,  s->normed1,
+                  s->mean1,     s->rstd1,      s->ff,       s->sum2, s->mean2, s->rstd2};
   for (size_t i = 0; i < sizeof mine / sizeof *mine; i++) m->ops->free(m->ops, mine[i]);
 }
 
 void vd_model_destroy(vd_model *m) {
   if (!m) return;
   for (int l = 0; l < (int)m->config.n_layer; l++) release_layer(m, l);
-  void *shared[] = {m->distances, m->dbranch, m->gradients, m->output, m->logits, m->branch, m->x,  m->y,
-                    m->nll,       m->loss,    m->dhidden,   m->dsum,   m->dq,     m->dff,    m->dk, m->dv};
+  void *shared[] = {m->distances, m->dbranch, m->gradients, m->output, m->logits, m->branch,     m->x,          m->y,
+                    m->nll,       m->loss,    m->dhidden,   m->dsum,   m->dff,    m->dqkv.block, m->dqkv.memory};
   for (size_t i = 0; i < sizeof shared / sizeof *shared; i++) m->ops->free(m->ops, shared[i]);
   if (!m->owner) m->ops->free(m->ops, m->params);
   free(m->state);
@@ -241,15 +241,13 @@ static int64_t rows_wanted(const vd_model *m, const struct vd_layer_state *s) {
   return rows < m->config.attn_span ? rows : m->config.attn_span;
 }
 
-/* Gives *a and *b room for `rows` rows per stream; what they held is lost. */
-static int grow_pair(vd_model *m, vd_act **a, vd_act **b, int64_t *rows, int64_t wanted, vd_error *err) {
-  if (wanted <= *rows) return VD_OK;
-  m->ops->free(m->ops, *a);
-  m->ops->free(m->ops, *b);
-  *a = *b = NULL;
+/* Gives keys and values of memory room for `wanted` rows per stream; what they held is lost. */
+static int grow_memory(vd_model *m, vd_qkv *x, int64_t *rows, int64_t wanted, vd_error *err) {
+  if (x->memory && wanted <= *rows) return VD_OK;
+  m->ops->free(m->ops, x->memory);
+  x->memory = NULL;
   *rows = 0;
-  size_t elements = (size_t)(m->micro * wanted * m->width);
-  if (take(m, a, elements, m->ops->act_size, err) || take(m, b, elements, m->ops->act_size, err)) return err->status;
+  if (take(m, &x->memory, (size_t)(m->micro * wanted * 2 * m->width), m->ops->act_size, err)) return err->status;
   *rows = wanted;
   return VD_OK;
 }
@@ -266,16 +264,13 @@ int vd_model_make_room(vd_model *m, int64_t block, vd_error *err) {
   for (int l = 0; l < (int)m->config.n_layer; l++) {
     struct vd_layer_state *s = &m->state[l];
     struct vd_layer_saved *saved = m->training ? &m->saved[l] : &m->saved[0];
-    int64_t rows = vd_model_is_xl(m) ? m->config.mem_len + m->max_block : s->window + block;
+    int64_t rows = vd_model_is_xl(m) ? m->config.mem_len : s->window;
     if (vd_model_is_xl(m)) plan_reach(m, s, block);
-    if (resize_memory(m, s, rows_wanted(m, s), err) || grow_pair(m, &saved->k, &saved->v, &saved->kv_rows, rows, err) ||
-        (m->training && grow_pair(m, &m->dk, &m->dv, &m->dkv_rows, rows, err)))
+    if (resize_memory(m, s, rows_wanted(m, s), err) || grow_memory(m, &saved->qkv, &saved->kv_rows, rows, err) ||
+        (m->training && grow_memory(m, &m->dqkv, &m->dkv_rows, rows, err)))
       return err->status;
   }
-  for (int l = 1; !m->training && l < (int)m->config.n_layer; l++) {
-    m->saved[l].k = m->saved[0].k;
-    m->saved[l].v = m->saved[0].v;
-  }
+  for (int l = 1; !m->training && l < (int)m->config.n_layer; l++) m->saved[l].qkv = m->saved[0].qkv;
   return VD_OK;
 }
 
@@ -385,15 +380,15 @@ void vd_model_estimate(const vd_model_config *config, size_t act_size, int64_t n
   double micro = (double)(micro_streams > 0 && micro_streams < n_stream ? micro_streams : n_stream);
   bool xl = vd_model_is_xl(&shape);
   double n = micro * (double)block, d = (double)config->d_model, width = (double)(config->n_head * config->d_head);
-  double kv = 2.0 * micro * (double)(window + block) * width;
+  double qkv = micro * (3.0 * (double)block + 2.0 * (double)window) * width;
   int64_t rows = xl                                            ? config->mem_len
                  : window + VD_WINDOW_STEP < config->attn_span ? window + VD_WINDOW_STEP
                                                                : config->attn_span;
   e->parameters = e->gradients = e->optimizer = arena;
   e->memories = layers * (double)n_stream * (double)rows * d * act;
   double statistics = (4.0 * n + n * (double)config->n_head) * (double)sizeof(real);
-  e->activations = layers * ((4.0 * n * d + 2.0 * n * width + n * (double)config->d_inner + kv) * act + statistics);
+  e->activations = layers * ((4.0 * n * d + n * width + n * (double)config->d_inner + qkv) * act + statistics);
   if (xl) e->activations += layers * (double)(config->mem_len + block) * width * (act + (double)sizeof(real));
-  e->workspace = ((xl ? 6.0 : 5.0) * n * d + n * (double)config->d_inner + n * (double)config->vocab + kv) * act +
+  e->workspace = ((xl ? 5.0 : 4.0) * n * d + n * (double)config->d_inner + n * (double)config->vocab + qkv) * act +
                  n * (2.0 * sizeof(int32_t) + sizeof(real));
 }

@@ -104,9 +104,8 @@ static void layer_forward(vd_model *m, const struct micro *u, int l, vd_act *out
   vd_attention a = attention_of(m, u, l);
   vd_attention_input in = input_of(m, u, l);
   vd_linear join = plain(u, m->width, m->d), fc1 = fc1_of(m, u, l), fc2 = plain(u, m->config.d_inner, m->d);
-  o->attention_project(o, &a, &in, m->params + p->query_at, m->params + p->key_at, m->params + p->value_at, s->q, s->k,
-                       s->v);
-  o->attention(o, &a, s->q, s->k, s->v, s->attended, s->lse);
+  o->attention_project(o, &a, &in, m->params + p->query_at, m->params + p->key_at, m->params + p->value_at, &s->qkv);
+  o->attention(o, &a, &s->qkv, s->attended, s->lse);
   o->linear(o, &join, s->attended, weight(m, p->out), NULL, m->branch);
   drop(m, u, l, VD_SITE_ATTENDED, m->branch, m->branch);
   o->add_norm(o, u->rows, m->d, s->input, m->branch, weight(m, p->norm1_weight), weight(m, p->norm1_bias), s->sum1,
@@ -148,10 +147,10 @@ static void layer_backward(vd_model *m, const struct micro *u, int l) {
   o->linear_backward(o, &join, s->attended, weight(m, p->out), NULL, dbranch, m->dsum, false, gradient(m, p->out),
                      NULL);
   bool xl = vd_model_is_xl(m);
-  o->attention_backward(o, &a, s->q, s->k, s->v, s->attended, s->lse, m->dsum, m->dq, m->dk, m->dv,
-                        xl ? NULL : gradient(m, m->key_pe), xl ? NULL : gradient(m, p->span));
+  o->attention_backward(o, &a, &s->qkv, s->attended, s->lse, m->dsum, &m->dqkv, xl ? NULL : gradient(m, m->key_pe),
+                        xl ? NULL : gradient(m, p->span));
   o->attention_project_backward(o, &a, &in, m->params + p->query_at, m->params + p->key_at, m->params + p->value_at,
-                                m->dq, m->dk, m->dv, m->dhidden, m->gradients + p->query_at, m->gradients + p->key_at,
+                                &m->dqkv, m->dhidden, m->gradients + p->query_at, m->gradients + p->key_at,
                                 m->gradients + p->value_at);
   if (xl && u->last)
     o->weight_gradient(o, distances_of(&m->state[l]), m->d, m->width, m->distances, m->state[l].drel_key,
