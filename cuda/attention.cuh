@@ -92,6 +92,45 @@ template <bool REL> VD_DEV int vd_key_tiles(const vd_band &b, int query_tile) {
   return (REL ? min(far, query_tile + vd_ceil_div(-b.oldest, VD_TILE)) : far) + 1;
 }
 
+/* Rows of one head and stream: row r begins at row0 + r * stride. */
+template <typename T> struct vd_lines {
+  T *row0;
+  int stride;
+};
+/* What stands side by side in a row of the block. */
+enum vd_part { VD_QUERY, VD_KEY, VD_VALUE };
+VD_DEV int vd_width(const vd_cuda_attention &a) {
+  return a.n_head * a.d_head;
+}
+/* Of out, dout and other arrays [n_stream * block, width]. */
+template <typename T> VD_DEV vd_lines<T> vd_plain_lines(const vd_cuda_attention &a, T *x, int head, int stream) {
+  vd_lines<T> l = {x + (int64_t)stream * a.block * vd_width(a) + head * a.d_head, vd_width(a)};
+  return l;
+}
+template <typename T>
+VD_DEV vd_lines<T> vd_block_lines(const vd_cuda_attention &a, T *block, vd_part part, int head, int stream) {
+  int width = vd_width(a);
+  vd_lines<T> l = {block + ((int64_t)stream * a.block * 3 + part) * width + head * a.d_head, 3 * width};
+  return l;
+}
+/* Keys and values: those of the block, and those of the memory before it (rows < 0), values `width` after keys. */
+template <typename T> struct vd_key_lines {
+  T *block, *memory;
+  int width;
+  /* Keys (or values) of the tile of rows that begins with kappa0: tiles lie in the block or before it. */
+  VD_DEV vd_lines<T> at(int kappa0, vd_part part) const {
+    vd_lines<T> l = {(kappa0 >= 0 ? block : memory) + (part - VD_KEY) * width, kappa0 >= 0 ? 3 * width : 2 * width};
+    return l;
+  }
+};
+template <typename T>
+VD_DEV vd_key_lines<T> vd_keys_of(const vd_cuda_attention &a, T *block, T *memory, int head, int stream) {
+  int width = vd_width(a);
+  vd_key_lines<T> k = {vd_block_lines(a, block, VD_KEY, head, stream).row0,
+                       memory + ((int64_t)stream * a.kv_rows + a.window) * 2 * width + head * a.d_head, width};
+  return k;
+}
+
 VD_DEV float vd_mask(const vd_band &b, int x) {
   return __saturatef(((float)(b.whole - x + 1 + b.ramp) + b.fraction) * b.inverse_ramp);
 }
@@ -115,14 +154,13 @@ template <bool REL> VD_DEV bool vd_all_full(const vd_band &b, int x0, int kappa0
 /* A head's position keys: row e = -distance, lowest <= e < end. */
 template <typename T> struct vd_positions {
   const T *row0;
-  int64_t stride;
-  int lowest, end;
+  int stride, lowest, end;
   const float *score; /* with relative keys: (v - u).r(x) at x = -e */
 };
 template <bool REL, typename T>
 VD_DEV vd_positions<T> vd_positions_of(const vd_cuda_attention &a, const void *table, int head) {
   if constexpr (REL) {
-    vd_positions<T> p = {(const T *)a.rel_key + head * a.d_head, -a.rel_stride, -a.reach, 1,
+    vd_positions<T> p = {(const T *)a.rel_key + head * a.d_head, -(int)a.rel_stride, -a.reach, 1,
                          a.room + (int64_t)head * (a.reach + 1)};
     return p;
   }
@@ -267,7 +305,7 @@ VD_DEV float vd_quad_sum(float x) {
 
 /* Writes a warp's 16 x D sums, times factor, to rows first.. of a matrix; only rows lowest .. end - 1. */
 template <typename T, int D>
-VD_DEV void vd_write_rows(T *matrix, int64_t stride, int first, int lowest, int end, int width, float sum[D / 8][4],
+VD_DEV void vd_write_rows(T *matrix, int stride, int first, int lowest, int end, int width, float sum[D / 8][4],
                           const float *factor) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
 #pragma unroll

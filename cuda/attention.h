@@ -27,34 +27,35 @@ enum vd_cuda_type { VD_CUDA_FP32, VD_CUDA_BF16, VD_CUDA_FP16 };
 
 enum { VD_CUDA_MAX_HEADS = 128 };
 
-/* One layer's attention. Pointers are device memory; strides count elements and, like d_head, are multiples of 16
- * bytes. Rows of head h are the columns h * d_head .. + d_head - 1 of q, k, v, out. */
+/* One layer's attention. Pointers are device memory; d_head is a multiple of 16 bytes. With width = n_head * d_head,
+ * queries, keys and values of the block, and their gradients, are [n_stream * block, 3, width]; keys and values of the
+ * memory before it are [n_stream, kv_rows, 2, width]; outputs are [n_stream * block, width]. Head h has the columns h *
+ * d_head .. + d_head - 1 of each. */
 typedef struct vd_cuda_attention {
   enum vd_cuda_type type;
   int32_t n_stream, block, window;
   int32_t n_head, d_head, attn_span; /* d_head <= 128 */
   int32_t ramp;
   int32_t first_distance; /* >= 1; 0 with relative keys */
-  int32_t bounds;         /* 1: the layer's window, at most `window`, follows from the spans (vd_model_window) */
   int32_t trimmed;        /* 0: VD_MASKED, 1: VD_TRIMMED */
   int32_t n_span;         /* n_head, or 1; 0 with relative keys */
-  int64_t q_stride;       /* of q, dq, out and dout [n_stream * block rows] */
-  int64_t kv_stride;      /* of k, v, dk and dv [n_stream * kv_rows rows] */
-  int64_t kv_rows;        /* rows of a stream; rows 0 .. window + block - 1 are used */
+  int64_t kv_rows;        /* rows of a stream's memory; rows 0 .. window - 1 are used */
   const float *span;      /* [n_span] z in 0..1 */
   void *plan;             /* vd_cuda_attention_plan_size() bytes, zeroed once when allocated */
   double dropout;         /* probability; 0 turns it off */
   vd_rng rng;
   int64_t row0; /* global number of the first stream */
 
-  /* Transformer-XL, where rel_key is given. Distances 0 .. reach, in full; rows before row 0 of k and v do not exist,
-   * so that window may be 0 and reach may go beyond it. span, ramp, trimmed, n_span and the key table have no meaning;
-   * attn_span (>= window) counts places for dropout's numbers. */
+  /* Transformer-XL, where rel_key is given. Distances 0 .. reach, in full; keys before row 0 of the memory do not
+   * exist, so that window may be 0 and reach may go beyond it. span, ramp, trimmed, n_span and the key table have no
+   * meaning; attn_span (>= window) counts places for dropout's numbers. */
   const void *rel_key; /* [reach + 1, rel_stride] of `type`, row = distance; head h has columns h * d_head .. */
   int64_t rel_stride;  /* of rel_key and drel_key */
   int32_t reach;       /* of all heads, >= 0 */
   const float *content_bias, *position_bias; /* u, v [n_head * d_head]; both NULL: none */
   float *room; /* vd_cuda_attention_room_size() bytes: scratch of forward and of backward */
+
+  int32_t bounds; /* 1: the layer's window, at most `window`, follows from the spans (vd_model_window) */
 } vd_cuda_attention;
 
 /* Not collective. Bytes of a plan: the layer's reaches and work list. */
@@ -85,22 +86,21 @@ cudaError_t vd_cuda_attention_key_pe(enum vd_cuda_type type, int32_t d_head, int
 cudaError_t vd_cuda_attention_key_pe_backward(int32_t d_head, int32_t attn_span, const float *dtable, float *dkey_pe,
                                               cudaStream_t stream);
 
-/* Stream-ordered. out [n_stream * block, q_stride] and lse [n_stream, n_head, block] (natural log of the softmax's
- * denominator) are written. k and v of head h are read from row max(window - reach[h], 0) on. With relative keys table
- * is NULL. */
-cudaError_t vd_cuda_attention_forward(const vd_cuda_attention *a, const void *q, const void *k, const void *v,
+/* Stream-ordered. out and lse [n_stream, n_head, block] (natural log of the softmax's denominator) are written. Of
+ * `memory` head h is read from row max(window - reach[h], 0) on. With relative keys table is NULL. */
+cudaError_t vd_cuda_attention_forward(const vd_cuda_attention *a, const void *block, const void *memory,
                                       const void *table, void *out, float *lse, cudaStream_t stream);
 
-/* What backward reads and writes. dq is written, dk and dv are written in the rows that the head reaches; dtable
+/* What backward reads and writes. dblock is written, dmemory in the rows that the head reaches; dtable
  * [attn_span, d_head] and dspan [n_span] are added to; with relative keys table, dtable and dspan are NULL, and
  * drel_key, dcontent_bias and dposition_bias (both NULL where there are no biases) are added to. All sums have a fixed
  * order but those into dtable and drel_key, which are fp32 atomics: these alone may differ in their last bits from run
  * to run. */
 typedef struct vd_cuda_attention_gradient {
-  const void *q, *k, *v, *table, *out;
+  const void *block, *memory, *table, *out;
   const float *lse;
   const void *dout;
-  void *dq, *dk, *dv;
+  void *dblock, *dmemory;
   float *dtable, *dspan;
   void *workspace; /* vd_cuda_attention_workspace_size() bytes */
   /* A second stream, on which the kernel by keys fills the multiprocessors that the longest heads of the kernel by

@@ -12,7 +12,7 @@ __global__ void vd_delta_kernel(const __grid_constant__ vd_cuda_attention a, con
   bool valid = row < (int64_t)a.n_stream * a.block;
   float sum = 0;
   for (int c = lane * chunk; valid && c < a.d_head; c += 8 * chunk) {
-    int64_t at = row * a.q_stride + head * a.d_head + c;
+    int64_t at = row * vd_width(a) + head * a.d_head + c;
     uint4 x = *(const uint4 *)(out + at), y = *(const uint4 *)(dout + at);
     const uint32_t xs[4] = {x.x, x.y, x.z, x.w}, ys[4] = {y.x, y.y, y.z, y.w};
 #pragma unroll
@@ -54,7 +54,7 @@ static size_t vd_lay_out(const vd_cuda_attention *a, void *base, vd_backward_roo
   size_t query = vd_round_16(pairs * (size_t)a->block * 4), end = query;
   room->delta = (float *)base;
   if (a->rel_key) {
-    size_t bias = query + vd_round_16(rows * (size_t)a->q_stride * element);
+    size_t bias = query + vd_round_16(rows * (size_t)a->n_head * (size_t)a->d_head * element);
     size_t sum = bias + vd_round_16(items * 2 * (size_t)a->d_head * 4);
     room->query = (char *)base + query, room->dbias = (float *)((char *)base + bias);
     room->dsum = (float *)((char *)base + sum);
@@ -97,18 +97,14 @@ static cudaError_t vd_sum_up(const vd_cuda_attention *a, const vd_cuda_attention
 cudaError_t vd_cuda_attention_backward(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                                        cudaStream_t stream) {
   vd_backward_room room = {};
-  vd_cuda_attention_gradient with_u = *g;
   cudaStream_t side = g->side ? g->side : stream;
   vd_lay_out(a, g->workspace, &room);
   cudaError_t e = vd_fill_delta(a, g, room.delta, stream);
-  if (e == cudaSuccess && a->rel_key) {
-    with_u.q = room.query;
-    e = vd_relative_begin(a, g, &room, stream);
-  }
+  if (e == cudaSuccess && a->rel_key) e = vd_relative_begin(a, g, &room, stream);
   if (e == cudaSuccess && side != stream) e = cudaEventRecord(g->fork, stream);
   if (e == cudaSuccess && side != stream) e = cudaStreamWaitEvent(side, g->fork, 0);
-  if (e == cudaSuccess) e = vd_backward_by_query(a, &with_u, &room, stream);
-  if (e == cudaSuccess) e = vd_backward_by_key(a, &with_u, &room, side);
+  if (e == cudaSuccess) e = vd_backward_by_query(a, g, &room, stream);
+  if (e == cudaSuccess) e = vd_backward_by_key(a, g, &room, side);
   if (e == cudaSuccess) e = vd_sum_up(a, g, &room, stream);
   if (e == cudaSuccess && side != stream) e = cudaEventRecord(g->join, side);
   if (e == cudaSuccess && side != stream) e = cudaStreamWaitEvent(stream, g->join, 0);

@@ -19,13 +19,21 @@ template <typename T, int D> struct vd_backward_layout {
 typedef struct vd_backward_room {
   float *delta; /* [n_stream, n_head, block]: sum over a head's columns of out * dout */
   float *dspan; /* [n_head, n_stream, query tiles] */
-  void *query;  /* with relative keys: q + u, rows of q_stride elements */
+  void *query;  /* with relative keys: q + u [n_stream * block, width] */
   float *dbias; /* [query items, 2, d_head]: sums over an item's queries of the content and the position part of dq */
   float *dsum;  /* [n_head, reach + 1]: sums of the gradients of scores over all queries at one distance */
 } vd_backward_room;
 
+/* The queries that the kernels take, with u added where keys are relative. */
+template <typename T, bool REL>
+VD_DEV vd_lines<const T> vd_queries(const vd_cuda_attention &a, const vd_cuda_attention_gradient &g, const void *with_u,
+                                    int head, int stream) {
+  if constexpr (REL) return vd_plain_lines(a, (const T *)with_u, head, stream);
+  return vd_block_lines(a, (const T *)g.block, VD_QUERY, head, stream);
+}
+
 /* Stream-ordered. The kernels by queries and by keys, with relative keys or without; attention_query.cu,
- * attention_key.cu. g->q: the queries, with u added. */
+ * attention_key.cu. */
 cudaError_t vd_backward_by_query(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                                  const vd_backward_room *room, cudaStream_t stream);
 cudaError_t vd_backward_by_key(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,

@@ -190,19 +190,19 @@ VD_DEV void vd_forward_finish(const vd_cuda_attention &a, const vd_drop &drop, v
     if (t == 0 && i < a.block)
       lse[((int64_t)it.stream * a.n_head + it.head) * a.block + i] = w.highest[ih] * 0.69314718055994531f + logf(total);
   }
-  vd_write_rows<T, D>(out + (int64_t)it.stream * a.block * a.q_stride + it.head * a.d_head, a.q_stride, iw, 0, a.block,
-                      a.d_head, w.sum, factor);
+  const vd_lines<T> to = vd_plain_lines(a, out, it.head, it.stream);
+  vd_write_rows<T, D>(to.row0, to.stride, iw, 0, a.block, a.d_head, w.sum, factor);
 }
 
 template <typename T, int D, bool DROP, bool REL>
 __global__ void __launch_bounds__(VD_THREADS, vd_forward_layout<T, D>::blocks)
-    vd_forward_kernel(const __grid_constant__ vd_cuda_attention a, const T *q, const T *k, const T *v, const T *table,
+    vd_forward_kernel(const __grid_constant__ vd_cuda_attention a, const T *block, const T *memory, const T *table,
                       T *out, float *lse, vd_drop drop) {
   typedef vd_forward_layout<T, D> layout;
   constexpr int stages = layout::stages, tile = layout::tile, ring = (stages + 1) * 4;
-  extern __shared__ __align__(256) unsigned char memory[];
+  extern __shared__ __align__(256) unsigned char room[];
   __shared__ int next;
-  T *qs = (T *)memory, *ks = qs + tile, *vs = ks + stages * tile, *ts = vs + stages * tile;
+  T *qs = (T *)room, *ks = qs + tile, *vs = ks + stages * tile, *ts = vs + stages * tile;
   float *begin = (float *)(ts + (stages + 1) * tile);
   vd_plan *plan = (vd_plan *)a.plan;
   const int n_item = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE), warp = (int)threadIdx.x >> 5;
@@ -215,9 +215,8 @@ __global__ void __launch_bounds__(VD_THREADS, vd_forward_layout<T, D>::blocks)
     vd_set_drop(&drop, a, it.head, it.stream);
     const int i0 = it.tile * VD_TILE, iw = i0 + 16 * warp, n = vd_key_tiles<REL>(band, it.tile);
     const int start = i0 - (n - 1) * VD_TILE, lowest = vd_lowest<REL>(band); /* first key of tiles, of what is seen */
-    const T *qh = q + (int64_t)it.stream * a.block * a.q_stride + it.head * a.d_head;
-    const T *kh = k + ((int64_t)it.stream * a.kv_rows + a.window) * a.kv_stride + it.head * a.d_head;
-    const T *vh = v + ((int64_t)it.stream * a.kv_rows + a.window) * a.kv_stride + it.head * a.d_head;
+    const vd_lines<const T> queries = vd_block_lines(a, block, VD_QUERY, it.head, it.stream);
+    const vd_key_lines<const T> memories = vd_keys_of(a, block, memory, it.head, it.stream);
     /* Key tile t needs blocks t and t + 1 of the table. Block 0 is beyond a span's reach (not so with relative keys,
      * where keys may begin within the reach), and block n has distances <= 0. */
     auto copy_positions = [&](int y) {
@@ -226,8 +225,10 @@ __global__ void __launch_bounds__(VD_THREADS, vd_forward_layout<T, D>::blocks)
     };
     auto copy = [&](int t) {
       int kappa0 = start + t * VD_TILE, slot = t % stages;
-      vd_copy_tile<T, D>(ks + slot * tile, kh, a.kv_stride, kappa0, lowest, a.block, a.d_head);
-      vd_copy_tile<T, D>(vs + slot * tile, vh, a.kv_stride, kappa0, lowest, a.block, a.d_head);
+      const vd_lines<const T> keys = memories.at(kappa0, VD_KEY);
+      const vd_lines<const T> values = memories.at(kappa0, VD_VALUE);
+      vd_copy_tile<T, D>(ks + slot * tile, keys.row0, keys.stride, kappa0, lowest, a.block, a.d_head);
+      vd_copy_tile<T, D>(vs + slot * tile, values.row0, values.stride, kappa0, lowest, a.block, a.d_head);
       if (REL && t == 0) copy_positions(0);
       if (REL || t + 1 < n) copy_positions(t + 1);
       vd_copy_commit();
@@ -236,7 +237,7 @@ __global__ void __launch_bounds__(VD_THREADS, vd_forward_layout<T, D>::blocks)
     w.highest[0] = w.highest[1] = -INFINITY, w.total[0] = w.total[1] = 0, w.have_before = false;
 #pragma unroll
     for (int i = 0; i < D / 8 * 4; i++) w.sum[i >> 2][i & 3] = 0;
-    vd_copy_tile<T, D>(qs, qh, a.q_stride, i0, 0, a.block, a.d_head);
+    vd_copy_tile<T, D>(qs, queries.row0, queries.stride, i0, 0, a.block, a.d_head);
     if (stages == 2) copy(0);
     for (int t = 0; t < n; t++) {
       if (stages == 1) {
@@ -273,8 +274,8 @@ __global__ void __launch_bounds__(VD_THREADS, vd_forward_layout<T, D>::blocks)
 }
 
 template <typename T, int D>
-static cudaError_t vd_forward(const vd_cuda_attention *a, const void *q, const void *k, const void *v,
-                              const void *table, void *out, float *lse, cudaStream_t stream) {
+static cudaError_t vd_forward(const vd_cuda_attention *a, const void *block, const void *memory, const void *table,
+                              void *out, float *lse, cudaStream_t stream) {
   int blocks, shared = vd_forward_layout<T, D>::bytes;
   const vd_drop drop = vd_make_drop(a);
   auto kernel = drop.threshold ? vd_forward_kernel<T, D, true, false> : vd_forward_kernel<T, D, false, false>;
@@ -282,28 +283,28 @@ static cudaError_t vd_forward(const vd_cuda_attention *a, const void *q, const v
   cudaError_t e = a->rel_key ? vd_fill_room(a, stream) : cudaSuccess;
   if (e == cudaSuccess) e = vd_fill_device((const void *)kernel, shared, &blocks);
   if (e != cudaSuccess) return e;
-  kernel<<<blocks, VD_THREADS, shared, stream>>>(*a, (const T *)q, (const T *)k, (const T *)v, (const T *)table,
-                                                 (T *)out, lse, drop);
+  kernel<<<blocks, VD_THREADS, shared, stream>>>(*a, (const T *)block, (const T *)memory, (const T *)table, (T *)out,
+                                                 lse, drop);
   return cudaGetLastError();
 }
 
 template <typename T>
-static cudaError_t vd_forward_width(const vd_cuda_attention *a, const void *q, const void *k, const void *v,
+static cudaError_t vd_forward_width(const vd_cuda_attention *a, const void *block, const void *memory,
                                     const void *table, void *out, float *lse, cudaStream_t stream) {
-  if (a->d_head <= 32) return vd_forward<T, 32>(a, q, k, v, table, out, lse, stream);
-  if (a->d_head <= 64) return vd_forward<T, 64>(a, q, k, v, table, out, lse, stream);
-  return vd_forward<T, 128>(a, q, k, v, table, out, lse, stream);
+  if (a->d_head <= 32) return vd_forward<T, 32>(a, block, memory, table, out, lse, stream);
+  if (a->d_head <= 64) return vd_forward<T, 64>(a, block, memory, table, out, lse, stream);
+  return vd_forward<T, 128>(a, block, memory, table, out, lse, stream);
 }
 
-cudaError_t vd_cuda_attention_forward(const vd_cuda_attention *a, const void *q, const void *k, const void *v,
+cudaError_t vd_cuda_attention_forward(const vd_cuda_attention *a, const void *block, const void *memory,
                                       const void *table, void *out, float *lse, cudaStream_t stream) {
   switch (a->type) {
   case VD_CUDA_FP32:
-    return vd_forward_width<float>(a, q, k, v, table, out, lse, stream);
+    return vd_forward_width<float>(a, block, memory, table, out, lse, stream);
   case VD_CUDA_BF16:
-    return vd_forward_width<__nv_bfloat16>(a, q, k, v, table, out, lse, stream);
+    return vd_forward_width<__nv_bfloat16>(a, block, memory, table, out, lse, stream);
   case VD_CUDA_FP16:
-    return vd_forward_width<__half>(a, q, k, v, table, out, lse, stream);
+    return vd_forward_width<__half>(a, block, memory, table, out, lse, stream);
   }
   return cudaErrorInvalidValue;
 }

@@ -105,7 +105,7 @@ template <bool REL> VD_DEV vd_item vd_key_item(const vd_cuda_attention &a, const
 template <typename T, int D, bool DROP, bool REL>
 __global__ void __launch_bounds__(VD_THREADS, vd_backward_layout<T, D>::key_blocks)
     vd_key_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ vd_cuda_attention_gradient g,
-                  vd_drop drop, const float *delta) {
+                  const __grid_constant__ vd_backward_room room, vd_drop drop) {
   typedef vd_backward_layout<T, D> layout;
   constexpr int stages = layout::stages, tile = layout::tile, ring = stages + 1;
   extern __shared__ __align__(256) unsigned char memory[];
@@ -125,8 +125,8 @@ __global__ void __launch_bounds__(VD_THREADS, vd_backward_layout<T, D>::key_bloc
     vd_set_drop(&drop, a, it.head, it.stream);
     const int kappa0 = it.tile * VD_TILE, kw = kappa0 + 16 * warp, first = kappa0 > 0 ? kappa0 : 0;
     const int last = min(a.block - 1, kappa0 + VD_TILE - 1 + band.reach), n = last / VD_TILE - first / VD_TILE + 1;
-    const int64_t q0 = (int64_t)it.stream * a.block * a.q_stride + it.head * a.d_head;
-    const int64_t k0 = ((int64_t)it.stream * a.kv_rows + a.window) * a.kv_stride + it.head * a.d_head;
+    const vd_lines<const T> queries = vd_queries<T, REL>(a, g, room.query, it.head, it.stream);
+    const vd_lines<const T> douts = vd_plain_lines(a, (const T *)g.dout, it.head, it.stream);
     const int64_t r0 = ((int64_t)it.stream * a.n_head + it.head) * a.block;
     /* Query tile t needs blocks t (nearer keys) and t + 1 of the table. */
     auto copy_table = [&](int y) {
@@ -135,9 +135,9 @@ __global__ void __launch_bounds__(VD_THREADS, vd_backward_layout<T, D>::key_bloc
     };
     auto copy = [&](int t) {
       int i0 = first + t * VD_TILE, slot = t % stages, i = (int)threadIdx.x & (VD_TILE - 1);
-      vd_copy_tile<T, D>(qs + slot * tile, (const T *)g.q + q0, a.q_stride, i0, 0, a.block, a.d_head);
-      vd_copy_tile<T, D>(dos + slot * tile, (const T *)g.dout + q0, a.q_stride, i0, 0, a.block, a.d_head);
-      const float *from = ((int)threadIdx.x < VD_TILE ? g.lse : delta) + r0;
+      vd_copy_tile<T, D>(qs + slot * tile, queries.row0, queries.stride, i0, 0, a.block, a.d_head);
+      vd_copy_tile<T, D>(dos + slot * tile, douts.row0, douts.stride, i0, 0, a.block, a.d_head);
+      const float *from = ((int)threadIdx.x < VD_TILE ? g.lse : room.delta) + r0;
       bool valid = i0 + i < a.block;
       vd_copy4(rows + slot * VD_THREADS + threadIdx.x, valid ? from + i0 + i : from, valid);
       copy_table(t + 1);
@@ -146,8 +146,10 @@ __global__ void __launch_bounds__(VD_THREADS, vd_backward_layout<T, D>::key_bloc
     vd_key_warp<T, D> w;
 #pragma unroll
     for (int i = 0; i < D / 8 * 4; i++) w.dk[i >> 2][i & 3] = w.dv[i >> 2][i & 3] = 0;
-    vd_copy_tile<T, D>(ks, (const T *)g.k + k0, a.kv_stride, kappa0, lowest, a.block, a.d_head);
-    vd_copy_tile<T, D>(vs, (const T *)g.v + k0, a.kv_stride, kappa0, lowest, a.block, a.d_head);
+    const vd_key_lines<const T> memories = vd_keys_of(a, (const T *)g.block, (const T *)g.memory, it.head, it.stream);
+    const vd_lines<const T> keys = memories.at(kappa0, VD_KEY), values = memories.at(kappa0, VD_VALUE);
+    vd_copy_tile<T, D>(ks, keys.row0, keys.stride, kappa0, lowest, a.block, a.d_head);
+    vd_copy_tile<T, D>(vs, values.row0, values.stride, kappa0, lowest, a.block, a.d_head);
     copy_table(0);
     copy(0);
     for (int t = 0; t < n; t++) {
@@ -176,8 +178,10 @@ __global__ void __launch_bounds__(VD_THREADS, vd_backward_layout<T, D>::key_bloc
       }
     }
     const float scales[2] = {scale, scale}, kept[2] = {drop.scale, drop.scale};
-    vd_write_rows<T, D>((T *)g.dk + k0, a.kv_stride, kw, lowest, a.block, a.d_head, w.dk, scales);
-    vd_write_rows<T, D>((T *)g.dv + k0, a.kv_stride, kw, lowest, a.block, a.d_head, w.dv, kept);
+    const vd_key_lines<T> gradients = vd_keys_of(a, (T *)g.dblock, (T *)g.dmemory, it.head, it.stream);
+    const vd_lines<T> dkeys = gradients.at(kappa0, VD_KEY), dvalues = gradients.at(kappa0, VD_VALUE);
+    vd_write_rows<T, D>(dkeys.row0, dkeys.stride, kw, lowest, a.block, a.d_head, w.dk, scales);
+    vd_write_rows<T, D>(dvalues.row0, dvalues.stride, kw, lowest, a.block, a.d_head, w.dv, kept);
     item = vd_take_next(asked, &next);
   }
   vd_no_more_work(plan, VD_WORK_KEY);
@@ -192,7 +196,7 @@ template <typename T, int D> struct vd_launch_key {
     if (a->rel_key) kernel = drop.threshold ? vd_key_kernel<T, D, true, true> : vd_key_kernel<T, D, false, true>;
     cudaError_t e = vd_fill_device((const void *)kernel, shared, &blocks);
     if (e != cudaSuccess) return e;
-    kernel<<<blocks, VD_THREADS, shared, stream>>>(*a, *g, drop, room->delta);
+    kernel<<<blocks, VD_THREADS, shared, stream>>>(*a, *g, *room, drop);
     return cudaGetLastError();
   }
 };

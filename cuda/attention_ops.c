@@ -52,9 +52,7 @@ static vd_cuda_attention kernel_of(vd_cuda_backend *c, const vd_attention *a) {
                          .first_distance = a->first_distance,
                          .trimmed = a->softmax == VD_TRIMMED,
                          .n_span = (int32_t)a->n_span,
-                         .q_stride = width_of(a),
-                         .kv_stride = width_of(a),
-                         .kv_rows = a->window + a->block,
+                         .kv_rows = a->window,
                          .span = a->span,
                          .plan = plan ? plan->plan : NULL,
                          .dropout = a->dropout.p,
@@ -148,13 +146,13 @@ void vd_cuda_backward_end(vd_ops *o) {
   t->dkey_pe = NULL;
 }
 
-void vd_cuda_attention_op(vd_ops *o, const vd_attention *a, const vd_act *q, const vd_act *k, const vd_act *v,
-                          vd_act *out, real *lse) {
+void vd_cuda_attention_op(vd_ops *o, const vd_attention *a, const vd_qkv *qkv, vd_act *out, real *lse) {
   vd_cuda_backend *c = vd_cuda_of(o);
   vd_cuda_attention x = kernel_of(c, a);
   const vd_key_table *t = a->rel_key ? NULL : table_of(c, a);
   if ((!t && !a->rel_key) || !make_plans(c, 1, &x)) return;
-  vd_cuda_note(c, vd_cuda_attention_forward(&x, q, k, v, t ? t->table : NULL, out, lse, c->stream), "attention");
+  vd_cuda_note(c, vd_cuda_attention_forward(&x, qkv->block, qkv->memory, t ? t->table : NULL, out, lse, c->stream),
+               "attention");
 }
 
 /* The gradient of the table is summed over the layers, and goes to dkey_pe at the end. */
@@ -167,26 +165,24 @@ static void begin_table_gradient(vd_ops *o, vd_key_table *t, real *dkey_pe) {
   t->dkey_pe = dkey_pe;
 }
 
-void vd_cuda_attention_backward_op(vd_ops *o, const vd_attention *a, const vd_act *q, const vd_act *k, const vd_act *v,
-                                   const vd_act *out, const real *lse, const vd_act *dout, vd_act *dq, vd_act *dk,
+void vd_cuda_attention_backward_op(vd_ops *o, const vd_attention *a, const vd_qkv *qkv, const vd_act *out,
+                                   const real *lse, const vd_act *dout, const vd_qkv *dqkv, real *dkey_pe,
                                    /* NOLINTNEXTLINE(readability-non-const-parameter): written through a struct */
-                                   vd_act *dv, real *dkey_pe, real *dspan) {
+                                   real *dspan) {
   vd_cuda_backend *c = vd_cuda_of(o);
   vd_cuda_attention x = kernel_of(c, a);
   vd_key_table *t = a->rel_key ? NULL : table_of(c, a);
   void *workspace = vd_cuda_room(c, &c->partial, vd_cuda_attention_workspace_size(&x));
   if (!x.plan || (!t && !a->rel_key) || !workspace) return;
   if (t) begin_table_gradient(o, t, dkey_pe);
-  vd_cuda_attention_gradient g = {.q = q,
-                                  .k = k,
-                                  .v = v,
+  vd_cuda_attention_gradient g = {.block = qkv->block,
+                                  .memory = qkv->memory,
                                   .table = t ? t->table : NULL,
                                   .out = out,
                                   .lse = lse,
                                   .dout = dout,
-                                  .dq = dq,
-                                  .dk = dk,
-                                  .dv = dv,
+                                  .dblock = dqkv->block,
+                                  .dmemory = dqkv->memory,
                                   .dtable = t ? t->gradient : NULL,
                                   .dspan = dspan,
                                   .workspace = workspace,
@@ -199,73 +195,76 @@ void vd_cuda_attention_backward_op(vd_ops *o, const vd_attention *a, const vd_ac
   vd_cuda_note(c, vd_cuda_attention_backward(&x, &g, c->stream), "attention backward");
 }
 
-/* Rows of k or v from row `to` of each stream = rows of x W^T. */
-static void project_rows(vd_cuda_backend *c, const vd_attention *a, const void *x, int64_t x_rows, int64_t rows,
-                         const real *weight, void *to) {
-  int64_t d = width_of(a);
-  vd_product_call call = {.m = rows,
-                          .n = d,
-                          .k = d,
-                          .n_batch = a->n_stream,
-                          .a = {x, d, x_rows * d, false},
-                          .b = {vd_cuda_weight(c, weight), d, 0, true},
-                          .c = to,
-                          .ldc = d,
-                          .c_stride = (a->window + a->block) * d,
-                          .alpha = 1};
-  vd_cuda_product(c, &call);
+bool vd_cuda_follow(int n, const real *const tensor[], int64_t size) {
+  bool follow = true;
+  for (int i = 1; i < n; i++) follow = follow && tensor[i] == tensor[0] + i * size;
+  return follow;
+}
+
+/* Queries, keys and values of the block, in one product where the weights allow. */
+static void project_block(vd_cuda_backend *c, const vd_attention *a, const vd_act *hidden, const real *const weight[3],
+                          vd_act *block) {
+  int64_t d = width_of(a), in = a->d_model > 0 ? a->d_model : d;
+  int joined = vd_cuda_follow(3, weight, d * in) ? 3 : 1;
+  for (int i = 0; i < 3; i += joined) {
+    vd_product_call call = {.m = a->n_stream * a->block,
+                            .n = joined * d,
+                            .k = in,
+                            .n_batch = 1,
+                            .a = {hidden, in, 0, false},
+                            .b = {vd_cuda_weight(c, weight[i]), in, 0, true},
+                            .c = (char *)block + (size_t)(i * d) * c->act_size,
+                            .ldc = 3 * d,
+                            .alpha = 1};
+    vd_cuda_product(c, &call);
+  }
+}
+
+static void project_block_backward(vd_cuda_backend *c, const vd_attention *a, const vd_act *hidden,
+                                   const real *const weight[3], const vd_act *dblock, vd_act *dhidden,
+                                   real *const dweight[3]) {
+  int64_t d = width_of(a), in = a->d_model > 0 ? a->d_model : d, n = a->n_stream * a->block;
+  const real *const gradient[] = {dweight[0], dweight[1], dweight[2]};
+  int joined = vd_cuda_follow(3, weight, d * in) && vd_cuda_follow(3, gradient, d * in) ? 3 : 1;
+  for (int i = 0; i < 3; i += joined) {
+    const char *mine = (const char *)dblock + (size_t)(i * d) * c->act_size;
+    vd_cuda_input_gradient(c, n, joined * d, in, mine, 3 * d, weight[i], dhidden, true);
+    vd_cuda_weight_gradient(c, n, joined * d, in, mine, 3 * d, hidden, dweight[i]);
+  }
 }
 
 void vd_cuda_attention_project(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
-                               const real *wk, const real *wv, vd_act *q, vd_act *k, vd_act *v) {
+                               const real *wk, const real *wv, const vd_qkv *qkv) {
+  vd_cuda_backend *c = vd_cuda_of(o);
+  const real *const weight[] = {wq, wk, wv};
+  project_block(c, a, in->hidden, weight, qkv->block);
   if (a->rel_key) {
-    vd_cuda_relative_project(o, a, in, wq, wk, wv, q, k, v);
+    vd_cuda_relative_project(c, a, in, weight + 1, qkv->memory);
     return;
   }
-  vd_cuda_backend *c = vd_cuda_of(o);
-  int64_t d = width_of(a);
-  size_t block_at = (size_t)(a->window * d) * c->act_size;
-  vd_linear queries = {.n = a->n_stream * a->block, .in = d, .out = d};
-  vd_cuda_linear(o, &queries, in->hidden, wq, NULL, q);
-  project_rows(c, a, in->hidden, a->block, a->block, wk, (char *)k + block_at);
-  project_rows(c, a, in->hidden, a->block, a->block, wv, (char *)v + block_at);
   vd_cuda_attention x = kernel_of(c, a);
+  const vd_cuda_ring memory = {in->memory, in->memory_rows, in->oldest};
   if (!make_plans(c, 1, &x)) return;
-  vd_cuda_note(c,
-               vd_cuda_project_memory(&x, in->memory, in->memory_rows, vd_cuda_weight(c, wk), vd_cuda_weight(c, wv), k,
-                                      v, c->stream),
-               "projecting memory rows");
+  vd_cuda_note(
+      c, vd_cuda_project_memory(&x, &memory, vd_cuda_weight(c, wk), vd_cuda_weight(c, wv), qkv->memory, c->stream),
+      "projecting memory rows");
 }
 
 void vd_cuda_attention_project_backward(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
-                                        const real *wk, const real *wv, const vd_act *dq, const vd_act *dk,
-                                        const vd_act *dv, vd_act *dhidden, real *dwq, real *dwk, real *dwv) {
+                                        const real *wk, const real *wv, const vd_qkv *dqkv, vd_act *dhidden, real *dwq,
+                                        real *dwk, real *dwv) {
+  vd_cuda_backend *c = vd_cuda_of(o);
+  const real *const weight[] = {wq, wk, wv};
+  real *const dweight[] = {dwq, dwk, dwv};
+  project_block_backward(c, a, in->hidden, weight, dqkv->block, dhidden, dweight);
   if (a->rel_key) {
-    vd_cuda_relative_project_backward(o, a, in, wq, wk, wv, dq, dk, dv, dhidden, dwq, dwk, dwv);
+    vd_cuda_relative_project_backward(c, a, in, dqkv->memory, dweight + 1);
     return;
   }
-  vd_cuda_backend *c = vd_cuda_of(o);
-  int64_t d = width_of(a), n = a->n_stream * a->block, rows = a->window + a->block;
-  char *all = vd_cuda_room(c, &c->scratch, (size_t)(n * 3 * d) * c->act_size);
-  if (!all) return;
-  vd_cuda_note(c, vd_cuda_gather_gradients(c->type, a->n_stream, a->block, rows, d, dq, dk, dv, all, c->stream),
-               "gathering gradients");
-  if (wk == wq + d * d && wv == wk + d * d && dwk == dwq + d * d && dwv == dwk + d * d) {
-    vd_cuda_input_gradient(c, n, 3 * d, d, all, 3 * d, wq, dhidden, true);
-    vd_cuda_weight_gradient(c, n, 3 * d, d, all, 3 * d, in->hidden, dwq);
-  } else {
-    const real *weight[] = {wq, wk, wv};
-    real *gradient[] = {dwq, dwk, dwv};
-    for (int i = 0; i < 3; i++) {
-      const char *mine = all + (size_t)(i * d) * c->act_size;
-      vd_cuda_input_gradient(c, n, d, d, mine, 3 * d, weight[i], dhidden, true);
-      vd_cuda_weight_gradient(c, n, d, d, mine, 3 * d, in->hidden, gradient[i]);
-    }
-  }
   vd_cuda_attention x = kernel_of(c, a);
+  const vd_cuda_ring memory = {in->memory, in->memory_rows, in->oldest};
   void *workspace = vd_cuda_room(c, &c->partial, vd_cuda_project_workspace_size(&x));
   if (!workspace) return;
-  vd_cuda_note(c,
-               vd_cuda_project_memory_backward(&x, in->memory, in->memory_rows, dk, dv, dwk, dwv, workspace, c->stream),
+  vd_cuda_note(c, vd_cuda_project_memory_backward(&x, &memory, dqkv->memory, dwk, dwv, workspace, c->stream),
                "gradients from memory rows");
 }

@@ -270,18 +270,22 @@ __global__ void __launch_bounds__(VD_THREADS, vd_backward_layout<T, D>::query_bl
     vd_set_drop(&drop, a, it.head, it.stream);
     const int i0 = it.tile * VD_TILE, iw = i0 + 16 * warp, n = vd_key_tiles<REL>(band, it.tile);
     const int start = i0 - (n - 1) * VD_TILE, lowest = vd_lowest<REL>(band);
-    const int64_t q0 = (int64_t)it.stream * a.block * a.q_stride + it.head * a.d_head;
-    const int64_t k0 = ((int64_t)it.stream * a.kv_rows + a.window) * a.kv_stride + it.head * a.d_head;
+    const vd_lines<const T> queries = vd_queries<T, REL>(a, g, room.query, it.head, it.stream);
+    const vd_key_lines<const T> memories = vd_keys_of(a, (const T *)g.block, (const T *)g.memory, it.head, it.stream);
+    const vd_lines<const T> douts = vd_plain_lines(a, (const T *)g.dout, it.head, it.stream);
+    const vd_lines<T> dqueries = vd_block_lines(a, (T *)g.dblock, VD_QUERY, it.head, it.stream);
     auto copy_positions = [&](int y) {
       vd_copy_positions<T, D, REL>(ts + y % (stages + 1) * tile, begin + y % (stages + 1) * VD_TILE, positions,
                                    start - i0 + (y - 1) * VD_TILE, a.d_head);
     };
     auto copy = [&](int t) { /* as in the forward pass */
                              int kappa0 = start + t * VD_TILE, slot = t % stages;
-                             vd_copy_tile<T, D>(ks + slot * tile, (const T *)g.k + k0, a.kv_stride, kappa0, lowest,
-                                                a.block, a.d_head);
-                             vd_copy_tile<T, D>(vs + slot * tile, (const T *)g.v + k0, a.kv_stride, kappa0, lowest,
-                                                a.block, a.d_head);
+                             const vd_lines<const T> keys = memories.at(kappa0, VD_KEY);
+                             const vd_lines<const T> values = memories.at(kappa0, VD_VALUE);
+                             vd_copy_tile<T, D>(ks + slot * tile, keys.row0, keys.stride, kappa0, lowest, a.block,
+                                                a.d_head);
+                             vd_copy_tile<T, D>(vs + slot * tile, values.row0, values.stride, kappa0, lowest, a.block,
+                                                a.d_head);
                              if (REL && t == 0) copy_positions(0);
                              if (REL || t + 1 < n) copy_positions(t + 1);
                              vd_copy_commit();
@@ -291,8 +295,8 @@ __global__ void __launch_bounds__(VD_THREADS, vd_backward_layout<T, D>::query_bl
                                  start - i0 + (y - 1) * VD_TILE + 16 * warp, scale);
     };
     vd_query_warp<T, D, REL> w;
-    vd_copy_tile<T, D>(qs, (const T *)g.q + q0, a.q_stride, i0, 0, a.block, a.d_head);
-    vd_copy_tile<T, D>(dos, (const T *)g.dout + q0, a.q_stride, i0, 0, a.block, a.d_head);
+    vd_copy_tile<T, D>(qs, queries.row0, queries.stride, i0, 0, a.block, a.d_head);
+    vd_copy_tile<T, D>(dos, douts.row0, douts.stride, i0, 0, a.block, a.d_head);
     copy(0);
     if constexpr (REL) vd_clear_first_block(turned);
     vd_copy_wait();
@@ -321,7 +325,7 @@ __global__ void __launch_bounds__(VD_THREADS, vd_backward_layout<T, D>::query_bl
       float *place = room.dspan + ((int64_t)it.head * a.n_stream + it.stream) * n_tile + it.tile;
       vd_store_dspan(w.dspan, sums, place);
     }
-    vd_write_rows<T, D>((T *)g.dq + q0, a.q_stride, iw, 0, a.block, a.d_head, w.dq, scales);
+    vd_write_rows<T, D>(dqueries.row0, dqueries.stride, iw, 0, a.block, a.d_head, w.dq, scales);
     item = vd_take_next(asked, &next);
   }
   vd_no_more_work(plan, VD_WORK_QUERY);

@@ -29,31 +29,31 @@ cudaError_t vd_fill_room(const vd_cuda_attention *a, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
-/* to = q + u, 16 bytes a thread; sum[0 .. n_sum - 1] = 0. */
+/* to = q + u, q in the block's rows, 16 bytes a thread; sum[0 .. n_sum - 1] = 0. */
 template <typename T>
-__global__ void vd_add_bias_kernel(const __grid_constant__ vd_cuda_attention a, const T *q, T *to, float *sum,
+__global__ void vd_add_bias_kernel(const __grid_constant__ vd_cuda_attention a, const T *block, T *to, float *sum,
                                    int n_sum) {
   constexpr int chunk = 16 / (int)sizeof(T);
   int64_t id = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
   int chunks = a.n_head * a.d_head / chunk, column = (int)(id % chunks) * chunk;
   if (id < n_sum) sum[id] = 0;
   if (id / chunks >= (int64_t)a.n_stream * a.block) return;
-  int64_t at = id / chunks * a.q_stride + column;
-  uint4 x = *(const uint4 *)(q + at);
+  int64_t row = id / chunks * vd_width(a);
+  uint4 x = *(const uint4 *)(block + 3 * row + column);
   T *e = (T *)&x;
 #pragma unroll
   for (int i = 0; i < chunk; i++) e[i] = (T)((float)e[i] + (a.content_bias ? a.content_bias[column + i] : 0));
-  *(uint4 *)(to + at) = x;
+  *(uint4 *)(to + row + column) = x;
 }
 
 template <typename T>
-static void vd_launch_add_bias(const vd_cuda_attention *a, const void *q, const vd_backward_room *room,
+static void vd_launch_add_bias(const vd_cuda_attention *a, const void *block, const vd_backward_room *room,
                                cudaStream_t stream) {
   int64_t n = (int64_t)a->n_stream * a->block * a->n_head * a->d_head * (int64_t)sizeof(T) / 16;
   int n_sum = a->n_head * (a->reach + 1);
   n = n < n_sum ? n_sum : n;
   vd_add_bias_kernel<T>
-      <<<(unsigned)((n + 255) / 256), 256, 0, stream>>>(*a, (const T *)q, (T *)room->query, room->dsum, n_sum);
+      <<<(unsigned)((n + 255) / 256), 256, 0, stream>>>(*a, (const T *)block, (T *)room->query, room->dsum, n_sum);
 }
 
 cudaError_t vd_relative_begin(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
@@ -61,11 +61,11 @@ cudaError_t vd_relative_begin(const vd_cuda_attention *a, const vd_cuda_attentio
   cudaError_t e = vd_fill_room(a, stream);
   if (e != cudaSuccess) return e;
   if (a->type == VD_CUDA_FP32) {
-    vd_launch_add_bias<float>(a, g->q, room, stream);
+    vd_launch_add_bias<float>(a, g->block, room, stream);
   } else if (a->type == VD_CUDA_BF16) {
-    vd_launch_add_bias<__nv_bfloat16>(a, g->q, room, stream);
+    vd_launch_add_bias<__nv_bfloat16>(a, g->block, room, stream);
   } else {
-    vd_launch_add_bias<__half>(a, g->q, room, stream);
+    vd_launch_add_bias<__half>(a, g->block, room, stream);
   }
   return cudaGetLastError();
 }

@@ -152,18 +152,18 @@ void vd_cuda_attention_plan_op(vd_ops *o, int n, const vd_attention *a);
 void vd_cuda_attention_changed(vd_cuda_backend *c);
 /* Stream-ordered. vd_ops.attention_project. */
 void vd_cuda_attention_project(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
-                               const real *wk, const real *wv, vd_act *q, vd_act *k, vd_act *v);
+                               const real *wk, const real *wv, const vd_qkv *qkv);
 /* Stream-ordered. vd_ops.attention_project_backward. */
 void vd_cuda_attention_project_backward(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
-                                        const real *wk, const real *wv, const vd_act *dq, const vd_act *dk,
-                                        const vd_act *dv, vd_act *dhidden, real *dwq, real *dwk, real *dwv);
+                                        const real *wk, const real *wv, const vd_qkv *dqkv, vd_act *dhidden, real *dwq,
+                                        real *dwk, real *dwv);
 /* Stream-ordered. vd_ops.attention. */
-void vd_cuda_attention_op(vd_ops *o, const vd_attention *a, const vd_act *q, const vd_act *k, const vd_act *v,
-                          vd_act *out, real *lse);
+void vd_cuda_attention_op(vd_ops *o, const vd_attention *a, const vd_qkv *qkv, vd_act *out, real *lse);
 /* Stream-ordered. vd_ops.attention_backward. */
-void vd_cuda_attention_backward_op(vd_ops *o, const vd_attention *a, const vd_act *q, const vd_act *k, const vd_act *v,
-                                   const vd_act *out, const real *lse, const vd_act *dout, vd_act *dq, vd_act *dk,
-                                   vd_act *dv, real *dkey_pe, real *dspan);
+void vd_cuda_attention_backward_op(vd_ops *o, const vd_attention *a, const vd_qkv *qkv, const vd_act *out,
+                                   const real *lse, const vd_act *dout, const vd_qkv *dqkv, real *dkey_pe, real *dspan);
+/* Not collective. Do n tensors of `size` elements each follow one another, so that a product can take them as one? */
+bool vd_cuda_follow(int n, const real *const tensor[], int64_t size);
 /* Stream-ordered. vd_ops.backward_end. */
 void vd_cuda_backward_end(vd_ops *o);
 /* Not collective. Frees plans and tables. */
@@ -184,7 +184,7 @@ void vd_cuda_adam_op(vd_ops *o, real *param, const real *gradient, real *m, real
 void vd_cuda_update_end(vd_cuda_backend *c);
 
 /* Stream-ordered. vd_ops.send; these are in mail.c. */
-int vd_cuda_send(vd_ops *o, int letter, int n, const vd_part *part, vd_error *err);
+int vd_cuda_send(vd_ops *o, int letter, int n, const vd_enclosure *part, vd_error *err);
 /* Not collective. vd_ops.receive. */
 const void *vd_cuda_receive(vd_ops *o, int letter, vd_error *err);
 /* Stream-ordered. vd_ops.put_tokens: waits only for the copy of VD_TOKEN_MAILS calls before. */
@@ -200,12 +200,13 @@ void vd_cuda_encode_distances_op(vd_ops *o, const vd_encoding *e, vd_act *out);
 /* Stream-ordered. vd_ops.weight_gradient. */
 void vd_cuda_weight_gradient_op(vd_ops *o, int64_t n, int64_t in, int64_t out, const vd_act *x, const real *dy,
                                 real *dweight);
-/* Stream-ordered. vd_ops.attention_project where there are relative keys: all heads reach the same rows. */
-void vd_cuda_relative_project(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
-                              const real *wk, const real *wv, vd_act *q, vd_act *k, vd_act *v);
-/* Stream-ordered. vd_ops.attention_project_backward where there are relative keys. */
-void vd_cuda_relative_project_backward(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
-                                       const real *wk, const real *wv, const vd_act *dq, const vd_act *dk,
-                                       const vd_act *dv, vd_act *dhidden, real *dwq, real *dwk, real *dwv);
+/* Stream-ordered. Keys and values of memory rows where there are relative keys, so that all heads reach the same rows:
+ * memory as in vd_qkv, weight: those of keys and of values. */
+void vd_cuda_relative_project(vd_cuda_backend *c, const vd_attention *a, const vd_attention_input *in,
+                              const real *const weight[2], vd_act *memory);
+/* Stream-ordered. Adds what memory rows give to the gradients of these weights; rows of dmemory out of reach become
+ * zeros. */
+void vd_cuda_relative_project_backward(vd_cuda_backend *c, const vd_attention *a, const vd_attention_input *in,
+                                       vd_act *dmemory, real *const dweight[2]);
 
 #endif

@@ -55,12 +55,11 @@ cudaError_t vd_cuda_add_norm_backward(enum vd_cuda_type type, int64_t n, int64_t
 
 /* Stream-ordered. vd_ops.memory_push. */
 cudaError_t vd_cuda_memory_push(enum vd_cuda_type type, int64_t n_stream, int64_t d, const void *old, int64_t rows_old,
-                                const void *hidden, int64_t block, void *memory, int64_t rows_new, cudaStream_t stream);
-/* Stream-ordered. to [n_stream * block, 3 d] = rows of dq [n_stream * block, d] and the last `block` rows of each
- * stream of dk and dv [n_stream, rows, d], side by side. */
-cudaError_t vd_cuda_gather_gradients(enum vd_cuda_type type, int64_t n_stream, int64_t block, int64_t rows, int64_t d,
-                                     const void *dq, const void *dk, const void *dv, void *to, cudaStream_t stream);
-
+                                int64_t oldest, const void *hidden, int64_t block, void *memory, int64_t rows_new,
+                                cudaStream_t stream);
+/* Stream-ordered. vd_ops.memory_turn. */
+cudaError_t vd_cuda_memory_turn(enum vd_cuda_type type, int64_t n_stream, int64_t d, void *memory, int64_t rows,
+                                int64_t oldest, const void *hidden, int64_t block, cudaStream_t stream);
 /* Stream-ordered. vd_ops.cross_entropy; row_nll [n] is written always. */
 cudaError_t vd_cuda_cross_entropy(enum vd_cuda_type type, int64_t n, int64_t vocab, const void *logits,
                                   const int32_t *targets, float scale, double *loss_sum, float *row_nll, void *dlogits,
@@ -97,8 +96,9 @@ cudaError_t vd_cuda_adam(enum vd_cuda_type type, float *param, const float *grad
                          cudaStream_t stream);
 /* Stream-ordered. n words from pinned host memory: a kernel fetches few of them sooner than a copy would begin. */
 cudaError_t vd_cuda_fetch(size_t n, const uint32_t *from, uint32_t *to, cudaStream_t stream);
-/* Stream-ordered. Copies the parts, one after the other, to `to`, which may be pinned host memory; n <= VD_PARTS. */
-cudaError_t vd_cuda_letter(int n, const vd_part *part, void *to, cudaStream_t stream);
+/* Stream-ordered. Copies the parts, one after the other, to `to`, which may be pinned host memory; n <= VD_ENCLOSURES.
+ */
+cudaError_t vd_cuda_letter(int n, const vd_enclosure *part, void *to, cudaStream_t stream);
 /* Stream-ordered. x[i] += value. */
 cudaError_t vd_cuda_add_constant(float *x, size_t n, float value, cudaStream_t stream);
 /* Stream-ordered. x[i] = clamp(x[i], 0, 1). */
@@ -110,17 +110,6 @@ cudaError_t vd_cuda_scale_dropout(enum vd_cuda_type type, int64_t n, int64_t wid
 /* Stream-ordered. vd_ops.encode_distances, computed in double. */
 cudaError_t vd_cuda_encode_distances(enum vd_cuda_type type, int64_t n, int64_t d, int64_t clamp_len,
                                      const vd_cuda_dropout *dropout, void *out, cudaStream_t stream);
-
-/* Gradients of queries, keys and values side by side: of the last used + block of each stream's `rows` rows, those of
- * the block to to_block [n_stream * block, 3 d] with dq [n_stream * block, d], those of the memory before it to
- * to_memory [n_stream * used, 2 d]. dk, dv [n_stream, rows, d]; all of `type`. */
-typedef struct vd_cuda_gather {
-  int64_t n_stream, block, used, rows, d;
-  const void *dq, *dk, *dv;
-  void *to_block, *to_memory;
-} vd_cuda_gather;
-/* Stream-ordered. Does what vd_cuda_gather says. */
-cudaError_t vd_cuda_gather_relative(enum vd_cuda_type type, const vd_cuda_gather *g, cudaStream_t stream);
 
 #ifdef __cplusplus
 }

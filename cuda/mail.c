@@ -19,7 +19,7 @@ static cudaError_t make_room(vd_mail *m, size_t bytes) {
   return e;
 }
 
-int vd_cuda_send(vd_ops *o, int letter, int n, const vd_part *part, vd_error *err) {
+int vd_cuda_send(vd_ops *o, int letter, int n, const vd_enclosure *part, vd_error *err) {
   vd_cuda_backend *c = vd_cuda_of(o);
   vd_mail *m = &c->letter[letter];
   size_t bytes = 0;

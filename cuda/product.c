@@ -178,24 +178,9 @@ static cublasStatus_t candidates(const vd_cuda_backend *c, const struct vd_produ
   return s;
 }
 
-/* Windows move where in a buffer rows of keys and values go; what was chosen for one place serves all. */
-static const struct vd_product *alike(const vd_cuda_backend *c, const struct vd_product *p) {
-  for (int i = 0; i < c->n_product; i++) {
-    vd_product_key key = c->product[i].key;
-    key.stride_c = p->key.stride_c;
-    if (c->product[i].exists && memcmp(&key, &p->key, sizeof key) == 0) return &c->product[i];
-  }
-  return NULL;
-}
-
 static cublasStatus_t choose(const vd_cuda_backend *c, const vd_product_call *x, struct vd_product *p) {
   cublasLtMatmulHeuristicResult_t result[VD_CANDIDATES];
   int found = 0;
-  const struct vd_product *other = alike(c, p);
-  if (other) {
-    p->algo = other->algo;
-    return CUBLAS_STATUS_SUCCESS;
-  }
   cublasStatus_t s = candidates(c, p, result, &found);
   if (s == CUBLAS_STATUS_SUCCESS) p->algo = result[fastest(c, x, p, result, found)].algo;
   return s;

@@ -1,5 +1,4 @@
-/* What Transformer-XL needs beside attention: scaled dropout between the parts of a layer, encodings of distances, and
- * the rows of keys' gradients brought together for one product. */
+/* What Transformer-XL needs beside attention: scaled dropout between the parts of a layer, encodings of distances. */
 #include "element.cuh"
 
 enum { VD_BLOCK = 256 };
@@ -60,37 +59,6 @@ cudaError_t vd_cuda_encode_distances(enum vd_cuda_type type, int64_t n, int64_t 
 #define CALL(T)                                                                                                        \
   vd_encode_kernel<T><<<dim3(vd_blocks(d / 2, VD_BLOCK), vd_blocks(n, VD_ROWS)), VD_BLOCK, 0, stream>>>(               \
       n, d, clamp_len, drop, (T *)out)
-  VD_BY_TYPE(type, CALL);
-#undef CALL
-  return cudaGetLastError();
-}
-
-/* Rows of keys' layout, VD_BLOCK / 32 a block: a warp copies one row of dk and dv to its place in `memory` or `block`,
- * in the second of which dq stands beside them. */
-template <typename T, int N> __global__ void vd_gather_relative_kernel(vd_cuda_gather g) {
-  int64_t rows = g.used + g.block, r = (int64_t)blockIdx.x * (VD_BLOCK / 32) + threadIdx.x / 32;
-  if (r >= g.n_stream * rows) return;
-  int64_t s = r / rows, i = r % rows, d = g.d;
-  int64_t from = (s * g.rows + g.rows - rows + i) * d;
-  bool memory = i < g.used;
-  T *to = memory ? (T *)g.to_memory + (s * g.used + i) * 2 * d : (T *)g.to_block + (s * g.block + i - g.used) * 3 * d;
-  const T *dq = (const T *)g.dq + (s * g.block + i - g.used) * d;
-  for (int64_t c = (int64_t)(threadIdx.x % 32) * N; c < d; c += 32 * N) {
-    if (!memory) *(vd_pack<T, N> *)(to + c) = *(const vd_pack<T, N> *)(dq + c);
-    T *pair = memory ? to : to + d;
-    *(vd_pack<T, N> *)(pair + c) = *(const vd_pack<T, N> *)((const T *)g.dk + from + c);
-    *(vd_pack<T, N> *)(pair + d + c) = *(const vd_pack<T, N> *)((const T *)g.dv + from + c);
-  }
-}
-
-cudaError_t vd_cuda_gather_relative(enum vd_cuda_type type, const vd_cuda_gather *g, cudaStream_t stream) {
-  unsigned blocks = vd_blocks(g->n_stream * (g->used + g->block), VD_BLOCK / 32);
-  if (blocks == 0) return cudaSuccess;
-#define CALL(T)                                                                                                        \
-  if (g->d % (16 / (int64_t)sizeof(T)) == 0)                                                                           \
-    vd_gather_relative_kernel<T, 16 / (int)sizeof(T)><<<blocks, VD_BLOCK, 0, stream>>>(*g);                            \
-  else                                                                                                                 \
-    vd_gather_relative_kernel<T, 1><<<blocks, VD_BLOCK, 0, stream>>>(*g)
   VD_BY_TYPE(type, CALL);
 #undef CALL
   return cudaGetLastError();

@@ -31,7 +31,7 @@ void vd_cuda_weight_gradient_op(vd_ops *o, int64_t n, int64_t in, int64_t out, c
 
 /* Widths and rows of one call. */
 typedef struct shape {
-  int64_t d, width, rows, used; /* hidden states, heads together; rows of keys, rows of memory that are reached */
+  int64_t d, width, used; /* hidden states, heads together; rows of memory that are reached */
 } shape;
 
 static shape shape_of(const vd_attention *a) {
@@ -40,54 +40,43 @@ static shape shape_of(const vd_attention *a) {
   int64_t width = a->n_head * a->d_head;
   return (shape){.d = a->d_model > 0 ? a->d_model : width,
                  .width = width,
-                 .rows = a->window + a->block,
                  .used = a->reach[0] < a->window ? a->reach[0] : a->window};
 }
 
-/* `rows` rows of each stream, x_rows apart in x [.., d], times weight^T to k or v from row `to` on. */
-static void project_rows(vd_cuda_backend *c, const vd_attention *a, const shape *s, const void *x, int64_t x_rows,
-                         int64_t rows, const real *weight, void *to) {
-  bool one = a->n_stream == 1 || (rows == x_rows && rows == s->rows); /* the streams follow each other on both sides */
-  vd_product_call call = {.m = one ? a->n_stream * rows : rows,
-                          .n = s->width,
-                          .k = s->d,
-                          .n_batch = one ? 1 : a->n_stream,
-                          .a = {x, s->d, one ? 0 : x_rows * s->d, false},
-                          .b = {vd_cuda_weight(c, weight), s->d, 0, true},
-                          .c = to,
-                          .ldc = s->width,
-                          .c_stride = one ? 0 : s->rows * s->width,
-                          .alpha = 1};
-  vd_cuda_product(c, &call);
+/* The newest `rows` rows of the memory of the first stream. */
+static const void *newest_rows(const vd_cuda_backend *c, const vd_attention_input *in, const shape *s, int64_t rows) {
+  return (const char *)in->memory + (size_t)((in->memory_rows - rows) * s->d) * c->act_size;
 }
 
-/* The newest `used` rows of the memory of the first stream. */
-static const void *memory_rows(const vd_cuda_backend *c, const vd_attention_input *in, const shape *s) {
-  return (const char *)in->memory + (size_t)((in->memory_rows - s->used) * s->d) * c->act_size;
-}
-
-void vd_cuda_relative_project(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
-                              const real *wk, const real *wv, vd_act *q, vd_act *k, vd_act *v) {
-  vd_cuda_backend *c = vd_cuda_of(o);
+void vd_cuda_relative_project(vd_cuda_backend *c, const vd_attention *a, const vd_attention_input *in,
+                              const real *const weight[2], vd_act *memory) {
   shape s = shape_of(a);
-  size_t block_at = (size_t)(a->window * s.width) * c->act_size;
-  size_t memory_at = (size_t)((a->window - s.used) * s.width) * c->act_size;
-  const real *weight[] = {wk, wv};
-  char *to[] = {k, v};
-  vd_linear queries = {.n = a->n_stream * a->block, .in = s.d, .out = s.width};
-  vd_cuda_linear(o, &queries, in->hidden, wq, NULL, q);
-  for (int i = 0; i < 2; i++) {
-    project_rows(c, a, &s, in->hidden, a->block, a->block, weight[i], to[i] + block_at);
-    project_rows(c, a, &s, memory_rows(c, in, &s), in->memory_rows, s.used, weight[i], to[i] + memory_at);
+  int64_t n = a->n_stream, skip = a->window - s.used;
+  int joined = vd_cuda_follow(2, weight, s.width * s.d) ? 2 : 1;
+  bool one = n == 1 || (s.used == in->memory_rows && skip == 0); /* the streams follow each other on both sides */
+  for (int i = 0; i < 2; i += joined) {
+    vd_product_call call = {.m = one ? n * s.used : s.used,
+                            .n = joined * s.width,
+                            .k = s.d,
+                            .n_batch = one ? 1 : n,
+                            .a = {newest_rows(c, in, &s, s.used), s.d, one ? 0 : in->memory_rows * s.d, false},
+                            .b = {vd_cuda_weight(c, weight[i]), s.d, 0, true},
+                            .c = (char *)memory + (size_t)((2 * skip + i) * s.width) * c->act_size,
+                            .ldc = 2 * s.width,
+                            .c_stride = one ? 0 : a->window * 2 * s.width,
+                            .alpha = 1};
+    vd_cuda_product(c, &call);
   }
 }
 
-/* The reached rows of all streams' memories, one after the other: as they lie, or copied to `room`. */
+/* The window's rows of all streams' memories, one after the other: as they lie, or copied to scratch. NULL: no room. */
 static const void *packed_memory(vd_cuda_backend *c, const vd_attention *a, const vd_attention_input *in,
-                                 const shape *s, void *room) {
-  size_t row = (size_t)s->d * c->act_size, mine = (size_t)s->used * row;
-  const void *from = memory_rows(c, in, s);
-  if (a->n_stream == 1 || s->used == in->memory_rows || s->used == 0) return from;
+                                 const shape *s) {
+  size_t row = (size_t)s->d * c->act_size, mine = (size_t)a->window * row;
+  const void *from = newest_rows(c, in, s, a->window);
+  if (a->n_stream == 1 || a->window == in->memory_rows) return from;
+  void *room = vd_cuda_room(c, &c->scratch, (size_t)a->n_stream * mine);
+  if (!room) return NULL;
   vd_cuda_note(c,
                cudaMemcpy2DAsync(room, mine, from, (size_t)in->memory_rows * row, mine, (size_t)a->n_stream,
                                  cudaMemcpyDeviceToDevice, c->stream),
@@ -95,39 +84,21 @@ static const void *packed_memory(vd_cuda_backend *c, const vd_attention *a, cons
   return room;
 }
 
-/* Is what follows `first`, two pieces of n elements each, where the products of three or two tensors at once want it?
- */
-static bool follow(const real *first, const real *second, const real *third, size_t n) {
-  return second == first + n && third == second + n;
-}
-
-void vd_cuda_relative_project_backward(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
-                                       const real *wk, const real *wv, const vd_act *dq, const vd_act *dk,
-                                       const vd_act *dv, vd_act *dhidden, real *dwq, real *dwk, real *dwv) {
-  vd_cuda_backend *c = vd_cuda_of(o);
+void vd_cuda_relative_project_backward(vd_cuda_backend *c, const vd_attention *a, const vd_attention_input *in,
+                                       vd_act *dmemory, real *const dweight[2]) {
   shape s = shape_of(a);
-  int64_t n = a->n_stream * a->block, kept = a->n_stream * s.used, width = s.width;
-  size_t block_bytes = (size_t)(n * 3 * width) * c->act_size, memory_bytes = (size_t)(kept * 2 * width) * c->act_size;
-  char *block = vd_cuda_room(c, &c->scratch, block_bytes + memory_bytes + (size_t)(kept * s.d) * c->act_size);
-  if (!block) return;
-  char *memory = block + block_bytes;
-  vd_cuda_gather gather = {a->n_stream, a->block, s.used, s.rows, width, dq, dk, dv, block, memory};
-  vd_cuda_note(c, vd_cuda_gather_relative(c->type, &gather, c->stream), "gathering gradients");
-  const void *kept_rows = packed_memory(c, a, in, &s, memory + memory_bytes);
-  size_t tensor = (size_t)(width * s.d);
-  if (follow(wq, wk, wv, tensor) && follow(dwq, dwk, dwv, tensor)) { /* slices of one tensor */
-    vd_cuda_input_gradient(c, n, 3 * width, s.d, block, 3 * width, wq, dhidden, true);
-    vd_cuda_weight_gradient(c, n, 3 * width, s.d, block, 3 * width, in->hidden, dwq);
-    vd_cuda_weight_gradient(c, kept, 2 * width, s.d, memory, 2 * width, kept_rows, dwk);
-    return;
-  }
-  const real *weight[] = {wq, wk, wv};
-  real *gradient[] = {dwq, dwk, dwv};
-  for (int i = 0; i < 3; i++) {
-    const char *mine = block + (size_t)(i * width) * c->act_size;
-    vd_cuda_input_gradient(c, n, width, s.d, mine, 3 * width, weight[i], dhidden, true);
-    vd_cuda_weight_gradient(c, n, width, s.d, mine, 3 * width, in->hidden, gradient[i]);
-    const char *keys = memory + (size_t)((i - 1) * width) * c->act_size;
-    if (i > 0) vd_cuda_weight_gradient(c, kept, width, s.d, keys, 2 * width, kept_rows, gradient[i]);
-  }
+  size_t row = (size_t)(2 * s.width) * c->act_size;
+  if (s.used == 0) return;
+  if (s.used < a->window) /* rows out of reach take part in the product as zeros */
+    vd_cuda_note(c,
+                 cudaMemset2DAsync(dmemory, (size_t)a->window * row, 0, (size_t)(a->window - s.used) * row,
+                                   (size_t)a->n_stream, c->stream),
+                 "zeroing gradients");
+  const void *rows = packed_memory(c, a, in, &s);
+  if (!rows) return;
+  const real *const gradient[] = {dweight[0], dweight[1]};
+  int joined = vd_cuda_follow(2, gradient, s.width * s.d) ? 2 : 1;
+  for (int i = 0; i < 2; i += joined)
+    vd_cuda_weight_gradient(c, a->n_stream * a->window, joined * s.width, s.d,
+                            (const char *)dmemory + (size_t)(i * s.width) * c->act_size, 2 * s.width, rows, dweight[i]);
 }

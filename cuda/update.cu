@@ -235,19 +235,19 @@ cudaError_t vd_cuda_fetch(size_t n, const uint32_t *from, uint32_t *to, cudaStre
 }
 
 typedef struct vd_letter_parts {
-  const uint32_t *from[VD_PARTS];
-  int n[VD_PARTS]; /* words */
+  const uint32_t *from[VD_ENCLOSURES];
+  int n[VD_ENCLOSURES]; /* words */
 } vd_letter_parts;
 
 static __global__ void vd_letter_kernel(const __grid_constant__ vd_letter_parts part, uint32_t *to) {
 #pragma unroll
-  for (int i = 0; i < VD_PARTS; i++) {
+  for (int i = 0; i < VD_ENCLOSURES; i++) {
     for (int w = (int)threadIdx.x; w < part.n[i]; w += VD_BLOCK) to[w] = part.from[i][w];
     to += part.n[i];
   }
 }
 
-cudaError_t vd_cuda_letter(int n, const vd_part *part, void *to, cudaStream_t stream) {
+cudaError_t vd_cuda_letter(int n, const vd_enclosure *part, void *to, cudaStream_t stream) {
   vd_letter_parts parts = {};
   for (int i = 0; i < n; i++) {
     parts.from[i] = (const uint32_t *)part[i].p;

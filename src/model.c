@@ -19,7 +19,7 @@ static int take(vd_model *m, void *p, size_t elements, size_t size, vd_error *er
 static int take_saved(vd_model *m, struct vd_layer_saved *s, vd_error *err) {
   size_t n = (size_t)(m->micro * m->max_block), d = (size_t)m->d, width = (size_t)m->width, act = m->ops->act_size;
   size_t lse = (size_t)(m->micro * m->config.n_head * m->max_block);
-  if (take(m, &s->q, n * width, act, err) || take(m, &s->attended, n * width, act, err) ||
+  if (take(m, &s->qkv.block, n * 3 * width, act, err) || take(m, &s->attended, n * width, act, err) ||
       take(m, &s->lse, lse, sizeof(real), err) || take(m, &s->sum1, n * d, act, err) ||
       take(m, &s->normed1, n * d, act, err) || take(m, &s->mean1, n, sizeof(real), err) ||
       take(m, &s->rstd1, n, sizeof(real), err) || take(m, &s->ff, n * (size_t)m->config.d_inner, act, err) ||
@@ -60,7 +60,7 @@ static int take_buffers(vd_model *m, vd_error *err) {
   if (!m->training) return VD_OK;
   size_t wider = m->d > m->width ? d : (size_t)m->width;
   if (take(m, &m->gradients, m->arena, sizeof(real), err) || take(m, &m->dhidden, n * d, act, err) ||
-      take(m, &m->dsum, n * wider, act, err) || take(m, &m->dq, n * (size_t)m->width, act, err) ||
+      take(m, &m->dsum, n * wider, act, err) || take(m, &m->dqkv.block, n * 3 * (size_t)m->width, act, err) ||
       (vd_model_is_xl(m) && take(m, &m->dbranch, n * d, act, err)) ||
       take(m, &m->dff, n * (size_t)m->config.d_inner, act, err))
     return err->status;
@@ -136,16 +136,16 @@ static void release_layer(vd_model *m, int l) {
   free(m->state[l].reach);
   free(m->state[l].z);
   if (l > 0 && !m->training) return;
-  void *mine[] = {s->q,     s->attended, s->k,  s->v,    s->lse,   s->sum1, s->normed1,
-                  s->mean1, s->rstd1,    s->ff, s->sum2, s->mean2, s->rstd2};
+  void *mine[] = {s->qkv.block, s->qkv.memory, s->attended, s->lse,  s->sum1,  s->normed1,
+                  s->mean1,     s->rstd1,      s->ff,       s->sum2, s->mean2, s->rstd2};
   for (size_t i = 0; i < sizeof mine / sizeof *mine; i++) m->ops->free(m->ops, mine[i]);
 }
 
 void vd_model_destroy(vd_model *m) {
   if (!m) return;
   for (int l = 0; l < (int)m->config.n_layer; l++) release_layer(m, l);
-  void *shared[] = {m->distances, m->dbranch, m->gradients, m->output, m->logits, m->branch, m->x,  m->y,
-                    m->nll,       m->loss,    m->dhidden,   m->dsum,   m->dq,     m->dff,    m->dk, m->dv};
+  void *shared[] = {m->distances, m->dbranch, m->gradients, m->output, m->logits, m->branch,     m->x,          m->y,
+                    m->nll,       m->loss,    m->dhidden,   m->dsum,   m->dff,    m->dqkv.block, m->dqkv.memory};
   for (size_t i = 0; i < sizeof shared / sizeof *shared; i++) m->ops->free(m->ops, shared[i]);
   if (!m->owner) m->ops->free(m->ops, m->params);
   free(m->state);
@@ -246,10 +246,11 @@ static int resize_memory(vd_model *m, struct vd_layer_state *s, int64_t rows, vd
   if (s->rows == rows && s->memory) return VD_OK;
   vd_act *memory = NULL;
   if (take(m, &memory, (size_t)(m->n_stream * rows * m->d), m->ops->act_size, err)) return err->status;
-  if (s->memory) m->ops->memory_push(m->ops, m->n_stream, m->d, s->memory, s->rows, NULL, 0, memory, rows);
+  if (s->memory) m->ops->memory_push(m->ops, m->n_stream, m->d, s->memory, s->rows, s->oldest, NULL, 0, memory, rows);
   m->ops->free(m->ops, s->memory);
   s->memory = memory;
   s->rows = rows;
+  s->oldest = 0;
   return VD_OK;
 }
 
@@ -274,15 +275,13 @@ static int64_t rows_kept(const vd_model *m, const struct vd_layer_state *s) {
   return keep ? s->rows : wanted;
 }
 
-/* Gives *a and *b room for `rows` rows per stream; what they held is lost. */
-static int grow_pair(vd_model *m, vd_act **a, vd_act **b, int64_t *rows, int64_t wanted, vd_error *err) {
-  if (wanted <= *rows) return VD_OK;
-  m->ops->free(m->ops, *a);
-  m->ops->free(m->ops, *b);
-  *a = *b = NULL;
+/* Gives keys and values of memory room for `wanted` rows per stream; what they held is lost. */
+static int grow_memory(vd_model *m, vd_qkv *x, int64_t *rows, int64_t wanted, vd_error *err) {
+  if (x->memory && wanted <= *rows) return VD_OK;
+  m->ops->free(m->ops, x->memory);
+  x->memory = NULL;
   *rows = 0;
-  size_t elements = (size_t)(m->micro * wanted * m->width);
-  if (take(m, a, elements, m->ops->act_size, err) || take(m, b, elements, m->ops->act_size, err)) return err->status;
+  if (take(m, &x->memory, (size_t)(m->micro * wanted * 2 * m->width), m->ops->act_size, err)) return err->status;
   *rows = wanted;
   return VD_OK;
 }
@@ -299,16 +298,13 @@ int vd_model_make_room(vd_model *m, int64_t block, vd_error *err) {
   for (int l = 0; l < (int)m->config.n_layer; l++) {
     struct vd_layer_state *s = &m->state[l];
     struct vd_layer_saved *saved = m->training ? &m->saved[l] : &m->saved[0];
-    int64_t rows = vd_model_is_xl(m) ? m->config.mem_len + m->max_block : s->window + block;
+    int64_t rows = vd_model_is_xl(m) ? m->config.mem_len : s->window;
     if (vd_model_is_xl(m)) plan_reach(m, s, block);
-    if (resize_memory(m, s, rows_kept(m, s), err) || grow_pair(m, &saved->k, &saved->v, &saved->kv_rows, rows, err) ||
-        (m->training && grow_pair(m, &m->dk, &m->dv, &m->dkv_rows, rows, err)))
+    if (resize_memory(m, s, rows_kept(m, s), err) || grow_memory(m, &saved->qkv, &saved->kv_rows, rows, err) ||
+        (m->training && grow_memory(m, &m->dqkv, &m->dkv_rows, rows, err)))
       return err->status;
   }
-  for (int l = 1; !m->training && l < (int)m->config.n_layer; l++) {
-    m->saved[l].k = m->saved[0].k;
-    m->saved[l].v = m->saved[0].v;
-  }
+  for (int l = 1; !m->training && l < (int)m->config.n_layer; l++) m->saved[l].qkv = m->saved[0].qkv;
   return VD_OK;
 }
 
@@ -316,6 +312,7 @@ int vd_model_reset_memory(vd_model *m, vd_error *err) {
   for (int l = 0; l < (int)m->config.n_layer; l++) {
     struct vd_layer_state *s = &m->state[l];
     int64_t rows = rows_kept(m, s);
+    s->oldest = 0;
     if (vd_model_is_xl(m)) s->window = 0;
     if (s->memory && s->rows == rows) {
       m->ops->zero(m->ops, s->memory, (size_t)(m->n_stream * rows * m->d) * m->ops->act_size);
@@ -342,14 +339,27 @@ static void put_rows_xl(vd_model *m, int layer, int64_t rows, int64_t first, int
                     (size_t)(s->window * m->d));
 }
 
+/* Copies the memories of streams first .. first + n - 1 to `out`, or `in` to them, each stream's oldest row first. */
+static void copy_memory(const vd_model *m, int layer, int64_t first, int64_t n, real *out, const real *in) {
+  const struct vd_layer_state *s = &m->state[layer];
+  size_t row = (size_t)m->d, stream = (size_t)s->rows * row, turned = (size_t)s->oldest * row;
+  size_t pieces = turned > 0 ? 2 * (size_t)n : 1; /* of a ring that begins with its oldest row all streams are one */
+  for (size_t i = 0; i < pieces; i++) {
+    size_t older = turned > 0 ? stream - turned : (size_t)n * stream, b = i / 2;
+    size_t at = b * stream + (i % 2 ? older : 0), size = i % 2 ? turned : older;
+    char *there = (char *)s->memory + (((size_t)first + b) * stream + (i % 2 ? 0 : turned)) * m->ops->act_size;
+    if (out)
+      m->ops->get_act(m->ops, out + at, there, size);
+    else
+      m->ops->put_act(m->ops, there, in + at, size);
+  }
+}
+
 void vd_model_memory_get(vd_model *m, int layer, int64_t first, int64_t n, real *out) {
   const struct vd_layer_state *s = &m->state[layer];
   for (int64_t b = 0; b < n && vd_model_is_xl(m); b++)
     m->ops->get_act(m->ops, out + b * s->window * m->d, real_rows(m, layer, first + b), (size_t)(s->window * m->d));
-  if (vd_model_is_xl(m)) return;
-  size_t stream = (size_t)(s->rows * m->d);
-  const char *from = (const char *)s->memory + (size_t)first * stream * m->ops->act_size;
-  m->ops->get_act(m->ops, out, from, (size_t)n * stream);
+  if (!vd_model_is_xl(m)) copy_memory(m, layer, first, n, out, NULL);
 }
 
 int vd_model_memory_put(vd_model *m, int layer, int64_t rows, int64_t first, int64_t n, const real *in, vd_error *err) {
@@ -359,8 +369,7 @@ int vd_model_memory_put(vd_model *m, int layer, int64_t rows, int64_t first, int
     return VD_OK;
   }
   if (resize_memory(m, s, rows, err)) return err->status;
-  size_t stream = (size_t)(rows * m->d);
-  m->ops->put_act(m->ops, (char *)s->memory + (size_t)first * stream * m->ops->act_size, in, (size_t)n * stream);
+  copy_memory(m, layer, first, n, NULL, in);
   return VD_OK;
 }
 
@@ -418,15 +427,15 @@ void vd_model_estimate(const vd_model_config *config, size_t act_size, int64_t n
   double micro = (double)(micro_streams > 0 && micro_streams < n_stream ? micro_streams : n_stream);
   bool xl = vd_model_is_xl(&shape);
   double n = micro * (double)block, d = (double)config->d_model, width = (double)(config->n_head * config->d_head);
-  double kv = 2.0 * micro * (double)(window + block) * width;
+  double qkv = micro * (3.0 * (double)block + 2.0 * (double)window) * width;
   int64_t rows = xl                                            ? config->mem_len
                  : window + VD_WINDOW_STEP < config->attn_span ? window + VD_WINDOW_STEP
                                                                : config->attn_span;
   e->parameters = e->gradients = e->optimizer = arena;
   e->memories = layers * (double)n_stream * (double)rows * d * act;
   double statistics = (4.0 * n + n * (double)config->n_head) * (double)sizeof(real);
-  e->activations = layers * ((4.0 * n * d + 2.0 * n * width + n * (double)config->d_inner + kv) * act + statistics);
+  e->activations = layers * ((4.0 * n * d + n * width + n * (double)config->d_inner + qkv) * act + statistics);
   if (xl) e->activations += layers * (double)(config->mem_len + block) * width * (act + (double)sizeof(real));
-  e->workspace = ((xl ? 6.0 : 5.0) * n * d + n * (double)config->d_inner + n * (double)config->vocab + kv) * act +
+  e->workspace = ((xl ? 5.0 : 4.0) * n * d + n * (double)config->d_inner + n * (double)config->vocab + qkv) * act +
                  n * (2.0 * sizeof(int32_t) + sizeof(real));
 }

@@ -19,9 +19,9 @@ struct vd_layer_params {
  * all layers share one set. */
 struct vd_layer_saved {
   vd_act *input;          /* [n, d] hidden states going into the layer */
-  vd_act *q, *attended;   /* [n, width] */
-  vd_act *k, *v;          /* [micro streams, window + block, width] */
-  int64_t kv_rows;        /* rows that k and v have room for, per stream */
+  vd_qkv qkv;             /* [n, 3, width]; [micro streams, window, 2, width] */
+  int64_t kv_rows;        /* rows that qkv.memory has room for, per stream */
+  vd_act *attended;       /* [n, width] */
   real *lse;              /* [micro streams, n_head, block] */
   vd_act *sum1, *normed1; /* [n, d] */
   real *mean1, *rstd1;    /* [n] */
@@ -31,8 +31,8 @@ struct vd_layer_saved {
 };
 
 struct vd_layer_state {
-  vd_act *memory; /* [n_stream, rows, d] */
-  int64_t rows;
+  vd_act *memory; /* [n_stream, rows, d], a ring */
+  int64_t rows, oldest;
   int64_t window;
   int64_t *reach; /* host [n_head] */
   real *z;        /* host [n_span] */
@@ -69,11 +69,11 @@ struct vd_model {
   int32_t *x, *y;               /* [n] */
   real *nll;                    /* [n] */
   double *loss;                 /* one */
-  vd_act *dhidden, *dq;         /* [n, d], [n, width] */
+  vd_act *dhidden;              /* [n, d] */
   vd_act *dsum, *dbranch;       /* [n, the greater of d and width], [n, d] */
   vd_act *distances;            /* [mem_len + max_block, d] encodings, Transformer-XL */
   vd_act *dff;                  /* [n, d_inner] */
-  vd_act *dk, *dv;              /* as the largest k */
+  vd_qkv dqkv;                  /* as a layer's qkv, the largest */
   int64_t dkv_rows;
 };
 

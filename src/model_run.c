@@ -84,7 +84,7 @@ static vd_attention attention_of(const vd_model *m, const struct micro *u, int l
 static vd_attention_input input_of(const vd_model *m, const struct micro *u, int l) {
   const struct vd_layer_state *s = &m->state[l];
   size_t skip = (size_t)(u->first * s->rows * m->d) * m->ops->act_size;
-  return (vd_attention_input){(const char *)s->memory + skip, s->rows, m->saved[l].input};
+  return (vd_attention_input){(const char *)s->memory + skip, s->rows, s->oldest, m->saved[l].input};
 }
 
 static vd_linear fc1_of(const vd_model *m, const struct micro *u, int l) {
@@ -105,9 +105,8 @@ static void layer_forward(vd_model *m, const struct micro *u, int l, vd_act *out
   vd_attention a = attention_of(m, u, l);
   vd_attention_input in = input_of(m, u, l);
   vd_linear join = plain(u, m->width, m->d), fc1 = fc1_of(m, u, l), fc2 = plain(u, m->config.d_inner, m->d);
-  o->attention_project(o, &a, &in, m->params + p->query_at, m->params + p->key_at, m->params + p->value_at, s->q, s->k,
-                       s->v);
-  o->attention(o, &a, s->q, s->k, s->v, s->attended, s->lse);
+  o->attention_project(o, &a, &in, m->params + p->query_at, m->params + p->key_at, m->params + p->value_at, &s->qkv);
+  o->attention(o, &a, &s->qkv, s->attended, s->lse);
   o->linear(o, &join, s->attended, weight(m, p->out), NULL, m->branch);
   drop(m, u, l, VD_SITE_ATTENDED, m->branch, m->branch);
   o->add_norm(o, u->rows, m->d, s->input, m->branch, weight(m, p->norm1_weight), weight(m, p->norm1_bias), s->sum1,
@@ -149,10 +148,10 @@ static void layer_backward(vd_model *m, const struct micro *u, int l) {
   o->linear_backward(o, &join, s->attended, weight(m, p->out), NULL, dbranch, m->dsum, false, gradient(m, p->out),
                      NULL);
   bool xl = vd_model_is_xl(m);
-  o->attention_backward(o, &a, s->q, s->k, s->v, s->attended, s->lse, m->dsum, m->dq, m->dk, m->dv,
-                        xl ? NULL : gradient(m, m->key_pe), xl ? NULL : gradient(m, p->span));
+  o->attention_backward(o, &a, &s->qkv, s->attended, s->lse, m->dsum, &m->dqkv, xl ? NULL : gradient(m, m->key_pe),
+                        xl ? NULL : gradient(m, p->span));
   o->attention_project_backward(o, &a, &in, m->params + p->query_at, m->params + p->key_at, m->params + p->value_at,
-                                m->dq, m->dk, m->dv, m->dhidden, m->gradients + p->query_at, m->gradients + p->key_at,
+                                &m->dqkv, m->dhidden, m->gradients + p->query_at, m->gradients + p->key_at,
                                 m->gradients + p->value_at);
   if (xl && u->last)
     o->weight_gradient(o, distances_of(&m->state[l]), m->d, m->width, m->distances, m->state[l].drel_key,
@@ -272,7 +271,10 @@ static void run_micro(vd_model *m, const struct micro *u) {
   for (int l = 0; l < (int)m->config.n_layer; l++) {
     struct vd_layer_state *s = &m->state[l];
     vd_act *mine = (char *)s->memory + (size_t)(u->first * s->rows * m->d) * o->act_size;
-    o->memory_push(o, u->n_stream, m->d, mine, s->rows, m->saved[l].input, u->block, mine, s->rows);
+    if (vd_model_is_xl(m)) /* its products want rows that follow each other */
+      o->memory_push(o, u->n_stream, m->d, mine, s->rows, 0, m->saved[l].input, u->block, mine, s->rows);
+    else
+      o->memory_turn(o, u->n_stream, m->d, mine, s->rows, s->oldest, m->saved[l].input, u->block);
   }
 }
 
@@ -289,9 +291,12 @@ int vd_model_run(vd_model *m, vd_step *step, vd_error *err) {
     struct micro u = {first, n, step->block, n * step->block, first + n == m->n_stream, step};
     run_micro(m, &u);
   }
-  for (int l = 0; l < (int)m->config.n_layer && vd_model_is_xl(m); l++) {
+  for (int l = 0; l < (int)m->config.n_layer; l++) {
     struct vd_layer_state *s = &m->state[l];
-    s->window = s->window + step->block < s->rows ? s->window + step->block : s->rows;
+    if (vd_model_is_xl(m))
+      s->window = s->window + step->block < s->rows ? s->window + step->block : s->rows;
+    else
+      s->oldest = (s->oldest + step->block) % s->rows;
   }
   step->n_target = 0;
   for (int64_t i = 0; i < m->n_stream * step->block; i++) step->n_target += step->y[i] >= 0;

@@ -81,6 +81,13 @@ typedef struct vd_attention {
   real *drel_key;                           /* as rel_key, in real; attention_backward adds to it */
 } vd_attention;
 
+/* Queries, keys and values of a layer, or their gradients, d = n_head * d_head wide each. block [n_stream * block, 3,
+ * d]: those of the block's rows, side by side. memory [n_stream, window, 2, d]: keys and values of the newest `window`
+ * rows of the memory, of which head h has rows >= window - reach[h]; where no head has any it is not looked at. */
+typedef struct vd_qkv {
+  vd_act *block, *memory;
+} vd_qkv;
+
 /* Sinusoidal encodings of the distances 0 .. n - 1 (arXiv 1901.02860, as published): with y = min(x, clamp_len)
  * (clamp_len
  * <= 0: x) and w_i = 10000^(-2i/d), row x = dropout([sin(y w_0) .. sin(y w_(d/2-1)), cos(y w_0) ..]). d is even. */
@@ -95,11 +102,12 @@ typedef struct vd_adam {
   int64_t t;
 } vd_adam;
 
-/* Where the layer's hidden states lie. memory [n_stream, memory_rows, d]: its newest `window` rows (the last ones) are
- * used; memory_rows >= window. */
+/* Where the layer's hidden states lie. memory [n_stream, memory_rows, d] is a ring: row `oldest` of each stream is the
+ * oldest, and row 0 follows the last. The newest `window` rows are used; memory_rows >= window. */
 typedef struct vd_attention_input {
   const vd_act *memory;
   int64_t memory_rows;
+  int64_t oldest;       /* 0 with relative keys */
   const vd_act *hidden; /* [n_stream, block, d] */
 } vd_attention_input;
 
@@ -161,32 +169,36 @@ struct vd_ops {
    * and shapes can then be worked out for all at once. NULL: not wanted; an attention that was not announced is right
    * too. `a` is host memory. */
   void (*attention_plan)(vd_ops *o, int n, const vd_attention *a);
-  /* q [n, d] from hidden; k, v [n_stream, window + block, d]: for head h only rows >= window - reach[h] are written.
-   * wq, wk, wv [d, d_model], no bias; memory and hidden are d_model wide, d = n_head * d_head. */
+  /* x from the hidden states; of x->memory only what heads have is sure to be written. wq, wk, wv [d, d_model], no
+   * bias; memory and hidden are d_model wide, d = n_head * d_head. Weights that follow each other can be one product.
+   */
   void (*attention_project)(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
-                            const real *wk, const real *wv, vd_act *q, vd_act *k, vd_act *v);
-  /* dhidden [n, d] is added to (memory rows get no gradient; the weights get theirs from memory rows too); dw*: added
-   * to. */
+                            const real *wk, const real *wv, const vd_qkv *x);
+  /* dhidden [n, d_model] is added to (memory rows get no gradient; the weights get theirs from memory rows too); dw*:
+   * added to. What no head has of dx->memory may be overwritten. */
   void (*attention_project_backward)(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
-                                     const real *wk, const real *wv, const vd_act *dq, const vd_act *dk,
-                                     const vd_act *dv, vd_act *dhidden, real *dwq, real *dwk, real *dwv);
+                                     const real *wk, const real *wv, const vd_qkv *dx, vd_act *dhidden, real *dwq,
+                                     real *dwk, real *dwv);
   /* out [n, d]; lse [n_stream, n_head, block]: log of the softmax's denominator, saved for backward. */
-  void (*attention)(vd_ops *o, const vd_attention *a, const vd_act *q, const vd_act *k, const vd_act *v, vd_act *out,
-                    real *lse);
-  /* dq [n,d], dk, dv [n_stream, window + block, d] are written (the rows that head h reaches; others are not touched);
-   * dkey_pe [d_head, attn_span] and dspan [n_span] are added to. */
-  void (*attention_backward)(vd_ops *o, const vd_attention *a, const vd_act *q, const vd_act *k, const vd_act *v,
-                             const vd_act *out, const real *lse, const vd_act *dout, vd_act *dq, vd_act *dk, vd_act *dv,
-                             real *dkey_pe, real *dspan);
+  void (*attention)(vd_ops *o, const vd_attention *a, const vd_qkv *x, vd_act *out, real *lse);
+  /* dx is written (what no head has of dx->memory is not touched); dkey_pe [d_head, attn_span] and dspan [n_span] are
+   * added to. */
+  void (*attention_backward)(vd_ops *o, const vd_attention *a, const vd_qkv *x, const vd_act *out, const real *lse,
+                             const vd_act *dout, const vd_qkv *dx, real *dkey_pe, real *dspan);
 
   /* To be called once after the last attention_backward of a pass: gradients that a backend has kept aside are added to
    * where they belong. NULL: nothing is kept aside. */
   void (*backward_end)(vd_ops *o);
 
-  /* memory' = newest `rows_new` rows of [zeros; memory (rows_old); hidden (block)], per stream; old and new may be the
-   * same buffer when rows_old == rows_new. With block = 0 (hidden NULL) only the number of rows changes. */
-  void (*memory_push)(vd_ops *o, int64_t n_stream, int64_t d, const vd_act *old, int64_t rows_old, const vd_act *hidden,
-                      int64_t block, vd_act *memory, int64_t rows_new);
+  /* memory' = newest `rows_new` rows of [zeros; memory (rows_old, a ring); hidden (block)], per stream, oldest first;
+   * old and new may be the same buffer when rows_old == rows_new and oldest is 0. With block = 0 (hidden NULL) only the
+   * number of rows changes. */
+  void (*memory_push)(vd_ops *o, int64_t n_stream, int64_t d, const vd_act *old, int64_t rows_old, int64_t oldest,
+                      const vd_act *hidden, int64_t block, vd_act *memory, int64_t rows_new);
+  /* The same for a ring of `rows` rows, where it lies: the block's rows take the places of the oldest, and (oldest +
+   * block) mod rows is the oldest then. */
+  void (*memory_turn)(vd_ops *o, int64_t n_stream, int64_t d, vd_act *memory, int64_t rows, int64_t oldest,
+                      const vd_act *hidden, int64_t block);
 
   /* Softmax cross entropy. logits [n, vocab]; targets [n], -1: not counted. *loss_sum (one double, backend memory) +=
    * sum of nll in nats over counted rows. nll [n] or NULL: nll per row, 0 where not counted. dlogits [n, vocab] or NULL
@@ -195,9 +207,9 @@ struct vd_ops {
                         double *loss_sum, real *nll, vd_act *dlogits);
   void (*get_double)(vd_ops *o, double *host, const double *device, size_t n); /* waits */
 
-  /* Letter `letter` (below VD_LETTERS) becomes a copy of the parts, at most VD_PARTS, one after the other, as they are
-   * when the work before is done. Not to be sent again before it was received. VD_FAILED without memory. */
-  int (*send)(vd_ops *o, int letter, int n, const vd_part *part, vd_error *err);
+  /* Letter `letter` (below VD_LETTERS) becomes a copy of the parts, at most VD_ENCLOSURES, one after the other, as they
+   * are when the work before is done. Not to be sent again before it was received. VD_FAILED without memory. */
+  int (*send)(vd_ops *o, int letter, int n, const vd_enclosure *part, vd_error *err);
   /* Waits for the letter: host memory, aligned to 8 bytes, borrowed until it is sent again. NULL where the work before
    * failed. */
   const void *(*receive)(vd_ops *o, int letter, vd_error *err);

@@ -163,9 +163,9 @@ int vd_optimizer_send(vd_optimizer *o, int64_t update, vd_error *err) {
   step(o, update);
   if (spans > 0) o->ops->clamp01(o->ops, vd_model_params(m), spans);
   vd_model_stepped(m, most);
-  const vd_part parts[] = {{vd_model_loss(m), sizeof(double)},
-                           {o->verdict, VD_NORMS * sizeof *o->verdict},
-                           {vd_model_params(m), spans * sizeof(real)}};
+  const vd_enclosure parts[] = {{vd_model_loss(m), sizeof(double)},
+                                {o->verdict, VD_NORMS * sizeof *o->verdict},
+                                {vd_model_params(m), spans * sizeof(real)}};
   return o->ops->send(o->ops, letter, 3, parts, err);
 }
 

@@ -13,11 +13,11 @@ enum {
   VD_NORMS     /* of each tensor from here on: sum of the squares of its gradients times the factor */
 };
 
-/* A piece of the backend's memory that is sent to the host; bytes: a multiple of 4. */
-typedef struct vd_part {
+/* A piece of the backend's memory that a letter to the host encloses; bytes: a multiple of 4. */
+typedef struct vd_enclosure {
   const void *p;
   size_t bytes;
-} vd_part;
-enum { VD_LETTERS = 4, VD_PARTS = 4 };
+} vd_enclosure;
+enum { VD_LETTERS = 4, VD_ENCLOSURES = 4 };
 
 #endif

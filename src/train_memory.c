@@ -31,18 +31,15 @@ static double evaluator_bytes(const vd_train *t, int64_t window) {
          rows * (layers * d + 2 * d + (double)c->vocab) * (double)t->ops->act_size;
 }
 
-/* Beside what the model asks for (cuda/internal.h): the parameters in the activations' type, the gathered gradients of
- * queries, keys and values, the key table and its gradient; workspaces of cuBLASLt, of sums over rows, of attention's
+/* Beside what the model asks for (cuda/internal.h): the parameters in the activations' type, the key table and its
+ * gradient; workspaces of cuBLASLt, of sums over rows, of attention's
  * plans and of the optimiser, which come to about 128 MiB. */
 static double cuda_bytes(const vd_train *t, const vd_memory_estimate *e) {
-  const vd_settings *s = t->settings;
   const vd_model_config *c = &t->config;
   double act = (double)t->ops->act_size;
-  int64_t micro = s->data.micro_streams > 0 && s->data.micro_streams < t->n_own ? s->data.micro_streams : t->n_own;
   double copy = t->device.precision == VD_FP32 ? 0 : e->parameters * act / (double)sizeof(real);
-  double gathered = (double)(micro * s->data.tokens_per_sample * 3 * c->n_head * c->d_head) * act;
   double table = c->arch == VD_TRANSFORMER_XL ? 0 : (double)(c->attn_span * c->d_head) * (act + sizeof(float));
-  return copy + gathered + table + 128.0 * 1048576.0;
+  return copy + table + 128.0 * 1048576.0;
 }
 
 /* Rows that memories keep beside the window and what the published code keeps, since one step at the full learning rate

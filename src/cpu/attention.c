@@ -101,8 +101,7 @@ static void one_tile(const vd_attention_plan *plan, const workspace *w, int64_t 
   }
 }
 
-void vd_cpu_attention(vd_ops *o, const vd_attention *a, const vd_act *q, const vd_act *k, const vd_act *v, vd_act *out,
-                      real *lse) {
+void vd_cpu_attention(vd_ops *o, const vd_attention *a, const vd_qkv *x, vd_act *out, real *lse) {
   (void)o;
   vd_attention_plan plan;
   vd_attention_plan_new(&plan, a, false);
@@ -113,13 +112,12 @@ void vd_cpu_attention(vd_ops *o, const vd_attention *a, const vd_act *q, const v
 #pragma omp for schedule(dynamic, 1)
     for (int64_t task = 0; task < a->n_stream * a->n_head; task++) {
       int64_t h = plan.order[task / a->n_stream], b = task % a->n_stream;
-      vd_key_span keys = vd_keys_of(&plan, h);
-      int64_t key = (b * (a->window + a->block) + keys.row) * plan.d + h * a->d_head;
+      vd_key_rows keys = vd_key_rows_of(&plan, x, VD_KEY, b, h), values = vd_key_rows_of(&plan, x, VD_VALUE, b, h);
       int64_t query = b * a->block * plan.d + h * a->d_head;
-      vd_pack_key_columns(&plan, &keys, (const real *)k + key, w.ld_k, w.k);
-      vd_pack_key_rows(&plan, &keys, (const real *)v + key, w.v);
-      vd_pack_queries(&plan, (const real *)q + query, h, a->content_bias, w.q);
-      if (plan.biased) vd_pack_queries(&plan, (const real *)q + query, h, a->position_bias, w.q_position);
+      vd_pack_key_columns(&plan, &keys, w.ld_k, w.k);
+      vd_pack_key_rows(&plan, &values, w.v);
+      vd_pack_queries(&plan, x, b, h, a->content_bias, w.q);
+      if (plan.biased) vd_pack_queries(&plan, x, b, h, a->position_bias, w.q_position);
       for (int64_t i0 = 0; i0 < a->block; i0 += plan.heads[h].tile) {
         one_tile(&plan, &w, b, h, i0, (real *)out + query, lse + (b * a->n_head + h) * a->block);
       }

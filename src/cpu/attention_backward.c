@@ -105,7 +105,7 @@ static void query_gradient(const vd_attention_plan *plan, const vd_head_plan *he
   for (int64_t r = 0; r < rows; r++)
     for (int64_t e = 0; e < plan->a->d_head; e++) {
       real content = w->dq[r * wide + e] * plan->scale, position = w->dq_position[r * wide + e] * plan->scale;
-      dq[(t + r) * plan->d + e] = content + position;
+      dq[(t + r) * 3 * plan->d + e] = content + position;
       sum->content_bias[e] += content;
       sum->position_bias[e] += position;
     }
@@ -130,7 +130,7 @@ static void one_tile(const vd_attention_plan *plan, const workspace *w, int64_t 
   memset(w->s + T * head->ld, 0, (size_t)((padded - T) * head->ld) * sizeof(real));
   memset(w->da + T * head->ld, 0, (size_t)((padded - T) * head->ld) * sizeof(real));
   for (int64_t t = 0; t < T; t += VD_ROWS) {
-    query_gradient(plan, head, w, i0, t, T - t < VD_ROWS ? T - t : VD_ROWS, dq + i0 * plan->d, sum);
+    query_gradient(plan, head, w, i0, t, T - t < VD_ROWS ? T - t : VD_ROWS, dq + i0 * 3 * plan->d, sum);
   }
   add_to_keys(plan, head, T, head->first, w->s, w->q + i0 * wide, w->dk + key);
   add_to_keys(plan, head, T, head->seen, w->da, w->dout + i0 * wide, w->dv + key);
@@ -140,28 +140,21 @@ static void one_tile(const vd_attention_plan *plan, const workspace *w, int64_t 
 
 /* The tensors of one call. */
 typedef struct tensors {
-  const real *q, *k, *v, *out, *lse, *dout;
-  real *dq, *dk, *dv;
+  const vd_qkv *x, *dx;
+  const real *out, *lse, *dout;
 } tensors;
-
-static void unpack_rows(const vd_attention_plan *plan, const real *from, int64_t rows, real *to) {
-  for (int64_t i = 0; i < rows; i++)
-    memcpy(to + i * plan->d, from + i * plan->wide, (size_t)plan->a->d_head * sizeof *to);
-}
 
 static void one_head(const vd_attention_plan *plan, workspace *w, const tensors *x, int64_t b, int64_t h,
                      partial *sum) {
   const vd_attention *a = plan->a;
-  vd_key_span keys = vd_keys_of(plan, h);
-  int64_t padded = keys.absent + keys.rows + VD_MARGIN;
-  int64_t key = (b * (a->window + a->block) + keys.row) * plan->d + h * a->d_head;
-  int64_t query = b * a->block * plan->d + h * a->d_head;
-  vd_pack_key_columns(plan, &keys, x->k + key, w->ld_k, w->k_columns);
-  vd_pack_key_columns(plan, &keys, x->v + key, w->ld_k, w->v_columns);
-  vd_pack_key_rows(plan, &keys, x->k + key, w->k_rows);
-  vd_pack_queries(plan, x->q + query, h, a->content_bias, w->q);
-  if (plan->biased) vd_pack_queries(plan, x->q + query, h, a->position_bias, w->q_position);
-  vd_pack_rows(plan, x->dout + query, a->block, a->block + VD_MARGIN, 1, w->dout);
+  vd_key_rows keys = vd_key_rows_of(plan, x->x, VD_KEY, b, h), values = vd_key_rows_of(plan, x->x, VD_VALUE, b, h);
+  int64_t padded = a->reach[h] + a->block + VD_MARGIN, query = b * a->block * plan->d + h * a->d_head;
+  vd_pack_key_columns(plan, &keys, w->ld_k, w->k_columns);
+  vd_pack_key_columns(plan, &values, w->ld_k, w->v_columns);
+  vd_pack_key_rows(plan, &keys, w->k_rows);
+  vd_pack_queries(plan, x->x, b, h, a->content_bias, w->q);
+  if (plan->biased) vd_pack_queries(plan, x->x, b, h, a->position_bias, w->q_position);
+  vd_pack_rows(plan, x->dout + query, plan->d, a->block, a->block + VD_MARGIN, w->dout);
   memset(w->dk, 0, (size_t)(padded * plan->wide) * sizeof(real));
   memset(w->dv, 0, (size_t)(padded * plan->wide) * sizeof(real));
   for (int64_t i = 0; i < a->block; i++) {
@@ -174,10 +167,13 @@ static void one_head(const vd_attention_plan *plan, workspace *w, const tensors 
   memset(sum->position_bias, 0, (size_t)plan->wide * sizeof(real));
   sum->span = 0;
   for (int64_t i0 = 0; i0 < a->block; i0 += plan->heads[h].tile) {
-    one_tile(plan, w, b, h, i0, x->lse + (b * a->n_head + h) * a->block, x->dq + query, sum);
+    one_tile(plan, w, b, h, i0, x->lse + (b * a->n_head + h) * a->block, vd_block_rows(plan, x->dx, VD_QUERY, b, h),
+             sum);
   }
-  unpack_rows(plan, w->dk + keys.absent * plan->wide, keys.rows, x->dk + key);
-  unpack_rows(plan, w->dv + keys.absent * plan->wide, keys.rows, x->dv + key);
+  keys = vd_key_rows_of(plan, x->dx, VD_KEY, b, h);
+  values = vd_key_rows_of(plan, x->dx, VD_VALUE, b, h);
+  vd_unpack_key_rows(plan, &keys, w->dk);
+  vd_unpack_key_rows(plan, &values, w->dv);
 }
 
 /* The gradients of relative keys and biases += the partials of `streams` streams, stream after stream. */
@@ -228,11 +224,10 @@ static int64_t group_size(const vd_attention_plan *plan, int64_t *per_stream) {
   return group < 1 ? 1 : group < plan->a->n_stream ? group : plan->a->n_stream;
 }
 
-void vd_cpu_attention_backward(vd_ops *o, const vd_attention *a, const vd_act *q, const vd_act *k, const vd_act *v,
-                               const vd_act *out, const real *lse, const vd_act *dout, vd_act *dq, vd_act *dk,
-                               vd_act *dv, real *dkey_pe, real *dspan) {
+void vd_cpu_attention_backward(vd_ops *o, const vd_attention *a, const vd_qkv *qkv, const vd_act *out, const real *lse,
+                               const vd_act *dout, const vd_qkv *dqkv, real *dkey_pe, real *dspan) {
   (void)o;
-  const tensors x = {q, k, v, out, lse, dout, dq, dk, dv};
+  const tensors x = {qkv, dqkv, out, lse, dout};
   vd_attention_plan plan;
   vd_attention_plan_new(&plan, a, true);
   int64_t per_stream, group = group_size(&plan, &per_stream);

@@ -5,8 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Rows are named by their age: row window - age of the memory has age 1..window. The block's rows and the ages that all
- * heads reach are products of full width, straight into place. Older rows are cut at the heads' reaches into spans of
+/* Memory rows are named by their age: row window - age has age 1..window. The block's rows and the ages that all heads
+ * reach are products of full width, straight into place. Older rows are cut at the heads' reaches into spans of
  * ages that the same heads need; those rows of all streams are gathered into one product with those heads' weights. */
 typedef struct projection {
   const vd_attention *a;
@@ -57,23 +57,32 @@ static bool next_span(const projection *p, span_of_ages *s) {
 }
 
 static const real *memory_row(const projection *p, int64_t stream, int64_t age) {
-  return (const real *)p->in->memory + ((stream + 1) * p->in->memory_rows - age) * p->in_width;
+  int64_t rows = p->in->memory_rows, row = (p->in->oldest + rows - age) % rows;
+  return (const real *)p->in->memory + (stream * rows + row) * p->in_width;
+}
+/* How many rows from that age on, of `rows` towards the newest, lie one after the other. */
+static int64_t straight_rows(const projection *p, int64_t age, int64_t rows) {
+  int64_t all = p->in->memory_rows, straight = all - (p->in->oldest + all - age) % all;
+  return straight < rows ? straight : rows;
 }
 
+/* Where keys or values lie in their rows of memory, 2 d elements each. */
 static int64_t key_row(const projection *p, int64_t stream, int64_t age) {
-  return (stream * (p->a->window + p->a->block) + p->a->window - age) * p->d;
+  return ((stream + 1) * p->a->window - age) * 2 * p->d;
 }
 
 /* x [streams * ages, in_width]: the span's memory rows, oldest first, stream after stream. */
 static void gather_memory(const projection *p, const span_of_ages *s, real *x) {
   int64_t ages = s->last - s->after;
-  for (int64_t b = 0; b < p->a->n_stream; b++) {
-    memcpy(x + b * ages * p->in_width, memory_row(p, b, s->last), (size_t)(ages * p->in_width) * sizeof *x);
+  for (int64_t i = 0, n; i < p->a->n_stream * ages; i += n) {
+    int64_t age = s->last - i % ages;
+    n = straight_rows(p, age, age - s->after);
+    memcpy(x + i * p->in_width, memory_row(p, i / ages, age), (size_t)(n * p->in_width) * sizeof *x);
   }
 }
 
-/* Copies between columns of keys [.., d] and rows of the span, compact [streams * ages, heads * d_head]; what a head
- * does not reach is left alone in `keys` and is zero in `compact`. */
+/* Copies between columns of keys (or values) and rows of the span, compact [streams * ages, heads * d_head]; what a
+ * head does not reach is left alone in `keys` and is zero in `compact`. */
 static void scatter_keys(const projection *p, const span_of_ages *s, const real *compact, real *keys) {
   int64_t ages = s->last - s->after, width = p->a->d_head;
   for (int64_t b = 0; b < p->a->n_stream; b++)
@@ -111,28 +120,28 @@ static void project_far(const projection *p, const real *weight, real *keys) {
   }
 }
 
-static void project_keys(const projection *p, const real *weight, real *keys) {
-  const vd_attention *a = p->a;
+static void project_memory(const projection *p, const real *weight, real *keys) {
   int64_t d = p->d, in = p->in_width;
-  for (int64_t b = 0; b < a->n_stream; b++) {
-    const real *block = (const real *)p->in->hidden + b * a->block * in;
-    if (p->common > 0)
-      vd_gemm(CblasNoTrans, CblasTrans, p->common, d, in, 1, memory_row(p, b, p->common), in, weight, in, 0,
-              keys + key_row(p, b, p->common), d);
-    vd_gemm(CblasNoTrans, CblasTrans, a->block, d, in, 1, block, in, weight, in, 0, keys + key_row(p, b, 0), d);
-  }
+  for (int64_t b = 0; b < p->a->n_stream; b++)
+    for (int64_t age = p->common, n; age > 0; age -= n) {
+      n = straight_rows(p, age, age);
+      vd_gemm(CblasNoTrans, CblasTrans, n, d, in, 1, memory_row(p, b, age), in, weight, in, 0,
+              keys + key_row(p, b, age), 2 * d);
+    }
   project_far(p, weight, keys);
 }
 
 void vd_cpu_attention_project(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
-                              const real *wk, const real *wv, vd_act *q, vd_act *k, vd_act *v) {
+                              const real *wk, const real *wv, const vd_qkv *x) {
   (void)o;
   projection p;
   projection_new(&p, a, in);
-  vd_gemm(CblasNoTrans, CblasTrans, a->n_stream * a->block, p.d, p.in_width, 1, in->hidden, p.in_width, wq, p.in_width,
-          0, q, p.d);
-  project_keys(&p, wk, k);
-  project_keys(&p, wv, v);
+  const real *const weight[] = {wq, wk, wv};
+  for (int64_t i = 0; i < 3; i++) {
+    vd_gemm(CblasNoTrans, CblasTrans, a->n_stream * a->block, p.d, p.in_width, 1, in->hidden, p.in_width, weight[i],
+            p.in_width, 0, (real *)x->block + i * p.d, 3 * p.d);
+    if (i > 0) project_memory(&p, weight[i], (real *)x->memory + (i - 1) * p.d);
+  }
   projection_free(&p);
 }
 
@@ -152,30 +161,31 @@ static void far_backward(const projection *p, const real *dkeys, real *dweight) 
   }
 }
 
-static void keys_backward(const projection *p, const real *weight, const real *dkeys, real *dhidden, real *dweight) {
-  const vd_attention *a = p->a;
+static void memory_backward(const projection *p, const real *dkeys, real *dweight) {
   int64_t d = p->d, in = p->in_width;
-  for (int64_t b = 0; b < a->n_stream; b++) {
-    const real *block = (const real *)p->in->hidden + b * a->block * in, *dy = dkeys + key_row(p, b, 0);
-    vd_gemm(CblasNoTrans, CblasNoTrans, a->block, in, d, 1, dy, d, weight, in, 1, dhidden + b * a->block * in, in);
-    vd_gemm(CblasTrans, CblasNoTrans, d, in, a->block, 1, dy, d, block, in, 1, dweight, in);
-    if (p->common > 0)
-      vd_gemm(CblasTrans, CblasNoTrans, d, in, p->common, 1, dkeys + key_row(p, b, p->common), d,
-              memory_row(p, b, p->common), in, 1, dweight, in);
-  }
+  for (int64_t b = 0; b < p->a->n_stream; b++)
+    for (int64_t age = p->common, n; age > 0; age -= n) {
+      n = straight_rows(p, age, age);
+      vd_gemm(CblasTrans, CblasNoTrans, d, in, n, 1, dkeys + key_row(p, b, age), 2 * d, memory_row(p, b, age), in, 1,
+              dweight, in);
+    }
   far_backward(p, dkeys, dweight);
 }
 
 void vd_cpu_attention_project_backward(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
-                                       const real *wk, const real *wv, const vd_act *dq, const vd_act *dk,
-                                       const vd_act *dv, vd_act *dhidden, real *dwq, real *dwk, real *dwv) {
+                                       const real *wk, const real *wv, const vd_qkv *dx, vd_act *dhidden, real *dwq,
+                                       real *dwk, real *dwv) {
   (void)o;
   projection p;
   projection_new(&p, a, in);
   int64_t n = a->n_stream * a->block, d = p.d, width = p.in_width;
-  vd_gemm(CblasNoTrans, CblasNoTrans, n, width, d, 1, dq, d, wq, width, 1, dhidden, width);
-  vd_gemm(CblasTrans, CblasNoTrans, d, width, n, 1, dq, d, in->hidden, width, 1, dwq, width);
-  keys_backward(&p, wk, dk, dhidden, dwk);
-  keys_backward(&p, wv, dv, dhidden, dwv);
+  const real *const weight[] = {wq, wk, wv};
+  real *const dweight[] = {dwq, dwk, dwv};
+  for (int64_t i = 0; i < 3; i++) {
+    const real *dy = (const real *)dx->block + i * d;
+    vd_gemm(CblasNoTrans, CblasNoTrans, n, width, d, 1, dy, 3 * d, weight[i], width, 1, dhidden, width);
+    vd_gemm(CblasTrans, CblasNoTrans, d, width, n, 1, dy, 3 * d, in->hidden, width, 1, dweight[i], width);
+    if (i > 0) memory_backward(&p, (const real *)dx->memory + (i - 1) * d, dweight[i]);
+  }
   projection_free(&p);
 }

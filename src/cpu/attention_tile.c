@@ -76,52 +76,77 @@ void vd_tile_scores(const vd_attention_plan *plan, const vd_head_plan *head, int
   vd_tile_band(plan, head, i0, T, q_content, k_columns, ld_k, s, true);
 }
 
-void vd_pack_rows(const vd_attention_plan *plan, const real *from, int64_t rows, int64_t padded, real scale, real *to) {
+void vd_pack_rows(const vd_attention_plan *plan, const real *from, int64_t ld, int64_t rows, int64_t padded, real *to) {
   int64_t width = plan->a->d_head, wide = plan->wide;
   for (int64_t i = 0; i < rows; i++) {
-    for (int64_t e = 0; e < width; e++) to[i * wide + e] = from[i * plan->d + e] * scale;
+    memcpy(to + i * wide, from + i * ld, (size_t)width * sizeof *to);
     for (int64_t e = width; e < wide; e++) to[i * wide + e] = 0;
   }
   memset(to + rows * wide, 0, (size_t)((padded - rows) * wide) * sizeof(real));
 }
 
-void vd_pack_columns(const vd_attention_plan *plan, const real *from, int64_t rows, int64_t ld, real *to) {
+real *vd_block_rows(const vd_attention_plan *plan, const vd_qkv *x, enum vd_part part, int64_t b, int64_t h) {
+  return (real *)x->block + (b * plan->a->block * 3 + (int64_t)part) * plan->d + h * plan->a->d_head;
+}
+
+vd_key_rows vd_key_rows_of(const vd_attention_plan *plan, const vd_qkv *x, enum vd_part part, int64_t b, int64_t h) {
+  const vd_attention *a = plan->a;
+  int64_t reach = a->reach[h], remembered = reach < a->window ? reach : a->window;
+  int64_t row = (b + 1) * a->window - remembered, column = (int64_t)(part == VD_VALUE) * plan->d + h * a->d_head;
+  return (vd_key_rows){.absent = reach - remembered,
+                       .remembered = remembered,
+                       .memory = remembered > 0 ? (real *)x->memory + row * 2 * plan->d + column : NULL,
+                       .block = vd_block_rows(plan, x, part, b, h)};
+}
+
+void vd_pack_queries(const vd_attention_plan *plan, const vd_qkv *x, int64_t b, int64_t h, const real *bias, real *to) {
+  int64_t block = plan->a->block, width = plan->a->d_head;
+  vd_pack_rows(plan, vd_block_rows(plan, x, VD_QUERY, b, h), 3 * plan->d, block, block + VD_MARGIN, to);
+  for (int64_t i = 0; i < block; i++)
+    for (int64_t e = 0; e < width; e++) {
+      real *q = &to[i * plan->wide + e];
+      *q = *q * plan->scale + (bias ? bias[h * width + e] * plan->scale : 0);
+    }
+}
+
+void vd_pack_key_rows(const vd_attention_plan *plan, const vd_key_rows *keys, real *to) {
+  int64_t wide = plan->wide, block = plan->a->block;
+  memset(to, 0, (size_t)(keys->absent * wide) * sizeof *to);
+  to += keys->absent * wide;
+  vd_pack_rows(plan, keys->memory, 2 * plan->d, keys->remembered, keys->remembered, to);
+  vd_pack_rows(plan, keys->block, 3 * plan->d, block, block + VD_MARGIN, to + keys->remembered * wide);
+}
+
+/* Columns 0 .. rows - 1 of to [d_head, ld]. */
+static void pack_columns(const vd_attention_plan *plan, const real *from, int64_t ld_from, int64_t rows, int64_t ld,
+                         real *to) {
   enum { BLOCK = 16 }; /* a block of rows stays in cache while each of its columns is written */
   int64_t width = plan->a->d_head;
   for (int64_t i0 = 0; i0 < rows; i0 += BLOCK) {
     int64_t n = rows - i0 < BLOCK ? rows - i0 : BLOCK;
     for (int64_t e = 0; e < width; e++)
-      for (int64_t i = i0; i < i0 + n; i++) to[e * ld + i] = from[i * plan->d + e];
+      for (int64_t i = i0; i < i0 + n; i++) to[e * ld + i] = from[i * ld_from + e];
   }
-  for (int64_t e = 0; e < width; e++) memset(to + e * ld + rows, 0, (size_t)(ld - rows) * sizeof(real));
 }
 
-void vd_pack_queries(const vd_attention_plan *plan, const real *from, int64_t h, const real *bias, real *to) {
-  int64_t block = plan->a->block, width = plan->a->d_head;
-  vd_pack_rows(plan, from, block, block + VD_MARGIN, plan->scale, to);
-  for (int64_t i = 0; bias && i < block; i++)
-    for (int64_t e = 0; e < width; e++) to[i * plan->wide + e] += bias[h * width + e] * plan->scale;
-}
-
-vd_key_span vd_keys_of(const vd_attention_plan *plan, int64_t h) {
-  int64_t row = plan->a->window - plan->a->reach[h], absent = row < 0 ? -row : 0;
-  return (vd_key_span){absent, row + absent, plan->a->reach[h] + plan->a->block - absent};
-}
-
-void vd_pack_key_rows(const vd_attention_plan *plan, const vd_key_span *keys, const real *from, real *to) {
-  memset(to, 0, (size_t)(keys->absent * plan->wide) * sizeof *to);
-  vd_pack_rows(plan, from, keys->rows, keys->rows + VD_MARGIN, 1, to + keys->absent * plan->wide);
-}
-
-void vd_pack_key_columns(const vd_attention_plan *plan, const vd_key_span *keys, const real *from, int64_t ld,
-                         real *to) {
-  int64_t width = plan->a->d_head;
-  vd_pack_columns(plan, from, keys->rows, ld, to);
-  if (keys->absent == 0) return;
-  for (int64_t e = 0; e < width; e++) { /* to their places; what follows them is zero in both */
-    memmove(to + e * ld + keys->absent, to + e * ld, (size_t)keys->rows * sizeof *to);
+void vd_pack_key_columns(const vd_attention_plan *plan, const vd_key_rows *keys, int64_t ld, real *to) {
+  int64_t first = keys->absent + keys->remembered, end = first + plan->a->block;
+  for (int64_t e = 0; e < plan->a->d_head; e++) {
     memset(to + e * ld, 0, (size_t)keys->absent * sizeof *to);
+    memset(to + e * ld + end, 0, (size_t)(ld - end) * sizeof *to);
   }
+  pack_columns(plan, keys->memory, 2 * plan->d, keys->remembered, ld, to + keys->absent);
+  pack_columns(plan, keys->block, 3 * plan->d, plan->a->block, ld, to + first);
+}
+
+static void unpack_rows(const vd_attention_plan *plan, const real *from, int64_t rows, int64_t ld, real *to) {
+  for (int64_t i = 0; i < rows; i++) memcpy(to + i * ld, from + i * plan->wide, (size_t)plan->a->d_head * sizeof *to);
+}
+
+void vd_unpack_key_rows(const vd_attention_plan *plan, const vd_key_rows *keys, const real *from) {
+  from += keys->absent * plan->wide;
+  unpack_rows(plan, from, keys->remembered, 2 * plan->d, keys->memory);
+  unpack_rows(plan, from + keys->remembered * plan->wide, plan->a->block, 3 * plan->d, keys->block);
 }
 
 int64_t vd_tile_halves(const vd_attention_plan *plan, const vd_head_plan *head, int64_t stream, int64_t h, int64_t i0,

@@ -98,31 +98,36 @@ void vd_tile_scores(const vd_attention_plan *plan, const vd_head_plan *head, int
 void vd_tile_band(const vd_attention_plan *plan, const vd_head_plan *head, int64_t i0, int64_t T, const real *x,
                   const real *y_columns, int64_t ld_y, real *s, bool add);
 
-/* Not collective. Copies d_head columns of `rows` rows (leading dimension plan->d) times `scale` to [rows, wide], zeros
- * in the padding; rows up to `padded` are zeroed. */
-void vd_pack_rows(const vd_attention_plan *plan, const real *from, int64_t rows, int64_t padded, real scale, real *to);
+/* Not collective. Copies d_head columns of `rows` rows of leading dimension ld to [rows, wide], zeros in the padding;
+ * rows up to `padded` are zeroed. */
+void vd_pack_rows(const vd_attention_plan *plan, const real *from, int64_t ld, int64_t rows, int64_t padded, real *to);
 
-/* Not collective. The same, transposed: to [d_head, ld], columns rows .. ld - 1 zeroed. */
-void vd_pack_columns(const vd_attention_plan *plan, const real *from, int64_t rows, int64_t ld, real *to);
+/* What stands side by side in a row of struct vd_qkv. */
+enum vd_part { VD_QUERY, VD_KEY, VD_VALUE };
 
-/* Not collective. The block's queries of head h, scaled, plus the head's row of `bias` (NULL: none), as vd_pack_rows.
- */
-void vd_pack_queries(const vd_attention_plan *plan, const real *from, int64_t h, const real *bias, real *to);
+/* Keys, values or their gradients of one head and stream. Of its reach + block places the first `absent` lie before row
+ * 0, and are zeros when packed; `remembered` rows of the memory and the rows of the block follow. */
+typedef struct vd_key_rows {
+  int64_t absent, remembered;
+  real *memory, *block; /* the head's elements of the first row of each, of leading dimensions 2 d and 3 d */
+} vd_key_rows;
 
-/* Which keys of a stream a head has: of the reach + block places the first `absent` lie before row 0, and are zeros
- * when packed; the others begin at row `row` of the stream. */
-typedef struct vd_key_span {
-  int64_t absent, row, rows;
-} vd_key_span;
+/* Not collective. The keys or values of head h in stream b of x. */
+vd_key_rows vd_key_rows_of(const vd_attention_plan *plan, const vd_qkv *x, enum vd_part part, int64_t b, int64_t h);
 
-/* Not collective. The keys that head h has. */
-vd_key_span vd_keys_of(const vd_attention_plan *plan, int64_t h);
+/* Not collective. The block's part of head h in stream b of x: rows of leading dimension 3 d. */
+real *vd_block_rows(const vd_attention_plan *plan, const vd_qkv *x, enum vd_part part, int64_t b, int64_t h);
 
-/* Not collective. vd_pack_rows and vd_pack_columns of a head's keys; from: its element of row `row`. */
-void vd_pack_key_rows(const vd_attention_plan *plan, const vd_key_span *keys, const real *from, real *to);
-/* Not collective. See above. */
-void vd_pack_key_columns(const vd_attention_plan *plan, const vd_key_span *keys, const real *from, int64_t ld,
-                         real *to);
+/* Not collective. The block's queries of head h in stream b, scaled, plus the head's row of `bias` (NULL: none), as
+ * vd_pack_rows. */
+void vd_pack_queries(const vd_attention_plan *plan, const vd_qkv *x, int64_t b, int64_t h, const real *bias, real *to);
+
+/* Not collective. A head's keys as vd_pack_rows. */
+void vd_pack_key_rows(const vd_attention_plan *plan, const vd_key_rows *keys, real *to);
+/* Not collective. The same, transposed: to [d_head, ld], what follows the keys zeroed. */
+void vd_pack_key_columns(const vd_attention_plan *plan, const vd_key_rows *keys, int64_t ld, real *to);
+/* Not collective. The reverse of vd_pack_key_rows, for the rows that exist. */
+void vd_unpack_key_rows(const vd_attention_plan *plan, const vd_key_rows *keys, const real *from);
 
 /* Not collective. The 16-bit halves of the dropout of stream (of this call), head and queries i0 .. i0 + T - 1: row t
  * lies at halves + t * vd_half_ld(head) and its element u at the returned offset + t + u. */

@@ -57,7 +57,7 @@ typedef struct cpu_self {
   void *letter[VD_LETTERS];
 } cpu_self;
 
-static int cpu_send(vd_ops *o, int letter, int n, const vd_part *part, vd_error *err) {
+static int cpu_send(vd_ops *o, int letter, int n, const vd_enclosure *part, vd_error *err) {
   cpu_self *self = o->self;
   size_t bytes = 0, at = 0;
   for (int i = 0; i < n; i++) bytes += part[i].bytes;
@@ -119,6 +119,7 @@ int vd_ops_cpu(vd_ops **o, int threads, vd_error *err) {
                 .attention = vd_cpu_attention,
                 .attention_backward = vd_cpu_attention_backward,
                 .memory_push = vd_cpu_memory_push,
+                .memory_turn = vd_cpu_memory_turn,
                 .cross_entropy = vd_cpu_cross_entropy,
                 .add_constant = cpu_add_constant,
                 .square_sums = vd_cpu_square_sums,

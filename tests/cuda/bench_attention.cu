@@ -65,37 +65,18 @@ static layer make_layer(int n_stream, double dropout, const std::vector<int> &sp
   }
   check(cudaMemcpy(span, z, sizeof z, cudaMemcpyHostToDevice), "copy");
   vd_rng rng = {1, 7, number, VD_SITE_ATTENTION};
-  l.a = {VD_CUDA_BF16,
-         n_stream,
-         BLOCK,
-         longest,
-         N_HEAD,
-         D_HEAD,
-         ATTN_SPAN,
-         RAMP,
-         1,
-         0,
-         0,
-         N_HEAD,
-         WIDTH,
-         WIDTH,
-         longest + BLOCK,
-         span,
-         allocate(vd_cuda_attention_plan_size()),
-         dropout,
-         rng,
-         0};
-  size_t nq = (size_t)n_stream * BLOCK * WIDTH, nk = (size_t)n_stream * (size_t)(longest + BLOCK) * WIDTH;
-  l.g = {random_array(nq, 1u),
-         random_array(nk, 2u),
-         random_array(nk, 3u),
+  l.a = {VD_CUDA_BF16, n_stream, BLOCK, longest, N_HEAD,  D_HEAD, ATTN_SPAN,
+         RAMP,         1,        0,     N_HEAD,  longest, span,   allocate(vd_cuda_attention_plan_size()),
+         dropout,      rng,      0};
+  size_t nq = (size_t)n_stream * BLOCK * WIDTH, nk = (size_t)n_stream * (size_t)longest * WIDTH;
+  l.g = {random_array(3 * nq, 1u),
+         random_array(2 * nk, 2u),
          table,
          allocate(nq * 2),
          (float *)allocate((size_t)n_stream * N_HEAD * BLOCK * 4),
          random_array(nq, 4u),
-         allocate(nq * 2),
-         allocate(nk * 2),
-         allocate(nk * 2),
+         allocate(3 * nq * 2),
+         allocate(2 * nk * 2),
          dtable,
          (float *)allocate(N_HEAD * 4),
          allocate(vd_cuda_attention_workspace_size(&l.a))};
@@ -108,16 +89,16 @@ static layer make_relative_layer(int n_stream, double dropout, uint16_t number, 
   layer l = {};
   l.reach = (long)N_HEAD * (2 * WINDOW + BLOCK + 1) / 2; /* on average */
   l.a.type = VD_CUDA_BF16, l.a.n_stream = n_stream, l.a.block = BLOCK, l.a.window = l.a.attn_span = WINDOW;
-  l.a.n_head = N_HEAD, l.a.d_head = D_HEAD, l.a.q_stride = l.a.kv_stride = l.a.rel_stride = WIDTH;
-  l.a.kv_rows = WINDOW + BLOCK, l.a.dropout = dropout, l.a.rng = {1, 7, number, VD_SITE_ATTENTION};
+  l.a.n_head = N_HEAD, l.a.d_head = D_HEAD, l.a.rel_stride = WIDTH;
+  l.a.kv_rows = WINDOW, l.a.dropout = dropout, l.a.rng = {1, 7, number, VD_SITE_ATTENTION};
   l.a.plan = allocate(vd_cuda_attention_plan_size());
   l.a.rel_key = random_array((size_t)(REACH + 1) * WIDTH, 5u), l.a.reach = REACH;
   l.a.content_bias = (const float *)allocate(WIDTH * 4), l.a.position_bias = (const float *)allocate(WIDTH * 4);
   l.a.room = (float *)allocate(vd_cuda_attention_room_size(&l.a));
-  size_t nq = (size_t)n_stream * BLOCK * WIDTH, nk = (size_t)n_stream * (size_t)(WINDOW + BLOCK) * WIDTH;
-  l.g.q = random_array(nq, 1u), l.g.k = random_array(nk, 2u), l.g.v = random_array(nk, 3u);
+  size_t nq = (size_t)n_stream * BLOCK * WIDTH, nk = (size_t)n_stream * WINDOW * WIDTH;
+  l.g.block = random_array(3 * nq, 1u), l.g.memory = random_array(2 * nk, 2u);
   l.g.out = allocate(nq * 2), l.g.lse = (float *)allocate((size_t)n_stream * N_HEAD * BLOCK * 4);
-  l.g.dout = random_array(nq, 4u), l.g.dq = allocate(nq * 2), l.g.dk = allocate(nk * 2), l.g.dv = allocate(nk * 2);
+  l.g.dout = random_array(nq, 4u), l.g.dblock = allocate(3 * nq * 2), l.g.dmemory = allocate(2 * nk * 2);
   l.g.drel_key = (float *)allocate((size_t)(REACH + 1) * WIDTH * 4);
   l.g.dcontent_bias = (float *)allocate(WIDTH * 4), l.g.dposition_bias = (float *)allocate(WIDTH * 4);
   l.g.workspace = allocate(vd_cuda_attention_workspace_size(&l.a));
@@ -125,8 +106,8 @@ static layer make_relative_layer(int n_stream, double dropout, uint16_t number, 
   return l;
 }
 static void free_layer(layer *l) {
-  const void *all[] = {l->a.span, l->a.plan, l->g.q,  l->g.k,  l->g.v,     l->g.out,      l->g.lse,
-                       l->g.dout, l->g.dq,   l->g.dk, l->g.dv, l->g.dspan, l->g.workspace};
+  const void *all[] = {l->a.span, l->a.plan,   l->g.block,   l->g.memory, l->g.out,      l->g.lse,
+                       l->g.dout, l->g.dblock, l->g.dmemory, l->g.dspan,  l->g.workspace};
   for (const void *p : all) cudaFree((void *)p);
 }
 
@@ -136,7 +117,7 @@ static void plan(const std::vector<layer> &layers) {
   check(vd_cuda_attention_make_plans((int32_t)a.size(), a.data(), 0), "plans");
 }
 static void forward(const layer &l) {
-  check(vd_cuda_attention_forward(&l.a, l.g.q, l.g.k, l.g.v, l.g.table, (void *)l.g.out, (float *)l.g.lse, 0),
+  check(vd_cuda_attention_forward(&l.a, l.g.block, l.g.memory, l.g.table, (void *)l.g.out, (float *)l.g.lse, 0),
         "forward");
 }
 static void backward(const layer &l) {

@@ -103,20 +103,71 @@ void case_check(ops_test *t, const char *name, side_call *call, const case_resul
 size_t case_rows(const side_call *c) {
   return (size_t)(c->n_stream * c->block * c->n_head * c->d_head);
 }
-size_t case_key_rows(const side_call *c) {
-  return (size_t)(c->n_stream * (c->window + c->block) * c->n_head * c->d_head);
+size_t case_memory(const side_call *c) {
+  return (size_t)(c->n_stream * c->window * 2 * c->n_head * c->d_head);
 }
 
-bool case_reached(const side_call *c, size_t element) {
+static bool is_query(const side_call *c, size_t element) {
+  return (int64_t)element / (c->n_head * c->d_head) % 3 == 0;
+}
+static bool is_key(const side_call *c, size_t element) {
+  return (int64_t)element / (c->n_head * c->d_head) % 3 == 1;
+}
+static bool is_value(const side_call *c, size_t element) {
+  return (int64_t)element / (c->n_head * c->d_head) % 3 == 2;
+}
+
+/* Element of keys and values in memory: does its head reach its row? */
+static bool is_reached(const side_call *c, size_t element) {
   int64_t width = c->n_head * c->d_head, head = (int64_t)element % width / c->d_head;
-  int64_t row = (int64_t)element / width % (c->window + c->block);
+  int64_t row = (int64_t)element / (2 * width) % c->window;
   return row >= c->window - c->reach[head];
 }
+static bool is_old_key(const side_call *c, size_t element) {
+  return is_reached(c, element) && (int64_t)element / (c->n_head * c->d_head) % 2 == 0;
+}
+static bool is_old_value(const side_call *c, size_t element) {
+  return is_reached(c, element) && (int64_t)element / (c->n_head * c->d_head) % 2 == 1;
+}
 
-int case_keys(const ops_test *t, side_call *c, double range, uint64_t salt) {
-  size_t n = case_key_rows(c);
-  int b = case_noise(t, c, SIDE_ACT, n, range, salt);
-  for (size_t i = 0; i < n; i++)
-    if (!case_reached(c, i)) c->buffer[b].x[i] = case_round(t->precision, 50 * c->buffer[b].x[i]);
-  return b;
+int case_qkv(const ops_test *t, side_call *c, double range, uint64_t salt) {
+  int block = case_noise(t, c, SIDE_ACT, 3 * case_rows(c), 1, salt);
+  int memory = case_noise(t, c, SIDE_ACT, case_memory(c), 1, salt + 1000);
+  side_buffer *new = &c->buffer[block], *old = &c->buffer[memory];
+  for (size_t i = 0; i < new->n; i++)
+    if (!is_value(c, i)) new->x[i] = case_round(t->precision, range * new->x[i]);
+  for (size_t i = 0; i < old->n; i++) {
+    double factor = is_reached(c, i) ? 1 : 50;
+    if ((int64_t)i / (c->n_head * c->d_head) % 2 == 0) factor *= range;
+    old->x[i] = case_round(t->precision, factor * old->x[i]);
+  }
+  return block;
+}
+
+void case_unit_values(side_call *c, int64_t group) {
+  int block = case_fill(c, SIDE_ACT, 3 * case_rows(c), 0), memory = case_fill(c, SIDE_ACT, case_memory(c), 0);
+  side_buffer *new = &c->buffer[block], *old = &c->buffer[memory];
+  int64_t width = c->n_head * c->d_head, first = group * c->d_head;
+  for (size_t i = 0; i < new->n; i++)
+    new->x[i] = is_value(c, i) && c->window + (int64_t)i / (3 * width) % c->block == first + (int64_t)i % c->d_head;
+  for (size_t i = 0; i < old->n; i++)
+    old->x[i] = (int64_t)i / width % 2 == 1 && (int64_t)i / (2 * width) % c->window == first + (int64_t)i % c->d_head;
+}
+
+int case_qkv_out(side_call *c) {
+  int block = case_fill(c, SIDE_ACT, 3 * case_rows(c), 9);
+  case_fill(c, SIDE_ACT, case_memory(c), 9);
+  return block;
+}
+
+void case_parts(int buffer, case_result result[CASE_PARTS]) {
+  static const case_result part[CASE_PARTS] = {{.name = "q", .wanted = is_query},
+                                               {.name = "k", .wanted = is_key},
+                                               {.name = "v", .wanted = is_value},
+                                               {.buffer = 1, .name = "k of memory", .wanted = is_old_key},
+                                               {.buffer = 1, .name = "v of memory", .wanted = is_old_value}};
+  for (int i = 0; i < CASE_PARTS; i++) {
+    result[i] = part[i];
+    result[i].buffer += buffer;
+  }
 }

@@ -49,15 +49,22 @@ side_call case_copy(const side_call *call);
 /* Not collective. Frees the buffers of a call. */
 void case_free(side_call *call);
 
-/* Not collective. Elements of the queries of an attention, and of its keys or values. */
+/* Not collective. Elements of the outputs of an attention, and of its keys and values in memory. */
 size_t case_rows(const side_call *c);
 /* Not collective. As above. */
-size_t case_key_rows(const side_call *c);
-/* Not collective. Element of keys or values [n_stream, window + block, n_head * d_head]: does its head reach its row?
- */
-bool case_reached(const side_call *c, size_t element);
-/* Not collective. Appends keys or values, fifty times as large where no head reaches. Returns their index. */
-int case_keys(const ops_test *t, side_call *c, double range, uint64_t salt);
+size_t case_memory(const side_call *c);
+/* Not collective. Appends the two buffers of a vd_qkv, fifty times as large where no head reaches; queries and keys in
+ * +-range, values in +-1. Returns the index of the first. */
+int case_qkv(const ops_test *t, side_call *c, double range, uint64_t salt);
+/* Not collective. Appends a vd_qkv of zeros but for values: of the group's d_head keys of each stream (from key group *
+ * d_head on, the memory first), key e of the group has unit vector e in every head. */
+void case_unit_values(side_call *c, int64_t group);
+/* Not collective. Appends the two buffers of a vd_qkv that an op is to write. Returns the index of the first. */
+int case_qkv_out(side_call *c);
+enum { CASE_PARTS = 5 };
+/* Not collective. What case_qkv_out appended at `buffer`, as results to compare: queries, keys and values of the block,
+ * keys and values of the memory where their head reaches their row. */
+void case_parts(int buffer, case_result result[CASE_PARTS]);
 
 /* Not collective. The cases, by what they are about. */
 void test_dense(ops_test *t);

@@ -190,23 +190,36 @@ static void run_dense(vd_ops *o, const side_call *c, void *const *p) {
   }
 }
 
+/* Weights and their gradients where the first buffer of each holds all three. */
+static void slice(const side_call *c, int64_t d_model, const real *w[3], real *dw[3]) {
+  size_t tensor = (size_t)(c->n_head * c->d_head * d_model);
+  for (int i = 1; i < 3 && c->sliced; i++) {
+    w[i] = w[0] + (size_t)i * tensor;
+    dw[i] = dw[0] + (size_t)i * tensor;
+  }
+}
+
 /* Attention's buffers begin with span and key_pe. */
 static void run_attention(vd_ops *o, const side_call *c, void *const *p) {
   vd_attention a = attention_of(c, p[0], p[1]);
-  vd_attention_input in = {p[2], c->memory_rows, p[3]};
+  vd_attention_input in = {p[2], c->memory_rows, c->oldest, p[3]};
+  const real *w[3] = {p[4], p[5], p[6]};
+  real *dw[3] = {p[10], p[11], p[12]};
+  vd_qkv projected = {p[7], p[8]}, x = {p[2], p[3]}, dx = {p[7], p[8]};
+  slice(c, c->n_head * c->d_head, w, dw);
   switch (c->op) {
   case SIDE_PROJECT:
-    o->attention_project(o, &a, &in, p[4], p[5], p[6], p[7], p[8], p[9]);
+    o->attention_project(o, &a, &in, w[0], w[1], w[2], &projected);
     break;
   case SIDE_PROJECT_BACKWARD:
-    o->attention_project_backward(o, &a, &in, p[4], p[5], p[6], p[7], p[8], p[9], p[10], p[11], p[12], p[13]);
+    o->attention_project_backward(o, &a, &in, w[0], w[1], w[2], &projected, p[9], dw[0], dw[1], dw[2]);
     break;
   case SIDE_ATTENTION:
-    o->attention(o, &a, p[2], p[3], p[4], p[5], p[6]);
+    o->attention(o, &a, &x, p[4], p[5]);
     break;
   case SIDE_ATTENTION_BACKWARD: /* the forward pass comes first: its out and lse are what backward is given */
-    o->attention(o, &a, p[2], p[3], p[4], p[5], p[6]);
-    o->attention_backward(o, &a, p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10], p[11], p[12]);
+    o->attention(o, &a, &x, p[4], p[5]);
+    o->attention_backward(o, &a, &x, p[4], p[5], p[6], &dx, p[9], p[10]);
     if (o->backward_end) o->backward_end(o);
     break;
   default:
@@ -229,25 +242,22 @@ static vd_attention relative_of(const side_call *c, void *const *p) {
 
 static void run_relative(vd_ops *o, const side_call *c, void *const *p) {
   vd_attention a = relative_of(c, p);
-  vd_attention_input in = {p[3], c->memory_rows, p[4]};
-  size_t tensor = (size_t)(c->n_head * c->d_head * c->in);
+  vd_attention_input in = {p[3], c->memory_rows, 0, p[4]};
   const real *w[3] = {p[5], p[6], p[7]};
-  real *dw[3] = {p[12], p[13], p[14]};
-  for (int i = 1; i < 3 && c->sliced; i++) {
-    w[i] = w[0] + (size_t)i * tensor;
-    dw[i] = dw[0] + (size_t)i * tensor;
-  }
+  real *dw[3] = {p[11], p[12], p[13]};
+  vd_qkv projected = {p[8], p[9]}, x = {p[3], p[4]}, dx = {p[8], p[9]};
+  slice(c, c->in, w, dw);
   if (c->op == SIDE_RELATIVE_PROJECT)
-    o->attention_project(o, &a, &in, w[0], w[1], w[2], p[8], p[9], p[10]);
+    o->attention_project(o, &a, &in, w[0], w[1], w[2], &projected);
   else if (c->op == SIDE_RELATIVE_PROJECT_BACKWARD)
-    o->attention_project_backward(o, &a, &in, w[0], w[1], w[2], p[8], p[9], p[10], p[11], dw[0], dw[1], dw[2]);
+    o->attention_project_backward(o, &a, &in, w[0], w[1], w[2], &projected, p[10], dw[0], dw[1], dw[2]);
   else
-    o->attention(o, &a, p[3], p[4], p[5], p[6], p[7]);
+    o->attention(o, &a, &x, p[5], p[6]);
   if (c->op != SIDE_RELATIVE_ATTENTION_BACKWARD) return;
-  a.drel_key = p[12];
-  a.dcontent_bias = p[13];
-  a.dposition_bias = p[14];
-  o->attention_backward(o, &a, p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10], p[11], NULL, NULL);
+  a.drel_key = p[10];
+  a.dcontent_bias = p[11];
+  a.dposition_bias = p[12];
+  o->attention_backward(o, &a, &x, p[5], p[6], p[7], &dx, NULL, NULL);
   if (o->backward_end) o->backward_end(o);
 }
 
@@ -271,8 +281,11 @@ static void run_rest(vd_ops *o, side_call *c, void *const *p) {
   for (int t = 0; t < c->n_tensor; t++) tensor[t] = (vd_extent){c->offset[t], c->size[t]};
   switch (c->op) {
   case SIDE_MEMORY_PUSH:
-    o->memory_push(o, c->n_stream, c->in, p[0], c->memory_rows, p[1], c->block, c->same_buffer ? p[0] : p[2],
+    o->memory_push(o, c->n_stream, c->in, p[0], c->memory_rows, c->oldest, p[1], c->block, c->same_buffer ? p[0] : p[2],
                    c->window);
+    break;
+  case SIDE_MEMORY_TURN:
+    o->memory_turn(o, c->n_stream, c->in, p[0], c->memory_rows, c->oldest, p[1], c->block);
     break;
   case SIDE_CROSS_ENTROPY:
     o->cross_entropy(o, c->n, c->vocab, p[0], p[1], c->scale, p[2], p[3], c->same_buffer ? p[0] : p[4]);

@@ -44,6 +44,7 @@ static side_call begin(const ops_test *t, const struct geometry *g, enum side_op
                  .ramp = g->ramp,
                  .n_span = g->n_span,
                  .memory_rows = g->window + g->memory_spare,
+                 .oldest = g->window / 3, /* of the memory that projections read */
                  .trimmed = g->trimmed,
                  .p = g->p,
                  .seed = 99,
@@ -65,9 +66,7 @@ static void forward(ops_test *t, const struct geometry *g) {
   char name[96];
   snprintf(name, sizeof name, "attention %s", g->name);
   side_call c = begin(t, g, SIDE_ATTENTION);
-  case_noise(t, &c, SIDE_ACT, case_rows(&c), 2, 102);
-  case_keys(t, &c, 2, 103);
-  case_keys(t, &c, 1, 104);
+  case_qkv(t, &c, 2, 102);
   int out = case_fill(&c, SIDE_ACT, case_rows(&c), 9);
   int lse = case_fill(&c, SIDE_REAL, (size_t)(g->n_stream * g->n_head * g->block), 9);
   case_check(t, name, &c, (case_result[]){{.buffer = out, .name = "out"}, {.buffer = lse, .name = "lse"}}, 2);
@@ -77,23 +76,16 @@ static void backward(ops_test *t, const struct geometry *g) {
   char name[96];
   snprintf(name, sizeof name, "attention backward %s", g->name);
   side_call c = begin(t, g, SIDE_ATTENTION_BACKWARD);
-  size_t all = case_key_rows(&c);
-  case_noise(t, &c, SIDE_ACT, case_rows(&c), 2, 112);
-  case_keys(t, &c, 2, 113);
-  case_keys(t, &c, 1, 114);
+  case_qkv(t, &c, 2, 112);
   case_fill(&c, SIDE_ACT, case_rows(&c), 9);
   case_fill(&c, SIDE_REAL, (size_t)(g->n_stream * g->n_head * g->block), 9);
   case_noise(t, &c, SIDE_ACT, case_rows(&c), 1, 115);
-  int dq = case_fill(&c, SIDE_ACT, case_rows(&c), 9), dk = case_fill(&c, SIDE_ACT, all, 9);
-  int dv = case_fill(&c, SIDE_ACT, all, 9);
+  int dqkv = case_qkv_out(&c);
   int dkey_pe = case_noise(t, &c, SIDE_REAL, (size_t)(g->d_head * g->attn_span), 0.1, 116);
   int dspan = case_noise(t, &c, SIDE_REAL, (size_t)g->n_span, 0.1, 117);
-  case_result results[] = {{.buffer = dq, .name = "dq"},
-                           {.buffer = dk, .name = "dk", .wanted = case_reached},
-                           {.buffer = dv, .name = "dv", .wanted = case_reached},
-                           {.buffer = dkey_pe, .name = "dkey_pe"},
-                           {.buffer = dspan, .name = "dspan"}};
-  case_check(t, name, &c, results, 5);
+  case_result results[CASE_PARTS + 2] = {{.buffer = dkey_pe, .name = "dkey_pe"}, {.buffer = dspan, .name = "dspan"}};
+  case_parts(dqkv, results + 2);
+  case_check(t, name, &c, results, CASE_PARTS + 2);
 }
 
 /* All scores are equal, and a group of keys has unit vectors for values: out holds those keys' weights, one in each
@@ -105,13 +97,7 @@ static void mask(ops_test *t, bool trimmed) {
     snprintf(name, sizeof name, "attention%s dropout mask of keys %lld to %lld", trimmed ? " trimmed" : "",
              (long long)(group * g.d_head), (long long)((group + 1) * g.d_head - 1));
     side_call c = begin(t, &g, SIDE_ATTENTION);
-    int64_t d = g.n_head * g.d_head, per_stream = g.window + g.block;
-    size_t all = (size_t)(g.n_stream * per_stream * d);
-    case_fill(&c, SIDE_ACT, case_rows(&c), 0);
-    case_fill(&c, SIDE_ACT, all, 0);
-    int v = case_fill(&c, SIDE_ACT, all, 0);
-    for (size_t i = 0; i < all; i++)
-      c.buffer[v].x[i] = (int64_t)i / d % per_stream == group * g.d_head + (int64_t)i % g.d_head;
+    case_unit_values(&c, group);
     int out = case_fill(&c, SIDE_ACT, case_rows(&c), 9);
     case_fill(&c, SIDE_REAL, (size_t)(g.n_stream * g.n_head * g.block), 9);
     case_check(t, name, &c, &(case_result){.buffer = out, .name = "weights", .exact_zeros = true}, 1);
@@ -127,49 +113,49 @@ void test_attention_ops(ops_test *t) {
   mask(t, true);
 }
 
+/* Memory, hidden states, weights: one tensor of all three where sliced, or three. */
 static void inputs(ops_test *t, side_call *c, const struct geometry *g, uint64_t salt) {
   size_t d = (size_t)(g->n_head * g->d_head), weight = d * d;
   case_noise(t, c, SIDE_ACT, (size_t)(g->n_stream * c->memory_rows) * d, 1, salt);
   case_noise(t, c, SIDE_ACT, case_rows(c), 1, salt + 1);
-  for (uint64_t i = 0; i < 3; i++) case_noise(t, c, SIDE_PARAM, weight, 0.2, salt + 2 + i);
+  for (uint64_t i = 0; i < 3; i++)
+    case_noise(t, c, SIDE_PARAM, !c->sliced ? weight : i > 0 ? 0 : 3 * weight, 0.2, salt + 2 + i);
 }
 
-static void project(ops_test *t, const struct geometry *g) {
+static void project(ops_test *t, const struct geometry *g, bool sliced) {
   char name[96];
-  snprintf(name, sizeof name, "project %s", g->name);
+  snprintf(name, sizeof name, "project %s%s", g->name, sliced ? ", one tensor" : "");
   side_call c = begin(t, g, SIDE_PROJECT);
-  size_t all = (size_t)(g->n_stream * (g->window + g->block) * g->n_head * g->d_head);
+  c.sliced = sliced;
   inputs(t, &c, g, 200);
-  int q = case_fill(&c, SIDE_ACT, case_rows(&c), 9), k = case_fill(&c, SIDE_ACT, all, 9),
-      v = case_fill(&c, SIDE_ACT, all, 9);
-  case_result results[] = {{.buffer = q, .name = "q"},
-                           {.buffer = k, .name = "k", .wanted = case_reached},
-                           {.buffer = v, .name = "v", .wanted = case_reached}};
-  case_check(t, name, &c, results, 3);
+  case_result results[CASE_PARTS];
+  case_parts(case_qkv_out(&c), results);
+  case_check(t, name, &c, results, CASE_PARTS);
 }
 
-static void project_backward(ops_test *t, const struct geometry *g) {
+static void project_backward(ops_test *t, const struct geometry *g, bool sliced) {
   char name[96];
-  snprintf(name, sizeof name, "project backward %s", g->name);
+  snprintf(name, sizeof name, "project backward %s%s", g->name, sliced ? ", one tensor" : "");
   side_call c = begin(t, g, SIDE_PROJECT_BACKWARD);
+  c.sliced = sliced;
   size_t weight = (size_t)(g->n_head * g->d_head * g->n_head * g->d_head);
   inputs(t, &c, g, 210);
-  case_noise(t, &c, SIDE_ACT, case_rows(&c), 1, 220);
-  case_keys(t, &c, 1, 221);
-  case_keys(t, &c, 1, 222);
+  case_qkv(t, &c, 1, 220);
   int dhidden = case_noise(t, &c, SIDE_ACT, case_rows(&c), 1, 223);
-  int dwq = case_noise(t, &c, SIDE_REAL, weight, 1, 224), dwk = case_noise(t, &c, SIDE_REAL, weight, 1, 225);
-  int dwv = case_noise(t, &c, SIDE_REAL, weight, 1, 226);
+  int dw = case_noise(t, &c, SIDE_REAL, sliced ? 3 * weight : weight, 1, 224);
+  for (uint64_t i = 1; i < 3; i++) case_noise(t, &c, SIDE_REAL, sliced ? 0 : weight, 1, 224 + i);
   case_result results[] = {{.buffer = dhidden, .name = "dhidden"},
-                           {.buffer = dwq, .name = "dwq"},
-                           {.buffer = dwk, .name = "dwk"},
-                           {.buffer = dwv, .name = "dwv"}};
-  case_check(t, name, &c, results, 4);
+                           {.buffer = dw, .name = sliced ? "dwqkv" : "dwq"},
+                           {.buffer = dw + 1, .name = "dwk"},
+                           {.buffer = dw + 2, .name = "dwv"}};
+  case_check(t, name, &c, results, sliced ? 2 : 4);
 }
 
 void test_project(ops_test *t) {
   for (int i = 0; i < N_CASES; i++) {
-    project(t, &CASES[i]);
-    project_backward(t, &CASES[i]);
+    for (int sliced = 0; sliced < 2; sliced++) {
+      project(t, &CASES[i], sliced);
+      project_backward(t, &CASES[i], sliced);
+    }
   }
 }

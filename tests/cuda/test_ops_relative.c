@@ -70,9 +70,7 @@ static void forward(ops_test *t, const struct geometry *g) {
   char name[96];
   snprintf(name, sizeof name, "relative attention %s", g->name);
   side_call c = begin(t, g, SIDE_RELATIVE_ATTENTION);
-  case_noise(t, &c, SIDE_ACT, case_rows(&c), 2, 311);
-  case_keys(t, &c, 2, 312);
-  case_keys(t, &c, 1, 313);
+  case_qkv(t, &c, 2, 311);
   int out = case_fill(&c, SIDE_ACT, case_rows(&c), 9);
   int lse = case_fill(&c, SIDE_REAL, (size_t)(g->n_stream * g->n_head * g->block), 9);
   case_check(t, name, &c, (case_result[]){{.buffer = out, .name = "out"}, {.buffer = lse, .name = "lse"}}, 2);
@@ -83,24 +81,19 @@ static void backward(ops_test *t, const struct geometry *g) {
   snprintf(name, sizeof name, "relative attention backward %s", g->name);
   side_call c = begin(t, g, SIDE_RELATIVE_ATTENTION_BACKWARD);
   size_t biases = g->unbiased ? 0 : (size_t)width_of(g);
-  case_noise(t, &c, SIDE_ACT, case_rows(&c), 2, 321);
-  case_keys(t, &c, 2, 322);
-  case_keys(t, &c, 1, 323);
+  case_qkv(t, &c, 2, 321);
   case_fill(&c, SIDE_ACT, case_rows(&c), 9);
   case_fill(&c, SIDE_REAL, (size_t)(g->n_stream * g->n_head * g->block), 9);
   case_noise(t, &c, SIDE_ACT, case_rows(&c), 1, 324);
-  int dq = case_fill(&c, SIDE_ACT, case_rows(&c), 9), dk = case_fill(&c, SIDE_ACT, case_key_rows(&c), 9);
-  int dv = case_fill(&c, SIDE_ACT, case_key_rows(&c), 9);
+  int dqkv = case_qkv_out(&c);
   int drel = case_noise(t, &c, SIDE_REAL, c.buffer[0].n, 0.1, 325);
   int dcontent = case_noise(t, &c, SIDE_REAL, biases, 0.1, 326);
   int dposition = case_noise(t, &c, SIDE_REAL, biases, 0.1, 327);
-  case_result results[] = {{.buffer = dq, .name = "dq"},
-                           {.buffer = dk, .name = "dk", .wanted = case_reached},
-                           {.buffer = dv, .name = "dv", .wanted = case_reached},
-                           {.buffer = drel, .name = "drel_key"},
-                           {.buffer = dcontent, .name = "dcontent_bias"},
-                           {.buffer = dposition, .name = "dposition_bias"}};
-  case_check(t, name, &c, results, g->unbiased ? 4 : 6);
+  case_result results[CASE_PARTS + 3] = {[CASE_PARTS] = {.buffer = drel, .name = "drel_key"},
+                                         {.buffer = dcontent, .name = "dcontent_bias"},
+                                         {.buffer = dposition, .name = "dposition_bias"}};
+  case_parts(dqkv, results);
+  case_check(t, name, &c, results, CASE_PARTS + (g->unbiased ? 1 : 3));
 }
 
 /* As in test_ops_attention.c: values are unit vectors of a group of keys, so that out shows which weights were
@@ -113,12 +106,7 @@ static void mask(ops_test *t) {
              (long long)((group + 1) * g.d_head - 1));
     side_call c = begin(t, &g, SIDE_RELATIVE_ATTENTION);
     for (size_t i = 0; i < c.buffer[0].n; i++) c.buffer[0].x[i] = 0;
-    case_fill(&c, SIDE_ACT, case_rows(&c), 0);
-    case_fill(&c, SIDE_ACT, case_key_rows(&c), 0);
-    int v = case_fill(&c, SIDE_ACT, case_key_rows(&c), 0);
-    int64_t width = width_of(&g), per_stream = g.window + g.block;
-    for (size_t i = 0; i < case_key_rows(&c); i++)
-      c.buffer[v].x[i] = (int64_t)i / width % per_stream == group * g.d_head + (int64_t)i % g.d_head;
+    case_unit_values(&c, group);
     int out = case_fill(&c, SIDE_ACT, case_rows(&c), 9);
     case_fill(&c, SIDE_REAL, (size_t)(g.n_stream * g.n_head * g.block), 9);
     case_check(t, name, &c, &(case_result){.buffer = out, .name = "weights", .exact_zeros = true}, 1);
@@ -139,12 +127,9 @@ static void project(ops_test *t, const struct geometry *g) {
   snprintf(name, sizeof name, "relative project %s", g->name);
   side_call c = begin(t, g, SIDE_RELATIVE_PROJECT);
   inputs(t, &c, g, 330);
-  int q = case_fill(&c, SIDE_ACT, case_rows(&c), 9), k = case_fill(&c, SIDE_ACT, case_key_rows(&c), 9);
-  int v = case_fill(&c, SIDE_ACT, case_key_rows(&c), 9);
-  case_result results[] = {{.buffer = q, .name = "q"},
-                           {.buffer = k, .name = "k", .wanted = case_reached},
-                           {.buffer = v, .name = "v", .wanted = case_reached}};
-  case_check(t, name, &c, results, 3);
+  case_result results[CASE_PARTS];
+  case_parts(case_qkv_out(&c), results);
+  case_check(t, name, &c, results, CASE_PARTS);
 }
 
 static void project_backward(ops_test *t, const struct geometry *g) {
@@ -153,9 +138,7 @@ static void project_backward(ops_test *t, const struct geometry *g) {
   side_call c = begin(t, g, SIDE_RELATIVE_PROJECT_BACKWARD);
   size_t weight = (size_t)(width_of(g) * g->d_model);
   inputs(t, &c, g, 340);
-  case_noise(t, &c, SIDE_ACT, case_rows(&c), 1, 350);
-  case_keys(t, &c, 1, 351);
-  case_keys(t, &c, 1, 352);
+  case_qkv(t, &c, 1, 350);
   int dhidden = case_noise(t, &c, SIDE_ACT, (size_t)(g->n_stream * g->block * g->d_model), 1, 353);
   int dw = case_noise(t, &c, SIDE_REAL, g->apart ? weight : 3 * weight, 1, 354);
   for (uint64_t i = 1; i < 3; i++) case_noise(t, &c, SIDE_REAL, g->apart ? weight : 0, 1, 354 + i);

@@ -165,43 +165,41 @@ static void timed_attention_plan(vd_ops *o, int n, const vd_attention *a) {
 }
 
 static void timed_attention_project(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
-                                    const real *wk, const real *wv, vd_act *q, vd_act *k, vd_act *v) {
+                                    const real *wk, const real *wv, const vd_qkv *x) {
   double n = (double)(a->n_stream * a->block), d = (double)(a->n_head * a->d_head), rows = memory_rows(a);
   double head = (double)a->d_head;
   vd_ops *i = begin(o, "attention_project", 6 * n * d * d + 4 * rows * head * d,
                     (4 * n * d + 3 * d * d + 2 * rows * head) * act(o));
-  i->attention_project(i, a, in, wq, wk, wv, q, k, v);
+  i->attention_project(i, a, in, wq, wk, wv, x);
   end(o);
 }
 
 static void timed_attention_project_backward(vd_ops *o, const vd_attention *a, const vd_attention_input *in,
-                                             const real *wq, const real *wk, const real *wv, const vd_act *dq,
-                                             const vd_act *dk, const vd_act *dv, vd_act *dhidden, real *dwq, real *dwk,
-                                             real *dwv) {
+                                             const real *wq, const real *wk, const real *wv, const vd_qkv *dx,
+                                             vd_act *dhidden, real *dwq, real *dwk, real *dwv) {
   double n = (double)(a->n_stream * a->block), d = (double)(a->n_head * a->d_head), rows = memory_rows(a);
   double head = (double)a->d_head;
   vd_ops *i = begin(o, "attention_project_backward", 12 * n * d * d + 4 * rows * head * d,
                     (6 * n * d + 3 * d * d + 2 * rows * head) * act(o) + 24 * d * d);
-  i->attention_project_backward(i, a, in, wq, wk, wv, dq, dk, dv, dhidden, dwq, dwk, dwv);
+  i->attention_project_backward(i, a, in, wq, wk, wv, dx, dhidden, dwq, dwk, dwv);
   end(o);
 }
 
-static void timed_attention(vd_ops *o, const vd_attention *a, const vd_act *q, const vd_act *k, const vd_act *v,
-                            vd_act *out, real *lse) {
+static void timed_attention(vd_ops *o, const vd_attention *a, const vd_qkv *x, vd_act *out, real *lse) {
   double n = (double)(a->n_stream * a->block), d = (double)(a->n_head * a->d_head);
   vd_ops *i = begin(o, "attention", pairs_of(a) * 6 * (double)a->d_head,
                     (4 * n * d + 2 * memory_rows(a) * (double)a->d_head) * act(o));
-  i->attention(i, a, q, k, v, out, lse);
+  i->attention(i, a, x, out, lse);
   end(o);
 }
 
-static void timed_attention_backward(vd_ops *o, const vd_attention *a, const vd_act *q, const vd_act *k,
-                                     const vd_act *v, const vd_act *out, const real *lse, const vd_act *dout,
-                                     vd_act *dq, vd_act *dk, vd_act *dv, real *dkey_pe, real *dspan) {
+static void timed_attention_backward(vd_ops *o, const vd_attention *a, const vd_qkv *x, const vd_act *out,
+                                     const real *lse, const vd_act *dout, const vd_qkv *dx, real *dkey_pe,
+                                     real *dspan) {
   double n = (double)(a->n_stream * a->block), d = (double)(a->n_head * a->d_head);
   vd_ops *i = begin(o, "attention_backward", pairs_of(a) * 16 * (double)a->d_head,
                     (8 * n * d + 4 * memory_rows(a) * (double)a->d_head) * act(o));
-  i->attention_backward(i, a, q, k, v, out, lse, dout, dq, dk, dv, dkey_pe, dspan);
+  i->attention_backward(i, a, x, out, lse, dout, dx, dkey_pe, dspan);
   end(o);
 }
 
@@ -212,10 +210,17 @@ static void timed_backward_end(vd_ops *o) {
 }
 
 static void timed_memory_push(vd_ops *o, int64_t n_stream, int64_t d, const vd_act *old, int64_t rows_old,
-                              const vd_act *hidden, int64_t block, vd_act *memory, int64_t rows_new) {
+                              int64_t oldest, const vd_act *hidden, int64_t block, vd_act *memory, int64_t rows_new) {
   int64_t fresh = block < rows_new ? block : rows_new; /* the rest could stay where it is */
   vd_ops *i = begin(o, "memory_push", 0, (double)(n_stream * fresh * d) * 2 * act(o));
-  i->memory_push(i, n_stream, d, old, rows_old, hidden, block, memory, rows_new);
+  i->memory_push(i, n_stream, d, old, rows_old, oldest, hidden, block, memory, rows_new);
+  end(o);
+}
+
+static void timed_memory_turn(vd_ops *o, int64_t n_stream, int64_t d, vd_act *memory, int64_t rows, int64_t oldest,
+                              const vd_act *hidden, int64_t block) {
+  vd_ops *i = begin(o, "memory_turn", 0, (double)(n_stream * (block < rows ? block : rows) * d) * 2 * act(o));
+  i->memory_turn(i, n_stream, d, memory, rows, oldest, hidden, block);
   end(o);
 }
 
@@ -303,6 +308,7 @@ vd_ops *op_times_wrap(vd_ops *inner, const vd_cuda_table *cuda) {
   o->attention_backward = timed_attention_backward;
   if (inner->backward_end) o->backward_end = timed_backward_end;
   o->memory_push = timed_memory_push;
+  o->memory_turn = timed_memory_turn;
   o->cross_entropy = timed_cross_entropy;
   o->judge = timed_judge;
   o->adagrad = timed_adagrad;

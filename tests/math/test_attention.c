@@ -1,6 +1,7 @@
 /* The CPU attention against the equations of ops.h written as plain loops, and its gradients against central
  * differences, in double. */
 #include "attention.h"
+#include "qkv.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -100,12 +101,17 @@ static const vd_attention *args(problem *p) {
 }
 
 static void forward(problem *p) {
-  vd_cpu_attention(NULL, args(p), p->q, p->k, p->v, p->out, p->lse);
+  vd_qkv x = qkv_pack(args(p), p->q, p->k, p->v);
+  vd_cpu_attention(NULL, args(p), &x, p->out, p->lse);
+  qkv_free(&x);
 }
 
 static void backward(problem *p) {
-  vd_cpu_attention_backward(NULL, args(p), p->q, p->k, p->v, p->out, p->lse, p->dout, p->dq, p->dk, p->dv, p->dpe,
-                            p->dz);
+  vd_qkv x = qkv_pack(args(p), p->q, p->k, p->v), dx = qkv_pack(args(p), p->dq, p->dk, p->dv);
+  vd_cpu_attention_backward(NULL, args(p), &x, p->out, p->lse, p->dout, &dx, p->dpe, p->dz);
+  qkv_unpack(args(p), &dx, p->dq, p->dk, p->dv);
+  qkv_free(&x);
+  qkv_free(&dx);
 }
 
 static double keep(const vd_attention *a, int64_t b, int64_t h, int64_t i, int64_t x) {

@@ -300,7 +300,7 @@ static void sends_letters(void **state) {
   vd_error err = {0};
   double a[2] = {1, 2};
   int32_t b[3] = {3, 4, 5};
-  const vd_part parts[] = {{a, sizeof a}, {b, sizeof b}};
+  const vd_enclosure parts[] = {{a, sizeof a}, {b, sizeof b}};
   assert_int_equal(o->send(o, 0, 2, parts, &err), VD_OK);
   a[0] = 7;
   assert_int_equal(o->send(o, 3, 1, parts, &err), VD_OK);
@@ -318,11 +318,12 @@ static void memory_push_rows(void **state) {
     for (int block = 0; block < 6; block++)
       for (int rows = 1; rows < 7; rows++) {
         real from[12], hidden[12], to[14];
+        int oldest = old > 0 ? (block + rows) % old : 0;
         for (int s = 0; s < 2; s++) {
-          for (int r = 0; r < old; r++) from[s * old + r] = 100 + r + 1000 * s;
+          for (int r = 0; r < old; r++) from[s * old + (oldest + r) % old] = 100 + r + 1000 * s;
           for (int r = 0; r < block; r++) hidden[s * block + r] = 100 + old + r + 1000 * s;
         }
-        o->memory_push(o, 2, 1, from, old, hidden, block, to, rows);
+        o->memory_push(o, 2, 1, from, old, oldest, hidden, block, to, rows);
         for (int s = 0; s < 2; s++)
           for (int r = 0; r < rows; r++) {
             int at = old + block - rows + r;
@@ -344,6 +345,25 @@ static void golden_comparison_keeps_nan(void **state) {
   assert_true(isnan(vd_golden_worse(NAN, 1)) && isnan(vd_golden_worse(1, NAN)) && vd_golden_worse(1, 2) == 2);
 }
 
+/* A ring that is turned holds what the same memory holds when it is pushed. */
+static void memory_turns(void **state) {
+  (void)state;
+  vd_ops *o = ops();
+  for (int rows = 1; rows < 7; rows++)
+    for (int block = 1; block < 9; block++) {
+      real ring[12] = {0}, straight[12] = {0}, hidden[16];
+      for (int step = 0, oldest = 0; step < 9; step++) {
+        for (int i = 0; i < 2 * block; i++) hidden[i] = 100 * step + i;
+        o->memory_turn(o, 2, 1, ring, rows, oldest, hidden, block);
+        o->memory_push(o, 2, 1, straight, rows, 0, hidden, block, straight, rows);
+        oldest = (oldest + block) % rows;
+        for (int i = 0; i < 2 * rows; i++)
+          assert_true(straight[i] == ring[i / rows * rows + (oldest + i % rows) % rows]);
+      }
+    }
+  o->destroy(o);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(linear_plain),
@@ -357,6 +377,7 @@ int main(void) {
       cmocka_unit_test(judges_gradients),
       cmocka_unit_test(sends_letters),
       cmocka_unit_test(golden_comparison_keeps_nan),
+      cmocka_unit_test(memory_turns),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -2,6 +2,7 @@
  * attention with relative keys and query biases, its gradients by central differences, encodings of distances, scaled
  * dropout, Adam. */
 #include "ops.h"
+#include "qkv.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -101,7 +102,22 @@ static void problem_free(problem *p) {
 /* A struct that points into itself must be pointed anew where it was copied. */
 static void forward(problem *p) {
   p->a.reach = p->reach;
-  p->ops->attention(p->ops, &p->a, p->x[Q], p->x[K], p->x[V], p->out, p->lse);
+  vd_qkv x = qkv_pack(&p->a, p->x[Q], p->x[K], p->x[V]);
+  p->ops->attention(p->ops, &p->a, &x, p->out, p->lse);
+  qkv_free(&x);
+}
+
+/* Of the streams from stream b on, as many as p->a says. */
+static void backward(problem *p, int64_t b) {
+  const vd_attention *a = &p->a;
+  int64_t d = a->n_head * a->d_head, q = b * a->block * d, k = b * (a->window + a->block) * d;
+  vd_qkv x = qkv_pack(a, p->x[Q] + q, p->x[K] + k, p->x[V] + k);
+  vd_qkv dx = qkv_pack(a, p->dx[Q] + q, p->dx[K] + k, p->dx[V] + k);
+  p->ops->attention_backward(p->ops, a, &x, p->out + q, p->lse + b * a->n_head * a->block, p->dout + q, &dx, NULL,
+                             NULL);
+  qkv_unpack(a, &dx, p->dx[Q] + q, p->dx[K] + k, p->dx[V] + k);
+  qkv_free(&x);
+  qkv_free(&dx);
 }
 
 static double keep(const vd_attention *a, int64_t b, int64_t h, int64_t i, int64_t x) {
@@ -173,8 +189,7 @@ static void gradients_are_differences(void **state) {
     problem p;
     problem_new(&p, &shapes[s], (uint64_t)(100 * s));
     forward(&p);
-    p.ops->attention_backward(p.ops, &p.a, p.x[Q], p.x[K], p.x[V], p.out, p.lse, p.dout, p.dx[Q], p.dx[K], p.dx[V],
-                              NULL, NULL);
+    backward(&p, 0);
     for (int t = 0; t < (shapes[s].biased ? N_TENSOR : CONTENT); t++) {
       double error = 0, size = 0;
       for (size_t e = 0; e < p.n[t]; e += p.n[t] / 40 + 1) {
@@ -210,14 +225,13 @@ static void streams_apart_give_the_same(void **state) {
   for (int64_t b = 0; b < 3; b++) {
     int64_t q = b * block * d, k = b * keys * d, l = b * part.a.n_head * block;
     part.a.dropout.row0 = 11 + b;
-    part.ops->attention(part.ops, &part.a, part.x[Q] + q, part.x[K] + k, part.x[V] + k, part.out + q, part.lse + l);
-    part.ops->attention_backward(part.ops, &part.a, part.x[Q] + q, part.x[K] + k, part.x[V] + k, part.out + q,
-                                 part.lse + l, part.dout + q, part.dx[Q] + q, part.dx[K] + k, part.dx[V] + k, NULL,
-                                 NULL);
+    vd_qkv x = qkv_pack(&part.a, part.x[Q] + q, part.x[K] + k, part.x[V] + k);
+    part.ops->attention(part.ops, &part.a, &x, part.out + q, part.lse + l);
+    qkv_free(&x);
+    backward(&part, b);
   }
   assert_memory_equal(whole.out, part.out, whole.n_out * sizeof(real));
-  whole.ops->attention_backward(whole.ops, &whole.a, whole.x[Q], whole.x[K], whole.x[V], whole.out, whole.lse,
-                                whole.dout, whole.dx[Q], whole.dx[K], whole.dx[V], NULL, NULL);
+  backward(&whole, 0);
   for (int t = 0; t < N_TENSOR; t++)
     for (size_t e = 0; e < whole.n[t]; e++) assert_true(fabs((double)whole.dx[t][e] - (double)part.dx[t][e]) < 1e-12);
   problem_free(&whole);

@@ -91,7 +91,10 @@ static void same_run(struct small_run *f, const char *groups, int number) {
   snprintf(name[0], sizeof name[0], "prompt-%d", number);
   snprintf(name[1], sizeof name[1], "late-%d", number);
   train(f, name[0], groups, false, prompt, sizeof prompt, &params);
-  assert_true(train(f, name[1], groups, true, late, sizeof late, &params) < 2e-5);
+  /* Sums over longer windows are rounded otherwise, and a warmup this swift amplifies that: 3e-5 was seen. Another
+   * window, or another memory, moves parameters by 1e-3 and more. */
+  double off = train(f, name[1], groups, true, late, sizeof late, &params);
+  if (!(off < 2e-4)) fail_msg("parameters differ by %.2e", off);
   compare_logs(prompt, late);
   free(params);
 }
