@@ -52,7 +52,7 @@ static void compare_logs(const char *a, const char *b) {
        a = next_line(after(a), "\"gnorm\""), b = next_line(after(b), "\"gnorm\""), lines++)
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
       double x = value(a, keys[i]), y = value(b, keys[i]);
-      if (!(fabs(x - y) <= 2e-5 * fabs(x))) fail_msg("line %d: %s is %.9g and %.9g", lines, keys[i], x, y);
+      if (!(fabs(x - y) <= 1e-4 * fabs(x))) fail_msg("line %d: %s is %.9g and %.9g", lines, keys[i], x, y);
     }
   assert_true(!a && !b);
   assert_int_equal(lines, 5);
@@ -155,11 +155,63 @@ static void names_the_update(void **state) {
   }
 }
 
+/* A model of one layer with spans of `span` tokens. Its memory holds embeddings, whatever the spans were. */
+static vd_model *model_of(vd_ops *o, double span) {
+  vd_error err = {0};
+  vd_model *m;
+  vd_model_config c = {.vocab = 11,
+                       .n_layer = 1,
+                       .d_model = 8,
+                       .n_head = 2,
+                       .d_head = 4,
+                       .d_inner = 12,
+                       .attn_span = 1024,
+                       .ramp = 4,
+                       .span_init = span / 1024,
+                       .softmax = VD_MASKED,
+                       .seed = 1};
+  assert_int_equal(vd_model_create(&m, &c, o, 0, 2, 0, 16, true, &err), VD_OK);
+  return m;
+}
+
+/* The loss of block `number` of two streams. The step after it may move spans by 200 tokens. */
+static double block_of(vd_model *m, int number, bool late) {
+  vd_error err = {0};
+  int32_t x[32], y[32];
+  for (int i = 0; i < 32; i++) x[i] = (i * i + 3 * number) % 11, y[i] = (x[i] + i + number) % 11;
+  vd_step step = {.x = x, .y = y, .block = 16, .update = number, .most = 200.0 / 1024, .deferred = late};
+  assert_int_equal(vd_model_run(m, &step, &err), VD_OK);
+  return *vd_model_loss(m);
+}
+
+/* Spans that grow by 200 tokens in one step find the history that a model has which was long all the time. */
+static void a_window_that_grows_finds_history(void **state) {
+  (void)state;
+  vd_ops *o;
+  vd_error err = {0};
+  assert_int_equal(vd_ops_cpu(&o, 1, &err), VD_OK);
+  for (int late = 0; late < 2; late++) {
+    vd_model *grows = model_of(o, 8), *always = model_of(o, 208);
+    for (int b = 0; b < 30; b++) block_of(grows, b, late), block_of(always, b, false);
+    for (int h = 0; h < 2; h++) vd_model_params(grows)[h] = (real)(208.0 / 1024);
+    if (late)
+      vd_model_stepped(grows, 200.0 / 1024);
+    else
+      vd_model_params_changed(grows);
+    double expected = block_of(always, 30, false), found = block_of(grows, 30, late);
+    if (!(fabs(found / expected - 1) < 1e-6)) fail_msg("late %d: %.9g, not %.9g", late, found, expected);
+    vd_model_destroy(grows);
+    vd_model_destroy(always);
+  }
+  o->destroy(o);
+}
+
 int main(int argc, char **argv) {
   MPI_Init(&argc, &argv);
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(the_same_with_spans, small_run_setup, small_run_teardown),
       cmocka_unit_test_setup_teardown(the_same_with_memories, small_run_setup, small_run_teardown),
+      cmocka_unit_test(a_window_that_grows_finds_history),
       cmocka_unit_test_setup_teardown(names_the_update, small_run_setup, small_run_teardown),
   };
   int failed = cmocka_run_group_tests(tests, NULL, NULL);
