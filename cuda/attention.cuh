@@ -95,7 +95,7 @@ template <bool REL> VD_DEV int vd_key_tiles(const vd_band &b, int query_tile) {
 /* Rows of one head and stream: row r begins at row0 + r * stride. */
 template <typename T> struct vd_lines {
   T *row0;
-  int64_t stride;
+  int stride;
 };
 /* What stands side by side in a row of the block. */
 enum vd_part { VD_QUERY, VD_KEY, VD_VALUE };
@@ -109,19 +109,26 @@ template <typename T> VD_DEV vd_lines<T> vd_plain_lines(const vd_cuda_attention 
 }
 template <typename T>
 VD_DEV vd_lines<T> vd_block_lines(const vd_cuda_attention &a, T *block, vd_part part, int head, int stream) {
-  int64_t width = vd_width(a);
+  int width = vd_width(a);
   vd_lines<T> l = {block + ((int64_t)stream * a.block * 3 + part) * width + head * a.d_head, 3 * width};
   return l;
 }
-/* Keys or values of the tile of rows that begins with kappa0: tiles lie in the block or before it. */
+/* Keys and values: those of the block, and those of the memory before it (rows < 0), values `width` after keys. */
+template <typename T> struct vd_key_lines {
+  T *block, *memory;
+  int width;
+  /* Keys (or values) of the tile of rows that begins with kappa0: tiles lie in the block or before it. */
+  VD_DEV vd_lines<T> at(int kappa0, vd_part part) const {
+    vd_lines<T> l = {(kappa0 >= 0 ? block : memory) + (part - VD_KEY) * width, kappa0 >= 0 ? 3 * width : 2 * width};
+    return l;
+  }
+};
 template <typename T>
-VD_DEV vd_lines<T> vd_key_lines(const vd_cuda_attention &a, T *block, T *memory, vd_part part, int head, int stream,
-                                int kappa0) {
-  if (kappa0 >= 0) return vd_block_lines(a, block, part, head, stream);
-  int64_t width = vd_width(a);
-  vd_lines<T> l = {memory + (((int64_t)stream * a.kv_rows + a.window) * 2 + part - VD_KEY) * width + head * a.d_head,
-                   2 * width};
-  return l;
+VD_DEV vd_key_lines<T> vd_keys_of(const vd_cuda_attention &a, T *block, T *memory, int head, int stream) {
+  int width = vd_width(a);
+  vd_key_lines<T> k = {vd_block_lines(a, block, VD_KEY, head, stream).row0,
+                       memory + ((int64_t)stream * a.kv_rows + a.window) * 2 * width + head * a.d_head, width};
+  return k;
 }
 
 VD_DEV float vd_mask(const vd_band &b, int x) {
@@ -147,14 +154,13 @@ template <bool REL> VD_DEV bool vd_all_full(const vd_band &b, int x0, int kappa0
 /* A head's position keys: row e = -distance, lowest <= e < end. */
 template <typename T> struct vd_positions {
   const T *row0;
-  int64_t stride;
-  int lowest, end;
+  int stride, lowest, end;
   const float *score; /* with relative keys: (v - u).r(x) at x = -e */
 };
 template <bool REL, typename T>
 VD_DEV vd_positions<T> vd_positions_of(const vd_cuda_attention &a, const void *table, int head) {
   if constexpr (REL) {
-    vd_positions<T> p = {(const T *)a.rel_key + head * a.d_head, -a.rel_stride, -a.reach, 1,
+    vd_positions<T> p = {(const T *)a.rel_key + head * a.d_head, -(int)a.rel_stride, -a.reach, 1,
                          a.room + (int64_t)head * (a.reach + 1)};
     return p;
   }
@@ -299,7 +305,7 @@ VD_DEV float vd_quad_sum(float x) {
 
 /* Writes a warp's 16 x D sums, times factor, to rows first.. of a matrix; only rows lowest .. end - 1. */
 template <typename T, int D>
-VD_DEV void vd_write_rows(T *matrix, int64_t stride, int first, int lowest, int end, int width, float sum[D / 8][4],
+VD_DEV void vd_write_rows(T *matrix, int stride, int first, int lowest, int end, int width, float sum[D / 8][4],
                           const float *factor) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
 #pragma unroll

@@ -216,6 +216,7 @@ __global__ void __launch_bounds__(VD_THREADS, vd_forward_layout<T, D>::blocks)
     const int i0 = it.tile * VD_TILE, iw = i0 + 16 * warp, n = vd_key_tiles<REL>(band, it.tile);
     const int start = i0 - (n - 1) * VD_TILE, lowest = vd_lowest<REL>(band); /* first key of tiles, of what is seen */
     const vd_lines<const T> queries = vd_block_lines(a, block, VD_QUERY, it.head, it.stream);
+    const vd_key_lines<const T> memories = vd_keys_of(a, block, memory, it.head, it.stream);
     /* Key tile t needs blocks t and t + 1 of the table. Block 0 is beyond a span's reach (not so with relative keys,
      * where keys may begin within the reach), and block n has distances <= 0. */
     auto copy_positions = [&](int y) {
@@ -224,8 +225,8 @@ __global__ void __launch_bounds__(VD_THREADS, vd_forward_layout<T, D>::blocks)
     };
     auto copy = [&](int t) {
       int kappa0 = start + t * VD_TILE, slot = t % stages;
-      const vd_lines<const T> keys = vd_key_lines(a, block, memory, VD_KEY, it.head, it.stream, kappa0);
-      const vd_lines<const T> values = vd_key_lines(a, block, memory, VD_VALUE, it.head, it.stream, kappa0);
+      const vd_lines<const T> keys = memories.at(kappa0, VD_KEY);
+      const vd_lines<const T> values = memories.at(kappa0, VD_VALUE);
       vd_copy_tile<T, D>(ks + slot * tile, keys.row0, keys.stride, kappa0, lowest, a.block, a.d_head);
       vd_copy_tile<T, D>(vs + slot * tile, values.row0, values.stride, kappa0, lowest, a.block, a.d_head);
       if (REL && t == 0) copy_positions(0);

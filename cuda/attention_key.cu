@@ -146,10 +146,8 @@ __global__ void __launch_bounds__(VD_THREADS, vd_backward_layout<T, D>::key_bloc
     vd_key_warp<T, D> w;
 #pragma unroll
     for (int i = 0; i < D / 8 * 4; i++) w.dk[i >> 2][i & 3] = w.dv[i >> 2][i & 3] = 0;
-    const vd_lines<const T> keys =
-        vd_key_lines(a, (const T *)g.block, (const T *)g.memory, VD_KEY, it.head, it.stream, kappa0);
-    const vd_lines<const T> values =
-        vd_key_lines(a, (const T *)g.block, (const T *)g.memory, VD_VALUE, it.head, it.stream, kappa0);
+    const vd_key_lines<const T> memories = vd_keys_of(a, (const T *)g.block, (const T *)g.memory, it.head, it.stream);
+    const vd_lines<const T> keys = memories.at(kappa0, VD_KEY), values = memories.at(kappa0, VD_VALUE);
     vd_copy_tile<T, D>(ks, keys.row0, keys.stride, kappa0, lowest, a.block, a.d_head);
     vd_copy_tile<T, D>(vs, values.row0, values.stride, kappa0, lowest, a.block, a.d_head);
     copy_table(0);
@@ -180,8 +178,8 @@ __global__ void __launch_bounds__(VD_THREADS, vd_backward_layout<T, D>::key_bloc
       }
     }
     const float scales[2] = {scale, scale}, kept[2] = {drop.scale, drop.scale};
-    const vd_lines<T> dkeys = vd_key_lines(a, (T *)g.dblock, (T *)g.dmemory, VD_KEY, it.head, it.stream, kappa0);
-    const vd_lines<T> dvalues = vd_key_lines(a, (T *)g.dblock, (T *)g.dmemory, VD_VALUE, it.head, it.stream, kappa0);
+    const vd_key_lines<T> gradients = vd_keys_of(a, (T *)g.dblock, (T *)g.dmemory, it.head, it.stream);
+    const vd_lines<T> dkeys = gradients.at(kappa0, VD_KEY), dvalues = gradients.at(kappa0, VD_VALUE);
     vd_write_rows<T, D>(dkeys.row0, dkeys.stride, kw, lowest, a.block, a.d_head, w.dk, scales);
     vd_write_rows<T, D>(dvalues.row0, dvalues.stride, kw, lowest, a.block, a.d_head, w.dv, kept);
     item = vd_take_next(asked, &next);

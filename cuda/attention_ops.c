@@ -241,11 +241,11 @@ void vd_cuda_attention_project(vd_ops *o, const vd_attention *a, const vd_attent
     return;
   }
   vd_cuda_attention x = kernel_of(c, a);
+  const vd_cuda_ring memory = {in->memory, in->memory_rows, in->oldest};
   if (!make_plans(c, 1, &x)) return;
-  vd_cuda_note(c,
-               vd_cuda_project_memory(&x, in->memory, in->memory_rows, vd_cuda_weight(c, wk), vd_cuda_weight(c, wv),
-                                      qkv->memory, c->stream),
-               "projecting memory rows");
+  vd_cuda_note(
+      c, vd_cuda_project_memory(&x, &memory, vd_cuda_weight(c, wk), vd_cuda_weight(c, wv), qkv->memory, c->stream),
+      "projecting memory rows");
 }
 
 void vd_cuda_attention_project_backward(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
@@ -260,9 +260,9 @@ void vd_cuda_attention_project_backward(vd_ops *o, const vd_attention *a, const 
     return;
   }
   vd_cuda_attention x = kernel_of(c, a);
+  const vd_cuda_ring memory = {in->memory, in->memory_rows, in->oldest};
   void *workspace = vd_cuda_room(c, &c->partial, vd_cuda_project_workspace_size(&x));
   if (!workspace) return;
-  vd_cuda_note(
-      c, vd_cuda_project_memory_backward(&x, in->memory, in->memory_rows, dqkv->memory, dwk, dwv, workspace, c->stream),
-      "gradients from memory rows");
+  vd_cuda_note(c, vd_cuda_project_memory_backward(&x, &memory, dqkv->memory, dwk, dwv, workspace, c->stream),
+               "gradients from memory rows");
 }

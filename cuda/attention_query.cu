@@ -269,26 +269,25 @@ __global__ void __launch_bounds__(VD_THREADS, vd_backward_layout<T, D>::query_bl
     const int i0 = it.tile * VD_TILE, iw = i0 + 16 * warp, n = vd_key_tiles<REL>(band, it.tile);
     const int start = i0 - (n - 1) * VD_TILE, lowest = vd_lowest<REL>(band);
     const vd_lines<const T> queries = vd_queries<T, REL>(a, g, room.query, it.head, it.stream);
+    const vd_key_lines<const T> memories = vd_keys_of(a, (const T *)g.block, (const T *)g.memory, it.head, it.stream);
     const vd_lines<const T> douts = vd_plain_lines(a, (const T *)g.dout, it.head, it.stream);
     const vd_lines<T> dqueries = vd_block_lines(a, (T *)g.dblock, VD_QUERY, it.head, it.stream);
     auto copy_positions = [&](int y) {
       vd_copy_positions<T, D, REL>(ts + y % (stages + 1) * tile, begin + y % (stages + 1) * VD_TILE, positions,
                                    start - i0 + (y - 1) * VD_TILE, a.d_head);
     };
-    auto copy =
-        [&](int t) { /* as in the forward pass */
-                     int kappa0 = start + t * VD_TILE, slot = t % stages;
-                     const vd_lines<const T> keys =
-                         vd_key_lines(a, (const T *)g.block, (const T *)g.memory, VD_KEY, it.head, it.stream, kappa0);
-                     const vd_lines<const T> values =
-                         vd_key_lines(a, (const T *)g.block, (const T *)g.memory, VD_VALUE, it.head, it.stream, kappa0);
-                     vd_copy_tile<T, D>(ks + slot * tile, keys.row0, keys.stride, kappa0, lowest, a.block, a.d_head);
-                     vd_copy_tile<T, D>(vs + slot * tile, values.row0, values.stride, kappa0, lowest, a.block,
-                                        a.d_head);
-                     if (REL && t == 0) copy_positions(0);
-                     if (REL || t + 1 < n) copy_positions(t + 1);
-                     vd_copy_commit();
-        };
+    auto copy = [&](int t) { /* as in the forward pass */
+                             int kappa0 = start + t * VD_TILE, slot = t % stages;
+                             const vd_lines<const T> keys = memories.at(kappa0, VD_KEY);
+                             const vd_lines<const T> values = memories.at(kappa0, VD_VALUE);
+                             vd_copy_tile<T, D>(ks + slot * tile, keys.row0, keys.stride, kappa0, lowest, a.block,
+                                                a.d_head);
+                             vd_copy_tile<T, D>(vs + slot * tile, values.row0, values.stride, kappa0, lowest, a.block,
+                                                a.d_head);
+                             if (REL && t == 0) copy_positions(0);
+                             if (REL || t + 1 < n) copy_positions(t + 1);
+                             vd_copy_commit();
+    };
     auto add_to_table = [&](int y) {
       vd_add_to_table<T, D, REL>(dpositions, turned, qs, (4 * y + warp) % 8 * 16,
                                  start - i0 + (y - 1) * VD_TILE + 16 * warp, scale);

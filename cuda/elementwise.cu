@@ -248,10 +248,11 @@ cudaError_t vd_cuda_relu_backward(enum vd_cuda_type type, int64_t n, int64_t wid
 }
 
 /* One thread moves the pieces of column c of rows offset, offset + block, ... of one stream, in ascending order. Where
- * rows_old == rows_new it reads the very rows that it overwrites next, so that old and new may be one buffer. */
+ * rows_old == rows_new and oldest is 0 it reads the very rows that it overwrites next, so that old and new may be one
+ * buffer. */
 template <typename T, int N>
-__global__ void vd_memory_push_kernel(int64_t n_stream, int64_t d, const T *old, int64_t rows_old, const T *hidden,
-                                      int64_t block, T *memory, int64_t rows_new, int64_t step) {
+__global__ void vd_memory_push_kernel(int64_t n_stream, int64_t d, const T *old, int64_t rows_old, int64_t oldest,
+                                      const T *hidden, int64_t block, T *memory, int64_t rows_new, int64_t step) {
   int64_t e = ((int64_t)blockIdx.x * VD_BLOCK + threadIdx.x) * N;
   if (e >= n_stream * step * d) return;
   int64_t c = e % d, offset = e / d % step, s = e / d / step;
@@ -261,14 +262,14 @@ __global__ void vd_memory_push_kernel(int64_t n_stream, int64_t d, const T *old,
     if (from >= 0) {
       vd_read<T, N>(hidden + (s * block + from) * d + c, x);
     } else if (from + rows_old >= 0) {
-      vd_read<T, N>(old + (s * rows_old + from + rows_old) * d + c, x);
+      vd_read<T, N>(old + (s * rows_old + (oldest + from + rows_old) % rows_old) * d + c, x);
     }
     vd_write<T, N>(memory + (s * rows_new + r) * d + c, x);
   }
 }
 
 cudaError_t vd_cuda_memory_push(enum vd_cuda_type type, int64_t n_stream, int64_t d, const void *old, int64_t rows_old,
-                                const void *hidden, int64_t block, void *memory, int64_t rows_new,
+                                int64_t oldest, const void *hidden, int64_t block, void *memory, int64_t rows_new,
                                 cudaStream_t stream) {
   int64_t step = block > 0 && block < rows_new ? block : rows_new;
   int64_t total = n_stream * step * d;
@@ -276,10 +277,37 @@ cudaError_t vd_cuda_memory_push(enum vd_cuda_type type, int64_t n_stream, int64_
 #define CALL(T)                                                                                                        \
   if (d % 8 == 0)                                                                                                      \
     vd_memory_push_kernel<T, 8><<<vd_blocks(total, VD_BLOCK * 8), VD_BLOCK, 0, stream>>>(                              \
-        n_stream, d, (const T *)old, rows_old, (const T *)hidden, block, (T *)memory, rows_new, step);                 \
+        n_stream, d, (const T *)old, rows_old, oldest, (const T *)hidden, block, (T *)memory, rows_new, step);         \
   else                                                                                                                 \
     vd_memory_push_kernel<T, 1><<<vd_blocks(total, VD_BLOCK), VD_BLOCK, 0, stream>>>(                                  \
-        n_stream, d, (const T *)old, rows_old, (const T *)hidden, block, (T *)memory, rows_new, step)
+        n_stream, d, (const T *)old, rows_old, oldest, (const T *)hidden, block, (T *)memory, rows_new, step)
+  VD_BY_TYPE(type, CALL);
+#undef CALL
+  return cudaGetLastError();
+}
+
+/* The last `kept` rows of each stream's block to their places in the ring. */
+template <typename T, int N>
+__global__ void vd_memory_turn_kernel(int64_t n_stream, int64_t d, T *memory, int64_t rows, int64_t oldest,
+                                      const T *hidden, int64_t block, int64_t kept) {
+  int64_t e = ((int64_t)blockIdx.x * VD_BLOCK + threadIdx.x) * N;
+  if (e >= n_stream * kept * d) return;
+  int64_t c = e % d, r = block - kept + e / d % kept, s = e / d / kept;
+  *(vd_pack<T, N> *)(memory + (s * rows + (oldest + r) % rows) * d + c) =
+      *(const vd_pack<T, N> *)(hidden + (s * block + r) * d + c);
+}
+
+cudaError_t vd_cuda_memory_turn(enum vd_cuda_type type, int64_t n_stream, int64_t d, void *memory, int64_t rows,
+                                int64_t oldest, const void *hidden, int64_t block, cudaStream_t stream) {
+  int64_t kept = block < rows ? block : rows, total = n_stream * kept * d;
+  if (total == 0) return cudaSuccess;
+#define CALL(T)                                                                                                        \
+  if (d % 8 == 0)                                                                                                      \
+    vd_memory_turn_kernel<T, 8><<<vd_blocks(total, VD_BLOCK * 8), VD_BLOCK, 0, stream>>>(                              \
+        n_stream, d, (T *)memory, rows, oldest, (const T *)hidden, block, kept);                                       \
+  else                                                                                                                 \
+    vd_memory_turn_kernel<T, 1><<<vd_blocks(total, VD_BLOCK), VD_BLOCK, 0, stream>>>(                                  \
+        n_stream, d, (T *)memory, rows, oldest, (const T *)hidden, block, kept)
   VD_BY_TYPE(type, CALL);
 #undef CALL
   return cudaGetLastError();

@@ -281,7 +281,7 @@ template <int N> VD_DEV void vd_copy_wait_but() {
 /* Starts the copy of 64 rows into a tile: rows first .. first + 63 of a matrix, those outside lowest .. end - 1 as
  * zeros; columns beyond `width` as zeros. For a block of 128 threads. */
 template <typename T, int D>
-VD_DEV void vd_copy_tile(T *tile, const T *matrix, int64_t stride, int first, int lowest, int end, int width) {
+VD_DEV void vd_copy_tile(T *tile, const T *matrix, int stride, int first, int lowest, int end, int width) {
   constexpr int per_chunk = 16 / (int)sizeof(T), chunks = D / per_chunk;
 #pragma unroll
   for (int i = 0; i < 64 * chunks / 128; i++) {

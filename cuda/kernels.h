@@ -54,7 +54,11 @@ cudaError_t vd_cuda_add_norm_backward(enum vd_cuda_type type, int64_t n, int64_t
 
 /* Stream-ordered. vd_ops.memory_push. */
 cudaError_t vd_cuda_memory_push(enum vd_cuda_type type, int64_t n_stream, int64_t d, const void *old, int64_t rows_old,
-                                const void *hidden, int64_t block, void *memory, int64_t rows_new, cudaStream_t stream);
+                                int64_t oldest, const void *hidden, int64_t block, void *memory, int64_t rows_new,
+                                cudaStream_t stream);
+/* Stream-ordered. vd_ops.memory_turn. */
+cudaError_t vd_cuda_memory_turn(enum vd_cuda_type type, int64_t n_stream, int64_t d, void *memory, int64_t rows,
+                                int64_t oldest, const void *hidden, int64_t block, cudaStream_t stream);
 /* Stream-ordered. vd_ops.cross_entropy; row_nll [n] is written always. */
 cudaError_t vd_cuda_cross_entropy(enum vd_cuda_type type, int64_t n, int64_t vocab, const void *logits,
                                   const int32_t *targets, float scale, double *loss_sum, float *row_nll, void *dlogits,

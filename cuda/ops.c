@@ -206,10 +206,18 @@ static void cuda_add_norm_backward(vd_ops *o, int64_t n, int64_t d, const vd_act
 }
 
 static void cuda_memory_push(vd_ops *o, int64_t n_stream, int64_t d, const vd_act *old, int64_t rows_old,
-                             const vd_act *hidden, int64_t block, vd_act *memory, int64_t rows_new) {
+                             int64_t oldest, const vd_act *hidden, int64_t block, vd_act *memory, int64_t rows_new) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  vd_cuda_note(c, vd_cuda_memory_push(c->type, n_stream, d, old, rows_old, hidden, block, memory, rows_new, c->stream),
-               "memory push");
+  vd_cuda_note(
+      c, vd_cuda_memory_push(c->type, n_stream, d, old, rows_old, oldest, hidden, block, memory, rows_new, c->stream),
+      "memory push");
+}
+
+static void cuda_memory_turn(vd_ops *o, int64_t n_stream, int64_t d, vd_act *memory, int64_t rows, int64_t oldest,
+                             const vd_act *hidden, int64_t block) {
+  vd_cuda_backend *c = vd_cuda_of(o);
+  vd_cuda_note(c, vd_cuda_memory_turn(c->type, n_stream, d, memory, rows, oldest, hidden, block, c->stream),
+               "memory turn");
 }
 
 static void cuda_cross_entropy(vd_ops *o, int64_t n, int64_t vocab, const vd_act *logits, const int32_t *targets,
@@ -291,6 +299,7 @@ static vd_ops table_of(vd_cuda_backend *c) {
                   .attention_backward = vd_cuda_attention_backward_op,
                   .backward_end = vd_cuda_backward_end,
                   .memory_push = cuda_memory_push,
+                  .memory_turn = cuda_memory_turn,
                   .cross_entropy = cuda_cross_entropy,
                   .add_constant = cuda_add_constant,
                   .square_sums = vd_cuda_square_sums_op,

@@ -1,27 +1,32 @@
 /* Projection of memory to keys and values, and the gradient of its weights: products of 128 x 128 tiles by blocks of
- * eight warps of 64 x 32, operands by asynchronous copies, three stages deep. Keys and values of one head stand side by
- * side as 2 d_head columns, so that both share the memory rows that are read. */
+ * eight warps, each with 16 rows of results; operands by asynchronous copies, three stages deep, which run on from tile
+ * to tile. Keys and values of one head stand side by side as 2 d_head columns, so that both share the memory rows that
+ * are read. 16-bit operands go through wgmma, which reads them where copies have put them; fp32 ones through mma. */
 #include "attention.cuh"
 #include "project.h"
+#include "wgmma.cuh"
 
 enum {
   VD_SIDE = 128,            /* of a tile of results */
   VD_PROJECT_THREADS = 256, /* of a block */
   VD_STAGES = 3,            /* of the pipeline */
+  VD_COPIES = 4,            /* of 16 bytes that a thread makes for one operand of a stage */
   VD_BACKWARD_BLOCKS = 256, /* that share the rows in backward, about; a constant, to fix the order of sums */
   VD_LEAST_UNITS = 4        /* of rows in one partial sum */
 };
 
-/* Contracted in one stage: 128 bytes of a row, so that both operands and all types take 16 KiB each. */
+/* Contracted in one stage: 128 bytes of a row, so that both operands and all types take 16 KiB each. Where it is rows
+ * that are contracted, an operand lies in panels of `depth` columns (wgmma.cuh). */
 template <typename T> struct vd_project_layout {
-  static constexpr int depth = 128 / (int)sizeof(T), operand = VD_SIDE * depth;
+  static constexpr int per_chunk = 16 / (int)sizeof(T), depth = 8 * per_chunk, operand = VD_SIDE * depth;
+  static constexpr int panel = depth * depth;
   static constexpr int bytes = VD_STAGES * 2 * operand * (int)sizeof(T);
   static constexpr int blocks = sizeof(T) == 4 ? 1 : 2;
 };
+static_assert(VD_SIDE * 128 == VD_PROJECT_THREADS * VD_COPIES * 16, "a stage's copies");
 
 typedef struct vd_project_args {
-  const void *memory;
-  int64_t memory_rows;
+  vd_cuda_ring memory;
   const void *wk, *wv; /* forward */
   void *kv;
   const void *dkv; /* backward */
@@ -29,72 +34,115 @@ typedef struct vd_project_args {
   int slots;
 } vd_project_args;
 
-/* Rows of memory that a head reaches. */
-VD_DEV int vd_rows_reached(const vd_plan *plan, const vd_project_args &p, int head) {
-  return (int)min((int64_t)plan->band[head].reach, p.memory_rows);
+/* Rows of memory that each head reaches: brought to shared memory once, since a block asks for all of them often, one
+ * after the other. To be called by all threads. */
+VD_DEV const int *vd_rows_reached(const vd_cuda_attention &a, const vd_project_args &p) {
+  __shared__ int reached[VD_CUDA_MAX_HEADS];
+  const vd_plan *plan = (const vd_plan *)a.plan;
+  if ((int)threadIdx.x < a.n_head)
+    reached[threadIdx.x] = (int)min((int64_t)plan->band[threadIdx.x].reach, p.memory.rows);
+  __syncthreads();
+  return reached;
 }
 
-/* Where row 0 of the window would lie in a stream's memory. */
-template <typename T> VD_DEV const T *vd_memory_of(const vd_cuda_attention &a, const vd_project_args &p, int stream) {
-  int64_t d = (int64_t)a.n_head * a.d_head;
-  return (const T *)p.memory + ((stream + 1) * p.memory_rows - a.window) * d;
+/* Row of the ring where row r of the window is. */
+VD_DEV int vd_ring_place(const vd_cuda_attention &a, const vd_project_args &p, int r) {
+  int rows = (int)p.memory.rows, at = (int)p.memory.oldest + rows - a.window + r;
+  return at >= rows ? at - rows : at;
 }
 
-/* c (this warp's 64 x 32 of the tile) = left right^T over `steps` stages. copy(s, left, right) starts the copies of
- * stage s: of operands [128, depth], or [depth, 128] where ACROSS. */
-template <typename T, bool ACROSS, typename Copy>
-VD_DEV void vd_multiply(int steps, T *shared, Copy copy, float c[4][4][4]) {
-  constexpr int depth = vd_project_layout<T>::depth, operand = vd_project_layout<T>::operand;
-  const int warp = (int)threadIdx.x >> 5, m0 = (warp & 1) * 64, n0 = (warp >> 1) * 32;
+/* This thread's place among the copies of a stage of 128 rows of 128 bytes, or (ACROSS) of `depth` rows of 128
+ * elements: its first row, the rows from one copy to the next, its 16-byte chunk of a row; where in an operand its
+ * first chunk goes, and how far on the next. */
+struct vd_copier {
+  int row, step, chunk, to, to_step;
+};
+template <typename T, bool ACROSS> VD_DEV vd_copier vd_copier_of() {
+  typedef vd_project_layout<T> layout;
+  constexpr int chunks = ACROSS ? VD_SIDE / layout::per_chunk : 8, step = VD_PROJECT_THREADS / chunks;
+  int row = (int)threadIdx.x / chunks, chunk = (int)threadIdx.x % chunks;
+  vd_copier k = {row, step, chunk, chunk / 8 * layout::panel + vd_chunk<T, layout::depth>(row, chunk % 8),
+                 step * layout::depth};
+  return k;
+}
+
+/* One stage's products by mma: this warp's 16 x 128 of the tile. */
+template <typename T, bool ACROSS> VD_DEV void vd_stage_by_mma(const T *left, const T *right, float c[16][4]) {
+  constexpr int depth = vd_project_layout<T>::depth, panel = vd_project_layout<T>::panel;
+  const int m0 = (int)(threadIdx.x >> 5) * 16;
+#pragma unroll 1
+  for (int k = 0; k < depth; k += 16) {
+    vd_frag_a<T> x;
+    if constexpr (ACROSS) {
+      vd_load_a_trans<T, depth>(x, left + m0 / depth * panel, k, m0 % depth);
+    } else {
+      vd_load_a<T, depth>(x, left, m0, k);
+    }
 #pragma unroll
-  for (int i = 0; i < 64; i++) c[i >> 4][(i >> 2) & 3][i & 3] = 0;
-  __syncthreads(); /* the item before has been read */
-  for (int s = 0; s < VD_STAGES - 1; s++) {
-    if (s < steps) copy(s, shared + 2 * s * operand, shared + (2 * s + 1) * operand);
-    vd_copy_commit();
-  }
-  for (int s = 0; s < steps; s++) {
-    const T *left = shared + 2 * (s % VD_STAGES) * operand, *right = left + operand;
-    vd_copy_wait_but<VD_STAGES - 2>();
-    __syncthreads();
-    int ahead = s + VD_STAGES - 1, slot = 2 * (ahead % VD_STAGES) * operand;
-    if (ahead < steps) copy(ahead, shared + slot, shared + slot + operand);
-    vd_copy_commit();
-#pragma unroll
-    for (int k = 0; k < depth; k += 16) {
-      vd_frag_a<T> x[4];
-      vd_frag_b<T> y[4];
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        if constexpr (ACROSS) {
-          vd_load_a_trans<T, VD_SIDE>(x[i], left, k, m0 + 16 * i);
-        } else {
-          vd_load_a<T, depth>(x[i], left, m0 + 16 * i, k);
-        }
+    for (int j = 0; j < 16; j += 2) {
+      vd_frag_b<T> y[2];
+      if constexpr (ACROSS) {
+        vd_load_b_trans<T, depth>(y, right + 8 * j / depth * panel, k, 8 * j % depth);
+      } else {
+        vd_load_b<T, depth>(y, right, 8 * j, k);
       }
-#pragma unroll
-      for (int j = 0; j < 4; j += 2) {
-        if constexpr (ACROSS) {
-          vd_load_b_trans<T, VD_SIDE>(y + j, right, k, n0 + 8 * j);
-        } else {
-          vd_load_b<T, depth>(y + j, right, n0 + 8 * j, k);
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < 16; i++) vd_mma(c[i >> 2][i & 3], x[i >> 2], y[i & 3]);
+      vd_mma(c[j], x, y[0]), vd_mma(c[j + 1], x, y[1]);
     }
   }
 }
 
-/* Starts the copy of a tile of ROWS x D elements; chunk(row, column) says where 16 bytes come from, NULL for zeros. */
-template <typename T, int ROWS, int D, typename Chunk> VD_DEV void vd_copy_chunks(T *tile, const T *any, Chunk chunk) {
-  constexpr int per_chunk = 16 / (int)sizeof(T), chunks = D / per_chunk;
+/* The same by wgmma, begun: this warpgroup's 64 x 128. */
+template <typename T, bool ACROSS> VD_DEV void vd_stage_by_wgmma(const T *left, const T *right, float c[16][4]) {
+  constexpr int depth = vd_project_layout<T>::depth, panel = vd_project_layout<T>::panel * (int)sizeof(T);
+  uint64_t x = vd_operand(left + (threadIdx.x >> 7) * (64 * depth), panel), y = vd_operand(right, panel);
+  vd_wgmma_begin();
 #pragma unroll
-  for (int i = 0; i < ROWS * chunks / VD_PROJECT_THREADS; i++) {
-    int id = i * VD_PROJECT_THREADS + (int)threadIdx.x, row = id / chunks, c = id % chunks;
-    const T *from = chunk(row, c * per_chunk);
-    vd_copy16(tile + vd_chunk<T, D>(row, c), from ? from : any, from != NULL);
+  for (int k = 0; k < depth; k += 16) { /* 16 elements of 2 bytes, or 16 rows of 128 bytes, in units of 16 bytes */
+    int along = ACROSS ? k * 8 : k / 8;
+    vd_wgmma<ACROSS>(c, x + along, y + along, T());
   }
+  vd_wgmma_commit();
+}
+
+/* The pipeline: copy(left, right) starts the copies of the stage that comes next, if there is one. */
+template <typename T> struct vd_pipe {
+  T *shared;
+  int slot;
+};
+template <typename T, typename Copy> VD_DEV vd_pipe<T> vd_start(T *shared, Copy copy) {
+  constexpr int operand = vd_project_layout<T>::operand;
+  for (int s = 0; s < VD_STAGES - 1; s++) {
+    copy(shared + 2 * s * operand, shared + (2 * s + 1) * operand);
+    vd_copy_commit();
+  }
+  vd_pipe<T> pipe = {shared, 0};
+  return pipe;
+}
+
+/* c = left right^T over the next `steps` stages: row 16 warp + g + 8 ih of the tile, column 8 j + 2t + jj in c[j][2 ih
+ * + jj]. */
+template <typename T, bool ACROSS, typename Copy>
+VD_DEV void vd_multiply(int steps, vd_pipe<T> &pipe, Copy copy, float c[16][4]) {
+  constexpr int operand = vd_project_layout<T>::operand;
+#pragma unroll
+  for (int i = 0; i < 64; i++) c[i >> 2][i & 3] = 0;
+  if constexpr (sizeof(T) == 2) vd_hold(c);
+  for (int s = 0; s < steps; s++) {
+    vd_copy_wait_but<VD_STAGES - 2>();
+    if constexpr (sizeof(T) == 2) vd_show_to_products(), vd_wgmma_wait();
+    __syncthreads(); /* this stage is there, and the one before has been read */
+    const T *left = pipe.shared + 2 * pipe.slot * operand, *right = left + operand;
+    if constexpr (sizeof(T) == 2) {
+      vd_stage_by_wgmma<T, ACROSS>(left, right, c);
+    } else {
+      vd_stage_by_mma<T, ACROSS>(left, right, c);
+    }
+    int ahead = pipe.slot == 0 ? VD_STAGES - 1 : pipe.slot - 1;
+    copy(pipe.shared + 2 * ahead * operand, pipe.shared + (2 * ahead + 1) * operand);
+    vd_copy_commit();
+    pipe.slot = pipe.slot == VD_STAGES - 1 ? 0 : pipe.slot + 1;
+  }
+  if constexpr (sizeof(T) == 2) vd_wgmma_wait(), vd_hold(c);
 }
 
 /* A tile of forward: 128 rows of a head, counted from the window's end, by 128 of its 2 d_head columns. */
@@ -102,11 +150,10 @@ typedef struct vd_forward_tile {
   int head, stream, first, lowest, column0;
 } vd_forward_tile;
 
-VD_DEV bool vd_find_tile(const vd_cuda_attention &a, const vd_plan *plan, const vd_project_args &p, int item,
-                         vd_forward_tile *t) {
+VD_DEV bool vd_find_tile(const vd_cuda_attention &a, const int *reached, int item, vd_forward_tile *t) {
   int parts = vd_ceil_div(2 * a.d_head, VD_SIDE);
   for (int h = 0; h < a.n_head; h++) {
-    int rows = vd_rows_reached(plan, p, h), tiles = vd_ceil_div(rows, VD_SIDE), n = a.n_stream * tiles * parts;
+    int rows = reached[h], tiles = vd_ceil_div(rows, VD_SIDE), n = a.n_stream * tiles * parts;
     if (item < n) {
       int tile = item / parts % tiles;
       t->head = h, t->stream = item / parts / tiles, t->first = a.window - (tile + 1) * VD_SIDE;
@@ -118,22 +165,45 @@ VD_DEV bool vd_find_tile(const vd_cuda_attention &a, const vd_plan *plan, const 
   return false;
 }
 
+/* Where forward's copies stand: the stage of a tile, and the rows of this thread's copies; NULL: zeros. */
+template <typename T> struct vd_forward_cursor {
+  int item, stage;
+  bool more;
+  const T *row[VD_COPIES], *weight[VD_COPIES];
+};
+template <typename T>
+VD_DEV void vd_aim(const vd_cuda_attention &a, const int *reached, const vd_project_args &p, const vd_copier &k,
+                   vd_forward_cursor<T> &at) {
+  const int d = vd_width(a);
+  vd_forward_tile t;
+  at.stage = 0, at.more = vd_find_tile(a, reached, at.item, &t);
+  if (!at.more) return;
+  const T *memory = (const T *)p.memory.at + (int64_t)t.stream * p.memory.rows * d;
+#pragma unroll
+  for (int i = 0; i < VD_COPIES; i++) {
+    int r = t.first + k.row + i * k.step, y = t.column0 + k.row + i * k.step;
+    bool key = y < a.d_head;
+    const T *weight = (const T *)(key ? p.wk : p.wv) + (int64_t)(t.head * a.d_head + (key ? y : y - a.d_head)) * d;
+    at.row[i] = r >= t.lowest ? memory + (int64_t)vd_ring_place(a, p, r) * d : NULL;
+    at.weight[i] = y < 2 * a.d_head ? weight : NULL;
+  }
+}
+
 template <typename T>
 VD_DEV void vd_write_tile(const vd_cuda_attention &a, const vd_project_args &p, const vd_forward_tile &t,
-                          float c[4][4][4]) {
+                          float c[16][4]) {
   int lane = threadIdx.x & 31, warp = (int)threadIdx.x >> 5, d = vd_width(a);
-  int row0 = t.first + (warp & 1) * 64 + (lane >> 2), column0 = t.column0 + (warp >> 1) * 32 + 2 * (lane & 3);
 #pragma unroll
-  for (int i = 0; i < 8; i++) {
-    int row = row0 + 8 * i, ih = i & 1;
+  for (int ih = 0; ih < 2; ih++) {
+    int row = t.first + warp * 16 + (lane >> 2) + 8 * ih;
     if (row < t.lowest) continue;
     T *keys = (T *)p.kv + ((int64_t)t.stream * a.kv_rows + row) * 2 * d + t.head * a.d_head;
 #pragma unroll
-    for (int j = 0; j < 4; j++) {
-      int column = column0 + 8 * j;
+    for (int j = 0; j < 16; j++) {
+      int column = t.column0 + 8 * j + 2 * (lane & 3);
       if (column >= 2 * a.d_head) continue;
       T *to = keys + (column < a.d_head ? column : d + column - a.d_head);
-      float x = c[i >> 1][j][2 * ih], y = c[i >> 1][j][2 * ih + 1];
+      float x = c[j][2 * ih], y = c[j][2 * ih + 1];
       if constexpr (sizeof(T) == 4) {
         *(float2 *)to = make_float2(x, y);
       } else {
@@ -146,27 +216,32 @@ VD_DEV void vd_write_tile(const vd_cuda_attention &a, const vd_project_args &p, 
 template <typename T>
 __global__ void __launch_bounds__(VD_PROJECT_THREADS, vd_project_layout<T>::blocks)
     vd_project_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ vd_project_args p) {
-  constexpr int depth = vd_project_layout<T>::depth;
+  typedef vd_project_layout<T> layout;
   extern __shared__ __align__(1024) unsigned char shared[];
-  const vd_plan *plan = (const vd_plan *)a.plan;
-  const int d = a.n_head * a.d_head;
+  const int *reached = vd_rows_reached(a, p);
+  const int d = vd_width(a), stages = vd_ceil_div(d, layout::depth);
+  const vd_copier k = vd_copier_of<T, false>();
+  vd_forward_cursor<T> at;
+  at.item = (int)blockIdx.x;
+  vd_aim(a, reached, p, k, at);
+  auto copy = [&](T *left, T *right) {
+    if (!at.more) return;
+    int x = at.stage * layout::depth + k.chunk * layout::per_chunk;
+#pragma unroll
+    for (int i = 0; i < VD_COPIES; i++) {
+      bool row = at.row[i] && x < d, weight = at.weight[i] && x < d;
+      vd_copy16(left + k.to + i * k.to_step, row ? at.row[i] + x : (const T *)p.wk, row);
+      vd_copy16(right + k.to + i * k.to_step, weight ? at.weight[i] + x : (const T *)p.wk, weight);
+    }
+    if (++at.stage < stages) return;
+    at.item += (int)gridDim.x;
+    vd_aim(a, reached, p, k, at);
+  };
+  vd_pipe<T> pipe = vd_start((T *)shared, copy);
   vd_forward_tile t;
-  for (int item = (int)blockIdx.x; vd_find_tile(a, plan, p, item, &t); item += (int)gridDim.x) {
-    const T *memory = vd_memory_of<T>(a, p, t.stream), *any = (const T *)p.wk;
-    float c[4][4][4];
-    auto copy = [&](int s, T *left, T *right) {
-      vd_copy_chunks<T, VD_SIDE, depth>(left, any, [&](int row, int column) -> const T * {
-        int r = t.first + row, x = s * depth + column;
-        return r >= t.lowest && x < d ? memory + (int64_t)r * d + x : NULL;
-      });
-      vd_copy_chunks<T, VD_SIDE, depth>(right, any, [&](int row, int column) -> const T * {
-        int y = t.column0 + row, x = s * depth + column;
-        if (y >= 2 * a.d_head || x >= d) return NULL;
-        bool key = y < a.d_head;
-        return (const T *)(key ? p.wk : p.wv) + (int64_t)(t.head * a.d_head + (key ? y : y - a.d_head)) * d + x;
-      });
-    };
-    vd_multiply<T, false>(vd_ceil_div(d, depth), (T *)shared, copy, c);
+  for (int item = (int)blockIdx.x; vd_find_tile(a, reached, item, &t); item += (int)gridDim.x) {
+    float c[16][4];
+    vd_multiply<T, false>(stages, pipe, copy, c);
     vd_write_tile<T>(a, p, t, c);
   }
 }
@@ -180,13 +255,13 @@ typedef struct vd_share {
 } vd_share;
 
 /* The share of the slot's head, or of `head` where slot < 0. False: no such slot. */
-VD_DEV bool vd_find_share(const vd_cuda_attention &a, const vd_plan *plan, const vd_project_args &p, int depth,
-                          int slot, int head, vd_share *s) {
+VD_DEV bool vd_find_share(const vd_cuda_attention &a, const int *reached, const vd_project_args &p, int depth, int slot,
+                          int head, vd_share *s) {
   int units = 0, first = 0;
-  for (int h = 0; h < a.n_head; h++) units += a.n_stream * vd_ceil_div(vd_rows_reached(plan, p, h), depth);
+  for (int h = 0; h < a.n_head; h++) units += a.n_stream * vd_ceil_div(reached[h], depth);
   s->size = max((int)VD_LEAST_UNITS, vd_ceil_div(units, p.slots - a.n_head));
   for (int h = 0; h < a.n_head; h++) {
-    int rows = vd_rows_reached(plan, p, h), mine = a.n_stream * vd_ceil_div(rows, depth);
+    int rows = reached[h], mine = a.n_stream * vd_ceil_div(rows, depth);
     int slots = vd_ceil_div(mine, s->size);
     if (slot < 0 ? h == head : slot < first + slots) {
       s->head = h, s->slot = first, s->slots = slots, s->rows = rows, s->units = mine;
@@ -197,50 +272,51 @@ VD_DEV bool vd_find_share(const vd_cuda_attention &a, const vd_plan *plan, const
   return false;
 }
 
-/* Writes this warp's part of a partial sum: rows column0.. of 2 d_head, columns x0.. of d. */
-VD_DEV void vd_write_partial(const vd_cuda_attention &a, float *partial, int column0, int x0, float c[4][4][4]) {
-  int lane = threadIdx.x & 31, warp = (int)threadIdx.x >> 5, d = a.n_head * a.d_head;
-  int row0 = column0 + (warp & 1) * 64 + (lane >> 2);
-  x0 += (warp >> 1) * 32 + 2 * (lane & 3);
+/* Writes a block's part of a partial sum: rows column0.. of 2 d_head, columns x0.. of d. */
+VD_DEV void vd_write_partial(const vd_cuda_attention &a, float *partial, int column0, int x0, float c[16][4]) {
+  int lane = threadIdx.x & 31, d = vd_width(a), row0 = column0 + (int)(threadIdx.x >> 5) * 16 + (lane >> 2);
+  x0 += 2 * (lane & 3);
 #pragma unroll
-  for (int i = 0; i < 8; i++)
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-      int row = row0 + 8 * i, x = x0 + 8 * j, ih = i & 1;
-      if (row < 2 * a.d_head && x < d)
-        *(float2 *)(partial + (int64_t)row * d + x) = make_float2(c[i >> 1][j][2 * ih], c[i >> 1][j][2 * ih + 1]);
-    }
+  for (int i = 0; i < 32; i++) {
+    int j = i >> 1, ih = i & 1, row = row0 + 8 * ih, x = x0 + 8 * j;
+    if (row < 2 * a.d_head && x < d)
+      *(float2 *)(partial + (int64_t)row * d + x) = make_float2(c[j][2 * ih], c[j][2 * ih + 1]);
+  }
 }
 
 template <typename T>
 __global__ void __launch_bounds__(VD_PROJECT_THREADS, vd_project_layout<T>::blocks)
     vd_project_backward_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ vd_project_args p) {
-  constexpr int depth = vd_project_layout<T>::depth;
+  constexpr int depth = vd_project_layout<T>::depth, per_chunk = vd_project_layout<T>::per_chunk;
   extern __shared__ __align__(1024) unsigned char shared[];
-  const int d = a.n_head * a.d_head, across = vd_ceil_div(d, VD_SIDE), parts = vd_ceil_div(2 * a.d_head, VD_SIDE);
+  const int d = vd_width(a), across = vd_ceil_div(d, VD_SIDE), parts = vd_ceil_div(2 * a.d_head, VD_SIDE);
   const int slot = (int)blockIdx.x / (across * parts), x0 = (int)blockIdx.x % across * VD_SIDE;
   const int column0 = (int)blockIdx.x / across % parts * VD_SIDE;
   vd_share share;
-  if (!vd_find_share(a, (const vd_plan *)a.plan, p, depth, slot, 0, &share)) return;
+  if (!vd_find_share(a, vd_rows_reached(a, p), p, depth, slot, 0, &share)) return;
   const int first_unit = (slot - share.slot) * share.size, per_stream = vd_ceil_div(share.rows, depth);
-  const T *any = (const T *)p.memory;
-  float c[4][4][4];
-  auto copy = [&](int s, T *left, T *right) {
-    int unit = first_unit + s, stream = unit / per_stream, lowest = a.window - share.rows;
-    int first = a.window - (per_stream - unit % per_stream) * depth;
-    const T *memory = vd_memory_of<T>(a, p, stream);
-    const T *dkeys = (const T *)p.dkv + (int64_t)stream * a.kv_rows * 2 * d + share.head * a.d_head;
-    vd_copy_chunks<T, depth, VD_SIDE>(left, any, [&](int row, int column) -> const T * {
-      int r = first + row, y = column0 + column;
-      if (r < lowest || y >= 2 * a.d_head) return NULL;
-      return dkeys + (int64_t)r * 2 * d + (y < a.d_head ? y : d + y - a.d_head);
-    });
-    vd_copy_chunks<T, depth, VD_SIDE>(right, any, [&](int row, int column) -> const T * {
-      int r = first + row, x = x0 + column;
-      return r >= lowest && x < d ? memory + (int64_t)r * d + x : NULL;
-    });
+  const int steps = min(share.size, share.units - first_unit), lowest = a.window - share.rows;
+  const vd_copier k = vd_copier_of<T, true>();
+  const int y = column0 + k.chunk * per_chunk, x = x0 + k.chunk * per_chunk;
+  const T *dkv = (const T *)p.dkv + share.head * a.d_head + (y < a.d_head ? y : d + y - a.d_head);
+  const T *memory = (const T *)p.memory.at + x;
+  int left_steps = steps, stream = first_unit / per_stream, unit = first_unit % per_stream;
+  auto copy = [&](T *left, T *right) {
+    if (left_steps-- <= 0) return;
+    int first = a.window - (per_stream - unit) * depth + k.row;
+    const T *dkeys = dkv + (int64_t)stream * a.kv_rows * 2 * d, *rows = memory + (int64_t)stream * p.memory.rows * d;
+#pragma unroll
+    for (int i = 0; i < VD_COPIES; i++) {
+      int r = first + i * k.step;
+      bool key = r >= lowest && y < 2 * a.d_head, row = r >= lowest && x < d;
+      vd_copy16(left + k.to + i * k.to_step, key ? dkeys + (int64_t)r * 2 * d : (const T *)p.dkv, key);
+      vd_copy16(right + k.to + i * k.to_step, row ? rows + (int64_t)vd_ring_place(a, p, r) * d : (const T *)p.dkv, row);
+    }
+    if (++unit == per_stream) unit = 0, stream++;
   };
-  vd_multiply<T, true>(min(share.size, share.units - first_unit), (T *)shared, copy, c);
+  vd_pipe<T> pipe = vd_start((T *)shared, copy);
+  float c[16][4];
+  vd_multiply<T, true>(steps, pipe, copy, c);
   vd_write_partial(a, p.partial + (int64_t)slot * 2 * a.d_head * d, column0, x0, c);
 }
 
@@ -249,11 +325,12 @@ static __global__ void vd_project_sum_kernel(const __grid_constant__ vd_cuda_att
                                              const __grid_constant__ vd_project_args p, int depth, float *dwk,
                                              float *dwv) {
   const int d = a.n_head * a.d_head, per_head = 2 * a.d_head * d;
+  const int *reached = vd_rows_reached(a, p);
   int64_t id = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 4;
   if (id >= (int64_t)per_head * a.n_head) return;
   int head = (int)(id / per_head), in = (int)(id % per_head), row = in / d;
   vd_share share;
-  if (!vd_find_share(a, (const vd_plan *)a.plan, p, depth, -1, head, &share)) return;
+  if (!vd_find_share(a, reached, p, depth, -1, head, &share)) return;
   const float *from = p.partial + (int64_t)share.slot * per_head + in;
   float4 sum = make_float4(0, 0, 0, 0);
 #pragma unroll 8
@@ -304,16 +381,17 @@ static cudaError_t vd_project_backward(const vd_cuda_attention *a, const vd_proj
   return cudaGetLastError();
 }
 
-static bool vd_project_fits(const vd_cuda_attention *a, int64_t memory_rows) {
+static bool vd_project_fits(const vd_cuda_attention *a, const vd_cuda_ring *memory) {
   int chunk = a->type == VD_CUDA_FP32 ? 4 : 8;
   return a->n_stream > 0 && a->window > 0 && a->n_head > 0 && a->n_head <= VD_CUDA_MAX_HEADS && a->d_head > 0 &&
-         a->d_head <= 128 && a->d_head % chunk == 0 && a->kv_rows >= a->window && memory_rows >= 0;
+         a->d_head <= 128 && a->d_head % chunk == 0 && a->kv_rows >= a->window && memory->oldest >= 0 &&
+         memory->oldest <= memory->rows;
 }
 
-cudaError_t vd_cuda_project_memory(const vd_cuda_attention *a, const void *memory, int64_t memory_rows, const void *wk,
+cudaError_t vd_cuda_project_memory(const vd_cuda_attention *a, const vd_cuda_ring *memory, const void *wk,
                                    const void *wv, void *kv, cudaStream_t stream) {
-  if (!vd_project_fits(a, memory_rows)) return cudaErrorInvalidValue;
-  const vd_project_args p = {memory, memory_rows, wk, wv, kv, NULL, NULL, 0};
+  if (!vd_project_fits(a, memory)) return cudaErrorInvalidValue;
+  const vd_project_args p = {*memory, wk, wv, kv, NULL, NULL, 0};
   switch (a->type) {
   case VD_CUDA_FP32:
     return vd_project<float>(a, &p, stream);
@@ -325,11 +403,10 @@ cudaError_t vd_cuda_project_memory(const vd_cuda_attention *a, const void *memor
   return cudaErrorInvalidValue;
 }
 
-cudaError_t vd_cuda_project_memory_backward(const vd_cuda_attention *a, const void *memory, int64_t memory_rows,
-                                            const void *dkv, float *dwk, float *dwv, void *workspace,
-                                            cudaStream_t stream) {
-  if (!vd_project_fits(a, memory_rows)) return cudaErrorInvalidValue;
-  const vd_project_args p = {memory, memory_rows, NULL, NULL, NULL, dkv, (float *)workspace, vd_slots(a)};
+cudaError_t vd_cuda_project_memory_backward(const vd_cuda_attention *a, const vd_cuda_ring *memory, const void *dkv,
+                                            float *dwk, float *dwv, void *workspace, cudaStream_t stream) {
+  if (!vd_project_fits(a, memory)) return cudaErrorInvalidValue;
+  const vd_project_args p = {*memory, NULL, NULL, NULL, dkv, (float *)workspace, vd_slots(a)};
   switch (a->type) {
   case VD_CUDA_FP32:
     return vd_project_backward<float>(a, &p, dwk, dwv, stream);

@@ -11,13 +11,20 @@
 extern "C" {
 #endif
 
+/* A layer's memory, device memory [n_stream, rows, d], d = n_head * d_head: of each stream row `oldest` is the oldest,
+ * and row 0 follows the last one. The last row of the window is the newest of them. */
+typedef struct vd_cuda_ring {
+  const void *at;
+  int64_t rows, oldest;
+} vd_cuda_ring;
+
 /* Stream-ordered. Keys and values of the memory, kv as attention.h has it: for head h and rows r = window -
- * min(reach[h], memory_rows) .. window - 1 of each stream, its columns become those of memory W_k^T and memory W_v^T;
- * nothing else is written. memory [n_stream, memory_rows, d], d = n_head * d_head, of which row memory_rows - window +
- * r belongs to row r; wk and wv [d, d] are [out, in], row-major. All are device memory of the activation type, aligned
- * to 16 bytes. a->plan must have been made. Returns cudaErrorInvalidValue for shapes that the attention does not take.
+ * min(reach[h], memory->rows) .. window - 1 of each stream, its columns become those of memory W_k^T and memory W_v^T;
+ * nothing else is written. wk and wv [d, d] are [out, in], row-major. All are device memory of the activation type,
+ * aligned to 16 bytes. a->plan must have been made. Returns cudaErrorInvalidValue for shapes that the attention does
+ * not take.
  */
-cudaError_t vd_cuda_project_memory(const vd_cuda_attention *a, const void *memory, int64_t memory_rows, const void *wk,
+cudaError_t vd_cuda_project_memory(const vd_cuda_attention *a, const vd_cuda_ring *memory, const void *wk,
                                    const void *wv, void *kv, cudaStream_t stream);
 
 /* Not collective. Bytes of scratch memory that vd_cuda_project_memory_backward needs (partial sums over rows). Depends
@@ -28,9 +35,8 @@ size_t vd_cuda_project_workspace_size(const vd_cuda_attention *a);
  * streams and the rows that vd_cuda_project_memory writes for that head; others may hold anything, NaN included. Sums
  * are fp32 in a fixed order: the same input gives the same bits. dkv has the layout of kv; `workspace` is
  * vd_cuda_project_workspace_size() bytes, free again when the stream has passed. Errors as above. */
-cudaError_t vd_cuda_project_memory_backward(const vd_cuda_attention *a, const void *memory, int64_t memory_rows,
-                                            const void *dkv, float *dwk, float *dwv, void *workspace,
-                                            cudaStream_t stream);
+cudaError_t vd_cuda_project_memory_backward(const vd_cuda_attention *a, const vd_cuda_ring *memory, const void *dkv,
+                                            float *dwk, float *dwv, void *workspace, cudaStream_t stream);
 
 #ifdef __cplusplus
 }

@@ -228,10 +228,11 @@ static int resize_memory(vd_model *m, struct vd_layer_state *s, int64_t rows, vd
   if (s->rows == rows && s->memory) return VD_OK;
   vd_act *memory = NULL;
   if (take(m, &memory, (size_t)(m->n_stream * rows * m->d), m->ops->act_size, err)) return err->status;
-  if (s->memory) m->ops->memory_push(m->ops, m->n_stream, m->d, s->memory, s->rows, NULL, 0, memory, rows);
+  if (s->memory) m->ops->memory_push(m->ops, m->n_stream, m->d, s->memory, s->rows, s->oldest, NULL, 0, memory, rows);
   m->ops->free(m->ops, s->memory);
   s->memory = memory;
   s->rows = rows;
+  s->oldest = 0;
   return VD_OK;
 }
 
@@ -278,6 +279,7 @@ int vd_model_reset_memory(vd_model *m, vd_error *err) {
   for (int l = 0; l < (int)m->config.n_layer; l++) {
     struct vd_layer_state *s = &m->state[l];
     int64_t rows = rows_wanted(m, s);
+    s->oldest = 0;
     if (vd_model_is_xl(m)) s->window = 0;
     if (s->memory && s->rows == rows) {
       m->ops->zero(m->ops, s->memory, (size_t)(m->n_stream * rows * m->d) * m->ops->act_size);
@@ -304,14 +306,27 @@ static void put_rows_xl(vd_model *m, int layer, int64_t rows, int64_t first, int
                     (size_t)(s->window * m->d));
 }
 
+/* Copies the memories of streams first .. first + n - 1 to `out`, or `in` to them, each stream's oldest row first. */
+static void copy_memory(const vd_model *m, int layer, int64_t first, int64_t n, real *out, const real *in) {
+  const struct vd_layer_state *s = &m->state[layer];
+  size_t row = (size_t)m->d, stream = (size_t)s->rows * row, turned = (size_t)s->oldest * row;
+  size_t pieces = turned > 0 ? 2 * (size_t)n : 1; /* of a ring that begins with its oldest row all streams are one */
+  for (size_t i = 0; i < pieces; i++) {
+    size_t older = turned > 0 ? stream - turned : (size_t)n * stream, b = i / 2;
+    size_t at = b * stream + (i % 2 ? older : 0), size = i % 2 ? turned : older;
+    char *there = (char *)s->memory + (((size_t)first + b) * stream + (i % 2 ? 0 : turned)) * m->ops->act_size;
+    if (out)
+      m->ops->get_act(m->ops, out + at, there, size);
+    else
+      m->ops->put_act(m->ops, there, in + at, size);
+  }
+}
+
 void vd_model_memory_get(vd_model *m, int layer, int64_t first, int64_t n, real *out) {
   const struct vd_layer_state *s = &m->state[layer];
   for (int64_t b = 0; b < n && vd_model_is_xl(m); b++)
     m->ops->get_act(m->ops, out + b * s->window * m->d, real_rows(m, layer, first + b), (size_t)(s->window * m->d));
-  if (vd_model_is_xl(m)) return;
-  size_t stream = (size_t)(s->rows * m->d);
-  const char *from = (const char *)s->memory + (size_t)first * stream * m->ops->act_size;
-  m->ops->get_act(m->ops, out, from, (size_t)n * stream);
+  if (!vd_model_is_xl(m)) copy_memory(m, layer, first, n, out, NULL);
 }
 
 int vd_model_memory_put(vd_model *m, int layer, int64_t rows, int64_t first, int64_t n, const real *in, vd_error *err) {
@@ -321,8 +336,7 @@ int vd_model_memory_put(vd_model *m, int layer, int64_t rows, int64_t first, int
     return VD_OK;
   }
   if (resize_memory(m, s, rows, err)) return err->status;
-  size_t stream = (size_t)(rows * m->d);
-  m->ops->put_act(m->ops, (char *)s->memory + (size_t)first * stream * m->ops->act_size, in, (size_t)n * stream);
+  copy_memory(m, layer, first, n, NULL, in);
   return VD_OK;
 }
 

@@ -31,8 +31,8 @@ struct vd_layer_saved {
 };
 
 struct vd_layer_state {
-  vd_act *memory; /* [n_stream, rows, d] */
-  int64_t rows;
+  vd_act *memory; /* [n_stream, rows, d], a ring */
+  int64_t rows, oldest;
   int64_t window;
   int64_t *reach; /* host [n_head] */
   real *z;        /* host [n_span] */

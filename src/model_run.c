@@ -83,7 +83,7 @@ static vd_attention attention_of(const vd_model *m, const struct micro *u, int l
 static vd_attention_input input_of(const vd_model *m, const struct micro *u, int l) {
   const struct vd_layer_state *s = &m->state[l];
   size_t skip = (size_t)(u->first * s->rows * m->d) * m->ops->act_size;
-  return (vd_attention_input){(const char *)s->memory + skip, s->rows, m->saved[l].input};
+  return (vd_attention_input){(const char *)s->memory + skip, s->rows, s->oldest, m->saved[l].input};
 }
 
 static vd_linear fc1_of(const vd_model *m, const struct micro *u, int l) {
@@ -270,7 +270,10 @@ static void run_micro(vd_model *m, const struct micro *u) {
   for (int l = 0; l < (int)m->config.n_layer; l++) {
     struct vd_layer_state *s = &m->state[l];
     vd_act *mine = (char *)s->memory + (size_t)(u->first * s->rows * m->d) * o->act_size;
-    o->memory_push(o, u->n_stream, m->d, mine, s->rows, m->saved[l].input, u->block, mine, s->rows);
+    if (vd_model_is_xl(m)) /* its products want rows that follow each other */
+      o->memory_push(o, u->n_stream, m->d, mine, s->rows, 0, m->saved[l].input, u->block, mine, s->rows);
+    else
+      o->memory_turn(o, u->n_stream, m->d, mine, s->rows, s->oldest, m->saved[l].input, u->block);
   }
 }
 
@@ -285,9 +288,12 @@ int vd_model_run(vd_model *m, vd_step *step, vd_error *err) {
     struct micro u = {first, n, step->block, n * step->block, first + n == m->n_stream, step};
     run_micro(m, &u);
   }
-  for (int l = 0; l < (int)m->config.n_layer && vd_model_is_xl(m); l++) {
+  for (int l = 0; l < (int)m->config.n_layer; l++) {
     struct vd_layer_state *s = &m->state[l];
-    s->window = s->window + step->block < s->rows ? s->window + step->block : s->rows;
+    if (vd_model_is_xl(m))
+      s->window = s->window + step->block < s->rows ? s->window + step->block : s->rows;
+    else
+      s->oldest = (s->oldest + step->block) % s->rows;
   }
   step->n_target = 0;
   for (int64_t i = 0; i < m->n_stream * step->block; i++) step->n_target += step->y[i] >= 0;

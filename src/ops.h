@@ -98,11 +98,12 @@ typedef struct vd_adam {
   int64_t t;
 } vd_adam;
 
-/* Where the layer's hidden states lie. memory [n_stream, memory_rows, d]: its newest `window` rows (the last ones) are
- * used; memory_rows >= window. */
+/* Where the layer's hidden states lie. memory [n_stream, memory_rows, d] is a ring: row `oldest` of each stream is the
+ * oldest, and row 0 follows the last. The newest `window` rows are used; memory_rows >= window. */
 typedef struct vd_attention_input {
   const vd_act *memory;
   int64_t memory_rows;
+  int64_t oldest;       /* 0 with relative keys */
   const vd_act *hidden; /* [n_stream, block, d] */
 } vd_attention_input;
 
@@ -185,10 +186,15 @@ struct vd_ops {
    * where they belong. NULL: nothing is kept aside. */
   void (*backward_end)(vd_ops *o);
 
-  /* memory' = newest `rows_new` rows of [zeros; memory (rows_old); hidden (block)], per stream; old and new may be the
-   * same buffer when rows_old == rows_new. With block = 0 (hidden NULL) only the number of rows changes. */
-  void (*memory_push)(vd_ops *o, int64_t n_stream, int64_t d, const vd_act *old, int64_t rows_old, const vd_act *hidden,
-                      int64_t block, vd_act *memory, int64_t rows_new);
+  /* memory' = newest `rows_new` rows of [zeros; memory (rows_old, a ring); hidden (block)], per stream, oldest first;
+   * old and new may be the same buffer when rows_old == rows_new and oldest is 0. With block = 0 (hidden NULL) only the
+   * number of rows changes. */
+  void (*memory_push)(vd_ops *o, int64_t n_stream, int64_t d, const vd_act *old, int64_t rows_old, int64_t oldest,
+                      const vd_act *hidden, int64_t block, vd_act *memory, int64_t rows_new);
+  /* The same for a ring of `rows` rows, where it lies: the block's rows take the places of the oldest, and (oldest +
+   * block) mod rows is the oldest then. */
+  void (*memory_turn)(vd_ops *o, int64_t n_stream, int64_t d, vd_act *memory, int64_t rows, int64_t oldest,
+                      const vd_act *hidden, int64_t block);
 
   /* Softmax cross entropy. logits [n, vocab]; targets [n], -1: not counted. *loss_sum (one double, backend memory) +=
    * sum of nll in nats over counted rows. nll [n] or NULL: nll per row, 0 where not counted. dlogits [n, vocab] or NULL

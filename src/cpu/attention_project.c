@@ -57,7 +57,13 @@ static bool next_span(const projection *p, span_of_ages *s) {
 }
 
 static const real *memory_row(const projection *p, int64_t stream, int64_t age) {
-  return (const real *)p->in->memory + ((stream + 1) * p->in->memory_rows - age) * p->in_width;
+  int64_t rows = p->in->memory_rows, row = (p->in->oldest + rows - age) % rows;
+  return (const real *)p->in->memory + (stream * rows + row) * p->in_width;
+}
+/* How many rows from that age on, of `rows` towards the newest, lie one after the other. */
+static int64_t straight_rows(const projection *p, int64_t age, int64_t rows) {
+  int64_t all = p->in->memory_rows, straight = all - (p->in->oldest + all - age) % all;
+  return straight < rows ? straight : rows;
 }
 
 /* Where keys or values lie in their rows of memory, 2 d elements each. */
@@ -68,8 +74,10 @@ static int64_t key_row(const projection *p, int64_t stream, int64_t age) {
 /* x [streams * ages, in_width]: the span's memory rows, oldest first, stream after stream. */
 static void gather_memory(const projection *p, const span_of_ages *s, real *x) {
   int64_t ages = s->last - s->after;
-  for (int64_t b = 0; b < p->a->n_stream; b++) {
-    memcpy(x + b * ages * p->in_width, memory_row(p, b, s->last), (size_t)(ages * p->in_width) * sizeof *x);
+  for (int64_t i = 0, n; i < p->a->n_stream * ages; i += n) {
+    int64_t age = s->last - i % ages;
+    n = straight_rows(p, age, age - s->after);
+    memcpy(x + i * p->in_width, memory_row(p, i / ages, age), (size_t)(n * p->in_width) * sizeof *x);
   }
 }
 
@@ -114,9 +122,12 @@ static void project_far(const projection *p, const real *weight, real *keys) {
 
 static void project_memory(const projection *p, const real *weight, real *keys) {
   int64_t d = p->d, in = p->in_width;
-  for (int64_t b = 0; b < p->a->n_stream && p->common > 0; b++)
-    vd_gemm(CblasNoTrans, CblasTrans, p->common, d, in, 1, memory_row(p, b, p->common), in, weight, in, 0,
-            keys + key_row(p, b, p->common), 2 * d);
+  for (int64_t b = 0; b < p->a->n_stream; b++)
+    for (int64_t age = p->common, n; age > 0; age -= n) {
+      n = straight_rows(p, age, age);
+      vd_gemm(CblasNoTrans, CblasTrans, n, d, in, 1, memory_row(p, b, age), in, weight, in, 0,
+              keys + key_row(p, b, age), 2 * d);
+    }
   project_far(p, weight, keys);
 }
 
@@ -152,9 +163,12 @@ static void far_backward(const projection *p, const real *dkeys, real *dweight) 
 
 static void memory_backward(const projection *p, const real *dkeys, real *dweight) {
   int64_t d = p->d, in = p->in_width;
-  for (int64_t b = 0; b < p->a->n_stream && p->common > 0; b++)
-    vd_gemm(CblasTrans, CblasNoTrans, d, in, p->common, 1, dkeys + key_row(p, b, p->common), 2 * d,
-            memory_row(p, b, p->common), in, 1, dweight, in);
+  for (int64_t b = 0; b < p->a->n_stream; b++)
+    for (int64_t age = p->common, n; age > 0; age -= n) {
+      n = straight_rows(p, age, age);
+      vd_gemm(CblasTrans, CblasNoTrans, d, in, n, 1, dkeys + key_row(p, b, age), 2 * d, memory_row(p, b, age), in, 1,
+              dweight, in);
+    }
   far_backward(p, dkeys, dweight);
 }
 

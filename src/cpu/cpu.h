@@ -27,8 +27,11 @@ void vd_cpu_add_norm_backward(vd_ops *o, int64_t n, int64_t d, const vd_act *sum
 void vd_cpu_cross_entropy(vd_ops *o, int64_t n, int64_t vocab, const vd_act *logits, const int32_t *targets,
                           double scale, double *loss_sum, real *nll, vd_act *dlogits);
 /* Not collective. vd_ops.memory_push. */
-void vd_cpu_memory_push(vd_ops *o, int64_t n_stream, int64_t d, const vd_act *old, int64_t rows_old,
+void vd_cpu_memory_push(vd_ops *o, int64_t n_stream, int64_t d, const vd_act *old, int64_t rows_old, int64_t oldest,
                         const vd_act *hidden, int64_t block, vd_act *memory, int64_t rows_new);
+/* Not collective. vd_ops.memory_turn. */
+void vd_cpu_memory_turn(vd_ops *o, int64_t n_stream, int64_t d, vd_act *memory, int64_t rows, int64_t oldest,
+                        const vd_act *hidden, int64_t block);
 /* Not collective. vd_ops.square_sums. */
 void vd_cpu_square_sums(vd_ops *o, const real *x, const vd_extent *tensor, int n_tensor, double *norm2);
 /* Not collective. vd_ops.adagrad. */

@@ -92,6 +92,7 @@ int vd_ops_cpu(vd_ops **o, int threads, vd_error *err) {
                 .attention = vd_cpu_attention,
                 .attention_backward = vd_cpu_attention_backward,
                 .memory_push = vd_cpu_memory_push,
+                .memory_turn = vd_cpu_memory_turn,
                 .cross_entropy = vd_cpu_cross_entropy,
                 .add_constant = cpu_add_constant,
                 .square_sums = vd_cpu_square_sums,

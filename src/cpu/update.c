@@ -4,27 +4,42 @@
 #include <string.h>
 #include <tgmath.h>
 
-static void push_stream(int64_t d, const real *old, int64_t rows_old, const real *hidden, int64_t block, real *memory,
-                        int64_t rows_new) {
+static void push_stream(int64_t d, const real *old, int64_t rows_old, int64_t oldest, const real *hidden, int64_t block,
+                        real *memory, int64_t rows_new) {
   int64_t fresh = block < rows_new ? block : rows_new;                      /* rows taken from the block */
   int64_t kept = rows_new - fresh < rows_old ? rows_new - fresh : rows_old; /* rows taken from the old memory */
   int64_t zeros = rows_new - fresh - kept;
   size_t row = (size_t)d * sizeof(real);
   /* Where there are no rows the pointer may be NULL, of which not even no bytes may be copied. */
-  if (kept > 0) memmove(memory + zeros * d, old + (rows_old - kept) * d, (size_t)kept * row);
+  int64_t at = rows_old > 0 ? (oldest + rows_old - kept) % rows_old : 0; /* the oldest that is taken */
+  int64_t straight = rows_old - at < kept ? rows_old - at : kept;
+  if (straight > 0) memmove(memory + zeros * d, old + at * d, (size_t)straight * row);
+  if (kept > straight) memcpy(memory + (zeros + straight) * d, old, (size_t)(kept - straight) * row);
   if (zeros > 0) memset(memory, 0, (size_t)zeros * row);
   if (fresh > 0) memcpy(memory + (zeros + kept) * d, hidden + (block - fresh) * d, (size_t)fresh * row);
 }
 
-void vd_cpu_memory_push(vd_ops *o, int64_t n_stream, int64_t d, const vd_act *old, int64_t rows_old,
+void vd_cpu_memory_push(vd_ops *o, int64_t n_stream, int64_t d, const vd_act *old, int64_t rows_old, int64_t oldest,
                         const vd_act *hidden, int64_t block, vd_act *memory, int64_t rows_new) {
   (void)o;
   const real *from = old, *new_rows = hidden;
   real *to = memory;
 #pragma omp parallel for schedule(static)
   for (int64_t s = 0; s < n_stream; s++)
-    push_stream(d, from + s * rows_old * d, rows_old, block ? new_rows + s * block * d : NULL, block,
+    push_stream(d, from + s * rows_old * d, rows_old, oldest, block ? new_rows + s * block * d : NULL, block,
                 to + s * rows_new * d, rows_new);
+}
+
+void vd_cpu_memory_turn(vd_ops *o, int64_t n_stream, int64_t d, vd_act *memory, int64_t rows, int64_t oldest,
+                        const vd_act *hidden, int64_t block) {
+  (void)o;
+  const real *from = hidden;
+  real *to = memory;
+  int64_t first = block < rows ? 0 : block - rows; /* of the block's rows that stay */
+#pragma omp parallel for schedule(static)
+  for (int64_t s = 0; s < n_stream; s++)
+    for (int64_t r = first; r < block; r++)
+      memcpy(to + (s * rows + (oldest + r) % rows) * d, from + (s * block + r) * d, (size_t)d * sizeof *to);
 }
 
 void vd_cpu_square_sums(vd_ops *o, const real *x, const vd_extent *tensor, int n_tensor, double *norm2) {

@@ -202,7 +202,7 @@ static void slice(const side_call *c, int64_t d_model, const real *w[3], real *d
 /* Attention's buffers begin with span and key_pe. */
 static void run_attention(vd_ops *o, const side_call *c, void *const *p) {
   vd_attention a = attention_of(c, p[0], p[1]);
-  vd_attention_input in = {p[2], c->memory_rows, p[3]};
+  vd_attention_input in = {p[2], c->memory_rows, c->oldest, p[3]};
   const real *w[3] = {p[4], p[5], p[6]};
   real *dw[3] = {p[10], p[11], p[12]};
   vd_qkv projected = {p[7], p[8]}, x = {p[2], p[3]}, dx = {p[7], p[8]};
@@ -242,7 +242,7 @@ static vd_attention relative_of(const side_call *c, void *const *p) {
 
 static void run_relative(vd_ops *o, const side_call *c, void *const *p) {
   vd_attention a = relative_of(c, p);
-  vd_attention_input in = {p[3], c->memory_rows, p[4]};
+  vd_attention_input in = {p[3], c->memory_rows, 0, p[4]};
   const real *w[3] = {p[5], p[6], p[7]};
   real *dw[3] = {p[11], p[12], p[13]};
   vd_qkv projected = {p[8], p[9]}, x = {p[3], p[4]}, dx = {p[8], p[9]};
@@ -280,8 +280,11 @@ static void run_rest(vd_ops *o, side_call *c, void *const *p) {
   for (int t = 0; t < c->n_tensor; t++) tensor[t] = (vd_extent){c->offset[t], c->size[t]};
   switch (c->op) {
   case SIDE_MEMORY_PUSH:
-    o->memory_push(o, c->n_stream, c->in, p[0], c->memory_rows, p[1], c->block, c->same_buffer ? p[0] : p[2],
+    o->memory_push(o, c->n_stream, c->in, p[0], c->memory_rows, c->oldest, p[1], c->block, c->same_buffer ? p[0] : p[2],
                    c->window);
+    break;
+  case SIDE_MEMORY_TURN:
+    o->memory_turn(o, c->n_stream, c->in, p[0], c->memory_rows, c->oldest, p[1], c->block);
     break;
   case SIDE_CROSS_ENTROPY:
     o->cross_entropy(o, c->n, c->vocab, p[0], p[1], c->scale, p[2], p[3], c->same_buffer ? p[0] : p[4]);

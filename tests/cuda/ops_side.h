@@ -26,6 +26,7 @@ enum side_op {
   SIDE_RELATIVE_ATTENTION,
   SIDE_RELATIVE_ATTENTION_BACKWARD,
   SIDE_MEMORY_PUSH,
+  SIDE_MEMORY_TURN,
   SIDE_CROSS_ENTROPY,
   SIDE_ADD_CONSTANT,
   SIDE_SQUARE_SUMS,
@@ -65,7 +66,7 @@ typedef struct side_call {
   uint16_t site;     /* scale_dropout's */
   int64_t clamp_len; /* encodings' */
   /* attention */
-  int64_t n_stream, block, window, n_head, d_head, attn_span, ramp, n_span, memory_rows;
+  int64_t n_stream, block, window, n_head, d_head, attn_span, ramp, n_span, memory_rows, oldest;
   bool trimmed, same_buffer; /* same_buffer: memory_push, cross_entropy and scale_dropout in place */
   bool sliced; /* relative keys: queries', keys' and values' weights are slices of one tensor, the first one given */
   int64_t reach[SIDE_HEADS];

@@ -72,12 +72,22 @@ static void add_norm_backward(ops_test *t, const char *name, int64_t n, int64_t 
   case_check(t, name, &c, results, n > 3 ? 4 : 3);
 }
 
-static void push(ops_test *t, const char *name, int64_t old, int64_t block, int64_t new, bool same) {
+static void turn(ops_test *t, const char *name, int64_t d, int64_t rows, int64_t oldest, int64_t block) {
+  int64_t streams = 3;
+  side_call c = {
+      .op = SIDE_MEMORY_TURN, .n_stream = streams, .in = d, .memory_rows = rows, .oldest = oldest, .block = block};
+  case_noise(t, &c, SIDE_ACT, (size_t)(streams * rows * d), 1, 40);
+  case_noise(t, &c, SIDE_ACT, (size_t)(streams * block * d), 1, 41);
+  case_check(t, name, &c, &(case_result){.buffer = 0, .name = "memory", .exact_zeros = true}, 1);
+}
+
+static void push(ops_test *t, const char *name, int64_t old, int64_t oldest, int64_t block, int64_t new, bool same) {
   int64_t streams = 3, d = 40;
   side_call c = {.op = SIDE_MEMORY_PUSH,
                  .n_stream = streams,
                  .in = d,
                  .memory_rows = old,
+                 .oldest = oldest,
                  .block = block,
                  .window = new,
                  .same_buffer = same};
@@ -120,12 +130,16 @@ void test_elementwise(ops_test *t) {
   add_norm_backward(t, "add_norm backward wide", 3, 1024);
   add_norm_backward(t, "add_norm backward wider", 9, 2040);
   add_norm_backward(t, "add_norm backward long", 5003, 264);
-  push(t, "memory_push", 100, 33, 100, false);
-  push(t, "memory_push same buffer", 100, 33, 100, true);
-  push(t, "memory_push longer block", 20, 33, 20, true);
-  push(t, "memory_push equal block", 33, 33, 33, true);
-  push(t, "memory_push grows", 64, 17, 128, false);
-  push(t, "memory_push shrinks", 128, 17, 64, false);
-  push(t, "memory_push from nothing", 0, 17, 64, false);
-  push(t, "memory_push rows only", 64, 0, 192, false);
+  push(t, "memory_push", 100, 0, 33, 100, false);
+  push(t, "memory_push same buffer", 100, 0, 33, 100, true);
+  push(t, "memory_push longer block", 20, 0, 33, 20, true);
+  push(t, "memory_push equal block", 33, 0, 33, 33, true);
+  push(t, "memory_push grows", 64, 50, 17, 128, false);
+  push(t, "memory_push shrinks", 128, 100, 17, 64, false);
+  push(t, "memory_push from nothing", 0, 0, 17, 64, false);
+  push(t, "memory_push rows only", 64, 1, 0, 192, false);
+  turn(t, "memory_turn", 40, 100, 80, 33);
+  turn(t, "memory_turn odd", 37, 100, 3, 33);
+  turn(t, "memory_turn longer block", 40, 20, 7, 33);
+  turn(t, "memory_turn equal block", 40, 33, 5, 33);
 }

@@ -115,6 +115,7 @@ static int run_case(const test_case &c, vd_cuda_type type, double tolerance, uin
   }
   void *gm = to_device(type, memory), *gw[2], *gy = to_device(type, y), *gdw[2], *plan, *scratch;
   for (int i = 0; i < 2; i++) gw[i] = to_device(type, w[i]), gdw[i] = to_device(VD_CUDA_FP32, dw[i]);
+  const vd_cuda_ring ring = {gm, c.memory_rows, 2 * c.memory_rows / 3};
   for (int h = 0; h < c.n_head; h++) {
     int reach = (int)floor((double)c.z[(size_t)h] * c.attn_span) + c.ramp + 1;
     if (c.trimmed || reach > c.window) reach = c.window;
@@ -123,7 +124,8 @@ static int run_case(const test_case &c, vd_cuda_type type, double tolerance, uin
       for (int r = c.window - reach; r < c.window; r++)
         for (int o = h * c.d_head; o < (h + 1) * c.d_head; o++)
           for (int i = 0; i < 2; i++) {
-            const double *m = &memory[(size_t)((s * c.memory_rows + c.memory_rows - c.window + r) * d)];
+            int place = ((int)ring.oldest + c.memory_rows - c.window + r) % c.memory_rows;
+            const double *m = &memory[(size_t)((s * c.memory_rows + place) * d)];
             size_t at = (size_t)(((s * rows + r) * 2 + i) * d + o);
             double sum = 0;
             dy_device[at] = dy[at];
@@ -147,8 +149,8 @@ static int run_case(const test_case &c, vd_cuda_type type, double tolerance, uin
   check(cudaMemset(scratch, 0xff, vd_cuda_project_workspace_size(&a)), "cudaMemset");
   a.plan = plan;
   check(vd_cuda_attention_make_plan(&a, 0), "make_plan");
-  check(vd_cuda_project_memory(&a, gm, c.memory_rows, gw[0], gw[1], gy, 0), "project");
-  check(vd_cuda_project_memory_backward(&a, gm, c.memory_rows, gdy, (float *)gdw[0], (float *)gdw[1], scratch, 0),
+  check(vd_cuda_project_memory(&a, &ring, gw[0], gw[1], gy, 0), "project");
+  check(vd_cuda_project_memory_backward(&a, &ring, gdy, (float *)gdw[0], (float *)gdw[1], scratch, 0),
         "project backward");
   check(cudaDeviceSynchronize(), "kernels");
   printf("%-12s %s:", c.name, names[type]);
@@ -184,6 +186,7 @@ static int bench(int n_stream) {
   check(cudaMalloc(&plan, vd_cuda_attention_plan_size()), "cudaMalloc");
   check(cudaMemset(plan, 0, vd_cuda_attention_plan_size()), "cudaMemset");
   check(cudaMemset(dw, 0, 8 * D * D), "cudaMemset");
+  const vd_cuda_ring ring = {memory, ROWS, 0};
   cudaEvent_t event[3];
   for (cudaEvent_t &e : event) check(cudaEventCreate(&e), "event");
   double all = 0;
@@ -204,10 +207,10 @@ static int bench(int n_stream) {
     for (int r = 0; r < N + 3; r++) {
       check(cudaEventRecord(event[0]), "event");
       for (int i = 0; i < IN_TURN; i++)
-        check(vd_cuda_project_memory(&a, memory, ROWS, w, (char *)w + 2 * D * D, kv, 0), "project");
+        check(vd_cuda_project_memory(&a, &ring, w, (char *)w + 2 * D * D, kv, 0), "project");
       check(cudaEventRecord(event[1]), "event");
       for (int i = 0; i < IN_TURN; i++)
-        check(vd_cuda_project_memory_backward(&a, memory, ROWS, kv, dw, dw + D * D, scratch, 0), "backward");
+        check(vd_cuda_project_memory_backward(&a, &ring, kv, dw, dw + D * D, scratch, 0), "backward");
       check(cudaEventRecord(event[2]), "event");
       check(cudaDeviceSynchronize(), "kernels");
       for (int i = 0; r >= 3 && i < 2; i++) {

@@ -210,10 +210,17 @@ static void timed_backward_end(vd_ops *o) {
 }
 
 static void timed_memory_push(vd_ops *o, int64_t n_stream, int64_t d, const vd_act *old, int64_t rows_old,
-                              const vd_act *hidden, int64_t block, vd_act *memory, int64_t rows_new) {
+                              int64_t oldest, const vd_act *hidden, int64_t block, vd_act *memory, int64_t rows_new) {
   int64_t fresh = block < rows_new ? block : rows_new; /* the rest could stay where it is */
   vd_ops *i = begin(o, "memory_push", 0, (double)(n_stream * fresh * d) * 2 * act(o));
-  i->memory_push(i, n_stream, d, old, rows_old, hidden, block, memory, rows_new);
+  i->memory_push(i, n_stream, d, old, rows_old, oldest, hidden, block, memory, rows_new);
+  end(o);
+}
+
+static void timed_memory_turn(vd_ops *o, int64_t n_stream, int64_t d, vd_act *memory, int64_t rows, int64_t oldest,
+                              const vd_act *hidden, int64_t block) {
+  vd_ops *i = begin(o, "memory_turn", 0, (double)(n_stream * (block < rows ? block : rows) * d) * 2 * act(o));
+  i->memory_turn(i, n_stream, d, memory, rows, oldest, hidden, block);
   end(o);
 }
 
@@ -300,6 +307,7 @@ vd_ops *op_times_wrap(vd_ops *inner, const vd_cuda_table *cuda) {
   o->attention_backward = timed_attention_backward;
   if (inner->backward_end) o->backward_end = timed_backward_end;
   o->memory_push = timed_memory_push;
+  o->memory_turn = timed_memory_turn;
   o->cross_entropy = timed_cross_entropy;
   o->square_sums = timed_square_sums;
   o->adagrad = timed_adagrad;

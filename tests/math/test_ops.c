@@ -270,11 +270,12 @@ static void memory_push_rows(void **state) {
     for (int block = 0; block < 6; block++)
       for (int rows = 1; rows < 7; rows++) {
         real from[12], hidden[12], to[14];
+        int oldest = old > 0 ? (block + rows) % old : 0;
         for (int s = 0; s < 2; s++) {
-          for (int r = 0; r < old; r++) from[s * old + r] = 100 + r + 1000 * s;
+          for (int r = 0; r < old; r++) from[s * old + (oldest + r) % old] = 100 + r + 1000 * s;
           for (int r = 0; r < block; r++) hidden[s * block + r] = 100 + old + r + 1000 * s;
         }
-        o->memory_push(o, 2, 1, from, old, hidden, block, to, rows);
+        o->memory_push(o, 2, 1, from, old, oldest, hidden, block, to, rows);
         for (int s = 0; s < 2; s++)
           for (int r = 0; r < rows; r++) {
             int at = old + block - rows + r;
@@ -284,12 +285,32 @@ static void memory_push_rows(void **state) {
   o->destroy(o);
 }
 
+/* A ring that is turned holds what the same memory holds when it is pushed. */
+static void memory_turns(void **state) {
+  (void)state;
+  vd_ops *o = ops();
+  for (int rows = 1; rows < 7; rows++)
+    for (int block = 1; block < 9; block++) {
+      real ring[12] = {0}, straight[12] = {0}, hidden[16];
+      for (int step = 0, oldest = 0; step < 9; step++) {
+        for (int i = 0; i < 2 * block; i++) hidden[i] = 100 * step + i;
+        o->memory_turn(o, 2, 1, ring, rows, oldest, hidden, block);
+        o->memory_push(o, 2, 1, straight, rows, 0, hidden, block, straight, rows);
+        oldest = (oldest + block) % rows;
+        for (int i = 0; i < 2 * rows; i++)
+          assert_true(straight[i] == ring[i / rows * rows + (oldest + i % rows) % rows]);
+      }
+    }
+  o->destroy(o);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(linear_plain),       cmocka_unit_test(linear_relu_dropout),
       cmocka_unit_test(add_norm_gradients), cmocka_unit_test(cross_entropy_gradients),
       cmocka_unit_test(embed_gradients),    cmocka_unit_test(dropout_mask),
       cmocka_unit_test(adagrad_step),       cmocka_unit_test(memory_push_rows),
+      cmocka_unit_test(memory_turns),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
