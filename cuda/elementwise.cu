@@ -197,7 +197,6 @@ __global__ void vd_relu_backward_kernel(int64_t n, int64_t width, const T *y, fl
       if (y) vd_write<T, N>(dy + r * width + c, g);
     }
   }
-  if (!partial) return;
 #pragma unroll
   for (int i = 0; i < N; i++) sum[threadIdx.y][threadIdx.x * N + i] = mine[i];
   __syncthreads();
@@ -228,10 +227,14 @@ static __global__ void vd_add_partials_kernel(int rows, int64_t width, const flo
   if (threadIdx.x == 0 && c < width) sum[c] += total;
 }
 
-cudaError_t vd_cuda_relu_backward(enum vd_cuda_type type, int64_t n, int64_t width, const void *y, float scale,
-                                  void *dy, float *dbias, float *workspace, cudaStream_t stream) {
+int64_t vd_cuda_partial_rows(int64_t n) {
+  return vd_blocks(n, VD_ROWS_EACH);
+}
+
+/* y NULL: dy is only summed. */
+static cudaError_t vd_launch_relu_backward(enum vd_cuda_type type, int64_t n, int64_t width, const void *y, float scale,
+                                           void *dy, float *partial, cudaStream_t stream) {
   unsigned chunks = vd_blocks(n, VD_ROWS_EACH);
-  float *partial = dbias ? workspace : NULL;
   dim3 threads(32, 8);
 #define CALL(T)                                                                                                        \
   if (width % 8 == 0)                                                                                                  \
@@ -242,9 +245,23 @@ cudaError_t vd_cuda_relu_backward(enum vd_cuda_type type, int64_t n, int64_t wid
         <<<dim3(vd_blocks(width, 32), chunks), threads, 0, stream>>>(n, width, (const T *)y, scale, (T *)dy, partial)
   VD_BY_TYPE(type, CALL);
 #undef CALL
-  if (dbias)
-    vd_add_partials_kernel<<<vd_blocks(width, 32), dim3(32, 32), 0, stream>>>((int)chunks, width, partial, dbias);
   return cudaGetLastError();
+}
+
+cudaError_t vd_cuda_relu_backward(enum vd_cuda_type type, int64_t n, int64_t width, const void *y, float scale,
+                                  void *dy, float *partial, cudaStream_t stream) {
+  return vd_launch_relu_backward(type, n, width, y, scale, dy, partial, stream);
+}
+
+cudaError_t vd_cuda_add_partials(int64_t rows, int64_t width, const float *partial, float *sum, cudaStream_t stream) {
+  vd_add_partials_kernel<<<vd_blocks(width, 32), dim3(32, 32), 0, stream>>>((int)rows, width, partial, sum);
+  return cudaGetLastError();
+}
+
+cudaError_t vd_cuda_column_sums(enum vd_cuda_type type, int64_t n, int64_t width, const void *x, float *workspace,
+                                float *sum, cudaStream_t stream) {
+  cudaError_t e = vd_launch_relu_backward(type, n, width, NULL, 1, (void *)x, workspace, stream);
+  return e == cudaSuccess ? vd_cuda_add_partials(vd_cuda_partial_rows(n), width, workspace, sum, stream) : e;
 }
 
 /* One thread moves the pieces of column c of rows offset, offset + block, ... of one stream, in ascending order. Where
@@ -286,28 +303,29 @@ cudaError_t vd_cuda_memory_push(enum vd_cuda_type type, int64_t n_stream, int64_
   return cudaGetLastError();
 }
 
-/* The last `kept` rows of each stream's block to their places in the ring. */
+/* The last `kept` rows of each stream's block to their places in the ring; blockIdx.y is the stream. */
 template <typename T, int N>
-__global__ void vd_memory_turn_kernel(int64_t n_stream, int64_t d, T *memory, int64_t rows, int64_t oldest,
-                                      const T *hidden, int64_t block, int64_t kept) {
-  int64_t e = ((int64_t)blockIdx.x * VD_BLOCK + threadIdx.x) * N;
-  if (e >= n_stream * kept * d) return;
-  int64_t c = e % d, r = block - kept + e / d % kept, s = e / d / kept;
-  *(vd_pack<T, N> *)(memory + (s * rows + (oldest + r) % rows) * d + c) =
+__global__ void vd_memory_turn_kernel(int d, T *memory, int64_t rows, int64_t oldest, const T *hidden, int64_t block,
+                                      int kept) {
+  int e = (int)(blockIdx.x * VD_BLOCK + threadIdx.x) * N, c = e % d, s = (int)blockIdx.y;
+  if (e >= kept * d) return;
+  int64_t r = block - kept + e / d, place = oldest + r % rows;
+  *(vd_pack<T, N> *)(memory + (s * rows + (place < rows ? place : place - rows)) * d + c) =
       *(const vd_pack<T, N> *)(hidden + (s * block + r) * d + c);
 }
 
 cudaError_t vd_cuda_memory_turn(enum vd_cuda_type type, int64_t n_stream, int64_t d, void *memory, int64_t rows,
                                 int64_t oldest, const void *hidden, int64_t block, cudaStream_t stream) {
-  int64_t kept = block < rows ? block : rows, total = n_stream * kept * d;
-  if (total == 0) return cudaSuccess;
+  int64_t kept = block < rows ? block : rows;
+  if (n_stream * kept * d == 0) return cudaSuccess;
+  if (n_stream > 65535 || kept * d > INT32_MAX - 8 * VD_BLOCK) return cudaErrorInvalidValue;
 #define CALL(T)                                                                                                        \
   if (d % 8 == 0)                                                                                                      \
-    vd_memory_turn_kernel<T, 8><<<vd_blocks(total, VD_BLOCK * 8), VD_BLOCK, 0, stream>>>(                              \
-        n_stream, d, (T *)memory, rows, oldest, (const T *)hidden, block, kept);                                       \
+    vd_memory_turn_kernel<T, 8><<<dim3(vd_blocks(kept *d, VD_BLOCK * 8), (unsigned)n_stream), VD_BLOCK, 0, stream>>>(  \
+        (int)d, (T *)memory, rows, oldest, (const T *)hidden, block, (int)kept);                                       \
   else                                                                                                                 \
-    vd_memory_turn_kernel<T, 1><<<vd_blocks(total, VD_BLOCK), VD_BLOCK, 0, stream>>>(                                  \
-        n_stream, d, (T *)memory, rows, oldest, (const T *)hidden, block, kept)
+    vd_memory_turn_kernel<T, 1><<<dim3(vd_blocks(kept *d, VD_BLOCK), (unsigned)n_stream), VD_BLOCK, 0, stream>>>(      \
+        (int)d, (T *)memory, rows, oldest, (const T *)hidden, block, (int)kept)
   VD_BY_TYPE(type, CALL);
 #undef CALL
   return cudaGetLastError();

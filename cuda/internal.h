@@ -143,8 +143,9 @@ void vd_cuda_marks_end(vd_cuda_backend *c);
 /* Stream-ordered. Members of vd_ops of the same names, in dense.c; the products are in product.c. */
 void vd_cuda_linear(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const real *bias, vd_act *y);
 /* Stream-ordered. vd_ops.linear_backward. */
-void vd_cuda_linear_backward(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const vd_act *y,
-                             vd_act *dy, vd_act *dx, bool accumulate, real *dweight, real *dbias);
+void vd_cuda_linear_backward(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const vd_act *dy,
+                             vd_act *dx, bool accumulate, real *dweight, real *dbias, const vd_linear *before,
+                             real *dbefore);
 
 /* Stream-ordered. vd_ops.attention_plan; these are in attention_ops.c. */
 void vd_cuda_attention_plan_op(vd_ops *o, int n, const vd_attention *a);

@@ -37,10 +37,17 @@ cudaError_t vd_cuda_drop_rows(enum vd_cuda_type type, int64_t n, int64_t width, 
 
 /* Bytes of workspace that the sums over rows of [n, width] need (column_sums, add_norm_backward). */
 size_t vd_cuda_rows_workspace(int64_t n, int64_t width);
-/* Stream-ordered. Where y is not NULL: dy [n, width] = y <= 0 ? 0 : dy * scale. Where dbias is not NULL: dbias += the
- * sums of dy's columns. */
+/* Not collective. Rows of partial sums that n rows leave. */
+int64_t vd_cuda_partial_rows(int64_t n);
+/* Stream-ordered. dy [n, width] = y <= 0 ? 0 : dy * scale; its columns' partial sums to partial
+ * [vd_cuda_partial_rows(n), width]. */
 cudaError_t vd_cuda_relu_backward(enum vd_cuda_type type, int64_t n, int64_t width, const void *y, float scale,
-                                  void *dy, float *dbias, float *workspace, cudaStream_t stream);
+                                  void *dy, float *partial, cudaStream_t stream);
+/* Stream-ordered. sum [width] += the sums of partial's columns. */
+cudaError_t vd_cuda_add_partials(int64_t rows, int64_t width, const float *partial, float *sum, cudaStream_t stream);
+/* Stream-ordered. sum [width] += the sums of x's columns. */
+cudaError_t vd_cuda_column_sums(enum vd_cuda_type type, int64_t n, int64_t width, const void *x, float *workspace,
+                                float *sum, cudaStream_t stream);
 
 /* Stream-ordered. vd_ops.add_norm. cudaErrorInvalidValue for d that is too large (1024, or 2048 where it is a multiple
  * of 8). */

@@ -99,7 +99,7 @@ template <typename T, bool ACROSS> VD_DEV void vd_stage_by_wgmma(const T *left, 
 #pragma unroll
   for (int k = 0; k < depth; k += 16) { /* 16 elements of 2 bytes, or 16 rows of 128 bytes, in units of 16 bytes */
     int along = ACROSS ? k * 8 : k / 8;
-    vd_wgmma<ACROSS>(c, x + along, y + along, T());
+    vd_wgmma<T, ACROSS, ACROSS>(c, x + along, y + along);
   }
   vd_wgmma_commit();
 }

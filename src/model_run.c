@@ -137,15 +137,15 @@ static void layer_backward(vd_model *m, const struct micro *u, int l) {
                        gradient(m, p->norm2_weight), gradient(m, p->norm2_bias),
                        dropped ? NULL : gradient(m, p->fc2_bias));
   vd_act *dbranch = drop(m, u, l, VD_SITE_FED_FORWARD, m->dsum, m->dbranch);
-  o->linear_backward(o, &fc2, s->ff, weight(m, p->fc2_weight), NULL, dbranch, m->dff, false, gradient(m, p->fc2_weight),
-                     dropped ? gradient(m, p->fc2_bias) : NULL);
-  o->linear_backward(o, &fc1, s->normed1, weight(m, p->fc1_weight), s->ff, m->dff, m->dsum, true,
-                     gradient(m, p->fc1_weight), gradient(m, p->fc1_bias));
+  o->linear_backward(o, &fc2, s->ff, weight(m, p->fc2_weight), dbranch, m->dff, false, gradient(m, p->fc2_weight),
+                     dropped ? gradient(m, p->fc2_bias) : NULL, &fc1, gradient(m, p->fc1_bias));
+  o->linear_backward(o, &fc1, s->normed1, weight(m, p->fc1_weight), m->dff, m->dsum, true, gradient(m, p->fc1_weight),
+                     NULL, NULL, NULL);
   o->add_norm_backward(o, u->rows, m->d, s->sum1, s->mean1, s->rstd1, weight(m, p->norm1_weight), m->dsum, m->dhidden,
                        gradient(m, p->norm1_weight), gradient(m, p->norm1_bias), NULL);
   /* dsum now holds nothing needed: it takes the gradient of the heads' output. */
   dbranch = drop(m, u, l, VD_SITE_ATTENDED, m->dhidden, m->dbranch);
-  o->linear_backward(o, &join, s->attended, weight(m, p->out), NULL, dbranch, m->dsum, false, gradient(m, p->out),
+  o->linear_backward(o, &join, s->attended, weight(m, p->out), dbranch, m->dsum, false, gradient(m, p->out), NULL, NULL,
                      NULL);
   bool xl = vd_model_is_xl(m);
   o->attention_backward(o, &a, &s->qkv, s->attended, s->lse, m->dsum, &m->dqkv, xl ? NULL : gradient(m, m->key_pe),
@@ -235,8 +235,8 @@ static void backward(vd_model *m, const struct micro *u) {
   vd_ops *o = m->ops;
   gradients_final(m, u, m->final_from = m->arena);
   vd_linear head = plain(u, m->d, m->config.vocab);
-  o->linear_backward(o, &head, m->output, weight(m, m->out_weight), NULL, m->logits, m->dhidden, false,
-                     gradient(m, m->out_weight), gradient(m, m->out_bias));
+  o->linear_backward(o, &head, m->output, weight(m, m->out_weight), m->logits, m->dhidden, false,
+                     gradient(m, m->out_weight), gradient(m, m->out_bias), NULL, NULL);
   drop(m, u, (int)m->config.n_layer - 1, VD_SITE_OUTPUT, m->dhidden, m->dhidden);
   gradients_final(m, u, m->output_begin);
   for (int l = (int)m->config.n_layer - 1; l >= 0; l--) {

@@ -151,10 +151,13 @@ struct vd_ops {
                          const vd_dropout *dropout, vd_act *dout, real *dweight);
 
   void (*linear)(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const real *bias, vd_act *y);
-  /* dy [n, out] is overwritten where relu (it becomes the gradient before the ReLU; y > 0 tells which were kept).
-   * dx [n, in]: written, or added to where accumulate; NULL: not wanted. dweight, dbias (NULL: none): added to. */
-  void (*linear_backward)(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const vd_act *y,
-                          vd_act *dy, vd_act *dx, bool accumulate, real *dweight, real *dbias);
+  /* From dy [n, out], the gradient of x W^T + bias. dx [n, in]: written, or added to where accumulate; NULL: not
+   * wanted. dweight, dbias (NULL: none): added to. Where x is the output of `before`, a layer with ReLU, dx becomes the
+   * gradient before its dropout and ReLU (x > 0 tells what was kept), and its column sums are added to dbefore, the
+   * gradient of that layer's bias; dx is then wanted, and not accumulated. NULL: x comes from elsewhere. */
+  void (*linear_backward)(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const vd_act *dy,
+                          vd_act *dx, bool accumulate, real *dweight, real *dbias, const vd_linear *before,
+                          real *dbefore);
 
   /* sum = a + b; y = (sum - mean) * rstd * weight + bias, eps 1e-5. Saved for backward: sum [n,d], mean, rstd [n]. */
   void (*add_norm)(vd_ops *o, int64_t n, int64_t d, const vd_act *a, const vd_act *b, const real *weight,

@@ -14,8 +14,9 @@ void vd_cpu_embed_backward(vd_ops *o, int64_t n, int64_t d, int64_t vocab, const
 /* Not collective. vd_ops.linear. */
 void vd_cpu_linear(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const real *bias, vd_act *y);
 /* Not collective. vd_ops.linear_backward. */
-void vd_cpu_linear_backward(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const vd_act *y,
-                            vd_act *dy, vd_act *dx, bool accumulate, real *dweight, real *dbias);
+void vd_cpu_linear_backward(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const vd_act *dy,
+                            vd_act *dx, bool accumulate, real *dweight, real *dbias, const vd_linear *before,
+                            real *dbefore);
 /* Not collective. vd_ops.add_norm. */
 void vd_cpu_add_norm(vd_ops *o, int64_t n, int64_t d, const vd_act *a, const vd_act *b, const real *weight,
                      const real *bias, vd_act *sum, real *mean, real *rstd, vd_act *y);

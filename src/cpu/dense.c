@@ -93,16 +93,19 @@ static void sum_rows(int64_t n, int64_t width, const real *x, real *sum) {
   }
 }
 
-void vd_cpu_linear_backward(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const vd_act *y,
-                            vd_act *dy, vd_act *dx, bool accumulate, real *dweight, real *dbias) {
+void vd_cpu_linear_backward(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const vd_act *dy,
+                            vd_act *dx, bool accumulate, real *dweight, real *dbias, const vd_linear *before,
+                            real *dbefore) {
   (void)o;
-  real *g = dy;
-  if (l->relu) relu_backward(l, y, g);
+  const real *g = dy;
   vd_gemm(CblasTrans, CblasNoTrans, l->out, l->in, l->n, 1, g, l->out, x, l->in, 1, dweight, l->in);
   if (dbias) sum_rows(l->n, l->out, g, dbias);
   if (dx)
     vd_gemm(CblasNoTrans, CblasNoTrans, l->n, l->in, l->out, 1, g, l->out, weight, l->in, accumulate ? 1 : 0, dx,
             l->in);
+  if (!before) return;
+  relu_backward(before, x, dx);
+  sum_rows(l->n, l->in, dx, dbefore);
 }
 
 void vd_cpu_add_norm(vd_ops *o, int64_t n, int64_t d, const vd_act *a, const vd_act *b, const real *weight,

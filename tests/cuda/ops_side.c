@@ -166,6 +166,7 @@ static vd_attention attention_of(const side_call *c, const void *span, const voi
 static void run_dense(vd_ops *o, const side_call *c, void *const *p) {
   vd_dropout embed = dropout_of(c, VD_SITE_EMBED);
   vd_linear l = {.n = c->n, .in = c->in, .out = c->out, .relu = c->relu, .dropout = dropout_of(c, VD_SITE_HIDDEN)};
+  vd_linear before = {.n = c->n, .out = c->in, .relu = true, .dropout = l.dropout};
   switch (c->op) {
   case SIDE_EMBED:
     o->embed(o, c->n, c->in, p[0], p[1], &embed, p[2]);
@@ -177,7 +178,7 @@ static void run_dense(vd_ops *o, const side_call *c, void *const *p) {
     o->linear(o, &l, p[0], p[1], p[2], p[3]);
     break;
   case SIDE_LINEAR_BACKWARD:
-    o->linear_backward(o, &l, p[0], p[1], p[2], p[3], p[4], c->accumulate, p[5], p[6]);
+    o->linear_backward(o, &l, p[0], p[1], p[2], p[3], c->accumulate, p[4], p[5], c->relu ? &before : NULL, p[6]);
     break;
   case SIDE_ADD_NORM:
     o->add_norm(o, c->n, c->in, p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7]);

@@ -21,6 +21,8 @@ static const struct shape SHAPES[] = {
     {"linear relu dropout", 129, 72, 264, true, true, true, false, 0.3},
     {"linear relu dropout odd", 19, 21, 43, true, true, false, false, 0.3},
     {"linear relu rows", 777, 64, 264, true, true, false, false, 0.3},
+    {"linear relu tiles", 5003, 64, 2048, true, true, false, false, 0.3},
+    {"linear relu deep", 301, 512, 256, true, true, false, false, 0.3},
     {"linear wide", 96, 2048, 512, false, true, true, false, 0},
 };
 
@@ -48,37 +50,38 @@ static void forward(ops_test *t, const struct shape *s) {
   case_check(t, s->name, &c, &(case_result){.buffer = y, .name = "y"}, 1);
 }
 
-/* The gradient is that of the y that the op is given, which is rounded and has its zeros in the same places for both.
- */
+/* Of a shape with ReLU, backward is of the layer that follows it, as wide the other way round. The gradient is that of
+ * the x that the op is given, which is rounded and has its zeros in the same places for both. */
 static void backward(ops_test *t, const struct shape *s) {
   side_call c = shape_call(s, SIDE_LINEAR_BACKWARD);
-  size_t n = (size_t)s->n, in = (size_t)s->in, out = (size_t)s->out;
+  if (s->relu) c.in = s->out, c.out = s->in, c.accumulate = false;
+  size_t n = (size_t)s->n, in = (size_t)c.in, out = (size_t)c.out;
   char name[96];
   snprintf(name, sizeof name, "%s backward", s->name);
-  case_noise(t, &c, SIDE_ACT, n * in, 1, 4);
+  int x = case_noise(t, &c, SIDE_ACT, n * in, 1, 4);
+  for (size_t i = 0; i < n * in && s->relu; i++)
+    if (c.buffer[x].x[i] < 0) c.buffer[x].x[i] = 0; /* dropped, or below the ReLU */
   case_noise(t, &c, SIDE_PARAM, out * in, 0.2, 5);
-  int y = case_noise(t, &c, SIDE_ACT, s->relu ? n * out : 0, 1, 6);
-  for (size_t i = 0; i < c.buffer[y].n; i++)
-    if (c.buffer[y].x[i] < 0) c.buffer[y].x[i] = 0; /* dropped, or below the ReLU */
-  int dy = case_noise(t, &c, SIDE_ACT, n * out, 1, 7);
+  case_noise(t, &c, SIDE_ACT, n * out, 1, 7);
   int dx = case_noise(t, &c, SIDE_ACT, s->no_dx ? 0 : n * in, 1, 8);
   int dw = case_noise(t, &c, SIDE_REAL, out * in, 1, 9);
   int db = case_noise(t, &c, SIDE_REAL, s->bias ? out : 0, 1, 10);
+  int dbefore = case_noise(t, &c, SIDE_REAL, s->relu ? in : 0, 1, 11);
   case_result results[4] = {{.buffer = dw, .name = "dweight"}};
   int k = 1;
-  if (!s->no_dx) results[k++] = (case_result){.buffer = dx, .name = "dx"};
+  if (!s->no_dx) results[k++] = (case_result){.buffer = dx, .name = "dx", .exact_zeros = s->relu};
   if (s->bias) results[k++] = (case_result){.buffer = db, .name = "dbias"};
-  if (s->relu) results[k++] = (case_result){.buffer = dy, .name = "dy before the ReLU", .exact_zeros = true};
+  if (s->relu) results[k++] = (case_result){.buffer = dbefore, .name = "dbias before the ReLU"};
   case_check(t, name, &c, results, k);
 }
 
 /* A bias far above zero: what is zero was dropped, and both backends must drop the same. */
-static void mask(ops_test *t) {
-  struct shape s = {"linear dropout mask", 77, 16, 104, true, true, false, false, 0.3};
+static void mask(ops_test *t, const char *name, int64_t in, int64_t out) {
+  struct shape s = {name, 77, in, out, true, true, false, false, 0.3};
   side_call c = shape_call(&s, SIDE_LINEAR);
   case_noise(t, &c, SIDE_ACT, (size_t)(s.n * s.in), 1, 11);
   case_noise(t, &c, SIDE_PARAM, (size_t)(s.out * s.in), 0.2, 12);
-  case_fill(&c, SIDE_PARAM, (size_t)s.out, 8);
+  case_fill(&c, SIDE_PARAM, (size_t)s.out, 16);
   int y = case_fill(&c, SIDE_ACT, (size_t)(s.n * s.out), 9);
   case_check(t, s.name, &c, &(case_result){.buffer = y, .name = "y", .exact_zeros = true}, 1);
 }
@@ -88,5 +91,6 @@ void test_dense(ops_test *t) {
     forward(t, &SHAPES[i]);
     backward(t, &SHAPES[i]);
   }
-  mask(t);
+  mask(t, "linear dropout mask", 16, 104);
+  mask(t, "linear dropout mask wide", 64, 256);
 }

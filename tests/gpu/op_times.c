@@ -115,14 +115,16 @@ static void timed_linear(vd_ops *o, const vd_linear *l, const vd_act *x, const r
 }
 
 /* The gradients of the weights are added to: fp32, read and written. */
-static void timed_linear_backward(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const vd_act *y,
-                                  vd_act *dy, vd_act *dx, bool accumulate, real *dweight, real *dbias) {
+static void timed_linear_backward(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const vd_act *dy,
+                                  vd_act *dx, bool accumulate, real *dweight, real *dbias, const vd_linear *before,
+                                  real *dbefore) {
   char name[64];
   double n = (double)l->n, in = (double)l->in, out = (double)l->out;
-  double acts = n * in * (1 + (dx != NULL) + accumulate) + n * out * (l->relu ? 2 : 1) + in * out;
-  vd_ops *i = begin(o, linear_name(name, "linear_backward", l, dbias != NULL), (dx ? 4 : 2) * n * in * out,
-                    acts * act(o) + in * out * 8);
-  i->linear_backward(i, l, x, weight, y, dy, dx, accumulate, dweight, dbias);
+  double acts = n * in * (1 + (dx != NULL) + accumulate) + n * out + in * out;
+  vd_ops *i =
+      begin(o, linear_name(name, before ? "linear_backward, ReLU before," : "linear_backward", l, dbias != NULL),
+            (dx ? 4 : 2) * n * in * out, acts * act(o) + in * out * 8);
+  i->linear_backward(i, l, x, weight, dy, dx, accumulate, dweight, dbias, before, dbefore);
   end(o);
 }
 

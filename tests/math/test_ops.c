@@ -54,45 +54,51 @@ static double dot(const real *a, const real *b, size_t n) {
   return sum;
 }
 
+/* y = second(first(x)). */
 struct linear_case {
   vd_ops *o;
-  vd_linear l;
-  real *x, *weight, *bias, *y, *dy;
+  vd_linear first, second;
+  real *x, *weight[2], *bias[2], *hidden, *y, *dy;
 };
 
 static double linear_value(const real *unused, void *with) {
   struct linear_case *c = with;
   (void)unused; /* the perturbed element is one of x, weight, bias */
-  c->o->linear(c->o, &c->l, c->x, c->weight, c->bias, c->y);
-  return dot(c->y, c->dy, (size_t)(c->l.n * c->l.out));
+  c->o->linear(c->o, &c->first, c->x, c->weight[0], c->bias[0], c->hidden);
+  c->o->linear(c->o, &c->second, c->hidden, c->weight[1], c->bias[1], c->y);
+  return dot(c->y, c->dy, (size_t)(c->second.n * c->second.out));
 }
 
 static void linear_gradients(bool relu, double p) {
-  int64_t n = 7, in = 5, out = 11;
-  struct linear_case c = {ops(),
-                          {.n = n,
-                           .in = in,
-                           .out = out,
-                           .relu = relu,
-                           .dropout = {p, {.seed = 3, .update = 4, .layer = 1, .site = VD_SITE_HIDDEN}, 21}},
-                          noise((size_t)(n * in), 1),
-                          noise((size_t)(in * out), 2),
-                          noise((size_t)out, 3),
-                          noise((size_t)(n * out), 4),
-                          noise((size_t)(n * out), 5)};
-  real *dx = noise((size_t)(n * in), 6), *dw = vd_calloc((size_t)(in * out), sizeof *dw),
-       *db = vd_calloc((size_t)out, sizeof *db);
-  real *before = vd_calloc((size_t)(n * in), sizeof *before), *dy = vd_calloc((size_t)(n * out), sizeof *dy);
-  memcpy(before, dx, (size_t)(n * in) * sizeof *dx);
-  memcpy(dy, c.dy, (size_t)(n * out) * sizeof *dy);
+  enum { N = 7, IN = 5, HIDDEN = 11, OUT = 6 };
+  struct linear_case c = {.o = ops(),
+                          .first = {.n = N,
+                                    .in = IN,
+                                    .out = HIDDEN,
+                                    .relu = relu,
+                                    .dropout = {p, {.seed = 3, .update = 4, .layer = 1, .site = VD_SITE_HIDDEN}, 21}},
+                          .second = {.n = N, .in = HIDDEN, .out = OUT},
+                          .x = noise(N * IN, 1),
+                          .weight = {noise(IN * HIDDEN, 2), noise(HIDDEN * OUT, 7)},
+                          .bias = {noise(HIDDEN, 3), noise(OUT, 8)},
+                          .hidden = noise(N * HIDDEN, 4),
+                          .y = noise(N * OUT, 9),
+                          .dy = noise(N * OUT, 5)};
+  real *dx = noise(N * IN, 6), before[N * IN], dhidden[N * HIDDEN];
+  real dw[2][HIDDEN * (IN > OUT ? IN : OUT)] = {0}, db[2][HIDDEN] = {0};
+  memcpy(before, dx, sizeof before);
   linear_value(NULL, &c);
-  c.o->linear_backward(c.o, &c.l, c.x, c.weight, c.y, dy, dx, true, dw, db);
-  for (int64_t i = 0; i < n * in; i++) dx[i] -= before[i];
-  check_gradient("x", linear_value, c.x, (size_t)(n * in), dx, &c);
-  check_gradient("weight", linear_value, c.weight, (size_t)(in * out), dw, &c);
-  check_gradient("bias", linear_value, c.bias, (size_t)out, db, &c);
-  free(dx), free(dw), free(db), free(before), free(dy);
-  free(c.x), free(c.weight), free(c.bias), free(c.y), free(c.dy);
+  c.o->linear_backward(c.o, &c.second, c.hidden, c.weight[1], c.dy, dhidden, false, dw[1], db[1],
+                       relu ? &c.first : NULL, db[0]);
+  c.o->linear_backward(c.o, &c.first, c.x, c.weight[0], dhidden, dx, true, dw[0], relu ? NULL : db[0], NULL, NULL);
+  for (int i = 0; i < N * IN; i++) dx[i] -= before[i];
+  check_gradient("x", linear_value, c.x, N * IN, dx, &c);
+  for (int i = 0; i < 2; i++) {
+    check_gradient("weight", linear_value, c.weight[i], i == 0 ? IN * HIDDEN : HIDDEN * OUT, dw[i], &c);
+    check_gradient("bias", linear_value, c.bias[i], i == 0 ? HIDDEN : OUT, db[i], &c);
+  }
+  for (int i = 0; i < 2; i++) free(c.weight[i]), free(c.bias[i]);
+  free(c.x), free(c.hidden), free(c.y), free(c.dy), free(dx);
   c.o->destroy(c.o);
 }
 static void linear_plain(void **state) {
