@@ -23,7 +23,7 @@ typedef struct vd_gpu {
 /* Heads that the kernels take: so many, and so wide. */
 enum { VD_CUDA_MOST_HEADS = 128, VD_CUDA_WIDEST_HEAD = 128 };
 
-enum { VD_CUDA_INTERFACE = 3 };
+enum { VD_CUDA_INTERFACE = 4 };
 
 typedef struct vd_cuda_table {
   int interface_version; /* VD_CUDA_INTERFACE: program and library were built together */

@@ -305,8 +305,8 @@ static void streams_computed_apart(void **state) {
   teardown(&whole), teardown(&micro), teardown(&low), teardown(&high);
 }
 
-/* Memory: after blocks b1, b2 the last rows of layer 0 are the embeddings of the last tokens; a window that grows by
- * more than is kept finds zeros before them. */
+/* Memory: after blocks b1, b2 the last rows of layer 0 are the embeddings of the last tokens; what is put is what one
+ * gets, and other streams keep theirs; a window that grows by more than is kept finds zeros before them. */
 static void memory_moves_on(void **state) {
   (void)state;
   vd_model_config c = base();
@@ -321,6 +321,15 @@ static void memory_moves_on(void **state) {
     const real *embedding = vd_model_params(b.m) + vd_model_param(b.m, 0)->at.offset + b.x[b.block + t] * d;
     assert_memory_equal(memory + (2 * rows - b.block + t) * d, embedding, (size_t)d * sizeof(real));
   }
+  size_t stream = (size_t)(rows * d);
+  real *back = vd_calloc(2 * stream, sizeof *back);
+  vd_error err = {0};
+  assert_true(12 * b.block % rows != 0); /* the oldest row is not the first one */
+  for (size_t i = stream; i < 2 * stream; i++) memory[i] = (real)i;
+  assert_int_equal(vd_model_memory_put(b.m, 0, rows, 1, 1, memory + stream, &err), VD_OK);
+  vd_model_memory_get(b.m, 0, 0, 2, back);
+  assert_memory_equal(back, memory, 2 * stream * sizeof *back);
+  free(back);
   int64_t before = vd_model_memory_rows(b.m, 0);
   for (int i = 0; i < vd_model_n_param(b.m); i++)
     if (vd_model_param(b.m, i)->is_span) vd_model_params(b.m)[vd_model_param(b.m, i)->at.offset] = 1.0;
