@@ -32,8 +32,8 @@ static double evaluator_bytes(const vd_train *t, int64_t window) {
 }
 
 /* Beside what the model asks for (cuda/internal.h): the parameters in the activations' type, the key table and its
- * gradient; workspaces of cuBLASLt, of sums over rows, of attention's
- * plans and of the optimiser, which come to about 128 MiB. */
+ * gradient; workspaces of cuBLASLt, of sums over rows, of attention's plans and of the optimiser, which come to about
+ * 128 MiB. */
 static double cuda_bytes(const vd_train *t, const vd_memory_estimate *e) {
   const vd_model_config *c = &t->config;
   double act = (double)t->ops->act_size;
