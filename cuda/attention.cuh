@@ -35,6 +35,11 @@ static inline __host__ __device__ int vd_ceil_div(int a, int b) {
   return (a + b - 1) / b;
 }
 
+/* A barrier of the first 128 threads of a block. */
+VD_DEV void vd_sync_group() {
+  asm volatile("bar.sync 1, 128;" ::: "memory");
+}
+
 /* Work is taken from a counter: each block starts with the item of its own number and asks for the next one while it
  * works, so that the answer's latency is hidden. To be called by all threads at the start of an item. */
 VD_DEV int vd_ask_next(vd_plan *plan, int kind) {
@@ -289,6 +294,22 @@ VD_DEV void vd_write_rows(T *matrix, int64_t stride, int first, int lowest, int 
   }
 }
 
+/* Adds the content bias u to a warp's 16 queries in shared memory; rows beyond the block stay zero. */
+template <typename T, int D> VD_DEV void vd_add_content_bias(const vd_cuda_attention &a, T *tile, int head, int iw) {
+  constexpr int per_chunk = 16 / (int)sizeof(T), chunks = D / per_chunk;
+  const float *u = a.content_bias + head * a.d_head;
+  int row0 = (threadIdx.x >> 5) * 16;
+#pragma unroll
+  for (int i = 0; i < 16 * chunks / 32; i++) {
+    int id = i * 32 + (int)(threadIdx.x & 31), row = id / chunks, chunk = id % chunks;
+    if (iw + row >= a.block || chunk * per_chunk >= a.d_head) continue;
+    T *at = tile + vd_chunk<T, D>(row0 + row, chunk);
+#pragma unroll
+    for (int e = 0; e < per_chunk; e++) at[e] = (T)((float)at[e] + u[chunk * per_chunk + e]);
+  }
+  __syncwarp();
+}
+
 /* Blocks to launch so that all multiprocessors are full; kernels take their work from a list. */
 static inline cudaError_t vd_fill_device(const void *kernel, int shared, int *blocks, int threads = VD_THREADS) {
   int device, n_sm, per_sm;
@@ -303,5 +324,14 @@ static inline cudaError_t vd_fill_device(const void *kernel, int shared, int *bl
 
 /* Stream-ordered. Fills a->room; attention_relative.cu. */
 cudaError_t vd_fill_room(const vd_cuda_attention *a, cudaStream_t stream);
+
+/* Whether the kernels of warp groups take these shapes (group.cuh). */
+static inline bool vd_by_group(const vd_cuda_attention *a) {
+  return a->type != VD_CUDA_FP32 && a->d_head <= 64;
+}
+/* Stream-ordered. vd_cuda_attention_forward of these shapes, with a->room filled;
+ * attention_forward_group.cu. */
+cudaError_t vd_forward_by_group(const vd_cuda_attention *a, const void *q, const void *k, const void *v,
+                                const void *table, void *out, float *lse, cudaStream_t stream);
 
 #endif

@@ -107,8 +107,9 @@ cudaError_t vd_cuda_attention_backward(const vd_cuda_attention *a, const vd_cuda
   }
   if (e == cudaSuccess && side != stream) e = cudaEventRecord(g->fork, stream);
   if (e == cudaSuccess && side != stream) e = cudaStreamWaitEvent(side, g->fork, 0);
-  if (e == cudaSuccess) e = vd_backward_by_query(a, &with_u, &room, stream);
-  if (e == cudaSuccess) e = vd_backward_by_key(a, &with_u, &room, side);
+  const bool group = vd_by_group(a);
+  if (e == cudaSuccess) e = (group ? vd_group_by_query : vd_backward_by_query)(a, &with_u, &room, stream);
+  if (e == cudaSuccess) e = (group ? vd_group_by_key : vd_backward_by_key)(a, &with_u, &room, side);
   if (e == cudaSuccess) e = vd_sum_up(a, g, &room, stream);
   if (e == cudaSuccess && side != stream) e = cudaEventRecord(g->join, side);
   if (e == cudaSuccess && side != stream) e = cudaStreamWaitEvent(stream, g->join, 0);

@@ -279,13 +279,13 @@ template <int N> VD_DEV void vd_copy_wait_but() {
 }
 
 /* Starts the copy of 64 rows into a tile: rows first .. first + 63 of a matrix, those outside lowest .. end - 1 as
- * zeros; columns beyond `width` as zeros. For a block of 128 threads. */
+ * zeros; columns beyond `width` as zeros. For 128 threads that begin at a multiple of 128. */
 template <typename T, int D>
 VD_DEV void vd_copy_tile(T *tile, const T *matrix, int64_t stride, int first, int lowest, int end, int width) {
   constexpr int per_chunk = 16 / (int)sizeof(T), chunks = D / per_chunk;
 #pragma unroll
   for (int i = 0; i < 64 * chunks / 128; i++) {
-    int id = i * 128 + (int)threadIdx.x, row = id / chunks, chunk = id % chunks;
+    int id = i * 128 + (int)(threadIdx.x & 127), row = id / chunks, chunk = id % chunks;
     bool valid = first + row >= lowest && first + row < end && chunk * per_chunk < width;
     const T *from = valid ? matrix + (int64_t)(first + row) * stride + chunk * per_chunk : matrix;
     vd_copy16(tile + vd_chunk<T, D>(row, chunk), from, valid);

@@ -1,0 +1,294 @@
+/* Backward pass by keys of 16-bit types and heads up to 64 wide: as attention_key.cu, but a block's four warps multiply
+ * as a group. Position scores, with distances as rows, change rows from warp to warp: they go through shared memory. */
+#include "attention_backward.cuh"
+#include "group.cuh"
+
+/* Position scores of a query tile: row 64 + e - e0 for e0 - 64 .. e0 + 63, e0 that of the tiles' first key and query.
+ */
+enum { VD_EXCHANGE = 72 };
+
+template <typename T> struct vd_key_memory {
+  T k[VD_TILE * VD_WIDTH], v[VD_TILE * VD_WIDTH], q[2][VD_TILE * VD_WIDTH], dout[2][VD_TILE * VD_WIDTH];
+  T table[3][VD_TILE * VD_WIDTH];
+  float exchange[2 * VD_TILE * VD_EXCHANGE];
+  float rows[2][2][VD_TILE];    /* of a query tile: lse, delta */
+  float begin[3][VD_TILE];      /* what scores with the table's rows begin with */
+  uint32_t kept[2][VD_THREADS]; /* of a query tile, for each thread of the first group */
+  int next;
+};
+
+/* A warp's 16 keys over the query tiles. */
+struct vd_key_state {
+  float dk[8][4], dv[8][4];
+};
+
+/* As vd_begin_scores, with position keys as rows. */
+template <bool REL> VD_DEV void vd_begin_rows(float c[8][4], const float *score) {
+  if constexpr (REL) {
+    int row = 16 * (int)(threadIdx.x >> 5) + (int)((threadIdx.x & 31) >> 2);
+    float x = score[row], y = score[row + 8];
+#pragma unroll
+    for (int i = 0; i < 32; i++) c[i >> 2][i & 3] = i & 2 ? y : x;
+  }
+}
+/* Stores a block of 64 distances, from row `block_row` on. */
+VD_DEV void vd_write_exchange(float *exchange, int block_row, const float c[8][4]) {
+  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+  float *to = exchange + (block_row + 16 * (int)(threadIdx.x >> 5) + g) * VD_EXCHANGE + 2 * t;
+#pragma unroll
+  for (int i = 0; i < 16; i++)
+    *(float2 *)(to + (i & 1) * 8 * VD_EXCHANGE + 8 * (i >> 1)) =
+        make_float2(c[i >> 1][2 * (i & 1)], c[i >> 1][2 * (i & 1) + 1]);
+}
+/* s += position scores of this warp's keys and of the 16 queries from column 16 j on. */
+VD_DEV void vd_add_exchange(float s[2][4], const float *exchange, int j) {
+  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+  const float *from = exchange + (64 + 16 * (int)(threadIdx.x >> 5) + g) * VD_EXCHANGE - 2 * t * (VD_EXCHANGE - 1);
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    int jn = i >> 2, ih = i >> 1 & 1, jj = i & 1;
+    s[jn][2 * ih + jj] += from[ih * 8 * VD_EXCHANGE - (16 * j + 8 * jn + jj) * (VD_EXCHANGE - 1)];
+  }
+}
+
+/* Which elements of a lane (keys as rows) are kept, for 64 queries from i0 on: element (jn, k) of the sub-tile j is bit
+ * vd_kept_bit(j, jn, k). Its queries are those of two lanes that draw, even rows or odd ones. */
+VD_DEV uint32_t vd_draw_keys(const vd_cuda_attention &a, const vd_drop &drop, int i0, int kappa0) {
+  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+  uint32_t bits = 0;
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    philox4x32_ctr_t words = vd_drop_words(a, drop, i0 + 16 * j, kappa0);
+#pragma unroll
+    for (int i = 0; i < 8; i++) { /* query half ih, key half jn, odd key jj, to where jn and ih have changed places */
+      int jn = i >> 2, ih = i >> 1 & 1, jj = i & 1;
+      if (vd_kept(words, drop.threshold, jn, 2 * ih + jj)) bits |= 1U << vd_kept_bit(j, ih, 2 * jn + jj);
+    }
+  }
+  /* Lane 4 g' + t' holds queries g' and g' + 8, keys 2 t' + jj: here keys g and queries 2 t + jj are wanted. */
+  uint32_t even = __shfl_sync(0xffffffffU, bits, 8 * t + (g >> 1)),
+           odd = __shfl_sync(0xffffffffU, bits, 8 * t + 4 + (g >> 1));
+  if (g & 1) even >>= 8, odd >>= 8;
+  return (even & 0x00ff00ffU) | (odd & 0x00ff00ffU) << 8;
+}
+
+/* The sub-tile j, this warp's keys and queries i0..: scores become weights as values have them, gradients of weights
+ * become those of scores. rows: lse of these queries; delta is 64 further on. */
+template <bool FULL, bool DROP, bool REL>
+VD_DEV void vd_key_gradient(const vd_cuda_attention &a, const vd_band &band, float scale, const float *rows, int i0,
+                            int kappa0, uint32_t kept, int j, float factor, float s[2][4], float ds[2][4]) {
+  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+  vd_masks m = vd_masks_of(band, i0 + 2 * t - kappa0 - g);
+  float unused = 0;
+#pragma unroll
+  for (int jn = 0; jn < 2; jn++) {
+    float2 lse = *(const float2 *)(rows + 8 * jn + 2 * t), delta = *(const float2 *)(rows + VD_TILE + 8 * jn + 2 * t);
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      int nearer = 8 * (e >> 1) - 8 * jn - (e & 1);
+      bool keep = !DROP || (kept >> vd_kept_bit(j, jn, e) & 1);
+      float own = (e & 1) ? delta.y : delta.x, weight;
+      float score = fmaf(s[jn][e], factor, -1.44269504088896341f * ((e & 1) ? lse.y : lse.x));
+      /* Keys that do not exist have rows of their own here, which are not written. */
+      if (!FULL && (i0 + 8 * jn + 2 * t + (e & 1) >= a.block || (REL && !vd_masks_seen(m, nearer)))) score = -INFINITY;
+      if constexpr (FULL || REL) {
+        weight = vd_exp2(score);
+        ds[jn][e] = weight * (keep ? fmaf(ds[jn][e], scale, -own) : -own);
+      } else {
+        ds[jn][e] =
+            vd_masked_gradient(m, a.trimmed, nearer, score, keep ? ds[jn][e] * scale : 0, own, &weight, &unused);
+      }
+      s[jn][e] = keep ? weight : 0;
+    }
+  }
+}
+
+/* Starts scores and gradients of weights of the item's t-th query tile, whose copies are there; brings position scores
+ * to their keys. */
+template <typename T, bool REL> VD_DEV void vd_key_products(vd_key_memory<T> *m, int t, float s[8][4], float ds[8][4]) {
+  float near_[8][4], far[8][4];
+  const int near_slot = t % 3, far_slot = (t + 1) % 3;
+  vd_begin_rows<REL>(near_, m->begin[near_slot]), vd_begin_rows<REL>(far, m->begin[far_slot]);
+  vd_products_begin();
+  vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(near_, m->table[near_slot], m->q[t & 1], REL);
+  vd_products_commit();
+  vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(far, m->table[far_slot], m->q[t & 1], REL);
+  vd_products_commit();
+  vd_products_wait<1>();
+  vd_products_done(near_);
+  vd_write_exchange(m->exchange, 64, near_);
+  vd_products_begin();
+  vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(s, m->k, m->q[t & 1], false);
+  vd_products_commit();
+  vd_products_wait<1>();
+  vd_products_done(far);
+  vd_write_exchange(m->exchange, 0, far);
+  vd_products_begin();
+  vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(ds, m->v, m->dout[t & 1], false);
+  vd_products_commit();
+}
+
+/* A work item by keys: query tiles from `first` on. Query tile t needs blocks t (nearer keys) and t + 1 of the table.
+ */
+typedef struct vd_key_work {
+  vd_item it;
+  vd_band band;
+  int kappa0, first, n;
+  int64_t q0, k0; /* elements before row 0 of q and of k, v */
+} vd_key_work;
+template <bool REL> VD_DEV vd_key_work vd_key_work_of(const vd_cuda_attention &a, const vd_plan *plan, int item) {
+  vd_key_work w;
+  w.it = vd_key_item<REL>(a, plan, item);
+  w.band = vd_band_of<REL>(a, plan, w.it.head);
+  w.kappa0 = w.it.tile * VD_TILE, w.first = max(w.kappa0, 0);
+  w.n = min(a.block - 1, w.kappa0 + VD_TILE - 1 + w.band.reach) / VD_TILE - w.first / VD_TILE + 1;
+  w.q0 = (int64_t)w.it.stream * a.block * a.q_stride + w.it.head * a.d_head;
+  w.k0 = ((int64_t)w.it.stream * a.kv_rows + a.window) * a.kv_stride + w.it.head * a.d_head;
+  return w;
+}
+template <bool REL> VD_DEV int vd_key_items(const vd_cuda_attention &a, const vd_plan *plan) {
+  return REL ? a.n_stream * a.n_head * (vd_far_tiles(a) + vd_ceil_div(a.block, VD_TILE)) : plan->key_first[a.n_head];
+}
+
+/* The item's t-th query tile for this warp's keys. */
+template <typename T, bool DROP, bool REL>
+VD_DEV void vd_key_tile(const vd_cuda_attention &a, const vd_key_work &work, float scale, vd_key_memory<T> *m,
+                        vd_key_state &w, int t, uint32_t kept, float factor) {
+  float s[8][4], ds[8][4];
+  const int kw = work.kappa0 + 16 * (int)(threadIdx.x >> 5);
+  vd_frag_a<T> weight[4], gradient[4];
+  vd_key_products<T, REL>(m, t, s, ds);
+  vd_sync_group();
+  vd_products_wait<0>();
+  vd_products_done(s), vd_products_done(ds);
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    int iq = work.first + t * VD_TILE + 16 * j;
+    const float *rows = m->rows[t & 1][0] + 16 * j;
+    if (vd_all_full<false>(work.band, iq - kw, kw) && iq + 16 <= a.block) {
+      vd_add_exchange(s + 2 * j, m->exchange, j);
+      vd_key_gradient<true, DROP, REL>(a, work.band, scale, rows, iq, kw, kept, j, factor, s + 2 * j, ds + 2 * j);
+    } else if (vd_any_seen<false>(work.band, iq - kw, kw) && iq < a.block) {
+      vd_add_exchange(s + 2 * j, m->exchange, j);
+      vd_key_gradient<false, DROP, REL>(a, work.band, scale, rows, iq, kw, kept, j, factor, s + 2 * j, ds + 2 * j);
+    } else {
+      vd_clear(s + 2 * j), vd_clear(ds + 2 * j);
+    }
+    vd_as_a(weight[j], s + 2 * j), vd_as_a(gradient[j], ds + 2 * j);
+  }
+  vd_products_begin();
+  vd_start_held<T, VD_BY_ROWS>(w.dv, weight, m->dout[t & 1], true);
+  vd_start_held<T, VD_BY_ROWS>(w.dk, gradient, m->q[t & 1], true);
+  vd_products_commit();
+  vd_products_wait<0>();
+  vd_products_done(w.dv), vd_products_done(w.dk);
+}
+
+/* What the kernel is told besides the shapes. */
+typedef struct vd_key_task {
+  vd_cuda_attention_gradient g;
+  const float *delta;
+  vd_drop drop;
+} vd_key_task;
+
+/* The first group. */
+template <typename T, bool DROP, bool REL>
+VD_DEV void vd_key_multiply(const vd_cuda_attention &a, const vd_key_task &task, vd_key_memory<T> *m) {
+  vd_plan *plan = (vd_plan *)a.plan;
+  const int n_item = vd_key_items<REL>(a, plan);
+  const float scale = rsqrtf((float)a.d_head), factor = scale * 1.44269504088896341f;
+  for (int item = (int)blockIdx.x; item < n_item;) {
+    const int asked = vd_ask_next(plan, VD_WORK_KEY);
+    const vd_key_work work = vd_key_work_of<REL>(a, plan, item);
+    const int lowest = vd_lowest<REL>(work.band), kw = work.kappa0 + 16 * (int)(threadIdx.x >> 5);
+    vd_key_state w;
+    vd_clear_sums(w.dk), vd_clear_sums(w.dv);
+    for (int t = 0; t < work.n; t++) {
+      vd_barrier_wait<VD_BARRIER_THERE>();
+      const uint32_t kept = DROP ? m->kept[t & 1][threadIdx.x] : 0;
+      if (t + 1 < work.n) vd_barrier_arrive<VD_BARRIER_NEXT>();
+      vd_key_tile<T, DROP, REL>(a, work, task.drop.scale, m, w, t, kept, factor);
+    }
+    const float scales[2] = {scale, scale}, dropped[2] = {task.drop.scale, task.drop.scale};
+    vd_write_rows<T, VD_WIDTH>((T *)task.g.dk + work.k0, a.kv_stride, kw, lowest, a.block, a.d_head, w.dk, scales);
+    vd_write_rows<T, VD_WIDTH>((T *)task.g.dv + work.k0, a.kv_stride, kw, lowest, a.block, a.d_head, w.dv, dropped);
+    item = vd_take_next(asked, &m->next);
+  }
+  vd_no_more_work(plan, VD_WORK_KEY);
+}
+
+/* The second group. */
+template <typename T, bool DROP, bool REL>
+VD_DEV void vd_key_bring(const vd_cuda_attention &a, const vd_key_task &task, vd_key_memory<T> *m) {
+  const vd_plan *plan = (const vd_plan *)a.plan;
+  const vd_cuda_attention_gradient &g = task.g;
+  const int n_item = vd_key_items<REL>(a, plan), thread = (int)threadIdx.x - VD_THREADS;
+  vd_drop drop = task.drop;
+  for (int item = (int)blockIdx.x; item < n_item;) {
+    const vd_key_work work = vd_key_work_of<REL>(a, plan, item);
+    const vd_positions<T> positions = vd_positions_of<REL, T>(a, g.table, work.it.head);
+    const int lowest = vd_lowest<REL>(work.band), n = work.n;
+    const float *rows =
+        (thread < VD_TILE ? g.lse : task.delta) + ((int64_t)work.it.stream * a.n_head + work.it.head) * a.block;
+    auto copy_table = [&](int y) {
+      vd_copy_table<T, REL>(m->table[y % 3], m->begin[y % 3], positions, work.kappa0 - work.first - y * VD_TILE,
+                            a.d_head);
+    };
+    vd_copy_rows<T>(m->k, (const T *)g.k + work.k0, a.kv_stride, work.kappa0, lowest, a.block, a.d_head);
+    vd_copy_rows<T>(m->v, (const T *)g.v + work.k0, a.kv_stride, work.kappa0, lowest, a.block, a.d_head);
+    copy_table(0);
+    vd_set_drop(&drop, a, work.it.head, work.it.stream);
+    for (int t = -1; t < n; t++) {
+      if (t > 0) vd_barrier_wait<VD_BARRIER_NEXT>();
+      if (t != 0) {
+        int tile = max(t, 0), i0 = work.first + tile * VD_TILE, i = i0 + (thread & (VD_TILE - 1));
+        vd_copy_rows<T>(m->q[tile & 1], (const T *)g.q + work.q0, a.q_stride, i0, 0, a.block, a.d_head);
+        vd_copy_rows<T>(m->dout[tile & 1], (const T *)g.dout + work.q0, a.q_stride, i0, 0, a.block, a.d_head);
+        vd_copy4(m->rows[tile & 1][0] + thread, i < a.block ? rows + i : rows, i < a.block);
+        copy_table(tile + 1);
+        vd_copy_commit();
+      }
+      if (DROP && t + 1 < n)
+        m->kept[(t + 1) & 1][thread] =
+            vd_draw_keys(a, drop, work.first + (t + 1) * VD_TILE, work.kappa0 + 16 * (thread >> 5));
+      if (t < 0) continue;
+      vd_copy_wait();
+      vd_products_see();
+      vd_barrier_arrive<VD_BARRIER_THERE>();
+    }
+    item = vd_take_next(0, &m->next);
+  }
+}
+
+template <typename T, bool DROP, bool REL>
+__global__ void __launch_bounds__(VD_GROUPS, 2)
+    vd_key_group_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ vd_key_task task) {
+  extern __shared__ __align__(1024) unsigned char memory[];
+  vd_key_memory<T> *m = (vd_key_memory<T> *)memory;
+  if (threadIdx.x < VD_THREADS) {
+    vd_many_registers<192>();
+    vd_key_multiply<T, DROP, REL>(a, task, m);
+  } else {
+    vd_few_registers<64>();
+    vd_key_bring<T, DROP, REL>(a, task, m);
+  }
+}
+
+template <typename T>
+static cudaError_t vd_launch(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
+                             const vd_backward_room *room, cudaStream_t stream) {
+  int blocks, shared = (int)sizeof(vd_key_memory<T>);
+  const vd_key_task task = {*g, room->delta, vd_make_drop(a)};
+  auto kernel = task.drop.threshold ? vd_key_group_kernel<T, true, false> : vd_key_group_kernel<T, false, false>;
+  if (a->rel_key)
+    kernel = task.drop.threshold ? vd_key_group_kernel<T, true, true> : vd_key_group_kernel<T, false, true>;
+  cudaError_t e = vd_fill_device((const void *)kernel, shared, &blocks, VD_GROUPS);
+  if (e != cudaSuccess) return e;
+  kernel<<<blocks, VD_GROUPS, shared, stream>>>(*a, task);
+  return cudaGetLastError();
+}
+
+cudaError_t vd_group_by_key(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
+                            const vd_backward_room *room, cudaStream_t stream) {
+  return a->type == VD_CUDA_BF16 ? vd_launch<__nv_bfloat16>(a, g, room, stream) : vd_launch<__half>(a, g, room, stream);
+}

@@ -1,0 +1,332 @@
+/* Backward pass by queries of 16-bit types and heads up to 64 wide: as attention_query.cu, but a block's four warps
+ * multiply as a group. The gradients of position scores lie in shared memory as one tile for each 64-wide block of e,
+ * which is whole when two key tiles have been seen, and then serves both the queries' and the table's gradient. */
+#include "attention_backward.cuh"
+#include "group.cuh"
+
+template <typename T> struct vd_query_memory {
+  T turned[2][VD_TILE * VD_WIDTH]; /* blocks of e with an even and with an odd number */
+  T q[VD_TILE * VD_WIDTH], k[2][VD_TILE * VD_WIDTH], v[VD_TILE * VD_WIDTH], table[3][VD_TILE * VD_WIDTH];
+  float ring[VD_THREADS / 32][VD_RING_BYTES / 4];
+  T ones[8 * VD_WIDTH];
+  float begin[3][VD_TILE];      /* what scores with the table's rows begin with */
+  uint32_t kept[2][VD_THREADS]; /* of a key tile, for each thread of the first group */
+  float sums[4];
+  int next;
+};
+
+/* A warp's state over the key tiles. */
+template <typename T, bool REL> struct vd_query_state {
+  vd_frag_a<T> dout[4];
+  float dq[8][4];
+  float dq_position[REL ? 8 : 1][4]; /* with relative keys kept apart: its sum is the gradient of v */
+  float lse[2], delta[2];            /* of rows g and g + 8; lse in units of log 2 */
+  float dspan;
+};
+
+/* Gradients of scores in place of those of weights, the sub-tile j. */
+template <typename T, bool FULL, bool DROP, bool REL>
+VD_DEV void vd_query_gradient(const vd_cuda_attention &a, const vd_band &band, float scale, vd_query_state<T, REL> &w,
+                              uint32_t kept, int j, int x0, int kappa0, float factor, const float s[2][4],
+                              float ds[2][4]) {
+  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+  vd_masks m = vd_masks_of(band, x0 + g - 2 * t);
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    int jn = i >> 2, e = i & 3, nearer = 8 * jn + (e & 1) - 8 * (e >> 1);
+    float score = fmaf(s[jn][e], factor, -w.lse[e >> 1]), delta = w.delta[e >> 1], weight;
+    const bool keep = !DROP || (kept >> vd_kept_bit(j, jn, e) & 1);
+    if (REL && !FULL)
+      score = vd_masks_seen(m, nearer) && kappa0 + 8 * jn + 2 * t + (e & 1) >= band.oldest ? score : -INFINITY;
+    if constexpr (FULL || REL) {
+      ds[jn][e] = vd_exp2(score) * (keep ? fmaf(ds[jn][e], scale, -delta) : -delta);
+    } else {
+      ds[jn][e] =
+          vd_masked_gradient(m, a.trimmed, nearer, score, keep ? ds[jn][e] * scale : 0, delta, &weight, &w.dspan);
+    }
+  }
+}
+
+/* The gradients of this warp's scores with the item's t-th key tile, whose copies are there, as left operands. */
+template <typename T, bool DROP, bool REL>
+VD_DEV void vd_query_scores(const vd_cuda_attention &a, float scale, const vd_query_work &work, vd_query_memory<T> *m,
+                            vd_query_state<T, REL> &w, int t, float factor, vd_frag_a<T> gradient[4]) {
+  float s[8][4], position[8][4], ds[8][4];
+  float *ring = m->ring[threadIdx.x >> 5];
+  const int warp = (int)(threadIdx.x >> 5), unit = 4 * (t + 1) + 7 - warp;
+  const uint32_t kept = DROP ? m->kept[t & 1][threadIdx.x] : 0;
+  if constexpr (REL) vd_begin_positions(position, m->begin[(t + 1) % 3]);
+  vd_products_begin();
+  vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(position, m->q, m->table[(t + 1) % 3], REL);
+  vd_products_commit();
+  vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(s, m->q, m->k[t & 1], false);
+  vd_products_commit();
+  vd_start_held<T, VD_BY_COLUMNS>(ds, w.dout, m->v, false);
+  vd_products_commit();
+  vd_products_wait<2>();
+  vd_products_done(position);
+  vd_write_ring(ring, t + 1, position);
+  __syncwarp();
+  vd_products_wait<0>();
+  vd_products_done(s), vd_products_done(ds);
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    int kappa = work.start + t * VD_TILE + 16 * j, x0 = work.i0 + 16 * warp - kappa;
+    if (vd_all_full<REL>(work.band, x0, kappa)) {
+      vd_add_ring(s + 2 * j, ring, unit + j);
+      vd_query_gradient<T, true, DROP, REL>(a, work.band, scale, w, kept, j, x0, kappa, factor, s + 2 * j, ds + 2 * j);
+    } else if (vd_any_seen<REL>(work.band, x0, kappa)) {
+      vd_add_ring(s + 2 * j, ring, unit + j);
+      vd_query_gradient<T, false, DROP, REL>(a, work.band, scale, w, kept, j, x0, kappa, factor, s + 2 * j, ds + 2 * j);
+    } else {
+      vd_clear(ds + 2 * j);
+    }
+    vd_as_a(gradient[j], ds + 2 * j);
+  }
+}
+
+/* Where a pair of columns of the two turned tiles side by side is, in bytes, for row g of a warp's 16: `chunk` counts
+ * 16 bytes, modulo those of both tiles. */
+VD_DEV int vd_turned_chunk(int chunk, int g) {
+  return ((chunk & 7) ^ g) * 16 + (chunk & 8) * (VD_TILE_BYTES / 8);
+}
+/* Stores gradients of scores by e: element (r, c) belongs to column c - r of block `block`, where that is below 0 to
+ * the block before it. Odd rows are shifted by one against pairs of columns, and pair with the lane of the next
+ * columns. */
+template <typename T>
+VD_DEV void vd_write_turned(T turned[2][VD_TILE * VD_WIDTH], int block, const vd_frag_a<T> gradient[4]) {
+  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, odd = g & 1, r = 16 * (int)(threadIdx.x >> 5) + g;
+  int first = 64 * (block & 1) + 128 + 2 * t + odd - r; /* the column of this lane's first pair, modulo 128 */
+  char *to = (char *)turned[0] + r * 128 + (first & 6) * 2;
+#pragma unroll
+  for (int n = -1; n < 8; n++) { /* row g + 8 has in its columns 8 (n + 1) what row g has in 8 n */
+    char *at = to + vd_turned_chunk((first >> 3) + n, g);
+#pragma unroll
+    for (int ih = 0; ih < 2; ih++) {
+      int c = n + ih;
+      if (c < 0 || c > 7) continue;
+      uint32_t mine = gradient[c >> 1].x[2 * (c & 1) + ih];
+      uint32_t after = c < 7 ? gradient[(c + 1) >> 1].x[2 * ((c + 1) & 1) + ih] : 0;
+      uint32_t got = __shfl_sync(0xffffffffU, t == 0 ? after : mine, (lane & 28) | ((t + 1) & 3));
+      if (c == 7 && odd && t == 3) {
+        *(uint16_t *)(at + ih * 1024) = (uint16_t)(mine >> 16); /* its neighbour is the next key tile's first */
+      } else {
+        *(uint32_t *)(at + ih * 1024) = __byte_perm(mine, got, odd ? 0x5432 : 0x3210);
+      }
+    }
+  }
+  if (!odd || t > 0) return;
+  to = (char *)turned[0] + r * 128 + ((first - 2) & 6) * 2 + 2;
+  *(uint16_t *)(to + vd_turned_chunk((first - 2) >> 3, g)) = (uint16_t)gradient[0].x[0];
+  *(uint16_t *)(to + 1024 + vd_turned_chunk(((first - 2) >> 3) - 1, g)) = (uint16_t)gradient[0].x[1];
+}
+
+/* Column sums of a turned tile: rows g (0, 1) and g + 8 (2, 3) of this warp's 16 distances. */
+VD_DEV void vd_start_ones(float c[4], uint64_t a, uint64_t b, bool add, __nv_bfloat16) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %6, 0;\n"
+               "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0,%1,%2,%3}, %4, %5, p, 1, 1, 1, 0;\n}"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "l"(a), "l"(b), "r"((int)add));
+}
+VD_DEV void vd_start_ones(float c[4], uint64_t a, uint64_t b, bool add, __half) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %6, 0;\n"
+               "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%0,%1,%2,%3}, %4, %5, p, 1, 1, 1, 0;\n}"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "l"(a), "l"(b), "r"((int)add));
+}
+
+/* Block `block` of e, whole: the position part of dq, and its rows of the table's gradient. With relative keys and LAST
+ * it is the one that begins with distance 0, and ends there. */
+template <typename T, bool REL, bool LAST>
+VD_DEV void vd_add_block(vd_query_memory<T> *m, vd_query_state<T, REL> &w, const vd_position_gradients &p, int block,
+                         int e0, float factor) {
+  float sum[8][4], rows[4] = {0, 0, 0, 0};
+  float(*dq)[4] = REL ? w.dq_position : w.dq;
+  const T *turned = m->turned[block & 1], *table = m->table[block % 3];
+  vd_products_begin();
+  if constexpr (LAST) {
+    vd_tile_step<VD_BY_COLUMNS, VD_BY_ROWS>(dq, vd_tile_of(turned), vd_tile_of(table), true, T());
+  } else {
+    vd_start_product<T, VD_BY_COLUMNS, VD_BY_ROWS>(dq, turned, table, true);
+  }
+  vd_start_product<T, VD_BY_ROWS, VD_BY_ROWS>(sum, turned, m->q, false);
+#pragma unroll
+  for (int i = 0; REL && i < 4; i++)
+    vd_start_ones(rows, vd_tile_of(turned) + i * VD_BY_ROWS, vd_tile_of(m->ones), i > 0, T());
+  vd_products_commit();
+  vd_products_wait<0>();
+  vd_products_done(w.dq), vd_products_done(sum);
+  if constexpr (REL) {
+    vd_products_done(w.dq_position);
+#pragma unroll
+    for (int i = 0; i < 4; i++) asm volatile("" : "+f"(rows[i])::"memory");
+  }
+  e0 += 16 * (int)(threadIdx.x >> 5);
+  if (e0 + 15 >= p.lowest && e0 < p.end) vd_add_rows<VD_WIDTH, REL>(p, sum, rows, e0, factor);
+}
+
+/* The start of an item, whose first copies are there: dout, which came in place of a turned tile, to registers; zeros
+ * for what the other turned tile has of keys before the first; with relative keys, scores of the block of e before
+ * them. */
+template <typename T, bool REL>
+VD_DEV void vd_query_start(const vd_cuda_attention &a, const float *lse, const float *delta, vd_item it, int iw,
+                           vd_query_memory<T> *m, vd_query_state<T, REL> &w) {
+  int lane = threadIdx.x & 31;
+  int64_t rows = ((int64_t)it.stream * a.n_head + it.head) * a.block;
+  for (int i = (int)threadIdx.x; i < VD_TILE_BYTES / 16; i += VD_THREADS)
+    ((uint4 *)m->turned[0])[i] = make_uint4(0, 0, 0, 0);
+#pragma unroll
+  for (int i = 0; i < 4; i++) vd_load_a<T, VD_WIDTH>(w.dout[i], m->turned[1], iw & 63, 16 * i);
+#pragma unroll
+  for (int ih = 0; ih < 2; ih++) {
+    int i = iw + (lane >> 2) + 8 * ih;
+    w.lse[ih] = i < a.block ? lse[rows + i] * 1.44269504088896341f : INFINITY;
+    w.delta[ih] = i < a.block ? delta[rows + i] : 0;
+  }
+  vd_clear_sums(w.dq);
+  w.dspan = 0;
+  if constexpr (REL) {
+    float position[8][4];
+    vd_clear_sums(w.dq_position);
+    vd_begin_positions(position, m->begin[0]);
+    vd_products_begin();
+    vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(position, m->q, m->table[0], true);
+    vd_products_commit();
+    vd_products_wait<0>();
+    vd_products_done(position);
+    vd_write_ring(m->ring[threadIdx.x >> 5], 0, position);
+  }
+  vd_sync_group();
+}
+
+/* What the kernel is told besides the shapes. */
+typedef struct vd_query_task {
+  vd_cuda_attention_gradient g;
+  vd_backward_room room;
+  vd_drop drop;
+} vd_query_task;
+
+/* The end of an item whose key tiles are done. */
+template <typename T, bool REL>
+VD_DEV void vd_query_end(const vd_cuda_attention &a, const vd_query_task &task, const vd_query_work &work, int item,
+                         const vd_position_gradients &p, vd_query_memory<T> *m, vd_query_state<T, REL> &w,
+                         float scale) {
+  const float scales[2] = {scale, scale};
+  if constexpr (REL) {
+    vd_add_block<T, REL, true>(m, w, p, work.n, work.first_block + work.n * VD_TILE, scale);
+    vd_store_dbias<VD_WIDTH>(w.dq, w.dq_position, m->ring[0], scale, a.d_head,
+                             task.room.dbias + (int64_t)item * 2 * a.d_head);
+#pragma unroll
+    for (int i = 0; i < 32; i++) w.dq[i >> 2][i & 3] += w.dq_position[i >> 2][i & 3];
+  } else {
+    int n_tile = vd_ceil_div(a.block, VD_TILE);
+    vd_store_dspan(w.dspan, m->sums,
+                   task.room.dspan + ((int64_t)work.it.head * a.n_stream + work.it.stream) * n_tile + work.it.tile);
+  }
+  vd_write_rows<T, VD_WIDTH>((T *)task.g.dq + work.q0, a.q_stride, work.i0 + 16 * (int)(threadIdx.x >> 5), 0, a.block,
+                             a.d_head, w.dq, scales);
+}
+
+/* The first group. */
+template <typename T, bool DROP, bool REL>
+VD_DEV void vd_query_multiply(const vd_cuda_attention &a, const vd_query_task &task, vd_query_memory<T> *m) {
+  vd_plan *plan = (vd_plan *)a.plan;
+  const int n_item = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE);
+  const float scale = rsqrtf((float)a.d_head), factor = scale * 1.44269504088896341f;
+  for (int i = (int)threadIdx.x; REL && i < 8 * VD_WIDTH; i += VD_THREADS) m->ones[i] = (T)1.0f;
+  for (int item = (int)blockIdx.x; item < n_item;) {
+    const int asked = vd_ask_next(plan, VD_WORK_QUERY);
+    const vd_query_work work = vd_query_work_of<REL>(a, plan, item);
+    const vd_position_gradients p = vd_position_gradients_of<REL>(a, task.g, task.room.dsum, work.it.head, work.band);
+    vd_query_state<T, REL> w;
+    for (int t = 0; t < work.n; t++) {
+      vd_frag_a<T> gradient[4];
+      vd_barrier_wait<VD_BARRIER_THERE>();
+      if (t == 0)
+        vd_query_start<T, REL>(a, task.g.lse, task.room.delta, work.it, work.i0 + 16 * (int)(threadIdx.x >> 5), m, w);
+      vd_query_scores<T, DROP, REL>(a, task.drop.scale, work, m, w, t, factor, gradient);
+      vd_write_turned<T>(m->turned, t + 1, gradient);
+      vd_products_see();
+      vd_sync_group();
+      if (t + 1 < work.n) vd_barrier_arrive<VD_BARRIER_NEXT>();
+      vd_products_begin();
+      vd_start_held<T, VD_BY_ROWS>(w.dq, gradient, m->k[t & 1], true);
+      vd_add_block<T, REL, false>(m, w, p, t, work.first_block + t * VD_TILE, scale);
+    }
+    vd_query_end<T, REL>(a, task, work, item, p, m, w, scale);
+    item = vd_take_next(asked, &m->next);
+  }
+  vd_no_more_work(plan, VD_WORK_QUERY);
+}
+
+/* The second group. A tile is brought when the first has done with the values of the one before. */
+template <typename T, bool DROP, bool REL>
+VD_DEV void vd_query_bring(const vd_cuda_attention &a, const vd_query_task &task, vd_query_memory<T> *m) {
+  const vd_plan *plan = (const vd_plan *)a.plan;
+  const vd_cuda_attention_gradient &g = task.g;
+  const int n_item = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE), thread = (int)threadIdx.x - VD_THREADS;
+  vd_drop drop = task.drop;
+  for (int item = (int)blockIdx.x; item < n_item;) {
+    const vd_query_work work = vd_query_work_of<REL>(a, plan, item);
+    const vd_positions<T> positions = vd_positions_of<REL, T>(a, g.table, work.it.head);
+    const int lowest = vd_lowest<REL>(work.band), n = work.n;
+    auto copy_table = [&](int y) {
+      vd_copy_table<T, REL>(m->table[y % 3], m->begin[y % 3], positions, work.first_block + y * VD_TILE, a.d_head);
+    };
+    vd_copy_rows<T>(m->q, (const T *)g.q + work.q0, a.q_stride, work.i0, 0, a.block, a.d_head);
+    vd_copy_rows<T>(m->turned[1], (const T *)g.dout + work.q0, a.q_stride, work.i0, 0, a.block, a.d_head);
+    copy_table(0);
+    vd_set_drop(&drop, a, work.it.head, work.it.stream);
+    for (int t = -1; t < n; t++) {
+      int kappa0 = work.start + max(t, 0) * VD_TILE;
+      if (t > 0) vd_barrier_wait<VD_BARRIER_NEXT>();
+      if (t != 0) {
+        vd_copy_rows<T>(m->v, (const T *)g.v + work.k0, a.kv_stride, kappa0, lowest, a.block, a.d_head);
+        vd_copy_rows<T>(m->k[max(t, 0) & 1], (const T *)g.k + work.k0, a.kv_stride, kappa0, lowest, a.block, a.d_head);
+        if (REL || max(t, 0) + 1 < n) copy_table(max(t, 0) + 1);
+        vd_copy_commit();
+      }
+      if (DROP && t + 1 < n)
+        m->kept[(t + 1) & 1][thread] =
+            vd_draw_queries(a, drop, work.i0 + 16 * (thread >> 5), work.start + (t + 1) * VD_TILE);
+      if (t < 0) continue;
+      vd_copy_wait();
+      vd_products_see();
+      vd_barrier_arrive<VD_BARRIER_THERE>();
+    }
+    item = vd_take_next(0, &m->next);
+  }
+}
+
+template <typename T, bool DROP, bool REL>
+__global__ void __launch_bounds__(VD_GROUPS, 2)
+    vd_query_group_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ vd_query_task task) {
+  extern __shared__ __align__(1024) unsigned char memory[];
+  vd_query_memory<T> *m = (vd_query_memory<T> *)memory;
+  if (threadIdx.x < VD_THREADS) {
+    vd_many_registers<208>();
+    vd_query_multiply<T, DROP, REL>(a, task, m);
+  } else {
+    vd_few_registers<48>();
+    vd_query_bring<T, DROP, REL>(a, task, m);
+  }
+}
+
+template <typename T>
+static cudaError_t vd_launch(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
+                             const vd_backward_room *room, cudaStream_t stream) {
+  int blocks, shared = (int)sizeof(vd_query_memory<T>);
+  const vd_query_task task = {*g, *room, vd_make_drop(a)};
+  auto kernel = task.drop.threshold ? vd_query_group_kernel<T, true, false> : vd_query_group_kernel<T, false, false>;
+  if (a->rel_key)
+    kernel = task.drop.threshold ? vd_query_group_kernel<T, true, true> : vd_query_group_kernel<T, false, true>;
+  cudaError_t e = vd_fill_device((const void *)kernel, shared, &blocks, VD_GROUPS);
+  if (e != cudaSuccess) return e;
+  kernel<<<blocks, VD_GROUPS, shared, stream>>>(*a, task);
+  return cudaGetLastError();
+}
+
+cudaError_t vd_group_by_query(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
+                              const vd_backward_room *room, cudaStream_t stream) {
+  return a->type == VD_CUDA_BF16 ? vd_launch<__nv_bfloat16>(a, g, room, stream) : vd_launch<__half>(a, g, room, stream);
+}
