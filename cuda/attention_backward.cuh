@@ -17,12 +17,31 @@ template <typename T, int D> struct vd_backward_layout {
 
 /* Places in the workspace. */
 typedef struct vd_backward_room {
-  float *delta; /* [n_stream, n_head, block]: sum over a head's columns of out * dout */
-  float *dspan; /* [n_head, n_stream, query tiles] */
-  void *query;  /* with relative keys: q + u, rows of q_stride elements */
-  float *dbias; /* [query items, 2, d_head]: sums over an item's queries of the content and the position part of dq */
-  float *dsum;  /* [n_head, reach + 1]: sums of the gradients of scores over all queries at one distance */
+  float *delta;   /* [n_stream, n_head, block]: sum over a head's columns of out * dout */
+  float *dspan;   /* [n_head, n_stream, query tiles] */
+  void *query;    /* with relative keys: q + u, rows of q_stride elements */
+  float *dbias;   /* [query items, 2, d_head]: sums over an item's queries of the content and the position part of dq */
+  float *dsum;    /* [n_head, reach + 1]: sums of the gradients of scores over all queries at one distance */
+  uint32_t *kept; /* for groups, with dropout: see vd_draw_kept */
 } vd_backward_room;
+
+/* Stream-ordered. Which weights dropout keeps, a bit each, so that the two kernels need not draw them twice: room->kept
+ * [vd_kept_tiles(), 128], a tile of 64 x 64 as vd_draw_queries() has it for the 128 threads of a group;
+ * attention_dropout.cu. */
+cudaError_t vd_draw_kept(const vd_cuda_attention *a, uint32_t *kept, cudaStream_t stream);
+/* Tiles from a query tile to the farthest key tile that any head may see. */
+static inline __host__ __device__ int vd_most_tiles(const vd_cuda_attention &a) {
+  return vd_ceil_div(a.rel_key ? a.reach : a.window, VD_TILE) + 1;
+}
+static inline size_t vd_kept_tiles(const vd_cuda_attention *a) {
+  return (size_t)a->n_stream * (size_t)a->n_head * (size_t)vd_ceil_div(a->block, VD_TILE) * (size_t)vd_most_tiles(*a);
+}
+/* Where those of a query tile and the key tile `far` before it begin. */
+VD_DEV const uint32_t *vd_kept_of(const vd_cuda_attention &a, const uint32_t *kept, int stream, int head, int tile,
+                                  int far) {
+  int64_t item = ((int64_t)stream * a.n_head + head) * vd_ceil_div(a.block, VD_TILE) + tile;
+  return kept + (item * vd_most_tiles(a) + far) * VD_THREADS;
+}
 
 /* Stream-ordered. The kernels by queries and by keys, with relative keys or without; attention_query.cu,
  * attention_key.cu. g->q: the queries, with u added. */
@@ -88,28 +107,29 @@ VD_DEV vd_position_gradients vd_position_gradients_of(const vd_cuda_attention &a
   return p;
 }
 
-/* to[0], to[1] += x, y in device memory, where valid: without a branch. */
-VD_DEV void vd_add_pair(float *to, float x, float y, bool valid) {
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %3, 0;\n@p red.global.add.v2.f32 [%0], {%1, %2};\n}" ::"l"(to), "f"(x),
-               "f"(y), "r"((int)valid)
-               : "memory");
-}
-
 /* Rows e0 .. e0 + 15 of the position keys' gradients += factor * sum; with relative keys, factor * rows, whose columns
  * are alike, to p.sum. */
 template <int D, bool REL>
 VD_DEV void vd_add_rows(const vd_position_gradients &p, const float sum[D / 8][4], const float rows[4], int e0,
                         float factor) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+  const bool whole = e0 >= p.lowest && e0 + 16 <= p.end && p.width == D;
 #pragma unroll
   for (int ih = 0; ih < 2; ih++) {
     int e = e0 + g + 8 * ih;
     bool valid = e >= p.lowest && e < p.end;
     float *to = p.row0 + e * p.stride + 2 * t;
     if (REL && valid && t == 0) atomicAdd(p.sum - e, rows[2 * ih] * factor);
+    if (whole) {
 #pragma unroll
-    for (int n = 0; n < D / 8; n++)
-      vd_add_pair(to + 8 * n, sum[n][2 * ih] * factor, sum[n][2 * ih + 1] * factor, valid && 8 * n + 2 * t < p.width);
+      for (int n = 0; n < D / 8; n++)
+        atomicAdd((float2 *)(to + 8 * n), make_float2(sum[n][2 * ih] * factor, sum[n][2 * ih + 1] * factor));
+    } else {
+#pragma unroll
+      for (int n = 0; n < D / 8; n++)
+        if (valid && 8 * n + 2 * t < p.width)
+          atomicAdd((float2 *)(to + 8 * n), make_float2(sum[n][2 * ih] * factor, sum[n][2 * ih + 1] * factor));
+    }
   }
 }
 

@@ -2,11 +2,12 @@
 #include "group.cuh"
 
 template <typename T> struct vd_forward_memory {
-  T q[VD_TILE * VD_WIDTH], k[2][VD_TILE * VD_WIDTH], v[2][VD_TILE * VD_WIDTH], table[2][VD_TILE * VD_WIDTH];
+  T q[2][VD_TILE * VD_WIDTH], k[2][VD_TILE * VD_WIDTH], v[2][VD_TILE * VD_WIDTH];
+  T table[3][VD_TILE * VD_WIDTH]; /* the last one: with relative keys, the block before an item's first tile */
   float ring[VD_THREADS / 32][VD_RING_BYTES / 4];
-  float begin[2][VD_TILE];      /* what scores with the table's rows begin with */
+  float begin[3][VD_TILE];      /* what scores with the table's rows begin with */
   uint32_t kept[2][VD_THREADS]; /* of a key tile, for each thread of the first group */
-  int next;
+  int next[2];
 };
 
 /* What the kernel is told besides the shapes. */
@@ -46,13 +47,17 @@ VD_DEV void vd_mask_scores(const vd_band &band, bool trimmed, int x0, int kappa0
 template <bool REL>
 VD_DEV void vd_finish_scores(const vd_cuda_attention &a, const vd_band &band, const float *ring, int unit, int iw,
                              int kappa0, float factor, float s[8][4]) {
+  if (vd_row_full<REL>(band, iw, kappa0)) {
+#pragma unroll
+    for (int j = 0; j < 4; j++) vd_add_ring(s + 2 * j, ring, unit + j);
+    return;
+  }
 #pragma unroll
   for (int j = 0; j < 4; j++) {
     int kappa = kappa0 + 16 * j;
     if (vd_any_seen<REL>(band, iw - kappa, kappa)) {
       vd_add_ring(s + 2 * j, ring, unit + j);
-      if (!vd_all_full<REL>(band, iw - kappa, kappa))
-        vd_mask_scores<REL>(band, a.trimmed, iw - kappa, kappa, 1 / factor, s + 2 * j);
+      vd_mask_scores<REL>(band, a.trimmed, iw - kappa, kappa, 1 / factor, s + 2 * j);
     } else {
 #pragma unroll
       for (int i = 0; i < 8; i++) s[2 * j + (i >> 2)][i & 3] = -INFINITY;
@@ -107,19 +112,19 @@ template <typename T> VD_DEV void vd_drop_weights(vd_frag_a<T> p[4], uint32_t bi
     }
 }
 
-/* One key tile, t-th of the item, whose copies are there. */
+/* One key tile, t-th of the item, c-th of the block, whose copies are there. */
 template <typename T, bool DROP, bool REL>
 VD_DEV void vd_forward_tile(const vd_cuda_attention &a, const vd_query_work &work, vd_forward_memory<T> *m,
-                            vd_forward_state &w, int t, uint32_t kept, float factor) {
+                            vd_forward_state &w, const T *q, int t, int c, uint32_t kept, float factor) {
   float s[8][4], position[8][4];
   float *ring = m->ring[threadIdx.x >> 5];
-  const int block = t + 1, warp = (int)(threadIdx.x >> 5), iw = work.i0 + 16 * warp, kappa0 = work.start + t * VD_TILE;
+  const int block = c + 1, warp = (int)(threadIdx.x >> 5), iw = work.i0 + 16 * warp, kappa0 = work.start + t * VD_TILE;
   vd_frag_a<T> p[4];
-  if constexpr (REL) vd_begin_positions(position, m->begin[block & 1]);
+  if constexpr (REL) vd_begin_positions(position, m->begin[c & 1]);
   vd_products_begin();
-  vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(position, m->q, m->table[block & 1], REL);
+  vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(position, q, m->table[c & 1], REL);
   vd_products_commit();
-  vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(s, m->q, m->k[t & 1], false);
+  vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(s, q, m->k[c & 1], false);
   vd_products_commit();
   vd_products_wait<1>();
   vd_products_done(position);
@@ -129,14 +134,14 @@ VD_DEV void vd_forward_tile(const vd_cuda_attention &a, const vd_query_work &wor
   vd_products_done(s);
   vd_finish_scores<REL>(a, work.band, ring, 4 * block + 7 - warp, iw, kappa0, factor, s);
   vd_softmax_tile(w, factor, s);
+  if (!REL && a.trimmed && !vd_row_full<REL>(work.band, iw, kappa0)) {
 #pragma unroll
-  for (int j = 0; j < 4; j++)
-    if (!REL && a.trimmed && !vd_all_full<REL>(work.band, iw - kappa0 - 16 * j, kappa0 + 16 * j))
-      vd_trim(work.band, iw - kappa0 - 16 * j, s + 2 * j);
+    for (int j = 0; j < 4; j++) vd_trim(work.band, iw - kappa0 - 16 * j, s + 2 * j);
+  }
   vd_hold(p, s);
   if constexpr (DROP) vd_drop_weights(p, kept);
   vd_products_begin();
-  vd_start_held<T, VD_BY_ROWS>(w.sum, p, m->v[t & 1], true);
+  vd_start_held<T, VD_BY_ROWS>(w.sum, p, m->v[c & 1], true);
   vd_products_commit();
   vd_products_wait<0>();
   vd_products_done(w.sum);
@@ -144,18 +149,19 @@ VD_DEV void vd_forward_tile(const vd_cuda_attention &a, const vd_query_work &wor
 
 /* With relative keys, before the first key tile: the content bias, and the scores of the block of e before it. */
 template <typename T>
-VD_DEV void vd_forward_begin(const vd_cuda_attention &a, vd_forward_memory<T> *m, const vd_query_work &work) {
+VD_DEV void vd_forward_begin(const vd_cuda_attention &a, vd_forward_memory<T> *m, const vd_query_work &work, T *q,
+                             int c) {
   float position[8][4];
-  if (a.content_bias) vd_add_content_bias<T, VD_WIDTH>(a, m->q, work.it.head, work.i0 + 16 * (int)(threadIdx.x >> 5));
-  vd_begin_positions(position, m->begin[0]);
+  if (a.content_bias) vd_add_content_bias<T, VD_WIDTH>(a, q, work.it.head, work.i0 + 16 * (int)(threadIdx.x >> 5));
+  vd_begin_positions(position, m->begin[2]);
   vd_products_see();
   vd_sync_group();
   vd_products_begin();
-  vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(position, m->q, m->table[0], true);
+  vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(position, q, m->table[2], true);
   vd_products_commit();
   vd_products_wait<0>();
   vd_products_done(position);
-  vd_write_ring(m->ring[threadIdx.x >> 5], 0, position);
+  vd_write_ring(m->ring[threadIdx.x >> 5], c, position);
 }
 
 /* Divides by the softmax's denominator; writes out and lse. */
@@ -183,21 +189,21 @@ VD_DEV void vd_forward_multiply(const vd_cuda_attention &a, const vd_forward_tas
   vd_plan *plan = (vd_plan *)a.plan;
   const int n_item = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE);
   const float factor = rsqrtf((float)a.d_head) * 1.44269504088896341f;
-  for (int item = (int)blockIdx.x; item < n_item;) {
-    const int asked = vd_ask_next(plan, VD_WORK_FORWARD);
+  int item = (int)blockIdx.x, c = 0;
+  for (int i = 0; item < n_item; i++) {
     const vd_query_work work = vd_query_work_of<REL>(a, plan, item);
     vd_forward_state w;
     w.highest[0] = w.highest[1] = -INFINITY, w.total[0] = w.total[1] = 0;
     vd_clear_sums(w.sum);
-    for (int t = 0; t < work.n; t++) {
+    for (int t = 0; t < work.n; t++, c++) {
       vd_barrier_wait<VD_BARRIER_THERE>();
-      const uint32_t kept = DROP ? m->kept[t & 1][threadIdx.x] : 0;
-      if (REL && t == 0) vd_forward_begin<T>(a, m, work);
-      if (t + 1 < work.n) vd_barrier_arrive<VD_BARRIER_NEXT>();
-      vd_forward_tile<T, DROP, REL>(a, work, m, w, t, kept, factor);
+      const uint32_t kept = DROP ? m->kept[c & 1][threadIdx.x] : 0;
+      if (REL && t == 0) vd_forward_begin<T>(a, m, work, m->q[i & 1], c);
+      vd_barrier_arrive<VD_BARRIER_NEXT>();
+      vd_forward_tile<T, DROP, REL>(a, work, m, w, m->q[i & 1], t, c, kept, factor);
     }
+    item = vd_next_item(&m->next[i & 1]);
     vd_forward_end<T>(a, scale, work, w, factor, task.out, task.lse);
-    item = vd_take_next(asked, &m->next);
   }
   vd_no_more_work(plan, VD_WORK_FORWARD);
 }
@@ -206,40 +212,45 @@ VD_DEV void vd_forward_multiply(const vd_cuda_attention &a, const vd_forward_tas
 template <typename T, bool DROP, bool REL>
 VD_DEV void vd_forward_bring(const vd_cuda_attention &a, const vd_forward_task<T> &task, vd_forward_memory<T> *m,
                              vd_drop drop) {
-  const vd_plan *plan = (const vd_plan *)a.plan;
+  vd_plan *plan = (vd_plan *)a.plan;
   const int n_item = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE), thread = (int)threadIdx.x - VD_THREADS;
-  for (int item = (int)blockIdx.x; item < n_item;) {
+  int item = (int)blockIdx.x, c = 0;
+  for (int i = 0; item < n_item; i++) {
+    const int asked = vd_ask_item(plan, VD_WORK_FORWARD);
     const vd_query_work work = vd_query_work_of<REL>(a, plan, item);
     const vd_positions<T> positions = vd_positions_of<REL, T>(a, task.table, work.it.head);
     const int lowest = vd_lowest<REL>(work.band), n = work.n;
-    auto copy_table = [&](int y) {
-      vd_copy_table<T, REL>(m->table[y & 1], m->begin[y & 1], positions, work.first_block + y * VD_TILE, a.d_head);
+    auto copy_table = [&](int y, int slot) {
+      vd_copy_table<T, REL>(m->table[slot], m->begin[slot], positions, work.first_block + y * VD_TILE, a.d_head);
     };
-    auto copy = [&](int t) {
-      int kappa0 = work.start + t * VD_TILE;
-      vd_copy_rows<T>(m->k[t & 1], task.k + work.k0, a.kv_stride, kappa0, lowest, a.block, a.d_head);
-      vd_copy_rows<T>(m->v[t & 1], task.v + work.k0, a.kv_stride, kappa0, lowest, a.block, a.d_head);
-      if (REL || t + 1 < n) copy_table(t + 1);
-      vd_copy_commit();
-    };
-    auto draw = [&](int t) {
-      if constexpr (DROP)
-        m->kept[t & 1][thread] = vd_draw_queries(a, drop, work.i0 + 16 * (thread >> 5), work.start + t * VD_TILE);
-    };
-    vd_copy_rows<T>(m->q, task.q + work.q0, a.q_stride, work.i0, 0, a.block, a.d_head);
-    if constexpr (REL) copy_table(0);
     vd_set_drop(&drop, a, work.it.head, work.it.stream);
-    for (int t = -1; t < n; t++) {
-      if (t > 0) vd_barrier_wait<VD_BARRIER_NEXT>();
-      if (t != 0) copy(max(t, 0));
-      if (t + 1 < n) draw(t + 1);
+    for (int t = -1; t < n; t++) { /* tile t is copied and tile t + 1 drawn meanwhile; before, tile 0 both */
+      if (t > 0 || (t < 0 && i > 0)) vd_barrier_wait<VD_BARRIER_NEXT>();
+      if (t < 0) {
+        vd_copy_rows<T>(m->q[i & 1], task.q + work.q0, a.q_stride, work.i0, 0, a.block, a.d_head);
+        if constexpr (REL) copy_table(0, 2);
+      }
+      if (t != 0) {
+        int tile = max(t, 0), slot = (c + tile) & 1, kappa0 = work.start + tile * VD_TILE;
+        vd_copy_rows<T>(m->k[slot], task.k + work.k0, a.kv_stride, kappa0, lowest, a.block, a.d_head);
+        vd_copy_rows<T>(m->v[slot], task.v + work.k0, a.kv_stride, kappa0, lowest, a.block, a.d_head);
+        if (REL || tile + 1 < n) copy_table(tile + 1, slot);
+        vd_copy_commit();
+      }
+      if (DROP && t + 1 < n)
+        m->kept[(c + t + 1) & 1][thread] =
+            vd_draw_queries(a, drop, work.i0 + 16 * (thread >> 5), work.start + (t + 1) * VD_TILE);
       if (t < 0) continue;
+      if (t + 1 == n) vd_say_item(asked, &m->next[i & 1]);
       vd_copy_wait();
       vd_products_see();
       vd_barrier_arrive<VD_BARRIER_THERE>();
     }
-    item = vd_take_next(0, &m->next);
+    c += n;
+    vd_sync_bring();
+    item = vd_next_item(&m->next[i & 1]);
   }
+  if (c > 0) vd_barrier_wait<VD_BARRIER_NEXT>();
 }
 
 template <typename T, bool DROP, bool REL>

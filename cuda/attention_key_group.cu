@@ -14,7 +14,7 @@ template <typename T> struct vd_key_memory {
   float rows[2][2][VD_TILE];    /* of a query tile: lse, delta */
   float begin[3][VD_TILE];      /* what scores with the table's rows begin with */
   uint32_t kept[2][VD_THREADS]; /* of a query tile, for each thread of the first group */
-  int next;
+  int next[2];
 };
 
 /* A warp's 16 keys over the query tiles. */
@@ -51,35 +51,31 @@ VD_DEV void vd_add_exchange(float s[2][4], const float *exchange, int j) {
   }
 }
 
-/* Which elements of a lane (keys as rows) are kept, for 64 queries from i0 on: element (jn, k) of the sub-tile j is bit
- * vd_kept_bit(j, jn, k). Its queries are those of two lanes that draw, even rows or odd ones. */
-VD_DEV uint32_t vd_draw_keys(const vd_cuda_attention &a, const vd_drop &drop, int i0, int kappa0) {
-  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-  uint32_t bits = 0;
+/* Which elements of a lane (keys as rows) are kept, for 64 queries: element (jn, k) of the sub-tile j is bit
+ * vd_kept_bit(j, jn, k). words: those of this lane for 16 queries each, of which this warp's keys are a sub-tile. */
+VD_DEV uint32_t vd_turn_kept(const uint32_t words[4]) {
+  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, sub_tile = (int)(threadIdx.x >> 5) & 3;
+  uint32_t x = 0;
 #pragma unroll
-  for (int j = 0; j < 4; j++) {
-    philox4x32_ctr_t words = vd_drop_words(a, drop, i0 + 16 * j, kappa0);
-#pragma unroll
-    for (int i = 0; i < 8; i++) { /* query half ih, key half jn, odd key jj, to where jn and ih have changed places */
-      int jn = i >> 2, ih = i >> 1 & 1, jj = i & 1;
-      if (vd_kept(words, drop.threshold, jn, 2 * ih + jj)) bits |= 1U << vd_kept_bit(j, ih, 2 * jn + jj);
-    }
-  }
-  /* Lane 4 g' + t' holds queries g' and g' + 8, keys 2 t' + jj: here keys g and queries 2 t + jj are wanted. */
-  uint32_t even = __shfl_sync(0xffffffffU, bits, 8 * t + (g >> 1)),
-           odd = __shfl_sync(0xffffffffU, bits, 8 * t + 4 + (g >> 1));
+  for (int j = 0; j < 4; j++) x |= ((words[j] << (2 * sub_tile)) & 0xc0c0c0c0U) >> (2 * j);
+  /* Halves of queries and of keys change places. Then lane 4 g' + t' has queries g' and g' + 8, keys 2 t' + jj: here
+   * keys g and queries 2 t + jj are wanted. */
+  x = (x & 0x5555aaaaU) | (x & 0x00005555U) << 17 | (x & 0xaaaa0000U) >> 17;
+  uint32_t even = __shfl_sync(0xffffffffU, x, 8 * t + (g >> 1)),
+           odd = __shfl_sync(0xffffffffU, x, 8 * t + 4 + (g >> 1));
   if (g & 1) even >>= 8, odd >>= 8;
   return (even & 0x00ff00ffU) | (odd & 0x00ff00ffU) << 8;
 }
 
-/* The sub-tile j, this warp's keys and queries i0..: scores become weights as values have them, gradients of weights
- * become those of scores. rows: lse of these queries; delta is 64 further on. */
+/* The sub-tile j of this warp's keys and of 64 queries from i0 on: scores become weights as values have them, gradients
+ * of weights become those of scores. rows: lse of the queries; delta is 64 further on. */
 template <bool FULL, bool DROP, bool REL>
 VD_DEV void vd_key_gradient(const vd_cuda_attention &a, const vd_band &band, float scale, const float *rows, int i0,
                             int kappa0, uint32_t kept, int j, float factor, float s[2][4], float ds[2][4]) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-  vd_masks m = vd_masks_of(band, i0 + 2 * t - kappa0 - g);
   float unused = 0;
+  rows += 16 * j, i0 += 16 * j;
+  vd_masks m = vd_masks_of(band, i0 + 2 * t - kappa0 - g);
 #pragma unroll
   for (int jn = 0; jn < 2; jn++) {
     float2 lse = *(const float2 *)(rows + 8 * jn + 2 * t), delta = *(const float2 *)(rows + VD_TILE + 8 * jn + 2 * t);
@@ -161,21 +157,28 @@ VD_DEV void vd_key_tile(const vd_cuda_attention &a, const vd_key_work &work, flo
   vd_sync_group();
   vd_products_wait<0>();
   vd_products_done(s), vd_products_done(ds);
+  const int i0 = work.first + t * VD_TILE;
+  const float *rows = m->rows[t & 1][0];
+  if (vd_all_full<false>(work.band, i0 - kw, kw) && vd_all_full<false>(work.band, i0 - kw + 48, kw) &&
+      i0 + VD_TILE <= a.block) {
 #pragma unroll
-  for (int j = 0; j < 4; j++) {
-    int iq = work.first + t * VD_TILE + 16 * j;
-    const float *rows = m->rows[t & 1][0] + 16 * j;
-    if (vd_all_full<false>(work.band, iq - kw, kw) && iq + 16 <= a.block) {
-      vd_add_exchange(s + 2 * j, m->exchange, j);
-      vd_key_gradient<true, DROP, REL>(a, work.band, scale, rows, iq, kw, kept, j, factor, s + 2 * j, ds + 2 * j);
-    } else if (vd_any_seen<false>(work.band, iq - kw, kw) && iq < a.block) {
-      vd_add_exchange(s + 2 * j, m->exchange, j);
-      vd_key_gradient<false, DROP, REL>(a, work.band, scale, rows, iq, kw, kept, j, factor, s + 2 * j, ds + 2 * j);
-    } else {
-      vd_clear(s + 2 * j), vd_clear(ds + 2 * j);
+    for (int j = 0; j < 4; j++) vd_add_exchange(s + 2 * j, m->exchange, j);
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+      vd_key_gradient<true, DROP, REL>(a, work.band, scale, rows, i0, kw, kept, j, factor, s + 2 * j, ds + 2 * j);
+  } else {
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      int iq = i0 + 16 * j;
+      if (vd_any_seen<false>(work.band, iq - kw, kw) && iq < a.block) {
+        vd_add_exchange(s + 2 * j, m->exchange, j);
+        vd_key_gradient<false, DROP, REL>(a, work.band, scale, rows, i0, kw, kept, j, factor, s + 2 * j, ds + 2 * j);
+      } else {
+        vd_clear(s + 2 * j), vd_clear(ds + 2 * j);
+      }
     }
-    vd_as_a(weight[j], s + 2 * j), vd_as_a(gradient[j], ds + 2 * j);
   }
+  vd_hold(weight, s), vd_hold(gradient, ds);
   vd_products_begin();
   vd_start_held<T, VD_BY_ROWS>(w.dv, weight, m->dout[t & 1], true);
   vd_start_held<T, VD_BY_ROWS>(w.dk, gradient, m->q[t & 1], true);
@@ -188,6 +191,7 @@ VD_DEV void vd_key_tile(const vd_cuda_attention &a, const vd_key_work &work, flo
 typedef struct vd_key_task {
   vd_cuda_attention_gradient g;
   const float *delta;
+  const uint32_t *kept;
   vd_drop drop;
 } vd_key_task;
 
@@ -197,8 +201,8 @@ VD_DEV void vd_key_multiply(const vd_cuda_attention &a, const vd_key_task &task,
   vd_plan *plan = (vd_plan *)a.plan;
   const int n_item = vd_key_items<REL>(a, plan);
   const float scale = rsqrtf((float)a.d_head), factor = scale * 1.44269504088896341f;
-  for (int item = (int)blockIdx.x; item < n_item;) {
-    const int asked = vd_ask_next(plan, VD_WORK_KEY);
+  int item = (int)blockIdx.x;
+  for (int i = 0; item < n_item; i++) {
     const vd_key_work work = vd_key_work_of<REL>(a, plan, item);
     const int lowest = vd_lowest<REL>(work.band), kw = work.kappa0 + 16 * (int)(threadIdx.x >> 5);
     vd_key_state w;
@@ -209,10 +213,11 @@ VD_DEV void vd_key_multiply(const vd_cuda_attention &a, const vd_key_task &task,
       if (t + 1 < work.n) vd_barrier_arrive<VD_BARRIER_NEXT>();
       vd_key_tile<T, DROP, REL>(a, work, task.drop.scale, m, w, t, kept, factor);
     }
+    item = vd_next_item(&m->next[i & 1]);
+    vd_barrier_arrive<VD_BARRIER_NEXT>();
     const float scales[2] = {scale, scale}, dropped[2] = {task.drop.scale, task.drop.scale};
     vd_write_rows<T, VD_WIDTH>((T *)task.g.dk + work.k0, a.kv_stride, kw, lowest, a.block, a.d_head, w.dk, scales);
     vd_write_rows<T, VD_WIDTH>((T *)task.g.dv + work.k0, a.kv_stride, kw, lowest, a.block, a.d_head, w.dv, dropped);
-    item = vd_take_next(asked, &m->next);
   }
   vd_no_more_work(plan, VD_WORK_KEY);
 }
@@ -220,11 +225,12 @@ VD_DEV void vd_key_multiply(const vd_cuda_attention &a, const vd_key_task &task,
 /* The second group. */
 template <typename T, bool DROP, bool REL>
 VD_DEV void vd_key_bring(const vd_cuda_attention &a, const vd_key_task &task, vd_key_memory<T> *m) {
-  const vd_plan *plan = (const vd_plan *)a.plan;
+  vd_plan *plan = (vd_plan *)a.plan;
   const vd_cuda_attention_gradient &g = task.g;
   const int n_item = vd_key_items<REL>(a, plan), thread = (int)threadIdx.x - VD_THREADS;
-  vd_drop drop = task.drop;
-  for (int item = (int)blockIdx.x; item < n_item;) {
+  int item = (int)blockIdx.x;
+  for (int i = 0; item < n_item; i++) {
+    const int asked = vd_ask_item(plan, VD_WORK_KEY);
     const vd_key_work work = vd_key_work_of<REL>(a, plan, item);
     const vd_positions<T> positions = vd_positions_of<REL, T>(a, g.table, work.it.head);
     const int lowest = vd_lowest<REL>(work.band), n = work.n;
@@ -234,30 +240,38 @@ VD_DEV void vd_key_bring(const vd_cuda_attention &a, const vd_key_task &task, vd
       vd_copy_table<T, REL>(m->table[y % 3], m->begin[y % 3], positions, work.kappa0 - work.first - y * VD_TILE,
                             a.d_head);
     };
-    vd_copy_rows<T>(m->k, (const T *)g.k + work.k0, a.kv_stride, work.kappa0, lowest, a.block, a.d_head);
-    vd_copy_rows<T>(m->v, (const T *)g.v + work.k0, a.kv_stride, work.kappa0, lowest, a.block, a.d_head);
-    copy_table(0);
-    vd_set_drop(&drop, a, work.it.head, work.it.stream);
+    auto kept_at = [&](int t, int j) {
+      int tile = work.first / VD_TILE + t;
+      return vd_kept_of(a, task.kept, work.it.stream, work.it.head, tile, tile - work.it.tile) + 32 * j + (thread & 31);
+    };
     for (int t = -1; t < n; t++) {
-      if (t > 0) vd_barrier_wait<VD_BARRIER_NEXT>();
+      uint32_t words[4] = {0, 0, 0, 0};
+      if (t > 0 || (t < 0 && i > 0)) vd_barrier_wait<VD_BARRIER_NEXT>();
+      if (t < 0) {
+        vd_copy_rows<T>(m->k, (const T *)g.k + work.k0, a.kv_stride, work.kappa0, lowest, a.block, a.d_head);
+        vd_copy_rows<T>(m->v, (const T *)g.v + work.k0, a.kv_stride, work.kappa0, lowest, a.block, a.d_head);
+        copy_table(0);
+      }
       if (t != 0) {
-        int tile = max(t, 0), i0 = work.first + tile * VD_TILE, i = i0 + (thread & (VD_TILE - 1));
+        int tile = max(t, 0), i0 = work.first + tile * VD_TILE, row = i0 + (thread & (VD_TILE - 1));
         vd_copy_rows<T>(m->q[tile & 1], (const T *)g.q + work.q0, a.q_stride, i0, 0, a.block, a.d_head);
         vd_copy_rows<T>(m->dout[tile & 1], (const T *)g.dout + work.q0, a.q_stride, i0, 0, a.block, a.d_head);
-        vd_copy4(m->rows[tile & 1][0] + thread, i < a.block ? rows + i : rows, i < a.block);
+        vd_copy4(m->rows[tile & 1][0] + thread, row < a.block ? rows + row : rows, row < a.block);
         copy_table(tile + 1);
         vd_copy_commit();
       }
-      if (DROP && t + 1 < n)
-        m->kept[(t + 1) & 1][thread] =
-            vd_draw_keys(a, drop, work.first + (t + 1) * VD_TILE, work.kappa0 + 16 * (thread >> 5));
+      for (int j = 0; DROP && t + 1 < n && j < 4; j++) words[j] = *kept_at(t + 1, j);
+      if (t + 1 == n) vd_say_item(asked, &m->next[i & 1]);
+      if (t >= 0) vd_copy_wait();
+      if (DROP) m->kept[(t + 1) & 1][thread] = vd_turn_kept(words);
       if (t < 0) continue;
-      vd_copy_wait();
       vd_products_see();
       vd_barrier_arrive<VD_BARRIER_THERE>();
     }
-    item = vd_take_next(0, &m->next);
+    vd_sync_bring();
+    item = vd_next_item(&m->next[i & 1]);
   }
+  if ((int)blockIdx.x < n_item) vd_barrier_wait<VD_BARRIER_NEXT>();
 }
 
 template <typename T, bool DROP, bool REL>
@@ -266,10 +280,10 @@ __global__ void __launch_bounds__(VD_GROUPS, 2)
   extern __shared__ __align__(1024) unsigned char memory[];
   vd_key_memory<T> *m = (vd_key_memory<T> *)memory;
   if (threadIdx.x < VD_THREADS) {
-    vd_many_registers<192>();
+    vd_many_registers<216>();
     vd_key_multiply<T, DROP, REL>(a, task, m);
   } else {
-    vd_few_registers<64>();
+    vd_few_registers<40>();
     vd_key_bring<T, DROP, REL>(a, task, m);
   }
 }
@@ -278,7 +292,7 @@ template <typename T>
 static cudaError_t vd_launch(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                              const vd_backward_room *room, cudaStream_t stream) {
   int blocks, shared = (int)sizeof(vd_key_memory<T>);
-  const vd_key_task task = {*g, room->delta, vd_make_drop(a)};
+  const vd_key_task task = {*g, room->delta, room->kept, vd_make_drop(a)};
   auto kernel = task.drop.threshold ? vd_key_group_kernel<T, true, false> : vd_key_group_kernel<T, false, false>;
   if (a->rel_key)
     kernel = task.drop.threshold ? vd_key_group_kernel<T, true, true> : vd_key_group_kernel<T, false, true>;

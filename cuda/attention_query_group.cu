@@ -12,7 +12,7 @@ template <typename T> struct vd_query_memory {
   float begin[3][VD_TILE];      /* what scores with the table's rows begin with */
   uint32_t kept[2][VD_THREADS]; /* of a key tile, for each thread of the first group */
   float sums[4];
-  int next;
+  int next[2];
 };
 
 /* A warp's state over the key tiles. */
@@ -24,20 +24,20 @@ template <typename T, bool REL> struct vd_query_state {
   float dspan;
 };
 
-/* Gradients of scores in place of those of weights, the sub-tile j. */
+/* Gradients of scores in place of those of weights, the sub-tile j of 16 queries from i0 on and 64 keys. */
 template <typename T, bool FULL, bool DROP, bool REL>
 VD_DEV void vd_query_gradient(const vd_cuda_attention &a, const vd_band &band, float scale, vd_query_state<T, REL> &w,
-                              uint32_t kept, int j, int x0, int kappa0, float factor, const float s[2][4],
+                              uint32_t kept, int j, int i0, int kappa0, float factor, const float s[2][4],
                               float ds[2][4]) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-  vd_masks m = vd_masks_of(band, x0 + g - 2 * t);
+  vd_masks m = vd_masks_of(band, i0 - kappa0 - 16 * j + g - 2 * t);
 #pragma unroll
   for (int i = 0; i < 8; i++) {
     int jn = i >> 2, e = i & 3, nearer = 8 * jn + (e & 1) - 8 * (e >> 1);
     float score = fmaf(s[jn][e], factor, -w.lse[e >> 1]), delta = w.delta[e >> 1], weight;
     const bool keep = !DROP || (kept >> vd_kept_bit(j, jn, e) & 1);
     if (REL && !FULL)
-      score = vd_masks_seen(m, nearer) && kappa0 + 8 * jn + 2 * t + (e & 1) >= band.oldest ? score : -INFINITY;
+      score = vd_masks_seen(m, nearer) && kappa0 + 16 * j + 8 * jn + 2 * t + (e & 1) >= band.oldest ? score : -INFINITY;
     if constexpr (FULL || REL) {
       ds[jn][e] = vd_exp2(score) * (keep ? fmaf(ds[jn][e], scale, -delta) : -delta);
     } else {
@@ -69,20 +69,26 @@ VD_DEV void vd_query_scores(const vd_cuda_attention &a, float scale, const vd_qu
   __syncwarp();
   vd_products_wait<0>();
   vd_products_done(s), vd_products_done(ds);
+  const int iw = work.i0 + 16 * warp, kappa0 = work.start + t * VD_TILE;
+  if (vd_row_full<REL>(work.band, iw, kappa0)) {
 #pragma unroll
-  for (int j = 0; j < 4; j++) {
-    int kappa = work.start + t * VD_TILE + 16 * j, x0 = work.i0 + 16 * warp - kappa;
-    if (vd_all_full<REL>(work.band, x0, kappa)) {
-      vd_add_ring(s + 2 * j, ring, unit + j);
-      vd_query_gradient<T, true, DROP, REL>(a, work.band, scale, w, kept, j, x0, kappa, factor, s + 2 * j, ds + 2 * j);
-    } else if (vd_any_seen<REL>(work.band, x0, kappa)) {
-      vd_add_ring(s + 2 * j, ring, unit + j);
-      vd_query_gradient<T, false, DROP, REL>(a, work.band, scale, w, kept, j, x0, kappa, factor, s + 2 * j, ds + 2 * j);
-    } else {
-      vd_clear(ds + 2 * j);
+    for (int j = 0; j < 4; j++) vd_add_ring(s + 2 * j, ring, unit + j);
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+      vd_query_gradient<T, true, DROP, REL>(a, work.band, scale, w, kept, j, iw, kappa0, factor, s + 2 * j, ds + 2 * j);
+  } else {
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      if (vd_any_seen<REL>(work.band, iw - kappa0 - 16 * j, kappa0 + 16 * j)) {
+        vd_add_ring(s + 2 * j, ring, unit + j);
+        vd_query_gradient<T, false, DROP, REL>(a, work.band, scale, w, kept, j, iw, kappa0, factor, s + 2 * j,
+                                               ds + 2 * j);
+      } else {
+        vd_clear(ds + 2 * j);
+      }
     }
-    vd_as_a(gradient[j], ds + 2 * j);
   }
+  vd_hold(gradient, ds);
 }
 
 /* Where a pair of columns of the two turned tiles side by side is, in bytes, for row g of a warp's 16: `chunk` counts
@@ -136,10 +142,10 @@ VD_DEV void vd_start_ones(float c[4], uint64_t a, uint64_t b, bool add, __half) 
 }
 
 /* Block `block` of e, whole: the position part of dq, and its rows of the table's gradient. With relative keys and LAST
- * it is the one that begins with distance 0, and ends there. */
+ * it is the one that begins with distance 0, and ends there. done: no more of the item's tiles is needed then. */
 template <typename T, bool REL, bool LAST>
 VD_DEV void vd_add_block(vd_query_memory<T> *m, vd_query_state<T, REL> &w, const vd_position_gradients &p, int block,
-                         int e0, float factor) {
+                         int e0, float factor, bool done) {
   float sum[8][4], rows[4] = {0, 0, 0, 0};
   float(*dq)[4] = REL ? w.dq_position : w.dq;
   const T *turned = m->turned[block & 1], *table = m->table[block % 3];
@@ -161,6 +167,7 @@ VD_DEV void vd_add_block(vd_query_memory<T> *m, vd_query_state<T, REL> &w, const
 #pragma unroll
     for (int i = 0; i < 4; i++) asm volatile("" : "+f"(rows[i])::"memory");
   }
+  if (done) vd_barrier_arrive<VD_BARRIER_NEXT>();
   e0 += 16 * (int)(threadIdx.x >> 5);
   if (e0 + 15 >= p.lowest && e0 < p.end) vd_add_rows<VD_WIDTH, REL>(p, sum, rows, e0, factor);
 }
@@ -213,7 +220,7 @@ VD_DEV void vd_query_end(const vd_cuda_attention &a, const vd_query_task &task, 
                          float scale) {
   const float scales[2] = {scale, scale};
   if constexpr (REL) {
-    vd_add_block<T, REL, true>(m, w, p, work.n, work.first_block + work.n * VD_TILE, scale);
+    vd_add_block<T, REL, true>(m, w, p, work.n, work.first_block + work.n * VD_TILE, scale, true);
     vd_store_dbias<VD_WIDTH>(w.dq, w.dq_position, m->ring[0], scale, a.d_head,
                              task.room.dbias + (int64_t)item * 2 * a.d_head);
 #pragma unroll
@@ -234,8 +241,8 @@ VD_DEV void vd_query_multiply(const vd_cuda_attention &a, const vd_query_task &t
   const int n_item = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE);
   const float scale = rsqrtf((float)a.d_head), factor = scale * 1.44269504088896341f;
   for (int i = (int)threadIdx.x; REL && i < 8 * VD_WIDTH; i += VD_THREADS) m->ones[i] = (T)1.0f;
-  for (int item = (int)blockIdx.x; item < n_item;) {
-    const int asked = vd_ask_next(plan, VD_WORK_QUERY);
+  int item = (int)blockIdx.x;
+  for (int i = 0; item < n_item; i++) {
     const vd_query_work work = vd_query_work_of<REL>(a, plan, item);
     const vd_position_gradients p = vd_position_gradients_of<REL>(a, task.g, task.room.dsum, work.it.head, work.band);
     vd_query_state<T, REL> w;
@@ -251,10 +258,11 @@ VD_DEV void vd_query_multiply(const vd_cuda_attention &a, const vd_query_task &t
       if (t + 1 < work.n) vd_barrier_arrive<VD_BARRIER_NEXT>();
       vd_products_begin();
       vd_start_held<T, VD_BY_ROWS>(w.dq, gradient, m->k[t & 1], true);
-      vd_add_block<T, REL, false>(m, w, p, t, work.first_block + t * VD_TILE, scale);
+      vd_add_block<T, REL, false>(m, w, p, t, work.first_block + t * VD_TILE, scale, !REL && t + 1 == work.n);
     }
+    const int next = vd_next_item(&m->next[i & 1]);
     vd_query_end<T, REL>(a, task, work, item, p, m, w, scale);
-    item = vd_take_next(asked, &m->next);
+    item = next;
   }
   vd_no_more_work(plan, VD_WORK_QUERY);
 }
@@ -262,40 +270,42 @@ VD_DEV void vd_query_multiply(const vd_cuda_attention &a, const vd_query_task &t
 /* The second group. A tile is brought when the first has done with the values of the one before. */
 template <typename T, bool DROP, bool REL>
 VD_DEV void vd_query_bring(const vd_cuda_attention &a, const vd_query_task &task, vd_query_memory<T> *m) {
-  const vd_plan *plan = (const vd_plan *)a.plan;
+  vd_plan *plan = (vd_plan *)a.plan;
   const vd_cuda_attention_gradient &g = task.g;
   const int n_item = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE), thread = (int)threadIdx.x - VD_THREADS;
-  vd_drop drop = task.drop;
-  for (int item = (int)blockIdx.x; item < n_item;) {
+  int item = (int)blockIdx.x;
+  for (int i = 0; item < n_item; i++) {
+    const int asked = vd_ask_item(plan, VD_WORK_QUERY);
     const vd_query_work work = vd_query_work_of<REL>(a, plan, item);
     const vd_positions<T> positions = vd_positions_of<REL, T>(a, g.table, work.it.head);
     const int lowest = vd_lowest<REL>(work.band), n = work.n;
+    const uint32_t *kept =
+        vd_kept_of(a, task.room.kept, work.it.stream, work.it.head, work.it.tile, n - 1); /* of the first key tile */
     auto copy_table = [&](int y) {
       vd_copy_table<T, REL>(m->table[y % 3], m->begin[y % 3], positions, work.first_block + y * VD_TILE, a.d_head);
     };
-    vd_copy_rows<T>(m->q, (const T *)g.q + work.q0, a.q_stride, work.i0, 0, a.block, a.d_head);
-    vd_copy_rows<T>(m->turned[1], (const T *)g.dout + work.q0, a.q_stride, work.i0, 0, a.block, a.d_head);
-    copy_table(0);
-    vd_set_drop(&drop, a, work.it.head, work.it.stream);
-    for (int t = -1; t < n; t++) {
-      int kappa0 = work.start + max(t, 0) * VD_TILE;
-      if (t > 0) vd_barrier_wait<VD_BARRIER_NEXT>();
-      if (t != 0) {
-        vd_copy_rows<T>(m->v, (const T *)g.v + work.k0, a.kv_stride, kappa0, lowest, a.block, a.d_head);
-        vd_copy_rows<T>(m->k[max(t, 0) & 1], (const T *)g.k + work.k0, a.kv_stride, kappa0, lowest, a.block, a.d_head);
-        if (REL || max(t, 0) + 1 < n) copy_table(max(t, 0) + 1);
-        vd_copy_commit();
+    for (int t = 0; t < n; t++) {
+      int kappa0 = work.start + t * VD_TILE;
+      if (t > 0 || i > 0) vd_barrier_wait<VD_BARRIER_NEXT>();
+      if (t == 0) {
+        vd_copy_rows<T>(m->q, (const T *)g.q + work.q0, a.q_stride, work.i0, 0, a.block, a.d_head);
+        vd_copy_rows<T>(m->turned[1], (const T *)g.dout + work.q0, a.q_stride, work.i0, 0, a.block, a.d_head);
+        copy_table(0);
       }
-      if (DROP && t + 1 < n)
-        m->kept[(t + 1) & 1][thread] =
-            vd_draw_queries(a, drop, work.i0 + 16 * (thread >> 5), work.start + (t + 1) * VD_TILE);
-      if (t < 0) continue;
+      vd_copy_rows<T>(m->v, (const T *)g.v + work.k0, a.kv_stride, kappa0, lowest, a.block, a.d_head);
+      vd_copy_rows<T>(m->k[t & 1], (const T *)g.k + work.k0, a.kv_stride, kappa0, lowest, a.block, a.d_head);
+      if (REL || t + 1 < n) copy_table(t + 1);
+      if (DROP) vd_copy4(&m->kept[t & 1][thread], kept - t * VD_THREADS + thread, true);
+      vd_copy_commit();
+      if (t + 1 == n) vd_say_item(asked, &m->next[i & 1]);
       vd_copy_wait();
       vd_products_see();
       vd_barrier_arrive<VD_BARRIER_THERE>();
     }
-    item = vd_take_next(0, &m->next);
+    vd_sync_bring();
+    item = vd_next_item(&m->next[i & 1]);
   }
+  if ((int)blockIdx.x < n_item) vd_barrier_wait<VD_BARRIER_NEXT>();
 }
 
 template <typename T, bool DROP, bool REL>
@@ -304,10 +314,10 @@ __global__ void __launch_bounds__(VD_GROUPS, 2)
   extern __shared__ __align__(1024) unsigned char memory[];
   vd_query_memory<T> *m = (vd_query_memory<T> *)memory;
   if (threadIdx.x < VD_THREADS) {
-    vd_many_registers<208>();
+    vd_many_registers<216>();
     vd_query_multiply<T, DROP, REL>(a, task, m);
   } else {
-    vd_few_registers<48>();
+    vd_few_registers<40>();
     vd_query_bring<T, DROP, REL>(a, task, m);
   }
 }

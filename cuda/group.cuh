@@ -102,16 +102,31 @@ template <typename T> VD_DEV void vd_hold(vd_frag_a<T> a[4], const float c[8][4]
   for (int i = 0; i < 4; i++) vd_as_a(a[i], c + 2 * i);
 }
 
-/* The two groups of a block, and how they wait for each other: the second says when a tile is there, the first when the
- * next one may be brought. */
+/* The two groups of a block, and how they wait for each other: the second says when a tile is there, the first, once
+ * for each tile, when the next one may be brought, be it of the same item or of the one after. */
 enum { VD_GROUPS = 2 * VD_THREADS };
-enum { VD_BARRIER_THERE = 2, VD_BARRIER_NEXT }; /* 1: vd_sync_group() */
+enum { VD_BARRIER_THERE = 2, VD_BARRIER_NEXT, VD_BARRIER_BRING }; /* 1: vd_sync_group() */
 template <int BARRIER> VD_DEV void vd_barrier_wait() {
   asm volatile("bar.sync %0, %1;" ::"n"(BARRIER), "n"((int)VD_GROUPS) : "memory");
 }
 template <int BARRIER> VD_DEV void vd_barrier_arrive() {
   asm volatile("bar.arrive %0, %1;" ::"n"(BARRIER), "n"((int)VD_GROUPS) : "memory");
 }
+/* The second group asks for the next item when it begins one, and says it to the first with the item's last tile:
+ * vd_say_item before that tile is said to be there; then both read `said`. */
+VD_DEV int vd_ask_item(vd_plan *plan, int kind) {
+  return threadIdx.x == VD_THREADS ? (int)gridDim.x + atomicAdd(&plan->next[kind], 1) : 0;
+}
+VD_DEV void vd_say_item(int asked, int *said) {
+  if (threadIdx.x == VD_THREADS) *said = asked;
+}
+VD_DEV void vd_sync_bring() {
+  asm volatile("bar.sync %0, 128;" ::"n"((int)VD_BARRIER_BRING) : "memory");
+}
+VD_DEV int vd_next_item(const int *said) {
+  return __shfl_sync(0xffffffffU, *said, 0); /* so that the compiler knows that it is the same in all lanes */
+}
+
 /* Registers move from the second group to the first: 256 for a thread of each. */
 template <int N> VD_DEV void vd_many_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
@@ -120,18 +135,25 @@ template <int N> VD_DEV void vd_few_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
 }
 
-/* As vd_copy_tile; quick where all rows and columns are there. */
+/* As vd_copy_tile. */
 template <typename T>
 VD_DEV void vd_copy_rows(T *tile, const T *matrix, int64_t stride, int first, int lowest, int end, int width) {
-  if (first < lowest || first + VD_TILE > end || width < VD_WIDTH) {
-    vd_copy_tile<T, VD_WIDTH>(tile, matrix, stride, first, lowest, end, width);
-    return;
-  }
-  int row = (int)(threadIdx.x & 127) >> 3, chunk = (int)threadIdx.x & 7;
-  const T *from = matrix + (int64_t)(first + row) * stride + chunk * 8;
-  T *to = tile + vd_chunk<T, VD_WIDTH>(row, chunk);
+  int thread = (int)threadIdx.x & 127, step = (int)stride; /* offsets within a stream's rows fit 32 bits */
+  /* Worked out again for each tile: what the compiler keeps instead would not fit the second group's registers. */
+  asm volatile("" : "+r"(thread), "+r"(step));
+  int row = thread >> 3, chunk = thread & 7;
+  bool whole = first >= lowest && first + VD_TILE <= end && width >= VD_WIDTH;
+  const T *from = matrix + ((first + row) * step + chunk * 8);
+  uint32_t to = vd_shared(tile) + (uint32_t)(vd_chunk<T, VD_WIDTH>(row, chunk) * 2);
 #pragma unroll
-  for (int i = 0; i < 4; i++) vd_copy16(to + i * 16 * VD_WIDTH, from + i * 16 * stride, true);
+  for (int i = 0; i < 4; i++) {
+    int at = first + row + 16 * i;
+    bool valid = whole || (at >= lowest && at < end && chunk * 8 < width);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to + (uint32_t)(i * 16 * VD_WIDTH * 2)),
+                 "l"(valid ? from : matrix), "r"(valid ? 16 : 0)
+                 : "memory");
+    from += 16 * step;
+  }
 }
 /* As vd_copy_positions. */
 template <typename T, bool REL>
@@ -215,6 +237,11 @@ VD_DEV uint32_t vd_draw_queries(const vd_cuda_attention &a, const vd_drop &drop,
       if (vd_kept(words, drop.threshold, i >> 2, i & 3)) bits |= 1U << vd_kept_bit(j, i >> 2, i & 3);
   }
   return bits;
+}
+
+/* Whether four sub-tiles side by side, 16 queries from i0 on and 64 keys from kappa0 on, are seen with mask 1. */
+template <bool REL> VD_DEV bool vd_row_full(const vd_band &b, int i0, int kappa0) {
+  return vd_all_full<REL>(b, i0 - kappa0, kappa0) && vd_all_full<REL>(b, i0 - kappa0 - 48, kappa0);
 }
 
 /* What the elements of a 16 x 16 sub-tile need that is not seen in full; `nearer`: by how much an element's distance is
