@@ -1,6 +1,7 @@
 /* Fused relative-position attention on a GPU: the C entry points. struct vd_attention in src/ops.h gives equations and
  * conventions, of adaptive span and of Transformer-XL; here the spans and what follows from them stay on the device, so
- * that a captured graph stays valid while the spans move. No matrix of queries x keys exists in device memory.
+ * that a captured graph stays valid while the spans move. No matrix of queries x keys of scores or weights exists in
+ * device memory, but for the backward pass a bit for each weight that dropout may drop, one layer at a time.
  *
  * Order within one update, on one stream. Once: vd_cuda_attention_key_pe, the parameter [d_head, attn_span] to a table
  * [attn_span, d_head] of activation type. For each layer: vd_cuda_attention_make_plan, vd_cuda_attention_forward, and
@@ -60,7 +61,8 @@ typedef struct vd_cuda_attention {
 size_t vd_cuda_attention_plan_size(void);
 
 /* Not collective. Bytes of scratch memory that backward needs: softmax row sums, partial sums of the gradients of spans
- * or biases; with relative keys the queries with u too. */
+ * or biases; with relative keys the queries with u too; with dropout, in 16 bits and d_head <= 64, 512 bytes for each
+ * 64 x 64 weights that a head may reach by `window` or `reach`. */
 size_t vd_cuda_attention_workspace_size(const vd_cuda_attention *a);
 
 /* Not collective. Bytes of a->room, (v - u).r(x) of each head and distance; 0 without relative keys. */
