@@ -240,31 +240,35 @@ VD_DEV void vd_key_bring(const vd_cuda_attention &a, const vd_key_task &task, vd
       vd_copy_table<T, REL>(m->table[y % 3], m->begin[y % 3], positions, work.kappa0 - work.first - y * VD_TILE,
                             a.d_head);
     };
-    auto kept_at = [&](int t, int j) {
-      int tile = work.first / VD_TILE + t;
-      return vd_kept_of(a, task.kept, work.it.stream, work.it.head, tile, tile - work.it.tile) + 32 * j + (thread & 31);
+    const uint32_t *kept = nullptr; /* of the next query tile */
+    uint32_t words[4] = {0, 0, 0, 0};
+    if (DROP) {
+      int tile = work.first / VD_TILE;
+      kept = vd_kept_of(a, task.kept, work.it.stream, work.it.head, tile, tile - work.it.tile) + (thread & 31);
+    }
+    auto read_kept = [&]() {
+#pragma unroll
+      for (int j = 0; j < 4; j++) words[j] = kept[32 * j];
+      kept += (vd_most_tiles(a) + 1) * VD_THREADS;
     };
-    for (int t = -1; t < n; t++) {
-      uint32_t words[4] = {0, 0, 0, 0};
-      if (t > 0 || (t < 0 && i > 0)) vd_barrier_wait<VD_BARRIER_NEXT>();
-      if (t < 0) {
+    if (DROP) read_kept();
+    for (int t = 0; t < n; t++) {
+      int i0 = work.first + t * VD_TILE, row = i0 + (thread & (VD_TILE - 1));
+      if (t > 0 || i > 0) vd_barrier_wait<VD_BARRIER_NEXT>();
+      if (t == 0) {
         vd_copy_rows<T>(m->k, (const T *)g.k + work.k0, a.kv_stride, work.kappa0, lowest, a.block, a.d_head);
         vd_copy_rows<T>(m->v, (const T *)g.v + work.k0, a.kv_stride, work.kappa0, lowest, a.block, a.d_head);
         copy_table(0);
       }
-      if (t != 0) {
-        int tile = max(t, 0), i0 = work.first + tile * VD_TILE, row = i0 + (thread & (VD_TILE - 1));
-        vd_copy_rows<T>(m->q[tile & 1], (const T *)g.q + work.q0, a.q_stride, i0, 0, a.block, a.d_head);
-        vd_copy_rows<T>(m->dout[tile & 1], (const T *)g.dout + work.q0, a.q_stride, i0, 0, a.block, a.d_head);
-        vd_copy4(m->rows[tile & 1][0] + thread, row < a.block ? rows + row : rows, row < a.block);
-        copy_table(tile + 1);
-        vd_copy_commit();
-      }
-      for (int j = 0; DROP && t + 1 < n && j < 4; j++) words[j] = *kept_at(t + 1, j);
+      vd_copy_rows<T>(m->q[t & 1], (const T *)g.q + work.q0, a.q_stride, i0, 0, a.block, a.d_head);
+      vd_copy_rows<T>(m->dout[t & 1], (const T *)g.dout + work.q0, a.q_stride, i0, 0, a.block, a.d_head);
+      vd_copy4(m->rows[t & 1][0] + thread, row < a.block ? rows + row : rows, row < a.block);
+      copy_table(t + 1);
+      vd_copy_commit();
+      if (DROP) m->kept[t & 1][thread] = vd_turn_kept(words);
+      if (DROP && t + 1 < n) read_kept();
       if (t + 1 == n) vd_say_item(asked, &m->next[i & 1]);
-      if (t >= 0) vd_copy_wait();
-      if (DROP) m->kept[(t + 1) & 1][thread] = vd_turn_kept(words);
-      if (t < 0) continue;
+      vd_copy_wait();
       vd_products_see();
       vd_barrier_arrive<VD_BARRIER_THERE>();
     }

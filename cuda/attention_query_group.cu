@@ -50,11 +50,10 @@ VD_DEV void vd_query_gradient(const vd_cuda_attention &a, const vd_band &band, f
 /* The gradients of this warp's scores with the item's t-th key tile, whose copies are there, as left operands. */
 template <typename T, bool DROP, bool REL>
 VD_DEV void vd_query_scores(const vd_cuda_attention &a, float scale, const vd_query_work &work, vd_query_memory<T> *m,
-                            vd_query_state<T, REL> &w, int t, float factor, vd_frag_a<T> gradient[4]) {
+                            vd_query_state<T, REL> &w, int t, uint32_t kept, float factor, vd_frag_a<T> gradient[4]) {
   float s[8][4], position[8][4], ds[8][4];
   float *ring = m->ring[threadIdx.x >> 5];
   const int warp = (int)(threadIdx.x >> 5), unit = 4 * (t + 1) + 7 - warp;
-  const uint32_t kept = DROP ? m->kept[t & 1][threadIdx.x] : 0;
   if constexpr (REL) vd_begin_positions(position, m->begin[(t + 1) % 3]);
   vd_products_begin();
   vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(position, m->q, m->table[(t + 1) % 3], REL);
@@ -251,11 +250,13 @@ VD_DEV void vd_query_multiply(const vd_cuda_attention &a, const vd_query_task &t
       vd_barrier_wait<VD_BARRIER_THERE>();
       if (t == 0)
         vd_query_start<T, REL>(a, task.g.lse, task.room.delta, work.it, work.i0 + 16 * (int)(threadIdx.x >> 5), m, w);
-      vd_query_scores<T, DROP, REL>(a, task.drop.scale, work, m, w, t, factor, gradient);
+      const uint32_t kept = DROP ? m->kept[t & 1][threadIdx.x] : 0;
+      if (t + 1 < work.n) vd_barrier_arrive<VD_BARRIER_NEXT>();
+      vd_query_scores<T, DROP, REL>(a, task.drop.scale, work, m, w, t, kept, factor, gradient);
       vd_write_turned<T>(m->turned, t + 1, gradient);
       vd_products_see();
       vd_sync_group();
-      if (t + 1 < work.n) vd_barrier_arrive<VD_BARRIER_NEXT>();
+      if (t + 1 < work.n) vd_barrier_arrive<VD_BARRIER_VALUES>();
       vd_products_begin();
       vd_start_held<T, VD_BY_ROWS>(w.dq, gradient, m->k[t & 1], true);
       vd_add_block<T, REL, false>(m, w, p, t, work.first_block + t * VD_TILE, scale, !REL && t + 1 == work.n);
@@ -267,7 +268,7 @@ VD_DEV void vd_query_multiply(const vd_cuda_attention &a, const vd_query_task &t
   vd_no_more_work(plan, VD_WORK_QUERY);
 }
 
-/* The second group. A tile is brought when the first has done with the values of the one before. */
+/* The second group. */
 template <typename T, bool DROP, bool REL>
 VD_DEV void vd_query_bring(const vd_cuda_attention &a, const vd_query_task &task, vd_query_memory<T> *m) {
   vd_plan *plan = (vd_plan *)a.plan;
@@ -292,10 +293,11 @@ VD_DEV void vd_query_bring(const vd_cuda_attention &a, const vd_query_task &task
         vd_copy_rows<T>(m->turned[1], (const T *)g.dout + work.q0, a.q_stride, work.i0, 0, a.block, a.d_head);
         copy_table(0);
       }
-      vd_copy_rows<T>(m->v, (const T *)g.v + work.k0, a.kv_stride, kappa0, lowest, a.block, a.d_head);
       vd_copy_rows<T>(m->k[t & 1], (const T *)g.k + work.k0, a.kv_stride, kappa0, lowest, a.block, a.d_head);
       if (REL || t + 1 < n) copy_table(t + 1);
       if (DROP) vd_copy4(&m->kept[t & 1][thread], kept - t * VD_THREADS + thread, true);
+      if (t > 0) vd_barrier_wait<VD_BARRIER_VALUES>();
+      vd_copy_rows<T>(m->v, (const T *)g.v + work.k0, a.kv_stride, kappa0, lowest, a.block, a.d_head);
       vd_copy_commit();
       if (t + 1 == n) vd_say_item(asked, &m->next[i & 1]);
       vd_copy_wait();
