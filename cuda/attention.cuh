@@ -23,9 +23,12 @@ typedef struct vd_band {
   int oldest; /* with relative keys: the first key that exists */
 } vd_band;
 
-/* A layer's work list, in device memory. `next` and `done` of a kind of work are zero between kernels. */
+/* A layer's work list, in device memory. `next` and `done` of a kind of work, `placed` and `later` are zero between
+ * kernels. */
+enum { VD_PLACES = 256 };
 typedef struct vd_plan {
-  int next[VD_WORK_KINDS], done[VD_WORK_KINDS];
+  int placed[VD_PLACES]; /* see vd_place_first() in attention_forward_group.cu */
+  int next[VD_WORK_KINDS], done[VD_WORK_KINDS], later;
   int head[VD_CUDA_MAX_HEADS];          /* from the longest reach to the shortest */
   int key_first[VD_CUDA_MAX_HEADS + 1]; /* first key-tile item of the head of this rank; last: their number */
   vd_band band[VD_CUDA_MAX_HEADS];      /* of head h */

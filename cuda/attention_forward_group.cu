@@ -182,6 +182,30 @@ VD_DEV void vd_forward_end(const vd_cuda_attention &a, float scale, const vd_que
   vd_write_rows<T, VD_WIDTH>(out + work.q0, a.q_stride, iw, 0, a.block, a.d_head, w.sum, factor);
 }
 
+/* The longest items, one for each multiprocessor, are given out apart from the others: of the two blocks on one, the
+ * first begins with one of them and the second with another item, or two of the longest would share it to the end. */
+VD_DEV int vd_longest_items(int n_item) {
+  return min((int)gridDim.x / 2, n_item);
+}
+VD_DEV int vd_pop_item(vd_plan *plan, int n_longest) {
+  int item = atomicAdd(&plan->next[VD_WORK_FORWARD], 1);
+  return item < n_longest ? item : n_longest + atomicAdd(&plan->later, 1);
+}
+VD_DEV int vd_place_first(vd_plan *plan, int n_longest) {
+  unsigned place;
+  asm volatile("mov.u32 %0, %%smid;" : "=r"(place));
+  return atomicAdd(&plan->placed[place % VD_PLACES], 1) == 0 ? vd_pop_item(plan, n_longest)
+                                                             : n_longest + atomicAdd(&plan->later, 1);
+}
+/* As vd_no_more_work. */
+VD_DEV void vd_no_more_items(vd_plan *plan) {
+  if (threadIdx.x > 0) return;
+  __threadfence();
+  if (atomicAdd(&plan->done[VD_WORK_FORWARD], 1) < (int)gridDim.x - 1) return;
+  plan->next[VD_WORK_FORWARD] = plan->done[VD_WORK_FORWARD] = plan->later = 0;
+  for (int i = 0; i < VD_PLACES / 4; i++) ((int4 *)plan->placed)[i] = make_int4(0, 0, 0, 0);
+}
+
 /* The first group. */
 template <typename T, bool DROP, bool REL>
 VD_DEV void vd_forward_multiply(const vd_cuda_attention &a, const vd_forward_task<T> &task, vd_forward_memory<T> *m,
@@ -189,7 +213,7 @@ VD_DEV void vd_forward_multiply(const vd_cuda_attention &a, const vd_forward_tas
   vd_plan *plan = (vd_plan *)a.plan;
   const int n_item = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE);
   const float factor = rsqrtf((float)a.d_head) * 1.44269504088896341f;
-  int item = (int)blockIdx.x, c = 0;
+  int item = vd_next_item(&m->next[1]), c = 0;
   for (int i = 0; item < n_item; i++) {
     const vd_query_work work = vd_query_work_of<REL>(a, plan, item);
     vd_forward_state w;
@@ -205,7 +229,7 @@ VD_DEV void vd_forward_multiply(const vd_cuda_attention &a, const vd_forward_tas
     item = vd_next_item(&m->next[i & 1]);
     vd_forward_end<T>(a, scale, work, w, factor, task.out, task.lse);
   }
-  vd_no_more_work(plan, VD_WORK_FORWARD);
+  vd_no_more_items(plan);
 }
 
 /* The second group. */
@@ -214,9 +238,9 @@ VD_DEV void vd_forward_bring(const vd_cuda_attention &a, const vd_forward_task<T
                              vd_drop drop) {
   vd_plan *plan = (vd_plan *)a.plan;
   const int n_item = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE), thread = (int)threadIdx.x - VD_THREADS;
-  int item = (int)blockIdx.x, c = 0;
+  int item = vd_next_item(&m->next[1]), c = 0;
   for (int i = 0; item < n_item; i++) {
-    const int asked = vd_ask_item(plan, VD_WORK_FORWARD);
+    const int asked = threadIdx.x == VD_THREADS ? vd_pop_item(plan, vd_longest_items(n_item)) : 0;
     const vd_query_work work = vd_query_work_of<REL>(a, plan, item);
     const vd_positions<T> positions = vd_positions_of<REL, T>(a, task.table, work.it.head);
     const int lowest = vd_lowest<REL>(work.band), n = work.n;
@@ -259,6 +283,9 @@ __global__ void __launch_bounds__(VD_GROUPS, 2)
                             const __grid_constant__ vd_forward_task<T> task, const __grid_constant__ vd_drop drop) {
   extern __shared__ __align__(1024) unsigned char memory[];
   vd_forward_memory<T> *m = (vd_forward_memory<T> *)memory;
+  const int n_item = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE);
+  if (threadIdx.x == 0) m->next[1] = vd_place_first((vd_plan *)a.plan, vd_longest_items(n_item));
+  __syncthreads();
   if (threadIdx.x < VD_THREADS) {
     vd_many_registers<192>();
     vd_forward_multiply<T, DROP, REL>(a, task, m, drop.scale);
