@@ -140,35 +140,40 @@ VD_DEV void vd_start_ones(float c[4], uint64_t a, uint64_t b, bool add, __half) 
                : "l"(a), "l"(b), "r"((int)add));
 }
 
-/* Block `block` of e, whole: the position part of dq, and its rows of the table's gradient. With relative keys and LAST
- * it is the one that begins with distance 0, and ends there. done: no more of the item's tiles is needed then. */
+/* Block `block` of e, whole: its rows of the table's gradient, and meanwhile dq, the position part from this block and
+ * the other from the key tile k. With relative keys and LAST it is the block that begins with distance 0, and ends
+ * there. done: no more of the item's tiles is needed then. */
 template <typename T, bool REL, bool LAST>
-VD_DEV void vd_add_block(vd_query_memory<T> *m, vd_query_state<T, REL> &w, const vd_position_gradients &p, int block,
-                         int e0, float factor, bool done) {
+VD_DEV void vd_add_block(vd_query_memory<T> *m, vd_query_state<T, REL> &w, const vd_position_gradients &p,
+                         const vd_frag_a<T> *gradient, const T *k, int block, int e0, float factor, bool done) {
   float sum[8][4], rows[4] = {0, 0, 0, 0};
   float(*dq)[4] = REL ? w.dq_position : w.dq;
   const T *turned = m->turned[block & 1], *table = m->table[block % 3];
   vd_products_begin();
-  if constexpr (LAST) {
-    vd_tile_step<VD_BY_COLUMNS, VD_BY_ROWS>(dq, vd_tile_of(turned), vd_tile_of(table), true, T());
-  } else {
-    vd_start_product<T, VD_BY_COLUMNS, VD_BY_ROWS>(dq, turned, table, true);
-  }
   vd_start_product<T, VD_BY_ROWS, VD_BY_ROWS>(sum, turned, m->q, false);
 #pragma unroll
   for (int i = 0; REL && i < 4; i++)
     vd_start_ones(rows, vd_tile_of(turned) + i * VD_BY_ROWS, vd_tile_of(m->ones), i > 0, T());
   vd_products_commit();
-  vd_products_wait<0>();
-  vd_products_done(w.dq), vd_products_done(sum);
+  if constexpr (LAST) {
+    vd_tile_step<VD_BY_COLUMNS, VD_BY_ROWS>(dq, vd_tile_of(turned), vd_tile_of(table), true, T());
+  } else {
+    vd_start_held<T, VD_BY_ROWS>(w.dq, gradient, k, true);
+    vd_start_product<T, VD_BY_COLUMNS, VD_BY_ROWS>(dq, turned, table, true);
+  }
+  vd_products_commit();
+  vd_products_wait<1>();
+  vd_products_done(sum);
   if constexpr (REL) {
-    vd_products_done(w.dq_position);
 #pragma unroll
     for (int i = 0; i < 4; i++) asm volatile("" : "+f"(rows[i])::"memory");
   }
-  if (done) vd_barrier_arrive<VD_BARRIER_NEXT>();
   e0 += 16 * (int)(threadIdx.x >> 5);
   if (e0 + 15 >= p.lowest && e0 < p.end) vd_add_rows<VD_WIDTH, REL>(p, sum, rows, e0, factor);
+  vd_products_wait<0>();
+  vd_products_done(w.dq);
+  if constexpr (REL) vd_products_done(w.dq_position);
+  if (done) vd_barrier_arrive<VD_BARRIER_NEXT>();
 }
 
 /* The start of an item, whose first copies are there: dout, which came in place of a turned tile, to registers; zeros
@@ -219,7 +224,7 @@ VD_DEV void vd_query_end(const vd_cuda_attention &a, const vd_query_task &task, 
                          float scale) {
   const float scales[2] = {scale, scale};
   if constexpr (REL) {
-    vd_add_block<T, REL, true>(m, w, p, work.n, work.first_block + work.n * VD_TILE, scale, true);
+    vd_add_block<T, REL, true>(m, w, p, nullptr, nullptr, work.n, work.first_block + work.n * VD_TILE, scale, true);
     vd_store_dbias<VD_WIDTH>(w.dq, w.dq_position, m->ring[0], scale, a.d_head,
                              task.room.dbias + (int64_t)item * 2 * a.d_head);
 #pragma unroll
@@ -257,9 +262,8 @@ VD_DEV void vd_query_multiply(const vd_cuda_attention &a, const vd_query_task &t
       vd_products_see();
       vd_sync_group();
       if (t + 1 < work.n) vd_barrier_arrive<VD_BARRIER_VALUES>();
-      vd_products_begin();
-      vd_start_held<T, VD_BY_ROWS>(w.dq, gradient, m->k[t & 1], true);
-      vd_add_block<T, REL, false>(m, w, p, t, work.first_block + t * VD_TILE, scale, !REL && t + 1 == work.n);
+      vd_add_block<T, REL, false>(m, w, p, gradient, m->k[t & 1], t, work.first_block + t * VD_TILE, scale,
+                                  !REL && t + 1 == work.n);
     }
     const int next = vd_next_item(&m->next[i & 1]);
     vd_query_end<T, REL>(a, task, work, item, p, m, w, scale);
