@@ -3,7 +3,7 @@
 #include "group.cuh"
 
 /* Key tiles that a block draws for one query tile. */
-enum { VD_DRAWN = 8 };
+enum { VD_DRAWN = 16 };
 
 template <bool REL>
 __global__ void __launch_bounds__(2 * VD_THREADS)

@@ -245,19 +245,20 @@ VD_DEV void vd_forward_bring(const vd_cuda_attention &a, const vd_forward_task<T
     const vd_positions<T> positions = vd_positions_of<REL, T>(a, task.table, work.it.head);
     const int lowest = vd_lowest<REL>(work.band), n = work.n;
     auto copy_table = [&](int y, int slot) {
-      vd_copy_table<T, REL>(m->table[slot], m->begin[slot], positions, work.first_block + y * VD_TILE, a.d_head);
+      vd_copy_positions<T, VD_WIDTH, REL>(m->table[slot], m->begin[slot], positions, work.first_block + y * VD_TILE,
+                                          a.d_head);
     };
     vd_set_drop(&drop, a, work.it.head, work.it.stream);
     for (int t = -1; t < n; t++) { /* tile t is copied and tile t + 1 drawn meanwhile; before, tile 0 both */
       if (t > 0 || (t < 0 && i > 0)) vd_barrier_wait<VD_BARRIER_NEXT>();
       if (t < 0) {
-        vd_copy_rows<T>(m->q[i & 1], task.q + work.q0, a.q_stride, work.i0, 0, a.block, a.d_head);
+        vd_copy_tile<T, VD_WIDTH>(m->q[i & 1], task.q + work.q0, a.q_stride, work.i0, 0, a.block, a.d_head);
         if constexpr (REL) copy_table(0, 2);
       }
       if (t != 0) {
         int tile = max(t, 0), slot = (c + tile) & 1, kappa0 = work.start + tile * VD_TILE;
-        vd_copy_rows<T>(m->k[slot], task.k + work.k0, a.kv_stride, kappa0, lowest, a.block, a.d_head);
-        vd_copy_rows<T>(m->v[slot], task.v + work.k0, a.kv_stride, kappa0, lowest, a.block, a.d_head);
+        vd_copy_tile<T, VD_WIDTH>(m->k[slot], task.k + work.k0, a.kv_stride, kappa0, lowest, a.block, a.d_head);
+        vd_copy_tile<T, VD_WIDTH>(m->v[slot], task.v + work.k0, a.kv_stride, kappa0, lowest, a.block, a.d_head);
         if (REL || tile + 1 < n) copy_table(tile + 1, slot);
         vd_copy_commit();
       }

@@ -237,8 +237,8 @@ VD_DEV void vd_key_bring(const vd_cuda_attention &a, const vd_key_task &task, vd
     const float *rows =
         (thread < VD_TILE ? g.lse : task.delta) + ((int64_t)work.it.stream * a.n_head + work.it.head) * a.block;
     auto copy_table = [&](int y) {
-      vd_copy_table<T, REL>(m->table[y % 3], m->begin[y % 3], positions, work.kappa0 - work.first - y * VD_TILE,
-                            a.d_head);
+      vd_copy_positions<T, VD_WIDTH, REL>(m->table[y % 3], m->begin[y % 3], positions,
+                                          work.kappa0 - work.first - y * VD_TILE, a.d_head);
     };
     const uint32_t *kept = nullptr; /* of the next query tile */
     uint32_t words[4] = {0, 0, 0, 0};
@@ -256,12 +256,12 @@ VD_DEV void vd_key_bring(const vd_cuda_attention &a, const vd_key_task &task, vd
       int i0 = work.first + t * VD_TILE, row = i0 + (thread & (VD_TILE - 1));
       if (t > 0 || i > 0) vd_barrier_wait<VD_BARRIER_NEXT>();
       if (t == 0) {
-        vd_copy_rows<T>(m->k, (const T *)g.k + work.k0, a.kv_stride, work.kappa0, lowest, a.block, a.d_head);
-        vd_copy_rows<T>(m->v, (const T *)g.v + work.k0, a.kv_stride, work.kappa0, lowest, a.block, a.d_head);
+        vd_copy_tile<T, VD_WIDTH>(m->k, (const T *)g.k + work.k0, a.kv_stride, work.kappa0, lowest, a.block, a.d_head);
+        vd_copy_tile<T, VD_WIDTH>(m->v, (const T *)g.v + work.k0, a.kv_stride, work.kappa0, lowest, a.block, a.d_head);
         copy_table(0);
       }
-      vd_copy_rows<T>(m->q[t & 1], (const T *)g.q + work.q0, a.q_stride, i0, 0, a.block, a.d_head);
-      vd_copy_rows<T>(m->dout[t & 1], (const T *)g.dout + work.q0, a.q_stride, i0, 0, a.block, a.d_head);
+      vd_copy_tile<T, VD_WIDTH>(m->q[t & 1], (const T *)g.q + work.q0, a.q_stride, i0, 0, a.block, a.d_head);
+      vd_copy_tile<T, VD_WIDTH>(m->dout[t & 1], (const T *)g.dout + work.q0, a.q_stride, i0, 0, a.block, a.d_head);
       vd_copy4(m->rows[t & 1][0] + thread, row < a.block ? rows + row : rows, row < a.block);
       copy_table(t + 1);
       vd_copy_commit();
@@ -284,10 +284,10 @@ __global__ void __launch_bounds__(VD_GROUPS, 2)
   extern __shared__ __align__(1024) unsigned char memory[];
   vd_key_memory<T> *m = (vd_key_memory<T> *)memory;
   if (threadIdx.x < VD_THREADS) {
-    vd_many_registers<216>();
+    vd_many_registers<200>();
     vd_key_multiply<T, DROP, REL>(a, task, m);
   } else {
-    vd_few_registers<40>();
+    vd_few_registers<56>();
     vd_key_bring<T, DROP, REL>(a, task, m);
   }
 }

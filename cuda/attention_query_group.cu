@@ -287,21 +287,22 @@ VD_DEV void vd_query_bring(const vd_cuda_attention &a, const vd_query_task &task
     const uint32_t *kept =
         vd_kept_of(a, task.room.kept, work.it.stream, work.it.head, work.it.tile, n - 1); /* of the first key tile */
     auto copy_table = [&](int y) {
-      vd_copy_table<T, REL>(m->table[y % 3], m->begin[y % 3], positions, work.first_block + y * VD_TILE, a.d_head);
+      vd_copy_positions<T, VD_WIDTH, REL>(m->table[y % 3], m->begin[y % 3], positions, work.first_block + y * VD_TILE,
+                                          a.d_head);
     };
     for (int t = 0; t < n; t++) {
       int kappa0 = work.start + t * VD_TILE;
       if (t > 0 || i > 0) vd_barrier_wait<VD_BARRIER_NEXT>();
       if (t == 0) {
-        vd_copy_rows<T>(m->q, (const T *)g.q + work.q0, a.q_stride, work.i0, 0, a.block, a.d_head);
-        vd_copy_rows<T>(m->turned[1], (const T *)g.dout + work.q0, a.q_stride, work.i0, 0, a.block, a.d_head);
+        vd_copy_tile<T, VD_WIDTH>(m->q, (const T *)g.q + work.q0, a.q_stride, work.i0, 0, a.block, a.d_head);
+        vd_copy_tile<T, VD_WIDTH>(m->turned[1], (const T *)g.dout + work.q0, a.q_stride, work.i0, 0, a.block, a.d_head);
         copy_table(0);
       }
-      vd_copy_rows<T>(m->k[t & 1], (const T *)g.k + work.k0, a.kv_stride, kappa0, lowest, a.block, a.d_head);
+      vd_copy_tile<T, VD_WIDTH>(m->k[t & 1], (const T *)g.k + work.k0, a.kv_stride, kappa0, lowest, a.block, a.d_head);
       if (REL || t + 1 < n) copy_table(t + 1);
       if (DROP) vd_copy4(&m->kept[t & 1][thread], kept - t * VD_THREADS + thread, true);
       if (t > 0) vd_barrier_wait<VD_BARRIER_VALUES>();
-      vd_copy_rows<T>(m->v, (const T *)g.v + work.k0, a.kv_stride, kappa0, lowest, a.block, a.d_head);
+      vd_copy_tile<T, VD_WIDTH>(m->v, (const T *)g.v + work.k0, a.kv_stride, kappa0, lowest, a.block, a.d_head);
       vd_copy_commit();
       if (t + 1 == n) vd_say_item(asked, &m->next[i & 1]);
       vd_copy_wait();
@@ -320,10 +321,10 @@ __global__ void __launch_bounds__(VD_GROUPS, 2)
   extern __shared__ __align__(1024) unsigned char memory[];
   vd_query_memory<T> *m = (vd_query_memory<T> *)memory;
   if (threadIdx.x < VD_THREADS) {
-    vd_many_registers<216>();
+    vd_many_registers<208>();
     vd_query_multiply<T, DROP, REL>(a, task, m);
   } else {
-    vd_few_registers<40>();
+    vd_few_registers<48>();
     vd_query_bring<T, DROP, REL>(a, task, m);
   }
 }

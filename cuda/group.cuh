@@ -135,32 +135,6 @@ template <int N> VD_DEV void vd_few_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
 }
 
-/* As vd_copy_tile. Offsets within a stream's rows of a matrix fit 32 bits. */
-template <typename T>
-VD_DEV void vd_copy_rows(T *tile, const T *matrix, int64_t stride, int first, int lowest, int end, int width) {
-  int thread = (int)threadIdx.x & 127, step = (int)stride;
-  /* Worked out again for each tile: what the compiler keeps instead would not fit the second group's registers. */
-  asm volatile("" : "+r"(thread), "+r"(step));
-  int row = first + (thread >> 3), chunk = thread & 7;
-  unsigned above = (unsigned)(row - lowest), rows = chunk * 8 < width ? (unsigned)(end - lowest) : 0;
-  const T *from = matrix + (row * step + chunk * 8);
-  uint32_t to = vd_shared(tile) + (uint32_t)(vd_chunk<T, VD_WIDTH>(thread >> 3, chunk) * 2);
-#pragma unroll
-  for (int i = 0; i < 4; i++, from += 16 * step) /* what does not exist is not read */
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to + (uint32_t)(i * 16 * VD_WIDTH * 2)),
-                 "l"(from), "r"(above + 16 * (unsigned)i < rows ? 16 : 0)
-                 : "memory");
-}
-/* As vd_copy_positions. */
-template <typename T, bool REL>
-VD_DEV void vd_copy_table(T *tile, float *score, const vd_positions<T> &p, int e0, int width) {
-  vd_copy_rows<T>(tile, p.row0, p.stride, e0, p.lowest, p.end, width);
-  int i = (int)(threadIdx.x & 127);
-  if (REL && i < VD_TILE) {
-    bool valid = e0 + i >= p.lowest && e0 + i < p.end;
-    vd_copy4(score + i, valid ? p.score - e0 - i : p.score, valid);
-  }
-}
 /* As vd_begin_scores, of 64 columns. */
 VD_DEV void vd_begin_positions(float c[8][4], const float *score) {
 #pragma unroll
@@ -223,32 +197,11 @@ template <bool REL> VD_DEV vd_query_work vd_query_work_of(const vd_cuda_attentio
 VD_DEV int vd_kept_bit(int j, int jn, int k) {
   return 8 * k + 7 - 2 * j - jn;
 }
-/* vd_philox for the words that decide this lane's elements of a sub-tile: products in one instruction each. */
-VD_DEV philox4x32_ctr_t vd_draw_words(const vd_cuda_attention &a, const vd_drop &d, int i0, int kappa0) {
-  uint64_t tile = d.tile0 + (uint64_t)((i0 >> 4) * d.tiles + (kappa0 >> 4) + d.offset);
-  uint64_t call = tile * 32 + (threadIdx.x & 31);
-  uint32_t x[4] = {(uint32_t)call, (uint32_t)(call >> 32), a.rng.update,
-                   (uint32_t)a.rng.layer | (uint32_t)a.rng.site << 16};
-  uint32_t key0 = (uint32_t)a.rng.seed, key1 = (uint32_t)(a.rng.seed >> 32);
-#pragma unroll
-  for (int round = 0; round < 10; round++, key0 += 0x9e3779b9U, key1 += 0xbb67ae85U) {
-    uint32_t low0, high0, low1, high1;
-    asm("{\n.reg .b64 p;\nmul.wide.u32 p, %2, 0xd2511f53;\nmov.b64 {%0, %1}, p;\n}"
-        : "=r"(low0), "=r"(high0)
-        : "r"(x[0]));
-    asm("{\n.reg .b64 p;\nmul.wide.u32 p, %2, 0xcd9e8d57;\nmov.b64 {%0, %1}, p;\n}"
-        : "=r"(low1), "=r"(high1)
-        : "r"(x[2]));
-    x[0] = high1 ^ x[1] ^ key0, x[1] = low1;
-    x[2] = high0 ^ x[3] ^ key1, x[3] = low0;
-  }
-  return {{x[0], x[1], x[2], x[3]}};
-}
 VD_DEV uint32_t vd_draw_queries(const vd_cuda_attention &a, const vd_drop &drop, int i0, int kappa0) {
   uint32_t bits = 0;
 #pragma unroll
   for (int j = 0; j < 4; j++) {
-    philox4x32_ctr_t words = vd_draw_words(a, drop, i0, kappa0 + 16 * j);
+    philox4x32_ctr_t words = vd_drop_words(a, drop, i0, kappa0 + 16 * j);
 #pragma unroll
     for (int i = 0; i < 8; i++)
       if (vd_kept(words, drop.threshold, i >> 2, i & 3)) bits |= 1U << vd_kept_bit(j, i >> 2, i & 3);
