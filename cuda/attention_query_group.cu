@@ -184,7 +184,7 @@ VD_DEV void vd_query_start(const vd_cuda_attention &a, const float *lse, const f
                            vd_query_memory<T> *m, vd_query_state<T, REL> &w) {
   int lane = threadIdx.x & 31;
   int64_t rows = ((int64_t)it.stream * a.n_head + it.head) * a.block;
-  for (int i = (int)threadIdx.x; i < VD_TILE_BYTES / 16; i += VD_THREADS)
+  for (int i = (int)threadIdx.x; REL && i < VD_TILE_BYTES / 16; i += VD_THREADS)
     ((uint4 *)m->turned[0])[i] = make_uint4(0, 0, 0, 0);
 #pragma unroll
   for (int i = 0; i < 4; i++) vd_load_a<T, VD_WIDTH>(w.dout[i], m->turned[1], iw & 63, 16 * i);
@@ -262,8 +262,16 @@ VD_DEV void vd_query_multiply(const vd_cuda_attention &a, const vd_query_task &t
       vd_products_see();
       vd_sync_group();
       if (t + 1 < work.n) vd_barrier_arrive<VD_BARRIER_VALUES>();
-      vd_add_block<T, REL, false>(m, w, p, gradient, m->k[t & 1], t, work.first_block + t * VD_TILE, scale,
-                                  !REL && t + 1 == work.n);
+      if (REL || t > 0) {
+        vd_add_block<T, REL, false>(m, w, p, gradient, m->k[t & 1], t, work.first_block + t * VD_TILE, scale,
+                                    !REL && t + 1 == work.n);
+      } else { /* block 0 is beyond the reach, and there is another tile */
+        vd_products_begin();
+        vd_start_held<T, VD_BY_ROWS>(w.dq, gradient, m->k[0], true);
+        vd_products_commit();
+        vd_products_wait<0>();
+        vd_products_done(w.dq);
+      }
     }
     const int next = vd_next_item(&m->next[i & 1]);
     vd_query_end<T, REL>(a, task, work, item, p, m, w, scale);
@@ -296,7 +304,7 @@ VD_DEV void vd_query_bring(const vd_cuda_attention &a, const vd_query_task &task
       if (t == 0) {
         vd_copy_tile<T, VD_WIDTH>(m->q, (const T *)g.q + work.q0, a.q_stride, work.i0, 0, a.block, a.d_head);
         vd_copy_tile<T, VD_WIDTH>(m->turned[1], (const T *)g.dout + work.q0, a.q_stride, work.i0, 0, a.block, a.d_head);
-        copy_table(0);
+        if constexpr (REL) copy_table(0);
       }
       vd_copy_tile<T, VD_WIDTH>(m->k[t & 1], (const T *)g.k + work.k0, a.kv_stride, kappa0, lowest, a.block, a.d_head);
       if (REL || t + 1 < n) copy_table(t + 1);
