@@ -12,7 +12,7 @@
 #include "attention.h"
 #include "fragment.cuh"
 
-enum { VD_TILE = 64, VD_THREADS = 128 };
+enum { VD_THREADS = 128 };
 enum { VD_WORK_FORWARD, VD_WORK_QUERY, VD_WORK_KEY, VD_WORK_KINDS };
 
 /* What a head sees: distances first .. reach, all of them with mask 1 up to `full`. The soft mask is (u + ramp +
@@ -23,9 +23,12 @@ typedef struct vd_band {
   int oldest; /* with relative keys: the first key that exists */
 } vd_band;
 
-/* A layer's work list, in device memory. `next` and `done` of a kind of work are zero between kernels. */
+/* A layer's work list, in device memory. `next` and `done` of a kind of work, `placed` and `later` are zero between
+ * kernels. */
+enum { VD_PLACES = 256 };
 typedef struct vd_plan {
-  int next[VD_WORK_KINDS], done[VD_WORK_KINDS];
+  int placed[VD_PLACES]; /* see vd_place_first() in attention_forward_group.cu */
+  int next[VD_WORK_KINDS], done[VD_WORK_KINDS], later;
   int head[VD_CUDA_MAX_HEADS];          /* from the longest reach to the shortest */
   int key_first[VD_CUDA_MAX_HEADS + 1]; /* first key-tile item of the head of this rank; last: their number */
   vd_band band[VD_CUDA_MAX_HEADS];      /* of head h */
@@ -33,6 +36,11 @@ typedef struct vd_plan {
 
 static inline __host__ __device__ int vd_ceil_div(int a, int b) {
   return (a + b - 1) / b;
+}
+
+/* A barrier of the first 128 threads of a block. */
+VD_DEV void vd_sync_group() {
+  asm volatile("bar.sync 1, 128;" ::: "memory");
 }
 
 /* Work is taken from a counter: each block starts with the item of its own number and asks for the next one while it
@@ -171,10 +179,10 @@ VD_DEV vd_positions<T> vd_positions_of(const vd_cuda_attention &a, const void *t
 template <typename T, int D, bool REL>
 VD_DEV void vd_copy_positions(T *tile, float *score, const vd_positions<T> &p, int e0, int width) {
   vd_copy_tile<T, D>(tile, p.row0, p.stride, e0, p.lowest, p.end, width);
-  if (REL && threadIdx.x < VD_TILE) {
-    int e = e0 + (int)threadIdx.x;
-    bool valid = e >= p.lowest && e < p.end;
-    vd_copy4(score + threadIdx.x, valid ? p.score - e : p.score, valid);
+  int i = (int)threadIdx.x & 127;
+  if (REL && i < VD_TILE) {
+    bool valid = e0 + i >= p.lowest && e0 + i < p.end;
+    vd_copy4(score + i, valid ? p.score - e0 - i : p.score, valid);
   }
 }
 /* What the products of queries + u (rows) with position keys (columns) begin with, so that they end as those of queries
@@ -278,10 +286,25 @@ VD_DEV void vd_set_drop(vd_drop *d, const vd_cuda_attention &a, int head, int st
   int query = d->tiles - d->offset;
   d->tile0 = ((uint64_t)(a.row0 + stream) * (uint64_t)a.n_head + (uint64_t)head) * (uint64_t)(query * d->tiles);
 }
-/* The four words that decide the elements of this lane in the sub-tile of queries i0.. and keys kappa0.. */
+VD_DEV void vd_multiply(uint32_t x, uint32_t y, uint32_t *low, uint32_t *high) {
+  asm("{\n.reg .b64 p;\nmul.wide.u32 p, %2, %3;\nmov.b64 {%0, %1}, p;\n}" : "=r"(*low), "=r"(*high) : "r"(x), "r"(y));
+}
+/* The four words that decide the elements of this lane in the sub-tile of queries i0.. and keys kappa0..: vd_philox(),
+ * where each product is one instruction. */
 VD_DEV philox4x32_ctr_t vd_drop_words(const vd_cuda_attention &a, const vd_drop &d, int i0, int kappa0) {
   uint64_t tile = d.tile0 + (uint64_t)((i0 >> 4) * d.tiles + (kappa0 >> 4) + d.offset);
-  return vd_philox(a.rng, tile * 32 + (threadIdx.x & 31));
+  uint64_t call = tile * 32 + (threadIdx.x & 31);
+  uint32_t x[4] = {(uint32_t)call, (uint32_t)(call >> 32), a.rng.update,
+                   (uint32_t)a.rng.layer | (uint32_t)a.rng.site << 16};
+  uint32_t key0 = (uint32_t)a.rng.seed, key1 = (uint32_t)(a.rng.seed >> 32);
+#pragma unroll
+  for (int round = 0; round < 10; round++, key0 += 0x9e3779b9U, key1 += 0xbb67ae85U) {
+    uint32_t low0, high0, low1, high1;
+    vd_multiply(x[0], 0xd2511f53U, &low0, &high0), vd_multiply(x[2], 0xcd9e8d57U, &low1, &high1);
+    x[0] = high1 ^ x[1] ^ key0, x[1] = low1;
+    x[2] = high0 ^ x[3] ^ key1, x[3] = low0;
+  }
+  return {{x[0], x[1], x[2], x[3]}};
 }
 /* Whether element [jn][2 ih + jj] is kept. */
 VD_DEV bool vd_kept(const philox4x32_ctr_t &words, uint32_t threshold, int jn, int k) {
@@ -327,6 +350,22 @@ VD_DEV void vd_write_rows(T *matrix, int stride, int first, int lowest, int end,
   }
 }
 
+/* Adds the content bias u to a warp's 16 queries in shared memory; rows beyond the block stay zero. */
+template <typename T, int D> VD_DEV void vd_add_content_bias(const vd_cuda_attention &a, T *tile, int head, int iw) {
+  constexpr int per_chunk = 16 / (int)sizeof(T), chunks = D / per_chunk;
+  const float *u = a.content_bias + head * a.d_head;
+  int row0 = (threadIdx.x >> 5) * 16;
+#pragma unroll
+  for (int i = 0; i < 16 * chunks / 32; i++) {
+    int id = i * 32 + (int)(threadIdx.x & 31), row = id / chunks, chunk = id % chunks;
+    if (iw + row >= a.block || chunk * per_chunk >= a.d_head) continue;
+    T *at = tile + vd_chunk<T, D>(row0 + row, chunk);
+#pragma unroll
+    for (int e = 0; e < per_chunk; e++) at[e] = (T)((float)at[e] + u[chunk * per_chunk + e]);
+  }
+  __syncwarp();
+}
+
 /* Blocks to launch so that all multiprocessors are full; kernels take their work from a list. */
 static inline cudaError_t vd_fill_device(const void *kernel, int shared, int *blocks, int threads = VD_THREADS) {
   int device, n_sm, per_sm;
@@ -341,5 +380,14 @@ static inline cudaError_t vd_fill_device(const void *kernel, int shared, int *bl
 
 /* Stream-ordered. Fills a->room; attention_relative.cu. */
 cudaError_t vd_fill_room(const vd_cuda_attention *a, cudaStream_t stream);
+
+/* Whether the kernels of warp groups take these shapes (group.cuh). */
+static inline bool vd_by_group(const vd_cuda_attention *a) {
+  return a->type != VD_CUDA_FP32 && a->d_head <= 64;
+}
+/* Stream-ordered. vd_cuda_attention_forward of these shapes, with a->room filled;
+ * attention_forward_group.cu. */
+cudaError_t vd_forward_by_group(const vd_cuda_attention *a, const void *block, const void *memory, const void *table,
+                                void *out, float *lse, cudaStream_t stream);
 
 #endif

@@ -51,17 +51,18 @@ static size_t vd_round_16(size_t bytes) {
 static size_t vd_lay_out(const vd_cuda_attention *a, void *base, vd_backward_room *room) {
   size_t pairs = (size_t)a->n_stream * (size_t)a->n_head, items = pairs * (size_t)vd_ceil_div(a->block, VD_TILE);
   size_t rows = (size_t)a->n_stream * (size_t)a->block, element = a->type == VD_CUDA_FP32 ? 4 : 2;
-  size_t query = vd_round_16(pairs * (size_t)a->block * 4), end = query;
-  room->delta = (float *)base;
+  size_t kept = vd_by_group(a) && a->dropout > 0 ? vd_kept_tiles(a) * VD_THREADS * 4 : 0;
+  size_t delta = kept + vd_round_16(pairs * (size_t)a->block * 4);
+  room->kept = (uint32_t *)base, room->delta = (float *)((char *)base + kept);
   if (a->rel_key) {
-    size_t bias = query + vd_round_16(rows * (size_t)a->n_head * (size_t)a->d_head * element);
+    size_t bias = delta + vd_round_16(rows * (size_t)a->n_head * (size_t)a->d_head * element);
     size_t sum = bias + vd_round_16(items * 2 * (size_t)a->d_head * 4);
-    room->query = (char *)base + query, room->dbias = (float *)((char *)base + bias);
+    room->query = (char *)base + delta, room->dbias = (float *)((char *)base + bias);
     room->dsum = (float *)((char *)base + sum);
     return sum + (size_t)a->n_head * ((size_t)a->reach + 1) * 4;
   }
-  room->dspan = (float *)((char *)base + end);
-  return end + items * 4;
+  room->dspan = (float *)((char *)base + delta);
+  return delta + items * 4;
 }
 
 size_t vd_cuda_attention_workspace_size(const vd_cuda_attention *a) {
@@ -94,17 +95,31 @@ static cudaError_t vd_sum_up(const vd_cuda_attention *a, const vd_cuda_attention
   return cudaGetLastError();
 }
 
+/* What comes before the two kernels: on both streams, which then wait for each other. */
+static cudaError_t vd_prepare(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
+                              const vd_backward_room *room, cudaStream_t stream, cudaStream_t side) {
+  cudaError_t e = cudaSuccess;
+  if (side != stream) e = cudaEventRecord(g->fork, stream);
+  if (e == cudaSuccess && side != stream) e = cudaStreamWaitEvent(side, g->fork, 0);
+  if (e == cudaSuccess && vd_by_group(a)) e = vd_draw_kept(a, room->kept, side);
+  if (e == cudaSuccess && side != stream) e = cudaEventRecord(g->join, side);
+  if (e == cudaSuccess) e = vd_fill_delta(a, g, room->delta, stream);
+  if (e == cudaSuccess && a->rel_key) e = vd_relative_begin(a, g, room, stream);
+  if (e == cudaSuccess && side != stream) e = cudaEventRecord(g->fork, stream);
+  if (e == cudaSuccess && side != stream) e = cudaStreamWaitEvent(side, g->fork, 0);
+  if (e == cudaSuccess && side != stream) e = cudaStreamWaitEvent(stream, g->join, 0);
+  return e;
+}
+
 cudaError_t vd_cuda_attention_backward(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                                        cudaStream_t stream) {
   vd_backward_room room = {};
   cudaStream_t side = g->side ? g->side : stream;
+  const bool group = vd_by_group(a);
   vd_lay_out(a, g->workspace, &room);
-  cudaError_t e = vd_fill_delta(a, g, room.delta, stream);
-  if (e == cudaSuccess && a->rel_key) e = vd_relative_begin(a, g, &room, stream);
-  if (e == cudaSuccess && side != stream) e = cudaEventRecord(g->fork, stream);
-  if (e == cudaSuccess && side != stream) e = cudaStreamWaitEvent(side, g->fork, 0);
-  if (e == cudaSuccess) e = vd_backward_by_query(a, g, &room, stream);
-  if (e == cudaSuccess) e = vd_backward_by_key(a, g, &room, side);
+  cudaError_t e = vd_prepare(a, g, &room, stream, side);
+  if (e == cudaSuccess) e = (group ? vd_group_by_query : vd_backward_by_query)(a, g, &room, stream);
+  if (e == cudaSuccess) e = (group ? vd_group_by_key : vd_backward_by_key)(a, g, &room, side);
   if (e == cudaSuccess) e = vd_sum_up(a, g, &room, stream);
   if (e == cudaSuccess && side != stream) e = cudaEventRecord(g->join, side);
   if (e == cudaSuccess && side != stream) e = cudaStreamWaitEvent(stream, g->join, 0);

@@ -17,11 +17,12 @@ template <typename T, int D> struct vd_backward_layout {
 
 /* Places in the workspace. */
 typedef struct vd_backward_room {
-  float *delta; /* [n_stream, n_head, block]: sum over a head's columns of out * dout */
-  float *dspan; /* [n_head, n_stream, query tiles] */
-  void *query;  /* with relative keys: q + u [n_stream * block, width] */
-  float *dbias; /* [query items, 2, d_head]: sums over an item's queries of the content and the position part of dq */
-  float *dsum;  /* [n_head, reach + 1]: sums of the gradients of scores over all queries at one distance */
+  float *delta;   /* [n_stream, n_head, block]: sum over a head's columns of out * dout */
+  float *dspan;   /* [n_head, n_stream, query tiles] */
+  void *query;    /* with relative keys: q + u [n_stream * block, width] */
+  float *dbias;   /* [query items, 2, d_head]: sums over an item's queries of the content and the position part of dq */
+  float *dsum;    /* [n_head, reach + 1]: sums of the gradients of scores over all queries at one distance */
+  uint32_t *kept; /* for groups, with dropout: see vd_draw_kept */
 } vd_backward_room;
 
 /* The queries that the kernels take, with u added where keys are relative. */
@@ -32,12 +33,36 @@ VD_DEV vd_lines<const T> vd_queries(const vd_cuda_attention &a, const vd_cuda_at
   return vd_block_lines(a, (const T *)g.block, VD_QUERY, head, stream);
 }
 
+/* Stream-ordered. Which weights dropout keeps, a bit each, so that the two kernels need not draw them twice: room->kept
+ * [vd_kept_tiles(), 128], a tile of 64 x 64 as vd_draw_queries() has it for the 128 threads of a group;
+ * attention_dropout.cu. */
+cudaError_t vd_draw_kept(const vd_cuda_attention *a, uint32_t *kept, cudaStream_t stream);
+/* Tiles from a query tile to the farthest key tile that any head may see. */
+static inline __host__ __device__ int vd_most_tiles(const vd_cuda_attention &a) {
+  return vd_ceil_div(a.rel_key ? a.reach : a.window, VD_TILE) + 1;
+}
+static inline size_t vd_kept_tiles(const vd_cuda_attention *a) {
+  return (size_t)a->n_stream * (size_t)a->n_head * (size_t)vd_ceil_div(a->block, VD_TILE) * (size_t)vd_most_tiles(*a);
+}
+/* Where those of a query tile and the key tile `far` before it begin. */
+VD_DEV const uint32_t *vd_kept_of(const vd_cuda_attention &a, const uint32_t *kept, int stream, int head, int tile,
+                                  int far) {
+  int64_t item = ((int64_t)stream * a.n_head + head) * vd_ceil_div(a.block, VD_TILE) + tile;
+  return kept + (item * vd_most_tiles(a) + far) * VD_THREADS;
+}
+
 /* Stream-ordered. The kernels by queries and by keys, with relative keys or without; attention_query.cu,
  * attention_key.cu. */
 cudaError_t vd_backward_by_query(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                                  const vd_backward_room *room, cudaStream_t stream);
 cudaError_t vd_backward_by_key(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                                const vd_backward_room *room, cudaStream_t stream);
+
+/* Stream-ordered. The same where vd_by_group(a); attention_query_group.cu, attention_key_group.cu. */
+cudaError_t vd_group_by_query(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
+                              const vd_backward_room *room, cudaStream_t stream);
+cudaError_t vd_group_by_key(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
+                            const vd_backward_room *room, cudaStream_t stream);
 
 /* Stream-ordered. room->query = q + u, room->dsum = 0 before the kernels; the gradients of biases and, from dsum, the
  * rest of that of relative keys after them; attention_relative.cu. */
@@ -66,22 +91,118 @@ VD_DEV float vd_score_gradient(const vd_band &band, bool trimmed, int x, int kap
   return trimmed ? p * (m * dp - delta) : m * p * (dp - delta);
 }
 
-/* Calls LAUNCH<type, width> for the type and width of a head. */
-template <template <typename, int> class LAUNCH, typename T, typename... ARGS>
-static cudaError_t vd_by_width(const vd_cuda_attention *a, ARGS... args) {
-  if (a->d_head <= 32) return LAUNCH<T, 32>::run(a, args...);
-  if (a->d_head <= 64) return LAUNCH<T, 64>::run(a, args...);
-  return LAUNCH<T, 128>::run(a, args...);
+/* Where the gradients of a head's position keys are: as struct vd_positions. */
+typedef struct vd_position_gradients {
+  float *row0, *sum; /* sum: of distance 0, or NULL */
+  int64_t stride;
+  int lowest, end, width;
+} vd_position_gradients;
+
+template <bool REL>
+VD_DEV vd_position_gradients vd_position_gradients_of(const vd_cuda_attention &a, const vd_cuda_attention_gradient &g,
+                                                      float *dsum, int head, const vd_band &band) {
+  if constexpr (REL) {
+    vd_position_gradients p = {
+        g.drel_key + head * a.d_head, dsum + (int64_t)head * (a.reach + 1), -a.rel_stride, -a.reach, 1, a.d_head};
+    return p;
+  }
+  vd_position_gradients p = {g.dtable + (int64_t)a.attn_span * a.d_head,
+                             nullptr,
+                             a.d_head,
+                             max(-band.reach, -a.attn_span),
+                             1 - band.first,
+                             a.d_head};
+  return p;
 }
+
+/* Rows e0 .. e0 + 15 of the position keys' gradients += factor * sum; with relative keys, factor * rows, whose columns
+ * are alike, to p.sum. */
+template <int D, bool REL>
+VD_DEV void vd_add_rows(const vd_position_gradients &p, const float sum[D / 8][4], const float rows[4], int e0,
+                        float factor) {
+  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+  const bool whole = e0 >= p.lowest && e0 + 16 <= p.end && p.width == D;
+#pragma unroll
+  for (int ih = 0; ih < 2; ih++) {
+    int e = e0 + g + 8 * ih;
+    bool valid = e >= p.lowest && e < p.end;
+    float *to = p.row0 + e * p.stride + 2 * t;
+    if (REL && valid && t == 0) atomicAdd(p.sum - e, rows[2 * ih] * factor);
+    if (whole) {
+#pragma unroll
+      for (int n = 0; n < D / 8; n++)
+        atomicAdd((float2 *)(to + 8 * n), make_float2(sum[n][2 * ih] * factor, sum[n][2 * ih + 1] * factor));
+    } else {
+#pragma unroll
+      for (int n = 0; n < D / 8; n++)
+        if (valid && 8 * n + 2 * t < p.width)
+          atomicAdd((float2 *)(to + 8 * n), make_float2(sum[n][2 * ih] * factor, sum[n][2 * ih + 1] * factor));
+    }
+  }
+}
+
+/* A warp's sums over its queries, into shared[part][warp][D]. */
+template <int D> VD_DEV void vd_sum_queries(const float dq[D / 8][4], float *shared) {
+  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+#pragma unroll
+  for (int n = 0; n < D / 8; n++) {
+    float x = dq[n][0] + dq[n][2], y = dq[n][1] + dq[n][3];
+    for (int m = 4; m < 32; m *= 2) x += __shfl_xor_sync(0xffffffffU, x, m), y += __shfl_xor_sync(0xffffffffU, y, m);
+    if (lane < 4) *(float2 *)(shared + warp * D + 8 * n + 2 * lane) = make_float2(x, y);
+  }
+}
+/* Those of the block: the content and the position part into this item's place. `shared` may still be read. */
+template <int D>
+VD_DEV void vd_store_dbias(const float dq[D / 8][4], const float dq_position[D / 8][4], float *shared, float scale,
+                           int d_head, float *place) {
+  vd_sync_group();
+  vd_sum_queries<D>(dq, shared);
+  vd_sum_queries<D>(dq_position, shared + 4 * D);
+  vd_sync_group();
+  for (int i = (int)threadIdx.x; i < 2 * D; i += VD_THREADS) {
+    const float *part = shared + i / D * 4 * D + i % D;
+    if (i % D < d_head) place[i / D * d_head + i % D] = (part[0] + part[D] + part[2 * D] + part[3 * D]) * scale;
+  }
+}
+
+/* Sum of the block's span gradient, into this item's place. */
+VD_DEV void vd_store_dspan(float dspan, float *shared, float *place) {
+  for (int m = 16; m; m >>= 1) dspan += __shfl_xor_sync(0xffffffffU, dspan, m);
+  if ((threadIdx.x & 31) == 0) shared[threadIdx.x >> 5] = dspan;
+  vd_sync_group();
+  if (threadIdx.x == 0) *place = shared[0] + shared[1] + shared[2] + shared[3];
+}
+
+/* Key tiles that the first query of a block sees before the block. */
+VD_DEV int vd_far_tiles(const vd_cuda_attention &a) {
+  return vd_ceil_div(min(a.reach, a.window), VD_TILE);
+}
+template <bool REL> VD_DEV vd_item vd_key_item(const vd_cuda_attention &a, const vd_plan *plan, int item) {
+  if constexpr (REL) {
+    int before = vd_far_tiles(a), tiles = before + vd_ceil_div(a.block, VD_TILE), pair = item / tiles;
+    vd_item it = {pair % a.n_head, pair / a.n_head, item % tiles - before};
+    return it;
+  }
+  int rank = 0;
+  while (item >= plan->key_first[rank + 1]) rank++;
+  int head = plan->head[rank], far = vd_ceil_div(plan->band[head].reach, VD_TILE);
+  int n_tile = far + vd_ceil_div(a.block, VD_TILE), rest = item - plan->key_first[rank];
+  vd_item it = {head, rest / n_tile, rest % n_tile - far};
+  return it;
+}
+
+/* Calls LAUNCH<type, width> for the type and width of a head; not for those of groups. */
 template <template <typename, int> class LAUNCH, typename... ARGS>
 static cudaError_t vd_by_type_and_width(const vd_cuda_attention *a, ARGS... args) {
   switch (a->type) {
   case VD_CUDA_FP32:
-    return vd_by_width<LAUNCH, float>(a, args...);
+    if (a->d_head <= 32) return LAUNCH<float, 32>::run(a, args...);
+    if (a->d_head <= 64) return LAUNCH<float, 64>::run(a, args...);
+    return LAUNCH<float, 128>::run(a, args...);
   case VD_CUDA_BF16:
-    return vd_by_width<LAUNCH, __nv_bfloat16>(a, args...);
+    return LAUNCH<__nv_bfloat16, 128>::run(a, args...);
   case VD_CUDA_FP16:
-    return vd_by_width<LAUNCH, __half>(a, args...);
+    return LAUNCH<__half, 128>::run(a, args...);
   }
   return cudaErrorInvalidValue;
 }

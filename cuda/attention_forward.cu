@@ -48,22 +48,6 @@ VD_DEV void vd_hide_scores(const vd_band &band, int x0, int kappa0, float s[2][4
   }
 }
 
-/* Adds the content bias u to a warp's 16 queries in shared memory; rows beyond the block stay zero. */
-template <typename T, int D> VD_DEV void vd_add_content_bias(const vd_cuda_attention &a, T *tile, int head, int iw) {
-  constexpr int per_chunk = 16 / (int)sizeof(T), chunks = D / per_chunk;
-  const float *u = a.content_bias + head * a.d_head;
-  int row0 = (threadIdx.x >> 5) * 16;
-#pragma unroll
-  for (int i = 0; i < 16 * chunks / 32; i++) {
-    int id = i * 32 + (int)(threadIdx.x & 31), row = id / chunks, chunk = id % chunks;
-    if (iw + row >= a.block || chunk * per_chunk >= a.d_head) continue;
-    T *at = tile + vd_chunk<T, D>(row0 + row, chunk);
-#pragma unroll
-    for (int e = 0; e < per_chunk; e++) at[e] = (T)((float)at[e] + u[chunk * per_chunk + e]);
-  }
-  __syncwarp();
-}
-
 /* Scores of a warp's 16 queries (from iw) and the keys of VD_STEP sub-tiles from kappa0, in units of log 2. `unit` is
  * the number of the 16-row block of the table ring where block 0 of the first sub-tile lies. Returns the bits of
  * sub-tiles with any pair seen; the others are not touched. */
@@ -280,31 +264,27 @@ static cudaError_t vd_forward(const vd_cuda_attention *a, const void *block, con
   const vd_drop drop = vd_make_drop(a);
   auto kernel = drop.threshold ? vd_forward_kernel<T, D, true, false> : vd_forward_kernel<T, D, false, false>;
   if (a->rel_key) kernel = drop.threshold ? vd_forward_kernel<T, D, true, true> : vd_forward_kernel<T, D, false, true>;
-  cudaError_t e = a->rel_key ? vd_fill_room(a, stream) : cudaSuccess;
-  if (e == cudaSuccess) e = vd_fill_device((const void *)kernel, shared, &blocks);
+  cudaError_t e = vd_fill_device((const void *)kernel, shared, &blocks);
   if (e != cudaSuccess) return e;
   kernel<<<blocks, VD_THREADS, shared, stream>>>(*a, (const T *)block, (const T *)memory, (const T *)table, (T *)out,
                                                  lse, drop);
   return cudaGetLastError();
 }
 
-template <typename T>
-static cudaError_t vd_forward_width(const vd_cuda_attention *a, const void *block, const void *memory,
-                                    const void *table, void *out, float *lse, cudaStream_t stream) {
-  if (a->d_head <= 32) return vd_forward<T, 32>(a, block, memory, table, out, lse, stream);
-  if (a->d_head <= 64) return vd_forward<T, 64>(a, block, memory, table, out, lse, stream);
-  return vd_forward<T, 128>(a, block, memory, table, out, lse, stream);
-}
-
 cudaError_t vd_cuda_attention_forward(const vd_cuda_attention *a, const void *block, const void *memory,
                                       const void *table, void *out, float *lse, cudaStream_t stream) {
+  cudaError_t e = a->rel_key ? vd_fill_room(a, stream) : cudaSuccess;
+  if (e != cudaSuccess) return e;
+  if (vd_by_group(a)) return vd_forward_by_group(a, block, memory, table, out, lse, stream);
   switch (a->type) {
   case VD_CUDA_FP32:
-    return vd_forward_width<float>(a, block, memory, table, out, lse, stream);
+    if (a->d_head <= 32) return vd_forward<float, 32>(a, block, memory, table, out, lse, stream);
+    if (a->d_head <= 64) return vd_forward<float, 64>(a, block, memory, table, out, lse, stream);
+    return vd_forward<float, 128>(a, block, memory, table, out, lse, stream);
   case VD_CUDA_BF16:
-    return vd_forward_width<__nv_bfloat16>(a, block, memory, table, out, lse, stream);
+    return vd_forward<__nv_bfloat16, 128>(a, block, memory, table, out, lse, stream);
   case VD_CUDA_FP16:
-    return vd_forward_width<__half>(a, block, memory, table, out, lse, stream);
+    return vd_forward<__half, 128>(a, block, memory, table, out, lse, stream);
   }
   return cudaErrorInvalidValue;
 }

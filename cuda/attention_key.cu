@@ -84,24 +84,6 @@ VD_DEV void vd_key_tile(const vd_cuda_attention &a, const vd_band &band, const v
   vd_accumulate<T, D>(w.dk, x, q, query);
 }
 
-/* Key tiles that the first query of a block sees before the block. */
-VD_DEV int vd_far_tiles(const vd_cuda_attention &a) {
-  return vd_ceil_div(min(a.reach, a.window), VD_TILE);
-}
-template <bool REL> VD_DEV vd_item vd_key_item(const vd_cuda_attention &a, const vd_plan *plan, int item) {
-  if constexpr (REL) {
-    int before = vd_far_tiles(a), tiles = before + vd_ceil_div(a.block, VD_TILE), pair = item / tiles;
-    vd_item it = {pair % a.n_head, pair / a.n_head, item % tiles - before};
-    return it;
-  }
-  int rank = 0;
-  while (item >= plan->key_first[rank + 1]) rank++;
-  int head = plan->head[rank], far = vd_ceil_div(plan->band[head].reach, VD_TILE);
-  int n_tile = far + vd_ceil_div(a.block, VD_TILE), rest = item - plan->key_first[rank];
-  vd_item it = {head, rest / n_tile, rest % n_tile - far};
-  return it;
-}
-
 template <typename T, int D, bool DROP, bool REL>
 __global__ void __launch_bounds__(VD_THREADS, vd_backward_layout<T, D>::key_blocks)
     vd_key_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ vd_cuda_attention_gradient g,

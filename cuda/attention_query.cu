@@ -73,36 +73,11 @@ template <typename T> VD_DEV void vd_ones(vd_frag_b<T> &b) {
   }
 }
 
-/* Where the gradients of a head's position keys are: as struct vd_positions. */
-typedef struct vd_position_gradients {
-  float *row0, *sum; /* sum: of distance 0, or NULL */
-  int64_t stride;
-  int lowest, end, width;
-} vd_position_gradients;
-
-template <bool REL>
-VD_DEV vd_position_gradients vd_position_gradients_of(const vd_cuda_attention &a, const vd_cuda_attention_gradient &g,
-                                                      float *dsum, int head, const vd_band &band) {
-  if constexpr (REL) {
-    vd_position_gradients p = {
-        g.drel_key + head * a.d_head, dsum + (int64_t)head * (a.reach + 1), -a.rel_stride, -a.reach, 1, a.d_head};
-    return p;
-  }
-  vd_position_gradients p = {g.dtable + (int64_t)a.attn_span * a.d_head,
-                             nullptr,
-                             a.d_head,
-                             max(-band.reach, -a.attn_span),
-                             1 - band.first,
-                             a.d_head};
-  return p;
-}
-
 /* Rows e0 .. e0 + 15 of the position keys' gradients += factor * (columns col0.. of the exchange tile)^T q; with
  * relative keys, sums of those columns into p.sum: what is missing for v in place of u is added in the end. */
 template <typename T, int D, bool REL>
 VD_DEV void vd_add_to_table(const vd_position_gradients &p, const T *turned, const T *q, int col0, int e0,
                             float factor) {
-  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   float sum[D / 8][4], rows[4] = {0, 0, 0, 0};
   vd_frag_b<T> ones;
   if (e0 + 15 < p.lowest || e0 >= p.end) return;
@@ -116,21 +91,7 @@ VD_DEV void vd_add_to_table(const vd_position_gradients &p, const T *turned, con
     vd_accumulate<T, D>(sum, x, q, i);
     if constexpr (REL) vd_mma(rows, x, ones);
   }
-  /* Even lanes take row g, odd lanes row g + 8, so that each adds four neighbours at once. */
-  int e = e0 + g + 8 * (t & 1);
-  bool valid = e >= p.lowest && e < p.end;
-  float *to = p.row0 + e * p.stride;
-  if (REL && valid && t < 2) atomicAdd(p.sum - e, rows[2 * t] * factor);
-#pragma unroll
-  for (int n = 0; n < D / 8; n++) {
-    float give0 = (t & 1) ? sum[n][0] : sum[n][2], give1 = (t & 1) ? sum[n][1] : sum[n][3];
-    float own0 = (t & 1) ? sum[n][2] : sum[n][0], own1 = (t & 1) ? sum[n][3] : sum[n][1];
-    float got0 = __shfl_xor_sync(0xffffffffU, give0, 1), got1 = __shfl_xor_sync(0xffffffffU, give1, 1);
-    float4 r = (t & 1) ? make_float4(got0, got1, own0, own1) : make_float4(own0, own1, got0, got1);
-    int column = 8 * n + 4 * (t >> 1);
-    r.x *= factor, r.y *= factor, r.z *= factor, r.w *= factor;
-    if (valid && column < p.width) atomicAdd((float4 *)(to + column), r);
-  }
+  vd_add_rows<D, REL>(p, sum, rows, e0, factor);
 }
 
 /* One key tile for this warp: dq, and its blocks of e into the exchange tile. */
@@ -192,37 +153,6 @@ template <typename T> VD_DEV void vd_clear_first_block(T *turned) {
   float none[2][4];
   vd_clear(none);
   for (int unit = 0; unit < 3; unit++) vd_store_turned(turned, row0, unit * 16, none);
-}
-
-/* A warp's sums over its queries, into shared[part][warp][D]. */
-template <int D> VD_DEV void vd_sum_queries(const float dq[D / 8][4], float *shared) {
-  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-#pragma unroll
-  for (int n = 0; n < D / 8; n++) {
-    float x = dq[n][0] + dq[n][2], y = dq[n][1] + dq[n][3];
-    for (int m = 4; m < 32; m *= 2) x += __shfl_xor_sync(0xffffffffU, x, m), y += __shfl_xor_sync(0xffffffffU, y, m);
-    if (lane < 4) *(float2 *)(shared + warp * D + 8 * n + 2 * lane) = make_float2(x, y);
-  }
-}
-/* Those of the block: the content and the position part into this item's place. `shared` may still be read. */
-template <typename T, int D>
-VD_DEV void vd_store_dbias(const vd_query_warp<T, D, true> &w, float *shared, float scale, int d_head, float *place) {
-  __syncthreads();
-  vd_sum_queries<D>(w.dq, shared);
-  vd_sum_queries<D>(w.dq_position, shared + 4 * D);
-  __syncthreads();
-  for (int i = (int)threadIdx.x; i < 2 * D; i += VD_THREADS) {
-    const float *part = shared + i / D * 4 * D + i % D;
-    if (i % D < d_head) place[i / D * d_head + i % D] = (part[0] + part[D] + part[2 * D] + part[3 * D]) * scale;
-  }
-}
-
-/* Sum of the block's span gradient, into this item's place. */
-VD_DEV void vd_store_dspan(float dspan, float *shared, float *place) {
-  for (int m = 16; m; m >>= 1) dspan += __shfl_xor_sync(0xffffffffU, dspan, m);
-  if ((threadIdx.x & 31) == 0) shared[threadIdx.x >> 5] = dspan;
-  __syncthreads();
-  if (threadIdx.x == 0) *place = shared[0] + shared[1] + shared[2] + shared[3];
 }
 
 template <typename T, int D, bool REL>
@@ -318,7 +248,7 @@ __global__ void __launch_bounds__(VD_THREADS, vd_backward_layout<T, D>::query_bl
       vd_query_last<T, D>(w, ts, turned, ring, 4 * n);
       __syncthreads();
       if (warp == 0) add_to_table(n);
-      vd_store_dbias<T, D>(w, (float *)ks, scale, a.d_head, room.dbias + (int64_t)item * 2 * a.d_head);
+      vd_store_dbias<D>(w.dq, w.dq_position, (float *)ks, scale, a.d_head, room.dbias + (int64_t)item * 2 * a.d_head);
 #pragma unroll
       for (int i = 0; i < D / 8 * 4; i++) w.dq[i >> 2][i & 3] += w.dq_position[i >> 2][i & 3];
     } else {

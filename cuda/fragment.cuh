@@ -13,6 +13,8 @@
 
 #define VD_DEV __device__ __forceinline__
 
+enum { VD_TILE = 64 }; /* rows of a tile */
+
 template <typename T> struct vd_frag_a { /* 16 x 16 */
   uint32_t x[4];
 };
@@ -279,17 +281,20 @@ template <int N> VD_DEV void vd_copy_wait_but() {
 }
 
 /* Starts the copy of 64 rows into a tile: rows first .. first + 63 of a matrix, those outside lowest .. end - 1 as
- * zeros; columns beyond `width` as zeros. For a block of 128 threads. */
+ * zeros; columns beyond `width` as zeros. For 128 threads that begin at a multiple of 128. The matrix begins at row 0
+ * of one stream and head, so that offsets fit 32 bits; what does not exist is not read. */
 template <typename T, int D>
 VD_DEV void vd_copy_tile(T *tile, const T *matrix, int stride, int first, int lowest, int end, int width) {
-  constexpr int per_chunk = 16 / (int)sizeof(T), chunks = D / per_chunk;
+  constexpr int per_chunk = 16 / (int)sizeof(T), chunks = D / per_chunk, step = 128 / chunks;
+  int thread = (int)threadIdx.x & 127, across = stride;
+  /* Worked out again for each tile: few registers are left for what the compiler would keep instead. */
+  asm volatile("" : "+r"(thread), "+r"(across));
+  int row = thread / chunks, chunk = thread % chunks;
+  unsigned above = (unsigned)(first + row - lowest), rows = chunk * per_chunk < width ? (unsigned)(end - lowest) : 0;
+  const T *from = matrix + ((first + row) * across + chunk * per_chunk);
 #pragma unroll
-  for (int i = 0; i < 64 * chunks / 128; i++) {
-    int id = i * 128 + (int)threadIdx.x, row = id / chunks, chunk = id % chunks;
-    bool valid = first + row >= lowest && first + row < end && chunk * per_chunk < width;
-    const T *from = valid ? matrix + (int64_t)(first + row) * stride + chunk * per_chunk : matrix;
-    vd_copy16(tile + vd_chunk<T, D>(row, chunk), from, valid);
-  }
+  for (int i = 0; i < VD_TILE / step; i++, from += step * across)
+    vd_copy16(tile + vd_chunk<T, D>(row + i * step, chunk), from, above + (unsigned)(i * step) < rows);
 }
 
 #endif
