@@ -31,15 +31,28 @@ static double evaluator_bytes(const vd_train *t, int64_t window) {
          rows * (layers * d + 2 * d + (double)c->vocab) * (double)t->ops->act_size;
 }
 
+/* Which attention weights dropout keeps, of one layer's backward pass (cuda/attention_backward.cuh): 512 bytes for each
+ * tile of 64 x 64. */
+static double kept_bytes(const vd_train *t, int64_t window) {
+  const vd_settings *s = t->settings;
+  const vd_model_config *c = &t->config;
+  int64_t block = s->data.tokens_per_sample, streams = s->data.micro_streams;
+  bool xl = c->arch == VD_TRANSFORMER_XL;
+  if (t->device.precision == VD_FP32 || c->d_head > 64 || (xl ? c->dropatt : c->dropout) <= 0) return 0;
+  if (streams <= 0 || streams > t->n_own) streams = t->n_own;
+  int64_t far = xl ? window + block : window; /* the most that a head reaches */
+  return (double)(streams * c->n_head * ((block + 63) / 64) * ((far + 63) / 64 + 1)) * 512.0;
+}
+
 /* Beside what the model asks for (cuda/internal.h): the parameters in the activations' type, the key table and its
  * gradient; workspaces of cuBLASLt, of sums over rows, of attention's plans and of the optimiser, which come to about
  * 128 MiB. */
-static double cuda_bytes(const vd_train *t, const vd_memory_estimate *e) {
+static double cuda_bytes(const vd_train *t, const vd_memory_estimate *e, int64_t window) {
   const vd_model_config *c = &t->config;
   double act = (double)t->ops->act_size;
   double copy = t->device.precision == VD_FP32 ? 0 : e->parameters * act / (double)sizeof(real);
   double table = c->arch == VD_TRANSFORMER_XL ? 0 : (double)(c->attn_span * c->d_head) * (act + sizeof(float));
-  return copy + table + 128.0 * 1048576.0;
+  return copy + table + kept_bytes(t, window) + 128.0 * 1048576.0;
 }
 
 /* Rows that memories keep beside the window and what the published code keeps, since one step at the full learning rate
@@ -57,7 +70,7 @@ double vd_train_memory(const vd_train *t, int64_t streams, int64_t window, vd_tr
   vd_model_estimate(&t->config, t->ops->act_size, streams, s->data.micro_streams, s->data.tokens_per_sample, window, e);
   e->optimizer *= strcmp(s->optimizer.method, "adam") == 0 ? 2.0 : 1.0; /* states */
   need->evaluator = evaluator_bytes(t, window);
-  need->backend = t->device.is_gpu ? cuda_bytes(t, e) : 0;
+  need->backend = t->device.is_gpu ? cuda_bytes(t, e, window) : 0;
   return e->parameters + e->gradients + e->optimizer + e->memories + e->activations + e->workspace + need->evaluator +
          need->backend;
 }
