@@ -65,6 +65,8 @@ typedef struct vd_cuda_backend {
   enum vd_cuda_type type;
   size_t act_size;
   bool pooled; /* the GPU has pools of memory */
+  bool freed;  /* something, since the last synchronize */
+  cudaMemPool_t pool;
   cudaStream_t stream, side;
   cudaEvent_t fork, join;
   cublasLtHandle_t blas;

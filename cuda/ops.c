@@ -65,6 +65,7 @@ static void cuda_free(vd_ops *o, void *p) {
   /* What was planned for spans or tables in this memory must not be found by what takes its place. */
   vd_cuda_attention_changed(c);
   vd_cuda_note(c, c->pooled ? cudaFreeAsync(p, c->stream) : cudaFree(p), "freeing memory");
+  c->freed = true;
 }
 
 static void cuda_zero(vd_ops *o, void *p, size_t bytes) {
@@ -146,6 +147,9 @@ static int cuda_check(vd_ops *o, vd_error *err) {
 static int cuda_synchronize(vd_ops *o, vd_error *err) {
   vd_cuda_backend *c = vd_cuda_of(o);
   vd_cuda_note(c, cudaStreamSynchronize(c->stream), "waiting for the GPU");
+  /* Who waits has time to give back what others may want: windows that grew have left holes. */
+  if (c->pooled && c->freed) vd_cuda_note(c, cudaMemPoolTrimTo(c->pool, 0), "giving memory back");
+  c->freed = false;
   return cuda_check(o, err);
 }
 
@@ -318,15 +322,15 @@ static vd_ops table_of(vd_cuda_backend *c) {
                   .weight_gradient = vd_cuda_weight_gradient_op};
 }
 
-/* Memory of the model comes from a pool that keeps what is freed: when windows move, neither side waits. */
+/* Memory of the model comes from a pool that keeps what is freed until somebody waits for the GPU anyway: when windows
+ * move, neither side waits. */
 static cudaError_t open_pool(vd_cuda_backend *c) {
   int has = 0;
   uint64_t all = UINT64_MAX;
-  cudaMemPool_t pool;
   cudaError_t e = cudaDeviceGetAttribute(&has, cudaDevAttrMemoryPoolsSupported, c->device);
   if (e != cudaSuccess || !has) return e;
-  e = cudaDeviceGetDefaultMemPool(&pool, c->device);
-  if (e == cudaSuccess) e = cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all);
+  e = cudaDeviceGetDefaultMemPool(&c->pool, c->device);
+  if (e == cudaSuccess) e = cudaMemPoolSetAttribute(c->pool, cudaMemPoolAttrReleaseThreshold, &all);
   c->pooled = e == cudaSuccess;
   return e;
 }
