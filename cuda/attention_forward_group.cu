@@ -121,17 +121,17 @@ VD_DEV void vd_forward_tile(const vd_cuda_attention &a, const vd_query_work &wor
   const int block = c + 1, warp = (int)(threadIdx.x >> 5), iw = work.i0 + 16 * warp, kappa0 = work.start + t * VD_TILE;
   vd_frag_a<T> p[4];
   if constexpr (REL) vd_begin_positions(position, m->begin[c & 1]);
-  vd_products_begin();
+  vd_wgmma_begin();
   vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(position, q, m->table[c & 1], REL);
-  vd_products_commit();
+  vd_wgmma_commit();
   vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(s, q, m->k[c & 1], false);
-  vd_products_commit();
-  vd_products_wait<1>();
-  vd_products_done(position);
+  vd_wgmma_commit();
+  vd_wgmma_wait<1>();
+  vd_wgmma_done<8>(position);
   vd_write_ring(ring, block, position);
   __syncwarp();
-  vd_products_wait<0>();
-  vd_products_done(s);
+  vd_wgmma_wait<0>();
+  vd_wgmma_done<8>(s);
   vd_finish_scores<REL>(a, work.band, ring, 4 * block + 7 - warp, iw, kappa0, factor, s);
   vd_softmax_tile(w, factor, s);
   if (!REL && a.trimmed && !vd_row_full<REL>(work.band, iw, kappa0)) {
@@ -140,11 +140,11 @@ VD_DEV void vd_forward_tile(const vd_cuda_attention &a, const vd_query_work &wor
   }
   vd_hold(p, s);
   if constexpr (DROP) vd_drop_weights(p, kept);
-  vd_products_begin();
+  vd_wgmma_begin();
   vd_start_held<T, VD_BY_ROWS>(w.sum, p, m->v[c & 1], true);
-  vd_products_commit();
-  vd_products_wait<0>();
-  vd_products_done(w.sum);
+  vd_wgmma_commit();
+  vd_wgmma_wait<0>();
+  vd_wgmma_done<8>(w.sum);
 }
 
 /* With relative keys, before the first key tile: the content bias, and the scores of the block of e before it. */
@@ -154,13 +154,13 @@ VD_DEV void vd_forward_begin(const vd_cuda_attention &a, vd_forward_memory<T> *m
   float position[8][4];
   if (a.content_bias) vd_add_content_bias<T, VD_WIDTH>(a, q, work.it.head, work.i0 + 16 * (int)(threadIdx.x >> 5));
   vd_begin_positions(position, m->begin[2]);
-  vd_products_see();
+  vd_show_to_products();
   vd_sync_group();
-  vd_products_begin();
+  vd_wgmma_begin();
   vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(position, q, m->table[2], true);
-  vd_products_commit();
-  vd_products_wait<0>();
-  vd_products_done(position);
+  vd_wgmma_commit();
+  vd_wgmma_wait<0>();
+  vd_wgmma_done<8>(position);
   vd_write_ring(m->ring[threadIdx.x >> 5], c, position);
 }
 
@@ -272,7 +272,7 @@ VD_DEV void vd_forward_bring(const vd_cuda_attention &a, const vd_forward_task<T
       if (t < 0) continue;
       if (t + 1 == n) vd_say_item(asked, &m->next[i & 1]);
       vd_copy_wait();
-      vd_products_see();
+      vd_show_to_products();
       vd_barrier_arrive<VD_BARRIER_THERE>();
     }
     c += n;

@@ -105,23 +105,23 @@ template <typename T, bool REL> VD_DEV void vd_key_products(vd_key_memory<T> *m,
   float near_[8][4], far[8][4];
   const int near_slot = t % 3, far_slot = (t + 1) % 3;
   vd_begin_rows<REL>(near_, m->begin[near_slot]), vd_begin_rows<REL>(far, m->begin[far_slot]);
-  vd_products_begin();
+  vd_wgmma_begin();
   vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(near_, m->table[near_slot], m->q[t & 1], REL);
-  vd_products_commit();
+  vd_wgmma_commit();
   vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(far, m->table[far_slot], m->q[t & 1], REL);
-  vd_products_commit();
-  vd_products_wait<1>();
-  vd_products_done(near_);
+  vd_wgmma_commit();
+  vd_wgmma_wait<1>();
+  vd_wgmma_done<8>(near_);
   vd_write_exchange(m->exchange, 64, near_);
-  vd_products_begin();
+  vd_wgmma_begin();
   vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(s, m->k, m->q[t & 1], false);
-  vd_products_commit();
-  vd_products_wait<1>();
-  vd_products_done(far);
+  vd_wgmma_commit();
+  vd_wgmma_wait<1>();
+  vd_wgmma_done<8>(far);
   vd_write_exchange(m->exchange, 0, far);
-  vd_products_begin();
+  vd_wgmma_begin();
   vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(ds, m->v, m->dout[t & 1], false);
-  vd_products_commit();
+  vd_wgmma_commit();
 }
 
 /* A work item by keys: query tiles from `first` on. Query tile t needs blocks t (nearer keys) and t + 1 of the table.
@@ -152,8 +152,8 @@ VD_DEV void vd_key_tile(const vd_cuda_attention &a, const vd_key_work &work, flo
   vd_frag_a<T> weight[4], gradient[4];
   vd_key_products<T, REL>(m, t, s, ds);
   vd_sync_group();
-  vd_products_wait<0>();
-  vd_products_done(s), vd_products_done(ds);
+  vd_wgmma_wait<0>();
+  vd_wgmma_done<8>(s), vd_wgmma_done<8>(ds);
   const int i0 = work.first + t * VD_TILE;
   const float *rows = m->rows[t & 1][0];
   if (vd_all_full<false>(work.band, i0 - kw, kw) && vd_all_full<false>(work.band, i0 - kw + 48, kw) &&
@@ -176,12 +176,12 @@ VD_DEV void vd_key_tile(const vd_cuda_attention &a, const vd_key_work &work, flo
     }
   }
   vd_hold(weight, s), vd_hold(gradient, ds);
-  vd_products_begin();
+  vd_wgmma_begin();
   vd_start_held<T, VD_BY_ROWS>(w.dv, weight, m->dout[t & 1], true);
   vd_start_held<T, VD_BY_ROWS>(w.dk, gradient, m->q[t & 1], true);
-  vd_products_commit();
-  vd_products_wait<0>();
-  vd_products_done(w.dv), vd_products_done(w.dk);
+  vd_wgmma_commit();
+  vd_wgmma_wait<0>();
+  vd_wgmma_done<8>(w.dv), vd_wgmma_done<8>(w.dk);
 }
 
 /* What the kernel is told besides the shapes. */
@@ -274,7 +274,7 @@ VD_DEV void vd_key_bring(const vd_cuda_attention &a, const vd_key_task &task, vd
       if (DROP && t + 1 < n) read_kept();
       if (t + 1 == n) vd_say_item(asked, &m->next[i & 1]);
       vd_copy_wait();
-      vd_products_see();
+      vd_show_to_products();
       vd_barrier_arrive<VD_BARRIER_THERE>();
     }
     vd_sync_bring();

@@ -55,19 +55,19 @@ VD_DEV void vd_query_scores(const vd_cuda_attention &a, float scale, const vd_qu
   float *ring = m->ring[threadIdx.x >> 5];
   const int warp = (int)(threadIdx.x >> 5), unit = 4 * (t + 1) + 7 - warp;
   if constexpr (REL) vd_begin_positions(position, m->begin[(t + 1) % 3]);
-  vd_products_begin();
+  vd_wgmma_begin();
   vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(position, m->q, m->table[(t + 1) % 3], REL);
-  vd_products_commit();
+  vd_wgmma_commit();
   vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(s, m->q, m->k[t & 1], false);
-  vd_products_commit();
+  vd_wgmma_commit();
   vd_start_held<T, VD_BY_COLUMNS>(ds, w.dout, m->v, false);
-  vd_products_commit();
-  vd_products_wait<2>();
-  vd_products_done(position);
+  vd_wgmma_commit();
+  vd_wgmma_wait<2>();
+  vd_wgmma_done<8>(position);
   vd_write_ring(ring, t + 1, position);
   __syncwarp();
-  vd_products_wait<0>();
-  vd_products_done(s), vd_products_done(ds);
+  vd_wgmma_wait<0>();
+  vd_wgmma_done<8>(s), vd_wgmma_done<8>(ds);
   const int iw = work.i0 + 16 * warp, kappa0 = work.start + t * VD_TILE;
   if (vd_row_full<REL>(work.band, iw, kappa0)) {
 #pragma unroll
@@ -149,30 +149,30 @@ VD_DEV void vd_add_block(vd_query_memory<T> *m, vd_query_state<T, REL> &w, const
   float sum[8][4], rows[4] = {0, 0, 0, 0};
   float(*dq)[4] = REL ? w.dq_position : w.dq;
   const T *turned = m->turned[block & 1], *table = m->table[block % 3];
-  vd_products_begin();
+  vd_wgmma_begin();
   vd_start_product<T, VD_BY_ROWS, VD_BY_ROWS>(sum, turned, m->q, false);
 #pragma unroll
   for (int i = 0; REL && i < 4; i++)
     vd_start_ones(rows, vd_tile_of(turned) + i * VD_BY_ROWS, vd_tile_of(m->ones), i > 0, T());
-  vd_products_commit();
+  vd_wgmma_commit();
   if constexpr (LAST) {
     vd_tile_step<VD_BY_COLUMNS, VD_BY_ROWS>(dq, vd_tile_of(turned), vd_tile_of(table), true, T());
   } else {
     vd_start_held<T, VD_BY_ROWS>(w.dq, gradient, k, true);
     vd_start_product<T, VD_BY_COLUMNS, VD_BY_ROWS>(dq, turned, table, true);
   }
-  vd_products_commit();
-  vd_products_wait<1>();
-  vd_products_done(sum);
+  vd_wgmma_commit();
+  vd_wgmma_wait<1>();
+  vd_wgmma_done<8>(sum);
   if constexpr (REL) {
 #pragma unroll
     for (int i = 0; i < 4; i++) asm volatile("" : "+f"(rows[i])::"memory");
   }
   e0 += 16 * (int)(threadIdx.x >> 5);
   if (e0 + 15 >= p.lowest && e0 < p.end) vd_add_rows<VD_WIDTH, REL>(p, sum, rows, e0, factor);
-  vd_products_wait<0>();
-  vd_products_done(w.dq);
-  if constexpr (REL) vd_products_done(w.dq_position);
+  vd_wgmma_wait<0>();
+  vd_wgmma_done<8>(w.dq);
+  if constexpr (REL) vd_wgmma_done<8>(w.dq_position);
   if (done) vd_barrier_arrive<VD_BARRIER_NEXT>();
 }
 
@@ -200,11 +200,11 @@ VD_DEV void vd_query_start(const vd_cuda_attention &a, const float *lse, const f
     float position[8][4];
     vd_clear_sums(w.dq_position);
     vd_begin_positions(position, m->begin[0]);
-    vd_products_begin();
+    vd_wgmma_begin();
     vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(position, m->q, m->table[0], true);
-    vd_products_commit();
-    vd_products_wait<0>();
-    vd_products_done(position);
+    vd_wgmma_commit();
+    vd_wgmma_wait<0>();
+    vd_wgmma_done<8>(position);
     vd_write_ring(m->ring[threadIdx.x >> 5], 0, position);
   }
   vd_sync_group();
@@ -260,18 +260,18 @@ VD_DEV void vd_query_multiply(const vd_cuda_attention &a, const vd_query_task &t
       if (t + 1 < work.n) vd_barrier_arrive<VD_BARRIER_NEXT>();
       vd_query_scores<T, DROP, REL>(a, task.drop.scale, work, m, w, t, kept, factor, gradient);
       vd_write_turned<T>(m->turned, t + 1, gradient);
-      vd_products_see();
+      vd_show_to_products();
       vd_sync_group();
       if (t + 1 < work.n) vd_barrier_arrive<VD_BARRIER_VALUES>();
       if (REL || t > 0) {
         vd_add_block<T, REL, false>(m, w, p, gradient, m->k[t & 1], t, work.first_block + t * VD_TILE, scale,
                                     !REL && t + 1 == work.n);
       } else { /* block 0 is beyond the reach, and there is another tile */
-        vd_products_begin();
+        vd_wgmma_begin();
         vd_start_held<T, VD_BY_ROWS>(w.dq, gradient, m->k[0], true);
-        vd_products_commit();
-        vd_products_wait<0>();
-        vd_products_done(w.dq);
+        vd_wgmma_commit();
+        vd_wgmma_wait<0>();
+        vd_wgmma_done<8>(w.dq);
       }
     }
     const int next = vd_next_item(&m->next[i & 1]);
@@ -320,7 +320,7 @@ VD_DEV void vd_query_bring(const vd_cuda_attention &a, const vd_query_task &task
       vd_copy_commit();
       if (t + 1 == n) vd_say_item(asked, &m->next[i & 1]);
       vd_copy_wait();
-      vd_products_see();
+      vd_show_to_products();
       vd_barrier_arrive<VD_BARRIER_THERE>();
     }
     vd_sync_bring();

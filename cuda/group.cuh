@@ -10,6 +10,7 @@
 #define VD_GROUP_CUH
 
 #include "attention.cuh"
+#include "wgmma.cuh"
 
 enum { VD_WIDTH = 64, VD_TILE_BYTES = VD_TILE * VD_WIDTH * 2 };
 
@@ -68,29 +69,6 @@ template <typename T, int B> VD_DEV void vd_start_held(float c[8][4], const vd_f
   uint64_t y = vd_tile_of(b);
 #pragma unroll
   for (int i = 0; i < 4; i++) vd_held_step<B>(c, a[i], y + i * B, add || i > 0);
-}
-
-/* Before products whose registers were written since the last ones. */
-VD_DEV void vd_products_begin() {
-  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-VD_DEV void vd_products_commit() {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-/* Waits for all groups of products but the N last. */
-template <int N> VD_DEV void vd_products_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
-}
-/* Results of products, to be called after waiting and before reading them: the compiler does not know that they change
- * meanwhile. */
-VD_DEV void vd_products_done(float c[8][4]) {
-#pragma unroll
-  for (int i = 0; i < 32; i++) asm volatile("" : "+f"(c[i >> 2][i & 3])::"memory");
-}
-/* Makes what this thread wrote to shared memory, or copied there and waited for, visible to products; before a barrier.
- */
-VD_DEV void vd_products_see() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
 VD_DEV void vd_clear_sums(float c[8][4]) {

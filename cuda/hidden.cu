@@ -209,12 +209,12 @@ __global__ void __launch_bounds__(128 * VD_GROUPS, 1) vd_hidden_kernel(const __g
     float c[16][4];
 #pragma unroll
     for (int i = 0; i < 64; i++) c[i >> 2][i & 3] = 0;
-    vd_hold(c);
+    vd_wgmma_done<16>(c);
     for (int s = 0; s < stages; s++) {
       vd_frag_a<T> x[VD_DEPTH / 16];
       vd_copy_wait_but<VD_STAGES - 2>();
       vd_group_sync(group); /* this stage is there, and the one before has been read */
-      vd_wgmma_wait();
+      vd_wgmma_wait<0>();
 #pragma unroll
       for (int k = 0; k < VD_DEPTH / 16; k++)
         vd_load_a<T, VD_DEPTH>(x[k], rows + slot * VD_ROWS_STAGE, warp * 16, 16 * k);
@@ -226,8 +226,8 @@ __global__ void __launch_bounds__(128 * VD_GROUPS, 1) vd_hidden_kernel(const __g
       vd_copy_rows(a, rows, at);
       slot = slot == VD_STAGES - 1 ? 0 : slot + 1;
     }
-    vd_wgmma_wait();
-    vd_hold(c);
+    vd_wgmma_wait<0>();
+    vd_wgmma_done<16>(c);
     int64_t mine = row0 + warp * 16;
     if constexpr (BACK) {
       vd_finish_backward<T>(a, mine, unit0, c, total);

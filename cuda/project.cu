@@ -126,10 +126,10 @@ VD_DEV void vd_multiply(int steps, vd_pipe<T> &pipe, Copy copy, float c[16][4]) 
   constexpr int operand = vd_project_layout<T>::operand;
 #pragma unroll
   for (int i = 0; i < 64; i++) c[i >> 2][i & 3] = 0;
-  if constexpr (sizeof(T) == 2) vd_hold(c);
+  if constexpr (sizeof(T) == 2) vd_wgmma_done<16>(c);
   for (int s = 0; s < steps; s++) {
     vd_copy_wait_but<VD_STAGES - 2>();
-    if constexpr (sizeof(T) == 2) vd_show_to_products(), vd_wgmma_wait();
+    if constexpr (sizeof(T) == 2) vd_show_to_products(), vd_wgmma_wait<0>();
     __syncthreads(); /* this stage is there, and the one before has been read */
     const T *left = pipe.shared + 2 * pipe.slot * operand, *right = left + operand;
     if constexpr (sizeof(T) == 2) {
@@ -142,7 +142,7 @@ VD_DEV void vd_multiply(int steps, vd_pipe<T> &pipe, Copy copy, float c[16][4]) 
     vd_copy_commit();
     pipe.slot = pipe.slot == VD_STAGES - 1 ? 0 : pipe.slot + 1;
   }
-  if constexpr (sizeof(T) == 2) vd_wgmma_wait(), vd_hold(c);
+  if constexpr (sizeof(T) == 2) vd_wgmma_wait<0>(), vd_wgmma_done<16>(c);
 }
 
 /* A tile of forward: 128 rows of a head, counted from the window's end, by 128 of its 2 d_head columns. */

@@ -63,17 +63,19 @@ VD_DEV void vd_wgmma_begin() {
 VD_DEV void vd_wgmma_commit() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
-VD_DEV void vd_wgmma_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+/* Waits for all groups of products but the N last. */
+template <int N> VD_DEV void vd_wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
 /* What this thread has written to shared memory, or its copies have, can be read by products after a barrier. */
 VD_DEV void vd_show_to_products() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
-/* Keeps the compiler from moving uses of c past here. */
-VD_DEV void vd_hold(float c[16][4]) {
+/* Results of products, N times four of a lane, after waiting: keeps the compiler, which does not know that they change
+ * meanwhile, from moving uses of them before this. */
+template <int N> VD_DEV void vd_wgmma_done(float (*c)[4]) {
 #pragma unroll
-  for (int i = 0; i < 64; i++) asm volatile("" : "+f"(c[i >> 2][i & 3])::"memory");
+  for (int i = 0; i < 4 * N; i++) asm volatile("" : "+f"(c[i >> 2][i & 3])::"memory");
 }
 
 #endif
