@@ -5,10 +5,14 @@ template <typename T> struct vd_forward_memory {
   T q[2][VD_TILE * VD_WIDTH], k[2][VD_TILE * VD_WIDTH], v[2][VD_TILE * VD_WIDTH];
   T table[3][VD_TILE * VD_WIDTH]; /* the last one: with relative keys, the block before an item's first tile */
   float ring[VD_THREADS / 32][VD_RING_BYTES / 4];
-  float begin[3][VD_TILE];      /* what scores with the table's rows begin with */
-  uint32_t kept[2][VD_THREADS]; /* of a key tile, for each thread of the first group */
+  float begin[3][VD_TILE]; /* what scores with the table's rows begin with */
+  /* Of a key tile, for each thread of the first group. Drawn a tile ahead of the copies: with three places, what is
+   * overwritten was read before the last wait of the group that read it, not only before it arrived. */
+  uint32_t kept[3][VD_THREADS];
   int next[2];
 };
+
+static_assert(2 * (sizeof(vd_forward_memory<__half>) + 1024) <= 228 * 1024, "two blocks for a multiprocessor");
 
 /* What the kernel is told besides the shapes. */
 template <typename T> struct vd_forward_task {
@@ -222,7 +226,7 @@ VD_DEV void vd_forward_multiply(const vd_cuda_attention &a, const vd_forward_tas
     vd_clear_sums(w.sum);
     for (int t = 0; t < work.n; t++, c++) {
       vd_barrier_wait<VD_BARRIER_THERE>();
-      const uint32_t kept = DROP ? m->kept[c & 1][threadIdx.x] : 0;
+      const uint32_t kept = DROP ? m->kept[c % 3][threadIdx.x] : 0;
       if (REL && t == 0) vd_forward_begin<T>(a, m, work, m->q[i & 1], c);
       vd_barrier_arrive<VD_BARRIER_NEXT>();
       vd_forward_tile<T, DROP, REL>(a, work, m, w, m->q[i & 1], t, c, kept, factor);
@@ -267,7 +271,7 @@ VD_DEV void vd_forward_bring(const vd_cuda_attention &a, const vd_forward_task<T
         vd_copy_commit();
       }
       if (DROP && t + 1 < n)
-        m->kept[(c + t + 1) & 1][thread] =
+        m->kept[(c + t + 1) % 3][thread] =
             vd_draw_queries(a, drop, work.i0 + 16 * (thread >> 5), work.start + (t + 1) * VD_TILE);
       if (t < 0) continue;
       if (t + 1 == n) vd_say_item(asked, &m->next[i & 1]);
