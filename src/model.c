@@ -186,9 +186,10 @@ int64_t vd_model_memory_rows(const vd_model *m, int layer) {
   return vd_model_is_xl(m) ? m->state[layer].window : m->state[layer].rows;
 }
 
-/* The most that span h of the layer can be, in 0..1. */
+/* Span h of the layer, in 0..1, and a step of windows more for each update that the host has not heard of. */
 static double longest(const vd_model *m, const struct vd_layer_state *s, int64_t h) {
-  return fmin(fmax((double)s->z[m->n_span == 1 ? 0 : h] + m->moved, 0.0), 1.0);
+  double more = (double)m->unheard * VD_WINDOW_STEP / (double)m->config.attn_span;
+  return fmin(fmax((double)s->z[m->n_span == 1 ? 0 : h] + more, 0.0), 1.0);
 }
 
 static void plan_layer(vd_model *m, struct vd_layer_state *s) {
@@ -210,26 +211,26 @@ void vd_model_plan(vd_model *m) {
   for (int l = 0; l < (int)m->config.n_layer; l++) plan_layer(m, &m->state[l]);
 }
 
-void vd_model_spans_are(vd_model *m, const real *spans, double moved) {
+void vd_model_spans_are(vd_model *m, const real *spans, int unheard) {
   for (int l = 0; l < (int)m->config.n_layer && m->span_room > 0; l++) {
     vd_extent at = m->param[m->layer[l].span].at;
     memcpy(m->state[l].z, spans + at.offset, at.size * sizeof *spans);
   }
-  m->moved = moved;
+  m->unheard = unheard;
   vd_model_plan(m);
 }
 
-void vd_model_stepped(vd_model *m, double most) {
+void vd_model_stepped(vd_model *m) {
   if (m->ops->weights_changed) m->ops->weights_changed(m->ops, m->params, m->arena);
   if (m->span_room == 0) return;
-  m->moved += most;
+  m->unheard++;
   vd_model_plan(m);
 }
 
 void vd_model_params_changed(vd_model *m) {
-  m->moved = 0;
+  m->unheard = 0;
   if (m->owner) {
-    if (m->owner->moved > 0) vd_bug("the spans of the model in training are not known");
+    if (m->owner->unheard > 0) vd_bug("the spans of the model in training are not known");
     for (int l = 0; l < (int)m->config.n_layer; l++)
       memcpy(m->state[l].z, m->owner->state[l].z, (size_t)m->n_span * sizeof(real));
     vd_model_plan(m);
@@ -254,25 +255,19 @@ static int resize_memory(vd_model *m, struct vd_layer_state *s, int64_t rows, vd
   return VD_OK;
 }
 
-/* Rows by which the coming step may lengthen a window; in steps, so that a rising learning rate seldom changes them. */
-static int64_t rows_to_come(const vd_model *m) {
-  double steps = ceil(m->most * (double)m->config.attn_span / VD_WINDOW_STEP);
-  return steps * VD_WINDOW_STEP < (double)m->config.attn_span ? (int64_t)steps * VD_WINDOW_STEP : m->config.attn_span;
-}
-
-/* A window that grows finds real history: as far as the published code keeps it, and as far as one step can take it. */
+/* A window that grows by a step from one update to the next finds real history. */
 static int64_t rows_wanted(const vd_model *m, const struct vd_layer_state *s) {
   if (vd_model_is_xl(m)) return m->config.mem_len; /* of which the newest `window` are real */
-  int64_t rows = s->window + VD_WINDOW_STEP + rows_to_come(m);
+  int64_t rows = s->window + VD_WINDOW_STEP;
   return rows < m->config.attn_span ? rows : m->config.attn_span;
 }
 
-/* Where the host hears of spans late, windows are planned longer by what they may have moved, or, each time that it
- * knows them, not: memories do not follow that down and up again. */
+/* Where the host hears of spans late, windows are planned a step longer or, each time that it knows them, not: memories
+ * do not follow that down and up again. */
 static int64_t rows_kept(const vd_model *m, const struct vd_layer_state *s) {
-  int64_t wanted = rows_wanted(m, s), most = wanted + rows_to_come(m) + VD_WINDOW_STEP;
-  bool keep = m->late && s->memory && s->rows > wanted && s->rows <= most && s->rows <= m->config.attn_span;
-  return keep ? s->rows : wanted;
+  int64_t wanted = rows_wanted(m, s);
+  bool keep = m->late && s->memory && s->rows > wanted && s->rows <= wanted + 2 * VD_WINDOW_STEP;
+  return keep && s->rows <= m->config.attn_span ? s->rows : wanted;
 }
 
 /* Gives keys and values of memory room for `wanted` rows per stream; what they held is lost. */

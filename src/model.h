@@ -91,7 +91,6 @@ typedef struct vd_step {
   int64_t update; /* for the dropout's counter */
   bool train;     /* dropout on, gradients ADDED to the arena (zero it first) */
   double scale;   /* gradient of the loss = scale * gradient of the sum of nll (1 / targets of the update, all ranks) */
-  double most;    /* how far a span z may move in the optimiser's step that follows: memories keep room for it */
   bool deferred;  /* nothing waits for the backend, and nll_sum is not told: vd_model_loss has it */
   real *nll;      /* host [n_stream][block] or NULL; not where `deferred` */
   double nll_sum; /* out: nats */
@@ -138,11 +137,12 @@ int vd_model_memory_put(vd_model *m, int layer, int64_t rows, int64_t first, int
 /* Not collective. Tells the model that its parameters were changed from outside (optimiser, checkpoint): it reads the
  * spans again and plans windows and reaches. */
 void vd_model_params_changed(vd_model *m);
-/* Stream-ordered. Tells it that the optimiser moves the parameters, each span z by at most `most`: windows and reaches
- * are planned for the most that spans can be until vd_model_spans_are tells what they are. Nothing waits. */
-void vd_model_stepped(vd_model *m, double most);
-/* Not collective. What the first vd_model_span_room reals of the arena are, or were: since then no z has moved by more
- * than `moved`. spans: host memory. */
-void vd_model_spans_are(vd_model *m, const real *spans, double moved);
+/* Stream-ordered. Tells it that the optimiser moves the parameters. Until vd_model_spans_are tells what the spans are,
+ * windows and reaches are planned for spans 64 tokens longer, which the backend takes as bounds: it sees no farther, if
+ * a span should grow by more in one update, before the host has heard of it. Nothing waits. */
+void vd_model_stepped(vd_model *m);
+/* Not collective. What the first vd_model_span_room reals of the arena were `unheard` calls of vd_model_stepped ago.
+ * spans: host memory. */
+void vd_model_spans_are(vd_model *m, const real *spans, int unheard);
 
 #endif

@@ -54,9 +54,8 @@ struct vd_model {
   struct vd_layer_params *layer;
   size_t arena;
   size_t output_begin;      /* in the arenas, of the tensors after those of the last layer */
-  double moved;             /* how far each z may be from the host's copy of it */
-  double most;              /* by how much the coming step may move it */
-  bool late;                /* the host hears of spans late */
+  int unheard;              /* updates since the host last heard of the spans */
+  bool late;                /* it hears of them late */
   size_t span_room;         /* reals at the arena's start that hold the spans of all layers, padding included */
   real *params, *gradients; /* backend */
   size_t final_from;        /* gradients from here on are final in this update */

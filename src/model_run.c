@@ -74,7 +74,7 @@ static vd_attention attention_of(const vd_model *m, const struct micro *u, int l
                         .first_distance = 1,
                         .softmax = c->softmax,
                         .reach = m->state[l].reach,
-                        .bounds = m->moved > 0,
+                        .bounds = m->unheard > 0,
                         .span = weight(m, m->layer[l].span),
                         .n_span = m->n_span,
                         .key_pe = weight(m, m->key_pe),
@@ -281,7 +281,6 @@ static void run_micro(vd_model *m, const struct micro *u) {
 int vd_model_run(vd_model *m, vd_step *step, vd_error *err) {
   if (step->block < 1 || step->block > m->max_block) vd_bug("block of %lld tokens", (long long)step->block);
   if (step->train && !m->training) vd_bug("a model made for evaluation cannot train");
-  m->most = step->most;
   m->late = step->deferred;
   if (vd_model_make_room(m, step->block, err)) return err->status;
   m->ops->zero(m->ops, m->loss, sizeof *m->loss);

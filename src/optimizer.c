@@ -8,7 +8,6 @@
 struct sent {
   int64_t update;
   double scale; /* of its gradients */
-  double most;  /* vd_optimizer_most */
   bool lost;
 };
 
@@ -126,19 +125,6 @@ static void count_clean(vd_optimizer *o) {
   o->scaling.clean = 0;
 }
 
-/* Adagrad divides a gradient by the root of a sum that holds its square. In Adam m^ = sum a_i g_i and v^ = sum b_i
- * g_i^2 with weights that fall by beta1 and beta2, so that by Cauchy and Schwarz m^ / sqrt(v^) <= sqrt(sum a_i^2 /
- * b_i), which grows without end where beta1^2 >= beta2. A little more than that, for rounding. */
-double vd_optimizer_most(const vd_optimizer *o, int64_t update) {
-  const vd_optimizer_config *c = &o->config;
-  double lr = vd_optimizer_lr(o, update) * 1.00001, t = (double)(update + 1);
-  if (c->method == VD_ADAGRAD) return lr;
-  double ratio = c->beta1 * c->beta1 / c->beta2;
-  if (!(ratio < 1)) return 1.0;
-  double first = (1 - c->beta1) / (1 - pow(c->beta1, t)), second = (1 - c->beta2) / (1 - pow(c->beta2, t));
-  return fmin(1.0, lr * first * sqrt((1 - pow(ratio, t)) / (1 - ratio) / second));
-}
-
 int vd_optimizer_ahead(const vd_optimizer *o) {
   return o->ops->memory_is_remote && o->config.loss_scale <= 0 ? 1 : 0;
 }
@@ -150,10 +136,9 @@ int vd_optimizer_under_way(const vd_optimizer *o) {
 int vd_optimizer_send(vd_optimizer *o, int64_t update, vd_error *err) {
   vd_model *m = o->model;
   size_t spans = vd_model_span_room(m);
-  double most = vd_optimizer_most(o, update);
   if (vd_optimizer_under_way(o) > vd_optimizer_ahead(o)) vd_bug("too many updates are under way");
   int letter = (int)(o->n_sent++ % VD_LETTERS);
-  o->sent[letter] = (struct sent){.update = update, .scale = 1 / o->scaling.scale, .most = most, .lost = o->lost};
+  o->sent[letter] = (struct sent){.update = update, .scale = 1 / o->scaling.scale, .lost = o->lost};
   if (o->lost) {
     o->lost = false;
     return VD_OK;
@@ -162,19 +147,11 @@ int vd_optimizer_send(vd_optimizer *o, int64_t update, vd_error *err) {
                 o->verdict);
   step(o, update);
   if (spans > 0) o->ops->clamp01(o->ops, vd_model_params(m), spans);
-  vd_model_stepped(m, most);
+  vd_model_stepped(m);
   const vd_enclosure parts[] = {{vd_model_loss(m), sizeof(double)},
                                 {o->verdict, VD_NORMS * sizeof *o->verdict},
                                 {vd_model_params(m), spans * sizeof(real)}};
   return o->ops->send(o->ops, letter, 3, parts, err);
-}
-
-/* How far spans may have moved since the letter that was received last. */
-static double moved_since(const vd_optimizer *o) {
-  double most = 0;
-  for (int64_t i = o->n_received; i < o->n_sent; i++)
-    most += o->sent[i % VD_LETTERS].lost ? 0 : o->sent[i % VD_LETTERS].most;
-  return most;
 }
 
 int vd_optimizer_receive(vd_optimizer *o, vd_outcome *outcome, vd_error *err) {
@@ -190,7 +167,7 @@ int vd_optimizer_receive(vd_optimizer *o, vd_outcome *outcome, vd_error *err) {
   const double *verdict = told + 1;
   outcome->told = true;
   outcome->nll = told[0];
-  vd_model_spans_are(o->model, (const real *)(verdict + VD_NORMS), moved_since(o));
+  vd_model_spans_are(o->model, (const real *)(verdict + VD_NORMS), vd_optimizer_under_way(o));
   if (verdict[VD_LEFT_OUT] >= 0) return overflow(o, (int)verdict[VD_LEFT_OUT], sent->update, err);
   outcome->grad_norm = sqrt(verdict[VD_TOTAL]) * sent->scale;
   count_clean(o);

@@ -61,8 +61,6 @@ int vd_optimizer_send(vd_optimizer *o, int64_t update, vd_error *err);
 int vd_optimizer_ahead(const vd_optimizer *o);
 /* Not collective. Updates that were sent and not received. */
 int vd_optimizer_under_way(const vd_optimizer *o);
-/* Not collective. How far a span z can move in this update: a bound that holds for any gradients, at most 1. */
-double vd_optimizer_most(const vd_optimizer *o, int64_t update);
 /* Not collective. Waits for the oldest update under way, fills *outcome and tells the model its spans. VD_FAILED where
  * a gradient was not finite, naming update (counted from 1, as in the log), layer and tensor; *outcome is filled then
  * too. */

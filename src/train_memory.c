@@ -55,18 +55,11 @@ static double cuda_bytes(const vd_train *t, const vd_memory_estimate *e, int64_t
   return copy + table + kept_bytes(t, window) + 128.0 * 1048576.0;
 }
 
-/* Rows that memories keep beside the window and what the published code keeps, since one step at the full learning rate
- * may lengthen it by that much; on a GPU windows themselves are planned so. */
-static int64_t rows_to_come(const vd_train *t) {
-  const vd_model_config *c = &t->config;
-  if (c->arch == VD_TRANSFORMER_XL) return 0;
-  return 64 * (int64_t)ceil(fmin(1.0, t->settings->optimizer.lr) * (double)c->attn_span / 64);
-}
-
 double vd_train_memory(const vd_train *t, int64_t streams, int64_t window, vd_train_need *need) {
   const vd_settings *s = t->settings;
   vd_memory_estimate *e = &need->model;
-  window = window + rows_to_come(t) < t->config.attn_span ? window + rows_to_come(t) : window;
+  /* On a GPU windows are planned a step longer (vd_model_stepped). */
+  if (t->device.is_gpu && t->config.arch == VD_ADAPTIVE_SPAN && window + 64 <= t->config.attn_span) window += 64;
   vd_model_estimate(&t->config, t->ops->act_size, streams, s->data.micro_streams, s->data.tokens_per_sample, window, e);
   e->optimizer *= strcmp(s->optimizer.method, "adam") == 0 ? 2.0 : 1.0; /* states */
   need->evaluator = evaluator_bytes(t, window);

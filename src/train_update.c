@@ -31,7 +31,6 @@ static void run_block(vd_train *t, vd_step *step, vd_error *err) {
                     .update = update,
                     .train = true,
                     .deferred = is_late(t),
-                    .most = vd_optimizer_most(t->optimizer, update),
                     .ready = vd_reducer_ready,
                     .receiver = t->reducer,
                     .scale = vd_optimizer_loss_scale(t->optimizer) /

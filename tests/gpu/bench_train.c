@@ -81,7 +81,6 @@ static int one_update(struct bench *b, double *bpc, vd_error *err) {
                   .update = b->update,
                   .train = true,
                   .deferred = true,
-                  .most = vd_optimizer_most(b->optimizer, b->update),
                   .scale = vd_optimizer_loss_scale(b->optimizer) / (double)(b->n_stream * BLOCK),
                   .ready = vd_reducer_ready,
                   .receiver = b->reducer};

@@ -36,7 +36,7 @@ for curve in ${CURVES:-trimmed masked transformer_xl}; do
       --set "run%seed=$seed" --set "optimizer%warmup_updates=$warmup" --set valid%interval=200 --set valid%streams=8 \
       --set checkpoint%interval=100000 --set device%backend=cuda --set "device%precision=${PRECISION:-bf16}" "${more[@]}" \
       >"$run.out" 2>&1 || { tail -n 20 "$run.out"; echo "not ok $curve: the run with seed $seed failed"; failed=1; continue 2; }
-    seconds=$(awk -v a="$start" -v b="$(date +%s.%N)" -v most="$seconds" 'BEGIN { s = b - a; printf "%.1f", s > most ? s : most }')
+    seconds=$(awk -v a="$start" -v b="$(date +%s.%N)" -v most="$seconds" 'BEGIN { s = b - a; printf "%.1f", (s > most ? s : most) }')
     logs+=("$run/log.jsonl")
   done
   "$PYTHON" "$here/compare_curves.py" "$curve" "$reference" "$seconds" "${LIMIT:-40}" "${logs[@]}" || failed=1
