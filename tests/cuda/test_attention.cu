@@ -2,18 +2,11 @@
  * gradients, odd sizes and the edges of spans included. Memory rows out of a head's reach hold NaN, as do outputs
  * before each run, and all shared memory, so that a read or a missing write out of place shows. Usage: test_attention
  * [CASE...] */
-#include "attention.h"
+#include "device_arrays.cuh"
 
 #include <algorithm>
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <vector>
-
-typedef std::vector<double> vec;
 
 struct test_case {
   const char *name;
@@ -135,27 +128,6 @@ static void reference_row(const test_case &c, vd_rng rng, int64_t row0, int b, i
   r->dspan_terms += terms * terms;
 }
 
-static void check(cudaError_t e, const char *what) {
-  if (e == cudaSuccess) return;
-  printf("%s: %s\n", what, cudaGetErrorString(e));
-  exit(1);
-}
-
-static size_t size_of(vd_cuda_type type) {
-  return type == VD_CUDA_FP32 ? 4 : 2;
-}
-
-static void store(vd_cuda_type type, void *to, size_t i, double x) {
-  if (type == VD_CUDA_FP32) ((float *)to)[i] = (float)x;
-  if (type == VD_CUDA_BF16) ((__nv_bfloat16 *)to)[i] = __float2bfloat16((float)x);
-  if (type == VD_CUDA_FP16) ((__half *)to)[i] = __float2half((float)x);
-}
-static double load(vd_cuda_type type, const void *from, size_t i) {
-  if (type == VD_CUDA_FP32) return ((const float *)from)[i];
-  if (type == VD_CUDA_BF16) return __bfloat162float(((const __nv_bfloat16 *)from)[i]);
-  return __half2float(((const __half *)from)[i]);
-}
-
 /* Random values, rounded to the type, on host (x) and device (returned). */
 static void *random_array(vd_cuda_type type, vec *x, size_t n, double size, uint64_t *state) {
   void *host = calloc(n, 4), *device;
@@ -197,15 +169,6 @@ static void spoil_shared() {
   spoil_kernel<<<2 * blocks, 256, bytes>>>(bytes / 4);
   check(cudaDeviceSynchronize(), "spoiling shared memory");
 }
-static vec fetch(vd_cuda_type type, const void *device, size_t n) {
-  void *host = calloc(n, 4);
-  check(cudaMemcpy(host, device, n * size_of(type), cudaMemcpyDeviceToHost), "copy");
-  vec x(n);
-  for (size_t i = 0; i < n; i++) x[i] = load(type, host, i);
-  free(host);
-  return x;
-}
-
 /* least2: a lower bound of the square of the norm that errors are compared with. */
 static int compare(const char *what, const vec &got, const vec &want, double tolerance, double least2) {
   double d2 = 0, w2 = 0;

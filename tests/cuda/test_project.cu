@@ -1,18 +1,12 @@
 /* The GPU's projection of memory and its gradient against a double reference of naive loops on the host. Outputs hold
  * NaN before, as do gradients of k and v out of a head's reach, so that a write, a missing write or a read out of place
  * shows. Usage: test_project [CASE...], or test_project bench [STREAMS]: times at learnt spans. */
+#include "device_arrays.cuh"
 #include "project.h"
 
 #include <algorithm>
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <vector>
-
-typedef std::vector<double> vec;
 
 struct test_case {
   const char *name;
@@ -34,25 +28,6 @@ static const std::vector<test_case> cases = {
     {"many_heads", 1, 90, 90, 40, 8, 90, 4, 0, 4, std::vector<float>(40, 0.7f)},
     {"long", 3, 1500, 1500, 2, 64, 1500, 32, 0, 4, {1, 0.01f}},
 };
-
-static void check(cudaError_t e, const char *what) {
-  if (e == cudaSuccess) return;
-  printf("%s: %s\n", what, cudaGetErrorString(e));
-  exit(1);
-}
-static size_t size_of(vd_cuda_type type) {
-  return type == VD_CUDA_FP32 ? 4 : 2;
-}
-static void store(vd_cuda_type type, void *to, size_t i, double x) {
-  if (type == VD_CUDA_FP32) ((float *)to)[i] = (float)x;
-  if (type == VD_CUDA_BF16) ((__nv_bfloat16 *)to)[i] = __float2bfloat16((float)x);
-  if (type == VD_CUDA_FP16) ((__half *)to)[i] = __float2half((float)x);
-}
-static double load(vd_cuda_type type, const void *from, size_t i) {
-  if (type == VD_CUDA_FP32) return ((const float *)from)[i];
-  if (type == VD_CUDA_BF16) return __bfloat162float(((const __nv_bfloat16 *)from)[i]);
-  return __half2float(((const __half *)from)[i]);
-}
 
 /* About normal. */
 static double random_value(uint64_t *state) {
@@ -77,14 +52,6 @@ static void *to_device(vd_cuda_type type, const vec &x) {
   check(cudaMemcpy(device, host.data(), x.size() * size_of(type), cudaMemcpyHostToDevice), "copy");
   return device;
 }
-static vec fetch(vd_cuda_type type, const void *device, size_t n) {
-  std::vector<char> host(n * 4);
-  vec x(n);
-  check(cudaMemcpy(host.data(), device, n * size_of(type), cudaMemcpyDeviceToHost), "copy");
-  for (size_t i = 0; i < n; i++) x[i] = load(type, host.data(), i);
-  return x;
-}
-
 /* Elements where `want` is NaN must be NaN still. */
 static int compare(const char *what, const vec &got, const vec &want, double tolerance) {
   double d2 = 0, w2 = 0;

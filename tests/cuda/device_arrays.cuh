@@ -1,0 +1,44 @@
+/* What the tests of single kernels share: arrays of each activation type on the device and in double on the host. */
+#ifndef VD_DEVICE_ARRAYS_CUH
+#define VD_DEVICE_ARRAYS_CUH
+
+#include "attention.h"
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <vector>
+
+typedef std::vector<double> vec;
+
+static void check(cudaError_t e, const char *what) {
+  if (e == cudaSuccess) return;
+  printf("%s: %s\n", what, cudaGetErrorString(e));
+  exit(1);
+}
+
+static size_t size_of(vd_cuda_type type) {
+  return type == VD_CUDA_FP32 ? 4 : 2;
+}
+static void store(vd_cuda_type type, void *to, size_t i, double x) {
+  if (type == VD_CUDA_FP32) ((float *)to)[i] = (float)x;
+  if (type == VD_CUDA_BF16) ((__nv_bfloat16 *)to)[i] = __float2bfloat16((float)x);
+  if (type == VD_CUDA_FP16) ((__half *)to)[i] = __float2half((float)x);
+}
+static double load(vd_cuda_type type, const void *from, size_t i) {
+  if (type == VD_CUDA_FP32) return ((const float *)from)[i];
+  if (type == VD_CUDA_BF16) return __bfloat162float(((const __nv_bfloat16 *)from)[i]);
+  return __half2float(((const __half *)from)[i]);
+}
+
+/* Waits. n elements as doubles. */
+static vec fetch(vd_cuda_type type, const void *device, size_t n) {
+  std::vector<char> host(n * 4);
+  vec x(n);
+  check(cudaMemcpy(host.data(), device, n * size_of(type), cudaMemcpyDeviceToHost), "copy");
+  for (size_t i = 0; i < n; i++) x[i] = load(type, host.data(), i);
+  return x;
+}
+
+#endif
