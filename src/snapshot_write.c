@@ -79,6 +79,7 @@ static int put_progress(vd_checkpoint *c, const vd_progress *p, const char *echo
 /* A piece of the run on its way to the file. The last one ends the checkpoint, which all of them share. */
 struct piece {
   vd_checkpoint *c;
+  vd_writer *writer;     /* keeps the buffer; NULL: it is the piece's own, on ranks that do not write */
   const vd_model *model; /* for the names and shapes of its tensors */
   char group[128], what[64];
   int layer;
@@ -88,13 +89,17 @@ struct piece {
 
 static struct piece *piece_of(const vd_snapshot *s, vd_checkpoint *c, size_t elements) {
   struct piece *p = vd_calloc(1, sizeof *p);
-  *p = (struct piece){.c = c, .model = s->model, .n_stream = s->n_stream};
-  if (elements > 0) p->data = vd_calloc(elements, sizeof *p->data);
+  *p = (struct piece){.c = c, .writer = s->writer, .model = s->model, .n_stream = s->n_stream};
+  size_t bytes = elements * sizeof *p->data;
+  if (elements > 0) p->data = s->writer ? vd_writer_buffer(s->writer, bytes) : vd_calloc(1, bytes);
   return p;
 }
 
 static void free_piece(struct piece *p) {
-  free(p->data);
+  if (p->writer)
+    vd_writer_keep(p->writer, p->data);
+  else
+    free(p->data);
   free(p);
 }
 

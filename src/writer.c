@@ -12,6 +12,15 @@ struct entry {
   struct entry *next;
 };
 
+/* What a buffer begins with; what is handed out lies behind it, aligned as malloc's is. */
+union spare {
+  struct {
+    union spare *next;
+    size_t bytes;
+  } is;
+  max_align_t align;
+};
+
 struct vd_writer {
   pthread_t thread;
   pthread_mutex_t mutex;
@@ -19,7 +28,8 @@ struct vd_writer {
   struct entry *first, *last; /* the first is at work */
   size_t room, held;
   bool end;
-  vd_error error; /* of the first task that failed */
+  union spare *oldest, *newest; /* buffers that were given back */
+  vd_error error;               /* of the first task that failed */
 };
 
 static void *work(void *argument) {
@@ -73,6 +83,11 @@ void vd_writer_destroy(vd_writer *w) {
   pthread_join(w->thread, NULL);
   pthread_cond_destroy(&w->changed);
   pthread_mutex_destroy(&w->mutex);
+  while (w->oldest) {
+    union spare *next = w->oldest->is.next;
+    free(w->oldest);
+    w->oldest = next;
+  }
   free(w);
 }
 
@@ -88,6 +103,50 @@ void vd_writer_add(vd_writer *w, vd_task *task, void *what, size_t bytes) {
     w->first = e;
   w->last = e;
   pthread_cond_broadcast(&w->changed);
+  pthread_mutex_unlock(&w->mutex);
+}
+
+/* The oldest spare that has room for `bytes` and not much more, taken out of the list; NULL: none. */
+static union spare *find_spare(vd_writer *w, size_t bytes) {
+  union spare *before = NULL, *s = w->oldest;
+  for (; s && (s->is.bytes < bytes || s->is.bytes / 2 > bytes); s = s->is.next) before = s;
+  if (!s) return NULL;
+  if (before)
+    before->is.next = s->is.next;
+  else
+    w->oldest = s->is.next;
+  if (w->newest == s) w->newest = before;
+  return s;
+}
+
+void *vd_writer_buffer(vd_writer *w, size_t bytes) {
+  union spare *unfit = NULL;
+  pthread_mutex_lock(&w->mutex);
+  union spare *s = find_spare(w, bytes);
+  if (!s && w->oldest) { /* sizes have changed: for each new buffer an old one goes */
+    unfit = w->oldest;
+    w->oldest = unfit->is.next;
+    if (!w->oldest) w->newest = NULL;
+  }
+  pthread_mutex_unlock(&w->mutex);
+  free(unfit);
+  if (!s) {
+    s = vd_calloc(1, sizeof *s + bytes);
+    s->is.bytes = bytes;
+  }
+  return s + 1;
+}
+
+void vd_writer_keep(vd_writer *w, void *buffer) {
+  if (!buffer) return;
+  union spare *s = (union spare *)buffer - 1;
+  s->is.next = NULL;
+  pthread_mutex_lock(&w->mutex);
+  if (w->newest)
+    w->newest->is.next = s;
+  else
+    w->oldest = s;
+  w->newest = s;
   pthread_mutex_unlock(&w->mutex);
 }
 

@@ -20,6 +20,13 @@ void vd_writer_destroy(vd_writer *w);
 /* Not collective. Adds a task, whose `what` holds `bytes`; waits while those before it leave no room. A task larger
  * than the room waits until it is alone. */
 void vd_writer_add(vd_writer *w, vd_task *task, void *what, size_t bytes);
+/* Not collective. A buffer of `bytes`, contents undefined: one that was given back, where there is one of about that
+ * size, since memory that is new to the process is filled four times as slowly. Give it back with vd_writer_keep(),
+ * from any thread. */
+void *vd_writer_buffer(vd_writer *w, size_t bytes);
+/* Not collective. Gives a buffer back; it is kept until vd_writer_destroy(), or until others are asked for that it is
+ * too small or too large for. NULL is allowed. */
+void vd_writer_keep(vd_writer *w, void *buffer);
 /* Not collective. The error of a task that failed since the last vd_writer_wait(), without waiting. */
 int vd_writer_poll(vd_writer *w, vd_error *err);
 /* Not collective. Waits until every task is done; the first error of any since the last call, which is then forgotten.

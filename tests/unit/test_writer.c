@@ -7,6 +7,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -148,12 +149,35 @@ static void the_lock_is_fair(void **state) {
   assert_true(missed <= 10);
 }
 
+/* Buffers come back for sizes that they fit, and make way for others. */
+static void hands_buffers_out_again(void **state) {
+  (void)state;
+  vd_error err = {0};
+  vd_writer *w = NULL;
+  assert_int_equal(vd_writer_create(&w, BYTES, &err), VD_OK);
+  char *large = vd_writer_buffer(w, 1000), *small = vd_writer_buffer(w, 100);
+  assert_true(large != small && (size_t)large % _Alignof(max_align_t) == 0);
+  memset(large, 1, 1000), memset(small, 2, 100);
+  vd_writer_keep(w, large), vd_writer_keep(w, NULL), vd_writer_keep(w, small);
+  assert_ptr_equal(vd_writer_buffer(w, 90), small); /* not the large one, though that came first */
+  assert_ptr_equal(vd_writer_buffer(w, 600), large);
+  vd_writer_keep(w, large);
+  char *larger = vd_writer_buffer(w, 1001); /* `large` goes for it */
+  memset(larger, 3, 1001);
+  vd_writer_keep(w, small), vd_writer_keep(w, larger);
+  assert_ptr_equal(vd_writer_buffer(w, 1000), larger);
+  assert_ptr_equal(vd_writer_buffer(w, 100), small);
+  vd_writer_keep(w, larger), vd_writer_keep(w, small);
+  vd_writer_destroy(w);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(keeps_order_and_room),
       cmocka_unit_test(takes_a_task_beyond_the_room_alone),
       cmocka_unit_test(an_error_stops_what_comes_after),
       cmocka_unit_test(ends_its_work_when_destroyed),
+      cmocka_unit_test(hands_buffers_out_again),
       cmocka_unit_test(the_lock_is_fair),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
