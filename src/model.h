@@ -121,7 +121,7 @@ double vd_model_flops(const vd_model *m);
  * the greatest distance, in tokens, at which a token of the last block could see. */
 void vd_model_spans(vd_model *m, float *span);
 /* Not collective. Window, in tokens, of layer l: in Transformer-XL the rows that its memory holds, else with the
- * current spans (after vd_model_stepped: with the longest that they can be) attn_span - 64 floor(min(attn_span - 1,
+ * current spans (after vd_model_stepped: with spans 64 tokens longer) attn_span - 64 floor(min(attn_span - 1,
  * attn_span - cur) / 64), cur = min(attn_span, ceil(max_h z attn_span) + ramp). */
 int64_t vd_model_window(const vd_model *m, int layer);
 

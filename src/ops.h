@@ -64,9 +64,9 @@ typedef struct vd_attention {
   int64_t ramp;
   int first_distance; /* 1 */
   enum vd_softmax softmax;
-  /* host [n_head]. Where `bounds`, window and reach are only the most that they can be, since the spans have moved
-   * where the host has not seen them yet: the backend, not the CPU, takes what is right for the spans
-   * (vd_model_window). */
+  /* host [n_head]. Where `bounds`, the spans may have moved since the host planned window and reach, which are then the
+   * most that may be used: a backend that reads the spans takes no more than the window that they ask for
+   * (vd_model_window); the CPU, whose host is never late, takes both as they are. */
   const int64_t *reach;
   bool bounds;
   const real *span;   /* [n_span] z in 0..1 */
