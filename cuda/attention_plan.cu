@@ -71,8 +71,16 @@ __global__ void vd_plan_kernel(const __grid_constant__ vd_plan_layers layers) {
   }
 }
 
+/* Whether offsets within a stream's rows fit the 32 bits that the kernels count them in. */
+static bool vd_offsets_fit(const vd_cuda_attention *a) {
+  int64_t width = (int64_t)a->n_head * a->d_head, most = INT32_MAX, keys = a->rel_key ? a->reach : a->attn_span;
+  return 2 * width * (a->window + (int64_t)VD_TILE) <= most && 3 * width * (a->block + (int64_t)VD_TILE) <= most &&
+         (a->rel_key ? a->rel_stride : a->d_head) * (keys + VD_TILE) <= most;
+}
+
 /* Whether the kernels take these shapes: 16-byte chunks lie within one head's columns. */
 static bool vd_shapes_fit(const vd_cuda_attention *a) {
+  if (!vd_offsets_fit(a)) return false;
   int chunk = a->type == VD_CUDA_FP32 ? 4 : 8;
   if (a->n_stream <= 0 || a->block <= 0 || a->window < 0 || a->n_head <= 0 || a->n_head > VD_CUDA_MAX_HEADS ||
       a->d_head <= 0 || a->d_head > 128 || a->d_head % chunk != 0 || a->window > a->attn_span || a->kv_rows < a->window)

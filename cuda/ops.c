@@ -10,19 +10,28 @@ void vd_cuda_note(vd_cuda_backend *c, cudaError_t e, const char *what) {
   if (e != cudaSuccess) vd_fail(&c->error, VD_FAILED, "GPU %d, %s: %s", c->device, what, cudaGetErrorString(e));
 }
 
+/* Gives back what the pool keeps, for who found no memory: true where that may have made room. Waits. */
+static bool trim(vd_cuda_backend *c) {
+  cudaGetLastError(); /* running out is no fault of later calls */
+  return c->pooled && cudaStreamSynchronize(c->stream) == cudaSuccess && cudaMemPoolTrimTo(c->pool, 0) == cudaSuccess;
+}
+
 void *vd_cuda_room(vd_cuda_backend *c, vd_scratch *s, size_t bytes) {
   if (bytes <= s->bytes) return s->p;
   bool pinned = s == &c->pinned;
+  /* What grows with the windows grows in steps, since each of them waits. */
+  size_t step = s->bytes / 4 * 5, room = bytes > step ? bytes : step;
   vd_cuda_note(c, cudaStreamSynchronize(c->stream), "waiting");
   if (pinned)
     cudaFreeHost(s->p);
   else
     cudaFree(s->p);
   *s = (vd_scratch){0};
-  cudaError_t e = pinned ? cudaMallocHost(&s->p, bytes) : cudaMalloc(&s->p, bytes);
+  cudaError_t e = pinned ? cudaMallocHost(&s->p, room) : cudaMalloc(&s->p, room);
+  if (e != cudaSuccess && !pinned && trim(c)) e = cudaMalloc(&s->p, room = bytes);
   vd_cuda_note(c, e, "allocating scratch memory");
   if (e != cudaSuccess) s->p = NULL;
-  s->bytes = e == cudaSuccess ? bytes : 0;
+  s->bytes = e == cudaSuccess ? room : 0;
   return s->p;
 }
 
@@ -43,6 +52,7 @@ static int cuda_alloc(vd_ops *o, size_t bytes, void **p, vd_error *err) {
   vd_cuda_backend *c = vd_cuda_of(o);
   size_t room = bytes > 0 ? bytes : 1, free_bytes = 0, total = 0;
   cudaError_t e = c->pooled ? cudaMallocAsync(p, room, c->stream) : cudaMalloc(p, room);
+  if (e != cudaSuccess && trim(c)) e = cudaMallocAsync(p, room, c->stream);
   if (e != cudaSuccess) {
     cudaGetLastError(); /* running out is no fault of later calls */
     cudaMemGetInfo(&free_bytes, &total);
@@ -322,8 +332,8 @@ static vd_ops table_of(vd_cuda_backend *c) {
                   .weight_gradient = vd_cuda_weight_gradient_op};
 }
 
-/* Memory of the model comes from a pool that keeps what is freed until somebody waits for the GPU anyway: when windows
- * move, neither side waits. */
+/* Memory of the model comes from a pool that keeps what is freed until somebody synchronizes (a validation) or finds no
+ * memory: when windows move, neither side waits. */
 static cudaError_t open_pool(vd_cuda_backend *c) {
   int has = 0;
   uint64_t all = UINT64_MAX;

@@ -81,7 +81,7 @@ int vd_train_loop(vd_train *t, vd_error *err);
 
 /* Collective(t->ctx->comm). One update, which may be under way still on return: what is known of a run then ends with
  * the update before. *signalled: a signal was noted on some rank. The error, which may be of the update before, is
- * agreed. */
+ * agreed; a GPU that fails ends a run of several ranks here. */
 int vd_train_update(vd_train *t, bool *signalled, vd_error *err);
 /* Collective(t->ctx->comm). Waits for the update under way, if any: before anything is told, kept or validated. The
  * error is agreed. */

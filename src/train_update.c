@@ -35,6 +35,8 @@ static void run_block(vd_train *t, vd_step *step, vd_error *err) {
                     .receiver = t->reducer,
                     .scale = vd_optimizer_loss_scale(t->optimizer) /
                              (double)vd_stream_targets(&t->geometry, number % t->blocks)};
+  /* What is enqueued may have to wait for the GPU, and it for the sum of the update before (counted from 1). */
+  if (vd_optimizer_under_way(t->optimizer) > 0) vd_reducer_expect_sum(t->reducer, update);
   vd_reducer_begin(t->reducer, update + 1);
   if (vd_model_run(t->model, step, err) || vd_reducer_check(t->reducer, err)) return;
   vd_monitor_count(t->monitor, y, t->n_own * t->geometry.block);
@@ -78,6 +80,15 @@ static int lose(vd_train *t, double shared[N_SHARED], vd_error *err) {
   return vd_agree(t->ctx->comm, err);
 }
 
+/* The GPU of this rank has failed, and the others may wait in a sum that it never ends, where nothing that this rank
+ * says reaches them: it says why and ends the run. Alone it returns. */
+static void end_run(const vd_train *t, vd_error *err) {
+  if (t->ctx->size == 1) return;
+  vd_wrap(err, "rank %d, whose sums the other ranks wait for", t->ctx->rank);
+  vd_error_print(err);
+  MPI_Abort(t->ctx->comm, VD_FAILED);
+}
+
 /* What came of update `number` (counted from 1), the oldest under way. */
 static void receive(vd_train *t, int64_t number, vd_outcome *outcome, vd_error *err) {
   vd_reducer_expect_sum(t->reducer, number);
@@ -98,8 +109,11 @@ static int sum_and_step(vd_train *t, vd_error *err) {
   vd_reducer_finish(t->reducer);
   if (o->phase) o->phase(o, "update");
   vd_model_span_penalty(t->model, vd_optimizer_loss_scale(t->optimizer));
-  if (vd_optimizer_send(t->optimizer, update, err)) return err->status;
-  if (!is_late(t)) receive(t, update + 1, &outcome, err);
+  vd_reducer_expect_sum(t->reducer, update + 1); /* the first update makes tables, and waits */
+  vd_optimizer_send(t->optimizer, update, err);
+  vd_reducer_over(t->reducer);
+  if (err->status != VD_OK && is_late(t)) end_run(t, err);
+  if (err->status == VD_OK && !is_late(t)) receive(t, update + 1, &outcome, err);
   return err->status;
 }
 
@@ -118,6 +132,7 @@ static void count(vd_train *t, double nll, double targets, double seconds) {
 static void receive_before(vd_train *t, double shared[N_SHARED], vd_error *bad, vd_error *err) {
   vd_outcome before;
   receive(t, t->progress.update, &before, bad);
+  if (!before.told) end_run(t, bad);
   if (!before.told) vd_fail(err, bad->status, "%s", bad->message);
   shared[NLL] = before.nll;
   shared[TARGETS] = t->late_targets;
@@ -144,7 +159,7 @@ int vd_train_update(vd_train *t, bool *signalled, vd_error *err) {
     shared[NLL] = step.nll_sum;
     shared[TARGETS] = (double)step.n_target;
   }
-  if (before && err->status == VD_OK) receive_before(t, shared, &bad, err);
+  if (before) receive_before(t, shared, &bad, err); /* also where the block failed: is the GPU there? */
   shared[FAILED] = err->status != VD_OK;
   shared[SIGNALLED] = vd_signals_noted() != 0;
   vd_reducer_share(t->reducer, shared, N_SHARED);

@@ -4,6 +4,7 @@
 #include "parallel.h"
 #include "reducer.h"
 
+#include <math.h>
 #include <mpi.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -21,7 +22,8 @@ static real value(int rank, size_t i, int turn) {
   return (real)((int)(i % 17) * (rank + 1) + turn);
 }
 
-static void sum_and_compare(vd_reducer *r, real *x, int turn) {
+/* An update up to its sums. */
+static void sum(vd_reducer *r, real *x, int turn) {
   int rank, size;
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
   MPI_Comm_size(MPI_COMM_WORLD, &size);
@@ -37,6 +39,12 @@ static void sum_and_compare(vd_reducer *r, real *x, int turn) {
   vd_reducer_share(r, &ranks, 1);
   assert_true(ranks == (double)size);
   vd_reducer_finish(r);
+}
+
+static void sum_and_compare(vd_reducer *r, real *x, int turn) {
+  int size;
+  MPI_Comm_size(MPI_COMM_WORLD, &size);
+  sum(r, x, turn);
   vd_reducer_end(r, turn + 1);
   assert_true(vd_reducer_exposed(r) >= 0);
   for (size_t i = 0; i < N; i++) {
@@ -75,6 +83,8 @@ struct vd_nccl {
   real *arena;
   vd_sum_times sum[MOST];
   real *kept[MOST];
+  int begun, n_before; /* the sums of the update before, and their times */
+  vd_sum_times before[MOST];
 };
 
 static int fake_new_id(vd_nccl_id *id, vd_error *err) {
@@ -91,12 +101,15 @@ static int fake_open(vd_nccl **n, vd_ops *o, const vd_nccl_id *id, int rank, int
   return err->status;
 }
 static void fake_begin(vd_nccl *n) {
+  memcpy(n->before, n->sum, sizeof n->sum);
+  n->n_before = n->n_sum;
   n->n_sum = 0;
+  n->begun++;
 }
 static int fake_sum(vd_nccl *n, real *arena, size_t first, size_t count, vd_error *err) {
   assert_true(n->n_sum < MOST);
   n->arena = arena;
-  n->sum[n->n_sum] = (vd_sum_times){first, count, 1 + n->n_sum, 2 + n->n_sum, 5 + n->n_sum};
+  n->sum[n->n_sum] = (vd_sum_times){first, count, 1 + n->n_sum, 2 + n->n_sum, 5 + n->n_sum + n->begun % 2};
   n->kept[n->n_sum] = vd_calloc(count, sizeof(real));
   memcpy(n->kept[n->n_sum++], arena + first, count * sizeof(real));
   return err->status;
@@ -116,12 +129,10 @@ static void fake_look(vd_nccl *n, vd_error *err) {
   (void)n, (void)err;
 }
 static int fake_count(const vd_nccl *n, int before) {
-  (void)before;
-  return n->n_sum;
+  return before ? n->n_before : n->n_sum;
 }
 static bool fake_times(const vd_nccl *n, int before, int i, vd_sum_times *t) {
-  (void)before;
-  *t = n->sum[i];
+  *t = before ? n->before[i] : n->sum[i];
   return true;
 }
 static void fake_abort(vd_nccl *n) {
@@ -165,6 +176,26 @@ static void sums_in_buckets(void **state) {
     vd_reducer_destroy(r);
     o->destroy(o);
   }
+}
+
+/* An update may end when the next one has begun: its own times are told. The stand-in's sums take 4 and 5 ms in turns.
+ */
+static void ends_an_update_late(void **state) {
+  (void)state;
+  vd_ops *o;
+  real x[N] = {0};
+  vd_reducer *r = open_fake(&fake, 400, "", &o, x);
+  sum(r, x, 0);
+  for (int turn = 1; turn < 5; turn++) {
+    sum(r, x, turn);
+    vd_reducer_end(r, turn);
+    double expected = turn % 2 ? 4e-3 : 5e-3;
+    assert_true(fabs(vd_reducer_exposed(r) - expected) < 1e-4);
+  }
+  vd_reducer_end(r, 5);
+  assert_true(fabs(vd_reducer_exposed(r) - 4e-3) < 1e-4);
+  vd_reducer_destroy(r);
+  o->destroy(o);
 }
 
 /* Buckets are at least as large as asked, begin where a told range begins, and cover the arena once, from its end on:
@@ -345,10 +376,13 @@ static void tells_nobody_in_evaluation(void **state) {
 }
 
 int main(int argc, char **argv) {
-  const struct CMUnitTest tests[] = {
-      cmocka_unit_test(sums_over_ranks),       cmocka_unit_test(sums_in_buckets),
-      cmocka_unit_test(cuts_buckets),          cmocka_unit_test(keeps_errors),
-      cmocka_unit_test(tells_final_gradients), cmocka_unit_test(tells_nobody_in_evaluation)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(sums_over_ranks),
+                                     cmocka_unit_test(sums_in_buckets),
+                                     cmocka_unit_test(ends_an_update_late),
+                                     cmocka_unit_test(cuts_buckets),
+                                     cmocka_unit_test(keeps_errors),
+                                     cmocka_unit_test(tells_final_gradients),
+                                     cmocka_unit_test(tells_nobody_in_evaluation)};
   MPI_Init(&argc, &argv);
   int failed = cmocka_run_group_tests(tests, NULL, NULL);
   MPI_Finalize();
