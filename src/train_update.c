@@ -117,7 +117,8 @@ static int sum_and_step(vd_train *t, vd_error *err) {
   return err->status;
 }
 
-/* Sums of an update into the meters of log and trace; seconds: the time that went by since the last such call. */
+/* Sums of an update, which may be the one before, into the meters of log and trace, and the seconds of this call: from
+ * one catching-up to the next both add up. */
 static void count(vd_train *t, double nll, double targets, double seconds) {
   vd_meter *meters[2] = {&t->progress.log, &t->progress.trace};
   for (int i = 0; i < 2; i++) {
