@@ -115,6 +115,13 @@ VD_DEV vd_position_gradients vd_position_gradients_of(const vd_cuda_attention &a
   return p;
 }
 
+/* to[0], to[1] += x, y. Nothing comes back: atomicAdd(float2 *) becomes an atomic operation whose answer is dropped,
+ * which the thread waits for where it next needs one of the hardware's few counters of what is under way. */
+VD_DEV void vd_add_pair(float *to, float x, float y) {
+  asm volatile("red.relaxed.gpu.global.add.v2.f32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "f"(x), "f"(y)
+               : "memory");
+}
+
 /* Rows e0 .. e0 + 15 of the position keys' gradients += factor * sum; with relative keys, factor * rows, whose columns
  * are alike, to p.sum. */
 template <int D, bool REL>
@@ -130,13 +137,12 @@ VD_DEV void vd_add_rows(const vd_position_gradients &p, const float sum[D / 8][4
     if (REL && valid && t == 0) atomicAdd(p.sum - e, rows[2 * ih] * factor);
     if (whole) {
 #pragma unroll
-      for (int n = 0; n < D / 8; n++)
-        atomicAdd((float2 *)(to + 8 * n), make_float2(sum[n][2 * ih] * factor, sum[n][2 * ih + 1] * factor));
+      for (int n = 0; n < D / 8; n++) vd_add_pair(to + 8 * n, sum[n][2 * ih] * factor, sum[n][2 * ih + 1] * factor);
     } else {
 #pragma unroll
       for (int n = 0; n < D / 8; n++)
         if (valid && 8 * n + 2 * t < p.width)
-          atomicAdd((float2 *)(to + 8 * n), make_float2(sum[n][2 * ih] * factor, sum[n][2 * ih + 1] * factor));
+          vd_add_pair(to + 8 * n, sum[n][2 * ih] * factor, sum[n][2 * ih + 1] * factor);
     }
   }
 }

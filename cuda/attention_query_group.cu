@@ -4,16 +4,20 @@
 #include "attention_backward.cuh"
 #include "group.cuh"
 
+/* Key tiles of a block are counted through its items: tile c has keys, values and `kept` in place c & 1, and the block
+ * of e that it ends with is number c + 1, in place (c + 1) & 1 of `turned` and (c + 1) % 3 of the table. */
 template <typename T> struct vd_query_memory {
-  T turned[2][VD_TILE * VD_WIDTH]; /* blocks of e with an even and with an odd number */
-  T q[VD_TILE * VD_WIDTH], k[2][VD_TILE * VD_WIDTH], v[VD_TILE * VD_WIDTH], table[3][VD_TILE * VD_WIDTH];
-  float ring[VD_THREADS / 32][VD_RING_BYTES / 4];
+  T turned[2][VD_TILE * VD_WIDTH]; /* gradients of scores by e */
+  T q[2][VD_TILE * VD_WIDTH], k[2][VD_TILE * VD_WIDTH], v[2][VD_TILE * VD_WIDTH], table[3][VD_TILE * VD_WIDTH];
+  __half ring[VD_THREADS / 32][16 * VD_RING];
   T ones[8 * VD_WIDTH];
   float begin[3][VD_TILE];      /* what scores with the table's rows begin with */
   uint32_t kept[2][VD_THREADS]; /* of a key tile, for each thread of the first group */
   float sums[4];
   int next[2];
 };
+
+static_assert(2 * (sizeof(vd_query_memory<__half>) + 1024) <= 228 * 1024, "two blocks for a multiprocessor");
 
 /* A warp's state over the key tiles. */
 template <typename T, bool REL> struct vd_query_state {
@@ -47,24 +51,28 @@ VD_DEV void vd_query_gradient(const vd_cuda_attention &a, const vd_band &band, f
   }
 }
 
-/* The gradients of this warp's scores with the item's t-th key tile, whose copies are there, as left operands. */
+/* The gradients of this warp's scores with the item's t-th key tile, the block's c-th, whose copies are there, as left
+ * operands. Without relative keys the last tile's block of e has no distances above 0 and is not in the table: what
+ * stands in for it is masked. */
 template <typename T, bool DROP, bool REL>
 VD_DEV void vd_query_scores(const vd_cuda_attention &a, float scale, const vd_query_work &work, vd_query_memory<T> *m,
-                            vd_query_state<T, REL> &w, int t, uint32_t kept, float factor, vd_frag_a<T> gradient[4]) {
+                            vd_query_state<T, REL> &w, const T *q, int t, int c, uint32_t kept, float factor,
+                            vd_frag_a<T> gradient[4]) {
   float s[8][4], position[8][4], ds[8][4];
-  float *ring = m->ring[threadIdx.x >> 5];
-  const int warp = (int)(threadIdx.x >> 5), unit = 4 * (t + 1) + 7 - warp;
-  if constexpr (REL) vd_begin_positions(position, m->begin[(t + 1) % 3]);
+  __half *ring = m->ring[threadIdx.x >> 5];
+  const int warp = (int)(threadIdx.x >> 5), unit = 4 * (c + 1) + 7 - warp,
+            slot = (REL || t + 1 < work.n ? c + 1 : c) % 3;
+  if constexpr (REL) vd_begin_positions(position, m->begin[slot]);
   vd_wgmma_begin();
-  vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(position, m->q, m->table[(t + 1) % 3], REL);
+  vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(position, q, m->table[slot], REL);
   vd_wgmma_commit();
-  vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(s, m->q, m->k[t & 1], false);
+  vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(s, q, m->k[c & 1], false);
   vd_wgmma_commit();
-  vd_start_held<T, VD_BY_COLUMNS>(ds, w.dout, m->v, false);
+  vd_start_held<T, VD_BY_COLUMNS>(ds, w.dout, m->v[c & 1], false);
   vd_wgmma_commit();
   vd_wgmma_wait<2>();
   vd_wgmma_done<8>(position);
-  vd_write_ring(ring, t + 1, position);
+  vd_write_ring(ring, c + 1, position);
   __syncwarp();
   vd_wgmma_wait<0>();
   vd_wgmma_done<8>(s), vd_wgmma_done<8>(ds);
@@ -140,17 +148,17 @@ VD_DEV void vd_start_ones(float c[4], uint64_t a, uint64_t b, bool add, __half) 
                : "l"(a), "l"(b), "r"((int)add));
 }
 
-/* Block `block` of e, whole: its rows of the table's gradient, and meanwhile dq, the position part from this block and
- * the other from the key tile k. With relative keys and LAST it is the block that begins with distance 0, and ends
- * there. done: no more of the item's tiles is needed then. */
+/* Block c of e, whole, which begins with e0: its rows of the table's gradient, and meanwhile dq, the position part from
+ * this block and the other from key tile c. With relative keys and LAST it is the block that begins with distance 0,
+ * and ends there. */
 template <typename T, bool REL, bool LAST>
 VD_DEV void vd_add_block(vd_query_memory<T> *m, vd_query_state<T, REL> &w, const vd_position_gradients &p,
-                         const vd_frag_a<T> *gradient, const T *k, int block, int e0, float factor, bool done) {
+                         const vd_frag_a<T> *gradient, const T *q, int c, int e0, float factor) {
   float sum[8][4], rows[4] = {0, 0, 0, 0};
   float(*dq)[4] = REL ? w.dq_position : w.dq;
-  const T *turned = m->turned[block & 1], *table = m->table[block % 3];
+  const T *turned = m->turned[c & 1], *table = m->table[c % 3];
   vd_wgmma_begin();
-  vd_start_product<T, VD_BY_ROWS, VD_BY_ROWS>(sum, turned, m->q, false);
+  vd_start_product<T, VD_BY_ROWS, VD_BY_ROWS>(sum, turned, q, false);
 #pragma unroll
   for (int i = 0; REL && i < 4; i++)
     vd_start_ones(rows, vd_tile_of(turned) + i * VD_BY_ROWS, vd_tile_of(m->ones), i > 0, T());
@@ -158,7 +166,7 @@ VD_DEV void vd_add_block(vd_query_memory<T> *m, vd_query_state<T, REL> &w, const
   if constexpr (LAST) {
     vd_tile_step<VD_BY_COLUMNS, VD_BY_ROWS>(dq, vd_tile_of(turned), vd_tile_of(table), true, T());
   } else {
-    vd_start_held<T, VD_BY_ROWS>(w.dq, gradient, k, true);
+    vd_start_held<T, VD_BY_ROWS>(w.dq, gradient, m->k[c & 1], true);
     vd_start_product<T, VD_BY_COLUMNS, VD_BY_ROWS>(dq, turned, table, true);
   }
   vd_wgmma_commit();
@@ -173,21 +181,25 @@ VD_DEV void vd_add_block(vd_query_memory<T> *m, vd_query_state<T, REL> &w, const
   vd_wgmma_wait<0>();
   vd_wgmma_done<8>(w.dq);
   if constexpr (REL) vd_wgmma_done<8>(w.dq_position);
-  if (done) vd_barrier_arrive<VD_BARRIER_NEXT>();
 }
 
-/* The start of an item, whose first copies are there: dout, which came in place of a turned tile, to registers; zeros
- * for what the other turned tile has of keys before the first; with relative keys, scores of the block of e before
- * them. */
+/* Where dout comes before an item whose first tile is the block's c-th, in place of what is wanted later: with relative
+ * keys, whose items begin when the one before has ended, of a turned tile; else of the table's block 0. */
+template <typename T, bool REL> VD_DEV T *vd_query_dout(vd_query_memory<T> *m, int c) {
+  return REL ? m->turned[(c + 1) & 1] : m->table[c % 3];
+}
+
+/* The start of an item, whose first copies are there: dout to registers; with relative keys, zeros for what the other
+ * turned tile has of keys before the first, and scores of the block of e before them. */
 template <typename T, bool REL>
 VD_DEV void vd_query_start(const vd_cuda_attention &a, const float *lse, const float *delta, vd_item it, int iw,
-                           vd_query_memory<T> *m, vd_query_state<T, REL> &w) {
+                           vd_query_memory<T> *m, vd_query_state<T, REL> &w, const T *q, int c) {
   int lane = threadIdx.x & 31;
   int64_t rows = ((int64_t)it.stream * a.n_head + it.head) * a.block;
   for (int i = (int)threadIdx.x; REL && i < VD_TILE_BYTES / 16; i += VD_THREADS)
-    ((uint4 *)m->turned[0])[i] = make_uint4(0, 0, 0, 0);
+    ((uint4 *)m->turned[c & 1])[i] = make_uint4(0, 0, 0, 0);
 #pragma unroll
-  for (int i = 0; i < 4; i++) vd_load_a<T, VD_WIDTH>(w.dout[i], m->turned[1], iw & 63, 16 * i);
+  for (int i = 0; i < 4; i++) vd_load_a<T, VD_WIDTH>(w.dout[i], vd_query_dout<T, REL>(m, c), iw & 63, 16 * i);
 #pragma unroll
   for (int ih = 0; ih < 2; ih++) {
     int i = iw + (lane >> 2) + 8 * ih;
@@ -199,13 +211,13 @@ VD_DEV void vd_query_start(const vd_cuda_attention &a, const float *lse, const f
   if constexpr (REL) {
     float position[8][4];
     vd_clear_sums(w.dq_position);
-    vd_begin_positions(position, m->begin[0]);
+    vd_begin_positions(position, m->begin[c % 3]);
     vd_wgmma_begin();
-    vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(position, m->q, m->table[0], true);
+    vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(position, q, m->table[c % 3], true);
     vd_wgmma_commit();
     vd_wgmma_wait<0>();
     vd_wgmma_done<8>(position);
-    vd_write_ring(m->ring[threadIdx.x >> 5], 0, position);
+    vd_write_ring(m->ring[threadIdx.x >> 5], c, position);
   }
   vd_sync_group();
 }
@@ -220,12 +232,13 @@ typedef struct vd_query_task {
 /* The end of an item whose key tiles are done. */
 template <typename T, bool REL>
 VD_DEV void vd_query_end(const vd_cuda_attention &a, const vd_query_task &task, const vd_query_work &work, int item,
-                         const vd_position_gradients &p, vd_query_memory<T> *m, vd_query_state<T, REL> &w,
-                         float scale) {
+                         const vd_position_gradients &p, vd_query_memory<T> *m, vd_query_state<T, REL> &w, const T *q,
+                         int c, float scale) {
   const float scales[2] = {scale, scale};
   if constexpr (REL) {
-    vd_add_block<T, REL, true>(m, w, p, nullptr, nullptr, work.n, work.first_block + work.n * VD_TILE, scale, true);
-    vd_store_dbias<VD_WIDTH>(w.dq, w.dq_position, m->ring[0], scale, a.d_head,
+    vd_add_block<T, REL, true>(m, w, p, nullptr, q, c, work.first_block + work.n * VD_TILE, scale);
+    vd_barrier_arrive<VD_BARRIER_NEXT>();
+    vd_store_dbias<VD_WIDTH>(w.dq, w.dq_position, (float *)m->ring[0], scale, a.d_head,
                              task.room.dbias + (int64_t)item * 2 * a.d_head);
 #pragma unroll
     for (int i = 0; i < 32; i++) w.dq[i >> 2][i & 3] += w.dq_position[i >> 2][i & 3];
@@ -246,36 +259,36 @@ VD_DEV void vd_query_multiply(const vd_cuda_attention &a, const vd_query_task &t
   const int n_item = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE);
   const float scale = rsqrtf((float)a.d_head), factor = scale * 1.44269504088896341f;
   for (int i = (int)threadIdx.x; REL && i < 8 * VD_WIDTH; i += VD_THREADS) m->ones[i] = (T)1.0f;
-  int item = (int)blockIdx.x;
+  int item = (int)blockIdx.x, c = 0;
   for (int i = 0; item < n_item; i++) {
     const vd_query_work work = vd_query_work_of<REL>(a, plan, item);
     const vd_position_gradients p = vd_position_gradients_of<REL>(a, task.g, task.room.dsum, work.it.head, work.band);
+    const T *q = m->q[i & 1];
     vd_query_state<T, REL> w;
-    for (int t = 0; t < work.n; t++) {
+    for (int t = 0; t < work.n; t++, c++) {
       vd_frag_a<T> gradient[4];
       vd_barrier_wait<VD_BARRIER_THERE>();
       if (t == 0)
-        vd_query_start<T, REL>(a, task.g.lse, task.room.delta, work.it, work.i0 + 16 * (int)(threadIdx.x >> 5), m, w);
-      const uint32_t kept = DROP ? m->kept[t & 1][threadIdx.x] : 0;
-      if (t + 1 < work.n) vd_barrier_arrive<VD_BARRIER_NEXT>();
-      vd_query_scores<T, DROP, REL>(a, task.drop.scale, work, m, w, t, kept, factor, gradient);
-      vd_write_turned<T>(m->turned, t + 1, gradient);
+        vd_query_start<T, REL>(a, task.g.lse, task.room.delta, work.it, work.i0 + 16 * (int)(threadIdx.x >> 5), m, w, q,
+                               c);
+      const uint32_t kept = DROP ? m->kept[c & 1][threadIdx.x] : 0;
+      if (!REL || t + 1 < work.n) vd_barrier_arrive<VD_BARRIER_NEXT>();
+      vd_query_scores<T, DROP, REL>(a, task.drop.scale, work, m, w, q, t, c, kept, factor, gradient);
+      vd_write_turned<T>(m->turned, c + 1, gradient);
       vd_show_to_products();
       vd_sync_group();
-      if (t + 1 < work.n) vd_barrier_arrive<VD_BARRIER_VALUES>();
       if (REL || t > 0) {
-        vd_add_block<T, REL, false>(m, w, p, gradient, m->k[t & 1], t, work.first_block + t * VD_TILE, scale,
-                                    !REL && t + 1 == work.n);
+        vd_add_block<T, REL, false>(m, w, p, gradient, q, c, work.first_block + t * VD_TILE, scale);
       } else { /* block 0 is beyond the reach, and there is another tile */
         vd_wgmma_begin();
-        vd_start_held<T, VD_BY_ROWS>(w.dq, gradient, m->k[0], true);
+        vd_start_held<T, VD_BY_ROWS>(w.dq, gradient, m->k[c & 1], true);
         vd_wgmma_commit();
         vd_wgmma_wait<0>();
         vd_wgmma_done<8>(w.dq);
       }
     }
     const int next = vd_next_item(&m->next[i & 1]);
-    vd_query_end<T, REL>(a, task, work, item, p, m, w, scale);
+    vd_query_end<T, REL>(a, task, work, item, p, m, w, q, c, scale);
     item = next;
   }
   vd_no_more_work(plan, VD_WORK_QUERY);
@@ -287,7 +300,7 @@ VD_DEV void vd_query_bring(const vd_cuda_attention &a, const vd_query_task &task
   vd_plan *plan = (vd_plan *)a.plan;
   const vd_cuda_attention_gradient &g = task.g;
   const int n_item = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE), thread = (int)threadIdx.x - VD_THREADS;
-  int item = (int)blockIdx.x;
+  int item = (int)blockIdx.x, c = 0;
   for (int i = 0; item < n_item; i++) {
     const int asked = vd_ask_item(plan, VD_WORK_QUERY);
     const vd_query_work work = vd_query_work_of<REL>(a, plan, item);
@@ -297,26 +310,25 @@ VD_DEV void vd_query_bring(const vd_cuda_attention &a, const vd_query_task &task
     const int lowest = vd_lowest<REL>(work.band), n = work.n;
     const uint32_t *kept =
         vd_kept_of(a, task.room.kept, work.it.stream, work.it.head, work.it.tile, n - 1); /* of the first key tile */
-    auto copy_table = [&](int y) {
-      vd_copy_positions<T, VD_WIDTH, REL>(m->table[y % 3], m->begin[y % 3], positions, work.first_block + y * VD_TILE,
+    auto copy_table = [&](int y, int slot) {
+      vd_copy_positions<T, VD_WIDTH, REL>(m->table[slot], m->begin[slot], positions, work.first_block + y * VD_TILE,
                                           a.d_head);
     };
-    for (int t = 0; t < n; t++) {
+    for (int t = 0; t < n; t++, c++) {
       int kappa0 = work.start + t * VD_TILE;
-      if (t > 0 || i > 0) vd_barrier_wait<VD_BARRIER_NEXT>();
+      if (c > 0) vd_barrier_wait<VD_BARRIER_NEXT>();
       if (t == 0) {
         const vd_lines<const T> queries = vd_queries<T, REL>(a, g, task.room.query, work.it.head, work.it.stream);
         const vd_lines<const T> douts = vd_plain_lines(a, (const T *)g.dout, work.it.head, work.it.stream);
-        vd_copy_tile<T, VD_WIDTH>(m->q, queries.row0, queries.stride, work.i0, 0, a.block, a.d_head);
-        vd_copy_tile<T, VD_WIDTH>(m->turned[1], douts.row0, douts.stride, work.i0, 0, a.block, a.d_head);
-        if constexpr (REL) copy_table(0);
+        vd_copy_tile<T, VD_WIDTH>(m->q[i & 1], queries.row0, queries.stride, work.i0, 0, a.block, a.d_head);
+        vd_copy_tile<T, VD_WIDTH>(vd_query_dout<T, REL>(m, c), douts.row0, douts.stride, work.i0, 0, a.block, a.d_head);
+        if constexpr (REL) copy_table(0, c % 3);
       }
       const vd_lines<const T> keys = memories.at(kappa0, VD_KEY), values = memories.at(kappa0, VD_VALUE);
-      vd_copy_tile<T, VD_WIDTH>(m->k[t & 1], keys.row0, keys.stride, kappa0, lowest, a.block, a.d_head);
-      if (REL || t + 1 < n) copy_table(t + 1);
-      if (DROP) vd_copy4(&m->kept[t & 1][thread], kept - t * VD_THREADS + thread, true);
-      if (t > 0) vd_barrier_wait<VD_BARRIER_VALUES>();
-      vd_copy_tile<T, VD_WIDTH>(m->v, values.row0, values.stride, kappa0, lowest, a.block, a.d_head);
+      vd_copy_tile<T, VD_WIDTH>(m->k[c & 1], keys.row0, keys.stride, kappa0, lowest, a.block, a.d_head);
+      vd_copy_tile<T, VD_WIDTH>(m->v[c & 1], values.row0, values.stride, kappa0, lowest, a.block, a.d_head);
+      if (REL || t + 1 < n) copy_table(t + 1, (c + 1) % 3);
+      if (DROP) vd_copy4(&m->kept[c & 1][thread], kept - t * VD_THREADS + thread, true);
       vd_copy_commit();
       if (t + 1 == n) vd_say_item(asked, &m->next[i & 1]);
       vd_copy_wait();
@@ -326,7 +338,7 @@ VD_DEV void vd_query_bring(const vd_cuda_attention &a, const vd_query_task &task
     vd_sync_bring();
     item = vd_next_item(&m->next[i & 1]);
   }
-  if ((int)blockIdx.x < n_item) vd_barrier_wait<VD_BARRIER_NEXT>();
+  if (c > 0) vd_barrier_wait<VD_BARRIER_NEXT>();
 }
 
 template <typename T, bool DROP, bool REL>

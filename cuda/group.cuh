@@ -149,6 +149,34 @@ VD_DEV void vd_add_ring(float s[2][4], const float *ring, int unit) {
   }
 }
 
+/* The same in half precision, which leaves the kernel by queries room to copy a tile ahead. Position scores are rounded
+ * to 2^-11 then, as weights and gradients are to 2^-11 (fp16) or 2^-8 (bf16) when they become operands. */
+VD_DEV uint32_t vd_half_pair(float x, float y) {
+  uint32_t pair;
+  asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(y), "f"(x));
+  return pair;
+}
+VD_DEV void vd_write_ring(__half *ring, int block, const float c[8][4]) {
+  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, odd = block & 1;
+  __half *to = ring + g * VD_RING + 64 * odd + 2 * t;
+#pragma unroll
+  for (int i = 0; i < 16; i++) {
+    uint32_t pair = vd_half_pair(c[i >> 1][2 * (i & 1)], c[i >> 1][2 * (i & 1) + 1]);
+    __half *at = to + (i & 1) * 8 * VD_RING + 8 * (i >> 1);
+    *(uint32_t *)at = pair;
+    if (i < 4 && !odd) *(uint32_t *)(at + 128) = pair;
+  }
+}
+VD_DEV void vd_add_ring(float s[2][4], const __half *ring, int unit) {
+  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+  const __half *from = ring + g * (VD_RING - 1) + 16 + 2 * t + (unit & 7) * 16;
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    int jn = i >> 2, ih = i >> 1 & 1, jj = i & 1;
+    s[jn][2 * ih + jj] += __half2float(from[ih * 8 * (VD_RING - 1) + 8 * jn + jj]);
+  }
+}
+
 /* A work item by queries. Key tile t needs scores with blocks t and t + 1 of the table, where block y begins with
  * e = first_block + 64 y. Block 0 is beyond a span's reach (not so with relative keys, where keys may begin within the
  * reach), and block n has distances <= 0: scores with what lies there are masked. */
@@ -182,6 +210,18 @@ VD_DEV uint32_t vd_draw_queries(const vd_cuda_attention &a, const vd_drop &drop,
       if (vd_kept(words, drop.threshold, i >> 2, i & 3)) bits |= 1U << vd_kept_bit(j, i >> 2, i & 3);
   }
   return bits;
+}
+
+/* Which weights are kept, drawn once: [stream, head, query tile, far][128], far the key tiles from the query tile back,
+ * a tile of 64 x 64 as vd_draw_queries() has it for the 128 threads of a group. Tiles back to the farthest that any
+ * head may see. */
+static inline __host__ __device__ int vd_most_tiles(const vd_cuda_attention &a) {
+  return vd_ceil_div(a.rel_key ? a.reach : a.window, VD_TILE) + 1;
+}
+template <typename U>
+VD_DEV U *vd_kept_of(const vd_cuda_attention &a, U *kept, int stream, int head, int tile, int far) {
+  int64_t item = ((int64_t)stream * a.n_head + head) * vd_ceil_div(a.block, VD_TILE) + tile;
+  return kept + (item * vd_most_tiles(a) + far) * VD_THREADS;
 }
 
 /* Whether four sub-tiles side by side, 16 queries from i0 on and 64 keys from kappa0 on, are seen with mask 1. */
