@@ -56,14 +56,19 @@ typedef struct vd_cuda_attention {
   float *room; /* vd_cuda_attention_room_size() bytes: scratch of forward and of backward */
 
   int32_t bounds; /* 1: the layer's window, at most `window`, follows from the spans (vd_model_window) */
+  uint32_t *kept; /* vd_cuda_attention_kept_size() bytes, written by forward for backward; NULL: each draws for itself */
 } vd_cuda_attention;
 
 /* Not collective. Bytes of a plan: the layer's reaches and work list. */
 size_t vd_cuda_attention_plan_size(void);
 
 /* Not collective. Bytes of scratch memory that backward needs: softmax row sums, partial sums of the gradients of spans
- * or biases; with relative keys the queries with u too. */
+ * or biases; with relative keys the queries with u too; what a->kept holds where that is NULL. */
 size_t vd_cuda_attention_workspace_size(const vd_cuda_attention *a);
+
+/* Not collective. Bytes of a->kept, which weights dropout keeps, a bit each, in tiles of 64 x 64 up to the window for
+ * every head; 0 where the kernels do not look at it. */
+size_t vd_cuda_attention_kept_size(const vd_cuda_attention *a);
 
 /* Not collective. Bytes of a->room, (v - u).r(x) of each head and distance; 0 without relative keys. */
 size_t vd_cuda_attention_room_size(const vd_cuda_attention *a);

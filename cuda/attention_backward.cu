@@ -51,9 +51,9 @@ static size_t vd_round_16(size_t bytes) {
 static size_t vd_lay_out(const vd_cuda_attention *a, void *base, vd_backward_room *room) {
   size_t pairs = (size_t)a->n_stream * (size_t)a->n_head, items = pairs * (size_t)vd_ceil_div(a->block, VD_TILE);
   size_t rows = (size_t)a->n_stream * (size_t)a->block, element = a->type == VD_CUDA_FP32 ? 4 : 2;
-  size_t kept = vd_by_group(a) && a->dropout > 0 ? vd_kept_tiles(a) * VD_THREADS * 4 : 0;
+  size_t kept = a->kept ? 0 : vd_cuda_attention_kept_size(a);
   size_t delta = kept + vd_round_16(pairs * (size_t)a->block * 4);
-  room->kept = (uint32_t *)base, room->delta = (float *)((char *)base + kept);
+  room->kept = a->kept ? a->kept : (uint32_t *)base, room->delta = (float *)((char *)base + kept);
   if (a->rel_key) {
     size_t bias = delta + vd_round_16(rows * (size_t)a->n_head * (size_t)a->d_head * element);
     size_t sum = bias + vd_round_16(items * 2 * (size_t)a->d_head * 4);
@@ -101,7 +101,7 @@ static cudaError_t vd_prepare(const vd_cuda_attention *a, const vd_cuda_attentio
   cudaError_t e = cudaSuccess;
   if (side != stream) e = cudaEventRecord(g->fork, stream);
   if (e == cudaSuccess && side != stream) e = cudaStreamWaitEvent(side, g->fork, 0);
-  if (e == cudaSuccess && vd_by_group(a)) e = vd_draw_kept(a, room->kept, side);
+  if (e == cudaSuccess && vd_by_group(a) && !a->kept) e = vd_draw_kept(a, room->kept, side);
   if (e == cudaSuccess && side != stream) e = cudaEventRecord(g->join, side);
   if (e == cudaSuccess) e = vd_fill_delta(a, g, room->delta, stream);
   if (e == cudaSuccess && a->rel_key) e = vd_relative_begin(a, g, room, stream);

@@ -33,23 +33,8 @@ VD_DEV vd_lines<const T> vd_queries(const vd_cuda_attention &a, const vd_cuda_at
   return vd_block_lines(a, (const T *)g.block, VD_QUERY, head, stream);
 }
 
-/* Stream-ordered. Which weights dropout keeps, a bit each, so that the two kernels need not draw them twice: room->kept
- * [vd_kept_tiles(), 128], a tile of 64 x 64 as vd_draw_queries() has it for the 128 threads of a group;
- * attention_dropout.cu. */
+/* Stream-ordered. Draws which weights dropout keeps where forward has not left them; attention_dropout.cu. */
 cudaError_t vd_draw_kept(const vd_cuda_attention *a, uint32_t *kept, cudaStream_t stream);
-/* Tiles from a query tile to the farthest key tile that any head may see. */
-static inline __host__ __device__ int vd_most_tiles(const vd_cuda_attention &a) {
-  return vd_ceil_div(a.rel_key ? a.reach : a.window, VD_TILE) + 1;
-}
-static inline size_t vd_kept_tiles(const vd_cuda_attention *a) {
-  return (size_t)a->n_stream * (size_t)a->n_head * (size_t)vd_ceil_div(a->block, VD_TILE) * (size_t)vd_most_tiles(*a);
-}
-/* Where those of a query tile and the key tile `far` before it begin. */
-VD_DEV const uint32_t *vd_kept_of(const vd_cuda_attention &a, const uint32_t *kept, int stream, int head, int tile,
-                                  int far) {
-  int64_t item = ((int64_t)stream * a.n_head + head) * vd_ceil_div(a.block, VD_TILE) + tile;
-  return kept + (item * vd_most_tiles(a) + far) * VD_THREADS;
-}
 
 /* Stream-ordered. The kernels by queries and by keys, with relative keys or without; attention_query.cu,
  * attention_key.cu. */

@@ -1,4 +1,4 @@
-/* Which attention weights are kept, drawn once for both kernels of the backward pass. */
+/* Which attention weights are kept, drawn once for both kernels of the backward pass where forward has not left it. */
 #include "attention_backward.cuh"
 #include "group.cuh"
 
@@ -12,9 +12,15 @@ __global__ void __launch_bounds__(2 * VD_THREADS)
   const int first = (int)blockIdx.y * VD_DRAWN, end = min(first + VD_DRAWN, work.n), thread = threadIdx.x & 127;
   vd_set_drop(&drop, a, work.it.head, work.it.stream);
   for (int far = first + (int)(threadIdx.x >> 7); far < end; far += 2) {
-    uint32_t *to = (uint32_t *)vd_kept_of(a, kept, work.it.stream, work.it.head, work.it.tile, far);
+    uint32_t *to = vd_kept_of(a, kept, work.it.stream, work.it.head, work.it.tile, far);
     to[thread] = vd_draw_queries(a, drop, work.i0 + 16 * (thread >> 5), work.i0 - far * VD_TILE);
   }
+}
+
+size_t vd_cuda_attention_kept_size(const vd_cuda_attention *a) {
+  if (!vd_by_group(a) || !vd_make_drop(a).threshold) return 0;
+  return (size_t)a->n_stream * (size_t)a->n_head * (size_t)vd_ceil_div(a->block, VD_TILE) * (size_t)vd_most_tiles(*a) *
+         VD_THREADS * sizeof(uint32_t);
 }
 
 cudaError_t vd_draw_kept(const vd_cuda_attention *a, uint32_t *kept, cudaStream_t stream) {

@@ -270,9 +270,11 @@ VD_DEV void vd_forward_bring(const vd_cuda_attention &a, const vd_forward_task<T
         if (REL || tile + 1 < n) copy_table(tile + 1, slot);
         vd_copy_commit();
       }
-      if (DROP && t + 1 < n)
-        m->kept[(c + t + 1) % 3][thread] =
-            vd_draw_queries(a, drop, work.i0 + 16 * (thread >> 5), work.start + (t + 1) * VD_TILE);
+      if (DROP && t + 1 < n) {
+        uint32_t bits = vd_draw_queries(a, drop, work.i0 + 16 * (thread >> 5), work.start + (t + 1) * VD_TILE);
+        m->kept[(c + t + 1) % 3][thread] = bits;
+        if (a.kept) vd_kept_of(a, a.kept, work.it.stream, work.it.head, work.it.tile, n - 2 - t)[thread] = bits;
+      }
       if (t < 0) continue;
       if (t + 1 == n) vd_say_item(asked, &m->next[i & 1]);
       vd_copy_wait();

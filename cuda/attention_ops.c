@@ -110,6 +110,7 @@ void vd_cuda_attention_plan_op(vd_ops *o, int n, const vd_attention *a) {
 
 void vd_cuda_attention_end(vd_cuda_backend *c) {
   while (c->n_layer > 0) cudaFree(c->layer[--c->n_layer].plan);
+  for (int i = 0; i < VD_MAX_LAYERS; i++) cudaFree(c->kept[i].room.p);
   cudaFree(c->key_table.table);
   cudaFree(c->key_table.gradient);
   c->key_table = (vd_key_table){0};
@@ -146,11 +147,35 @@ void vd_cuda_backward_end(vd_ops *o) {
   t->dkey_pe = NULL;
 }
 
+/* Are the weights that dropout keeps of `x` those of `y`, in the same places? */
+static bool drawn_alike(const vd_cuda_attention *x, const vd_cuda_attention *y) {
+  return x->dropout == y->dropout && x->rng.seed == y->rng.seed && x->rng.update == y->rng.update &&
+         x->rng.layer == y->rng.layer && x->rng.site == y->rng.site && x->row0 == y->row0 &&
+         x->n_stream == y->n_stream && x->block == y->block && x->window == y->window && x->n_head == y->n_head &&
+         x->attn_span == y->attn_span && x->reach == y->reach && !x->rel_key == !y->rel_key;
+}
+
+/* Where forward leaves them: the layer's room, which it is from now on. */
+static uint32_t *keep_drawn(vd_cuda_backend *c, const vd_cuda_attention *x) {
+  size_t bytes = vd_cuda_attention_kept_size(x);
+  if (bytes == 0 || x->rng.layer >= VD_MAX_LAYERS) return NULL;
+  vd_layer_kept *l = &c->kept[x->rng.layer];
+  l->shape = *x;
+  return vd_cuda_room(c, &l->room, bytes);
+}
+/* What it left, or NULL where that was for something else. */
+static uint32_t *find_drawn(vd_cuda_backend *c, const vd_cuda_attention *x) {
+  if (x->rng.layer >= VD_MAX_LAYERS) return NULL;
+  const vd_layer_kept *l = &c->kept[x->rng.layer];
+  return l->room.p && drawn_alike(&l->shape, x) ? l->room.p : NULL;
+}
+
 void vd_cuda_attention_op(vd_ops *o, const vd_attention *a, const vd_qkv *qkv, vd_act *out, real *lse) {
   vd_cuda_backend *c = vd_cuda_of(o);
   vd_cuda_attention x = kernel_of(c, a);
   const vd_key_table *t = a->rel_key ? NULL : table_of(c, a);
   if ((!t && !a->rel_key) || !make_plans(c, 1, &x)) return;
+  x.kept = keep_drawn(c, &x);
   vd_cuda_note(c, vd_cuda_attention_forward(&x, qkv->block, qkv->memory, t ? t->table : NULL, out, lse, c->stream),
                "attention");
 }
@@ -172,6 +197,7 @@ void vd_cuda_attention_backward_op(vd_ops *o, const vd_attention *a, const vd_qk
   vd_cuda_backend *c = vd_cuda_of(o);
   vd_cuda_attention x = kernel_of(c, a);
   vd_key_table *t = a->rel_key ? NULL : table_of(c, a);
+  x.kept = find_drawn(c, &x);
   void *workspace = vd_cuda_room(c, &c->partial, vd_cuda_attention_workspace_size(&x));
   if (!x.plan || (!t && !a->rel_key) || !workspace) return;
   if (t) begin_table_gradient(o, t, dkey_pe);

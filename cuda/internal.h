@@ -33,6 +33,12 @@ typedef struct vd_layer_plan {
   vd_cuda_attention shape; /* what it was made for */
 } vd_layer_plan;
 
+/* Which weights dropout keeps of a layer's attention, from forward to backward, and what they were drawn for. */
+typedef struct vd_layer_kept {
+  vd_scratch room;
+  vd_cuda_attention shape;
+} vd_layer_kept;
+
 /* The table of relative keys in the activations' type, and its gradient until backward_end. */
 typedef struct vd_key_table {
   const float *key_pe;
@@ -80,6 +86,7 @@ typedef struct vd_cuda_backend {
   int n_arena;
   vd_layer_plan layer[VD_MAX_LAYERS];
   int n_layer;
+  vd_layer_kept kept[VD_MAX_LAYERS]; /* by the layer of the draws */
   vd_key_table key_table;
   vd_pieces pieces;
   vd_mail letter[VD_LETTERS], tokens[VD_TOKEN_MAILS];

@@ -31,7 +31,7 @@ static double evaluator_bytes(const vd_train *t, int64_t window) {
          rows * (layers * d + 2 * d + (double)c->vocab) * (double)t->ops->act_size;
 }
 
-/* Which attention weights dropout keeps, of one layer's backward pass (cuda/attention_backward.cuh): 512 bytes for each
+/* Which attention weights dropout keeps, of all layers, from forward to backward (cuda/attention.h): 512 bytes for each
  * tile of 64 x 64. */
 static double kept_bytes(const vd_train *t, int64_t window) {
   const vd_settings *s = t->settings;
@@ -41,7 +41,7 @@ static double kept_bytes(const vd_train *t, int64_t window) {
   if (t->device.precision == VD_FP32 || c->d_head > 64 || (xl ? c->dropatt : c->dropout) <= 0) return 0;
   if (streams <= 0 || streams > t->n_own) streams = t->n_own;
   int64_t far = xl ? window + block : window; /* the most that a head reaches */
-  return (double)(streams * c->n_head * ((block + 63) / 64) * ((far + 63) / 64 + 1)) * 512.0;
+  return (double)(c->n_layer * streams * c->n_head * ((block + 63) / 64) * ((far + 63) / 64 + 1)) * 512.0;
 }
 
 /* Beside what the model asks for (cuda/internal.h): the parameters in the activations' type, the key table and its

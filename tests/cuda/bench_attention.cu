@@ -68,6 +68,7 @@ static layer make_layer(int n_stream, double dropout, const std::vector<int> &sp
   l.a = {VD_CUDA_BF16, n_stream, BLOCK, longest, N_HEAD,  D_HEAD, ATTN_SPAN,
          RAMP,         1,        0,     N_HEAD,  longest, span,   allocate(vd_cuda_attention_plan_size()),
          dropout,      rng,      0};
+  l.a.kept = (uint32_t *)allocate(vd_cuda_attention_kept_size(&l.a));
   size_t nq = (size_t)n_stream * BLOCK * WIDTH, nk = (size_t)n_stream * (size_t)longest * WIDTH;
   l.g = {random_array(3 * nq, 1u),
          random_array(2 * nk, 2u),
@@ -95,6 +96,7 @@ static layer make_relative_layer(int n_stream, double dropout, uint16_t number, 
   l.a.rel_key = random_array((size_t)(REACH + 1) * WIDTH, 5u), l.a.reach = REACH;
   l.a.content_bias = (const float *)allocate(WIDTH * 4), l.a.position_bias = (const float *)allocate(WIDTH * 4);
   l.a.room = (float *)allocate(vd_cuda_attention_room_size(&l.a));
+  l.a.kept = (uint32_t *)allocate(vd_cuda_attention_kept_size(&l.a));
   size_t nq = (size_t)n_stream * BLOCK * WIDTH, nk = (size_t)n_stream * WINDOW * WIDTH;
   l.g.block = random_array(3 * nq, 1u), l.g.memory = random_array(2 * nk, 2u);
   l.g.out = allocate(nq * 2), l.g.lse = (float *)allocate((size_t)n_stream * N_HEAD * BLOCK * 4);
@@ -106,8 +108,8 @@ static layer make_relative_layer(int n_stream, double dropout, uint16_t number, 
   return l;
 }
 static void free_layer(layer *l) {
-  const void *all[] = {l->a.span, l->a.plan,   l->g.block,   l->g.memory, l->g.out,      l->g.lse,
-                       l->g.dout, l->g.dblock, l->g.dmemory, l->g.dspan,  l->g.workspace};
+  const void *all[] = {l->a.span, l->a.plan,   l->g.block,   l->g.memory, l->g.out,       l->g.lse,
+                       l->g.dout, l->g.dblock, l->g.dmemory, l->g.dspan,  l->g.workspace, l->a.kept};
   for (const void *p : all) cudaFree((void *)p);
 }
 

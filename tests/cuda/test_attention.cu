@@ -245,6 +245,12 @@ static int download(vd_cuda_type type, const layer_shape &s, const layer_arrays 
   return wrong > 0;
 }
 
+/* Room for what forward says to backward of dropout, or NULL, where that draws for itself. */
+static uint32_t *kept_room(const vd_cuda_attention &a) {
+  size_t bytes = vd_cuda_attention_kept_size(&a);
+  return bytes > 0 ? (uint32_t *)filled(bytes, 0x55) : NULL;
+}
+
 static int run_case(const test_case &c, vd_cuda_type type, double tolerance, uint64_t seed) {
   static const char *const names[] = {"fp32", "bf16", "fp16"};
   uint64_t state = seed;
@@ -286,6 +292,7 @@ static int run_case(const test_case &c, vd_cuda_type type, double tolerance, uin
   float *lse = (float *)filled(nl * 4, 0xff), *dtable = (float *)filled(np * 4, 0), *dpe = (float *)filled(np * 4, 0);
   layer_arrays dx = {filled(shape.block_size() * size_of(type), 0xff),
                      filled(shape.memory_size() * size_of(type), 0xff)};
+  if (seed % 2 == 0) a.kept = kept_room(a);
   float *dspan = (float *)filled((size_t)c.n_span * 4, 0),
         *scratch = (float *)filled(vd_cuda_attention_workspace_size(&a), 0xff);
   check(vd_cuda_attention_key_pe(type, c.d_head, c.attn_span, gpe, table, 0), "key_pe");
@@ -322,8 +329,8 @@ static int run_case(const test_case &c, vd_cuda_type type, double tolerance, uin
   bad += compare("dspan", fetch(VD_CUDA_FP32, dspan, (size_t)c.n_span), r.dspan, tolerance,
                  type == VD_CUDA_FP32 ? 0 : r.dspan_terms);
   printf("\n");
-  void *all[] = {x.block, x.memory, gdo, gpe,      span,      a.plan, table,  out,
-                 lse,     dtable,   dpe, dx.block, dx.memory, dspan,  scratch};
+  void *all[] = {x.block, x.memory, gdo, gpe,      span,      a.plan, table,   out,
+                 lse,     dtable,   dpe, dx.block, dx.memory, dspan,  scratch, a.kept};
   for (void *p : all) cudaFree(p);
   cudaStreamDestroy(side), cudaEventDestroy(fork), cudaEventDestroy(join);
   return bad;
@@ -413,7 +420,9 @@ static int run_relative(const relative_case &c, vd_cuda_type type, double tolera
   g.dblock = dx.block, g.dmemory = dx.memory;
   g.drel_key = drel, g.workspace = scratch;
   if (c.biases) g.dcontent_bias = du, g.dposition_bias = dw;
+  uint32_t *kept = kept_room(a);
   for (int twice = 0; twice < 2; twice++) { /* gradients are added to: they double; counters must be ready again */
+    a.kept = twice ? kept : NULL;
     spoil_shared();
     check(vd_cuda_attention_forward(&a, x.block, x.memory, NULL, out, lse, 0), "forward");
     spoil_shared();
@@ -444,8 +453,8 @@ static int run_relative(const relative_case &c, vd_cuda_type type, double tolera
     bad += compare("dv_bias", fetch(VD_CUDA_FP32, dw, width), r.dv_bias, tolerance, alone);
   }
   printf("\n");
-  void *all[] = {x.block, x.memory, gdo,  gr,       gu,        gw, a.plan, a.room,
-                 out,     lse,      drel, dx.block, dx.memory, du, dw,     scratch};
+  void *all[] = {x.block, x.memory, gdo,      gr,        gu, gw, a.plan,  a.room, out,
+                 lse,     drel,     dx.block, dx.memory, du, dw, scratch, kept};
   for (void *p : all) cudaFree(p);
   return bad;
 }
