@@ -95,19 +95,21 @@ static cudaError_t vd_sum_up(const vd_cuda_attention *a, const vd_cuda_attention
   return cudaGetLastError();
 }
 
-/* What comes before the two kernels: on both streams, which then wait for each other. */
+/* What comes before the two kernels. The side stream waits for it, and does not come first: the kernel by queries has
+ * the longest items, and the one by keys fills what they leave. Where draws are wanted, the side stream makes them. */
 static cudaError_t vd_prepare(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                               const vd_backward_room *room, cudaStream_t stream, cudaStream_t side) {
+  const bool draws = vd_by_group(a) && !a->kept && a->dropout > 0, forks = side != stream;
   cudaError_t e = cudaSuccess;
-  if (side != stream) e = cudaEventRecord(g->fork, stream);
-  if (e == cudaSuccess && side != stream) e = cudaStreamWaitEvent(side, g->fork, 0);
-  if (e == cudaSuccess && vd_by_group(a) && !a->kept) e = vd_draw_kept(a, room->kept, side);
-  if (e == cudaSuccess && side != stream) e = cudaEventRecord(g->join, side);
+  if (draws && forks) e = cudaEventRecord(g->fork, stream);
+  if (e == cudaSuccess && draws && forks) e = cudaStreamWaitEvent(side, g->fork, 0);
+  if (e == cudaSuccess && draws) e = vd_draw_kept(a, room->kept, side);
+  if (e == cudaSuccess && draws && forks) e = cudaEventRecord(g->join, side);
   if (e == cudaSuccess) e = vd_fill_delta(a, g, room->delta, stream);
   if (e == cudaSuccess && a->rel_key) e = vd_relative_begin(a, g, room, stream);
-  if (e == cudaSuccess && side != stream) e = cudaEventRecord(g->fork, stream);
-  if (e == cudaSuccess && side != stream) e = cudaStreamWaitEvent(side, g->fork, 0);
-  if (e == cudaSuccess && side != stream) e = cudaStreamWaitEvent(stream, g->join, 0);
+  if (e == cudaSuccess && forks) e = cudaEventRecord(g->fork, stream);
+  if (e == cudaSuccess && forks) e = cudaStreamWaitEvent(side, g->fork, 0);
+  if (e == cudaSuccess && draws && forks) e = cudaStreamWaitEvent(stream, g->join, 0);
   return e;
 }
 

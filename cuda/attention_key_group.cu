@@ -7,15 +7,19 @@
  */
 enum { VD_EXCHANGE = 72 };
 
+/* Query tiles of a block are counted through its items: tile c has queries, dout, `rows` and `kept` in place c & 1, and
+ * the blocks c and c + 1 of the table in places c % 3 and (c + 1) % 3. Item i has keys and values in place i & 1. */
 template <typename T> struct vd_key_memory {
-  T k[VD_TILE * VD_WIDTH], v[VD_TILE * VD_WIDTH], q[2][VD_TILE * VD_WIDTH], dout[2][VD_TILE * VD_WIDTH];
+  T k[2][VD_TILE * VD_WIDTH], v[2][VD_TILE * VD_WIDTH], q[2][VD_TILE * VD_WIDTH], dout[2][VD_TILE * VD_WIDTH];
   T table[3][VD_TILE * VD_WIDTH];
-  float exchange[2 * VD_TILE * VD_EXCHANGE];
+  __half exchange[2 * VD_TILE * VD_EXCHANGE];
   float rows[2][2][VD_TILE];    /* of a query tile: lse, delta */
   float begin[3][VD_TILE];      /* what scores with the table's rows begin with */
   uint32_t kept[2][VD_THREADS]; /* of a query tile, for each thread of the first group */
   int next[2];
 };
+
+static_assert(2 * (sizeof(vd_key_memory<__half>) + 1024) <= 228 * 1024, "two blocks for a multiprocessor");
 
 /* A warp's 16 keys over the query tiles. */
 struct vd_key_state {
@@ -31,23 +35,23 @@ template <bool REL> VD_DEV void vd_begin_rows(float c[8][4], const float *score)
     for (int i = 0; i < 32; i++) c[i >> 2][i & 3] = i & 2 ? y : x;
   }
 }
-/* Stores a block of 64 distances, from row `block_row` on. */
-VD_DEV void vd_write_exchange(float *exchange, int block_row, const float c[8][4]) {
+/* Stores a block of 64 distances, from row `block_row` on, in half precision as vd_write_ring(). */
+VD_DEV void vd_write_exchange(__half *exchange, int block_row, const float c[8][4]) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-  float *to = exchange + (block_row + 16 * (int)(threadIdx.x >> 5) + g) * VD_EXCHANGE + 2 * t;
+  __half *to = exchange + (block_row + 16 * (int)(threadIdx.x >> 5) + g) * VD_EXCHANGE + 2 * t;
 #pragma unroll
   for (int i = 0; i < 16; i++)
-    *(float2 *)(to + (i & 1) * 8 * VD_EXCHANGE + 8 * (i >> 1)) =
-        make_float2(c[i >> 1][2 * (i & 1)], c[i >> 1][2 * (i & 1) + 1]);
+    *(uint32_t *)(to + (i & 1) * 8 * VD_EXCHANGE + 8 * (i >> 1)) =
+        vd_half_pair(c[i >> 1][2 * (i & 1)], c[i >> 1][2 * (i & 1) + 1]);
 }
 /* s += position scores of this warp's keys and of the 16 queries from column 16 j on. */
-VD_DEV void vd_add_exchange(float s[2][4], const float *exchange, int j) {
+VD_DEV void vd_add_exchange(float s[2][4], const __half *exchange, int j) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-  const float *from = exchange + (64 + 16 * (int)(threadIdx.x >> 5) + g) * VD_EXCHANGE - 2 * t * (VD_EXCHANGE - 1);
+  const __half *from = exchange + (64 + 16 * (int)(threadIdx.x >> 5) + g) * VD_EXCHANGE - 2 * t * (VD_EXCHANGE - 1);
 #pragma unroll
   for (int i = 0; i < 8; i++) {
     int jn = i >> 2, ih = i >> 1 & 1, jj = i & 1;
-    s[jn][2 * ih + jj] += from[ih * 8 * VD_EXCHANGE - (16 * j + 8 * jn + jj) * (VD_EXCHANGE - 1)];
+    s[jn][2 * ih + jj] += __half2float(from[ih * 8 * VD_EXCHANGE - (16 * j + 8 * jn + jj) * (VD_EXCHANGE - 1)]);
   }
 }
 
@@ -99,28 +103,29 @@ VD_DEV void vd_key_gradient(const vd_cuda_attention &a, const vd_band &band, flo
   }
 }
 
-/* Starts scores and gradients of weights of the item's t-th query tile, whose copies are there; brings position scores
- * to their keys. */
-template <typename T, bool REL> VD_DEV void vd_key_products(vd_key_memory<T> *m, int t, float s[8][4], float ds[8][4]) {
+/* Starts scores and gradients of weights of the i-th item's query tile c, whose copies are there; brings position
+ * scores to their keys. Where `near_alone`, what stands in for the far block is masked. */
+template <typename T, bool REL>
+VD_DEV void vd_key_products(vd_key_memory<T> *m, int i, int c, bool near_alone, float s[8][4], float ds[8][4]) {
   float near_[8][4], far[8][4];
-  const int near_slot = t % 3, far_slot = (t + 1) % 3;
+  const int near_slot = c % 3, far_slot = near_alone ? near_slot : (c + 1) % 3;
   vd_begin_rows<REL>(near_, m->begin[near_slot]), vd_begin_rows<REL>(far, m->begin[far_slot]);
   vd_wgmma_begin();
-  vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(near_, m->table[near_slot], m->q[t & 1], REL);
+  vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(near_, m->table[near_slot], m->q[c & 1], REL);
   vd_wgmma_commit();
-  vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(far, m->table[far_slot], m->q[t & 1], REL);
+  vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(far, m->table[far_slot], m->q[c & 1], REL);
   vd_wgmma_commit();
   vd_wgmma_wait<1>();
   vd_wgmma_done<8>(near_);
   vd_write_exchange(m->exchange, 64, near_);
   vd_wgmma_begin();
-  vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(s, m->k, m->q[t & 1], false);
+  vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(s, m->k[i & 1], m->q[c & 1], false);
   vd_wgmma_commit();
   vd_wgmma_wait<1>();
   vd_wgmma_done<8>(far);
   vd_write_exchange(m->exchange, 0, far);
   vd_wgmma_begin();
-  vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(ds, m->v, m->dout[t & 1], false);
+  vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(ds, m->v[i & 1], m->dout[c & 1], false);
   vd_wgmma_commit();
 }
 
@@ -139,23 +144,27 @@ template <bool REL> VD_DEV vd_key_work vd_key_work_of(const vd_cuda_attention &a
   w.n = min(a.block - 1, w.kappa0 + VD_TILE - 1 + w.band.reach) / VD_TILE - w.first / VD_TILE + 1;
   return w;
 }
+/* Whether the item ends with its reach, not with the block: the last query tile then sees nothing of its far block. */
+VD_DEV bool vd_ends_near(const vd_key_work &w) {
+  return w.first + (w.n - 1) * VD_TILE - w.kappa0 >= w.band.reach;
+}
 template <bool REL> VD_DEV int vd_key_items(const vd_cuda_attention &a, const vd_plan *plan) {
   return REL ? a.n_stream * a.n_head * (vd_far_tiles(a) + vd_ceil_div(a.block, VD_TILE)) : plan->key_first[a.n_head];
 }
 
-/* The item's t-th query tile for this warp's keys. */
+/* The i-th item's t-th query tile, the block's c-th, for this warp's keys. */
 template <typename T, bool DROP, bool REL>
 VD_DEV void vd_key_tile(const vd_cuda_attention &a, const vd_key_work &work, float scale, vd_key_memory<T> *m,
-                        vd_key_state &w, int t, uint32_t kept, float factor) {
+                        vd_key_state &w, int i, int t, int c, bool near_alone, uint32_t kept, float factor) {
   float s[8][4], ds[8][4];
   const int kw = work.kappa0 + 16 * (int)(threadIdx.x >> 5);
   vd_frag_a<T> weight[4], gradient[4];
-  vd_key_products<T, REL>(m, t, s, ds);
+  vd_key_products<T, REL>(m, i, c, near_alone, s, ds);
   vd_sync_group();
   vd_wgmma_wait<0>();
   vd_wgmma_done<8>(s), vd_wgmma_done<8>(ds);
   const int i0 = work.first + t * VD_TILE;
-  const float *rows = m->rows[t & 1][0];
+  const float *rows = m->rows[c & 1][0];
   if (vd_all_full<false>(work.band, i0 - kw, kw) && vd_all_full<false>(work.band, i0 - kw + 48, kw) &&
       i0 + VD_TILE <= a.block) {
 #pragma unroll
@@ -177,8 +186,8 @@ VD_DEV void vd_key_tile(const vd_cuda_attention &a, const vd_key_work &work, flo
   }
   vd_hold(weight, s), vd_hold(gradient, ds);
   vd_wgmma_begin();
-  vd_start_held<T, VD_BY_ROWS>(w.dv, weight, m->dout[t & 1], true);
-  vd_start_held<T, VD_BY_ROWS>(w.dk, gradient, m->q[t & 1], true);
+  vd_start_held<T, VD_BY_ROWS>(w.dv, weight, m->dout[c & 1], true);
+  vd_start_held<T, VD_BY_ROWS>(w.dk, gradient, m->q[c & 1], true);
   vd_wgmma_commit();
   vd_wgmma_wait<0>();
   vd_wgmma_done<8>(w.dv), vd_wgmma_done<8>(w.dk);
@@ -199,20 +208,22 @@ VD_DEV void vd_key_multiply(const vd_cuda_attention &a, const vd_key_task &task,
   vd_plan *plan = (vd_plan *)a.plan;
   const int n_item = vd_key_items<REL>(a, plan);
   const float scale = rsqrtf((float)a.d_head), factor = scale * 1.44269504088896341f;
-  int item = (int)blockIdx.x;
+  int item = (int)blockIdx.x, c = 0;
   for (int i = 0; item < n_item; i++) {
     const vd_key_work work = vd_key_work_of<REL>(a, plan, item);
+    const bool ends_near = vd_ends_near(work);
     const int lowest = vd_lowest<REL>(work.band), kw = work.kappa0 + 16 * (int)(threadIdx.x >> 5);
     vd_key_state w;
     vd_clear_sums(w.dk), vd_clear_sums(w.dv);
-    for (int t = 0; t < work.n; t++) {
+    for (int t = 0; t < work.n; t++, c++) {
+      const bool near_alone = t + 1 == work.n && ends_near, all = t + 1 == work.n && !ends_near;
       vd_barrier_wait<VD_BARRIER_THERE>();
-      const uint32_t kept = DROP ? m->kept[t & 1][threadIdx.x] : 0;
-      if (t + 1 < work.n) vd_barrier_arrive<VD_BARRIER_NEXT>();
-      vd_key_tile<T, DROP, REL>(a, work, task.drop.scale, m, w, t, kept, factor);
+      const uint32_t kept = DROP ? m->kept[c & 1][threadIdx.x] : 0;
+      if (!all) vd_barrier_arrive<VD_BARRIER_NEXT>();
+      vd_key_tile<T, DROP, REL>(a, work, task.drop.scale, m, w, i, t, c, near_alone, kept, factor);
+      if (all) vd_barrier_arrive<VD_BARRIER_NEXT>(); /* the next item's block 0 comes in place of the far one */
     }
     item = vd_next_item(&m->next[i & 1]);
-    vd_barrier_arrive<VD_BARRIER_NEXT>();
     const float scales[2] = {scale, scale}, dropped[2] = {task.drop.scale, task.drop.scale};
     const vd_key_lines<T> to = vd_keys_of(a, (T *)task.g.dblock, (T *)task.g.dmemory, work.it.head, work.it.stream);
     const vd_lines<T> keys = to.at(work.kappa0, VD_KEY), values = to.at(work.kappa0, VD_VALUE);
@@ -228,7 +239,7 @@ VD_DEV void vd_key_bring(const vd_cuda_attention &a, const vd_key_task &task, vd
   vd_plan *plan = (vd_plan *)a.plan;
   const vd_cuda_attention_gradient &g = task.g;
   const int n_item = vd_key_items<REL>(a, plan), thread = (int)threadIdx.x - VD_THREADS;
-  int item = (int)blockIdx.x;
+  int item = (int)blockIdx.x, c = 0;
   for (int i = 0; item < n_item; i++) {
     const int asked = vd_ask_item(plan, VD_WORK_KEY);
     const vd_key_work work = vd_key_work_of<REL>(a, plan, item);
@@ -238,10 +249,11 @@ VD_DEV void vd_key_bring(const vd_cuda_attention &a, const vd_key_task &task, vd
     const int lowest = vd_lowest<REL>(work.band), n = work.n;
     const float *rows =
         (thread < VD_TILE ? g.lse : task.delta) + ((int64_t)work.it.stream * a.n_head + work.it.head) * a.block;
-    auto copy_table = [&](int y) {
-      vd_copy_positions<T, VD_WIDTH, REL>(m->table[y % 3], m->begin[y % 3], positions,
+    auto copy_table = [&](int y, int slot) {
+      vd_copy_positions<T, VD_WIDTH, REL>(m->table[slot], m->begin[slot], positions,
                                           work.kappa0 - work.first - y * VD_TILE, a.d_head);
     };
+    const bool ends_near = vd_ends_near(work);
     const uint32_t *kept = nullptr; /* of the next query tile */
     uint32_t words[4] = {0, 0, 0, 0};
     if (DROP) {
@@ -254,23 +266,23 @@ VD_DEV void vd_key_bring(const vd_cuda_attention &a, const vd_key_task &task, vd
       kept += (vd_most_tiles(a) + 1) * VD_THREADS;
     };
     if (DROP) read_kept();
-    for (int t = 0; t < n; t++) {
+    for (int t = 0; t < n; t++, c++) {
       int i0 = work.first + t * VD_TILE, row = i0 + (thread & (VD_TILE - 1));
-      if (t > 0 || i > 0) vd_barrier_wait<VD_BARRIER_NEXT>();
+      if (c > 0) vd_barrier_wait<VD_BARRIER_NEXT>();
       if (t == 0) {
         const vd_key_lines<const T> memories =
             vd_keys_of(a, (const T *)g.block, (const T *)g.memory, work.it.head, work.it.stream);
         const vd_lines<const T> keys = memories.at(work.kappa0, VD_KEY), values = memories.at(work.kappa0, VD_VALUE);
-        vd_copy_tile<T, VD_WIDTH>(m->k, keys.row0, keys.stride, work.kappa0, lowest, a.block, a.d_head);
-        vd_copy_tile<T, VD_WIDTH>(m->v, values.row0, values.stride, work.kappa0, lowest, a.block, a.d_head);
-        copy_table(0);
+        vd_copy_tile<T, VD_WIDTH>(m->k[i & 1], keys.row0, keys.stride, work.kappa0, lowest, a.block, a.d_head);
+        vd_copy_tile<T, VD_WIDTH>(m->v[i & 1], values.row0, values.stride, work.kappa0, lowest, a.block, a.d_head);
+        copy_table(0, c % 3);
       }
-      vd_copy_tile<T, VD_WIDTH>(m->q[t & 1], queries.row0, queries.stride, i0, 0, a.block, a.d_head);
-      vd_copy_tile<T, VD_WIDTH>(m->dout[t & 1], douts.row0, douts.stride, i0, 0, a.block, a.d_head);
-      vd_copy4(m->rows[t & 1][0] + thread, row < a.block ? rows + row : rows, row < a.block);
-      copy_table(t + 1);
+      vd_copy_tile<T, VD_WIDTH>(m->q[c & 1], queries.row0, queries.stride, i0, 0, a.block, a.d_head);
+      vd_copy_tile<T, VD_WIDTH>(m->dout[c & 1], douts.row0, douts.stride, i0, 0, a.block, a.d_head);
+      vd_copy4(m->rows[c & 1][0] + thread, row < a.block ? rows + row : rows, row < a.block);
+      if (t + 1 < n || !ends_near) copy_table(t + 1, (c + 1) % 3);
       vd_copy_commit();
-      if (DROP) m->kept[t & 1][thread] = vd_turn_kept(words);
+      if (DROP) m->kept[c & 1][thread] = vd_turn_kept(words);
       if (DROP && t + 1 < n) read_kept();
       if (t + 1 == n) vd_say_item(asked, &m->next[i & 1]);
       vd_copy_wait();
@@ -280,7 +292,7 @@ VD_DEV void vd_key_bring(const vd_cuda_attention &a, const vd_key_task &task, vd
     vd_sync_bring();
     item = vd_next_item(&m->next[i & 1]);
   }
-  if ((int)blockIdx.x < n_item) vd_barrier_wait<VD_BARRIER_NEXT>();
+  if (c > 0) vd_barrier_wait<VD_BARRIER_NEXT>();
 }
 
 template <typename T, bool DROP, bool REL>
