@@ -55,25 +55,29 @@ template <typename T, bool BACK> VD_DEV void vd_copy_slab(const vd_hidden_args &
   }
 }
 
-/* Where a warpgroup's copies of rows stand. */
+/* Where a warpgroup's copies of rows stand: this thread's next one, and the rows of the tile from its row on. Addresses
+ * are stepped, not worked out: they were half of the instructions between products. */
 template <typename T> struct vd_row_cursor {
-  int64_t row; /* of this thread's first copy */
-  int stage, slot;
+  const T *from;
+  int64_t row;
+  int stage, slot, left;
 };
-template <typename T> VD_DEV void vd_copy_rows(const vd_hidden_args &a, T *rows, vd_row_cursor<T> &at) {
-  const int thread = (int)threadIdx.x & 127, chunk = thread % 8;
-  if (at.row - thread / 8 < a.n) {
-    const T *from = (const T *)a.x + at.row * a.d + at.stage * VD_DEPTH + chunk * 8;
-    T *to = rows + at.slot * VD_ROWS_STAGE + vd_chunk<T, VD_DEPTH>(thread / 8, chunk);
+VD_DEV int vd_rows_left(const vd_hidden_args &a, int64_t row) {
+  return (int)max((int64_t)0, min(a.n - row, (int64_t)VD_ROWS));
+}
+/* DEPTH: a.d, or 0 where the compiler is not to know it. */
+template <int DEPTH, typename T> VD_DEV void vd_copy_rows(const vd_hidden_args &a, T *rows, vd_row_cursor<T> &at) {
+  const int thread = (int)threadIdx.x & 127, d = DEPTH > 0 ? DEPTH : a.d;
+  T *to = rows + at.slot * VD_ROWS_STAGE + vd_chunk<T, VD_DEPTH>(thread / 8, thread % 8);
 #pragma unroll
-    for (int i = 0; i < VD_ROWS / 16; i++) {
-      bool valid = at.row + 16 * i < a.n;
-      vd_copy16(to + 16 * i * VD_DEPTH, valid ? from + (int64_t)(16 * i) * a.d : (const T *)a.x, valid);
-    }
-    if (++at.stage == a.d / VD_DEPTH) at.stage = 0, at.row += (int64_t)a.groups * VD_GROUPS * VD_ROWS;
-    at.slot = at.slot == VD_STAGES - 1 ? 0 : at.slot + 1;
-  }
+  for (int i = 0; i < VD_ROWS / 16; i++)
+    if (at.row < a.n + thread / 8) vd_copy16(to + 16 * i * VD_DEPTH, at.from + 16 * i * d, 16 * i < at.left);
   vd_copy_commit();
+  at.slot = at.slot == VD_STAGES - 1 ? 0 : at.slot + 1;
+  at.from += VD_DEPTH;
+  if (++at.stage < d / VD_DEPTH) return;
+  const int step = a.groups * VD_GROUPS * VD_ROWS;
+  at.stage = 0, at.row += step, at.from += (int64_t)(step - 1) * d, at.left = vd_rows_left(a, at.row);
 }
 
 /* Lane t of a quad gives word u and gets that of lane u which was numbered t: of four neighbouring groups of eight
@@ -188,20 +192,21 @@ VD_DEV void vd_finish_backward(const vd_hidden_args &a, int64_t row0, int unit0,
   }
 }
 
-template <typename T, bool BACK>
+template <typename T, bool BACK, int DEPTH>
 __global__ void __launch_bounds__(128 * VD_GROUPS, 1) vd_hidden_kernel(const __grid_constant__ vd_hidden_args a) {
   extern __shared__ __align__(1024) unsigned char shared[];
-  const int group = (int)threadIdx.x >> 7, warp = (int)threadIdx.x >> 5 & 3, stages = a.d / VD_DEPTH,
-            slabs = a.width / VD_SLAB;
+  const int group = (int)threadIdx.x >> 7, warp = (int)threadIdx.x >> 5 & 3,
+            stages = (DEPTH > 0 ? DEPTH : a.d) / VD_DEPTH, slabs = a.width / VD_SLAB;
   const int unit0 = (int)blockIdx.x % slabs * VD_SLAB, share = (int)blockIdx.x / slabs;
   T *slab = (T *)shared, *rows = slab + VD_DEEP / VD_DEPTH * VD_SLAB_STAGE + group * VD_STAGES * VD_ROWS_STAGE;
   const int64_t first = (int64_t)(share * VD_GROUPS + group) * VD_ROWS;
-  vd_row_cursor<T> at = {first + (threadIdx.x & 127) / 8, 0, 0};
+  vd_row_cursor<T> at = {NULL, first + (threadIdx.x & 127) / 8, 0, 0, 0};
+  at.from = (const T *)a.x + at.row * a.d + threadIdx.x % 8 * 8, at.left = vd_rows_left(a, at.row);
   float total[4] = {0, 0, 0, 0};
   int slot = 0;
   vd_copy_slab<T, BACK>(a, unit0, slab);
   vd_copy_commit();
-  for (int s = 0; s < VD_STAGES - 1; s++) vd_copy_rows(a, rows, at);
+  for (int s = 0; s < VD_STAGES - 1; s++) vd_copy_rows<DEPTH>(a, rows, at);
   vd_copy_wait_but<VD_STAGES - 1>();
   vd_show_to_products();
   __syncthreads();
@@ -223,7 +228,7 @@ __global__ void __launch_bounds__(128 * VD_GROUPS, 1) vd_hidden_kernel(const __g
 #pragma unroll
       for (int k = 0; k < VD_DEPTH / 16; k++) vd_wgmma_held<T, BACK>(c, x[k], right + (BACK ? k * 128 : k * 2));
       vd_wgmma_commit();
-      vd_copy_rows(a, rows, at);
+      vd_copy_rows<DEPTH>(a, rows, at);
       slot = slot == VD_STAGES - 1 ? 0 : slot + 1;
     }
     vd_wgmma_wait<0>();
@@ -258,10 +263,10 @@ bool vd_cuda_hidden_fits(enum vd_cuda_type type, int64_t d, int64_t width) {
 }
 
 template <typename T, bool BACK> static cudaError_t vd_launch_hidden(const vd_hidden_args *a, cudaStream_t stream) {
-  cudaError_t e = cudaFuncSetAttribute(vd_hidden_kernel<T, BACK>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                       (int)VD_HIDDEN_BYTES);
+  auto kernel = a->d == VD_DEEP ? vd_hidden_kernel<T, BACK, VD_DEEP> : vd_hidden_kernel<T, BACK, 0>;
+  cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)VD_HIDDEN_BYTES);
   if (e != cudaSuccess) return e;
-  vd_hidden_kernel<T, BACK><<<a->width / VD_SLAB * a->groups, 128 * VD_GROUPS, VD_HIDDEN_BYTES, stream>>>(*a);
+  kernel<<<a->width / VD_SLAB * a->groups, 128 * VD_GROUPS, VD_HIDDEN_BYTES, stream>>>(*a);
   return cudaGetLastError();
 }
 
