@@ -56,7 +56,8 @@ typedef struct vd_cuda_attention {
   float *room; /* vd_cuda_attention_room_size() bytes: scratch of forward and of backward */
 
   int32_t bounds; /* 1: the layer's window, at most `window`, follows from the spans (vd_model_window) */
-  uint32_t *kept; /* vd_cuda_attention_kept_size() bytes, written by forward for backward; NULL: each draws for itself */
+  uint32_t
+      *kept; /* vd_cuda_attention_kept_size() bytes, written by forward for backward; NULL: each draws for itself */
 } vd_cuda_attention;
 
 /* Not collective. Bytes of a plan: the layer's reaches and work list. */

@@ -95,8 +95,7 @@ static cudaError_t vd_sum_up(const vd_cuda_attention *a, const vd_cuda_attention
   return cudaGetLastError();
 }
 
-/* What comes before the two kernels. The side stream waits for it, and does not come first: the kernel by queries has
- * the longest items, and the one by keys fills what they leave. Where draws are wanted, the side stream makes them. */
+/* What comes before the two kernels. Where draws are wanted, the side stream makes them. */
 static cudaError_t vd_prepare(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                               const vd_backward_room *room, cudaStream_t stream, cudaStream_t side) {
   const bool draws = vd_by_group(a) && !a->kept && a->dropout > 0, forks = side != stream;
@@ -107,9 +106,20 @@ static cudaError_t vd_prepare(const vd_cuda_attention *a, const vd_cuda_attentio
   if (e == cudaSuccess && draws && forks) e = cudaEventRecord(g->join, side);
   if (e == cudaSuccess) e = vd_fill_delta(a, g, room->delta, stream);
   if (e == cudaSuccess && a->rel_key) e = vd_relative_begin(a, g, room, stream);
-  if (e == cudaSuccess && forks) e = cudaEventRecord(g->fork, stream);
-  if (e == cudaSuccess && forks) e = cudaStreamWaitEvent(side, g->fork, 0);
   if (e == cudaSuccess && draws && forks) e = cudaStreamWaitEvent(stream, g->join, 0);
+  return e;
+}
+
+/* The two kernels. The one by queries has the longest items: that by keys, which fills what they leave, must not take
+ * the multiprocessors before it, though both wait for the same. */
+static cudaError_t vd_run_both(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
+                               const vd_backward_room *room, cudaStream_t stream, cudaStream_t side) {
+  const bool group = vd_by_group(a);
+  cudaError_t e = cudaSuccess;
+  if (!group && side != stream) e = cudaEventRecord(g->fork, stream);
+  if (e == cudaSuccess) e = (group ? vd_group_by_query : vd_backward_by_query)(a, g, room, stream);
+  if (e == cudaSuccess && side != stream) e = cudaStreamWaitEvent(side, g->fork, 0);
+  if (e == cudaSuccess) e = (group ? vd_group_by_key : vd_backward_by_key)(a, g, room, side);
   return e;
 }
 
@@ -117,11 +127,9 @@ cudaError_t vd_cuda_attention_backward(const vd_cuda_attention *a, const vd_cuda
                                        cudaStream_t stream) {
   vd_backward_room room = {};
   cudaStream_t side = g->side ? g->side : stream;
-  const bool group = vd_by_group(a);
   vd_lay_out(a, g->workspace, &room);
   cudaError_t e = vd_prepare(a, g, &room, stream, side);
-  if (e == cudaSuccess) e = (group ? vd_group_by_query : vd_backward_by_query)(a, g, &room, stream);
-  if (e == cudaSuccess) e = (group ? vd_group_by_key : vd_backward_by_key)(a, g, &room, side);
+  if (e == cudaSuccess) e = vd_run_both(a, g, &room, stream, side);
   if (e == cudaSuccess) e = vd_sum_up(a, g, &room, stream);
   if (e == cudaSuccess && side != stream) e = cudaEventRecord(g->join, side);
   if (e == cudaSuccess && side != stream) e = cudaStreamWaitEvent(stream, g->join, 0);

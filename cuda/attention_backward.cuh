@@ -43,7 +43,8 @@ cudaError_t vd_backward_by_query(const vd_cuda_attention *a, const vd_cuda_atten
 cudaError_t vd_backward_by_key(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                                const vd_backward_room *room, cudaStream_t stream);
 
-/* Stream-ordered. The same where vd_by_group(a); attention_query_group.cu, attention_key_group.cu. */
+/* Stream-ordered. The same where vd_by_group(a); attention_query_group.cu, attention_key_group.cu. Where there is a
+ * side stream, g->fork is recorded when all blocks of the kernel by queries have begun. */
 cudaError_t vd_group_by_query(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                               const vd_backward_room *room, cudaStream_t stream);
 cudaError_t vd_group_by_key(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,

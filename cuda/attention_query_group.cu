@@ -365,8 +365,12 @@ static cudaError_t vd_launch(const vd_cuda_attention *a, const vd_cuda_attention
     kernel = task.drop.threshold ? vd_query_group_kernel<T, true, true> : vd_query_group_kernel<T, false, true>;
   cudaError_t e = vd_fill_device((const void *)kernel, shared, &blocks, VD_GROUPS);
   if (e != cudaSuccess) return e;
-  kernel<<<blocks, VD_GROUPS, shared, stream>>>(*a, task);
-  return cudaGetLastError();
+  cudaLaunchAttribute begun = {};
+  begun.id = cudaLaunchAttributeLaunchCompletionEvent, begun.val.launchCompletionEvent.event = g->fork;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3((unsigned)blocks), config.blockDim = dim3(VD_GROUPS), config.dynamicSmemBytes = (size_t)shared;
+  config.stream = stream, config.attrs = &begun, config.numAttrs = g->side ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, *a, task);
 }
 
 cudaError_t vd_group_by_query(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
