@@ -56,8 +56,7 @@ typedef struct vd_cuda_attention {
   float *room; /* vd_cuda_attention_room_size() bytes: scratch of forward and of backward */
 
   int32_t bounds; /* 1: the layer's window, at most `window`, follows from the spans (vd_model_window) */
-  uint32_t
-      *kept; /* vd_cuda_attention_kept_size() bytes, written by forward for backward; NULL: each draws for itself */
+  uint32_t *kept; /* vd_cuda_attention_kept_size() bytes that forward leaves for backward; NULL: both draw */
 } vd_cuda_attention;
 
 /* Not collective. Bytes of a plan: the layer's reaches and work list. */
@@ -110,7 +109,8 @@ typedef struct vd_cuda_attention_gradient {
   float *dtable, *dspan;
   void *workspace; /* vd_cuda_attention_workspace_size() bytes */
   /* A second stream, on which the kernel by keys fills the multiprocessors that the longest heads of the kernel by
-   * queries leave idle, and two events to fork and join (timing disabled). NULL: one kernel after the other. */
+   * queries leave idle, and two events for the streams to wait for (timing disabled). NULL: one kernel after the other.
+   */
   cudaStream_t side;
   cudaEvent_t fork, join;
   float *drel_key;                       /* [reach + 1, rel_stride], as rel_key */

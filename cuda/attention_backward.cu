@@ -1,12 +1,14 @@
 /* Backward pass: two kernels that both compute the weights again from lse, by queries (attention_query.cu) and by keys
  * (attention_key.cu), what they need beforehand, and sums of what they leave behind. */
 #include "attention_backward.cuh"
+#include "launch.cuh"
 
 /* delta [n_stream, n_head, block] = sum over a head's columns of out * dout. Eight lanes share a row of a head. */
 template <typename T>
 __global__ void vd_delta_kernel(const __grid_constant__ vd_cuda_attention a, const T *out, const T *dout,
                                 float *delta) {
   constexpr int chunk = 16 / (int)sizeof(T);
+  vd_await_before();
   int64_t id = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / 8, row = id / a.n_head;
   int head = (int)(id % a.n_head), lane = (int)threadIdx.x % 8;
   bool valid = row < (int64_t)a.n_stream * a.block;
@@ -32,6 +34,7 @@ __global__ void vd_delta_kernel(const __grid_constant__ vd_cuda_attention a, con
 /* dspan[s] += attn_span / ramp * the sum of its items, in a fixed order. */
 __global__ void vd_dspan_kernel(int n, float factor, const float *item, float *dspan) {
   __shared__ float sums[VD_THREADS];
+  vd_await_before();
   float sum = 0;
   for (int i = (int)threadIdx.x; i < n; i += VD_THREADS) sum += item[(int64_t)blockIdx.x * n + i];
   sums[threadIdx.x] = sum;
@@ -75,14 +78,15 @@ static cudaError_t vd_fill_delta(const vd_cuda_attention *a, const vd_cuda_atten
   int64_t lanes = (int64_t)a->n_stream * a->n_head * a->block * 8;
   unsigned blocks = (unsigned)((lanes + 255) / 256);
   if (a->type == VD_CUDA_FP32) {
-    vd_delta_kernel<float><<<blocks, 256, 0, stream>>>(*a, (const float *)g->out, (const float *)g->dout, delta);
+    return vd_launch_ready(vd_delta_kernel<float>, blocks, 256, 0, stream, *a, (const float *)g->out,
+                           (const float *)g->dout, delta);
   } else if (a->type == VD_CUDA_BF16) {
-    vd_delta_kernel<__nv_bfloat16>
-        <<<blocks, 256, 0, stream>>>(*a, (const __nv_bfloat16 *)g->out, (const __nv_bfloat16 *)g->dout, delta);
+    return vd_launch_ready(vd_delta_kernel<__nv_bfloat16>, blocks, 256, 0, stream, *a, (const __nv_bfloat16 *)g->out,
+                           (const __nv_bfloat16 *)g->dout, delta);
   } else {
-    vd_delta_kernel<__half><<<blocks, 256, 0, stream>>>(*a, (const __half *)g->out, (const __half *)g->dout, delta);
+    return vd_launch_ready(vd_delta_kernel<__half>, blocks, 256, 0, stream, *a, (const __half *)g->out,
+                           (const __half *)g->dout, delta);
   }
-  return cudaGetLastError();
 }
 
 /* What the kernel by queries left behind: span or bias gradients. */
@@ -91,8 +95,8 @@ static cudaError_t vd_sum_up(const vd_cuda_attention *a, const vd_cuda_attention
   if (a->rel_key) return vd_relative_end(a, g, room, stream);
   int items = a->n_stream * a->n_head * vd_ceil_div(a->block, VD_TILE);
   float factor = (float)a->attn_span / (float)a->ramp;
-  vd_dspan_kernel<<<a->n_span, VD_THREADS, 0, stream>>>(items / a->n_span, factor, room->dspan, g->dspan);
-  return cudaGetLastError();
+  return vd_launch_ready(vd_dspan_kernel, (unsigned)a->n_span, VD_THREADS, 0, stream, items / a->n_span, factor,
+                         room->dspan, g->dspan);
 }
 
 /* What comes before the two kernels. Where draws are wanted, the side stream makes them. */
@@ -110,15 +114,16 @@ static cudaError_t vd_prepare(const vd_cuda_attention *a, const vd_cuda_attentio
   return e;
 }
 
-/* The two kernels. The one by queries has the longest items: that by keys, which fills what they leave, must not take
- * the multiprocessors before it, though both wait for the same. */
+/* The two kernels, which both come after what was prepared. The one by queries has the longest items: that by keys,
+ * which fills what they leave, must not take the multiprocessors before it. */
 static cudaError_t vd_run_both(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                                const vd_backward_room *room, cudaStream_t stream, cudaStream_t side) {
   const bool group = vd_by_group(a);
   cudaError_t e = cudaSuccess;
-  if (!group && side != stream) e = cudaEventRecord(g->fork, stream);
-  if (e == cudaSuccess) e = (group ? vd_group_by_query : vd_backward_by_query)(a, g, room, stream);
+  if (side != stream) e = cudaEventRecord(g->fork, stream);
   if (e == cudaSuccess && side != stream) e = cudaStreamWaitEvent(side, g->fork, 0);
+  if (e == cudaSuccess) e = (group ? vd_group_by_query : vd_backward_by_query)(a, g, room, stream);
+  if (e == cudaSuccess && group && side != stream) e = cudaStreamWaitEvent(side, g->join, 0);
   if (e == cudaSuccess) e = (group ? vd_group_by_key : vd_backward_by_key)(a, g, room, side);
   return e;
 }

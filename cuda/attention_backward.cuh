@@ -44,7 +44,7 @@ cudaError_t vd_backward_by_key(const vd_cuda_attention *a, const vd_cuda_attenti
                                const vd_backward_room *room, cudaStream_t stream);
 
 /* Stream-ordered. The same where vd_by_group(a); attention_query_group.cu, attention_key_group.cu. Where there is a
- * side stream, g->fork is recorded when all blocks of the kernel by queries have begun. */
+ * side stream, g->join is recorded when all blocks of the kernel by queries have begun: a hint, as CUDA promises it. */
 cudaError_t vd_group_by_query(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                               const vd_backward_room *room, cudaStream_t stream);
 cudaError_t vd_group_by_key(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,

@@ -1,5 +1,6 @@
 /* Forward pass of 16-bit types and heads up to 64 wide: as attention_forward.cu, by groups of warps. */
 #include "group.cuh"
+#include "launch.cuh"
 
 template <typename T> struct vd_forward_memory {
   T q[2][VD_TILE * VD_WIDTH], k[2][VD_TILE * VD_WIDTH], v[2][VD_TILE * VD_WIDTH];
@@ -295,6 +296,7 @@ __global__ void __launch_bounds__(VD_GROUPS, 2)
   extern __shared__ __align__(1024) unsigned char memory[];
   vd_forward_memory<T> *m = (vd_forward_memory<T> *)memory;
   const int n_item = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE);
+  vd_await_before();
   if (threadIdx.x == 0) m->next[1] = vd_place_first((vd_plan *)a.plan, vd_longest_items(n_item));
   __syncthreads();
   if (threadIdx.x < VD_THREADS) {
@@ -315,8 +317,7 @@ static cudaError_t vd_launch_forward(const vd_cuda_attention *a, const vd_forwar
     kernel = drop.threshold ? vd_forward_group_kernel<T, true, true> : vd_forward_group_kernel<T, false, true>;
   cudaError_t e = vd_fill_device((const void *)kernel, shared, &blocks, VD_GROUPS);
   if (e != cudaSuccess) return e;
-  kernel<<<blocks, VD_GROUPS, shared, stream>>>(*a, task, drop);
-  return cudaGetLastError();
+  return vd_launch_ready(kernel, (unsigned)blocks, VD_GROUPS, (size_t)shared, stream, *a, task, drop);
 }
 
 cudaError_t vd_forward_by_group(const vd_cuda_attention *a, const void *block, const void *memory, const void *table,

@@ -366,7 +366,7 @@ static cudaError_t vd_launch(const vd_cuda_attention *a, const vd_cuda_attention
   cudaError_t e = vd_fill_device((const void *)kernel, shared, &blocks, VD_GROUPS);
   if (e != cudaSuccess) return e;
   cudaLaunchAttribute begun = {};
-  begun.id = cudaLaunchAttributeLaunchCompletionEvent, begun.val.launchCompletionEvent.event = g->fork;
+  begun.id = cudaLaunchAttributeLaunchCompletionEvent, begun.val.launchCompletionEvent.event = g->join;
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3((unsigned)blocks), config.blockDim = dim3(VD_GROUPS), config.dynamicSmemBytes = (size_t)shared;
   config.stream = stream, config.attrs = &begun, config.numAttrs = g->side ? 1 : 0;

@@ -3,6 +3,7 @@
  * finish a tile the others keep the tensor cores busy. Rows go to the products through registers, the weights from
  * shared memory. */
 #include "hidden.h"
+#include "launch.cuh"
 #include "wgmma.cuh"
 
 enum {
@@ -204,6 +205,7 @@ __global__ void __launch_bounds__(128 * VD_GROUPS, 1) vd_hidden_kernel(const __g
   at.from = (const T *)a.x + at.row * a.d + threadIdx.x % 8 * 8, at.left = vd_rows_left(a, at.row);
   float total[4] = {0, 0, 0, 0};
   int slot = 0;
+  vd_await_before();
   vd_copy_slab<T, BACK>(a, unit0, slab);
   vd_copy_commit();
   for (int s = 0; s < VD_STAGES - 1; s++) vd_copy_rows<DEPTH>(a, rows, at);
@@ -266,8 +268,8 @@ template <typename T, bool BACK> static cudaError_t vd_launch_hidden(const vd_hi
   auto kernel = a->d == VD_DEEP ? vd_hidden_kernel<T, BACK, VD_DEEP> : vd_hidden_kernel<T, BACK, 0>;
   cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)VD_HIDDEN_BYTES);
   if (e != cudaSuccess) return e;
-  kernel<<<a->width / VD_SLAB * a->groups, 128 * VD_GROUPS, VD_HIDDEN_BYTES, stream>>>(*a);
-  return cudaGetLastError();
+  return vd_launch_ready(kernel, (unsigned)(a->width / VD_SLAB * a->groups), 128 * VD_GROUPS, VD_HIDDEN_BYTES, stream,
+                         *a);
 }
 
 cudaError_t vd_cuda_hidden(enum vd_cuda_type type, int64_t n, int64_t d, int64_t width, const void *x,

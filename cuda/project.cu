@@ -3,6 +3,7 @@
  * to tile. Keys and values of one head stand side by side as 2 d_head columns, so that both share the memory rows that
  * are read. 16-bit operands go through wgmma, which reads them where copies have put them; fp32 ones through mma. */
 #include "attention.cuh"
+#include "launch.cuh"
 #include "project.h"
 #include "wgmma.cuh"
 
@@ -216,6 +217,7 @@ VD_DEV void vd_write_tile(const vd_cuda_attention &a, const vd_project_args &p, 
 template <typename T>
 __global__ void __launch_bounds__(VD_PROJECT_THREADS, vd_project_layout<T>::blocks)
     vd_project_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ vd_project_args p) {
+  vd_await_before();
   typedef vd_project_layout<T> layout;
   extern __shared__ __align__(1024) unsigned char shared[];
   const int *reached = vd_rows_reached(a, p);
@@ -287,6 +289,7 @@ VD_DEV void vd_write_partial(const vd_cuda_attention &a, float *partial, int col
 template <typename T>
 __global__ void __launch_bounds__(VD_PROJECT_THREADS, vd_project_layout<T>::blocks)
     vd_project_backward_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ vd_project_args p) {
+  vd_await_before();
   constexpr int depth = vd_project_layout<T>::depth, per_chunk = vd_project_layout<T>::per_chunk;
   extern __shared__ __align__(1024) unsigned char shared[];
   const int d = vd_width(a), across = vd_ceil_div(d, VD_SIDE), parts = vd_ceil_div(2 * a.d_head, VD_SIDE);
@@ -324,6 +327,7 @@ __global__ void __launch_bounds__(VD_PROJECT_THREADS, vd_project_layout<T>::bloc
 static __global__ void vd_project_sum_kernel(const __grid_constant__ vd_cuda_attention a,
                                              const __grid_constant__ vd_project_args p, int depth, float *dwk,
                                              float *dwv) {
+  vd_await_before();
   const int d = a.n_head * a.d_head, per_head = 2 * a.d_head * d;
   const int *reached = vd_rows_reached(a, p);
   int64_t id = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 4;
@@ -363,8 +367,7 @@ static cudaError_t vd_project(const vd_cuda_attention *a, const vd_project_args 
   int blocks, threads = VD_PROJECT_THREADS, shared = vd_project_layout<T>::bytes;
   cudaError_t e = vd_fill_device((const void *)vd_project_kernel<T>, shared, &blocks, threads);
   if (e != cudaSuccess) return e;
-  vd_project_kernel<T><<<blocks, threads, shared, stream>>>(*a, *p);
-  return cudaGetLastError();
+  return vd_launch_ready(vd_project_kernel<T>, (unsigned)blocks, (unsigned)threads, (size_t)shared, stream, *a, *p);
 }
 
 template <typename T>
@@ -374,11 +377,12 @@ static cudaError_t vd_project_backward(const vd_cuda_attention *a, const vd_proj
   cudaError_t e =
       cudaFuncSetAttribute(vd_project_backward_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
   if (e != cudaSuccess) return e;
-  vd_project_backward_kernel<T><<<p->slots * vd_tiles_across(a), threads, shared, stream>>>(*a, *p);
+  e = vd_launch_ready(vd_project_backward_kernel<T>, (unsigned)(p->slots * vd_tiles_across(a)), (unsigned)threads,
+                      (size_t)shared, stream, *a, *p);
+  if (e != cudaSuccess) return e;
   int64_t d = (int64_t)a->n_head * a->d_head, n = 2 * d * d / 4;
-  vd_project_sum_kernel<<<(unsigned)((n + threads - 1) / threads), threads, 0, stream>>>(
-      *a, *p, vd_project_layout<T>::depth, dwk, dwv);
-  return cudaGetLastError();
+  return vd_launch_ready(vd_project_sum_kernel, (unsigned)((n + threads - 1) / threads), (unsigned)threads, 0, stream,
+                         *a, *p, (int)vd_project_layout<T>::depth, dwk, dwv);
 }
 
 static bool vd_project_fits(const vd_cuda_attention *a, const vd_cuda_ring *memory) {
