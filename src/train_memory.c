@@ -45,14 +45,14 @@ static double kept_bytes(const vd_train *t, int64_t window) {
 }
 
 /* Beside what the model asks for (cuda/internal.h): the parameters in the activations' type, the key table and its
- * gradient; workspaces of cuBLASLt, of sums over rows, of attention's plans and of the optimiser, which come to about
- * 128 MiB. */
+ * gradient, dropout's draws; workspaces of cuBLASLt, of sums over rows, of attention's plans and of the optimiser, and
+ * what the pool of memory loses between pieces, which come to about 256 MiB. */
 static double cuda_bytes(const vd_train *t, const vd_memory_estimate *e, int64_t window) {
   const vd_model_config *c = &t->config;
   double act = (double)t->ops->act_size;
   double copy = t->device.precision == VD_FP32 ? 0 : e->parameters * act / (double)sizeof(real);
   double table = c->arch == VD_TRANSFORMER_XL ? 0 : (double)(c->attn_span * c->d_head) * (act + sizeof(float));
-  return copy + table + kept_bytes(t, window) + 128.0 * 1048576.0;
+  return copy + table + kept_bytes(t, window) + 256.0 * 1048576.0;
 }
 
 double vd_train_memory(const vd_train *t, int64_t streams, int64_t window, vd_train_need *need) {

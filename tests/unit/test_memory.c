@@ -99,6 +99,7 @@ static void is_near_what_a_gpu_took(void **state) {
   t.config.d_inner = 2048;
   t.config.attn_span = 8192;
   t.config.vocab = 205;
+  t.config.dropout = 0.3;
   for (int i = 0; i < 2; i++) {
     t.n_own = took[i].streams;
     double gib = vd_train_memory(&t, took[i].streams, 1584, &need) / 1073741824.0 + 0.5;
