@@ -152,7 +152,8 @@ static bool drawn_alike(const vd_cuda_attention *x, const vd_cuda_attention *y) 
   return x->dropout == y->dropout && x->rng.seed == y->rng.seed && x->rng.update == y->rng.update &&
          x->rng.layer == y->rng.layer && x->rng.site == y->rng.site && x->row0 == y->row0 &&
          x->n_stream == y->n_stream && x->block == y->block && x->window == y->window && x->n_head == y->n_head &&
-         x->attn_span == y->attn_span && x->reach == y->reach && !x->rel_key == !y->rel_key;
+         x->attn_span == y->attn_span && x->reach == y->reach && !x->rel_key == !y->rel_key && x->span == y->span &&
+         x->trimmed == y->trimmed;
 }
 
 /* Where forward leaves them: the layer's room, which it is from now on. */

@@ -19,7 +19,7 @@ typedef struct vd_arena {
   bool fresh; /* the optimiser wrote it together with the parameters */
 } vd_arena;
 
-/* Device and pinned host memory that grows as asked; what it holds lives within one op. */
+/* Device and pinned host memory that grows as asked; what it holds lives within one op, but for vd_layer_kept. */
 typedef struct vd_scratch {
   void *p;
   size_t bytes;
