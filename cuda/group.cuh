@@ -149,9 +149,9 @@ VD_DEV void vd_add_ring(float s[2][4], const float *ring, int unit) {
   }
 }
 
-/* The same in half precision, which leaves the kernel by queries room to copy a tile ahead: a score (before it is divided
- * by the root of d_head) is off by 2^-11 of its position part at most, so that one of 80, ten in the exponent, changes its
- * weight by 0.5 %; bf16 does so by 0.4 % when the weight becomes an operand. Beyond 65504 it saturates. */
+/* The same in half precision, which leaves the kernel by queries room to copy a tile ahead: a score (before it is
+ * divided by the root of d_head) is off by 2^-11 of its position part at most, so that one of 80, ten in the exponent,
+ * changes its weight by 0.5 %; bf16 does so by 0.4 % when the weight becomes an operand. Beyond 65504 it saturates. */
 VD_DEV uint32_t vd_half_pair(float x, float y) {
   uint32_t pair;
   asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(y), "f"(x));
