@@ -138,17 +138,6 @@ VD_DEV void vd_write_ring(float *ring, int block, const float c[8][4]) {
           make_float2(c[i >> 1][2 * (i & 1)], c[i >> 1][2 * (i & 1) + 1]);
   }
 }
-/* s += position scores of 16 keys. unit: where, in 16-wide blocks of e, the keys' block 0 is (attention.cuh). */
-VD_DEV void vd_add_ring(float s[2][4], const float *ring, int unit) {
-  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-  const float *from = ring + g * (VD_RING - 1) + 16 + 2 * t + (unit & 7) * 16;
-#pragma unroll
-  for (int i = 0; i < 8; i++) {
-    int jn = i >> 2, ih = i >> 1 & 1, jj = i & 1;
-    s[jn][2 * ih + jj] += from[ih * 8 * (VD_RING - 1) + 8 * jn + jj];
-  }
-}
-
 /* The same in half precision, which leaves the kernel by queries room to copy a tile ahead: a score (before it is
  * divided by the root of d_head) is off by 2^-11 of its position part at most, so that one of 80, ten in the exponent,
  * changes its weight by 0.5 %; bf16 does so by 0.4 % when the weight becomes an operand. Beyond 65504 it saturates. */
@@ -168,13 +157,15 @@ VD_DEV void vd_write_ring(__half *ring, int block, const float c[8][4]) {
     if (i < 4 && !odd) *(uint32_t *)(at + 128) = pair;
   }
 }
-VD_DEV void vd_add_ring(float s[2][4], const __half *ring, int unit) {
+/* s += position scores of 16 keys, from a ring of either type. unit: where, in 16-wide blocks of e, the keys' block 0
+ * is (attention.cuh). */
+template <typename E> VD_DEV void vd_add_ring(float s[2][4], const E *ring, int unit) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-  const __half *from = ring + g * (VD_RING - 1) + 16 + 2 * t + (unit & 7) * 16;
+  const E *from = ring + g * (VD_RING - 1) + 16 + 2 * t + (unit & 7) * 16;
 #pragma unroll
   for (int i = 0; i < 8; i++) {
     int jn = i >> 2, ih = i >> 1 & 1, jj = i & 1;
-    s[jn][2 * ih + jj] += __half2float(from[ih * 8 * (VD_RING - 1) + 8 * jn + jj]);
+    s[jn][2 * ih + jj] += (float)from[ih * 8 * (VD_RING - 1) + 8 * jn + jj];
   }
 }
 
