@@ -3,6 +3,7 @@
  * which is whole when two key tiles have been seen, and then serves both the queries' and the table's gradient. */
 #include "attention_backward.cuh"
 #include "group.cuh"
+#include "launch.cuh"
 
 /* Key tiles of a block are counted through its items: tile c has keys, values and `kept` in place c & 1, and the block
  * of e that it ends with is number c + 1, in place (c + 1) & 1 of `turned` and (c + 1) % 3 of the table. */
@@ -367,10 +368,7 @@ static cudaError_t vd_launch(const vd_cuda_attention *a, const vd_cuda_attention
   if (e != cudaSuccess) return e;
   cudaLaunchAttribute begun = {};
   begun.id = cudaLaunchAttributeLaunchCompletionEvent, begun.val.launchCompletionEvent.event = g->join;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3((unsigned)blocks), config.blockDim = dim3(VD_GROUPS), config.dynamicSmemBytes = (size_t)shared;
-  config.stream = stream, config.attrs = &begun, config.numAttrs = g->side ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, *a, task);
+  return vd_launch_with(&begun, g->side ? 1 : 0, kernel, (unsigned)blocks, VD_GROUPS, (size_t)shared, stream, *a, task);
 }
 
 cudaError_t vd_group_by_query(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,

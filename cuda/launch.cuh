@@ -5,6 +5,16 @@
 
 #include <cuda_runtime.h>
 
+/* Stream-ordered. A launch with n attributes. */
+template <typename... PARAMS, typename... ARGS>
+static cudaError_t vd_launch_with(cudaLaunchAttribute *attribute, unsigned n, void (*kernel)(PARAMS...), dim3 grid,
+                                  dim3 block, size_t shared, cudaStream_t stream, ARGS... args) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared, config.stream = stream;
+  config.attrs = attribute, config.numAttrs = n;
+  return cudaLaunchKernelEx(&config, kernel, (PARAMS)args...);
+}
+
 /* Stream-ordered. Launches a kernel that begins with vd_await_before(). */
 template <typename... PARAMS, typename... ARGS>
 static cudaError_t vd_launch_ready(void (*kernel)(PARAMS...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
@@ -12,10 +22,7 @@ static cudaError_t vd_launch_ready(void (*kernel)(PARAMS...), dim3 grid, dim3 bl
   cudaLaunchAttribute ready = {};
   ready.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   ready.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared, config.stream = stream;
-  config.attrs = &ready, config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, (PARAMS)args...);
+  return vd_launch_with(&ready, 1, kernel, grid, block, shared, stream, args...);
 }
 
 /* Before a kernel looks at memory: waits until the one before has ended and what it wrote can be read; lets the next
