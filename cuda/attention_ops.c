@@ -149,11 +149,9 @@ void vd_cuda_backward_end(vd_ops *o) {
 
 /* Are the weights that dropout keeps of `x` those of `y`, in the same places? */
 static bool drawn_alike(const vd_cuda_attention *x, const vd_cuda_attention *y) {
-  return x->dropout == y->dropout && x->rng.seed == y->rng.seed && x->rng.update == y->rng.update &&
-         x->rng.layer == y->rng.layer && x->rng.site == y->rng.site && x->row0 == y->row0 &&
-         x->n_stream == y->n_stream && x->block == y->block && x->window == y->window && x->n_head == y->n_head &&
-         x->attn_span == y->attn_span && x->reach == y->reach && !x->rel_key == !y->rel_key && x->span == y->span &&
-         x->trimmed == y->trimmed;
+  return alike(x, y) && x->span == y->span && x->row0 == y->row0 && x->dropout == y->dropout &&
+         x->rng.seed == y->rng.seed && x->rng.update == y->rng.update && x->rng.layer == y->rng.layer &&
+         x->rng.site == y->rng.site;
 }
 
 /* Where forward leaves them: the layer's room, which it is from now on. */
