@@ -75,6 +75,40 @@ static void matches_what_is_allocated(void **state) {
   t.ops->destroy(t.ops);
 }
 
+static void twelve_layers(vd_train *t, vd_settings *s) {
+  t->ops->act_size = 2;
+  t->device.is_gpu = true;
+  t->device.precision = VD_BF16;
+  s->data.tokens_per_sample = 512;
+  t->config.n_layer = 12;
+  t->config.d_model = 512;
+  t->config.n_head = 8;
+  t->config.d_head = 64;
+  t->config.d_inner = 2048;
+  t->config.attn_span = 8192;
+  t->config.vocab = 205;
+  t->config.dropout = 0.3;
+}
+
+/* A bit for each pair of a layer's window: 64 streams, 8 heads, 8 query tiles, 27 key tiles (1584 and 64 tokens, and
+ * the query's own) of 64 x 64 pairs. */
+static void counts_the_draws_of_all_layers(void **state) {
+  (void)state;
+  vd_train t;
+  vd_context ctx;
+  vd_settings s;
+  vd_train_need need;
+  make(&t, &ctx, &s, false);
+  twelve_layers(&t, &s);
+  t.n_own = 64;
+  vd_train_memory(&t, 64, 1584, &need);
+  double with = need.backend;
+  t.config.dropout = 0;
+  vd_train_memory(&t, 64, 1584, &need);
+  assert_true(with - need.backend == 12.0 * 64 * 8 * 8 * 27 * 64 * 64 / 8);
+  t.ops->destroy(t.ops);
+}
+
 /* 64 streams of 12 layers at the spans that the benchmark holds (a mean window of 1584 tokens) took 11.26 GiB of an
  * H100, of which half a GiB is CUDA's own; 16 streams 3.85. */
 static void is_near_what_a_gpu_took(void **state) {
@@ -88,18 +122,7 @@ static void is_near_what_a_gpu_took(void **state) {
     double gib;
   } took[] = {{16, 3.85}, {64, 11.26}};
   make(&t, &ctx, &s, false);
-  t.ops->act_size = 2;
-  t.device.is_gpu = true;
-  t.device.precision = VD_BF16;
-  s.data.tokens_per_sample = 512;
-  t.config.n_layer = 12;
-  t.config.d_model = 512;
-  t.config.n_head = 8;
-  t.config.d_head = 64;
-  t.config.d_inner = 2048;
-  t.config.attn_span = 8192;
-  t.config.vocab = 205;
-  t.config.dropout = 0.3;
+  twelve_layers(&t, &s);
   for (int i = 0; i < 2; i++) {
     t.n_own = took[i].streams;
     double gib = vd_train_memory(&t, took[i].streams, 1584, &need) / 1073741824.0 + 0.5;
@@ -137,6 +160,7 @@ int main(int argc, char **argv) {
   MPI_Init(&argc, &argv);
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(matches_what_is_allocated),
+      cmocka_unit_test(counts_the_draws_of_all_layers),
       cmocka_unit_test(is_near_what_a_gpu_took),
       cmocka_unit_test(refuses_a_gpu_that_is_too_small),
   };
