@@ -37,20 +37,20 @@ WARN    := -Wall -Wextra -Wpedantic -Werror
 WARN    += $(if $(findstring clang,$(CC)),-Wno-pass-failed)
 CFLAGS  ?=
 LDFLAGS ?=
-ALL_CFLAGS := -std=c11 -D_GNU_SOURCE -g $(OPT) -fopenmp $(WARN) -Isrc -Iio -Isrc/cpu -Icuda $(PKGS_CFLAGS) $(CFLAGS)
+ALL_CFLAGS := -std=c11 -D_GNU_SOURCE -g $(OPT) -fopenmp $(WARN) -I. $(PKGS_CFLAGS) $(CFLAGS)
 comma := ,
 CUDA_HOME ?= /usr/local/cuda
 NVCC ?= $(or $(shell command -v nvcc 2>/dev/null),$(wildcard $(CUDA_HOME)/bin/nvcc))
 # The CUDA part is built where there is a CUDA Toolkit; CUDA=no leaves it out.
 HAVE_CUDA := $(if $(filter no,$(CUDA)),,$(and $(NVCC),$(wildcard $(CUDA_HOME)/include/cublasLt.h)))
 # One architecture for now: the kernels were written for and measured on Hopper.
-NVCC_FLAGS ?= -std=c++17 -O3 -lineinfo -gencode=arch=compute_90a,code=sm_90a -Xcompiler -fPIC,-fvisibility=hidden -Isrc -Icuda
+NVCC_FLAGS ?= -std=c++17 -O3 -lineinfo -gencode=arch=compute_90a,code=sm_90a -Xcompiler -fPIC,-fvisibility=hidden -I.
 LINK = $(CC) -fopenmp $(CFLAGS) $(LDFLAGS) $(if $(OPENBLAS_DIR),-Wl$(comma)-rpath$(comma)$(OPENBLAS_DIR))
 # Objects before archives, in whichever order the rules named them.
 LINKED = $(filter %.o,$^) $(filter %.a,$^)
 LIBS := -lhdf5_hl $(PKGS_LIBS) -lm -lpthread -ldl
 
-LIB_SRC := $(filter-out src/main.c,$(wildcard src/*.c)) $(wildcard src/cpu/*.c io/*.c)
+LIB_SRC := $(wildcard src/*/*.c io/*.c)
 F32_OBJ := $(LIB_SRC:%.c=$(BUILD)/f32/%.o)
 F64_OBJ := $(LIB_SRC:%.c=$(BUILD)/f64/%.o)
 # Test programs hold a main(); other sources beside them are linked into each of them.
@@ -67,7 +67,7 @@ FUZZ := $(patsubst %.c,$(BUILD)/tests/%,$(notdir $(FUZZ_SRC)))
 # One short line for each file; V=1 shows the commands.
 SAY := $(if $(V),@:,@printf '  %-5s %s\n')
 Q   := $(if $(V),,@)
-C_FILES = $(wildcard src/*.[ch] src/cpu/*.[ch] io/*.[ch] cuda/*.[ch] tests/*.[ch] tests/*/*.[ch])
+C_FILES = $(wildcard src/*.[ch] src/*/*.[ch] io/*.[ch] cuda/*/*.[ch] cuda/*/*.cu cuda/*/*.cuh tests/*.[ch] tests/*/*.[ch] tests/cuda/*.cu tests/cuda/*.cuh)
 
 .PHONY: bundle cuda cuda-c gpu-tests gpu-check gpu-bench all unit math tests fuzz help deps check check-run quickstart quickstart-run bench enwik8 format lint install clean FORCE
 .SECONDARY:
@@ -103,8 +103,8 @@ $(BUILD)/f64/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(SAY) CC $@
 	$(Q)$(CC) $(ALL_CFLAGS) -DVD_DOUBLE -MMD -MP -c -o $@ $<
-$(BUILD)/f32/src/version.o $(BUILD)/f64/src/version.o: $(BUILD)/version
-$(BUILD)/f32/src/version.o $(BUILD)/f64/src/version.o: private ALL_CFLAGS += -DVD_VERSION='"$(VERSION)"' -DVD_GIT_VERSION='"$(GIT)"'
+$(BUILD)/f32/src/base/version.o $(BUILD)/f64/src/base/version.o: $(BUILD)/version
+$(BUILD)/f32/src/base/version.o $(BUILD)/f64/src/base/version.o: private ALL_CFLAGS += -DVD_VERSION='"$(VERSION)"' -DVD_GIT_VERSION='"$(GIT)"'
 
 $(UNIT): $(BUILD)/tests/%: $(BUILD)/f32/tests/unit/%.o $(UNIT_AUX) $(BUILD)/libviaduct.a
 	@mkdir -p $(@D)
@@ -122,8 +122,8 @@ $(BUILD)/tests/check_golden_f32: $(BUILD)/f32/tests/math/check_golden.o $(MATH_A
 	$(SAY) LINK $@
 	$(Q)$(LINK) -o $@ $^ $(LIBS)
 # The CUDA kernels, the library of them that the program loads, and their test programs.
-CUDA_OBJ := $(patsubst %.cu,$(BUILD)/%.o,$(wildcard cuda/*.cu))
-CUDA_C_OBJ := $(patsubst %.c,$(BUILD)/pic/%.o,$(wildcard cuda/*.c) src/error.c)
+CUDA_OBJ := $(patsubst %.cu,$(BUILD)/%.o,$(wildcard cuda/*/*.cu))
+CUDA_C_OBJ := $(patsubst %.c,$(BUILD)/pic/%.o,$(wildcard cuda/*/*.c) src/base/error.c)
 $(BUILD)/pic/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(SAY) CC $@

@@ -1,6 +1,6 @@
 /* Writing checkpoints. */
-#include "checkpoint_internal.h"
-#include "digest.h"
+#include "io/checkpoint_internal.h"
+#include "io/digest.h"
 
 #include <errno.h>
 #include <stdio.h>

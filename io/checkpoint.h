@@ -3,7 +3,7 @@
 #ifndef VD_CHECKPOINT_H
 #define VD_CHECKPOINT_H
 
-#include "h5.h"
+#include "io/h5.h"
 
 typedef struct vd_checkpoint vd_checkpoint;
 

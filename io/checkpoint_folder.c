@@ -1,5 +1,5 @@
 /* The folder of checkpoints: names, links, pruning, and the newest that is whole. */
-#include "checkpoint.h"
+#include "io/checkpoint.h"
 
 #include <ctype.h>
 #include <dirent.h>

@@ -2,7 +2,7 @@
 #ifndef VD_CHECKPOINT_INTERNAL_H
 #define VD_CHECKPOINT_INTERNAL_H
 
-#include "checkpoint.h"
+#include "io/checkpoint.h"
 
 /* A dataset that is written in parts: so that commit can tell one that was not written whole. */
 typedef struct vd_part {

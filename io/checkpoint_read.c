@@ -1,6 +1,6 @@
 /* Reading checkpoints. */
-#include "checkpoint_internal.h"
-#include "digest.h"
+#include "io/checkpoint_internal.h"
+#include "io/digest.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,6 +1,6 @@
-#include "corpus.h"
-#include "corpus_write.h"
-#include "digest.h"
+#include "io/corpus.h"
+#include "io/corpus_write.h"
+#include "io/digest.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -5,7 +5,7 @@
 #ifndef VD_CORPUS_H
 #define VD_CORPUS_H
 
-#include "h5.h"
+#include "io/h5.h"
 
 typedef struct vd_corpus vd_corpus;
 

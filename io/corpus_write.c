@@ -1,6 +1,6 @@
-#include "corpus_write.h"
-#include "corpus.h"
-#include "digest.h"
+#include "io/corpus_write.h"
+#include "io/corpus.h"
+#include "io/digest.h"
 
 #include <ctype.h>
 #include <dirent.h>

@@ -3,7 +3,7 @@
 #ifndef VD_CORPUS_WRITE_H
 #define VD_CORPUS_WRITE_H
 
-#include "h5.h"
+#include "io/h5.h"
 
 enum { VD_N_SPLIT = 3, VD_LONGEST_SYMBOL = 1024 };
 

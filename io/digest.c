@@ -1,4 +1,4 @@
-#include "digest.h"
+#include "io/digest.h"
 
 #include <errno.h>
 #include <fcntl.h>

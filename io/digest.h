@@ -4,7 +4,7 @@
 #ifndef VD_DIGEST_H
 #define VD_DIGEST_H
 
-#include "error.h"
+#include "src/base/error.h"
 
 #include <stdbool.h>
 

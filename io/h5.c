@@ -1,4 +1,4 @@
-#include "h5.h"
+#include "io/h5.h"
 
 #include <pthread.h>
 #include <stdarg.h>

@@ -4,7 +4,7 @@
 #ifndef VD_H5_H
 #define VD_H5_H
 
-#include "error.h"
+#include "src/base/error.h"
 
 #include <hdf5.h>
 #include <stdbool.h>

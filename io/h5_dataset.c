@@ -1,6 +1,6 @@
 /* Datasets that describe themselves: groups on the way, chunks and checksums, dimension scales as netCDF-4 wants them,
  * units and long_name. */
-#include "h5.h"
+#include "io/h5.h"
 
 #include <hdf5_hl.h>
 #include <stdio.h>

@@ -1,6 +1,6 @@
 /* Files that appear whole or not at all, and opening them with messages that say what is wrong. */
-#include "h5.h"
-#include "version.h"
+#include "io/h5.h"
+#include "src/base/version.h"
 
 #include <ctype.h>
 #include <errno.h>

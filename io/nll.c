@@ -1,4 +1,4 @@
-#include "nll.h"
+#include "io/nll.h"
 
 #include <stdlib.h>
 

@@ -2,7 +2,7 @@
 #ifndef VD_NLL_H
 #define VD_NLL_H
 
-#include "h5.h"
+#include "io/h5.h"
 
 typedef struct vd_nll vd_nll;
 

@@ -1,4 +1,4 @@
-#include "reader.h"
+#include "io/reader.h"
 
 #include <pthread.h>
 #include <signal.h>

@@ -2,8 +2,8 @@
 #ifndef VD_READER_H
 #define VD_READER_H
 
-#include "corpus.h"
-#include "streams.h"
+#include "io/corpus.h"
+#include "io/streams.h"
 
 typedef struct vd_reader vd_reader;
 

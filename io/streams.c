@@ -1,4 +1,4 @@
-#include "streams.h"
+#include "io/streams.h"
 
 int64_t vd_stream_first(const vd_streams *g, int64_t s) {
   /* floor(s (n-1) / n_stream), with the quotient taken apart so that s (n-1) cannot overflow. */

@@ -1,4 +1,4 @@
-#include "trace.h"
+#include "io/trace.h"
 
 #include <errno.h>
 #include <stdio.h>

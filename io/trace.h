@@ -3,7 +3,7 @@
 #ifndef VD_TRACE_H
 #define VD_TRACE_H
 
-#include "h5.h"
+#include "io/h5.h"
 
 typedef struct vd_trace vd_trace;
 

@@ -1,9 +1,9 @@
 /* viaduct: command line, MPI, the deck for all ranks, one command, one message, one exit status. */
-#include "command_line.h"
-#include "context.h"
-#include "cpu/kernels.h"
-#include "parallel.h"
-#include "version.h"
+#include "src/commands/command_line.h"
+#include "src/comm/context.h"
+#include "src/cpu/openblas_kernel.h"
+#include "src/comm/collectives.h"
+#include "src/base/version.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -1,6 +1,6 @@
 /* libFuzzer target: whatever bytes come, reading them as a deck ends in settings whose echo reads back the same, or in
  * a message. */
-#include "settings.h"
+#include "src/deck/settings.h"
 
 #include <stdint.h>
 #include <stdlib.h>

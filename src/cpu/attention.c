@@ -1,6 +1,6 @@
-#include "attention.h"
+#include "src/cpu/attention.h"
 
-#include "attention_tile.h"
+#include "src/cpu/attention_tile.h"
 
 #include <stdlib.h>
 #include <string.h>

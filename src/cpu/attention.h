@@ -3,7 +3,7 @@
 #ifndef VD_CPU_ATTENTION_H
 #define VD_CPU_ATTENTION_H
 
-#include "ops.h"
+#include "src/ops/ops.h"
 
 /* Stream-ordered. vd_ops.attention_project. */
 void vd_cpu_attention_project(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,

@@ -1,8 +1,8 @@
-#include "attention.h"
+#include "src/cpu/attention.h"
 
-#include "attention_tile.h"
+#include "src/cpu/attention_tile.h"
 
-#include "error.h"
+#include "src/base/error.h"
 
 #include <stdlib.h>
 #include <string.h>

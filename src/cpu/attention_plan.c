@@ -1,6 +1,6 @@
-#include "attention_tile.h"
+#include "src/cpu/attention_tile.h"
 
-#include "error.h"
+#include "src/base/error.h"
 
 #include <stdlib.h>
 #include <string.h>

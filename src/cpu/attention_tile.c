@@ -1,7 +1,7 @@
-#include "attention_tile.h"
-#include "philox.h"
+#include "src/cpu/attention_tile.h"
+#include "src/cpu/philox.h"
 
-#include "error.h"
+#include "src/base/error.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -10,7 +10,7 @@
 #ifndef VD_CPU_ATTENTION_TILE_H
 #define VD_CPU_ATTENTION_TILE_H
 
-#include "ops.h"
+#include "src/ops/ops.h"
 
 #include <math.h>
 #include <stdbool.h>

@@ -2,7 +2,7 @@
 #ifndef VD_CPU_BLAS_H
 #define VD_CPU_BLAS_H
 
-#include "real.h"
+#include "src/base/real.h"
 
 #include <cblas.h>
 #include <stdint.h>

@@ -3,7 +3,7 @@
 #ifndef VD_CPU_H
 #define VD_CPU_H
 
-#include "ops.h"
+#include "src/ops/ops.h"
 
 /* Not collective. vd_ops.embed. */
 void vd_cpu_embed(vd_ops *o, int64_t n, int64_t d, const int32_t *tokens, const real *weight, const vd_dropout *dropout,

@@ -1,8 +1,8 @@
 /* Embedding, linear layers, residual + layer norm, cross entropy on the CPU. Sums over rows run over columns in
  * parallel and over rows in order, so that a result does not depend on the number of threads. */
-#include "blas.h"
-#include "cpu.h"
-#include "philox.h"
+#include "src/cpu/blas.h"
+#include "src/cpu/cpu.h"
+#include "src/cpu/philox.h"
 
 #include <math.h>
 #include <stdlib.h>

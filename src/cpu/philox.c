@@ -1,4 +1,4 @@
-#include "philox.h"
+#include "src/cpu/philox.h"
 
 void vd_cpu_philox(const vd_rng *rng, uint64_t call, uint32_t words[4][VD_PHILOX_BATCH]) {
   uint32_t k0 = (uint32_t)rng->seed, k1 = (uint32_t)(rng->seed >> 32);

@@ -2,7 +2,7 @@
 #ifndef VD_CPU_PHILOX_H
 #define VD_CPU_PHILOX_H
 
-#include "random.h"
+#include "src/base/random.h"
 
 enum { VD_PHILOX_BATCH = 32 };
 

@@ -1,7 +1,7 @@
 /* What Transformer-XL needs beside attention (arXiv 1901.02860): encodings of distances, the weight gradient of
  * relative keys, scaled dropout between the parts of a layer. */
-#include "blas.h"
-#include "cpu.h"
+#include "src/cpu/blas.h"
+#include "src/cpu/cpu.h"
 
 #include <math.h>
 

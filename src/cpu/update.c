@@ -1,5 +1,5 @@
 /* Memories and the optimiser's steps on the CPU. */
-#include "cpu.h"
+#include "src/cpu/cpu.h"
 
 #include <string.h>
 #include <tgmath.h>

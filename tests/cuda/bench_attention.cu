@@ -2,7 +2,7 @@
  * Usage: bench_attention [STREAMS [DROPOUT [REPEATS [sweep|xl]]]]; xl: Transformer-XL's layers of
  * input/enwik8_transformer_xl.nml instead. Medians of CUDA event times, in milliseconds;
  * tab-separated. With REPEATS 0 every kernel of layers 0 and 11 runs once, for a profiler. */
-#include "attention.h"
+#include "src/cpu/attention.h"
 
 #include <algorithm>
 #include <cuda_bf16.h>

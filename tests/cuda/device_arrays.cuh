@@ -2,7 +2,7 @@
 #ifndef VD_DEVICE_ARRAYS_CUH
 #define VD_DEVICE_ARRAYS_CUH
 
-#include "attention.h"
+#include "src/cpu/attention.h"
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>

@@ -1,7 +1,7 @@
-#include "ops_case.h"
+#include "tests/cuda/ops_case.h"
 
-#include "error.h"
-#include "random.h"
+#include "src/base/error.h"
+#include "src/base/random.h"
 
 #include <math.h>
 #include <stdio.h>

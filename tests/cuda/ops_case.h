@@ -8,7 +8,7 @@
 #ifndef VD_TEST_OPS_CASE_H
 #define VD_TEST_OPS_CASE_H
 
-#include "ops_side.h"
+#include "tests/cuda/ops_side.h"
 
 typedef struct ops_test {
   side *cpu, *gpu;

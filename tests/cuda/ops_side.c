@@ -1,8 +1,8 @@
 /* See ops_side.h. Compiled once for each side: `real` is double here, or float. */
-#include "ops_side.h"
+#include "tests/cuda/ops_side.h"
 
-#include "cuda_table.h"
-#include "ops.h"
+#include "src/ops/cuda_plugin.h"
+#include "src/ops/ops.h"
 
 #include <dlfcn.h>
 #include <stdio.h>

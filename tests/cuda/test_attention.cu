@@ -2,7 +2,7 @@
  * gradients, odd sizes and the edges of spans included. Memory rows out of a head's reach hold NaN, as do outputs
  * before each run, and all shared memory, so that a read or a missing write out of place shows. Usage: test_attention
  * [CASE...] */
-#include "device_arrays.cuh"
+#include "tests/cuda/device_arrays.cuh"
 
 #include <algorithm>
 #include <math.h>
@@ -111,7 +111,7 @@ static void reference_row(const test_case &c, vd_rng rng, int64_t row0, int b, i
   for (int x = 1; x <= reach; x++) {
     size_t j = (size_t)((b * rows + c.window + i - x) * stride + h * d);
     double p = exp(s[(size_t)x] - lse), u = (z - (x - 1)) / c.ramp + 1;
-    if (!c.trimmed && m[(size_t)x] == 0) p = fmin(p, (double)c.ramp); /* as src/ops.h has it */
+    if (!c.trimmed && m[(size_t)x] == 0) p = fmin(p, (double)c.ramp); /* as src/ops/ops.h has it */
     double ds = c.trimmed ? p * (m[(size_t)x] * da[(size_t)x] - total) : a[(size_t)x] * (da[(size_t)x] - total);
     if (u >= 0 && u <= 1) {
       double term = p * (da[(size_t)x] - (c.trimmed ? 0 : total)) * c.attn_span / c.ramp;

@@ -1,7 +1,7 @@
 /* Attention and its projections: spans at their edges (0, the ramp's ends on a key, the whole attn_span), both
  * softmaxes, one span for all heads, odd blocks and windows, memories longer than the window. Rows that a head does not
  * reach hold numbers fifty times as large as the others: whoever uses them shows. */
-#include "ops_case.h"
+#include "tests/cuda/ops_case.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -32,7 +32,7 @@ static const struct geometry CASES[] = {
 };
 enum { N_CASES = sizeof CASES / sizeof *CASES };
 
-/* The call with span and key_pe, and each head's reach (src/ops.h). Spans are fp32 on both sides. */
+/* The call with span and key_pe, and each head's reach (src/ops/ops.h). Spans are fp32 on both sides. */
 static side_call begin(const ops_test *t, const struct geometry *g, enum side_op op) {
   side_call c = {.op = op,
                  .n_stream = g->n_stream,

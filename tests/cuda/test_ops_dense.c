@@ -1,5 +1,5 @@
 /* Linear layers: bias, ReLU with dropout, accumulation, no input gradient, shapes of the head and odd ones. */
-#include "ops_case.h"
+#include "tests/cuda/ops_case.h"
 
 #include <stdio.h>
 

@@ -1,5 +1,5 @@
 /* Embedding, residual sum with normalisation, memories, conversions. */
-#include "ops_case.h"
+#include "tests/cuda/ops_case.h"
 
 #include <math.h>
 #include <stdio.h>

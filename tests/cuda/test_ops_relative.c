@@ -2,7 +2,7 @@
  * grow, as many keys for every query, widths that differ from that of the hidden states), scaled dropout, encodings of
  * distances, the gradient of relative keys' weights. Rows that no query reaches hold numbers fifty times as large as
  * the others. */
-#include "ops_case.h"
+#include "tests/cuda/ops_case.h"
 
 #include <math.h>
 #include <stdio.h>

@@ -1,6 +1,6 @@
 /* The loss, and the optimiser's steps. */
-#include "ops_case.h"
-#include "outcome.h"
+#include "tests/cuda/ops_case.h"
+#include "src/ops/update_stats.h"
 
 #include <math.h>
 #include <stdio.h>

@@ -1,8 +1,8 @@
 /* The GPU's projection of memory and its gradient against a double reference of naive loops on the host. Outputs hold
  * NaN before, as do gradients of k and v out of a head's reach, so that a write, a missing write or a read out of place
  * shows. Usage: test_project [CASE...], or test_project bench [STREAMS]: times at learnt spans. */
-#include "device_arrays.cuh"
-#include "project.h"
+#include "tests/cuda/device_arrays.cuh"
+#include "cuda/attention/memory_projection.h"
 
 #include <algorithm>
 #include <math.h>

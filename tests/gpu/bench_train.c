@@ -7,13 +7,13 @@
  * `short`: all spans are 0, as in early training; `trimmed`; `parts`: as many updates more, with the time that each
  * kind of op takes. Under mpirun the streams are shared out over the ranks, which take the node's GPUs in turn, and the
  * environment's COMM, 'mpi' (the default) or 'nccl', sums gradients. */
-#include "gpu_ops.h"
-#include "model.h"
-#include "op_times.h"
-#include "optimizer.h"
-#include "parallel.h"
-#include "reducer.h"
-#include "streams.h"
+#include "tests/gpu/gpu_ops.h"
+#include "src/model/model.h"
+#include "tests/gpu/op_times.h"
+#include "src/model/optimizer.h"
+#include "src/comm/collectives.h"
+#include "src/comm/grad_reducer.h"
+#include "io/streams.h"
 
 #include <math.h>
 #include <stdio.h>

@@ -1,4 +1,4 @@
-#include "gpu_ops.h"
+#include "tests/gpu/gpu_ops.h"
 
 #include <dlfcn.h>
 #include <stdlib.h>

@@ -2,7 +2,7 @@
 #ifndef VD_TEST_GPU_OPS_H
 #define VD_TEST_GPU_OPS_H
 
-#include "cuda_table.h"
+#include "src/ops/cuda_plugin.h"
 
 /* Not collective. The table of the CUDA library, VIADUCT_CUDA_LIBRARY or else libviaduct_cuda.so where the loader
  * looks; it stays loaded. NULL with *err filled where there is none or it is of another build. */

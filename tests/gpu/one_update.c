@@ -6,8 +6,8 @@
  * median is held to 1e-3 of a tensor's norm, and every tensor to four times that. Then the same with hidden units that
  * are clear of the ReLU's edge, half of them on, half off: what is left is rounding, and each tensor is held to 2e-5.
  * Usage: one_update [STREAMS [masked|trimmed|transformer_xl [LAYERS]]], 8 streams of 'masked' unless told. */
-#include "gpu_ops.h"
-#include "update_case.h"
+#include "tests/gpu/gpu_ops.h"
+#include "tests/gpu/update_case.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,4 +1,4 @@
-#include "op_times.h"
+#include "tests/gpu/op_times.h"
 
 #include <stdio.h>
 #include <stdlib.h>

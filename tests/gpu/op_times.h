@@ -3,7 +3,7 @@
 #ifndef VD_OP_TIMES_H
 #define VD_OP_TIMES_H
 
-#include "cuda_table.h"
+#include "src/ops/cuda_plugin.h"
 
 /* Not collective. Wraps `inner`, a table that cuda->ops made. destroy() of what is returned destroys both. */
 vd_ops *op_times_wrap(vd_ops *inner, const vd_cuda_table *cuda);

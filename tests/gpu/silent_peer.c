@@ -1,8 +1,8 @@
 /* NCCL where the other rank never comes: the watch must end the wait. One process says that it is rank 0 of 2 and opens
  * the group; there is no rank 1. After TIMEOUT seconds the program ends with a message and status 1 (run_gpu.py looks).
  * Usage: silent_peer [TIMEOUT], 4 unless told. */
-#include "gpu_ops.h"
-#include "watch.h"
+#include "tests/gpu/gpu_ops.h"
+#include "src/comm/watchdog.h"
 
 #include <stdio.h>
 #include <stdlib.h>

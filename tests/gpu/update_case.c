@@ -1,4 +1,4 @@
-#include "update_case.h"
+#include "tests/gpu/update_case.h"
 
 #include <math.h>
 #include <stdio.h>

@@ -2,7 +2,7 @@
 #ifndef VD_TEST_UPDATE_CASE_H
 #define VD_TEST_UPDATE_CASE_H
 
-#include "model.h"
+#include "src/model/model.h"
 
 /* What an update gave: the mean nll in nats, and the gradients, host [vd_model_arena], to be freed. */
 typedef struct update_outcome {

@@ -8,7 +8,7 @@
  * it holds losses, spans and the first gradients to 1e-5, some hundred roundings, and leaves out what twelve updates
  * of a young model amplify (last gradients, final tensors). With --backend cuda it replays on the GPU, whose sums have
  * another order in every product, and holds all that to 1e-4. */
-#include "golden.h"
+#include "tests/math/golden.h"
 
 #include <math.h>
 #include <stdio.h>

@@ -1,7 +1,7 @@
-#include "golden.h"
+#include "tests/math/golden.h"
 
 #if !VD_REAL_IS_DOUBLE
-#include "../gpu/gpu_ops.h"
+#include "tests/gpu/gpu_ops.h"
 #endif
 
 #include <math.h>

@@ -2,8 +2,8 @@
 #ifndef VD_GOLDEN_H
 #define VD_GOLDEN_H
 
-#include "model.h"
-#include "optimizer.h"
+#include "src/model/model.h"
+#include "src/model/optimizer.h"
 
 #include <hdf5.h>
 

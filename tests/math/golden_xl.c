@@ -1,6 +1,6 @@
 /* Golden files of Transformer-XL: training as for adaptive span, and a group `eval` in which the trained model reads on
  * with other settings. Part of check_golden. */
-#include "golden.h"
+#include "tests/math/golden.h"
 
 #include <math.h>
 #include <stdio.h>

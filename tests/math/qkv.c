@@ -1,4 +1,4 @@
-#include "qkv.h"
+#include "tests/math/qkv.h"
 
 #include <stdlib.h>
 #include <string.h>

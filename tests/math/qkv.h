@@ -2,7 +2,7 @@
 #ifndef VD_TEST_QKV_H
 #define VD_TEST_QKV_H
 
-#include "ops.h"
+#include "src/ops/ops.h"
 
 /* Not collective. A layer's arrays of q [n_stream, block, d] and of k and v [n_stream, window + block, d], of which the
  * memory has the first `window` rows of each stream. Free with qkv_free. */

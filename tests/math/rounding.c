@@ -2,7 +2,7 @@
  * in fp32 can do, without rounding. Not a test: tests/gpu/one_update.c takes its bounds from it. Usage: rounding
  * [STREAMS [masked|trimmed|transformer_xl [LAYERS [NOISE [clear]]]]], unless told 2 streams, masked, 12 layers, 5e-7;
  * clear: hidden units are kept clear of the ReLU's edge. */
-#include "../gpu/update_case.h"
+#include "tests/gpu/update_case.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -1,7 +1,7 @@
 /* The CPU attention against the equations of ops.h written as plain loops, and its gradients against central
  * differences, in double. */
-#include "attention.h"
-#include "qkv.h"
+#include "src/cpu/attention.h"
+#include "tests/math/qkv.h"
 
 #include <math.h>
 #include <setjmp.h>

@@ -1,6 +1,6 @@
 /* The models' gradients against central finite differences in double, memory rows, dropout, trimmed windows,
  * ramps and span parameters included; and what the model promises about streams computed apart. */
-#include "model.h"
+#include "src/model/model.h"
 
 #include <math.h>
 #include <setjmp.h>

@@ -1,7 +1,7 @@
 /* The CPU backend's simple operations: backward passes against central finite differences, in double, and known values.
  */
-#include "golden.h"
-#include "ops.h"
+#include "tests/math/golden.h"
+#include "src/ops/ops.h"
 
 #include <math.h>
 #include <setjmp.h>

@@ -1,8 +1,8 @@
 /* What Transformer-XL asks of the CPU backend, against its equations in ops.h written as plain loops, in double:
  * attention with relative keys and query biases, its gradients by central differences, encodings of distances, scaled
  * dropout, Adam. */
-#include "ops.h"
-#include "qkv.h"
+#include "src/ops/ops.h"
+#include "tests/math/qkv.h"
 
 #include <math.h>
 #include <setjmp.h>

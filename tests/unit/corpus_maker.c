@@ -1,4 +1,4 @@
-#include "corpus_maker.h"
+#include "tests/unit/corpus_maker.h"
 
 #include <dirent.h>
 #include <stdio.h>

@@ -2,7 +2,7 @@
 #ifndef VD_CORPUS_MAKER_H
 #define VD_CORPUS_MAKER_H
 
-#include "corpus_write.h"
+#include "io/corpus_write.h"
 
 /* Not collective. Token i of split k, below `vocab`: runs that compress well and never repeat in step with shards. */
 int32_t maker_token(int split, int64_t i, int64_t vocab);

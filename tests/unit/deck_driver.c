@@ -1,7 +1,7 @@
 /* deck_driver: for each file named on a line of standard input, reads the namelist groups g and h of the oracle's
  * Fortran program (tests/test_deck_oracle.py) with our reader and prints every element as that program does, or
  * "refused: MESSAGE". */
-#include "deck.h"
+#include "src/deck/namelist.h"
 
 #include <inttypes.h>
 #include <stdio.h>

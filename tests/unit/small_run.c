@@ -1,6 +1,6 @@
-#include "small_run.h"
+#include "tests/unit/small_run.h"
 
-#include "corpus_maker.h"
+#include "tests/unit/corpus_maker.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

@@ -2,7 +2,7 @@
 #ifndef VD_SMALL_RUN_H
 #define VD_SMALL_RUN_H
 
-#include "train.h"
+#include "src/train/train.h"
 
 struct small_run {
   vd_context ctx;

@@ -1,6 +1,6 @@
 /* Checkpoints: what was put comes back; every damaged byte and every cut is refused with a named error; the newest
  * whole one is found. */
-#include "checkpoint.h"
+#include "io/checkpoint.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,6 +1,6 @@
 /* io/corpus: what is written is read again, over any borders of shards; damage is named and never read as tokens. */
-#include "corpus.h"
-#include "corpus_maker.h"
+#include "io/corpus.h"
+#include "tests/unit/corpus_maker.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

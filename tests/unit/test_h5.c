@@ -1,5 +1,5 @@
 /* io/h5: the lock, attributes, datasets with scales, files that appear whole or not at all, messages of damage. */
-#include "h5.h"
+#include "io/h5.h"
 
 #include <dirent.h>
 #include <pthread.h>

@@ -1,5 +1,5 @@
 /* What the kernels of a GPU do not take is said before a GPU is touched. */
-#include "backend.h"
+#include "src/comm/device.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

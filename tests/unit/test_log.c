@@ -1,6 +1,6 @@
 /* The log: lines come back as JSON, a resumed run tells nothing twice and throws nothing away that it did not write,
  * a killed or hindered writer leaves whole lines. */
-#include "log.h"
+#include "src/train/log.h"
 
 #include <jansson.h>
 #include <math.h>

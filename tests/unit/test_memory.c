@@ -1,6 +1,6 @@
 /* The memory that a run is told to need: against what model, optimiser and the evaluation's model really ask for, and
  * against a GPU that is too small. */
-#include "train.h"
+#include "src/train/train.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

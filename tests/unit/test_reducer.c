@@ -1,8 +1,8 @@
 /* The gradient sum on any number of ranks (tests/mpi/test_reducer.py starts it on several), and when the model tells
  * that gradients are final. */
-#include "model.h"
-#include "parallel.h"
-#include "reducer.h"
+#include "src/model/model.h"
+#include "src/comm/collectives.h"
+#include "src/comm/grad_reducer.h"
 
 #include <math.h>
 #include <mpi.h>

@@ -1,7 +1,7 @@
 /* Losses and gradients that overflow under a loss scale: skipped updates, their bound, what a checkpoint keeps of them.
  * The CPU never scales its losses by itself; here an optimiser that does stands in the run's, and a cross entropy that
  * loses a loss now and then in the backend's. */
-#include "small_run.h"
+#include "tests/unit/small_run.h"
 
 #include <math.h>
 #include <setjmp.h>

@@ -1,5 +1,5 @@
 /* The settings table and what is made of it: defaults, ranges, messages, --set, rules, echo. */
-#include "settings_table.h"
+#include "src/deck/settings_table.h"
 
 #include <math.h>
 #include <setjmp.h>

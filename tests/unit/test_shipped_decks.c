@@ -1,6 +1,6 @@
 /* The decks in input/ are right for the commands that they are for, hold the values that they promise, and doc/INPUT.md
  * is what the table says. Paths are relative to $SOURCE, or else to the working directory. */
-#include "settings.h"
+#include "src/deck/settings.h"
 
 #include <glob.h>
 #include <setjmp.h>

@@ -1,5 +1,5 @@
 /* io/streams: every target exactly once, for any sizes and any number of ranks. */
-#include "streams.h"
+#include "io/streams.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

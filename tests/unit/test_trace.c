@@ -1,5 +1,5 @@
 /* The trace: rows come back, a killed writer's file goes on, later rows are cut off, other shapes are refused. */
-#include "trace.h"
+#include "io/trace.h"
 
 #include <fcntl.h>
 #include <setjmp.h>

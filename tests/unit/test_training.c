@@ -1,6 +1,6 @@
 /* The optimisers' refusals, steps and schedules, initial parameters, and the monitor's warnings. */
-#include "monitor.h"
-#include "optimizer.h"
+#include "src/train/monitor.h"
+#include "src/model/optimizer.h"
 
 #include <math.h>
 #include <mpi.h>

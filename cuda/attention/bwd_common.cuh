@@ -1,0 +1,202 @@
+/* What the two kernels of the backward pass share. */
+#ifndef VD_ATTENTION_BACKWARD_CUH
+#define VD_ATTENTION_BACKWARD_CUH
+
+#include "cuda/attention/common.cuh"
+
+template <typename T, int D> struct vd_backward_layout {
+  static constexpr bool small = sizeof(T) * D <= 128;
+  static constexpr bool hold_query = small, hold_key = small;
+  static constexpr int query_blocks = small ? 2 : 1, key_blocks = small ? 2 : 1;
+  static constexpr int stages = sizeof(T) * D <= 256 ? 2 : 1;
+  static constexpr int tile = VD_TILE * D, turned = VD_TILE * 2 * VD_TILE;
+  static constexpr int begin_bytes = (stages + 1) * VD_TILE * 4; /* what scores with position keys begin with */
+  static constexpr int query_bytes = ((2 + 2 * stages + stages + 1) * tile + turned) * (int)sizeof(T) + begin_bytes;
+  static constexpr int key_bytes = (2 + 2 * stages + stages + 1) * tile * (int)sizeof(T) + begin_bytes + stages * 512;
+};
+
+/* Places in the workspace. */
+typedef struct vd_backward_room {
+  float *delta;   /* [n_stream, n_head, block]: sum over a head's columns of out * dout */
+  float *dspan;   /* [n_head, n_stream, query tiles] */
+  void *query;    /* with relative keys: q + u [n_stream * block, width] */
+  float *dbias;   /* [query items, 2, d_head]: sums over an item's queries of the content and the position part of dq */
+  float *dsum;    /* [n_head, reach + 1]: sums of the gradients of scores over all queries at one distance */
+  uint32_t *kept; /* for groups, with dropout: see vd_draw_kept */
+} vd_backward_room;
+
+/* The queries that the kernels take, with u added where keys are relative. */
+template <typename T, bool REL>
+VD_DEV vd_lines<const T> vd_queries(const vd_cuda_attention &a, const vd_cuda_attention_gradient &g, const void *with_u,
+                                    int head, int stream) {
+  if constexpr (REL) return vd_plain_lines(a, (const T *)with_u, head, stream);
+  return vd_block_lines(a, (const T *)g.block, VD_QUERY, head, stream);
+}
+
+/* Stream-ordered. Draws which weights dropout keeps where forward has not left them; dropout.cu. */
+cudaError_t vd_draw_kept(const vd_cuda_attention *a, uint32_t *kept, cudaStream_t stream);
+
+/* Stream-ordered. The kernels by queries and by keys, with relative keys or without; bwd_dq_mma.cu,
+ * bwd_dkv_mma.cu. */
+cudaError_t vd_backward_by_query(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
+                                 const vd_backward_room *room, cudaStream_t stream);
+cudaError_t vd_backward_by_key(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
+                               const vd_backward_room *room, cudaStream_t stream);
+
+/* Stream-ordered. The same where vd_by_group(a); bwd_dq_wgmma.cu, bwd_dkv_wgmma.cu. Where there is a
+ * side stream, g->join is recorded when all blocks of the kernel by queries have begun: a hint, as CUDA promises it. */
+cudaError_t vd_group_by_query(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
+                              const vd_backward_room *room, cudaStream_t stream);
+cudaError_t vd_group_by_key(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
+                            const vd_backward_room *room, cudaStream_t stream);
+
+/* Stream-ordered. room->query = q + u, room->dsum = 0 before the kernels; the gradients of biases and, from dsum, the
+ * rest of that of relative keys after them; relative.cu. */
+cudaError_t vd_relative_begin(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
+                              const vd_backward_room *room, cudaStream_t stream);
+cudaError_t vd_relative_end(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
+                            const vd_backward_room *room, cudaStream_t stream);
+
+/* From score s (units of log 2, less lse) and gradient dp of the dropped-out weight: the gradient of the score,
+ * returned; the weight after mask, *weight; what goes to the span, added to *dspan. x is the distance, kappa the key.
+ * FULL: seen, with mask 1. */
+template <bool FULL, bool REL>
+VD_DEV float vd_score_gradient(const vd_band &band, bool trimmed, int x, int kappa, float s, float dp, float delta,
+                               float *weight, float *dspan) {
+  float p = vd_exp2(s);
+  if constexpr (REL && !FULL) p = vd_seen(band, x) && kappa >= band.oldest ? p : 0;
+  if constexpr (FULL || REL) {
+    *weight = p;
+    return p * (dp - delta);
+  }
+  p = vd_seen(band, x) ? p : 0;
+  float m = vd_mask(band, x);
+  if (!trimmed && m == 0 && p > (float)band.ramp) p = (float)band.ramp; /* its pull is bounded: src/ops/ops.h */
+  *weight = m * p;
+  if (vd_mask_moves(band, x)) *dspan += p * (trimmed ? dp : dp - delta);
+  return trimmed ? p * (m * dp - delta) : m * p * (dp - delta);
+}
+
+/* Where the gradients of a head's position keys are: as struct vd_positions. */
+typedef struct vd_position_gradients {
+  float *row0, *sum; /* sum: of distance 0, or NULL */
+  int64_t stride;
+  int lowest, end, width;
+} vd_position_gradients;
+
+template <bool REL>
+VD_DEV vd_position_gradients vd_position_gradients_of(const vd_cuda_attention &a, const vd_cuda_attention_gradient &g,
+                                                      float *dsum, int head, const vd_band &band) {
+  if constexpr (REL) {
+    vd_position_gradients p = {
+        g.drel_key + head * a.d_head, dsum + (int64_t)head * (a.reach + 1), -a.rel_stride, -a.reach, 1, a.d_head};
+    return p;
+  }
+  vd_position_gradients p = {g.dtable + (int64_t)a.attn_span * a.d_head,
+                             nullptr,
+                             a.d_head,
+                             max(-band.reach, -a.attn_span),
+                             1 - band.first,
+                             a.d_head};
+  return p;
+}
+
+/* to[0], to[1] += x, y. Nothing comes back: atomicAdd(float2 *) becomes an atomic operation whose answer is dropped,
+ * which the thread waits for where it next needs one of the hardware's few counters of what is under way. */
+VD_DEV void vd_add_pair(float *to, float x, float y) {
+  asm volatile("red.relaxed.gpu.global.add.v2.f32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "f"(x), "f"(y)
+               : "memory");
+}
+
+/* Rows e0 .. e0 + 15 of the position keys' gradients += factor * sum; with relative keys, factor * rows, whose columns
+ * are alike, to p.sum. */
+template <int D, bool REL>
+VD_DEV void vd_add_rows(const vd_position_gradients &p, const float sum[D / 8][4], const float rows[4], int e0,
+                        float factor) {
+  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+  const bool whole = e0 >= p.lowest && e0 + 16 <= p.end && p.width == D;
+#pragma unroll
+  for (int ih = 0; ih < 2; ih++) {
+    int e = e0 + g + 8 * ih;
+    bool valid = e >= p.lowest && e < p.end;
+    float *to = p.row0 + e * p.stride + 2 * t;
+    if (REL && valid && t == 0) atomicAdd(p.sum - e, rows[2 * ih] * factor);
+    if (whole) {
+#pragma unroll
+      for (int n = 0; n < D / 8; n++) vd_add_pair(to + 8 * n, sum[n][2 * ih] * factor, sum[n][2 * ih + 1] * factor);
+    } else {
+#pragma unroll
+      for (int n = 0; n < D / 8; n++)
+        if (valid && 8 * n + 2 * t < p.width)
+          vd_add_pair(to + 8 * n, sum[n][2 * ih] * factor, sum[n][2 * ih + 1] * factor);
+    }
+  }
+}
+
+/* A warp's sums over its queries, into shared[part][warp][D]. */
+template <int D> VD_DEV void vd_sum_queries(const float dq[D / 8][4], float *shared) {
+  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+#pragma unroll
+  for (int n = 0; n < D / 8; n++) {
+    float x = dq[n][0] + dq[n][2], y = dq[n][1] + dq[n][3];
+    for (int m = 4; m < 32; m *= 2) x += __shfl_xor_sync(0xffffffffU, x, m), y += __shfl_xor_sync(0xffffffffU, y, m);
+    if (lane < 4) *(float2 *)(shared + warp * D + 8 * n + 2 * lane) = make_float2(x, y);
+  }
+}
+/* Those of the block: the content and the position part into this item's place. `shared` may still be read. */
+template <int D>
+VD_DEV void vd_store_dbias(const float dq[D / 8][4], const float dq_position[D / 8][4], float *shared, float scale,
+                           int d_head, float *place) {
+  vd_sync_group();
+  vd_sum_queries<D>(dq, shared);
+  vd_sum_queries<D>(dq_position, shared + 4 * D);
+  vd_sync_group();
+  for (int i = (int)threadIdx.x; i < 2 * D; i += VD_THREADS) {
+    const float *part = shared + i / D * 4 * D + i % D;
+    if (i % D < d_head) place[i / D * d_head + i % D] = (part[0] + part[D] + part[2 * D] + part[3 * D]) * scale;
+  }
+}
+
+/* Sum of the block's span gradient, into this item's place. */
+VD_DEV void vd_store_dspan(float dspan, float *shared, float *place) {
+  for (int m = 16; m; m >>= 1) dspan += __shfl_xor_sync(0xffffffffU, dspan, m);
+  if ((threadIdx.x & 31) == 0) shared[threadIdx.x >> 5] = dspan;
+  vd_sync_group();
+  if (threadIdx.x == 0) *place = shared[0] + shared[1] + shared[2] + shared[3];
+}
+
+/* Key tiles that the first query of a block sees before the block. */
+VD_DEV int vd_far_tiles(const vd_cuda_attention &a) {
+  return vd_ceil_div(min(a.reach, a.window), VD_TILE);
+}
+template <bool REL> VD_DEV vd_item vd_key_item(const vd_cuda_attention &a, const vd_plan *plan, int item) {
+  if constexpr (REL) {
+    int before = vd_far_tiles(a), tiles = before + vd_ceil_div(a.block, VD_TILE), pair = item / tiles;
+    vd_item it = {pair % a.n_head, pair / a.n_head, item % tiles - before};
+    return it;
+  }
+  int rank = 0;
+  while (item >= plan->key_first[rank + 1]) rank++;
+  int head = plan->head[rank], far = vd_ceil_div(plan->band[head].reach, VD_TILE);
+  int n_tile = far + vd_ceil_div(a.block, VD_TILE), rest = item - plan->key_first[rank];
+  vd_item it = {head, rest / n_tile, rest % n_tile - far};
+  return it;
+}
+
+/* Calls LAUNCH<type, width> for the type and width of a head; not for those of groups. */
+template <template <typename, int> class LAUNCH, typename... ARGS>
+static cudaError_t vd_by_type_and_width(const vd_cuda_attention *a, ARGS... args) {
+  switch (a->type) {
+  case VD_CUDA_FP32:
+    if (a->d_head <= 32) return LAUNCH<float, 32>::run(a, args...);
+    if (a->d_head <= 64) return LAUNCH<float, 64>::run(a, args...);
+    return LAUNCH<float, 128>::run(a, args...);
+  case VD_CUDA_BF16:
+    return LAUNCH<__nv_bfloat16, 128>::run(a, args...);
+  case VD_CUDA_FP16:
+    return LAUNCH<__half, 128>::run(a, args...);
+  }
+  return cudaErrorInvalidValue;
+}
+
+#endif

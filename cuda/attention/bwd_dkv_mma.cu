@@ -1,0 +1,189 @@
+/* Backward pass by keys: a block takes 64 keys and goes over the query tiles that see them, with keys as rows, so that
+ * weights and their gradients are left operands as they stand: dk and dv. */
+#include "cuda/attention/bwd_common.cuh"
+
+/* A warp's 16 keys over the query tiles. */
+template <typename T, int D> struct vd_key_warp {
+  vd_rows<T, D, vd_backward_layout<T, D>::hold_key> k, v;
+  float dk[D / 8][4], dv[D / 8][4];
+};
+
+/* As vd_begin_scores, with position keys as rows. */
+template <bool REL> VD_DEV void vd_begin_rows(float c[2][4], const float *score) {
+  vd_clear(c);
+  if constexpr (REL) {
+    int g = (threadIdx.x & 31) >> 2;
+    float x = score[g], y = score[g + 8];
+    c[0][0] = c[0][1] = c[1][0] = c[1][1] = x;
+    c[0][2] = c[0][3] = c[1][2] = c[1][3] = y;
+  }
+}
+
+/* Scores of 16 keys (rows) and 16 queries: products with the keys and with two blocks of the table share the queries.
+ */
+template <typename T, int D, bool REL>
+VD_DEV void vd_key_scores(const vd_key_warp<T, D> &w, const T *q, int query, const T *table, const float *begin,
+                          int row0, int row1, float s[2][4]) {
+  float block0[2][4], block1[2][4], position[2][4];
+  vd_clear(s), vd_begin_rows<REL>(block0, begin + row0), vd_begin_rows<REL>(block1, begin + row1);
+#pragma unroll
+  for (int i = 0; i < D / 16; i++) {
+    vd_frag_a<T> x;
+    vd_frag_b<T> b[2];
+    vd_load_b<T, D>(b, q, query, 16 * i);
+    w.k.get(x, i);
+    vd_mma(s[0], x, b[0]), vd_mma(s[1], x, b[1]);
+    vd_load_a<T, D>(x, table, row0, 16 * i);
+    vd_mma(block0[0], x, b[0]), vd_mma(block0[1], x, b[1]);
+    vd_load_a<T, D>(x, table, row1, 16 * i);
+    vd_mma(block1[0], x, b[0]), vd_mma(block1[1], x, b[1]);
+  }
+  vd_skew_keys(position, block0, block1);
+#pragma unroll
+  for (int i = 0; i < 8; i++) s[i >> 2][i & 3] += position[i >> 2][i & 3];
+}
+
+/* Which of this lane's eight elements (keys as rows) are kept: bytes of the two lanes that hold its queries. */
+VD_DEV void vd_key_drop(const vd_cuda_attention &a, const vd_drop &drop, int i0, int kappa0, unsigned kept[2]) {
+  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+  philox4x32_ctr_t words = vd_drop_words(a, drop, i0, kappa0);
+  unsigned bits = 0;
+#pragma unroll
+  for (int i = 0; i < 8; i++) bits |= (vd_dropout_half(words, i) >= drop.threshold ? 1U : 0U) << i;
+  kept[0] = __shfl_sync(0xffffffffU, bits, 8 * t + (g >> 1)) >> (g & 1);
+  kept[1] = __shfl_sync(0xffffffffU, bits, 8 * t + 4 + (g >> 1)) >> (g & 1);
+}
+
+/* One 16 x 16 sub-tile: keys kappa0.. of this warp, queries i0.. which are rows `query`.. of the tiles. rows: lse and
+ * delta of the tile's 64 queries. */
+template <typename T, int D, bool FULL, bool DROP, bool REL>
+VD_DEV void vd_key_tile(const vd_cuda_attention &a, const vd_band &band, const vd_drop &drop, vd_key_warp<T, D> &w,
+                        const T *q, const T *dout, const T *table, const float *begin, const float *rows, int query,
+                        int row0, int row1, int i0, int kappa0, float factor) {
+  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+  float s[2][4], ds[2][4], unused = 0;
+  unsigned kept[2] = {0xff, 0xff};
+  vd_key_scores<T, D, REL>(w, q, query, table, begin, row0, row1, s);
+  vd_dots<T, D>(ds, w.v, dout, query);
+  if constexpr (DROP) vd_key_drop(a, drop, i0, kappa0, kept);
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    int jn = i >> 2, e = i & 3, column = 8 * jn + 2 * t + (e & 1), x = i0 + column - kappa0 - g - 8 * (e >> 1);
+    bool keep = kept[e & 1] >> (2 * (e >> 1) + 4 * jn) & 1;
+    float dp = keep ? ds[jn][e] * drop.scale : 0, weight;
+    float score = s[jn][e] * factor - rows[query + column] * 1.44269504088896341f;
+    /* Keys that do not exist have rows of their own here, which are not written. */
+    ds[jn][e] = vd_score_gradient<FULL, REL>(band, a.trimmed, x, band.oldest, score, dp, rows[VD_TILE + query + column],
+                                             &weight, &unused);
+    s[jn][e] = keep ? weight : 0;
+  }
+  vd_frag_a<T> x;
+  vd_as_a(x, s);
+  vd_accumulate<T, D>(w.dv, x, dout, query);
+  vd_as_a(x, ds);
+  vd_accumulate<T, D>(w.dk, x, q, query);
+}
+
+template <typename T, int D, bool DROP, bool REL>
+__global__ void __launch_bounds__(VD_THREADS, vd_backward_layout<T, D>::key_blocks)
+    vd_key_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ vd_cuda_attention_gradient g,
+                  const __grid_constant__ vd_backward_room room, vd_drop drop) {
+  typedef vd_backward_layout<T, D> layout;
+  constexpr int stages = layout::stages, tile = layout::tile, ring = stages + 1;
+  extern __shared__ __align__(256) unsigned char memory[];
+  __shared__ int next;
+  T *ks = (T *)memory, *vs = ks + tile, *qs = vs + tile, *dos = qs + stages * tile, *ts = dos + stages * tile;
+  float *begin = (float *)(ts + ring * tile), *rows = begin + ring * VD_TILE;
+  vd_plan *plan = (vd_plan *)a.plan;
+  const int warp = (int)threadIdx.x >> 5, n_near = vd_ceil_div(a.block, VD_TILE);
+  const int n_item = REL ? a.n_stream * a.n_head * (vd_far_tiles(a) + n_near) : plan->key_first[a.n_head];
+  const float scale = rsqrtf((float)a.d_head), factor = scale * 1.44269504088896341f;
+  for (int item = (int)blockIdx.x; item < n_item;) {
+    const int asked = vd_ask_next(plan, VD_WORK_KEY);
+    const vd_item it = vd_key_item<REL>(a, plan, item);
+    const vd_band band = vd_band_of<REL>(a, plan, it.head);
+    const vd_positions<T> positions = vd_positions_of<REL, T>(a, g.table, it.head);
+    const int lowest = vd_lowest<REL>(band);
+    vd_set_drop(&drop, a, it.head, it.stream);
+    const int kappa0 = it.tile * VD_TILE, kw = kappa0 + 16 * warp, first = kappa0 > 0 ? kappa0 : 0;
+    const int last = min(a.block - 1, kappa0 + VD_TILE - 1 + band.reach), n = last / VD_TILE - first / VD_TILE + 1;
+    const vd_lines<const T> queries = vd_queries<T, REL>(a, g, room.query, it.head, it.stream);
+    const vd_lines<const T> douts = vd_plain_lines(a, (const T *)g.dout, it.head, it.stream);
+    const int64_t r0 = ((int64_t)it.stream * a.n_head + it.head) * a.block;
+    /* Query tile t needs blocks t (nearer keys) and t + 1 of the table. */
+    auto copy_table = [&](int y) {
+      vd_copy_positions<T, D, REL>(ts + y % ring * tile, begin + y % ring * VD_TILE, positions,
+                                   kappa0 - first - y * VD_TILE, a.d_head);
+    };
+    auto copy = [&](int t) {
+      int i0 = first + t * VD_TILE, slot = t % stages, i = (int)threadIdx.x & (VD_TILE - 1);
+      vd_copy_tile<T, D>(qs + slot * tile, queries.row0, queries.stride, i0, 0, a.block, a.d_head);
+      vd_copy_tile<T, D>(dos + slot * tile, douts.row0, douts.stride, i0, 0, a.block, a.d_head);
+      const float *from = ((int)threadIdx.x < VD_TILE ? g.lse : room.delta) + r0;
+      bool valid = i0 + i < a.block;
+      vd_copy4(rows + slot * VD_THREADS + threadIdx.x, valid ? from + i0 + i : from, valid);
+      copy_table(t + 1);
+      vd_copy_commit();
+    };
+    vd_key_warp<T, D> w;
+#pragma unroll
+    for (int i = 0; i < D / 8 * 4; i++) w.dk[i >> 2][i & 3] = w.dv[i >> 2][i & 3] = 0;
+    const vd_key_lines<const T> memories = vd_keys_of(a, (const T *)g.block, (const T *)g.memory, it.head, it.stream);
+    const vd_lines<const T> keys = memories.at(kappa0, VD_KEY), values = memories.at(kappa0, VD_VALUE);
+    vd_copy_tile<T, D>(ks, keys.row0, keys.stride, kappa0, lowest, a.block, a.d_head);
+    vd_copy_tile<T, D>(vs, values.row0, values.stride, kappa0, lowest, a.block, a.d_head);
+    copy_table(0);
+    copy(0);
+    for (int t = 0; t < n; t++) {
+      vd_copy_wait();
+      __syncthreads();
+      if (t == 0) w.k.set(ks, 16 * warp), w.v.set(vs, 16 * warp);
+      if (stages == 2 && t + 1 < n) copy(t + 1);
+      const int slot = t % stages, i0 = first + t * VD_TILE;
+#pragma unroll 1
+      for (int b = 0; b < 4; b++) {
+        int iq = i0 + 16 * b, unit = 3 + warp - b;
+        if (iq >= a.block || !vd_any_seen<false>(band, iq - kw, kw)) continue;
+        int row0 = (unit < 4 ? (t + 1) % ring * 4 + unit : t % ring * 4 + unit - 4) * 16;
+        int row1 = (unit < 3 ? (t + 1) % ring * 4 + unit + 1 : t % ring * 4 + unit - 3) * 16;
+        if (vd_all_full<false>(band, iq - kw, kw)) {
+          vd_key_tile<T, D, true, DROP, REL>(a, band, drop, w, qs + slot * tile, dos + slot * tile, ts, begin,
+                                             rows + slot * VD_THREADS, 16 * b, row0, row1, iq, kw, factor);
+        } else {
+          vd_key_tile<T, D, false, DROP, REL>(a, band, drop, w, qs + slot * tile, dos + slot * tile, ts, begin,
+                                              rows + slot * VD_THREADS, 16 * b, row0, row1, iq, kw, factor);
+        }
+      }
+      if (stages == 1 && t + 1 < n) {
+        __syncthreads();
+        copy(t + 1);
+      }
+    }
+    const float scales[2] = {scale, scale}, kept[2] = {drop.scale, drop.scale};
+    const vd_key_lines<T> gradients = vd_keys_of(a, (T *)g.dblock, (T *)g.dmemory, it.head, it.stream);
+    const vd_lines<T> dkeys = gradients.at(kappa0, VD_KEY), dvalues = gradients.at(kappa0, VD_VALUE);
+    vd_write_rows<T, D>(dkeys.row0, dkeys.stride, kw, lowest, a.block, a.d_head, w.dk, scales);
+    vd_write_rows<T, D>(dvalues.row0, dvalues.stride, kw, lowest, a.block, a.d_head, w.dv, kept);
+    item = vd_take_next(asked, &next);
+  }
+  vd_no_more_work(plan, VD_WORK_KEY);
+}
+
+template <typename T, int D> struct vd_launch_key {
+  static cudaError_t run(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g, const vd_backward_room *room,
+                         cudaStream_t stream) {
+    int blocks, shared = vd_backward_layout<T, D>::key_bytes;
+    const vd_drop drop = vd_make_drop(a);
+    auto kernel = drop.threshold ? vd_key_kernel<T, D, true, false> : vd_key_kernel<T, D, false, false>;
+    if (a->rel_key) kernel = drop.threshold ? vd_key_kernel<T, D, true, true> : vd_key_kernel<T, D, false, true>;
+    cudaError_t e = vd_fill_device((const void *)kernel, shared, &blocks);
+    if (e != cudaSuccess) return e;
+    kernel<<<blocks, VD_THREADS, shared, stream>>>(*a, *g, *room, drop);
+    return cudaGetLastError();
+  }
+};
+
+cudaError_t vd_backward_by_key(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
+                               const vd_backward_room *room, cudaStream_t stream) {
+  return vd_by_type_and_width<vd_launch_key>(a, g, room, stream);
+}

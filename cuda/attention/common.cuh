@@ -1,0 +1,393 @@
+/* What the attention kernels share: work lists, each head's band, the skew of position scores, dropout.
+ *
+ * Positions: query i and key kappa count from the block's first token (memory keys are negative), so that the distance
+ * is x = i - kappa and a position score depends on e = kappa - i = -x: row attn_span + e of the key table. Tiles are 64
+ * x 64 and start at multiples of 64; a warp works on sub-tiles of 16 x 16. In such a sub-tile e takes 31 values, which
+ * two neighbouring 16-wide blocks of e cover: column c of row r comes from block 1 (columns c - r) where c >= r, and
+ * from block 0 (column c - r + 16) elsewhere. Both are column (c - r) mod 16, so that turning row r by r columns,
+ * which is one shuffle an element, takes position scores to key order, and the reverse takes gradients back. */
+#ifndef VD_ATTENTION_CUH
+#define VD_ATTENTION_CUH
+
+#include "cuda/attention/attention.h"
+#include "cuda/kernels/mma.cuh"
+
+enum { VD_THREADS = 128 };
+enum { VD_WORK_FORWARD, VD_WORK_QUERY, VD_WORK_KEY, VD_WORK_KINDS };
+
+/* What a head sees: distances first .. reach, all of them with mask 1 up to `full`. The soft mask is (u + ramp +
+ * fraction) / ramp clamped to 0..1, u = whole - (x - 1), where whole + fraction = z * attn_span. */
+typedef struct vd_band {
+  int reach, first, full, whole, ramp;
+  float fraction, inverse_ramp;
+  int oldest; /* with relative keys: the first key that exists */
+} vd_band;
+
+/* A layer's work list, in device memory. `next` and `done` of a kind of work, `placed` and `later` are zero between
+ * kernels. */
+enum { VD_PLACES = 256 };
+typedef struct vd_plan {
+  int placed[VD_PLACES]; /* see vd_place_first() in fwd_wgmma.cu */
+  int next[VD_WORK_KINDS], done[VD_WORK_KINDS], later;
+  int head[VD_CUDA_MAX_HEADS];          /* from the longest reach to the shortest */
+  int key_first[VD_CUDA_MAX_HEADS + 1]; /* first key-tile item of the head of this rank; last: their number */
+  vd_band band[VD_CUDA_MAX_HEADS];      /* of head h */
+} vd_plan;
+
+static inline __host__ __device__ int vd_ceil_div(int a, int b) {
+  return (a + b - 1) / b;
+}
+
+/* A barrier of the first 128 threads of a block. */
+VD_DEV void vd_sync_group() {
+  asm volatile("bar.sync 1, 128;" ::: "memory");
+}
+
+/* Work is taken from a counter: each block starts with the item of its own number and asks for the next one while it
+ * works, so that the answer's latency is hidden. To be called by all threads at the start of an item. */
+VD_DEV int vd_ask_next(vd_plan *plan, int kind) {
+  return threadIdx.x == 0 ? (int)gridDim.x + atomicAdd(&plan->next[kind], 1) : 0;
+}
+/* The item that was asked for, after all warps are done with the one before. */
+VD_DEV int vd_take_next(int asked, int *shared) {
+  if (threadIdx.x == 0) *shared = asked;
+  __syncthreads();
+  return *shared;
+}
+/* The last block to find no work resets the counters for the next kernel. To be called once by every block, which has
+ * asked once for each item that it worked on. */
+VD_DEV void vd_no_more_work(vd_plan *plan, int kind) {
+  if (threadIdx.x == 0) {
+    __threadfence();
+    if (atomicAdd(&plan->done[kind], 1) == (int)gridDim.x - 1) plan->next[kind] = plan->done[kind] = 0;
+  }
+}
+
+/* Where in the layer a query tile or a key tile lies. */
+typedef struct vd_item {
+  int head, stream, tile;
+} vd_item;
+
+/* REL, here and below: relative keys in place of spans, which leaves all heads alike. The heads of a stream are then
+ * next to each other, which spreads what is added to the gradient of a head's relative keys; long tiles come first. */
+template <bool REL> VD_DEV vd_item vd_query_item(const vd_cuda_attention &a, const vd_plan *plan, int item) {
+  int n_tile = vd_ceil_div(a.block, VD_TILE), per_head = a.n_stream * n_tile;
+  if constexpr (REL) {
+    int pair = item / n_tile;
+    vd_item it = {pair % a.n_head, pair / a.n_head, n_tile - 1 - item % n_tile};
+    return it;
+  }
+  int rest = item % per_head;
+  vd_item it = {plan->head[item / per_head], rest / n_tile, rest % n_tile};
+  return it;
+}
+
+template <bool REL> VD_DEV vd_band vd_band_of(const vd_cuda_attention &a, const vd_plan *plan, int head) {
+  if constexpr (REL) {
+    vd_band b = {};
+    b.reach = b.full = a.reach, b.oldest = -a.window;
+    return b;
+  }
+  return plan->band[head];
+}
+/* The first row of keys that the head sees. */
+template <bool REL> VD_DEV int vd_lowest(const vd_band &b) {
+  return REL ? max(-b.reach, b.oldest) : -b.reach;
+}
+/* Key tiles that a query tile sees, up to its own. */
+template <bool REL> VD_DEV int vd_key_tiles(const vd_band &b, int query_tile) {
+  int far = vd_ceil_div(b.reach, VD_TILE);
+  return (REL ? min(far, query_tile + vd_ceil_div(-b.oldest, VD_TILE)) : far) + 1;
+}
+
+/* Rows of one head and stream: row r begins at row0 + r * stride. */
+template <typename T> struct vd_lines {
+  T *row0;
+  int stride;
+};
+/* What stands side by side in a row of the block. */
+enum vd_part { VD_QUERY, VD_KEY, VD_VALUE };
+VD_DEV int vd_width(const vd_cuda_attention &a) {
+  return a.n_head * a.d_head;
+}
+/* Of out, dout and other arrays [n_stream * block, width]. */
+template <typename T> VD_DEV vd_lines<T> vd_plain_lines(const vd_cuda_attention &a, T *x, int head, int stream) {
+  vd_lines<T> l = {x + (int64_t)stream * a.block * vd_width(a) + head * a.d_head, vd_width(a)};
+  return l;
+}
+template <typename T>
+VD_DEV vd_lines<T> vd_block_lines(const vd_cuda_attention &a, T *block, vd_part part, int head, int stream) {
+  int width = vd_width(a);
+  vd_lines<T> l = {block + ((int64_t)stream * a.block * 3 + part) * width + head * a.d_head, 3 * width};
+  return l;
+}
+/* Keys and values: those of the block, and those of the memory before it (rows < 0), values `width` after keys. */
+template <typename T> struct vd_key_lines {
+  T *block, *memory;
+  int width;
+  /* Keys (or values) of the tile of rows that begins with kappa0: tiles lie in the block or before it. */
+  VD_DEV vd_lines<T> at(int kappa0, vd_part part) const {
+    vd_lines<T> l = {(kappa0 >= 0 ? block : memory) + (part - VD_KEY) * width, kappa0 >= 0 ? 3 * width : 2 * width};
+    return l;
+  }
+};
+template <typename T>
+VD_DEV vd_key_lines<T> vd_keys_of(const vd_cuda_attention &a, T *block, T *memory, int head, int stream) {
+  int width = vd_width(a);
+  vd_key_lines<T> k = {vd_block_lines(a, block, VD_KEY, head, stream).row0,
+                       memory + ((int64_t)stream * a.kv_rows + a.window) * 2 * width + head * a.d_head, width};
+  return k;
+}
+
+VD_DEV float vd_mask(const vd_band &b, int x) {
+  return __saturatef(((float)(b.whole - x + 1 + b.ramp) + b.fraction) * b.inverse_ramp);
+}
+/* Whether the unclamped mask lies in 0..1, ends included. */
+VD_DEV bool vd_mask_moves(const vd_band &b, int x) {
+  int u = b.whole - x + 1;
+  return u + b.ramp >= 0 && (u < 0 || (u == 0 && b.fraction == 0));
+}
+VD_DEV bool vd_seen(const vd_band &b, int x) {
+  return x >= b.first && x <= b.reach;
+}
+/* Whether a 16 x 16 sub-tile has any pair seen, and whether all its pairs are seen with mask 1. x0 = distance of its
+ * corner (query 0, key kappa0). */
+template <bool REL> VD_DEV bool vd_any_seen(const vd_band &b, int x0, int kappa0) {
+  return x0 + 15 >= b.first && x0 - 15 <= b.reach && (!REL || kappa0 + 15 >= b.oldest);
+}
+template <bool REL> VD_DEV bool vd_all_full(const vd_band &b, int x0, int kappa0) {
+  return x0 - 15 >= b.first && x0 + 15 <= b.full && (!REL || kappa0 >= b.oldest);
+}
+
+/* A head's position keys: row e = -distance, lowest <= e < end. */
+template <typename T> struct vd_positions {
+  const T *row0;
+  int stride, lowest, end;
+  const float *score; /* with relative keys: (v - u).r(x) at x = -e */
+};
+template <bool REL, typename T>
+VD_DEV vd_positions<T> vd_positions_of(const vd_cuda_attention &a, const void *table, int head) {
+  if constexpr (REL) {
+    vd_positions<T> p = {(const T *)a.rel_key + head * a.d_head, -(int)a.rel_stride, -a.reach, 1,
+                         a.room + (int64_t)head * (a.reach + 1)};
+    return p;
+  }
+  vd_positions<T> p = {(const T *)table + (int64_t)a.attn_span * a.d_head, a.d_head, -a.attn_span, 0, nullptr};
+  return p;
+}
+/* Starts the copy of rows e0 .. e0 + 63, and of what their scores begin with. */
+template <typename T, int D, bool REL>
+VD_DEV void vd_copy_positions(T *tile, float *score, const vd_positions<T> &p, int e0, int width) {
+  vd_copy_tile<T, D>(tile, p.row0, p.stride, e0, p.lowest, p.end, width);
+  int i = (int)threadIdx.x & 127;
+  if (REL && i < VD_TILE) {
+    bool valid = e0 + i >= p.lowest && e0 + i < p.end;
+    vd_copy4(score + i, valid ? p.score - e0 - i : p.score, valid);
+  }
+}
+/* What the products of queries + u (rows) with position keys (columns) begin with, so that they end as those of queries
+ * + v. */
+template <bool REL> VD_DEV void vd_begin_scores(float c[2][4], const float *score) {
+  vd_clear(c);
+  if constexpr (REL) {
+#pragma unroll
+    for (int jn = 0; jn < 2; jn++) {
+      float2 x = *(const float2 *)(score + 8 * jn + 2 * (threadIdx.x & 3));
+      c[jn][0] = c[jn][2] = x.x, c[jn][1] = c[jn][3] = x.y;
+    }
+  }
+}
+
+/* Row in a ring of `ring` 16-row blocks; 0 <= unit < 2 ring. */
+VD_DEV int vd_ring_row(int unit, int ring) {
+  return (unit >= ring ? unit - ring : unit) * 16;
+}
+
+/* Position scores of 16 queries (rows) in columns of e, blocks 0 and 1, to key order. */
+VD_DEV void vd_skew(float out[2][4], const float block0[2][4], const float block1[2][4]) {
+  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, odd = g & 1;
+#pragma unroll
+  for (int ih = 0; ih < 2; ih++) {
+    float v[2][2];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      int jn = i >> 1, jj = i & 1;
+      v[jn][jj] = 8 * jn + 2 * t + jj + g + 8 * ih >= 16 ? block0[jn][2 * ih + jj] : block1[jn][2 * ih + jj];
+    }
+#pragma unroll
+    for (int jj = 0; jj < 2; jj++) {
+      float u0 = odd ? v[0][1 - jj] : v[0][jj], u1 = odd ? v[1][1 - jj] : v[1][jj];
+      bool swap = (((2 * t + (jj ^ odd) + g) >> 3) + ih) & 1;
+      int from = (g << 2) | ((t - ((g + 1 - jj) >> 1)) & 3);
+      out[0][2 * ih + jj] = __shfl_sync(0xffffffffU, swap ? u1 : u0, from);
+      out[1][2 * ih + jj] = __shfl_sync(0xffffffffU, swap ? u0 : u1, from);
+    }
+  }
+}
+
+/* The reverse turn: key order to columns (c - r) mod 16. */
+VD_DEV void vd_unskew(float out[2][4], const float in[2][4]) {
+  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, odd = g & 1;
+#pragma unroll
+  for (int ih = 0; ih < 2; ih++)
+#pragma unroll
+    for (int jj = 0; jj < 2; jj++) {
+      float u0 = odd ? in[0][2 * ih + 1 - jj] : in[0][2 * ih + jj];
+      float u1 = odd ? in[1][2 * ih + 1 - jj] : in[1][2 * ih + jj];
+      bool swap = ((2 * t + (jj ^ odd) < g ? 1 : 0) + ih) & 1;
+      int from = (g << 2) | ((t + ((g + jj) >> 1)) & 3);
+      out[0][2 * ih + jj] = __shfl_sync(0xffffffffU, swap ? u1 : u0, from);
+      out[1][2 * ih + jj] = __shfl_sync(0xffffffffU, swap ? u0 : u1, from);
+    }
+}
+/* A block of e is the turned gradient of key sub-tile k - 1 where column + row < 16, of sub-tile k elsewhere. */
+VD_DEV void vd_join(float out[2][4], const float before[2][4], const float here[2][4]) {
+  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    int jn = i >> 2, k = i & 3;
+    out[jn][k] = 8 * jn + 2 * t + (k & 1) + g + 8 * (k >> 1) >= 16 ? here[jn][k] : before[jn][k];
+  }
+}
+
+/* The same for scores with keys as rows: block0, block1 have rows e and columns i; out has rows kappa. */
+VD_DEV void vd_skew_keys(float out[2][4], const float block0[2][4], const float block1[2][4]) {
+  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    int jn = i >> 1, jj = i & 1, column = 8 * jn + 2 * t + jj;
+    float u0 = g + column >= 16 ? block0[jn][jj] : block1[jn][jj];
+    float u1 = g + 8 + column >= 16 ? block0[jn][2 + jj] : block1[jn][2 + jj];
+    bool swap = (((g + 2 * t + jj) >> 3) + jn) & 1;
+    int from = (((g - 2 * t - jj) & 7) << 2) | t;
+    out[jn][jj] = __shfl_sync(0xffffffffU, swap ? u1 : u0, from);
+    out[jn][2 + jj] = __shfl_sync(0xffffffffU, swap ? u0 : u1, from);
+  }
+}
+
+/* Dropout of one head and stream: see random.h. */
+typedef struct vd_drop {
+  uint32_t threshold; /* 0: off */
+  float scale;
+  int tiles, offset; /* tiles in a row of queries; tiles before the block */
+  uint64_t tile0;    /* number of the head's first tile */
+} vd_drop;
+
+static inline vd_drop vd_make_drop(const vd_cuda_attention *a) {
+  vd_drop d;
+  d.threshold = vd_dropout_threshold(a->dropout);
+  d.scale = (float)vd_dropout_scale(d.threshold);
+  d.offset = (a->attn_span + 15) / 16;
+  d.tiles = d.offset + (a->block + 15) / 16;
+  d.tile0 = 0;
+  return d;
+}
+VD_DEV void vd_set_drop(vd_drop *d, const vd_cuda_attention &a, int head, int stream) {
+  int query = d->tiles - d->offset;
+  d->tile0 = ((uint64_t)(a.row0 + stream) * (uint64_t)a.n_head + (uint64_t)head) * (uint64_t)(query * d->tiles);
+}
+VD_DEV void vd_multiply(uint32_t x, uint32_t y, uint32_t *low, uint32_t *high) {
+  asm("{\n.reg .b64 p;\nmul.wide.u32 p, %2, %3;\nmov.b64 {%0, %1}, p;\n}" : "=r"(*low), "=r"(*high) : "r"(x), "r"(y));
+}
+/* The four words that decide the elements of this lane in the sub-tile of queries i0.. and keys kappa0..: vd_philox(),
+ * where each product is one instruction. */
+VD_DEV philox4x32_ctr_t vd_drop_words(const vd_cuda_attention &a, const vd_drop &d, int i0, int kappa0) {
+  uint64_t tile = d.tile0 + (uint64_t)((i0 >> 4) * d.tiles + (kappa0 >> 4) + d.offset);
+  uint64_t call = tile * 32 + (threadIdx.x & 31);
+  uint32_t x[4] = {(uint32_t)call, (uint32_t)(call >> 32), a.rng.update,
+                   (uint32_t)a.rng.layer | (uint32_t)a.rng.site << 16};
+  uint32_t key0 = (uint32_t)a.rng.seed, key1 = (uint32_t)(a.rng.seed >> 32);
+#pragma unroll
+  for (int round = 0; round < 10; round++, key0 += 0x9e3779b9U, key1 += 0xbb67ae85U) {
+    uint32_t low0, high0, low1, high1;
+    vd_multiply(x[0], 0xd2511f53U, &low0, &high0), vd_multiply(x[2], 0xcd9e8d57U, &low1, &high1);
+    x[0] = high1 ^ x[1] ^ key0, x[1] = low1;
+    x[2] = high0 ^ x[3] ^ key1, x[3] = low0;
+  }
+  return {{x[0], x[1], x[2], x[3]}};
+}
+/* Whether element [jn][2 ih + jj] is kept. */
+VD_DEV bool vd_kept(const philox4x32_ctr_t &words, uint32_t threshold, int jn, int k) {
+  uint32_t w = words.v[jn + (k & 2)];
+  return (k & 1) ? w >= (threshold << 16) : (w << 16) >= (threshold << 16);
+}
+
+VD_DEV float vd_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+VD_DEV float vd_quad_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(0xffffffffU, x, 1));
+  return fmaxf(x, __shfl_xor_sync(0xffffffffU, x, 2));
+}
+VD_DEV float vd_quad_sum(float x) {
+  x += __shfl_xor_sync(0xffffffffU, x, 1);
+  return x + __shfl_xor_sync(0xffffffffU, x, 2);
+}
+
+/* Writes a warp's 16 x D sums, times factor, to rows first.. of a matrix; only rows lowest .. end - 1. */
+template <typename T, int D>
+VD_DEV void vd_write_rows(T *matrix, int stride, int first, int lowest, int end, int width, float sum[D / 8][4],
+                          const float *factor) {
+  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+#pragma unroll
+  for (int ih = 0; ih < 2; ih++) {
+    int row = first + g + 8 * ih;
+    if (row < lowest || row >= end) continue;
+    T *to = matrix + (int64_t)row * stride;
+#pragma unroll
+    for (int n = 0; n < D / 8; n++) {
+      int column = 8 * n + 2 * t;
+      float x = sum[n][2 * ih] * factor[ih], y = sum[n][2 * ih + 1] * factor[ih];
+      if (column >= width) continue;
+      if constexpr (sizeof(T) == 4) {
+        *(float2 *)(to + column) = make_float2(x, y);
+      } else {
+        *(uint32_t *)(to + column) = vd_pack(x, y, T());
+      }
+    }
+  }
+}
+
+/* Adds the content bias u to a warp's 16 queries in shared memory; rows beyond the block stay zero. */
+template <typename T, int D> VD_DEV void vd_add_content_bias(const vd_cuda_attention &a, T *tile, int head, int iw) {
+  constexpr int per_chunk = 16 / (int)sizeof(T), chunks = D / per_chunk;
+  const float *u = a.content_bias + head * a.d_head;
+  int row0 = (threadIdx.x >> 5) * 16;
+#pragma unroll
+  for (int i = 0; i < 16 * chunks / 32; i++) {
+    int id = i * 32 + (int)(threadIdx.x & 31), row = id / chunks, chunk = id % chunks;
+    if (iw + row >= a.block || chunk * per_chunk >= a.d_head) continue;
+    T *at = tile + vd_chunk<T, D>(row0 + row, chunk);
+#pragma unroll
+    for (int e = 0; e < per_chunk; e++) at[e] = (T)((float)at[e] + u[chunk * per_chunk + e]);
+  }
+  __syncwarp();
+}
+
+/* Blocks to launch so that all multiprocessors are full; kernels take their work from a list. */
+static inline cudaError_t vd_fill_device(const void *kernel, int shared, int *blocks, int threads = VD_THREADS) {
+  int device, n_sm, per_sm;
+  cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+  if (e == cudaSuccess) e = cudaGetDevice(&device);
+  if (e == cudaSuccess) e = cudaDeviceGetAttribute(&n_sm, cudaDevAttrMultiProcessorCount, device);
+  if (e == cudaSuccess) e = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, kernel, threads, (size_t)shared);
+  if (e == cudaSuccess && per_sm == 0) e = cudaErrorInvalidConfiguration;
+  if (e == cudaSuccess) *blocks = n_sm * per_sm;
+  return e;
+}
+
+/* Stream-ordered. Fills a->room; relative.cu. */
+cudaError_t vd_fill_room(const vd_cuda_attention *a, cudaStream_t stream);
+
+/* Whether the kernels of warp groups take these shapes (pipeline.cuh). */
+static inline bool vd_by_group(const vd_cuda_attention *a) {
+  return a->type != VD_CUDA_FP32 && a->d_head <= 64;
+}
+/* Stream-ordered. vd_cuda_attention_forward of these shapes, with a->room filled;
+ * fwd_wgmma.cu. */
+cudaError_t vd_forward_by_group(const vd_cuda_attention *a, const void *block, const void *memory, const void *table,
+                                void *out, float *lse, cudaStream_t stream);
+
+#endif

@@ -1,0 +1,333 @@
+/* Forward pass of 16-bit types and heads up to 64 wide: as fwd_mma.cu, by groups of warps. */
+#include "cuda/attention/pipeline.cuh"
+#include "cuda/kernels/pdl.cuh"
+
+template <typename T> struct vd_forward_memory {
+  T q[2][VD_TILE * VD_WIDTH], k[2][VD_TILE * VD_WIDTH], v[2][VD_TILE * VD_WIDTH];
+  T table[3][VD_TILE * VD_WIDTH]; /* the last one: with relative keys, the block before an item's first tile */
+  float ring[VD_THREADS / 32][VD_RING_BYTES / 4];
+  float begin[3][VD_TILE]; /* what scores with the table's rows begin with */
+  /* Of a key tile, for each thread of the first group. Drawn a tile ahead of the copies: with three places, what is
+   * overwritten was read before the last wait of the group that read it, not only before it arrived. */
+  uint32_t kept[3][VD_THREADS];
+  int next[2];
+};
+
+static_assert(2 * (sizeof(vd_forward_memory<__half>) + 1024) <= 228 * 1024, "two blocks for a multiprocessor");
+
+/* What the kernel is told besides the shapes. */
+template <typename T> struct vd_forward_task {
+  const T *block, *memory, *table;
+  T *out;
+  float *lse;
+};
+
+/* A warp's 16 queries over the key tiles. Scores are in natural units times sqrt(d_head); factor brings them to units
+ * of log 2. */
+struct vd_forward_state {
+  float sum[8][4];
+  float highest[2], total[2]; /* of rows g and g + 8; total: this lane's columns only */
+};
+
+/* Masks the scores of one sub-tile. */
+template <bool REL>
+VD_DEV void vd_mask_scores(const vd_band &band, bool trimmed, int x0, int kappa0, float unit, float s[2][4]) {
+  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+  vd_masks m = vd_masks_of(band, x0 + g - 2 * t);
+  if (!REL && !trimmed) {
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+      s[i >> 2][i & 3] += __log2f(vd_masks_at(m, 8 * (i >> 2) + (i & 1) - 8 * (i >> 1 & 1))) * unit;
+  }
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    int jn = i >> 2, k = i & 3;
+    bool seen =
+        vd_masks_seen(m, 8 * jn + (k & 1) - 8 * (k >> 1)) && (!REL || kappa0 + 8 * jn + 2 * t + (k & 1) >= band.oldest);
+    s[jn][k] = seen ? s[jn][k] : -INFINITY;
+  }
+}
+
+/* Adds position scores to those of 64 keys, and masks what is not seen in full. */
+template <bool REL>
+VD_DEV void vd_finish_scores(const vd_cuda_attention &a, const vd_band &band, const float *ring, int unit, int iw,
+                             int kappa0, float factor, float s[8][4]) {
+  if (vd_row_full<REL>(band, iw, kappa0)) {
+#pragma unroll
+    for (int j = 0; j < 4; j++) vd_add_ring(s + 2 * j, ring, unit + j);
+    return;
+  }
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    int kappa = kappa0 + 16 * j;
+    if (vd_any_seen<REL>(band, iw - kappa, kappa)) {
+      vd_add_ring(s + 2 * j, ring, unit + j);
+      vd_mask_scores<REL>(band, a.trimmed, iw - kappa, kappa, 1 / factor, s + 2 * j);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; i++) s[2 * j + (i >> 2)][i & 3] = -INFINITY;
+    }
+  }
+}
+
+/* Takes 64 keys into the softmax: scores become weights (not yet divided), earlier sums are rescaled. */
+VD_DEV void vd_softmax_tile(vd_forward_state &w, float factor, float s[8][4]) {
+  float rescale[2];
+#pragma unroll
+  for (int ih = 0; ih < 2; ih++) {
+    float highest = w.highest[ih], total = 0;
+#pragma unroll
+    for (int n = 0; n < 8; n++) highest = fmaxf(highest, fmaxf(s[n][2 * ih], s[n][2 * ih + 1]));
+    highest = vd_quad_max(highest);
+    float base = highest == -INFINITY ? 0 : highest * factor; /* no key seen yet */
+    rescale[ih] = vd_exp2(w.highest[ih] * factor - base);
+    w.highest[ih] = highest;
+#pragma unroll
+    for (int n = 0; n < 8; n++)
+#pragma unroll
+      for (int jj = 0; jj < 2; jj++) {
+        float p = vd_exp2(fmaf(s[n][2 * ih + jj], factor, -base));
+        s[n][2 * ih + jj] = p;
+        total += p;
+      }
+    w.total[ih] = w.total[ih] * rescale[ih] + total;
+  }
+  if (__all_sync(0xffffffffU, rescale[0] == 1 && rescale[1] == 1)) return;
+#pragma unroll
+  for (int i = 0; i < 32; i++) w.sum[i >> 2][i & 3] *= rescale[i >> 1 & 1];
+}
+
+/* The soft mask of 'trimmed'. */
+VD_DEV void vd_trim(const vd_band &band, int x0, float s[2][4]) {
+  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+  vd_masks m = vd_masks_of(band, x0 + g - 2 * t);
+#pragma unroll
+  for (int i = 0; i < 8; i++) s[i >> 2][i & 3] *= vd_masks_at(m, 8 * (i >> 2) + (i & 1) - 8 * (i >> 1 & 1));
+}
+
+/* Dropout of weights that are left operands: bits as vd_draw_queries() has them. */
+template <typename T> VD_DEV void vd_drop_weights(vd_frag_a<T> p[4], uint32_t bits) {
+#pragma unroll
+  for (int j = 0; j < 4; j++)
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      uint32_t mask;
+      asm("prmt.b32 %0, %1, 0, %2;" : "=r"(mask) : "r"(bits << (2 * j + (i >> 1))), "r"((i & 1) ? 0xbbaa : 0x9988));
+      p[j].x[i] &= mask;
+    }
+}
+
+/* One key tile, t-th of the item, c-th of the block, whose copies are there. */
+template <typename T, bool DROP, bool REL>
+VD_DEV void vd_forward_tile(const vd_cuda_attention &a, const vd_query_work &work, vd_forward_memory<T> *m,
+                            vd_forward_state &w, const T *q, int t, int c, uint32_t kept, float factor) {
+  float s[8][4], position[8][4];
+  float *ring = m->ring[threadIdx.x >> 5];
+  const int block = c + 1, warp = (int)(threadIdx.x >> 5), iw = work.i0 + 16 * warp, kappa0 = work.start + t * VD_TILE;
+  vd_frag_a<T> p[4];
+  if constexpr (REL) vd_begin_positions(position, m->begin[c & 1]);
+  vd_wgmma_begin();
+  vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(position, q, m->table[c & 1], REL);
+  vd_wgmma_commit();
+  vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(s, q, m->k[c & 1], false);
+  vd_wgmma_commit();
+  vd_wgmma_wait<1>();
+  vd_wgmma_done<8>(position);
+  vd_write_ring(ring, block, position);
+  __syncwarp();
+  vd_wgmma_wait<0>();
+  vd_wgmma_done<8>(s);
+  vd_finish_scores<REL>(a, work.band, ring, 4 * block + 7 - warp, iw, kappa0, factor, s);
+  vd_softmax_tile(w, factor, s);
+  if (!REL && a.trimmed && !vd_row_full<REL>(work.band, iw, kappa0)) {
+#pragma unroll
+    for (int j = 0; j < 4; j++) vd_trim(work.band, iw - kappa0 - 16 * j, s + 2 * j);
+  }
+  vd_hold(p, s);
+  if constexpr (DROP) vd_drop_weights(p, kept);
+  vd_wgmma_begin();
+  vd_start_held<T, VD_BY_ROWS>(w.sum, p, m->v[c & 1], true);
+  vd_wgmma_commit();
+  vd_wgmma_wait<0>();
+  vd_wgmma_done<8>(w.sum);
+}
+
+/* With relative keys, before the first key tile: the content bias, and the scores of the block of e before it. */
+template <typename T>
+VD_DEV void vd_forward_begin(const vd_cuda_attention &a, vd_forward_memory<T> *m, const vd_query_work &work, T *q,
+                             int c) {
+  float position[8][4];
+  if (a.content_bias) vd_add_content_bias<T, VD_WIDTH>(a, q, work.it.head, work.i0 + 16 * (int)(threadIdx.x >> 5));
+  vd_begin_positions(position, m->begin[2]);
+  vd_show_to_products();
+  vd_sync_group();
+  vd_wgmma_begin();
+  vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(position, q, m->table[2], true);
+  vd_wgmma_commit();
+  vd_wgmma_wait<0>();
+  vd_wgmma_done<8>(position);
+  vd_write_ring(m->ring[threadIdx.x >> 5], c, position);
+}
+
+/* Divides by the softmax's denominator; writes out and lse. */
+template <typename T>
+VD_DEV void vd_forward_end(const vd_cuda_attention &a, float scale, const vd_query_work &work, vd_forward_state &w,
+                           float to_log2, T *out, float *lse) {
+  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, iw = work.i0 + 16 * (int)(threadIdx.x >> 5);
+  float factor[2];
+#pragma unroll
+  for (int ih = 0; ih < 2; ih++) {
+    float total = vd_quad_sum(w.total[ih]);
+    int i = iw + g + 8 * ih;
+    factor[ih] = scale / total;
+    if (t == 0 && i < a.block)
+      lse[((int64_t)work.it.stream * a.n_head + work.it.head) * a.block + i] =
+          w.highest[ih] * to_log2 * 0.69314718055994531f + logf(total);
+  }
+  const vd_lines<T> to = vd_plain_lines(a, out, work.it.head, work.it.stream);
+  vd_write_rows<T, VD_WIDTH>(to.row0, to.stride, iw, 0, a.block, a.d_head, w.sum, factor);
+}
+
+/* The longest items, one for each multiprocessor, are given out apart from the others: of the two blocks on one, the
+ * first begins with one of them and the second with another item, or two of the longest would share it to the end. */
+VD_DEV int vd_longest_items(int n_item) {
+  return min((int)gridDim.x / 2, n_item);
+}
+VD_DEV int vd_pop_item(vd_plan *plan, int n_longest) {
+  int item = atomicAdd(&plan->next[VD_WORK_FORWARD], 1);
+  return item < n_longest ? item : n_longest + atomicAdd(&plan->later, 1);
+}
+VD_DEV int vd_place_first(vd_plan *plan, int n_longest) {
+  unsigned place;
+  asm volatile("mov.u32 %0, %%smid;" : "=r"(place));
+  return atomicAdd(&plan->placed[place % VD_PLACES], 1) == 0 ? vd_pop_item(plan, n_longest)
+                                                             : n_longest + atomicAdd(&plan->later, 1);
+}
+/* As vd_no_more_work. */
+VD_DEV void vd_no_more_items(vd_plan *plan) {
+  if (threadIdx.x > 0) return;
+  __threadfence();
+  if (atomicAdd(&plan->done[VD_WORK_FORWARD], 1) < (int)gridDim.x - 1) return;
+  plan->next[VD_WORK_FORWARD] = plan->done[VD_WORK_FORWARD] = plan->later = 0;
+  for (int i = 0; i < VD_PLACES / 4; i++) ((int4 *)plan->placed)[i] = make_int4(0, 0, 0, 0);
+}
+
+/* The first group. */
+template <typename T, bool DROP, bool REL>
+VD_DEV void vd_forward_multiply(const vd_cuda_attention &a, const vd_forward_task<T> &task, vd_forward_memory<T> *m,
+                                float scale) {
+  vd_plan *plan = (vd_plan *)a.plan;
+  const int n_item = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE);
+  const float factor = rsqrtf((float)a.d_head) * 1.44269504088896341f;
+  int item = vd_next_item(&m->next[1]), c = 0;
+  for (int i = 0; item < n_item; i++) {
+    const vd_query_work work = vd_query_work_of<REL>(a, plan, item);
+    vd_forward_state w;
+    w.highest[0] = w.highest[1] = -INFINITY, w.total[0] = w.total[1] = 0;
+    vd_clear_sums(w.sum);
+    for (int t = 0; t < work.n; t++, c++) {
+      vd_barrier_wait<VD_BARRIER_THERE>();
+      const uint32_t kept = DROP ? m->kept[c % 3][threadIdx.x] : 0;
+      if (REL && t == 0) vd_forward_begin<T>(a, m, work, m->q[i & 1], c);
+      vd_barrier_arrive<VD_BARRIER_NEXT>();
+      vd_forward_tile<T, DROP, REL>(a, work, m, w, m->q[i & 1], t, c, kept, factor);
+    }
+    item = vd_next_item(&m->next[i & 1]);
+    vd_forward_end<T>(a, scale, work, w, factor, task.out, task.lse);
+  }
+  vd_no_more_items(plan);
+}
+
+/* The second group. */
+template <typename T, bool DROP, bool REL>
+VD_DEV void vd_forward_bring(const vd_cuda_attention &a, const vd_forward_task<T> &task, vd_forward_memory<T> *m,
+                             vd_drop drop) {
+  vd_plan *plan = (vd_plan *)a.plan;
+  const int n_item = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE), thread = (int)threadIdx.x - VD_THREADS;
+  int item = vd_next_item(&m->next[1]), c = 0;
+  for (int i = 0; item < n_item; i++) {
+    const int asked = threadIdx.x == VD_THREADS ? vd_pop_item(plan, vd_longest_items(n_item)) : 0;
+    const vd_query_work work = vd_query_work_of<REL>(a, plan, item);
+    const vd_positions<T> positions = vd_positions_of<REL, T>(a, task.table, work.it.head);
+    const int lowest = vd_lowest<REL>(work.band), n = work.n;
+    auto copy_table = [&](int y, int slot) {
+      vd_copy_positions<T, VD_WIDTH, REL>(m->table[slot], m->begin[slot], positions, work.first_block + y * VD_TILE,
+                                          a.d_head);
+    };
+    vd_set_drop(&drop, a, work.it.head, work.it.stream);
+    for (int t = -1; t < n; t++) { /* tile t is copied and tile t + 1 drawn meanwhile; before, tile 0 both */
+      if (t > 0 || (t < 0 && i > 0)) vd_barrier_wait<VD_BARRIER_NEXT>();
+      if (t < 0) {
+        const vd_lines<const T> queries = vd_block_lines(a, task.block, VD_QUERY, work.it.head, work.it.stream);
+        vd_copy_tile<T, VD_WIDTH>(m->q[i & 1], queries.row0, queries.stride, work.i0, 0, a.block, a.d_head);
+        if constexpr (REL) copy_table(0, 2);
+      }
+      if (t != 0) {
+        int tile = max(t, 0), slot = (c + tile) & 1, kappa0 = work.start + tile * VD_TILE;
+        const vd_key_lines<const T> memories = vd_keys_of(a, task.block, task.memory, work.it.head, work.it.stream);
+        const vd_lines<const T> keys = memories.at(kappa0, VD_KEY), values = memories.at(kappa0, VD_VALUE);
+        vd_copy_tile<T, VD_WIDTH>(m->k[slot], keys.row0, keys.stride, kappa0, lowest, a.block, a.d_head);
+        vd_copy_tile<T, VD_WIDTH>(m->v[slot], values.row0, values.stride, kappa0, lowest, a.block, a.d_head);
+        if (REL || tile + 1 < n) copy_table(tile + 1, slot);
+        vd_copy_commit();
+      }
+      if (DROP && t + 1 < n) {
+        uint32_t bits = vd_draw_queries(a, drop, work.i0 + 16 * (thread >> 5), work.start + (t + 1) * VD_TILE);
+        m->kept[(c + t + 1) % 3][thread] = bits;
+        if (a.kept) vd_kept_of(a, a.kept, work.it.stream, work.it.head, work.it.tile, n - 2 - t)[thread] = bits;
+      }
+      if (t < 0) continue;
+      if (t + 1 == n) vd_say_item(asked, &m->next[i & 1]);
+      vd_copy_wait();
+      vd_show_to_products();
+      vd_barrier_arrive<VD_BARRIER_THERE>();
+    }
+    c += n;
+    vd_sync_bring();
+    item = vd_next_item(&m->next[i & 1]);
+  }
+  if (c > 0) vd_barrier_wait<VD_BARRIER_NEXT>();
+}
+
+template <typename T, bool DROP, bool REL>
+__global__ void __launch_bounds__(VD_GROUPS, 2)
+    vd_forward_group_kernel(const __grid_constant__ vd_cuda_attention a,
+                            const __grid_constant__ vd_forward_task<T> task, const __grid_constant__ vd_drop drop) {
+  extern __shared__ __align__(1024) unsigned char memory[];
+  vd_forward_memory<T> *m = (vd_forward_memory<T> *)memory;
+  const int n_item = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE);
+  vd_await_before();
+  if (threadIdx.x == 0) m->next[1] = vd_place_first((vd_plan *)a.plan, vd_longest_items(n_item));
+  __syncthreads();
+  if (threadIdx.x < VD_THREADS) {
+    vd_many_registers<192>();
+    vd_forward_multiply<T, DROP, REL>(a, task, m, drop.scale);
+  } else {
+    vd_few_registers<64>();
+    vd_forward_bring<T, DROP, REL>(a, task, m, drop);
+  }
+}
+
+template <typename T>
+static cudaError_t vd_launch_forward(const vd_cuda_attention *a, const vd_forward_task<T> &task, cudaStream_t stream) {
+  int blocks, shared = (int)sizeof(vd_forward_memory<T>);
+  const vd_drop drop = vd_make_drop(a);
+  auto kernel = drop.threshold ? vd_forward_group_kernel<T, true, false> : vd_forward_group_kernel<T, false, false>;
+  if (a->rel_key)
+    kernel = drop.threshold ? vd_forward_group_kernel<T, true, true> : vd_forward_group_kernel<T, false, true>;
+  cudaError_t e = vd_fill_device((const void *)kernel, shared, &blocks, VD_GROUPS);
+  if (e != cudaSuccess) return e;
+  return vd_launch_ready(kernel, (unsigned)blocks, VD_GROUPS, (size_t)shared, stream, *a, task, drop);
+}
+
+cudaError_t vd_forward_by_group(const vd_cuda_attention *a, const void *block, const void *memory, const void *table,
+                                void *out, float *lse, cudaStream_t stream) {
+  if (a->type == VD_CUDA_BF16) {
+    typedef __nv_bfloat16 T;
+    vd_forward_task<T> task = {(const T *)block, (const T *)memory, (const T *)table, (T *)out, lse};
+    return vd_launch_forward<T>(a, task, stream);
+  }
+  vd_forward_task<__half> task = {(const __half *)block, (const __half *)memory, (const __half *)table, (__half *)out,
+                                  lse};
+  return vd_launch_forward<__half>(a, task, stream);
+}

@@ -1,0 +1,423 @@
+/* Projection of memory to keys and values, and the gradient of its weights: products of 128 x 128 tiles by blocks of
+ * eight warps, each with 16 rows of results; operands by asynchronous copies, three stages deep, which run on from tile
+ * to tile. Keys and values of one head stand side by side as 2 d_head columns, so that both share the memory rows that
+ * are read. 16-bit operands go through wgmma, which reads them where copies have put them; fp32 ones through mma. */
+#include "cuda/attention/common.cuh"
+#include "cuda/kernels/pdl.cuh"
+#include "cuda/attention/memory_projection.h"
+#include "cuda/kernels/wgmma.cuh"
+
+enum {
+  VD_SIDE = 128,            /* of a tile of results */
+  VD_PROJECT_THREADS = 256, /* of a block */
+  VD_STAGES = 3,            /* of the pipeline */
+  VD_COPIES = 4,            /* of 16 bytes that a thread makes for one operand of a stage */
+  VD_BACKWARD_BLOCKS = 256, /* that share the rows in backward, about; a constant, to fix the order of sums */
+  VD_LEAST_UNITS = 4        /* of rows in one partial sum */
+};
+
+/* Contracted in one stage: 128 bytes of a row, so that both operands and all types take 16 KiB each. Where it is rows
+ * that are contracted, an operand lies in panels of `depth` columns (wgmma.cuh). */
+template <typename T> struct vd_project_layout {
+  static constexpr int per_chunk = 16 / (int)sizeof(T), depth = 8 * per_chunk, operand = VD_SIDE * depth;
+  static constexpr int panel = depth * depth;
+  static constexpr int bytes = VD_STAGES * 2 * operand * (int)sizeof(T);
+  static constexpr int blocks = sizeof(T) == 4 ? 1 : 2;
+};
+static_assert(VD_SIDE * 128 == VD_PROJECT_THREADS * VD_COPIES * 16, "a stage's copies");
+
+typedef struct vd_project_args {
+  vd_cuda_ring memory;
+  const void *wk, *wv; /* forward */
+  void *kv;
+  const void *dkv; /* backward */
+  float *partial;  /* backward: [slots, 2 d_head, d] */
+  int slots;
+} vd_project_args;
+
+/* Rows of memory that each head reaches: brought to shared memory once, since a block asks for all of them often, one
+ * after the other. To be called by all threads. */
+VD_DEV const int *vd_rows_reached(const vd_cuda_attention &a, const vd_project_args &p) {
+  __shared__ int reached[VD_CUDA_MAX_HEADS];
+  const vd_plan *plan = (const vd_plan *)a.plan;
+  if ((int)threadIdx.x < a.n_head)
+    reached[threadIdx.x] = (int)min((int64_t)plan->band[threadIdx.x].reach, p.memory.rows);
+  __syncthreads();
+  return reached;
+}
+
+/* Row of the ring where row r of the window is. */
+VD_DEV int vd_ring_place(const vd_cuda_attention &a, const vd_project_args &p, int r) {
+  int rows = (int)p.memory.rows, at = (int)p.memory.oldest + rows - a.window + r;
+  return at >= rows ? at - rows : at;
+}
+
+/* This thread's place among the copies of a stage of 128 rows of 128 bytes, or (ACROSS) of `depth` rows of 128
+ * elements: its first row, the rows from one copy to the next, its 16-byte chunk of a row; where in an operand its
+ * first chunk goes, and how far on the next. */
+struct vd_copier {
+  int row, step, chunk, to, to_step;
+};
+template <typename T, bool ACROSS> VD_DEV vd_copier vd_copier_of() {
+  typedef vd_project_layout<T> layout;
+  constexpr int chunks = ACROSS ? VD_SIDE / layout::per_chunk : 8, step = VD_PROJECT_THREADS / chunks;
+  int row = (int)threadIdx.x / chunks, chunk = (int)threadIdx.x % chunks;
+  vd_copier k = {row, step, chunk, chunk / 8 * layout::panel + vd_chunk<T, layout::depth>(row, chunk % 8),
+                 step * layout::depth};
+  return k;
+}
+
+/* One stage's products by mma: this warp's 16 x 128 of the tile. */
+template <typename T, bool ACROSS> VD_DEV void vd_stage_by_mma(const T *left, const T *right, float c[16][4]) {
+  constexpr int depth = vd_project_layout<T>::depth, panel = vd_project_layout<T>::panel;
+  const int m0 = (int)(threadIdx.x >> 5) * 16;
+#pragma unroll 1
+  for (int k = 0; k < depth; k += 16) {
+    vd_frag_a<T> x;
+    if constexpr (ACROSS) {
+      vd_load_a_trans<T, depth>(x, left + m0 / depth * panel, k, m0 % depth);
+    } else {
+      vd_load_a<T, depth>(x, left, m0, k);
+    }
+#pragma unroll
+    for (int j = 0; j < 16; j += 2) {
+      vd_frag_b<T> y[2];
+      if constexpr (ACROSS) {
+        vd_load_b_trans<T, depth>(y, right + 8 * j / depth * panel, k, 8 * j % depth);
+      } else {
+        vd_load_b<T, depth>(y, right, 8 * j, k);
+      }
+      vd_mma(c[j], x, y[0]), vd_mma(c[j + 1], x, y[1]);
+    }
+  }
+}
+
+/* The same by wgmma, begun: this warpgroup's 64 x 128. */
+template <typename T, bool ACROSS> VD_DEV void vd_stage_by_wgmma(const T *left, const T *right, float c[16][4]) {
+  constexpr int depth = vd_project_layout<T>::depth, panel = vd_project_layout<T>::panel * (int)sizeof(T);
+  uint64_t x = vd_operand(left + (threadIdx.x >> 7) * (64 * depth), panel), y = vd_operand(right, panel);
+  vd_wgmma_begin();
+#pragma unroll
+  for (int k = 0; k < depth; k += 16) { /* 16 elements of 2 bytes, or 16 rows of 128 bytes, in units of 16 bytes */
+    int along = ACROSS ? k * 8 : k / 8;
+    vd_wgmma<T, ACROSS, ACROSS>(c, x + along, y + along);
+  }
+  vd_wgmma_commit();
+}
+
+/* The pipeline: copy(left, right) starts the copies of the stage that comes next, if there is one. */
+template <typename T> struct vd_pipe {
+  T *shared;
+  int slot;
+};
+template <typename T, typename Copy> VD_DEV vd_pipe<T> vd_start(T *shared, Copy copy) {
+  constexpr int operand = vd_project_layout<T>::operand;
+  for (int s = 0; s < VD_STAGES - 1; s++) {
+    copy(shared + 2 * s * operand, shared + (2 * s + 1) * operand);
+    vd_copy_commit();
+  }
+  vd_pipe<T> pipe = {shared, 0};
+  return pipe;
+}
+
+/* c = left right^T over the next `steps` stages: row 16 warp + g + 8 ih of the tile, column 8 j + 2t + jj in c[j][2 ih
+ * + jj]. */
+template <typename T, bool ACROSS, typename Copy>
+VD_DEV void vd_multiply(int steps, vd_pipe<T> &pipe, Copy copy, float c[16][4]) {
+  constexpr int operand = vd_project_layout<T>::operand;
+#pragma unroll
+  for (int i = 0; i < 64; i++) c[i >> 2][i & 3] = 0;
+  if constexpr (sizeof(T) == 2) vd_wgmma_done<16>(c);
+  for (int s = 0; s < steps; s++) {
+    vd_copy_wait_but<VD_STAGES - 2>();
+    if constexpr (sizeof(T) == 2) vd_show_to_products(), vd_wgmma_wait<0>();
+    __syncthreads(); /* this stage is there, and the one before has been read */
+    const T *left = pipe.shared + 2 * pipe.slot * operand, *right = left + operand;
+    if constexpr (sizeof(T) == 2) {
+      vd_stage_by_wgmma<T, ACROSS>(left, right, c);
+    } else {
+      vd_stage_by_mma<T, ACROSS>(left, right, c);
+    }
+    int ahead = pipe.slot == 0 ? VD_STAGES - 1 : pipe.slot - 1;
+    copy(pipe.shared + 2 * ahead * operand, pipe.shared + (2 * ahead + 1) * operand);
+    vd_copy_commit();
+    pipe.slot = pipe.slot == VD_STAGES - 1 ? 0 : pipe.slot + 1;
+  }
+  if constexpr (sizeof(T) == 2) vd_wgmma_wait<0>(), vd_wgmma_done<16>(c);
+}
+
+/* A tile of forward: 128 rows of a head, counted from the window's end, by 128 of its 2 d_head columns. */
+typedef struct vd_forward_tile {
+  int head, stream, first, lowest, column0;
+} vd_forward_tile;
+
+VD_DEV bool vd_find_tile(const vd_cuda_attention &a, const int *reached, int item, vd_forward_tile *t) {
+  int parts = vd_ceil_div(2 * a.d_head, VD_SIDE);
+  for (int h = 0; h < a.n_head; h++) {
+    int rows = reached[h], tiles = vd_ceil_div(rows, VD_SIDE), n = a.n_stream * tiles * parts;
+    if (item < n) {
+      int tile = item / parts % tiles;
+      t->head = h, t->stream = item / parts / tiles, t->first = a.window - (tile + 1) * VD_SIDE;
+      t->lowest = a.window - rows, t->column0 = item % parts * VD_SIDE;
+      return true;
+    }
+    item -= n;
+  }
+  return false;
+}
+
+/* Where forward's copies stand: the stage of a tile, and the rows of this thread's copies; NULL: zeros. */
+template <typename T> struct vd_forward_cursor {
+  int item, stage;
+  bool more;
+  const T *row[VD_COPIES], *weight[VD_COPIES];
+};
+template <typename T>
+VD_DEV void vd_aim(const vd_cuda_attention &a, const int *reached, const vd_project_args &p, const vd_copier &k,
+                   vd_forward_cursor<T> &at) {
+  const int d = vd_width(a);
+  vd_forward_tile t;
+  at.stage = 0, at.more = vd_find_tile(a, reached, at.item, &t);
+  if (!at.more) return;
+  const T *memory = (const T *)p.memory.at + (int64_t)t.stream * p.memory.rows * d;
+#pragma unroll
+  for (int i = 0; i < VD_COPIES; i++) {
+    int r = t.first + k.row + i * k.step, y = t.column0 + k.row + i * k.step;
+    bool key = y < a.d_head;
+    const T *weight = (const T *)(key ? p.wk : p.wv) + (int64_t)(t.head * a.d_head + (key ? y : y - a.d_head)) * d;
+    at.row[i] = r >= t.lowest ? memory + (int64_t)vd_ring_place(a, p, r) * d : NULL;
+    at.weight[i] = y < 2 * a.d_head ? weight : NULL;
+  }
+}
+
+template <typename T>
+VD_DEV void vd_write_tile(const vd_cuda_attention &a, const vd_project_args &p, const vd_forward_tile &t,
+                          float c[16][4]) {
+  int lane = threadIdx.x & 31, warp = (int)threadIdx.x >> 5, d = vd_width(a);
+#pragma unroll
+  for (int ih = 0; ih < 2; ih++) {
+    int row = t.first + warp * 16 + (lane >> 2) + 8 * ih;
+    if (row < t.lowest) continue;
+    T *keys = (T *)p.kv + ((int64_t)t.stream * a.kv_rows + row) * 2 * d + t.head * a.d_head;
+#pragma unroll
+    for (int j = 0; j < 16; j++) {
+      int column = t.column0 + 8 * j + 2 * (lane & 3);
+      if (column >= 2 * a.d_head) continue;
+      T *to = keys + (column < a.d_head ? column : d + column - a.d_head);
+      float x = c[j][2 * ih], y = c[j][2 * ih + 1];
+      if constexpr (sizeof(T) == 4) {
+        *(float2 *)to = make_float2(x, y);
+      } else {
+        *(uint32_t *)to = vd_pack(x, y, T());
+      }
+    }
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(VD_PROJECT_THREADS, vd_project_layout<T>::blocks)
+    vd_project_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ vd_project_args p) {
+  vd_await_before();
+  typedef vd_project_layout<T> layout;
+  extern __shared__ __align__(1024) unsigned char shared[];
+  const int *reached = vd_rows_reached(a, p);
+  const int d = vd_width(a), stages = vd_ceil_div(d, layout::depth);
+  const vd_copier k = vd_copier_of<T, false>();
+  vd_forward_cursor<T> at;
+  at.item = (int)blockIdx.x;
+  vd_aim(a, reached, p, k, at);
+  auto copy = [&](T *left, T *right) {
+    if (!at.more) return;
+    int x = at.stage * layout::depth + k.chunk * layout::per_chunk;
+#pragma unroll
+    for (int i = 0; i < VD_COPIES; i++) {
+      bool row = at.row[i] && x < d, weight = at.weight[i] && x < d;
+      vd_copy16(left + k.to + i * k.to_step, row ? at.row[i] + x : (const T *)p.wk, row);
+      vd_copy16(right + k.to + i * k.to_step, weight ? at.weight[i] + x : (const T *)p.wk, weight);
+    }
+    if (++at.stage < stages) return;
+    at.item += (int)gridDim.x;
+    vd_aim(a, reached, p, k, at);
+  };
+  vd_pipe<T> pipe = vd_start((T *)shared, copy);
+  vd_forward_tile t;
+  for (int item = (int)blockIdx.x; vd_find_tile(a, reached, item, &t); item += (int)gridDim.x) {
+    float c[16][4];
+    vd_multiply<T, false>(stages, pipe, copy, c);
+    vd_write_tile<T>(a, p, t, c);
+  }
+}
+
+/* How backward's rows are shared out: a unit is `depth` rows of one stream and head; a slot is `size` units of one
+ * head, and has one partial sum. */
+typedef struct vd_share {
+  int size;              /* units of a slot */
+  int head, slot, slots; /* of a head: its first slot and their number */
+  int rows, units;       /* of the head: rows of a stream; units of all streams */
+} vd_share;
+
+/* The share of the slot's head, or of `head` where slot < 0. False: no such slot. */
+VD_DEV bool vd_find_share(const vd_cuda_attention &a, const int *reached, const vd_project_args &p, int depth, int slot,
+                          int head, vd_share *s) {
+  int units = 0, first = 0;
+  for (int h = 0; h < a.n_head; h++) units += a.n_stream * vd_ceil_div(reached[h], depth);
+  s->size = max((int)VD_LEAST_UNITS, vd_ceil_div(units, p.slots - a.n_head));
+  for (int h = 0; h < a.n_head; h++) {
+    int rows = reached[h], mine = a.n_stream * vd_ceil_div(rows, depth);
+    int slots = vd_ceil_div(mine, s->size);
+    if (slot < 0 ? h == head : slot < first + slots) {
+      s->head = h, s->slot = first, s->slots = slots, s->rows = rows, s->units = mine;
+      return true;
+    }
+    first += slots;
+  }
+  return false;
+}
+
+/* Writes a block's part of a partial sum: rows column0.. of 2 d_head, columns x0.. of d. */
+VD_DEV void vd_write_partial(const vd_cuda_attention &a, float *partial, int column0, int x0, float c[16][4]) {
+  int lane = threadIdx.x & 31, d = vd_width(a), row0 = column0 + (int)(threadIdx.x >> 5) * 16 + (lane >> 2);
+  x0 += 2 * (lane & 3);
+#pragma unroll
+  for (int i = 0; i < 32; i++) {
+    int j = i >> 1, ih = i & 1, row = row0 + 8 * ih, x = x0 + 8 * j;
+    if (row < 2 * a.d_head && x < d)
+      *(float2 *)(partial + (int64_t)row * d + x) = make_float2(c[j][2 * ih], c[j][2 * ih + 1]);
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(VD_PROJECT_THREADS, vd_project_layout<T>::blocks)
+    vd_project_backward_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ vd_project_args p) {
+  vd_await_before();
+  constexpr int depth = vd_project_layout<T>::depth, per_chunk = vd_project_layout<T>::per_chunk;
+  extern __shared__ __align__(1024) unsigned char shared[];
+  const int d = vd_width(a), across = vd_ceil_div(d, VD_SIDE), parts = vd_ceil_div(2 * a.d_head, VD_SIDE);
+  const int slot = (int)blockIdx.x / (across * parts), x0 = (int)blockIdx.x % across * VD_SIDE;
+  const int column0 = (int)blockIdx.x / across % parts * VD_SIDE;
+  vd_share share;
+  if (!vd_find_share(a, vd_rows_reached(a, p), p, depth, slot, 0, &share)) return;
+  const int first_unit = (slot - share.slot) * share.size, per_stream = vd_ceil_div(share.rows, depth);
+  const int steps = min(share.size, share.units - first_unit), lowest = a.window - share.rows;
+  const vd_copier k = vd_copier_of<T, true>();
+  const int y = column0 + k.chunk * per_chunk, x = x0 + k.chunk * per_chunk;
+  const T *dkv = (const T *)p.dkv + share.head * a.d_head + (y < a.d_head ? y : d + y - a.d_head);
+  const T *memory = (const T *)p.memory.at + x;
+  int left_steps = steps, stream = first_unit / per_stream, unit = first_unit % per_stream;
+  auto copy = [&](T *left, T *right) {
+    if (left_steps-- <= 0) return;
+    int first = a.window - (per_stream - unit) * depth + k.row;
+    const T *dkeys = dkv + (int64_t)stream * a.kv_rows * 2 * d, *rows = memory + (int64_t)stream * p.memory.rows * d;
+#pragma unroll
+    for (int i = 0; i < VD_COPIES; i++) {
+      int r = first + i * k.step;
+      bool key = r >= lowest && y < 2 * a.d_head, row = r >= lowest && x < d;
+      vd_copy16(left + k.to + i * k.to_step, key ? dkeys + (int64_t)r * 2 * d : (const T *)p.dkv, key);
+      vd_copy16(right + k.to + i * k.to_step, row ? rows + (int64_t)vd_ring_place(a, p, r) * d : (const T *)p.dkv, row);
+    }
+    if (++unit == per_stream) unit = 0, stream++;
+  };
+  vd_pipe<T> pipe = vd_start((T *)shared, copy);
+  float c[16][4];
+  vd_multiply<T, true>(steps, pipe, copy, c);
+  vd_write_partial(a, p.partial + (int64_t)slot * 2 * a.d_head * d, column0, x0, c);
+}
+
+/* dwk, dwv += the partial sums, in the order of slots; four neighbouring elements a thread. */
+static __global__ void vd_project_sum_kernel(const __grid_constant__ vd_cuda_attention a,
+                                             const __grid_constant__ vd_project_args p, int depth, float *dwk,
+                                             float *dwv) {
+  vd_await_before();
+  const int d = a.n_head * a.d_head, per_head = 2 * a.d_head * d;
+  const int *reached = vd_rows_reached(a, p);
+  int64_t id = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 4;
+  if (id >= (int64_t)per_head * a.n_head) return;
+  int head = (int)(id / per_head), in = (int)(id % per_head), row = in / d;
+  vd_share share;
+  if (!vd_find_share(a, reached, p, depth, -1, head, &share)) return;
+  const float *from = p.partial + (int64_t)share.slot * per_head + in;
+  float4 sum = make_float4(0, 0, 0, 0);
+#pragma unroll 8
+  for (int s = 0; s < share.slots; s++) {
+    float4 x = *(const float4 *)(from + (int64_t)s * per_head);
+    sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w;
+  }
+  float *to = row < a.d_head ? dwk : dwv;
+  to += (int64_t)(head * a.d_head + (row < a.d_head ? row : row - a.d_head)) * d + in % d;
+  float4 old = *(float4 *)to;
+  *(float4 *)to = make_float4(old.x + sum.x, old.y + sum.y, old.z + sum.z, old.w + sum.w);
+}
+
+static int vd_tiles_across(const vd_cuda_attention *a) {
+  return vd_ceil_div(a->n_head * a->d_head, VD_SIDE) * vd_ceil_div(2 * a->d_head, VD_SIDE);
+}
+/* More than heads, as each head's last slot may be a partial one. */
+static int vd_slots(const vd_cuda_attention *a) {
+  int shared = VD_BACKWARD_BLOCKS / vd_tiles_across(a);
+  return shared > 2 * a->n_head ? shared : 2 * a->n_head;
+}
+
+size_t vd_cuda_project_workspace_size(const vd_cuda_attention *a) {
+  size_t d = (size_t)a->n_head * (size_t)a->d_head;
+  return (size_t)vd_slots(a) * 2 * (size_t)a->d_head * d * sizeof(float);
+}
+
+template <typename T>
+static cudaError_t vd_project(const vd_cuda_attention *a, const vd_project_args *p, cudaStream_t stream) {
+  int blocks, threads = VD_PROJECT_THREADS, shared = vd_project_layout<T>::bytes;
+  cudaError_t e = vd_fill_device((const void *)vd_project_kernel<T>, shared, &blocks, threads);
+  if (e != cudaSuccess) return e;
+  return vd_launch_ready(vd_project_kernel<T>, (unsigned)blocks, (unsigned)threads, (size_t)shared, stream, *a, *p);
+}
+
+template <typename T>
+static cudaError_t vd_project_backward(const vd_cuda_attention *a, const vd_project_args *p, float *dwk, float *dwv,
+                                       cudaStream_t stream) {
+  int shared = vd_project_layout<T>::bytes, threads = VD_PROJECT_THREADS;
+  cudaError_t e =
+      cudaFuncSetAttribute(vd_project_backward_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+  if (e != cudaSuccess) return e;
+  e = vd_launch_ready(vd_project_backward_kernel<T>, (unsigned)(p->slots * vd_tiles_across(a)), (unsigned)threads,
+                      (size_t)shared, stream, *a, *p);
+  if (e != cudaSuccess) return e;
+  int64_t d = (int64_t)a->n_head * a->d_head, n = 2 * d * d / 4;
+  return vd_launch_ready(vd_project_sum_kernel, (unsigned)((n + threads - 1) / threads), (unsigned)threads, 0, stream,
+                         *a, *p, (int)vd_project_layout<T>::depth, dwk, dwv);
+}
+
+static bool vd_project_fits(const vd_cuda_attention *a, const vd_cuda_ring *memory) {
+  int chunk = a->type == VD_CUDA_FP32 ? 4 : 8;
+  return a->n_stream > 0 && a->window > 0 && a->n_head > 0 && a->n_head <= VD_CUDA_MAX_HEADS && a->d_head > 0 &&
+         a->d_head <= 128 && a->d_head % chunk == 0 && a->kv_rows >= a->window && memory->oldest >= 0 &&
+         memory->oldest <= memory->rows;
+}
+
+cudaError_t vd_cuda_project_memory(const vd_cuda_attention *a, const vd_cuda_ring *memory, const void *wk,
+                                   const void *wv, void *kv, cudaStream_t stream) {
+  if (!vd_project_fits(a, memory)) return cudaErrorInvalidValue;
+  const vd_project_args p = {*memory, wk, wv, kv, NULL, NULL, 0};
+  switch (a->type) {
+  case VD_CUDA_FP32:
+    return vd_project<float>(a, &p, stream);
+  case VD_CUDA_BF16:
+    return vd_project<__nv_bfloat16>(a, &p, stream);
+  case VD_CUDA_FP16:
+    return vd_project<__half>(a, &p, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+cudaError_t vd_cuda_project_memory_backward(const vd_cuda_attention *a, const vd_cuda_ring *memory, const void *dkv,
+                                            float *dwk, float *dwv, void *workspace, cudaStream_t stream) {
+  if (!vd_project_fits(a, memory)) return cudaErrorInvalidValue;
+  const vd_project_args p = {*memory, NULL, NULL, NULL, dkv, (float *)workspace, vd_slots(a)};
+  switch (a->type) {
+  case VD_CUDA_FP32:
+    return vd_project_backward<float>(a, &p, dwk, dwv, stream);
+  case VD_CUDA_BF16:
+    return vd_project_backward<__nv_bfloat16>(a, &p, dwk, dwv, stream);
+  case VD_CUDA_FP16:
+    return vd_project_backward<__half>(a, &p, dwk, dwv, stream);
+  }
+  return cudaErrorInvalidValue;
+}

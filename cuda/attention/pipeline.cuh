@@ -1,0 +1,254 @@
+/* 64 x 64 x 64 products of a group of four warps (wgmma), and what the attention kernels that use them share: 16-bit
+ * types, heads up to 64 wide. A block has two groups: one multiplies, the other copies tiles and draws for dropout, one
+ * tile ahead, in issue slots that the first leaves free, and with few registers.
+ *
+ * A tile is 64 rows of 128 bytes, swizzled as vd_chunk() does, from a multiple of 1024 bytes on: both the rows and the
+ * columns of such a tile can be what a product sums over. Warp w of the group has rows 16 w .. 16 w + 15 of a result;
+ * in these its lanes have what they have in eight m16n8k16 results side by side (mma.cuh), so that c + 2 j is the
+ * 16 x 16 sub-tile of columns 16 j. */
+#ifndef VD_GROUP_CUH
+#define VD_GROUP_CUH
+
+#include "cuda/attention/common.cuh"
+#include "cuda/kernels/wgmma.cuh"
+
+enum { VD_WIDTH = 64, VD_TILE_BYTES = VD_TILE * VD_WIDTH * 2 };
+
+/* What the products are told of a tile: address, swizzle of 128 bytes, 1024 bytes from 8 rows to the next 8. */
+VD_DEV uint64_t vd_tile_of(const void *tile) {
+  return (uint64_t)(vd_shared(tile) >> 4) | (uint64_t)1 << 16 | (uint64_t)64 << 32 | (uint64_t)1 << 62;
+}
+/* From 16 of what is summed over to the next 16, in units of 16 bytes: columns, or rows. */
+enum { VD_BY_COLUMNS = 2, VD_BY_ROWS = 128 };
+
+#define VD_SUMS(c)                                                                                                     \
+  "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]), "+f"(c[1][0]), "+f"(c[1][1]), "+f"(c[1][2]),             \
+      "+f"(c[1][3]), "+f"(c[2][0]), "+f"(c[2][1]), "+f"(c[2][2]), "+f"(c[2][3]), "+f"(c[3][0]), "+f"(c[3][1]),         \
+      "+f"(c[3][2]), "+f"(c[3][3]), "+f"(c[4][0]), "+f"(c[4][1]), "+f"(c[4][2]), "+f"(c[4][3]), "+f"(c[5][0]),         \
+      "+f"(c[5][1]), "+f"(c[5][2]), "+f"(c[5][3]), "+f"(c[6][0]), "+f"(c[6][1]), "+f"(c[6][2]), "+f"(c[6][3]),         \
+      "+f"(c[7][0]), "+f"(c[7][1]), "+f"(c[7][2]), "+f"(c[7][3])
+#define VD_SUM_NAMES                                                                                                   \
+  "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30" \
+  ",%31}"
+/* One step: c (64 x 64) = or += a b, 16 summed over; a and b are tiles. */
+#define VD_TILE_STEP(type)                                                                                             \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"                                                            \
+               "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " " VD_SUM_NAMES                            \
+               ", %32, %33, p, 1, 1, %35, %36;\n}"                                                                     \
+               : VD_SUMS(c)                                                                                            \
+               : "l"(a), "l"(b), "r"((int)add), "n"(A == VD_BY_ROWS), "n"(B == VD_BY_ROWS))
+/* The same with the left operand in registers: a warp's 16 rows. */
+#define VD_HELD_STEP(type)                                                                                             \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"                                                            \
+               "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " " VD_SUM_NAMES                            \
+               ", {%32,%33,%34,%35}, %36, p, 1, 1, %38;\n}"                                                            \
+               : VD_SUMS(c)                                                                                            \
+               : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "l"(b), "r"((int)add), "n"(B == VD_BY_ROWS))
+
+template <int A, int B> VD_DEV void vd_tile_step(float c[8][4], uint64_t a, uint64_t b, bool add, __nv_bfloat16) {
+  VD_TILE_STEP("bf16");
+}
+template <int A, int B> VD_DEV void vd_tile_step(float c[8][4], uint64_t a, uint64_t b, bool add, __half) {
+  VD_TILE_STEP("f16");
+}
+template <int B> VD_DEV void vd_held_step(float c[8][4], const vd_frag_a<__nv_bfloat16> &a, uint64_t b, bool add) {
+  VD_HELD_STEP("bf16");
+}
+template <int B> VD_DEV void vd_held_step(float c[8][4], const vd_frag_a<__half> &a, uint64_t b, bool add) {
+  VD_HELD_STEP("f16");
+}
+
+/* Starts c = or += the product of two tiles; A, B: what each is summed over by. */
+template <typename T, int A, int B> VD_DEV void vd_start_product(float c[8][4], const T *a, const T *b, bool add) {
+  uint64_t x = vd_tile_of(a), y = vd_tile_of(b);
+#pragma unroll
+  for (int i = 0; i < 4; i++) vd_tile_step<A, B>(c, x + i * A, y + i * B, add || i > 0, T());
+}
+/* The same with what the group holds in registers as left operand. */
+template <typename T, int B> VD_DEV void vd_start_held(float c[8][4], const vd_frag_a<T> a[4], const T *b, bool add) {
+  uint64_t y = vd_tile_of(b);
+#pragma unroll
+  for (int i = 0; i < 4; i++) vd_held_step<B>(c, a[i], y + i * B, add || i > 0);
+}
+
+VD_DEV void vd_clear_sums(float c[8][4]) {
+#pragma unroll
+  for (int i = 0; i < 32; i++) c[i >> 2][i & 3] = 0;
+}
+template <typename T> VD_DEV void vd_hold(vd_frag_a<T> a[4], const float c[8][4]) {
+#pragma unroll
+  for (int i = 0; i < 4; i++) vd_as_a(a[i], c + 2 * i);
+}
+
+/* The two groups of a block, and how they wait for each other: the second says when a tile is there, the first, once
+ * for each tile, when the next one may be brought, be it of the same item or of the one after. */
+enum { VD_GROUPS = 2 * VD_THREADS };
+enum { VD_BARRIER_THERE = 2, VD_BARRIER_NEXT, VD_BARRIER_BRING = 5 }; /* 1: vd_sync_group() */
+template <int BARRIER> VD_DEV void vd_barrier_wait() {
+  asm volatile("bar.sync %0, %1;" ::"n"(BARRIER), "n"((int)VD_GROUPS) : "memory");
+}
+template <int BARRIER> VD_DEV void vd_barrier_arrive() {
+  asm volatile("bar.arrive %0, %1;" ::"n"(BARRIER), "n"((int)VD_GROUPS) : "memory");
+}
+/* The second group asks for the next item when it begins one, and says it to the first with the item's last tile:
+ * vd_say_item before that tile is said to be there; then both read `said`. */
+VD_DEV int vd_ask_item(vd_plan *plan, int kind) {
+  return threadIdx.x == VD_THREADS ? (int)gridDim.x + atomicAdd(&plan->next[kind], 1) : 0;
+}
+VD_DEV void vd_say_item(int asked, int *said) {
+  if (threadIdx.x == VD_THREADS) *said = asked;
+}
+VD_DEV void vd_sync_bring() {
+  asm volatile("bar.sync %0, 128;" ::"n"((int)VD_BARRIER_BRING) : "memory");
+}
+VD_DEV int vd_next_item(const int *said) {
+  return __shfl_sync(0xffffffffU, *said, 0); /* so that the compiler knows that it is the same in all lanes */
+}
+
+/* Registers move from the second group to the first: 256 for a thread of each. */
+template <int N> VD_DEV void vd_many_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
+}
+template <int N> VD_DEV void vd_few_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+}
+
+/* As vd_begin_scores, of 64 columns. */
+VD_DEV void vd_begin_positions(float c[8][4], const float *score) {
+#pragma unroll
+  for (int j = 0; j < 4; j++) vd_begin_scores<true>(c + 2 * j, score + 16 * j);
+}
+
+/* Position scores of a warp's 16 queries in shared memory, to be read in key order: two 64-wide blocks of e, one with
+ * an even and one with an odd number, and the first 16 columns once more after the last, so that 32 columns from any
+ * multiple of 16 on lie side by side. The stride spreads what is written at once over the banks. */
+enum { VD_RING = 152, VD_RING_BYTES = 16 * VD_RING * 4 };
+
+VD_DEV void vd_write_ring(float *ring, int block, const float c[8][4]) {
+  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, odd = block & 1;
+  float *to = ring + g * VD_RING + 64 * odd + 2 * t;
+#pragma unroll
+  for (int i = 0; i < 16; i++)
+    *(float2 *)(to + (i & 1) * 8 * VD_RING + 8 * (i >> 1)) =
+        make_float2(c[i >> 1][2 * (i & 1)], c[i >> 1][2 * (i & 1) + 1]);
+  if (!odd) {
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      *(float2 *)(to + (i & 1) * 8 * VD_RING + 128 + 8 * (i >> 1)) =
+          make_float2(c[i >> 1][2 * (i & 1)], c[i >> 1][2 * (i & 1) + 1]);
+  }
+}
+/* The same in half precision, which leaves the kernel by queries room to copy a tile ahead: a score (before it is
+ * divided by the root of d_head) is off by 2^-11 of its position part at most, so that one of 80, ten in the exponent,
+ * changes its weight by 0.5 %; bf16 does so by 0.4 % when the weight becomes an operand. Beyond 65504 it saturates. */
+VD_DEV uint32_t vd_half_pair(float x, float y) {
+  uint32_t pair;
+  asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(y), "f"(x));
+  return pair;
+}
+VD_DEV void vd_write_ring(__half *ring, int block, const float c[8][4]) {
+  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, odd = block & 1;
+  __half *to = ring + g * VD_RING + 64 * odd + 2 * t;
+#pragma unroll
+  for (int i = 0; i < 16; i++) {
+    uint32_t pair = vd_half_pair(c[i >> 1][2 * (i & 1)], c[i >> 1][2 * (i & 1) + 1]);
+    __half *at = to + (i & 1) * 8 * VD_RING + 8 * (i >> 1);
+    *(uint32_t *)at = pair;
+    if (i < 4 && !odd) *(uint32_t *)(at + 128) = pair;
+  }
+}
+/* s += position scores of 16 keys, from a ring of either type. unit: where, in 16-wide blocks of e, the keys' block 0
+ * is (common.cuh). */
+template <typename E> VD_DEV void vd_add_ring(float s[2][4], const E *ring, int unit) {
+  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+  const E *from = ring + g * (VD_RING - 1) + 16 + 2 * t + (unit & 7) * 16;
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    int jn = i >> 2, ih = i >> 1 & 1, jj = i & 1;
+    s[jn][2 * ih + jj] += (float)from[ih * 8 * (VD_RING - 1) + 8 * jn + jj];
+  }
+}
+
+/* A work item by queries. Key tile t needs scores with blocks t and t + 1 of the table, where block y begins with
+ * e = first_block + 64 y. Block 0 is beyond a span's reach (not so with relative keys, where keys may begin within the
+ * reach), and block n has distances <= 0: scores with what lies there are masked. */
+typedef struct vd_query_work {
+  vd_item it;
+  vd_band band;
+  int i0, n, start, first_block; /* first query, key tiles, first key */
+} vd_query_work;
+template <bool REL> VD_DEV vd_query_work vd_query_work_of(const vd_cuda_attention &a, const vd_plan *plan, int item) {
+  vd_query_work w;
+  w.it = vd_query_item<REL>(a, plan, item);
+  w.band = vd_band_of<REL>(a, plan, w.it.head);
+  w.i0 = w.it.tile * VD_TILE, w.n = vd_key_tiles<REL>(w.band, w.it.tile), w.start = w.i0 - (w.n - 1) * VD_TILE;
+  w.first_block = w.start - w.i0 - VD_TILE;
+  return w;
+}
+
+/* Which elements of four sub-tiles side by side (keys kappa0.. of 16 queries from i0 on) are kept: element jj of row
+ * half ih and column half jn of sub-tile j is bit 7 - 2 j - jn of byte 2 ih + jj, so that shifting left brings the bits
+ * of two pairs of neighbours to signs of bytes. */
+VD_DEV int vd_kept_bit(int j, int jn, int k) {
+  return 8 * k + 7 - 2 * j - jn;
+}
+VD_DEV uint32_t vd_draw_queries(const vd_cuda_attention &a, const vd_drop &drop, int i0, int kappa0) {
+  uint32_t bits = 0;
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    philox4x32_ctr_t words = vd_drop_words(a, drop, i0, kappa0 + 16 * j);
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+      if (vd_kept(words, drop.threshold, i >> 2, i & 3)) bits |= 1U << vd_kept_bit(j, i >> 2, i & 3);
+  }
+  return bits;
+}
+
+/* Which weights are kept, drawn once: [stream, head, query tile, far][128], far the key tiles from the query tile back,
+ * a tile of 64 x 64 as vd_draw_queries() has it for the 128 threads of a group. Tiles back to the farthest that any
+ * head may see. */
+static inline __host__ __device__ int vd_most_tiles(const vd_cuda_attention &a) {
+  return vd_ceil_div(a.rel_key ? a.reach : a.window, VD_TILE) + 1;
+}
+template <typename U>
+VD_DEV U *vd_kept_of(const vd_cuda_attention &a, U *kept, int stream, int head, int tile, int far) {
+  int64_t item = ((int64_t)stream * a.n_head + head) * vd_ceil_div(a.block, VD_TILE) + tile;
+  return kept + (item * vd_most_tiles(a) + far) * VD_THREADS;
+}
+
+/* Whether four sub-tiles side by side, 16 queries from i0 on and 64 keys from kappa0 on, are seen with mask 1. */
+template <bool REL> VD_DEV bool vd_row_full(const vd_band &b, int i0, int kappa0) {
+  return vd_all_full<REL>(b, i0 - kappa0, kappa0) && vd_all_full<REL>(b, i0 - kappa0 - 48, kappa0);
+}
+
+/* What the elements of a 16 x 16 sub-tile need that is not seen in full; `nearer`: by how much an element's distance is
+ * less than that of the corner. */
+typedef struct vd_masks {
+  float least, fraction, factor, ramp; /* the mask is (least + nearer + fraction) factor in 0..1 */
+  unsigned x, seen;                    /* distance of the corner less the first; number of distances less 1 */
+  unsigned moving, moves;              /* it moves with the span where moving + nearer < moves */
+} vd_masks;
+VD_DEV vd_masks vd_masks_of(const vd_band &b, int x) {
+  int u = b.whole - x + 1 + b.ramp;
+  vd_masks m = {(float)u, b.fraction, b.inverse_ramp, (float)b.ramp, (unsigned)(x - b.first)};
+  m.seen = (unsigned)(b.reach - b.first);
+  m.moving = (unsigned)u, m.moves = (unsigned)b.ramp + (b.fraction == 0 ? 1U : 0U);
+  return m;
+}
+VD_DEV bool vd_masks_seen(const vd_masks &m, int nearer) {
+  return m.x - (unsigned)nearer <= m.seen;
+}
+VD_DEV float vd_masks_at(const vd_masks &m, int nearer) {
+  return __saturatef((m.least + (float)nearer + m.fraction) * m.factor);
+}
+/* As vd_score_gradient of spans, not in full. */
+VD_DEV float vd_masked_gradient(const vd_masks &m, bool trimmed, int nearer, float s, float dp, float delta,
+                                float *weight, float *dspan) {
+  float p = vd_masks_seen(m, nearer) ? vd_exp2(s) : 0, mask = vd_masks_at(m, nearer);
+  p = !trimmed && mask == 0 ? fminf(p, m.ramp) : p;
+  *weight = p * mask;
+  float own = trimmed ? 0 : p * delta;
+  *dspan += m.moving + (unsigned)nearer < m.moves ? fmaf(p, dp, -own) : 0;
+  return fmaf(*weight, dp, -(trimmed ? p : *weight) * delta);
+}
+#endif

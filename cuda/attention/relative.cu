@@ -1,0 +1,112 @@
+/* What relative keys and query biases need around the attention kernels, which take queries with u added and scores of
+ * position keys that begin with (v - u).r(x). */
+#include "cuda/attention/bwd_common.cuh"
+
+/* room[h, x] = (v - u).r(x), zero without biases. Eight lanes share a distance of a head. */
+template <typename T> __global__ void vd_room_kernel(const __grid_constant__ vd_cuda_attention a) {
+  int64_t id = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / 8;
+  int head = (int)(id % a.n_head), x = (int)(id / a.n_head), lane = (int)threadIdx.x % 8;
+  float sum = 0;
+  for (int c = head * a.d_head + lane; a.content_bias && x <= a.reach && c < (head + 1) * a.d_head; c += 8)
+    sum += (a.position_bias[c] - a.content_bias[c]) * (float)((const T *)a.rel_key)[(int64_t)x * a.rel_stride + c];
+  for (int m = 4; m; m >>= 1) sum += __shfl_xor_sync(0xffffffffU, sum, m);
+  if (x <= a.reach && lane == 0) a.room[(int64_t)head * (a.reach + 1) + x] = sum;
+}
+
+template <typename T> static void vd_launch_room(const vd_cuda_attention *a, cudaStream_t stream) {
+  int64_t lanes = (int64_t)a->n_head * (a->reach + 1) * 8;
+  vd_room_kernel<T><<<(unsigned)((lanes + 255) / 256), 256, 0, stream>>>(*a);
+}
+
+cudaError_t vd_fill_room(const vd_cuda_attention *a, cudaStream_t stream) {
+  if (a->type == VD_CUDA_FP32) {
+    vd_launch_room<float>(a, stream);
+  } else if (a->type == VD_CUDA_BF16) {
+    vd_launch_room<__nv_bfloat16>(a, stream);
+  } else {
+    vd_launch_room<__half>(a, stream);
+  }
+  return cudaGetLastError();
+}
+
+/* to = q + u, q in the block's rows, 16 bytes a thread; sum[0 .. n_sum - 1] = 0. */
+template <typename T>
+__global__ void vd_add_bias_kernel(const __grid_constant__ vd_cuda_attention a, const T *block, T *to, float *sum,
+                                   int n_sum) {
+  constexpr int chunk = 16 / (int)sizeof(T);
+  int64_t id = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+  int chunks = a.n_head * a.d_head / chunk, column = (int)(id % chunks) * chunk;
+  if (id < n_sum) sum[id] = 0;
+  if (id / chunks >= (int64_t)a.n_stream * a.block) return;
+  int64_t row = id / chunks * vd_width(a);
+  uint4 x = *(const uint4 *)(block + 3 * row + column);
+  T *e = (T *)&x;
+#pragma unroll
+  for (int i = 0; i < chunk; i++) e[i] = (T)((float)e[i] + (a.content_bias ? a.content_bias[column + i] : 0));
+  *(uint4 *)(to + row + column) = x;
+}
+
+template <typename T>
+static void vd_launch_add_bias(const vd_cuda_attention *a, const void *block, const vd_backward_room *room,
+                               cudaStream_t stream) {
+  int64_t n = (int64_t)a->n_stream * a->block * a->n_head * a->d_head * (int64_t)sizeof(T) / 16;
+  int n_sum = a->n_head * (a->reach + 1);
+  n = n < n_sum ? n_sum : n;
+  vd_add_bias_kernel<T>
+      <<<(unsigned)((n + 255) / 256), 256, 0, stream>>>(*a, (const T *)block, (T *)room->query, room->dsum, n_sum);
+}
+
+cudaError_t vd_relative_begin(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
+                              const vd_backward_room *room, cudaStream_t stream) {
+  cudaError_t e = vd_fill_room(a, stream);
+  if (e != cudaSuccess) return e;
+  if (a->type == VD_CUDA_FP32) {
+    vd_launch_add_bias<float>(a, g->block, room, stream);
+  } else if (a->type == VD_CUDA_BF16) {
+    vd_launch_add_bias<__nv_bfloat16>(a, g->block, room, stream);
+  } else {
+    vd_launch_add_bias<__half>(a, g->block, room, stream);
+  }
+  return cudaGetLastError();
+}
+
+/* drel[x, h] += sum[h, x] (v - u): the kernel by queries added what queries + u give. */
+__global__ void vd_end_relative_kernel(const __grid_constant__ vd_cuda_attention a, const float *sum, float *drel) {
+  int width = a.n_head * a.d_head;
+  int64_t id = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, x = id / width;
+  int c = (int)(id % width);
+  if (x <= a.reach)
+    drel[x * a.rel_stride + c] +=
+        sum[c / a.d_head * (int64_t)(a.reach + 1) + x] * (a.position_bias[c] - a.content_bias[c]);
+}
+
+/* dcontent_bias and dposition_bias += sums over streams and query tiles, in a fixed order. A block has 32 of a head's
+ * 2 d_head columns; each of its eight warps takes every eighth item of the head. */
+__global__ void vd_dbias_kernel(const __grid_constant__ vd_cuda_attention a, int n_tile, const float *item,
+                                float *dcontent, float *dposition) {
+  __shared__ float sums[8][32];
+  int head = (int)blockIdx.x, column = (int)(blockIdx.y * 32 + threadIdx.x), width = 2 * a.d_head;
+  int64_t n = (int64_t)a.n_stream * n_tile;
+  float sum = 0;
+#pragma unroll 8
+  for (int64_t i = threadIdx.y; i < n; i += 8)
+    if (column < width) sum += item[((i / n_tile * a.n_head + head) * n_tile + i % n_tile) * width + column];
+  sums[threadIdx.y][threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.y > 0 || column >= width) return;
+  for (int i = 1; i < 8; i++) sum += sums[i][threadIdx.x];
+  float *to = column < a.d_head ? dcontent + column : dposition + column - a.d_head;
+  to[head * a.d_head] += sum;
+}
+
+cudaError_t vd_relative_end(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
+                            const vd_backward_room *room, cudaStream_t stream) {
+  if (!a->content_bias) return cudaSuccess;
+  int64_t n = (int64_t)(a->reach + 1) * a->n_head * a->d_head;
+  dim3 blocks((unsigned)a->n_head, (unsigned)vd_ceil_div(2 * a->d_head, 32)), threads(32, 8);
+  vd_end_relative_kernel<<<(unsigned)((n + 255) / 256), 256, 0, stream>>>(*a, room->dsum, g->drel_key);
+  if (g->dcontent_bias)
+    vd_dbias_kernel<<<blocks, threads, 0, stream>>>(*a, vd_ceil_div(a->block, VD_TILE), room->dbias, g->dcontent_bias,
+                                                    g->dposition_bias);
+  return cudaGetLastError();
+}

@@ -1,0 +1,230 @@
+/* Dense products through cuBLASLt: descriptions, the choice of a kernel for each shape, the calls. */
+#include "cuda/backend/context.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { VD_BLAS_WORKSPACE = 64 << 20, VD_CANDIDATES = 8 };
+
+/* What decides which of cuBLASLt's kernels serves a call; compared as bytes, so that it is zeroed before it is filled.
+ */
+typedef struct vd_product_key {
+  int64_t m, n, k, n_batch, lda, ldb, ldc, stride_a, stride_b, stride_c;
+  int32_t transposed, c_float, epilogue, align;
+} vd_product_key;
+
+struct vd_product {
+  vd_product_key key;
+  cublasLtMatmulDesc_t desc;
+  cublasLtMatrixLayout_t a, b, c;
+  bool exists; /* cuBLASLt has a kernel for it */
+  cublasLtMatmulAlgo_t algo;
+};
+
+static cudaDataType_t data_type(enum vd_cuda_type type) {
+  return type == VD_CUDA_FP32 ? CUDA_R_32F : type == VD_CUDA_BF16 ? CUDA_R_16BF : CUDA_R_16F;
+}
+
+static int alignment(const void *p) {
+  size_t at = (size_t)p;
+  int align = 256;
+  while (at % (size_t)align != 0) align /= 2;
+  return align;
+}
+
+static vd_product_key key_of(const vd_product_call *x) {
+  vd_product_key key;
+  memset(&key, 0, sizeof key);
+  key.m = x->m;
+  key.n = x->n;
+  key.k = x->k;
+  key.n_batch = x->n_batch;
+  key.lda = x->a.ld;
+  key.ldb = x->b.ld;
+  key.ldc = x->ldc;
+  key.stride_a = x->a.stride;
+  key.stride_b = x->b.stride;
+  key.stride_c = x->c_stride;
+  key.transposed = x->a.transposed + 2 * x->b.transposed + 4 * (x->beta != 0);
+  key.c_float = x->c_float;
+  key.epilogue = (x->bias != NULL) + 2 * x->relu;
+  int align = alignment(x->a.p), b = alignment(x->b.p), c = alignment(x->c);
+  key.align = align < b ? (align < c ? align : c) : (b < c ? b : c);
+  return key;
+}
+
+static cublasStatus_t make_layout(cublasLtMatrixLayout_t *layout, cudaDataType_t type, int64_t rows, int64_t columns,
+                                  int64_t ld, int64_t n_batch, int64_t stride) {
+  int32_t count = (int32_t)n_batch;
+  cublasStatus_t s = cublasLtMatrixLayoutCreate(layout, type, (uint64_t)rows, (uint64_t)columns, ld);
+  if (s == CUBLAS_STATUS_SUCCESS && n_batch > 1) {
+    s = cublasLtMatrixLayoutSetAttribute(*layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count);
+    if (s == CUBLAS_STATUS_SUCCESS)
+      s = cublasLtMatrixLayoutSetAttribute(*layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride,
+                                           sizeof stride);
+  }
+  return s;
+}
+
+static cublasLtEpilogue_t epilogue_of(const vd_product_call *x) {
+  if (x->bias) return x->relu ? CUBLASLT_EPILOGUE_RELU_BIAS : CUBLASLT_EPILOGUE_BIAS;
+  return x->relu ? CUBLASLT_EPILOGUE_RELU : CUBLASLT_EPILOGUE_DEFAULT;
+}
+
+/* What an epilogue reads beside the product. */
+static cublasStatus_t point(const vd_product_call *x, struct vd_product *p) {
+  if (!x->bias) return CUBLAS_STATUS_SUCCESS;
+  return cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, (const void *)&x->bias,
+                                        sizeof x->bias);
+}
+
+/* cuBLAS counts in columns: a row-major C = A B is the column-major C^T = B^T A^T, so that B comes first. */
+static cublasStatus_t describe(const vd_cuda_backend *c, const vd_product_call *x, struct vd_product *p) {
+  cudaDataType_t type = data_type(c->type), c_type = x->c_float ? CUDA_R_32F : type;
+  cublasOperation_t first = x->b.transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
+  cublasOperation_t second = x->a.transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
+  cublasLtEpilogue_t epilogue = epilogue_of(x);
+  cublasStatus_t s = cublasLtMatmulDescCreate(&p->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F);
+  if (s == CUBLAS_STATUS_SUCCESS)
+    s = cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first);
+  if (s == CUBLAS_STATUS_SUCCESS)
+    s = cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second);
+  if (s == CUBLAS_STATUS_SUCCESS)
+    s = cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue);
+  if (s == CUBLAS_STATUS_SUCCESS) s = point(x, p);
+  if (s == CUBLAS_STATUS_SUCCESS)
+    s = make_layout(&p->a, type, x->b.transposed ? x->k : x->n, x->b.transposed ? x->n : x->k, x->b.ld, x->n_batch,
+                    x->b.stride);
+  if (s == CUBLAS_STATUS_SUCCESS)
+    s = make_layout(&p->b, type, x->a.transposed ? x->m : x->k, x->a.transposed ? x->k : x->m, x->a.ld, x->n_batch,
+                    x->a.stride);
+  if (s == CUBLAS_STATUS_SUCCESS) s = make_layout(&p->c, c_type, x->n, x->m, x->ldc, x->n_batch, x->c_stride);
+  return s;
+}
+
+static cublasStatus_t multiply(const vd_cuda_backend *c, const vd_product_call *x, const struct vd_product *p,
+                               const cublasLtMatmulAlgo_t *algo, void *d) {
+  return cublasLtMatmul(c->blas, p->desc, &x->alpha, x->b.p, p->a, x->a.p, p->b, &x->beta, x->c, p->c, d, p->c, algo,
+                        c->blas_workspace.p, VD_BLAS_WORKSPACE, c->stream);
+}
+
+/* ms of one of VD_RUNS calls in a row, the least of three such rows; NAN where the kernel does not run. */
+static double time_of(const vd_cuda_backend *c, const vd_product_call *x, const struct vd_product *p,
+                      const cublasLtMatmulAlgo_t *algo, void *d, cudaEvent_t event[2]) {
+  enum { VD_RUNS = 4, VD_ROWS = 3 };
+  double least = NAN;
+  if (multiply(c, x, p, algo, d) != CUBLAS_STATUS_SUCCESS) return NAN;
+  for (int row = 0; row < VD_ROWS; row++) {
+    float ms = 0;
+    cudaEventRecord(event[0], c->stream);
+    for (int i = 0; i < VD_RUNS; i++)
+      if (multiply(c, x, p, algo, d) != CUBLAS_STATUS_SUCCESS) return NAN;
+    cudaEventRecord(event[1], c->stream);
+    if (cudaEventSynchronize(event[1]) != cudaSuccess || cudaEventElapsedTime(&ms, event[0], event[1]) != cudaSuccess)
+      return NAN;
+    if (!(ms / VD_RUNS >= least)) least = ms / VD_RUNS;
+  }
+  return least;
+}
+
+/* cuBLASLt orders its kernels by a guess; this times them on the operands of the first call, into memory of its own,
+ * and takes another than the first only where it is faster by more than measurements scatter. */
+static int fastest(const vd_cuda_backend *c, const vd_product_call *x, const struct vd_product *p,
+                   const cublasLtMatmulHeuristicResult_t *result, int n) {
+  enum { VD_SMALL = 1 << 26 }; /* products of fewer multiplications are over before a choice could pay */
+  int best = 0;
+  void *d = NULL;
+  cudaEvent_t event[2] = {NULL, NULL};
+  size_t size = x->c_float ? sizeof(float) : c->act_size;
+  size_t elements = (size_t)((x->n_batch - 1) * x->c_stride + (x->m - 1) * x->ldc + x->n);
+  if (n < 2 || (double)x->m * (double)x->n * (double)x->k * (double)x->n_batch < VD_SMALL) return 0;
+  if (cudaMalloc(&d, elements * size) == cudaSuccess && cudaEventCreate(&event[0]) == cudaSuccess &&
+      cudaEventCreate(&event[1]) == cudaSuccess) {
+    double least = time_of(c, x, p, &result[0].algo, d, event) * 0.97;
+    for (int i = 1; i < n; i++) {
+      if (result[i].state != CUBLAS_STATUS_SUCCESS) continue;
+      double ms = time_of(c, x, p, &result[i].algo, d, event);
+      if (!(ms < least)) continue;
+      least = ms;
+      best = i;
+    }
+  }
+  if (event[0]) cudaEventDestroy(event[0]);
+  if (event[1]) cudaEventDestroy(event[1]);
+  cudaFree(d);
+  cudaGetLastError(); /* without room for the trial the first one it is */
+  return best;
+}
+
+static cublasStatus_t candidates(const vd_cuda_backend *c, const struct vd_product *p,
+                                 cublasLtMatmulHeuristicResult_t result[VD_CANDIDATES], int *found) {
+  cublasLtMatmulPreference_t preference;
+  size_t bytes = VD_BLAS_WORKSPACE;
+  uint32_t align = (uint32_t)p->key.align;
+  const cublasLtMatmulPreferenceAttributes_t aligned[] = {
+      CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+      CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
+  cublasStatus_t s = cublasLtMatmulPreferenceCreate(&preference);
+  if (s != CUBLAS_STATUS_SUCCESS) return s;
+  s = cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes, sizeof bytes);
+  for (int i = 0; i < 4 && s == CUBLAS_STATUS_SUCCESS; i++)
+    s = cublasLtMatmulPreferenceSetAttribute(preference, aligned[i], &align, sizeof align);
+  if (s == CUBLAS_STATUS_SUCCESS)
+    s = cublasLtMatmulAlgoGetHeuristic(c->blas, p->desc, p->a, p->b, p->c, p->c, preference, VD_CANDIDATES, result,
+                                       found);
+  cublasLtMatmulPreferenceDestroy(preference);
+  if (s == CUBLAS_STATUS_SUCCESS && *found == 0) s = CUBLAS_STATUS_NOT_SUPPORTED;
+  return s;
+}
+
+static cublasStatus_t choose(const vd_cuda_backend *c, const vd_product_call *x, struct vd_product *p) {
+  cublasLtMatmulHeuristicResult_t result[VD_CANDIDATES];
+  int found = 0;
+  cublasStatus_t s = candidates(c, p, result, &found);
+  if (s == CUBLAS_STATUS_SUCCESS) p->algo = result[fastest(c, x, p, result, found)].algo;
+  return s;
+}
+
+static void forget(struct vd_product *p) {
+  if (p->desc) cublasLtMatmulDescDestroy(p->desc);
+  if (p->a) cublasLtMatrixLayoutDestroy(p->a);
+  if (p->b) cublasLtMatrixLayoutDestroy(p->b);
+  if (p->c) cublasLtMatrixLayoutDestroy(p->c);
+}
+
+/* Windows move during a run, and shapes with them: the cache starts anew when it is full. Shapes that cuBLASLt does not
+ * take are remembered too. */
+static struct vd_product *find(vd_cuda_backend *c, const vd_product_call *x) {
+  vd_product_key key = key_of(x);
+  for (int i = 0; i < c->n_product; i++)
+    if (memcmp(&c->product[i].key, &key, sizeof key) == 0) return &c->product[i];
+  if (!c->product) c->product = vd_calloc(VD_MAX_PRODUCTS, sizeof *c->product);
+  if (c->n_product == VD_MAX_PRODUCTS) {
+    for (int i = 0; i < c->n_product; i++) forget(&c->product[i]);
+    c->n_product = 0;
+  }
+  struct vd_product *p = &c->product[c->n_product];
+  memset(p, 0, sizeof *p);
+  p->key = key;
+  p->exists = describe(c, x, p) == CUBLAS_STATUS_SUCCESS && choose(c, x, p) == CUBLAS_STATUS_SUCCESS;
+  c->n_product++;
+  return p;
+}
+
+void vd_cuda_product(vd_cuda_backend *c, const vd_product_call *x) {
+  if (x->m == 0 || x->n == 0 || x->k == 0 || x->n_batch == 0) return;
+  if (!vd_cuda_room(c, &c->blas_workspace, VD_BLAS_WORKSPACE)) return;
+  struct vd_product *p = find(c, x);
+  cublasStatus_t s = p->exists ? point(x, p) : CUBLAS_STATUS_NOT_SUPPORTED;
+  if (s == CUBLAS_STATUS_SUCCESS) s = multiply(c, x, p, &p->algo, x->c);
+  if (s != CUBLAS_STATUS_SUCCESS)
+    vd_fail(&c->error, VD_FAILED, "GPU %d: a product of %lld x %lld x %lld (x %lld) failed: %s", c->device,
+            (long long)x->m, (long long)x->n, (long long)x->k, (long long)x->n_batch, cublasLtGetStatusString(s));
+}
+
+void vd_cuda_product_end(vd_cuda_backend *c) {
+  for (int i = 0; i < c->n_product; i++) forget(&c->product[i]);
+  free(c->product);
+  if (c->blas) cublasLtDestroy(c->blas);
+}

@@ -1,0 +1,104 @@
+/* What Transformer-XL alone needs: src/ops/ops.h's words for the kernels of relative.cu, and the projections of its
+ * attention, which are plain products because all heads reach the same rows. */
+#include "cuda/backend/context.h"
+
+void vd_cuda_scale_dropout_op(vd_ops *o, int64_t n, int64_t width, double scale, const vd_dropout *dropout,
+                              const vd_act *x, vd_act *y) {
+  vd_cuda_backend *c = vd_cuda_of(o);
+  vd_cuda_dropout drop = {dropout->p, dropout->rng, dropout->row0};
+  vd_cuda_note(c, vd_cuda_scale_dropout(c->type, n, width, (float)scale, &drop, x, y, c->stream), "scaled dropout");
+}
+
+void vd_cuda_encode_distances_op(vd_ops *o, const vd_encoding *e, vd_act *out) {
+  vd_cuda_backend *c = vd_cuda_of(o);
+  vd_cuda_dropout drop = {e->dropout.p, e->dropout.rng, e->dropout.row0};
+  vd_cuda_note(c, vd_cuda_encode_distances(c->type, e->n, e->d, e->clamp_len, &drop, out, c->stream),
+               "encoding distances");
+}
+
+void vd_cuda_weight_gradient_op(vd_ops *o, int64_t n, int64_t in, int64_t out, const vd_act *x, const real *dy,
+                                real *dweight) {
+  vd_cuda_backend *c = vd_cuda_of(o);
+  const void *left = dy;
+  if (c->type != VD_CUDA_FP32) {
+    void *copy = vd_cuda_room(c, &c->scratch, (size_t)(n * out) * c->act_size);
+    if (!copy) return;
+    vd_cuda_note(c, vd_cuda_from_float(c->type, (size_t)(n * out), dy, copy, c->stream), "converting a gradient");
+    left = copy;
+  }
+  vd_cuda_weight_gradient(c, n, out, in, left, out, x, dweight);
+}
+
+/* Widths and rows of one call. */
+typedef struct shape {
+  int64_t d, width, used; /* hidden states, heads together; rows of memory that are reached */
+} shape;
+
+static shape shape_of(const vd_attention *a) {
+  for (int64_t h = 1; h < a->n_head; h++)
+    if (a->reach[h] != a->reach[0]) vd_bug("heads with relative keys reach different rows");
+  int64_t width = a->n_head * a->d_head;
+  return (shape){.d = a->d_model > 0 ? a->d_model : width,
+                 .width = width,
+                 .used = a->reach[0] < a->window ? a->reach[0] : a->window};
+}
+
+/* The newest `rows` rows of the memory of the first stream. */
+static const void *newest_rows(const vd_cuda_backend *c, const vd_attention_input *in, const shape *s, int64_t rows) {
+  return (const char *)in->memory + (size_t)((in->memory_rows - rows) * s->d) * c->act_size;
+}
+
+void vd_cuda_relative_project(vd_cuda_backend *c, const vd_attention *a, const vd_attention_input *in,
+                              const real *const weight[2], vd_act *memory) {
+  shape s = shape_of(a);
+  int64_t n = a->n_stream, skip = a->window - s.used;
+  int joined = vd_cuda_follow(2, weight, s.width * s.d) ? 2 : 1;
+  bool one = n == 1 || (s.used == in->memory_rows && skip == 0); /* the streams follow each other on both sides */
+  for (int i = 0; i < 2; i += joined) {
+    vd_product_call call = {.m = one ? n * s.used : s.used,
+                            .n = joined * s.width,
+                            .k = s.d,
+                            .n_batch = one ? 1 : n,
+                            .a = {newest_rows(c, in, &s, s.used), s.d, one ? 0 : in->memory_rows * s.d, false},
+                            .b = {vd_cuda_weight(c, weight[i]), s.d, 0, true},
+                            .c = (char *)memory + (size_t)((2 * skip + i) * s.width) * c->act_size,
+                            .ldc = 2 * s.width,
+                            .c_stride = one ? 0 : a->window * 2 * s.width,
+                            .alpha = 1};
+    vd_cuda_product(c, &call);
+  }
+}
+
+/* The window's rows of all streams' memories, one after the other: as they lie, or copied to scratch. NULL: no room. */
+static const void *packed_memory(vd_cuda_backend *c, const vd_attention *a, const vd_attention_input *in,
+                                 const shape *s) {
+  size_t row = (size_t)s->d * c->act_size, mine = (size_t)a->window * row;
+  const void *from = newest_rows(c, in, s, a->window);
+  if (a->n_stream == 1 || a->window == in->memory_rows) return from;
+  void *room = vd_cuda_room(c, &c->scratch, (size_t)a->n_stream * mine);
+  if (!room) return NULL;
+  vd_cuda_note(c,
+               cudaMemcpy2DAsync(room, mine, from, (size_t)in->memory_rows * row, mine, (size_t)a->n_stream,
+                                 cudaMemcpyDeviceToDevice, c->stream),
+               "gathering memory rows");
+  return room;
+}
+
+void vd_cuda_relative_project_backward(vd_cuda_backend *c, const vd_attention *a, const vd_attention_input *in,
+                                       vd_act *dmemory, real *const dweight[2]) {
+  shape s = shape_of(a);
+  size_t row = (size_t)(2 * s.width) * c->act_size;
+  if (s.used == 0) return;
+  if (s.used < a->window) /* rows out of reach take part in the product as zeros */
+    vd_cuda_note(c,
+                 cudaMemset2DAsync(dmemory, (size_t)a->window * row, 0, (size_t)(a->window - s.used) * row,
+                                   (size_t)a->n_stream, c->stream),
+                 "zeroing gradients");
+  const void *rows = packed_memory(c, a, in, &s);
+  if (!rows) return;
+  const real *const gradient[] = {dweight[0], dweight[1]};
+  int joined = vd_cuda_follow(2, gradient, s.width * s.d) ? 2 : 1;
+  for (int i = 0; i < 2; i += joined)
+    vd_cuda_weight_gradient(c, a->n_stream * a->window, joined * s.width, s.d,
+                            (const char *)dmemory + (size_t)(i * s.width) * c->act_size, 2 * s.width, rows, dweight[i]);
+}

@@ -1,0 +1,88 @@
+/* What the simple kernels share: elements of the activation types, vectors of them, dropout of row-major sites. */
+#ifndef VD_CUDA_ELEMENT_CUH
+#define VD_CUDA_ELEMENT_CUH
+
+#include "cuda/kernels/kernels.h"
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#define VD_GPU static __device__ __forceinline__
+
+VD_GPU float vd_load(float x) {
+  return x;
+}
+VD_GPU float vd_load(__nv_bfloat16 x) {
+  return __bfloat162float(x);
+}
+VD_GPU float vd_load(__half x) {
+  return __half2float(x);
+}
+VD_GPU void vd_set(float *to, float x) {
+  *to = x;
+}
+VD_GPU void vd_set(__nv_bfloat16 *to, float x) {
+  *to = __float2bfloat16(x);
+}
+VD_GPU void vd_set(__half *to, float x) {
+  *to = __float2half(x);
+}
+
+/* N neighbouring elements, moved as one where N > 1 (the address is then a multiple of their size). */
+template <typename T, int N> struct __align__(sizeof(T) * N) vd_pack {
+  T at[N];
+};
+template <typename T, int N> VD_GPU void vd_read(const T *from, float out[N]) {
+  vd_pack<T, N> p = *(const vd_pack<T, N> *)from;
+#pragma unroll
+  for (int i = 0; i < N; i++) out[i] = vd_load(p.at[i]);
+}
+template <typename T, int N> VD_GPU void vd_write(T *to, const float in[N]) {
+  vd_pack<T, N> p;
+#pragma unroll
+  for (int i = 0; i < N; i++) vd_set(&p.at[i], in[i]);
+  *(vd_pack<T, N> *)to = p;
+}
+
+/* Dropout as the kernels want it. */
+typedef struct vd_drop {
+  vd_rng rng;
+  int64_t first; /* global number of element 0 */
+  uint32_t threshold;
+  float scale;
+} vd_drop;
+
+static inline vd_drop vd_make_drop(const vd_cuda_dropout *d, int64_t width) {
+  vd_drop drop = {d->rng, d->row0 * width, vd_dropout_threshold(d->p), 1.0f};
+  drop.scale = (float)vd_dropout_scale(drop.threshold);
+  return drop;
+}
+
+/* x[0..N-1], elements e.. of the site; N is 1, or 8 where the site's first element is a multiple of 8 too. */
+template <int N> VD_GPU void vd_apply_drop(const vd_drop &d, int64_t e, float x[N]) {
+  int64_t global = d.first + e;
+  philox4x32_ctr_t words = vd_philox(d.rng, (uint64_t)global / 8);
+#pragma unroll
+  for (int i = 0; i < N; i++) {
+    int lane = N == 1 ? (int)(global % 8) : i;
+    x[i] = vd_dropout_half(words, lane) < d.threshold ? 0.0f : x[i] * d.scale;
+  }
+}
+
+/* Calls a kernel launch for the type of activations. */
+#define VD_BY_TYPE(type, CALL)                                                                                         \
+  do {                                                                                                                 \
+    if ((type) == VD_CUDA_FP32) {                                                                                      \
+      CALL(float);                                                                                                     \
+    } else if ((type) == VD_CUDA_BF16) {                                                                               \
+      CALL(__nv_bfloat16);                                                                                             \
+    } else {                                                                                                           \
+      CALL(__half);                                                                                                    \
+    }                                                                                                                  \
+  } while (0)
+
+static inline unsigned vd_blocks(int64_t n, int64_t per_block) {
+  return (unsigned)((n + per_block - 1) / per_block);
+}
+
+#endif

@@ -1,0 +1,74 @@
+#include "src/base/error.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+int vd_fail(vd_error *err, int status, const char *format, ...) {
+  if (err->status != VD_OK) return err->status;
+  va_list args;
+  va_start(args, format);
+  vsnprintf(err->message, sizeof err->message, format, args);
+  va_end(args);
+  err->status = status;
+  return status;
+}
+
+int vd_wrap(vd_error *err, const char *format, ...) {
+  if (err->status == VD_OK) return VD_OK;
+  char before[512], all[sizeof err->message + sizeof before + 2];
+  va_list args;
+  va_start(args, format);
+  vsnprintf(before, sizeof before, format, args);
+  va_end(args);
+  snprintf(all, sizeof all, "%s: %s", before, err->message);
+  snprintf(err->message, sizeof err->message, "%.*s", (int)sizeof err->message - 1, all);
+  return err->status;
+}
+
+int vd_agree(MPI_Comm comm, vd_error *err) {
+  int rank, size;
+  MPI_Comm_rank(comm, &rank);
+  MPI_Comm_size(comm, &size);
+  int mine[2] = {err->status, err->status == VD_OK ? size : rank};
+  int worst, first;
+  MPI_Allreduce(&mine[0], &worst, 1, MPI_INT, MPI_MAX, comm);
+  MPI_Allreduce(&mine[1], &first, 1, MPI_INT, MPI_MIN, comm);
+  if (worst == VD_OK) return VD_OK;
+  if (first == size) vd_bug("ranks failed without a status");
+  int failed = err->status != VD_OK, n_failed;
+  MPI_Allreduce(&failed, &n_failed, 1, MPI_INT, MPI_SUM, comm);
+  if (rank == first && n_failed < size) vd_wrap(err, "rank %d of %d", rank, size);
+  MPI_Bcast(err->message, (int)sizeof err->message, MPI_CHAR, first, comm);
+  err->status = worst;
+  return worst;
+}
+
+void vd_error_print(const vd_error *err) {
+  if (err->status != VD_OK && err->message[0]) fprintf(stderr, "viaduct: error: %s\n", err->message);
+}
+
+_Noreturn void vd_bug_at(const char *file, int line, const char *format, ...) {
+  int ready = 0, rank = 0;
+  MPI_Initialized(&ready);
+  if (ready) MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  char when[32], message[1024];
+  time_t now = time(NULL);
+  struct tm utc;
+  strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &utc));
+  va_list args;
+  va_start(args, format);
+  vsnprintf(message, sizeof message, format, args);
+  va_end(args);
+  fprintf(stderr, "viaduct: bug: rank %d, %s, %s:%d: %s\n", rank, when, file, line, message);
+  if (ready) MPI_Abort(MPI_COMM_WORLD, VD_FAILED);
+  abort();
+}
+
+void *vd_calloc(size_t count, size_t size) {
+  void *p = calloc(count ? count : 1, size ? size : 1);
+  if (!p) vd_bug("no memory for %zu elements of %zu bytes", count, size);
+  return p;
+}

@@ -1,0 +1,288 @@
+/* `viaduct info FILE`: verifies a file of Viaduct's as far as its kind allows, and says what it holds. */
+#include "io/checkpoint.h"
+#include "src/comm/context.h"
+#include "io/corpus.h"
+#include "io/digest.h"
+#include "src/commands/info.h"
+#include "io/trace.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { PIECE = 1 << 18 }; /* values read at once */
+
+int64_t vd_info_shape(hid_t id, char *text) {
+  hsize_t shape[H5S_MAX_RANK];
+  hid_t space = H5Dget_space(id);
+  int rank = H5Sget_simple_extent_dims(space, shape, NULL), at = 0;
+  int64_t n = H5Sget_simple_extent_npoints(space);
+  if (rank <= 0) snprintf(text, 96, "scalar");
+  for (int i = 0; i < rank && at < 90; i++)
+    at += snprintf(text + at, (size_t)(96 - at), "%s%llu%s", i ? ", " : "[", (unsigned long long)shape[i],
+                   i + 1 == rank ? "]" : "");
+  H5Sclose(space);
+  return n;
+}
+
+int vd_info_text(hid_t file, const char *attribute, const char *label, vd_error *err) {
+  char *value = NULL;
+  if (vd_h5_get_text(file, attribute, &value, err) == VD_OK) printf("  %-12s %s\n", label, value);
+  free(value);
+  return err->status;
+}
+
+int vd_info_settings(hid_t file, vd_error *err) {
+  char *echo = NULL, *rest = NULL;
+  if (vd_h5_get_text(file, "settings", &echo, err)) return err->status;
+  printf("  settings\n");
+  for (char *line = strtok_r(echo, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) printf("    %s\n", line);
+  free(echo);
+  return VD_OK;
+}
+
+/* The lines that every kind has. */
+static int print_head(hid_t file, const char *path, const char *kind, const char *verified, vd_error *err) {
+  printf("%s\n  %-12s %s\n", path, "kind", kind);
+  if (vd_info_text(file, "viaduct_version", "version", err) || vd_info_text(file, "git_version", "commit", err) ||
+      vd_info_text(file, "created", "created", err))
+    return err->status;
+  printf("  %-12s %s\n", "verified", verified);
+  return VD_OK;
+}
+
+/* Number of rows of a dataset. */
+static int rows_of(hid_t file, const char *path, int64_t *n, vd_error *err) {
+  char shape[96];
+  hid_t id = H5Dopen2(file, path, H5P_DEFAULT);
+  if (id < 0) return vd_h5_fail(err, "there is no dataset %s", path);
+  hsize_t dims[H5S_MAX_RANK] = {0};
+  hid_t space = H5Dget_space(id);
+  vd_info_shape(id, shape);
+  if (H5Sget_simple_extent_dims(space, dims, NULL) < 1) vd_fail(err, VD_FAILED, "%s is a scalar: %s", path, shape);
+  *n = (int64_t)dims[0];
+  H5Sclose(space);
+  H5Dclose(id);
+  return err->status;
+}
+
+/* Reads values [first, first + n) of a dataset of rank 1 as float64. */
+static int read_values(hid_t file, const char *path, int64_t first, int64_t n, double *out, vd_error *err) {
+  hid_t id = H5Dopen2(file, path, H5P_DEFAULT);
+  if (id < 0) return vd_h5_fail(err, "there is no dataset %s", path);
+  hsize_t start = (hsize_t)first, count = (hsize_t)n;
+  hid_t memory = H5Screate_simple(1, &count, NULL), space = H5Dget_space(id);
+  if (H5Sget_simple_extent_ndims(space) != 1 ||
+      H5Sselect_hyperslab(space, H5S_SELECT_SET, &start, NULL, &count, NULL) < 0 ||
+      H5Dread(id, H5T_NATIVE_DOUBLE, memory, space, H5P_DEFAULT, out) < 0)
+    vd_h5_fail(err, "%s is damaged or of another shape at values %lld to %lld", path, (long long)first,
+               (long long)(first + n));
+  H5Sclose(space);
+  H5Sclose(memory);
+  H5Dclose(id);
+  return err->status;
+}
+
+/* Reads a whole dataset of rank 1, and so has HDF5 compare its checksums: how many values, how many of them are
+ * numbers, and the sum of these. */
+static int read_through(hid_t file, const char *path, int64_t *n, int64_t *numbers, double *sum, vd_error *err) {
+  *numbers = 0;
+  *sum = 0;
+  if (rows_of(file, path, n, err)) return err->status;
+  double *value = vd_calloc(PIECE, sizeof *value);
+  for (int64_t at = 0; at < *n && err->status == VD_OK; at += PIECE) {
+    int64_t some = *n - at < PIECE ? *n - at : PIECE;
+    if (read_values(file, path, at, some, value, err)) break;
+    for (int64_t i = 0; i < some; i++) {
+      *numbers += !isnan(value[i]);
+      *sum += isnan(value[i]) ? 0.0 : value[i];
+    }
+  }
+  free(value);
+  return err->status;
+}
+
+static int info_shard(hid_t file, const char *path, vd_error *err) {
+  int64_t n, numbers, first;
+  double sum;
+  if (read_through(file, "/tokens", &n, &numbers, &sum, err) ||
+      print_head(file, path, "shard", "the checksums of all tokens (fletcher32)", err))
+    return err->status;
+  if (vd_info_text(file, "corpus_id", "corpus id", err) || vd_info_text(file, "split", "split", err) ||
+      vd_h5_get_i64(file, "first_token", &first, err))
+    return err->status;
+  printf("  %-12s %lld, from token %lld of the split on\n", "tokens", (long long)n, (long long)first);
+  return VD_OK;
+}
+
+static int info_nll(hid_t file, const char *path, vd_error *err) {
+  int64_t n, numbers;
+  double sum;
+  if (read_through(file, "/nll", &n, &numbers, &sum, err) ||
+      print_head(file, path, "nll", "the checksums of all values (fletcher32)", err))
+    return err->status;
+  if (vd_info_text(file, "corpus_id", "corpus id", err) || vd_info_text(file, "split", "split", err) ||
+      vd_info_text(file, "checkpoint", "checkpoint", err))
+    return err->status;
+  printf("  %-12s %lld, of which %lld were predicted\n", "tokens", (long long)n, (long long)numbers);
+  if (numbers > 0) printf("  %-12s %.4f bits per predicted token\n", "mean", sum / (double)numbers / M_LN2);
+  return VD_OK;
+}
+
+/* One source file of a corpus; `of` is "" or "_train" ... */
+static int print_source(hid_t file, const char *of, vd_error *err) {
+  char key[64];
+  char *name = NULL, *md5 = NULL;
+  int64_t bytes;
+  snprintf(key, sizeof key, "source%s", of);
+  vd_h5_get_text(file, key, &name, err);
+  snprintf(key, sizeof key, "source%s_md5", of);
+  if (err->status == VD_OK) vd_h5_get_text(file, key, &md5, err);
+  snprintf(key, sizeof key, "source%s_bytes", of);
+  if (err->status == VD_OK && vd_h5_get_i64(file, key, &bytes, err) == VD_OK)
+    printf("  %-12s %s, %lld bytes, md5 %s\n", "source", name, (long long)bytes, md5);
+  free(name);
+  free(md5);
+  return err->status;
+}
+
+/* Reads a split through, so that the checksums of its shards are compared. */
+static int verify_split(vd_corpus *corpus, const char *split, int64_t n, vd_error *err) {
+  int32_t *token = vd_calloc(PIECE, sizeof *token);
+  for (int64_t at = 0; at < n && err->status == VD_OK; at += PIECE)
+    vd_corpus_read(corpus, split, at, n - at < PIECE ? n - at : PIECE, token, err);
+  free(token);
+  return err->status;
+}
+
+static int print_corpus(hid_t file, vd_corpus *corpus, const char *const *splits, const int64_t *n, vd_error *err) {
+  int64_t shard_tokens;
+  if (vd_info_text(file, "corpus_id", "corpus id", err) || vd_h5_get_i64(file, "shard_tokens", &shard_tokens, err))
+    return err->status;
+  if (H5Aexists(file, "source") > 0) {
+    if (print_source(file, "", err)) return err->status;
+  } else if (print_source(file, "_train", err) || print_source(file, "_valid", err) ||
+             print_source(file, "_test", err)) {
+    return err->status;
+  }
+  if (vd_info_text(file, "split_rule", "split rule", err) || vd_info_text(file, "symbols", "symbols", err))
+    return err->status;
+  printf("  %-12s %lld symbols\n", "vocabulary", (long long)vd_corpus_vocab(corpus));
+  for (int i = 0; i < 3; i++)
+    printf("  %-12s %lld tokens in %lld shards of %lld at most\n", splits[i], (long long)n[i],
+           (long long)((n[i] + shard_tokens - 1) / shard_tokens), (long long)shard_tokens);
+  return vd_info_settings(file, err);
+}
+
+static int info_corpus(vd_h5 *h5, hid_t file, const char *path, vd_error *err) {
+  static const char *const splits[3] = {"train", "valid", "test"};
+  int64_t n[3];
+  vd_corpus *corpus;
+  if (vd_corpus_open(&corpus, h5, path, err)) return err->status;
+  for (int i = 0; i < 3 && err->status == VD_OK; i++)
+    if (vd_corpus_length(corpus, splits[i], &n[i], err) == VD_OK) verify_split(corpus, splits[i], n[i], err);
+  if (err->status == VD_OK &&
+      print_head(file, path, "corpus", "SHA-256 of this file; the checksums of all tokens of all shards (fletcher32)",
+                 err) == VD_OK)
+    print_corpus(file, corpus, splits, n, err);
+  vd_corpus_close(corpus);
+  return err->status;
+}
+
+/* The spans of the last row. */
+static int print_last_spans(hid_t file, int64_t rows, vd_error *err) {
+  hid_t id = H5Dopen2(file, "/span", H5P_DEFAULT);
+  if (id < 0) return vd_h5_fail(err, "there is no dataset /span");
+  hsize_t shape[3] = {0}, start[3] = {(hsize_t)rows - 1, 0, 0}, count[3] = {1, 0, 0};
+  hid_t space = H5Dget_space(id), memory = H5I_INVALID_HID;
+  double *span = NULL;
+  if (H5Sget_simple_extent_ndims(space) == 3 && H5Sget_simple_extent_dims(space, shape, NULL) == 3) {
+    count[1] = shape[1];
+    count[2] = shape[2];
+    memory = H5Screate_simple(3, count, NULL);
+    span = vd_calloc(shape[1] * shape[2], sizeof *span);
+  }
+  bool is_read = span && H5Sselect_hyperslab(space, H5S_SELECT_SET, start, NULL, count, NULL) >= 0 &&
+                 H5Dread(id, H5T_NATIVE_DOUBLE, memory, space, H5P_DEFAULT, span) >= 0;
+  if (is_read)
+    printf("  spans of the last row, tokens\n");
+  else
+    vd_h5_fail(err, "cannot read the last row of /span");
+  for (hsize_t l = 0; is_read && l < shape[1]; l++) {
+    printf("    layer %2llu ", (unsigned long long)l);
+    for (hsize_t h = 0; h < shape[2]; h++) printf(" %.1f", span[l * shape[2] + h]);
+    printf("\n");
+  }
+  free(span);
+  if (memory >= 0) H5Sclose(memory);
+  H5Sclose(space);
+  H5Dclose(id);
+  return err->status;
+}
+
+static int info_trace(hid_t file, const char *path, vd_error *err) {
+  static const char *const columns[5] = {"/update", "/train_bpc", "/learning_rate", "/grad_norm", "/tokens_per_second"};
+  static const char *const names[5] = {"update", "train bpc", "learning rate", "gradient norm", "tokens/s"};
+  int64_t rows, valid;
+  if (print_head(file, path, "trace",
+                 "its structure only: the data of a trace have no checksums, since it is read while it grows", err) ||
+      rows_of(file, "/update", &rows, err) || rows_of(file, "/valid/update", &valid, err))
+    return err->status;
+  printf("  %-12s %lld\n", "rows", (long long)rows);
+  for (int i = 0; i < 5 && rows > 0; i++) {
+    double value;
+    if (read_values(file, columns[i], rows - 1, 1, &value, err)) return err->status;
+    printf("    last %-14s %.8g\n", names[i], value);
+  }
+  printf("  %-12s %lld\n", "validations", (long long)valid);
+  if (valid > 0) {
+    double update, bpc;
+    if (read_values(file, "/valid/update", valid - 1, 1, &update, err) ||
+        read_values(file, "/valid/bpc", valid - 1, 1, &bpc, err))
+      return err->status;
+    printf("    last: update %.0f, bpc %.4f\n", update, bpc);
+  }
+  if (rows > 0 && print_last_spans(file, rows, err)) return err->status;
+  return vd_info_settings(file, err);
+}
+
+/* An open file whose kind is `kind`. `sealed`: it ends with a digest, which is right. */
+static int info_kind(vd_h5 *h5, hid_t file, const char *kind, bool sealed, const char *path, vd_error *err) {
+  bool wants_seal = strcmp(kind, "checkpoint") == 0 || strcmp(kind, "corpus") == 0;
+  if (wants_seal && !sealed)
+    return vd_fail(err, VD_FAILED, "a %s ends with a digest, this file does not: it is truncated or damaged", kind);
+  if (strcmp(kind, "checkpoint") == 0)
+    return print_head(file, path, kind, "SHA-256 of the whole file", err) ? err->status
+                                                                          : vd_info_checkpoint(file, path, err);
+  if (strcmp(kind, "corpus") == 0) return info_corpus(h5, file, path, err);
+  if (strcmp(kind, "shard") == 0) return info_shard(file, path, err);
+  if (strcmp(kind, "nll") == 0) return info_nll(file, path, err);
+  if (strcmp(kind, "trace") == 0) return info_trace(file, path, err);
+  return vd_fail(err, VD_FAILED, "files of kind '%s' are not known to this Viaduct", kind);
+}
+
+int vd_cmd_info(vd_context *ctx, const char *path, vd_error *err) {
+  bool sealed;
+  vd_error seal = {0};
+  char *kind = NULL;
+  hid_t file;
+  /* A file with a digest that is wrong is not given to HDF5 at all. */
+  if (vd_digest_check(path, &sealed, &seal) && sealed) {
+    *err = seal;
+    return err->status;
+  }
+  vd_h5_lock(ctx->h5);
+  if (vd_h5_open(path, NULL, &file, err)) {
+    vd_error none = {0};
+    if (vd_trace_view(path, &file, &none) == VD_OK) *err = none; /* being written, or its writer was killed */
+  }
+  if (err->status == VD_OK) {
+    if (vd_h5_get_text(file, "viaduct_kind", &kind, err) == VD_OK) info_kind(ctx->h5, file, kind, sealed, path, err);
+    free(kind);
+    H5Fclose(file);
+    if (err->status) vd_wrap(err, "%s", path);
+  }
+  vd_h5_unlock(ctx->h5);
+  return err->status;
+}

@@ -1,0 +1,21 @@
+#include "src/base/signals.h"
+#include "src/train/train.h"
+
+int vd_cmd_train(vd_context *ctx, const vd_settings *s, vd_error *err) {
+  vd_train t;
+  vd_signals_catch();
+  int status = vd_train_plan(&t, ctx, s, err);
+  if (status == VD_OK && ctx->check_only)
+    status = vd_train_check(&t, err);
+  else if (status == VD_OK && (status = vd_train_open(&t, err)) == VD_OK)
+    status = vd_train_loop(&t, err);
+  vd_train_close(&t, err);
+  /* Closing happens on rank 0 only, and may fail too (a full disk). */
+  vd_error closing = {.status = VD_OK};
+  if (status == VD_OK || status == VD_STOPPED) closing = *err;
+  if (vd_agree(ctx->comm, &closing)) {
+    *err = closing;
+    status = closing.status;
+  }
+  return status;
+}

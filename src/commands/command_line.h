@@ -1,0 +1,39 @@
+/* The command line: viaduct COMMAND DECK [--set GROUP%NAME=VALUE]... [--check], viaduct input [GROUP%NAME],
+ * viaduct info FILE, --help, --version. */
+#ifndef VD_COMMAND_LINE_H
+#define VD_COMMAND_LINE_H
+
+#include "src/base/error.h"
+
+#include <stdbool.h>
+#include <stdio.h>
+
+enum vd_command {
+  VD_COMMAND_PREPARE,
+  VD_COMMAND_TRAIN,
+  VD_COMMAND_EVAL,
+  VD_COMMAND_GENERATE,
+  VD_COMMAND_INPUT,
+  VD_COMMAND_INFO,
+  VD_COMMAND_HELP,
+  VD_COMMAND_VERSION
+};
+
+typedef struct vd_command_line {
+  enum vd_command command;
+  const char *name;     /* the command's word; borrowed from argv or static */
+  const char *argument; /* deck, variable or file; NULL: none. Borrowed from argv */
+  char **set;           /* [n_set] the values of --set, borrowed from argv; the array is freed by the caller */
+  int n_set;
+  bool check;    /* --check */
+  bool markdown; /* --markdown: `viaduct input` as doc/INPUT.md */
+} vd_command_line;
+
+/* Not collective. Parses argv into *line. VD_USAGE with the message to print: unknown command (with the nearest one),
+ * unknown option, missing or superfluous arguments. line->set is allocated also then. */
+int vd_command_line_parse(vd_command_line *line, int argc, char **argv, vd_error *err);
+
+/* Not collective. The text of --help, to `out`. */
+void vd_command_line_help(FILE *out);
+
+#endif

@@ -1,0 +1,45 @@
+/* The parts of `viaduct prepare`: what one rank learns of the sources, and the shards that each rank writes. */
+#ifndef VD_PREPARE_H
+#define VD_PREPARE_H
+
+#include "src/comm/context.h"
+#include "io/corpus_write.h"
+
+#include <time.h>
+
+/* How far a long task is, for people: one live line where standard output is a terminal, else a line now and then. */
+typedef struct vd_progress {
+  const char *what; /* NULL: say nothing */
+  bool is_live, said;
+  time_t last;
+} vd_progress;
+
+/* Not collective. Starts; what == NULL says nothing ever. */
+void vd_progress_start(vd_progress *p, const char *what);
+/* Not collective. Tells the fraction done (0..1), but not too often. */
+void vd_progress_show(vd_progress *p, double fraction);
+/* Not collective. Clears the live line. */
+void vd_progress_end(vd_progress *p);
+
+/* A source file as it was when it was scanned, to see that it has not changed since. */
+typedef struct vd_prepare_stamp {
+  int64_t size;
+  struct timespec changed;
+} vd_prepare_stamp;
+
+/* Not collective. Reads all sources once and fills the plan: sizes, md5, vocabulary (its arrays are freed with
+ * vd_prepare_free()), lengths of the splits, identity; kind [3]: how each file is packed. VD_USAGE: a source that is
+ * shorter than the splits ask for, or empty; VD_FAILED: a file that cannot be read. */
+int vd_prepare_scan(vd_corpus_plan *plan, const vd_settings *s, vd_prepare_stamp stamp[VD_N_SPLIT],
+                    const char *kind[VD_N_SPLIT], vd_error *err);
+/* Not collective. VD_FAILED when a source is not what it was when it was scanned. */
+int vd_prepare_unchanged(const vd_corpus_plan *plan, const vd_prepare_stamp stamp[VD_N_SPLIT], vd_error *err);
+/* Not collective. Frees the arrays of the vocabulary. */
+void vd_prepare_free(vd_corpus_plan *plan);
+
+/* Not collective. Writes those shards whose number, counted over all splits, is `rank` modulo `size`; reads the sources
+ * up to the last of them, in about 2 MiB of memory. Errors: sources that cannot be read or have changed, a full disk.
+ */
+int vd_prepare_shards(vd_h5 *h5, const vd_corpus_plan *plan, int rank, int size, vd_error *err);
+
+#endif

@@ -1,0 +1,194 @@
+#include "src/commands/prepare.h"
+#include "src/commands/vocabulary.h"
+
+#include <errno.h>
+#include <math.h>
+#include <nettle/md5.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { BUFFER = 1 << 20 };
+
+void vd_progress_start(vd_progress *p, const char *what) {
+  *p = (vd_progress){.what = what, .is_live = isatty(STDOUT_FILENO) == 1, .last = time(NULL)};
+}
+
+void vd_progress_show(vd_progress *p, double fraction) {
+  time_t now = time(NULL);
+  if (!p->what || now - p->last < (p->is_live ? 1 : 30)) return;
+  p->last = now;
+  p->said = true;
+  printf(p->is_live ? "\rviaduct: %s: %3.0f%%" : "viaduct: %s: %3.0f%%\n", p->what, 100 * fraction);
+  fflush(stdout);
+}
+
+void vd_progress_end(vd_progress *p) {
+  if (p->is_live && p->said) printf("\r\033[K");
+  p->what = NULL;
+}
+
+static void hex(struct md5_ctx *md5, char text[33]) {
+  uint8_t digest[MD5_DIGEST_SIZE];
+  md5_digest(md5, sizeof digest, digest);
+  for (int i = 0; i < MD5_DIGEST_SIZE; i++) snprintf(text + 2 * i, 3, "%02x", digest[i]);
+}
+
+static int stamp_of(const char *path, vd_prepare_stamp *stamp, vd_error *err) {
+  struct stat st;
+  if (stat(path, &st) != 0) return vd_fail(err, VD_FAILED, "cannot open %s: %s", path, strerror(errno));
+  *stamp = (vd_prepare_stamp){.size = st.st_size, .changed = st.st_mtim};
+  return VD_OK;
+}
+
+int vd_prepare_unchanged(const vd_corpus_plan *plan, const vd_prepare_stamp stamp[VD_N_SPLIT], vd_error *err) {
+  for (int i = 0; i < plan->n_source; i++) {
+    vd_prepare_stamp now = {0};
+    if (stamp_of(plan->source[i], &now, err)) return err->status;
+    if (now.size != stamp[i].size || now.changed.tv_sec != stamp[i].changed.tv_sec ||
+        now.changed.tv_nsec != stamp[i].changed.tv_nsec)
+      return vd_fail(err, VD_FAILED, "%s changed while it was read", plan->source[i]);
+  }
+  return VD_OK;
+}
+
+/* md5, size and count of each byte of the whole source. */
+static int scan_bytes(vd_corpus_plan *plan, const char **kind, int64_t count[256], vd_error *err) {
+  vd_source *source;
+  if (vd_source_open(&source, plan->source[0], err)) return err->status;
+  *kind = vd_source_kind(source);
+  uint8_t *buffer = vd_calloc(BUFFER, 1);
+  struct md5_ctx md5;
+  md5_init(&md5);
+  vd_progress progress;
+  vd_progress_start(&progress, "reading the source");
+  for (int64_t n = 1; n > 0;) {
+    if (vd_source_read(source, buffer, BUFFER, &n, err)) break;
+    md5_update(&md5, (size_t)n, buffer);
+    for (int64_t i = 0; i < n; i++) count[buffer[i]]++;
+    plan->source_bytes[0] += n;
+    vd_progress_show(&progress, vd_source_fraction(source));
+  }
+  vd_progress_end(&progress);
+  hex(&md5, plan->source_md5[0]);
+  free(buffer);
+  vd_source_close(source);
+  return err->status;
+}
+
+static void vocabulary_of_bytes(const int64_t count[256], vd_vocabulary *v) {
+  *v = (vd_vocabulary){.width = 1};
+  v->symbol = vd_calloc(256, 1);
+  v->length = vd_calloc(256, sizeof *v->length);
+  v->count = vd_calloc(256, sizeof *v->count);
+  for (int byte = 0; byte < 256; byte++) {
+    if (count[byte] == 0) continue;
+    v->symbol[v->n] = (uint8_t)byte;
+    v->length[v->n] = 1;
+    v->count[v->n++] = count[byte];
+  }
+}
+
+/* Lengths of the splits: counts as they are; fractions by their running sum, so that 0.9 + 0.05 + 0.05 leaves no byte
+ * over. */
+static int split_bytes(vd_corpus_plan *plan, const vd_settings *s, vd_error *err) {
+  const double wanted[VD_N_SPLIT] = {s->prepare.train, s->prepare.valid, s->prepare.test};
+  int64_t size = plan->source_bytes[0], sum = 0;
+  double fractions = 0;
+  for (int k = 0; k < VD_N_SPLIT; k++) {
+    double before = fractions;
+    if (wanted[k] < 1) fractions += wanted[k];
+    plan->n_token[k] = wanted[k] >= 1 ? (int64_t)wanted[k]
+                                      : (int64_t)(llround(fractions * (double)size) - llround(before * (double)size));
+    sum += plan->n_token[k];
+  }
+  if (size == 0) return vd_fail(err, VD_USAGE, "the source %s is empty", plan->source[0]);
+  if (sum > size)
+    return vd_fail(
+        err, VD_USAGE,
+        "the source %s has %lld bytes, but prepare%%train, prepare%%valid and prepare%%test ask for %lld; give "
+        "smaller numbers, or fractions of the source: prepare%%train = 0.9, prepare%%valid = 0.05, "
+        "prepare%%test = 0.05",
+        plan->source[0], (long long)size, (long long)sum);
+  if (plan->n_token[0] == 0)
+    return vd_fail(err, VD_USAGE, "prepare%%train leaves nothing of %lld bytes", (long long)size);
+  snprintf(plan->split_rule, sizeof plan->split_rule,
+           "consecutive parts of the source: train %lld, valid %lld, test %lld of %lld bytes",
+           (long long)plan->n_token[0], (long long)plan->n_token[1], (long long)plan->n_token[2], (long long)size);
+  return VD_OK;
+}
+
+static int scan_text(vd_corpus_plan *plan, int k, const char **kind, vd_words *words, vd_error *err) {
+  vd_word_scanner *scanner;
+  if (vd_word_scanner_open(&scanner, plan->source[k], err)) return err->status;
+  *kind = vd_source_kind(vd_word_scanner_source(scanner));
+  vd_progress progress;
+  vd_progress_start(&progress, plan->source[k]);
+  for (;;) {
+    const char *word;
+    size_t n;
+    if (vd_word_scanner_next(scanner, &word, &n, err) || !word || vd_words_add(words, word, n, NULL, err)) break;
+    if (plan->n_token[k]++ % 65536 == 0)
+      vd_progress_show(&progress, vd_source_fraction(vd_word_scanner_source(scanner)));
+  }
+  vd_progress_end(&progress);
+  plan->source_bytes[k] = vd_word_scanner_bytes(scanner);
+  hex(vd_word_scanner_md5(scanner), plan->source_md5[k]);
+  vd_word_scanner_close(scanner);
+  return err->status;
+}
+
+static int scan_texts(vd_corpus_plan *plan, const char *kind[VD_N_SPLIT], vd_error *err) {
+  vd_words *words = vd_words_create();
+  for (int k = 0; k < VD_N_SPLIT && err->status == VD_OK; k++) scan_text(plan, k, &kind[k], words, err);
+  if (err->status == VD_OK && plan->n_token[0] == 0) vd_fail(err, VD_USAGE, "the text %s is empty", plan->source[0]);
+  if (err->status == VD_OK) vd_words_sorted(words, &plan->vocabulary);
+  vd_words_destroy(words);
+  snprintf(plan->split_rule, sizeof plan->split_rule, "one text for each split; </s> ends every line");
+  return err->status;
+}
+
+/* The same tokens in the same splits have the same id, whatever the shards are like. */
+static void identify(vd_corpus_plan *plan) {
+  struct md5_ctx md5;
+  md5_init(&md5);
+  char text[128];
+  for (int i = 0; i < plan->n_source; i++) {
+    snprintf(text, sizeof text, "%s %s\n", plan->words ? "words" : "bytes", plan->source_md5[i]);
+    md5_update(&md5, strlen(text), (const uint8_t *)text);
+  }
+  for (int k = 0; k < VD_N_SPLIT; k++) {
+    snprintf(text, sizeof text, "%lld\n", (long long)plan->n_token[k]);
+    md5_update(&md5, strlen(text), (const uint8_t *)text);
+  }
+  hex(&md5, plan->id);
+}
+
+int vd_prepare_scan(vd_corpus_plan *plan, const vd_settings *s, vd_prepare_stamp stamp[VD_N_SPLIT],
+                    const char *kind[VD_N_SPLIT], vd_error *err) {
+  plan->words = s->prepare.source[0] == '\0';
+  plan->n_source = plan->words ? VD_N_SPLIT : 1;
+  plan->source[0] = plan->words ? s->prepare.train_text : s->prepare.source;
+  plan->source[1] = s->prepare.valid_text;
+  plan->source[2] = s->prepare.test_text;
+  for (int i = 0; i < plan->n_source; i++)
+    if (stamp_of(plan->source[i], &stamp[i], err)) return err->status;
+  if (plan->words) {
+    scan_texts(plan, kind, err);
+  } else {
+    int64_t count[256] = {0};
+    if (scan_bytes(plan, &kind[0], count, err) == VD_OK && split_bytes(plan, s, err) == VD_OK)
+      vocabulary_of_bytes(count, &plan->vocabulary);
+  }
+  if (err->status == VD_OK) identify(plan);
+  return err->status;
+}
+
+void vd_prepare_free(vd_corpus_plan *plan) {
+  free(plan->vocabulary.symbol);
+  free(plan->vocabulary.length);
+  free(plan->vocabulary.count);
+  plan->vocabulary = (vd_vocabulary){0};
+}

@@ -1,0 +1,46 @@
+/* Pre-tokenised text: words with blanks between, and a dictionary of them. As in the tutorial's toolkit, every line
+ * ends with the symbol "</s>" (empty lines too, and a last line without a newline), and the dictionary is sorted by
+ * falling count, equal counts by rising bytes. Blanks are the ASCII ones: space, tab, carriage return, vertical tab,
+ * form feed. */
+#ifndef VD_WORDS_H
+#define VD_WORDS_H
+
+#include "io/corpus_write.h"
+#include "src/commands/source.h"
+
+#include <nettle/md5.h>
+
+enum { VD_MOST_WORDS = 65535 };
+
+typedef struct vd_words vd_words;
+
+/* Not collective. An empty dictionary; free it with vd_words_destroy(). */
+vd_words *vd_words_create(void);
+/* Not collective. Frees. NULL is allowed. */
+void vd_words_destroy(vd_words *words);
+/* Not collective. Counts a word [n], new or known; its index in *index (may be NULL), in the order of first sight.
+ * VD_FAILED when there are more than VD_MOST_WORDS. */
+int vd_words_add(vd_words *words, const char *word, size_t n, int64_t *index, vd_error *err);
+/* Not collective. The index of a word [n]; -1 when it is not in the dictionary. */
+int64_t vd_words_find(const vd_words *words, const char *word, size_t n);
+/* Not collective. The sorted vocabulary, whose arrays the caller frees. */
+void vd_words_sorted(const vd_words *words, vd_vocabulary *vocabulary);
+
+typedef struct vd_word_scanner vd_word_scanner;
+
+/* Not collective. Reads the words of a file (plain or compressed); free *scanner with vd_word_scanner_close(). Errors
+ * of vd_source_open(). */
+int vd_word_scanner_open(vd_word_scanner **scanner, const char *path, vd_error *err);
+/* Not collective. *word [*n]: the next word, "</s>" at the end of a line, NULL at the end of the file; borrowed until
+ * the next call. VD_FAILED: the file cannot be read, or a word is longer than VD_LONGEST_SYMBOL bytes. */
+int vd_word_scanner_next(vd_word_scanner *scanner, const char **word, size_t *n, vd_error *err);
+/* Not collective. Uncompressed bytes read so far. */
+int64_t vd_word_scanner_bytes(const vd_word_scanner *scanner);
+/* Not collective. The running md5 of the bytes read so far; borrowed. */
+struct md5_ctx *vd_word_scanner_md5(vd_word_scanner *scanner);
+/* Not collective. The source below; borrowed. */
+const vd_source *vd_word_scanner_source(const vd_word_scanner *scanner);
+/* Not collective. Closes and frees. NULL is allowed. */
+void vd_word_scanner_close(vd_word_scanner *scanner);
+
+#endif

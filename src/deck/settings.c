@@ -1,0 +1,238 @@
+/* Reads decks into settings, through the table. */
+#include "src/deck/settings_table.h"
+
+#include <ctype.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- one value ---- */
+
+/* Control characters would spoil messages, logs and the echo; a 0 would end the string early. */
+static bool has_control(const vd_deck_value *v) {
+  for (size_t i = 0; i < v->length; i++)
+    if ((unsigned char)v->text[i] < 32 || v->text[i] == 127) return true;
+  return false;
+}
+
+/* Is word one of the blank-separated words? */
+static bool among(const char *words, const char *word) {
+  size_t n = strlen(word);
+  if (n == 0 || strchr(word, ' ')) return false;
+  for (const char *p = strstr(words, word); p; p = strstr(p + 1, word))
+    if ((p == words || p[-1] == ' ') && (p[n] == 0 || p[n] == ' ')) return true;
+  return false;
+}
+
+static bool in_range(const vd_variable *v, double x) {
+  if (x < v->min || (v->min_open && x <= v->min)) return false;
+  return !(x > v->max || (v->max_open && x >= v->max));
+}
+
+/* Short enough for a message. */
+static int shown(const vd_deck_value *v) {
+  return v->length < 60 ? (int)v->length : 60;
+}
+
+static int fail_value(const vd_variable *v, const vd_deck *deck, const vd_deck_value *value, vd_error *err,
+                      const char *what) {
+  char allowed[512];
+  const char *quote = value->quoted ? "'" : "";
+  vd_variable_allowed(v, allowed, sizeof allowed);
+  return vd_deck_fail(deck, value->at, err, "%s%%%s = %s%.*s%s %s: it takes %s", v->group, v->name, quote, shown(value),
+                      value->text, quote, what, allowed);
+}
+
+static int store_string(const vd_variable *v, char *out, const vd_deck *deck, const vd_deck_value *value,
+                        vd_error *err) {
+  if (!value->quoted) return fail_value(v, deck, value, err, "is not a string in quotes");
+  if (has_control(value))
+    return vd_deck_fail(deck, value->at, err, "%s%%%s: a string cannot hold control characters", v->group, v->name);
+  if (value->length >= v->size)
+    return vd_deck_fail(deck, value->at, err, "%s%%%s: the string is too long, %zu bytes where %zu are allowed",
+                        v->group, v->name, value->length, v->size - 1);
+  if (v->words && !among(v->words, value->text)) return fail_value(v, deck, value, err, "is not allowed");
+  memset(out, 0, v->size);
+  memcpy(out, value->text, value->length);
+  return VD_OK;
+}
+
+static int store_number(const vd_variable *v, void *out, const vd_deck *deck, const vd_deck_value *value,
+                        vd_error *err) {
+  int64_t whole = 0;
+  double x = 0;
+  enum vd_deck_outcome outcome;
+  if (v->type == VD_INTEGER) {
+    outcome = vd_deck_integer(value, &whole);
+    x = (double)whole;
+  } else {
+    outcome = vd_deck_real(value, &x);
+  }
+  if (outcome == VD_DECK_TYPE)
+    return fail_value(v, deck, value, err, v->type == VD_INTEGER ? "is not an integer" : "is not a number");
+  if (outcome == VD_DECK_OVERFLOW) return fail_value(v, deck, value, err, "is beyond what fits into 64 bits");
+  if (!isfinite(x)) return fail_value(v, deck, value, err, "is not finite");
+  if (!in_range(v, x)) return fail_value(v, deck, value, err, "is out of range");
+  if (v->type == VD_INTEGER)
+    memcpy(out, &whole, sizeof whole);
+  else
+    memcpy(out, &x, sizeof x);
+  return VD_OK;
+}
+
+int vd_variable_store(const vd_variable *v, vd_settings *s, const vd_deck *deck, const vd_deck_value *value,
+                      vd_error *err) {
+  char *out = (char *)s + v->offset;
+  if (v->type == VD_STRING) return store_string(v, out, deck, value, err);
+  if (v->type != VD_LOGICAL) return store_number(v, out, deck, value, err);
+  bool b;
+  if (vd_deck_logical(value, &b) != VD_DECK_OK) return fail_value(v, deck, value, err, "is not a logical");
+  memcpy(out, &b, sizeof b);
+  return VD_OK;
+}
+
+/* ---- a whole deck ---- */
+
+static int check_names(const vd_deck *deck, const vd_deck_group *g, vd_error *err) {
+  bool known = false;
+  for (size_t i = 0; i < vd_n_groups; i++) known = known || strcmp(vd_groups[i].name, g->name) == 0;
+  if (!known)
+    return vd_deck_fail(deck, g->at, err, "unknown group &%s; the nearest known group is &%s", g->name,
+                        vd_group_nearest(g->name));
+  for (size_t i = 0; i < g->n_assignment; i++) {
+    const vd_deck_assignment *a = &deck->assignments[g->assignment0 + i];
+    if (vd_variable_find(g->name, a->name)) continue;
+    const vd_variable *near = vd_variable_nearest(g->name, a->name);
+    return vd_deck_fail(deck, a->at, err, "unknown variable %s%%%s; the nearest known one is %s%%%s", g->name, a->name,
+                        near->group, near->name);
+  }
+  return VD_OK;
+}
+
+static int apply_group(vd_settings *s, const vd_deck *deck, const vd_deck_group *g, bool command, vd_error *err) {
+  for (size_t i = 0; i < vd_n_variables; i++) {
+    const vd_variable *v = &vd_variables[i];
+    const vd_deck_value *value;
+    vd_deck_place at;
+    if (strcmp(v->group, g->name) != 0) continue;
+    if (vd_deck_resolve(deck, g, v->name, 0, &value, &at, err)) return err->status;
+    if (!value) continue;
+    if (vd_variable_store(v, s, deck, value, err)) return err->status;
+    s->source[i] = (vd_source){value->at.line, value->at.column, command};
+  }
+  return VD_OK;
+}
+
+static int apply_deck(vd_settings *s, const vd_deck *deck, bool command, vd_error *err) {
+  for (size_t i = 0; i < deck->n_group; i++)
+    if (check_names(deck, &deck->groups[i], err)) return err->status;
+  for (size_t i = 0; i < deck->n_group; i++)
+    if (apply_group(s, deck, &deck->groups[i], command, err)) return err->status;
+  return VD_OK;
+}
+
+void vd_settings_default(vd_settings *s) {
+  memset(s, 0, sizeof *s);
+  for (size_t i = 0; i < vd_n_variables; i++) {
+    const vd_variable *v = &vd_variables[i];
+    char text[VD_PATH];
+    vd_deck *deck;
+    vd_error err = {0};
+    snprintf(text, sizeof text, "&%s %s=%s /", v->group, v->name, v->preset);
+    if (vd_deck_parse(&deck, text, strlen(text), "default", (vd_deck_place){1, 1}, &err) ||
+        vd_variable_store(v, s, deck, &deck->values[0], &err))
+      vd_bug("the settings table: %s", err.message);
+    vd_deck_free(deck);
+  }
+}
+
+/* ---- --set ---- */
+
+static int fail_set(const char *arg, vd_error *err, const char *what) {
+  return vd_fail(err, VD_USAGE, "--set %.200s: %s (write --set GROUP%%NAME=VALUE)", arg, what);
+}
+
+/* Copies n bytes in lower case, without blanks around; false where they do not fit into VD_TEXT. */
+static bool fold(const char *text, size_t n, char out[VD_TEXT]) {
+  while (n > 0 && isspace((unsigned char)*text)) text++, n--;
+  while (n > 0 && isspace((unsigned char)text[n - 1])) n--;
+  if (n >= VD_TEXT) return false;
+  for (size_t i = 0; i < n; i++) out[i] = (char)tolower((unsigned char)text[i]);
+  out[n] = 0;
+  return true;
+}
+
+/* Is the value to be taken as it stands, because the variable is a string and no quote begins it? */
+static bool is_bare(const char *group, const char *name, const char *value) {
+  const vd_variable *v = vd_variable_find(group, name);
+  while (isspace((unsigned char)*value)) value++;
+  return v && v->type == VD_STRING && *value != '\'' && *value != '"';
+}
+
+/* One assignment as a namelist: & stands in column 0, so that columns are those of the argument. */
+static char *set_text(const char *arg, const char *value, bool bare) {
+  char *text = vd_calloc(2 * strlen(arg) + 16, 1), *out = text;
+  *out++ = '&';
+  for (const char *p = arg; p < value; p++) *out++ = *p;
+  *(text + 1 + (strchr(arg, '%') - arg)) = ' ';
+  if (bare) *out++ = '\'';
+  for (const char *p = value; *p; p++) {
+    if (bare && *p == '\'') *out++ = '\'';
+    *out++ = *p;
+  }
+  memcpy(out, bare ? "'\n/" : "\n/", bare ? 3 : 2);
+  return text;
+}
+
+static int apply_set(vd_settings *s, const char *arg, vd_error *err) {
+  const char *percent = strchr(arg, '%'), *equals = strchr(arg, '=');
+  char group[VD_TEXT], name[VD_TEXT];
+  if (!equals || !percent || percent > equals) return fail_set(arg, err, "this is no assignment");
+  if (!fold(arg, (size_t)(percent - arg), group) || !fold(percent + 1, (size_t)(equals - percent - 1), name))
+    return fail_set(arg, err, "the name is too long");
+  if (strchr(arg, '\n')) return fail_set(arg, err, "a line's end in it");
+  char *text = set_text(arg, equals + 1, is_bare(group, name, equals + 1));
+  vd_deck *deck = NULL;
+  int status = vd_deck_parse(&deck, text, strlen(text), "--set", (vd_deck_place){1, 0}, err);
+  if (status != VD_OK) {
+    status = vd_wrap(err, "--set %.200s", arg);
+  } else {
+    if (deck->n_group != 1 || deck->n_assignment != 1)
+      status = fail_set(arg, err, "this is more or less than one assignment");
+    else if (deck->n_value == 0)
+      status = fail_set(arg, err, "there is no value");
+    else
+      status = apply_deck(s, deck, true, err);
+  }
+  vd_deck_free(deck);
+  free(text);
+  return status;
+}
+
+/* ---- reading ---- */
+
+/* Takes the deck over. The settings change only when everything is right. */
+static int read_deck(vd_settings *s, vd_deck *deck, char *const *set, int n_set, vd_error *err) {
+  vd_settings *fresh = vd_calloc(1, sizeof *fresh);
+  vd_settings_default(fresh);
+  snprintf(fresh->origin, sizeof fresh->origin, "%s", deck->origin);
+  int status = apply_deck(fresh, deck, false, err);
+  for (int i = 0; i < n_set && status == VD_OK; i++) status = apply_set(fresh, set[i], err);
+  if (status == VD_OK) status = vd_settings_rules(fresh, err);
+  if (status == VD_OK) *s = *fresh;
+  free(fresh);
+  vd_deck_free(deck);
+  return status;
+}
+
+int vd_settings_read(vd_settings *s, const char *path, char *const *set, int n_set, vd_error *err) {
+  vd_deck *deck;
+  if (vd_deck_read(&deck, path, err)) return err->status;
+  return read_deck(s, deck, set, n_set, err);
+}
+
+int vd_settings_read_text(vd_settings *s, const char *text, const char *origin, vd_error *err) {
+  vd_deck *deck;
+  if (vd_deck_parse(&deck, text, strlen(text), origin, (vd_deck_place){1, 1}, err)) return err->status;
+  return read_deck(s, deck, NULL, 0, err);
+}

@@ -1,0 +1,252 @@
+/* THE table: one row for each variable of a deck. Reading, checking, `viaduct input`, doc/INPUT.md and the echo in
+ * every output file come from these rows; a new variable is one member in settings.h and one row here. */
+#include "src/deck/settings_table.h"
+
+#include <math.h>
+#include <stddef.h>
+
+#define NONE HUGE_VAL
+/* NOLINTNEXTLINE(bugprone-macro-parentheses): the name of a member cannot stand in parentheses */
+#define AT(g, n) offsetof(vd_settings, g.n), sizeof(((vd_settings *)0)->g.n)
+
+/* clang-format off: one kind of row a line */
+#define INTEGER(g, n, preset, low, high, unit, flag, doc)                                                              \
+  { #g, #n, VD_INTEGER, AT(g, n), preset, low, high, false, false, NULL, unit, flag, doc }
+#define REAL(g, n, preset, low, low_open, high, high_open, unit, flag, doc)                                            \
+  { #g, #n, VD_REAL, AT(g, n), preset, low, high, low_open, high_open, NULL, unit, flag, doc }
+#define LOGICAL(g, n, preset, flag, doc)                                                                               \
+  { #g, #n, VD_LOGICAL, AT(g, n), preset, -NONE, NONE, false, false, NULL, "", flag, doc }
+#define STRING(g, n, preset, words, flag, doc)                                                                         \
+  { #g, #n, VD_STRING, AT(g, n), preset, -NONE, NONE, false, false, words, "", flag, doc }
+/* clang-format on */
+
+const vd_group_row vd_groups[] = {
+    {"run", "The run as a whole: where it writes, how long it goes on, how it begins."},
+    {"data", "The corpus, and how it is cut into streams and blocks."},
+    {"model", "The architecture and its sizes."},
+    {"span", "How far back a head looks: the adaptive span of arXiv 1905.07799."},
+    {"memory", "What Transformer-XL remembers of the tokens before a block (arXiv 1901.02860). `viaduct eval` may set "
+               "other values than the model was trained with."},
+    {"optimizer", "How parameters follow their gradients."},
+    {"valid", "Validation while training."},
+    {"checkpoint", "Checkpoints while training, in checkpoints/ of run%directory."},
+    {"trace", "The trace of a training run, trace.h5 in run%directory."},
+    {"device", "What computes, in which precision, and how ranks exchange gradients."},
+    {"eval", "Used by `viaduct eval`: bits per character of a split."},
+    {"generate", "Used by `viaduct generate`: text from a trained model."},
+    {"prepare", "Used by `viaduct prepare`: raw bytes or texts become a corpus, written to data%path."},
+};
+const size_t vd_n_groups = sizeof vd_groups / sizeof *vd_groups;
+
+const vd_variable vd_variables[] = {
+    STRING(run, title, "''", NULL, "",
+           "Free text that goes into every file the run writes, and into the titles of pictures."),
+    STRING(
+        run, directory, "'runs/default'", NULL, "--save-dir",
+        "Folder for everything that a run writes (log.jsonl, trace.h5, checkpoints/); made when missing. Relative to "
+        "the working directory."),
+    INTEGER(
+        run, seed, "1", 0, 9007199254740992.0, "", "--seed",
+        "Seed of the initial parameters, of dropout and of sampling. Random numbers depend on the seed and on global "
+        "positions only, never on the number of ranks."),
+    INTEGER(run, max_updates, "0", 0, 1e15, "updates", "--max-update",
+            "Training ends after this many updates, counted from the very first one, also when a run was resumed. "
+            "`viaduct train` needs at least 1."),
+    STRING(
+        run, resume, "'auto'", NULL, "--restore-file",
+        "'auto': go on from the newest whole checkpoint in run%directory, or start anew where there is none; 'never': "
+        "start anew; anything else: the path of a checkpoint to go on from."),
+    INTEGER(run, log_interval, "25", 1, 1e15, "updates", "--log-interval",
+            "Updates between two lines of log.jsonl and of the progress report."),
+
+    STRING(data, path, "''", NULL, "",
+           "The corpus, NAME.h5: written by `viaduct prepare`, read by train, eval and generate."),
+    INTEGER(data, tokens_per_sample, "512", 1, 1048576, "tokens", "--tokens-per-sample",
+            "Length of a block: tokens of each stream that one update predicts."),
+    INTEGER(data, batch_streams, "64", 1, 1048576, "streams", "--batch-size times the number of GPUs",
+            "Streams read side by side, each a contiguous part of the split. The number is global and shared out over "
+            "the ranks, so that a run gives the same curve on any number of ranks."),
+    INTEGER(data, micro_streams, "0", 0, 1048576, "streams", "--update-freq (the other way round)",
+            "Streams of a rank that are computed at once; gradients of the parts are added up. Less memory, the same "
+            "result. 0: all streams of the rank."),
+    INTEGER(data, read_ahead, "4", 1, 1024, "blocks", "--num-workers",
+            "Blocks that a rank reads ahead of their use, on a thread of its own."),
+
+    STRING(model, arch, "'adaptive_span'", "adaptive_span transformer_xl", "--arch",
+           "Architecture: 'adaptive_span', the adaptive-span transformer, whose variables are in &span, or "
+           "'transformer_xl', whose variables are in &memory. A variable of the one is refused in training the other."),
+    INTEGER(model, n_layer, "12", 1, 1024, "layers", "--n-layer", "Transformer layers."),
+    INTEGER(model, d_model, "512", 1, 65536, "", "--d-model",
+            "Width of the hidden states. A multiple of n_head unless d_head is given."),
+    INTEGER(model, n_head, "8", 1, 1024, "heads", "--n-head", "Attention heads of a layer."),
+    INTEGER(model, d_head, "0", 0, 65536, "", "",
+            "Width of a head. 0: d_model / n_head, which it must be in 'adaptive_span'."),
+    INTEGER(model, d_inner, "2048", 1, 1048576, "", "--d-inner", "Hidden units of the feed-forward part of a layer."),
+    REAL(
+        model, dropout, "0.0", 0, false, 0.99, false, "", "--dropout",
+        "Probability that a hidden unit of the feed-forward part, or an attention weight, is set to zero in training. "
+        "In "
+        "'transformer_xl': that an element of the embedding, of the encodings of distances, of a layer's two branches, "
+        "of their hidden units or of the last layer's output is."),
+    REAL(model, emb_dropout, "0.0", 0, false, 0.99, false, "", "--emb-dropout",
+         "The same for the elements of the embedding, in 'adaptive_span'."),
+    REAL(model, dropatt, "0.0", 0, false, 0.99, false, "", "--dropatt",
+         "The same for attention weights, in 'transformer_xl'."),
+    LOGICAL(model, untie_r, ".true.", "",
+            "In 'transformer_xl', .true.: each layer has its own biases of content and position; .false.: all layers "
+            "share one pair."),
+    STRING(model, init, "'published'", "published toolkit", "",
+           "Initial parameters. 'published': embedding N(0,1), linear weights and biases uniform in +-1/sqrt(fan in). "
+           "'toolkit': as the tutorial's toolkit does, embedding with standard deviation 1/sqrt(d_model), attention "
+           "Xavier normal, feed-forward Xavier uniform, the rest as 'published'. In 'transformer_xl' both mean N(0, "
+           "0.02), "
+           "N(1, 0.02) for the weights of layer norms, and zero biases."),
+
+    INTEGER(span, attn_span, "8192", 1, 16777216, "tokens", "--attn-span",
+            "The longest span that a head can learn. A token attends to at most so many tokens before it."),
+    INTEGER(span, ramp, "32", 1, 16777216, "tokens", "--adapt-span-ramp",
+            "Length of the soft edge of the mask, over which attention falls from full to none."),
+    REAL(span, init, "0.0", 0, false, 1, false, "fraction of attn_span", "--adapt-span-init",
+         "Span of every head at the start of training."),
+    LOGICAL(span, per_layer, ".false.", "--adapt-span-layer",
+            ".true.: the heads of a layer share one span; .false.: each head has its own."),
+    REAL(span, aux_loss_scaler, "0.0", 0, false, NONE, true, "nats per token of span", "--aux-loss-scaler",
+         "Weight of the penalty on spans: the loss grows by this times the sum over layers of the layer's mean span in "
+         "tokens."),
+    STRING(span, softmax, "'masked'", "masked trimmed", "",
+           "'masked': attention is normalised after the mask, as in the paper; a head costs what its own span costs. "
+           "'trimmed': normalised over the layer's window before the mask, as in the tutorial's toolkit."),
+
+    INTEGER(memory, mem_len, "512", 0, 16777216, "tokens", "--mem-len",
+            "Tokens that each layer remembers of those before the block. The memory begins empty."),
+    INTEGER(memory, clamp_len, "0", -1, 16777216, "tokens", "--clamp-len",
+            "Greatest distance that is told apart: farther tokens look as if they were so far. 0 or -1: no bound."),
+    LOGICAL(memory, same_length, ".false.", "--same-length",
+            ".true.: every token sees mem_len tokens at most, itself included; .false.: a block's last token sees more "
+            "than its first."),
+
+    STRING(optimizer, method, "'adagrad'", "adagrad adam", "--optimizer",
+           "'adagrad', with the clipping of clip_step (the toolkit's adagrad_with_grad_clip), or 'adam', with bias "
+           "correction."),
+    REAL(optimizer, lr, "0.07", 0, true, NONE, true, "", "--lr", "Learning rate after the warmup."),
+    REAL(optimizer, min_lr, "0.0", 0, false, NONE, true, "", "--min-lr",
+         "Learning rate at the end of schedule = 'cosine'."),
+    REAL(optimizer, eps, "0.0", 0, false, NONE, true, "", "--adam-eps",
+         "Added to the root of Adagrad's accumulator or Adam's second moment, against division by zero. 0: 1e-10 for "
+         "'adagrad', 1e-8 for 'adam'."),
+    REAL(optimizer, beta1, "0.9", 0, false, 1, true, "", "--adam-betas", "Decay of Adam's mean gradient."),
+    REAL(optimizer, beta2, "0.999", 0, false, 1, true, "", "--adam-betas", "Decay of Adam's mean squared gradient."),
+    STRING(optimizer, schedule, "'constant'", "constant cosine", "--lr-scheduler",
+           "Learning rate after the warmup: 'constant' (the toolkit's fixed), or 'cosine': half a turn from lr down to "
+           "min_lr at run%max_updates."),
+    INTEGER(optimizer, warmup_updates, "0", 0, 1e15, "updates", "--warmup-updates",
+            "The learning rate rises linearly from zero to lr over so many updates. 0: no warmup."),
+    REAL(optimizer, clip_step, "0.0", 0, false, NONE, true, "gradient norm", "--adagrad-clip",
+         "With 'adagrad': a tensor whose gradient norm exceeds this takes a step scaled down by clip_step / norm; the "
+         "accumulator sees "
+         "the whole gradient. 0: off."),
+    REAL(optimizer, clip_norm, "0.0", 0, false, NONE, true, "gradient norm", "--clip-norm",
+         "The gradient of all parameters together is scaled down to this norm where it exceeds it. 0: off."),
+
+    INTEGER(valid, interval, "1000", 0, 1e15, "updates", "--validate-interval-updates",
+            "Updates between two validations. 0: never."),
+    INTEGER(valid, streams, "32", 1, 1048576, "streams", "--batch-size-valid",
+            "Streams that the split is cut into, shared out over the ranks. Fewer streams mean fewer tokens that are "
+            "predicted with little memory behind them, and more time."),
+    INTEGER(valid, max_blocks, "0", 0, 1e15, "blocks", "",
+            "Validation ends after this many blocks of data%tokens_per_sample tokens of each stream. 0: the whole "
+            "split."),
+    STRING(valid, split, "'valid'", "train valid test", "--valid-subset", "The split that validation reads."),
+
+    INTEGER(checkpoint, interval, "1000", 1, 1e15, "updates", "--save-interval-updates",
+            "Updates between two checkpoints. One more is written at the end, and one when the run is stopped by a "
+            "signal."),
+    INTEGER(checkpoint, keep, "3", 1, 1e15, "files", "--keep-interval-updates",
+            "So many of the newest checkpoints are kept, and the best one besides."),
+
+    INTEGER(trace, interval, "25", 1, 1e15, "updates", "",
+            "Updates between two rows of the trace (span of every head, bpc, learning rate, speed)."),
+
+    STRING(device, backend, "'auto'", "auto cpu cuda", "",
+           "What computes. 'cpu': OpenBLAS and OpenMP. 'cuda': a GPU, one rank on each. 'auto': the GPU where there is "
+           "one that can be used, else the CPU."),
+    STRING(device, precision, "'auto'", "auto fp32 bf16 fp16", "--fp16",
+           "Type of activations and of the operands of matrix products; parameters, sums and statistics are 'fp32' "
+           "always. 'auto': 'bf16' on a GPU, 'fp32' on a CPU, which knows no other. 'fp16' scales its losses."),
+    STRING(
+        device, comm, "'auto'", "auto nccl mpi", "--ddp-backend",
+        "How gradients are summed over ranks. 'nccl': by NCCL, between GPUs while backward still runs; every rank "
+        "needs a GPU of its own, and the loader must find libnccl.so.2. 'mpi': MPI_Allreduce after backward, through "
+        "host memory where GPUs compute. 'auto': 'nccl' where it can be had and there are several ranks, else 'mpi'."),
+    INTEGER(
+        device, bucket_bytes, "25000000", 4096, 1e12, "bytes", "--bucket-cap-mb",
+        "With 'nccl' gradients of so many bytes, or a layer where it has more, are summed at once while backward goes "
+        "on; with 'mpi' on GPUs so many pass through host memory at once."),
+    REAL(device, timeout, "300.0", 0, false, NONE, true, "s", "",
+         "With several ranks: a run ends where a rank waits longer than this for the others in an update, because one "
+         "of "
+         "them hangs or has died. 0: it waits for ever."),
+    STRING(device, timeline, "''", NULL, "",
+           "File for the times at which gradients were ready and their sums began and ended, in the updates 11 to 20 "
+           "after the start of the program: JSON lines, of rank 0 (doc/FILES.md). '': none."),
+    REAL(
+        device, loss_scale, "128.0", 1e-4, false, 1e9, false, "", "--fp16-init-scale",
+        "Precision 'fp16' only: gradients are computed of the loss times this, so that small ones are not lost. It is "
+        "halved after an update whose loss or gradients are not finite, which is skipped but counts as an update, and "
+        "doubled after device%loss_scale_window updates without one; below 0.0001 the run ends. A run that goes on has "
+        "that of its checkpoint."),
+    INTEGER(device, loss_scale_window, "2000", 1, 1e9, "updates", "--fp16-scale-window",
+            "Precision 'fp16' only: updates without overflow after which the loss scale is doubled."),
+    INTEGER(
+        device, threads, "0", 0, 4096, "threads", "",
+        "OpenMP threads of a rank. 0: as OMP_NUM_THREADS says, and without it the cores of the node shared out over "
+        "its ranks."),
+
+    STRING(eval, checkpoint, "''", NULL, "--path",
+           "The checkpoint to evaluate. '': best.h5 of run%directory, else last.h5."),
+    STRING(eval, split, "'test'", "train valid test", "--gen-subset", "The split to evaluate."),
+    INTEGER(eval, streams, "8", 1, 1048576, "streams", "--batch-size",
+            "Streams that the split is cut into, shared out over the ranks. Every token is predicted once whatever the "
+            "number; only the first tokens of each stream have little memory behind them."),
+    INTEGER(eval, tokens_per_sample, "512", 1, 1048576, "tokens", "--tokens-per-sample",
+            "Length of a block in evaluation; the memory carries over from block to block."),
+    INTEGER(eval, max_blocks, "0", 0, 1e15, "blocks", "",
+            "Evaluation ends after so many blocks of each stream. 0: the "
+            "whole split."),
+    STRING(eval, nll_file, "''", NULL, "",
+           "HDF5 file for the negative log likelihood of every token, in nats. '': none."),
+
+    STRING(generate, checkpoint, "''", NULL, "--path",
+           "The checkpoint to generate from. '': best.h5 of run%directory, else last.h5."),
+    STRING(generate, prompt, "''", NULL, "", "The text that is continued, in symbols of the corpus's vocabulary."),
+    INTEGER(generate, tokens, "512", 1, 1e15, "tokens", "", "How many tokens to generate."),
+    REAL(generate, temperature, "1.0", 0, true, NONE, true, "", "--temperature",
+         "Logits are divided by this before sampling: below 1 more likely symbols, above 1 more surprising ones."),
+    INTEGER(generate, top_k, "0", 0, 16777216, "symbols", "--sampling-topk",
+            "Only the so many most likely symbols are drawn from. 0: all of them; 1: always the most likely one."),
+    STRING(generate, output, "''", NULL, "", "File for the text. '': standard output."),
+
+    STRING(
+        prepare, source, "''", NULL, "",
+        "A file of raw bytes, plain or .zip, .gz, .xz; each byte is a token, and the splits are consecutive parts of "
+        "it. Instead of the three texts below."),
+    STRING(prepare, train_text, "''", NULL, "--trainpref",
+           "Pre-tokenised text of the training split, symbols with blanks between, as the tutorial's preprocessing "
+           "leaves it. Given together with valid_text and test_text."),
+    STRING(prepare, valid_text, "''", NULL, "--validpref", "The same for the validation split."),
+    STRING(prepare, test_text, "''", NULL, "--testpref", "The same for the test split."),
+    REAL(prepare, train, "90e6", 0, true, 1e15, false, "tokens, or fraction of the source below 1", "",
+         "Size of the training split, the first part of the source."),
+    REAL(prepare, valid, "5e6", 0, false, 1e15, false, "tokens, or fraction of the source below 1", "",
+         "Size of the validation split, which follows the training split."),
+    REAL(prepare, test, "5e6", 0, false, 1e15, false, "tokens, or fraction of the source below 1", "",
+         "Size of the test split, which follows the validation split."),
+    INTEGER(prepare, shard_tokens, "16777216", 1, 1e15, "tokens", "",
+            "Tokens in one shard file; the last shard of a split may hold fewer."),
+    INTEGER(prepare, deflate, "0", 0, 9, "", "",
+            "Compression of the shards: 0 none, 1 fastest, 9 smallest. Reading then costs time."),
+    LOGICAL(prepare, overwrite, ".false.", "",
+            ".true.: replace a corpus at data%path that was made from something else or in another way."),
+};
+const size_t vd_n_variables = sizeof vd_variables / sizeof *vd_variables;
+_Static_assert(sizeof vd_variables / sizeof *vd_variables <= VD_VARIABLES, "make VD_VARIABLES in settings.h larger");

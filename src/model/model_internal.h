@@ -1,0 +1,93 @@
+/* What the files of the model share; nobody else includes this. */
+#ifndef VD_MODEL_INTERNAL_H
+#define VD_MODEL_INTERNAL_H
+
+#include "src/model/model.h"
+
+/* Tensors of a layer, as indices into vd_model.param. */
+struct vd_layer_params {
+  int span, query, key, value;               /* of adaptive span */
+  int qkv, rel, content_bias, position_bias; /* of Transformer-XL */
+  size_t query_at, key_at, value_at;         /* where the three projections lie in the arenas */
+  size_t begin; /* in the arenas, of the tensors that are this layer's alone, spans left out; they end where those of
+                   the next layer begin */
+  int out, fc1_weight, fc1_bias, fc2_weight, fc2_bias;
+  int norm1_weight, norm1_bias, norm2_weight, norm2_bias;
+};
+
+/* What the forward pass of one layer leaves for the backward pass; n = micro streams * block rows. Without training
+ * all layers share one set. */
+struct vd_layer_saved {
+  vd_act *input;          /* [n, d] hidden states going into the layer */
+  vd_qkv qkv;             /* [n, 3, width]; [micro streams, window, 2, width] */
+  int64_t kv_rows;        /* rows that qkv.memory has room for, per stream */
+  vd_act *attended;       /* [n, width] */
+  real *lse;              /* [micro streams, n_head, block] */
+  vd_act *sum1, *normed1; /* [n, d] */
+  real *mean1, *rstd1;    /* [n] */
+  vd_act *ff;             /* [n, d_inner] hidden units after ReLU and dropout */
+  vd_act *sum2;           /* [n, d] */
+  real *mean2, *rstd2;    /* [n] */
+};
+
+struct vd_layer_state {
+  vd_act *memory; /* [n_stream, rows, d], a ring */
+  int64_t rows, oldest;
+  int64_t window;
+  int64_t *reach; /* host [n_head] */
+  real *z;        /* host [n_span] */
+  /* Of Transformer-XL: */
+  vd_act *rel_key; /* [mem_len + max_block, width] row x: distance x */
+  real *drel_key;  /* the same, training */
+};
+
+struct vd_model {
+  vd_model_config config;
+  vd_ops *ops;
+  int64_t stream0, n_stream, micro, max_block, d, n_span;
+  int64_t width; /* n_head * d_head */
+  bool training;
+  const vd_model *owner; /* of the parameters; NULL: they are its own */
+
+  int n_param, in_emb, key_pe, out_weight, out_bias;
+  vd_param *param;
+  struct vd_layer_params *layer;
+  size_t arena;
+  size_t output_begin;      /* in the arenas, of the tensors after those of the last layer */
+  int unheard;              /* updates since the host last heard of the spans */
+  bool late;                /* it hears of them late */
+  size_t span_room;         /* reals at the arena's start that hold the spans of all layers, padding included */
+  real *params, *gradients; /* backend */
+  size_t final_from;        /* gradients from here on are final in this update */
+
+  struct vd_layer_state *state;
+  struct vd_layer_saved *saved; /* [n_layer] */
+  vd_act *output;               /* [n, d] hidden states after the last layer */
+  vd_act *logits;               /* [n, vocab] */
+  vd_act *branch;               /* [n, d] attention or feed-forward output before the residual sum */
+  int32_t *x, *y;               /* [n] */
+  real *nll;                    /* [n] */
+  double *loss;                 /* one */
+  vd_act *dhidden;              /* [n, d] */
+  vd_act *dsum, *dbranch;       /* [n, the greater of d and width], [n, d] */
+  vd_act *distances;            /* [mem_len + max_block, d] encodings, Transformer-XL */
+  vd_act *dff;                  /* [n, d_inner] */
+  vd_qkv dqkv;                  /* as a layer's qkv, the largest */
+  int64_t dkv_rows;
+};
+
+/* Not collective. Fills m->param, m->layer and the arena size from m->config. */
+void vd_model_layout(vd_model *m);
+/* Not collective. Draws the initial parameters into host [arena] (config->init, section 3 of doc/DESIGN.md). */
+void vd_model_draw(const vd_model *m, real *host);
+/* Not collective. Window and reach of every layer from the host copy of its spans. */
+void vd_model_plan(vd_model *m);
+/* Not collective. Is it Transformer-XL? */
+static inline bool vd_model_is_xl(const vd_model *m) {
+  return m->config.arch == VD_TRANSFORMER_XL;
+}
+/* Not collective. Gives every layer's memory and key/value buffers the room that its window and `block` ask for, and in
+ * Transformer-XL their reach. */
+int vd_model_make_room(vd_model *m, int64_t block, vd_error *err);
+
+#endif

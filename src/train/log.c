@@ -1,0 +1,216 @@
+#include "src/train/log.h"
+
+#include "io/h5.h" /* vd_sync_folder() */
+
+#include <errno.h>
+#include <fcntl.h>
+#include <jansson.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+struct vd_log {
+  int fd;
+  char path[1100];
+  FILE *terminal;       /* NULL: say nothing */
+  bool is_live;         /* the terminal is one, and gets a line that is written over */
+  bool line_open;       /* the live line is on the screen */
+  double opened, shown; /* monotonic seconds: of vd_log_open(), of the last live line */
+  double wall_before;   /* seconds of the run's earlier parts */
+  int64_t first_update, max_updates;
+};
+
+static double now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+double vd_log_wall(const vd_log *log) {
+  return log ? log->wall_before + now() - log->opened : 0.0;
+}
+
+/* Writes all of text, VD_FAILED otherwise. */
+static int write_all(int fd, const char *path, const char *text, size_t n, vd_error *err) {
+  while (n > 0) {
+    ssize_t done = write(fd, text, n);
+    if (done < 0 && errno == EINTR) continue;
+    if (done < 0) return vd_fail(err, VD_FAILED, "cannot write %s: %s", path, strerror(errno));
+    text += done;
+    n -= (size_t)done;
+  }
+  return VD_OK;
+}
+
+/* One line of the old log. Dropped: a torn last line, and lines of later updates. A line that cannot be read is none of
+ * these, and not ours to throw away: it is kept, and said. */
+static int keep_line(vd_log *log, const char *line, size_t n, int64_t number, int64_t update, vd_error *err) {
+  bool whole = line[n - 1] == '\n';
+  json_t *row = json_loadb(line, n, 0, NULL);
+  json_t *done = json_object_get(row, "num_updates"), *wall = json_object_get(row, "wall");
+  bool readable = json_is_integer(done);
+  if (readable ? json_integer_value(done) <= update : whole) {
+    if (!readable) vd_log_message(log, "%s:%lld cannot be read; it is kept", log->path, (long long)number);
+    write_all(log->fd, log->path, line, n, err);
+    if (!whole && err->status == VD_OK) write_all(log->fd, log->path, "\n", 1, err);
+    if (readable && json_is_number(wall)) log->wall_before = json_number_value(wall);
+  }
+  json_decref(row);
+  return err->status;
+}
+
+/* Copies the lines that are to be kept from the old log into the new one. */
+static int keep_lines(vd_log *log, FILE *old, int64_t update, vd_error *err) {
+  char *line = NULL;
+  size_t room = 0;
+  ssize_t n;
+  for (int64_t number = 1; err->status == VD_OK && (n = getline(&line, &room, old)) > 0; number++)
+    keep_line(log, line, (size_t)n, number, update, err);
+  if (ferror(old)) vd_fail(err, VD_FAILED, "cannot read %s", log->path);
+  free(line);
+  return err->status;
+}
+
+/* Makes the log anew from the lines to be kept, and puts it in place of the old one at once. */
+static int cut_off(vd_log *log, const char *directory, int64_t update, vd_error *err) {
+  char temporary[1100];
+  snprintf(temporary, sizeof temporary, "%s/.log.jsonl.tmp-%ld", directory, (long)getpid());
+  FILE *old = fopen(log->path, "re");
+  if (!old && errno != ENOENT) return vd_fail(err, VD_FAILED, "cannot read %s: %s", log->path, strerror(errno));
+  log->fd = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0666);
+  if (log->fd < 0) {
+    vd_fail(err, VD_FAILED, "cannot create %s: %s", temporary, strerror(errno));
+  } else if (!old || keep_lines(log, old, update, err) == VD_OK) {
+    if (fsync(log->fd) != 0 || rename(temporary, log->path) != 0)
+      vd_fail(err, VD_FAILED, "cannot replace %s: %s", log->path, strerror(errno));
+    else
+      vd_sync_folder(log->path, err);
+  }
+  if (err->status) unlink(temporary);
+  if (old) fclose(old);
+  return err->status;
+}
+
+int vd_log_open(vd_log **log, const char *directory, int64_t update, int64_t max_updates, FILE *terminal,
+                vd_error *err) {
+  vd_log *made = vd_calloc(1, sizeof *made);
+  *log = NULL;
+  made->fd = -1;
+  made->terminal = terminal;
+  made->is_live = terminal && isatty(fileno(terminal));
+  made->opened = now();
+  made->first_update = update;
+  made->max_updates = max_updates;
+  if (snprintf(made->path, sizeof made->path, "%s/log.jsonl", directory) >= 1024)
+    vd_fail(err, VD_FAILED, "the path is too long: %s", directory);
+  else
+    cut_off(made, directory, update, err);
+  if (err->status) {
+    if (made->fd >= 0) close(made->fd);
+    free(made);
+    return err->status;
+  }
+  *log = made;
+  return VD_OK;
+}
+
+/* JSON has no NaN and no infinity. */
+static json_t *number(double x) {
+  return isfinite(x) ? json_real(x) : json_null();
+}
+
+/* Appends the object (whose reference it takes) as one line. */
+static int append(vd_log *log, json_t *object, vd_error *err) {
+  char *text = object ? json_dumps(object, JSON_COMPACT | JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(9)) : NULL;
+  json_decref(object);
+  if (!text) return vd_fail(err, VD_FAILED, "cannot put a line for %s together", log->path);
+  size_t n = strlen(text);
+  text[n] = '\n'; /* in the place of the terminating zero */
+  off_t before = lseek(log->fd, 0, SEEK_END);
+  if (write_all(log->fd, log->path, text, n + 1, err) == VD_OK && fdatasync(log->fd) != 0)
+    vd_fail(err, VD_FAILED, "cannot sync %s: %s", log->path, strerror(errno));
+  if (err->status && before >= 0 && ftruncate(log->fd, before) != 0)
+    vd_wrap(err, "%s keeps a torn line (%s)", log->path, strerror(errno));
+  free(text);
+  return err->status;
+}
+
+/* "2h05m", "4m10s" or "9s", into text [24]. */
+static void time_text(double seconds, char *text) {
+  long s = seconds > 0.0 && seconds < 1e9 ? lrint(seconds) : 0;
+  if (s >= 3600)
+    snprintf(text, 24, "%ldh%02ldm", s / 3600, s / 60 % 60);
+  else if (s >= 60)
+    snprintf(text, 24, "%ldm%02lds", s / 60, s % 60);
+  else
+    snprintf(text, 24, "%lds", s);
+}
+
+static void show(vd_log *log, const vd_log_row *r) {
+  char left[24] = "?";
+  int64_t done = r->update - log->first_update;
+  if (done > 0) time_text((now() - log->opened) / (double)done * (double)(log->max_updates - r->update), left);
+  fprintf(log->terminal, "%supdate %lld/%lld  bpc %.4f  %.0f tokens/s  span mean %.1f longest %.0f tokens  %s left%s",
+          log->is_live ? "\r\033[K" : "", (long long)r->update, (long long)log->max_updates, r->bpc,
+          r->tokens_per_second, r->mean_span, r->max_span, left, log->is_live ? "" : "\n");
+  fflush(log->terminal);
+  log->line_open = log->is_live;
+  log->shown = now();
+}
+
+/* Members that only some runs have. */
+static void add_number(json_t *line, const char *name, double x) {
+  if (!isnan(x)) json_object_set_new(line, name, number(x));
+}
+
+int vd_log_update(vd_log *log, const vd_log_row *r, vd_error *err) {
+  if (!log) return VD_OK;
+  if (log->terminal) show(log, r);
+  json_t *line =
+      json_pack("{s:I,s:I,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o}", "epoch", (json_int_t)r->epoch, "num_updates",
+                (json_int_t)r->update, "loss", number(r->bpc + r->span_penalty / M_LN2), "bpc", number(r->bpc), "lr",
+                number(r->learning_rate), "gnorm", number(r->grad_norm), "wps", number(r->tokens_per_second),
+                "avg_span", number(r->mean_span), "max_span", number(r->max_span), "wall", number(vd_log_wall(log)));
+  add_number(line, "sum_share", r->sum_share);
+  add_number(line, "mfu", r->mfu);
+  add_number(line, "loss_scale", r->loss_scale);
+  if (!isnan(r->loss_scale)) json_object_set_new(line, "skipped", json_integer((json_int_t)r->skipped));
+  return append(log, line, err);
+}
+
+void vd_log_live(vd_log *log, const vd_log_row *row) {
+  if (log && log->is_live && now() - log->shown >= 0.1) show(log, row);
+}
+
+int vd_log_valid(vd_log *log, int64_t update, int64_t epoch, double bpc, bool best, vd_error *err) {
+  if (!log) return VD_OK;
+  vd_log_message(log, "update %lld: valid bpc %.4f%s", (long long)update, bpc, best ? ", the best so far" : "");
+  return append(log,
+                json_pack("{s:I,s:I,s:o,s:o}", "epoch", (json_int_t)epoch, "num_updates", (json_int_t)update,
+                          "valid_bpc", number(bpc), "wall", number(vd_log_wall(log))),
+                err);
+}
+
+void vd_log_message(vd_log *log, const char *format, ...) {
+  if (!log || !log->terminal) return;
+  va_list args;
+  va_start(args, format);
+  fputs(log->line_open ? "\r\033[Kviaduct: " : "viaduct: ", log->terminal);
+  vfprintf(log->terminal, format, args);
+  fputc('\n', log->terminal);
+  fflush(log->terminal);
+  va_end(args);
+  log->line_open = false;
+  log->shown = 0.0; /* so that the live line comes back at once */
+}
+
+void vd_log_close(vd_log **log) {
+  if (!*log) return;
+  if ((*log)->line_open) fputc('\n', (*log)->terminal);
+  close((*log)->fd);
+  free(*log);
+  *log = NULL;
+}

@@ -1,0 +1,78 @@
+#include "src/train/open_checkpoint.h"
+
+#include "src/comm/collectives.h"
+#include "src/deck/settings_table.h"
+#include "src/train/snapshot.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+static int choose(const vd_settings *s, const char *named, vd_restore *r, vd_error *err) {
+  if (named[0]) {
+    snprintf(r->path, sizeof r->path, "%s", named);
+    return VD_OK;
+  }
+  static const char *const links[] = {"best.h5", "last.h5"};
+  for (int i = 0; i < 2; i++) {
+    snprintf(r->path, sizeof r->path, "%s/checkpoints/%s", s->run.directory, links[i]);
+    if (access(r->path, F_OK) == 0) return VD_OK;
+  }
+  return vd_fail(err, VD_FAILED, "there is no checkpoint: neither best.h5 nor last.h5 in %s/checkpoints",
+                 s->run.directory);
+}
+
+int vd_restore_find(vd_context *ctx, const vd_settings *s, const char *named, vd_restore *r, vd_error *err) {
+  memset(r, 0, sizeof *r);
+  if (ctx->rank == 0) choose(s, named, r, err);
+  if (vd_share_error(ctx->comm, err)) return err->status;
+  MPI_Bcast(r->path, (int)sizeof r->path, MPI_CHAR, 0, ctx->comm);
+  return vd_snapshot_describe(ctx, r->path, &r->settings, r->corpus_id, &r->update, err);
+}
+
+enum part { ELSEWHERE, TRAINING, MEMORY, SHAPE };
+
+/* What a variable is to a model that is trained already. */
+static enum part part_of(const vd_variable *v) {
+  static const char *const training[] = {"dropout", "emb_dropout", "dropatt", "init", "aux_loss_scaler"};
+  if (strcmp(v->group, "memory") == 0) return MEMORY;
+  if (strcmp(v->group, "model") != 0 && strcmp(v->group, "span") != 0) return ELSEWHERE;
+  for (size_t i = 0; i < sizeof training / sizeof *training; i++)
+    if (strcmp(v->name, training[i]) == 0) return TRAINING;
+  return SHAPE;
+}
+
+static int refuse(const vd_settings *s, size_t i, const char *is, const char *was, const vd_restore *r, vd_error *err) {
+  const vd_variable *v = &vd_variables[i];
+  const vd_source *from = &s->source[i];
+  return vd_fail(err, VD_USAGE,
+                 "%s:%d:%d: %s%%%s = %.100s, but the model of %s was trained with %.100s: it cannot be changed now",
+                 from->command ? "--set" : s->origin, from->line, from->column, v->group, v->name, is, r->path, was);
+}
+
+int vd_restore_override(const vd_settings *s, vd_restore *r, vd_error *err) {
+  vd_settings own = *s;
+  if (own.model.d_head == 0) own.model.d_head = own.model.d_model / own.model.n_head;
+  if (r->settings.model.d_head == 0) r->settings.model.d_head = r->settings.model.d_model / r->settings.model.n_head;
+  for (size_t i = 0; i < vd_n_variables; i++) {
+    const vd_variable *v = &vd_variables[i];
+    enum part part = part_of(v);
+    char is[2 * VD_PATH + 3], was[2 * VD_PATH + 3];
+    if (part == ELSEWHERE || part == TRAINING || s->source[i].line == 0) continue;
+    vd_variable_value(v, &own, is, sizeof is);
+    vd_variable_value(v, &r->settings, was, sizeof was);
+    if (strcmp(is, was) == 0) continue;
+    if (part == SHAPE || strcmp(r->settings.model.arch, "transformer_xl") != 0) return refuse(s, i, is, was, r, err);
+    memcpy((char *)&r->settings + v->offset, (const char *)s + v->offset, v->size);
+    size_t used = strlen(r->notice);
+    snprintf(r->notice + used, sizeof r->notice - used, "works with %s%%%s = %.40s (trained with %.40s)\n", v->group,
+             v->name, is, was);
+  }
+  if (r->settings.memory.same_length && r->settings.memory.mem_len == 0)
+    return vd_fail(err, VD_USAGE, "memory%%same_length with memory%%mem_len = 0 lets no token see anything");
+  return VD_OK;
+}
+
+int vd_restore_config(const vd_restore *r, const vd_corpus *corpus, vd_model_config *config, vd_error *err) {
+  return vd_configure_model(config, &r->settings, vd_corpus_vocab(corpus), err);
+}

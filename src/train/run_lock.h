@@ -1,0 +1,31 @@
+/* One run at a time in a folder: two would replace each other's log and trace and remove each other's checkpoints. */
+#ifndef VD_RUN_LOCK_H
+#define VD_RUN_LOCK_H
+
+#include "src/base/error.h"
+
+#include <stdbool.h>
+
+/* An advisory lock on DIRECTORY/.lock, which goes with the process however that ends. The file stays; it holds host and
+ * process number of its last owner. */
+typedef struct vd_run_lock vd_run_lock;
+
+/* Not collective. One rank of a run calls it. Takes the lock of `directory` (which exists) into *lock, NULL at first; a
+ * lock that is in *lock already stays. create: the file is made where it is missing, and names this process. Else
+ * nothing is written, and *lock stays NULL where there is no such file: then no run is at work there. Waits some
+ * seconds for a run that is just ending. VD_FAILED: another process holds it (named, with folder and host), or the file
+ * cannot be opened. A file system without locks is no error, see vd_run_lock_notice(). The caller ends with
+ * vd_run_lock_release(). */
+int vd_run_lock_take(vd_run_lock **lock, const char *directory, bool create, vd_error *err);
+
+/* Not collective. What could not be had (no locks here), or ""; borrowed. NULL is allowed. */
+const char *vd_run_lock_notice(const vd_run_lock *lock);
+
+/* Not collective. Removes the temporaries of deck.nml, log.jsonl and trace.h5 that killed runs left in the folder.
+ * Does nothing without the lock, when they may be another run's. VD_FAILED naming what cannot be removed. */
+int vd_run_lock_sweep(const vd_run_lock *lock, vd_error *err);
+
+/* Not collective. Gives the lock back, frees, sets *lock to NULL. NULL is allowed. */
+void vd_run_lock_release(vd_run_lock **lock);
+
+#endif

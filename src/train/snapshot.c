@@ -1,0 +1,146 @@
+/* A run out of a checkpoint. */
+#include "io/checkpoint.h"
+#include "src/comm/collectives.h"
+#include "src/train/snapshot_internal.h"
+#include "io/streams.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* One arena from the file to all ranks' backend memory. c: open on rank 0. */
+static int get_arena(vd_context *ctx, vd_ops *ops, vd_model *m, vd_checkpoint *c, const char *group, real *arena,
+                     vd_error *err) {
+  size_t n = vd_model_arena(m);
+  real *host = vd_calloc(n, sizeof *host);
+  for (int i = 0; ctx->rank == 0 && i < vd_model_n_param(m) && err->status == VD_OK; i++) {
+    const vd_param *p = vd_model_param(m, i);
+    char path[256];
+    hsize_t shape[3];
+    snprintf(path, sizeof path, "%s/%s", group, p->name);
+    for (int k = 0; k < p->rank; k++) shape[k] = (hsize_t)p->shape[k];
+    vd_checkpoint_get(c, path, vd_snapshot_dtype, p->rank, shape, host + p->at.offset, err);
+  }
+  if (vd_share_error(ctx->comm, err) == VD_OK) {
+    vd_broadcast_reals(ctx->comm, 0, host, n);
+    ops->put(ops, arena, host, n);
+  }
+  free(host);
+  return err->status;
+}
+
+static void get_progress(vd_checkpoint *c, vd_progress *p, vd_error *err) {
+  int64_t position[N_POSITION];
+  double statistic[N_STATISTIC];
+  const hsize_t n_position = N_POSITION, n_statistic = N_STATISTIC;
+  if (vd_checkpoint_get(c, "/position", VD_I64, 1, &n_position, position, err)) return;
+  if (vd_checkpoint_get(c, "/statistics", VD_F64, 1, &n_statistic, statistic, err)) return;
+  *p = (vd_progress){.update = position[0],
+                     .epoch = position[1],
+                     .block = position[2],
+                     .valid_update = (int64_t)statistic[VALID_UPDATE],
+                     .best_update = (int64_t)statistic[BEST_UPDATE],
+                     .best_bpc = statistic[BEST_BPC],
+                     .log = {statistic[LOG_NLL], statistic[LOG_TARGETS], statistic[LOG_SECONDS]},
+                     .trace = {statistic[TRACE_NLL], statistic[TRACE_TARGETS], statistic[TRACE_SECONDS]}};
+}
+
+/* Of a run that scales its losses; files of runs that did not are silent, and leave what the deck says. */
+static void get_scaling(vd_checkpoint *c, vd_optimizer *o, vd_error *err) {
+  double value[N_SCALING];
+  const hsize_t n = N_SCALING;
+  if (!vd_checkpoint_has(c, "/loss_scale") || vd_checkpoint_get(c, "/loss_scale", VD_F64, 1, &n, value, err)) return;
+  if (!(value[0] > 0)) {
+    vd_fail(err, VD_FAILED, "/loss_scale is %g", value[0]);
+    return;
+  }
+  vd_loss_scale l = {value[0], (int64_t)value[1], (int64_t)value[2]};
+  vd_optimizer_set_scaling(o, &l);
+}
+
+/* The rank's own rows of one layer's memory. */
+static int get_memory(const vd_snapshot *s, vd_checkpoint *c, int layer, vd_error *err) {
+  char path[64];
+  int rank;
+  hsize_t shape[4];
+  snprintf(path, sizeof path, "/memory/layer%d", layer);
+  if (vd_checkpoint_shape(c, path, &rank, shape, err)) return err->status;
+  int64_t d_model = vd_model_config_of(s->model)->d_model;
+  if (rank != 3 || (int64_t)shape[0] != s->n_stream || (int64_t)shape[2] != d_model)
+    return vd_fail(err, VD_FAILED, "%s is not of %lld streams and %lld features", path, (long long)s->n_stream,
+                   (long long)d_model);
+  int64_t rows = (int64_t)shape[1], first, last;
+  vd_stream_share(s->n_stream, s->ctx->rank, s->ctx->size, &first, &last);
+  if (rows == 0) return vd_model_memory_put(s->model, layer, 0, 0, last - first, NULL, err);
+  int64_t step = vd_snapshot_piece(s, rows);
+  real *buffer = vd_calloc((size_t)(step * rows * d_model), sizeof *buffer);
+  for (int64_t i = first; i < last && err->status == VD_OK; i += step) {
+    int64_t n = i + step < last ? step : last - i;
+    if (vd_checkpoint_get_rows(c, path, vd_snapshot_dtype, i, n, buffer, err) == VD_OK)
+      vd_model_memory_put(s->model, layer, rows, i - first, n, buffer, err);
+  }
+  free(buffer);
+  return err->status;
+}
+
+static int read_tensors(const vd_snapshot *s, vd_checkpoint *c, vd_error *err) {
+  vd_context *ctx = s->ctx;
+  if (get_arena(ctx, s->ops, s->model, c, "/model", vd_model_params(s->model), err)) return err->status;
+  for (int i = 0; i < vd_optimizer_n_state(s->optimizer); i++) {
+    char group[128];
+    snprintf(group, sizeof group, "/optimizer/%s", vd_optimizer_state_name(s->optimizer, i));
+    if (get_arena(ctx, s->ops, s->model, c, group, vd_optimizer_state(s->optimizer, i), err)) return err->status;
+  }
+  vd_model_params_changed(s->model);
+  for (int l = 0; l < (int)vd_model_config_of(s->model)->n_layer && err->status == VD_OK; l++) get_memory(s, c, l, err);
+  return vd_agree(ctx->comm, err);
+}
+
+int vd_snapshot_read(const vd_snapshot *s, const char *path, vd_progress *progress, vd_error *err) {
+  vd_checkpoint *c = NULL;
+  if (vd_checkpoint_open(&c, s->ctx->h5, path, false, err) == VD_OK) get_progress(c, progress, err);
+  if (err->status == VD_OK) get_scaling(c, s->optimizer, err);
+  if (vd_agree(s->ctx->comm, err) == VD_OK) read_tensors(s, c, err);
+  if (c) vd_checkpoint_close(&c);
+  return err->status ? vd_wrap(err, "%s", path) : VD_OK;
+}
+
+int vd_snapshot_read_parameters(vd_context *ctx, vd_ops *ops, vd_model *model, const char *path, vd_error *err) {
+  vd_checkpoint *c = NULL;
+  if (ctx->rank == 0) vd_checkpoint_open(&c, ctx->h5, path, false, err);
+  if (vd_share_error(ctx->comm, err) == VD_OK &&
+      get_arena(ctx, ops, model, c, "/model", vd_model_params(model), err) == VD_OK)
+    vd_model_params_changed(model);
+  if (c) vd_checkpoint_close(&c);
+  return err->status;
+}
+
+static void read_description(vd_context *ctx, const char *path, vd_settings *settings, char corpus_id[64],
+                             int64_t *update, vd_error *err) {
+  vd_checkpoint *c = NULL;
+  char *echo = NULL, *id = NULL;
+  if (vd_checkpoint_open(&c, ctx->h5, path, false, err)) return;
+  if (vd_checkpoint_get_text(c, "settings", &echo, err) == VD_OK &&
+      vd_checkpoint_get_text(c, "corpus_id", &id, err) == VD_OK &&
+      vd_checkpoint_get_i64(c, "update", update, err) == VD_OK) {
+    snprintf(corpus_id, 64, "%s", id);
+    vd_settings_read_text(settings, echo, path, err);
+  }
+  free(echo);
+  free(id);
+  vd_checkpoint_close(&c);
+}
+
+int vd_snapshot_describe(vd_context *ctx, const char *path, vd_settings *settings, char corpus_id[64], int64_t *update,
+                         vd_error *err) {
+  memset(settings, 0, sizeof *settings);
+  if (ctx->rank == 0) {
+    read_description(ctx, path, settings, corpus_id, update, err);
+    if (err->status) err->status = VD_FAILED; /* settings inside a file are no fault of the user's deck */
+  }
+  if (vd_share_error(ctx->comm, err)) return err->status;
+  MPI_Bcast(settings, (int)sizeof *settings, MPI_BYTE, 0, ctx->comm);
+  MPI_Bcast(corpus_id, 64, MPI_CHAR, 0, ctx->comm);
+  MPI_Bcast(update, 1, MPI_INT64_T, 0, ctx->comm);
+  return VD_OK;
+}

@@ -1,0 +1,58 @@
+/* A run in a checkpoint: parameters, optimiser state, memories and the place in the data, by global stream, so that a
+ * checkpoint written by any number of ranks is read by any other. Layout: doc/FILES.md. */
+#ifndef VD_SNAPSHOT_H
+#define VD_SNAPSHOT_H
+
+#include "src/comm/context.h"
+#include "src/model/model.h"
+#include "src/model/optimizer.h"
+#include "src/train/task_queue.h"
+
+/* Sums since the last row of a log. */
+typedef struct vd_meter {
+  double nll;     /* nats */
+  double targets; /* counted predictions, all ranks */
+  double seconds; /* of training steps */
+} vd_meter;
+
+/* Where a run stands, besides the tensors. */
+typedef struct vd_progress {
+  int64_t update;       /* updates done */
+  int64_t epoch, block; /* of the next update; epochs count from 1, blocks from 0 */
+  int64_t valid_update; /* of the last validation; 0: none yet */
+  int64_t best_update;  /* with the lowest valid bpc; 0: none yet */
+  double best_bpc;
+  vd_meter log, trace;
+} vd_progress;
+
+/* What is written or read. All borrowed. */
+typedef struct vd_snapshot {
+  vd_context *ctx;
+  vd_ops *ops;
+  vd_model *model;
+  vd_optimizer *optimizer;
+  int64_t n_stream;  /* global */
+  vd_writer *writer; /* rank 0, to write; else NULL */
+} vd_snapshot;
+
+/* Collective(ctx->comm). Writes a checkpoint to `path`, whole or not at all. When it returns the run is copied, and may
+ * go on; the file is there once rank 0's s->writer has done its tasks, whose error is that of the file. Rank 0 writes,
+ * the others send their memories in bounded pieces; the model's shape must outlive the tasks. echo: the resolved deck;
+ * corpus_id: as vd_corpus_id. The error, of the file's beginning, is agreed. */
+int vd_snapshot_write(const vd_snapshot *s, const char *path, const vd_progress *progress, const char *echo,
+                      const char *corpus_id, vd_error *err);
+
+/* Collective(ctx->comm). The reverse: rank 0 reads parameters and optimiser state and broadcasts them, every rank reads
+ * the memories of its own streams. The model and the number of streams must be those of the checkpoint: VD_FAILED
+ * naming the tensor and both shapes otherwise. The error is agreed. */
+int vd_snapshot_read(const vd_snapshot *s, const char *path, vd_progress *progress, vd_error *err);
+
+/* Collective(ctx->comm). Only the parameters, into `model`. The error is agreed. */
+int vd_snapshot_read_parameters(vd_context *ctx, vd_ops *ops, vd_model *model, const char *path, vd_error *err);
+
+/* Collective(ctx->comm). What a checkpoint says of itself: the settings it was made with, the corpus, the updates done.
+ * Rank 0 reads. */
+int vd_snapshot_describe(vd_context *ctx, const char *path, vd_settings *settings, char corpus_id[64], int64_t *update,
+                         vd_error *err);
+
+#endif

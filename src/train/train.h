@@ -1,0 +1,110 @@
+/* A training run: what it holds, how it is set up, its loop, its dry run. */
+#ifndef VD_TRAIN_H
+#define VD_TRAIN_H
+
+#include "src/train/configure.h"
+#include "src/train/evaluate.h"
+#include "src/train/log.h"
+#include "src/train/monitor.h"
+#include "io/reader.h"
+#include "src/comm/grad_reducer.h"
+#include "src/train/resume.h"
+#include "src/train/run_lock.h"
+#include "src/train/snapshot.h"
+#include "io/streams.h"
+#include "io/trace.h"
+
+typedef struct vd_train {
+  vd_context *ctx;
+  const vd_settings *settings;
+  char *echo; /* the resolved deck */
+  vd_corpus *corpus;
+  vd_streams geometry;    /* of the training split */
+  int64_t blocks;         /* in an epoch */
+  int64_t stream0, n_own; /* this rank's streams */
+  vd_model_config config;
+  vd_run_lock *lock; /* rank 0, once it is taken; else NULL */
+  vd_resume resume;
+  vd_ops *ops;
+  vd_device device;
+  vd_model *model;
+  vd_optimizer *optimizer;
+  vd_writer *writer;       /* of checkpoints, rank 0; else NULL */
+  vd_evaluator *evaluator; /* of validations; NULL until the first */
+  vd_reducer *reducer;
+  vd_reader *reader;
+  vd_log *log;     /* rank 0; else NULL */
+  vd_trace *trace; /* rank 0; else NULL */
+  vd_monitor *monitor;
+  float *span; /* [n_layer * n_head] tokens */
+  vd_progress progress;
+  double grad_norm, span_penalty; /* of the last update of which is known what came of it */
+  double late_targets;            /* of this rank, of the update under way */
+  double sum_seconds;             /* waited for gradient sums since the last line of the log */
+  double seconds_before;          /* of progress.log, those of the run's earlier part, whose sums were not kept */
+  int64_t saved_update;           /* of the last checkpoint, written or being written; 0: none */
+  char writing[VD_PATH + 64];     /* path of the checkpoint that is being written; "": none. The same on all ranks */
+  char last_good[VD_PATH + 64];   /* path of the last one that was written; "": none */
+} vd_train;
+
+/* Collective(ctx->comm). Reads only: corpus, geometry, model configuration, where to begin; takes the lock of the run's
+ * folder where there is one, but for a dry run. ctx and s are borrowed until vd_train_close, which is to be called also
+ * on error. The error is agreed. */
+int vd_train_plan(vd_train *t, vd_context *ctx, const vd_settings *s, vd_error *err);
+
+/* Collective(t->ctx->comm). After the plan: creates the run's folder and locks it, creates model, optimiser, log and
+ * trace, and restores the checkpoint. VD_FAILED where another run is at work in the folder. The error is agreed. */
+int vd_train_open(vd_train *t, vd_error *err);
+
+/* Collective(t->ctx->comm). After the plan: the dry run. Prints data, model, memory and the map of ranks on standard
+ * output and writes nothing. VD_FAILED when the run could not be made, with the reason. */
+int vd_train_check(vd_train *t, vd_error *err);
+
+/* Bytes that a rank needs. */
+typedef struct vd_train_need {
+  vd_memory_estimate model; /* optimizer: all its states */
+  double evaluator;         /* of validations */
+  double backend;           /* what a GPU's backend keeps beside the model */
+} vd_train_need;
+/* Not collective. Fills *need for a rank of `streams` streams whose layers all have this window (tokens); t->ops and
+ * t->device are there. The sum. */
+double vd_train_memory(const vd_train *t, int64_t streams, int64_t window, vd_train_need *need);
+/* Not collective. Window, in tokens, of every layer as a run begins; in Transformer-XL that of full memories. */
+int64_t vd_train_first_window(const vd_model_config *c);
+/* Collective(t->ctx->comm). Before anything is allocated: VD_FAILED where a GPU has not the memory that its ranks need
+ * as the run begins. What spans that grow will need is not judged. The same on all ranks. */
+int vd_train_room(const vd_train *t, vd_error *err);
+
+/* Collective(t->ctx->comm). Trains until run%max_updates (VD_OK), a signal (VD_STOPPED, after a checkpoint) or an error
+ * (agreed). */
+int vd_train_loop(vd_train *t, vd_error *err);
+
+/* Collective(t->ctx->comm). One update, which may be under way still on return: what is known of a run then ends with
+ * the update before. *signalled: a signal was noted on some rank. The error, which may be of the update before, is
+ * agreed; a GPU that fails ends a run of several ranks here. */
+int vd_train_update(vd_train *t, bool *signalled, vd_error *err);
+/* Collective(t->ctx->comm). Waits for the update under way, if any: before anything is told, kept or validated. The
+ * error is agreed. */
+int vd_train_catch_up(vd_train *t, vd_error *err);
+
+/* Collective(t->ctx->comm). Settles the checkpoint before. Then writes one of the run as it stands, links last.h5 (and
+ * best.h5), removes old ones: beside the loop, once the run is copied. The error is agreed. */
+int vd_train_checkpoint(vd_train *t, bool best, vd_error *err);
+/* Collective(t->ctx->comm). Waits for the checkpoint that is being written, if any. The error is agreed. */
+int vd_train_settle(vd_train *t, vd_error *err);
+/* Not collective. Waits for it on the rank that writes: what a rank may do that fails alone. */
+int vd_train_await(vd_train *t, vd_error *err);
+/* Not collective. The error of the checkpoint that is being written, on the rank that writes it, without waiting. */
+int vd_train_poll(vd_train *t, vd_error *err);
+
+/* Collective(t->ctx->comm). Rank 0's error of log and trace to all; a wait that takes too long ends the run. */
+int vd_train_share_log(vd_train *t, vd_error *err);
+
+/* Collective(t->ctx->comm). Validates, tells log and trace, checkpoints when it is the best so far. *stopped: a
+ * signal came before it was done. The error is agreed. */
+int vd_train_validate(vd_train *t, bool *stopped, vd_error *err);
+
+/* Not collective. Frees everything; keeps the first error. */
+void vd_train_close(vd_train *t, vd_error *err);
+
+#endif

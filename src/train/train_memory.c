@@ -1,0 +1,111 @@
+/* What memory a rank of a training run needs, and whether its GPU has it. */
+#include "src/comm/collectives.h"
+#include "src/train/train.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static const double VD_GIB = 1073741824.0;
+
+int64_t vd_train_first_window(const vd_model_config *c) {
+  if (c->arch == VD_TRANSFORMER_XL) return c->mem_len;
+  double reach = ceil(c->span_init * (double)c->attn_span) + (double)c->ramp;
+  int64_t cur = reach < (double)c->attn_span ? (int64_t)reach : c->attn_span;
+  int64_t cut = c->attn_span - cur < c->attn_span - 1 ? c->attn_span - cur : c->attn_span - 1;
+  return c->attn_span - 64 * (cut / 64);
+}
+
+/* The evaluator's model shares the parameters, and its layers one set of activations but for their inputs. */
+static double evaluator_bytes(const vd_train *t, int64_t window) {
+  const vd_settings *s = t->settings;
+  const vd_model_config *c = &t->config;
+  if (s->valid.interval <= 0) return 0;
+  int64_t streams = (s->valid.streams + t->ctx->size - 1) / t->ctx->size, block = s->data.tokens_per_sample;
+  int64_t micro = s->data.micro_streams > 0 && s->data.micro_streams < streams ? s->data.micro_streams : streams;
+  vd_memory_estimate e;
+  vd_model_estimate(c, t->ops->act_size, streams, s->data.micro_streams, block, window, &e);
+  double rows = (double)(micro * block), layers = (double)c->n_layer, d = (double)c->d_model;
+  return e.memories + e.activations / layers +
+         rows * (layers * d + 2 * d + (double)c->vocab) * (double)t->ops->act_size;
+}
+
+/* Which attention weights dropout keeps, of all layers, from forward to backward (cuda/attention/attention.h): 512 bytes for each
+ * tile of 64 x 64. */
+static double kept_bytes(const vd_train *t, int64_t window) {
+  const vd_settings *s = t->settings;
+  const vd_model_config *c = &t->config;
+  int64_t block = s->data.tokens_per_sample, streams = s->data.micro_streams;
+  bool xl = c->arch == VD_TRANSFORMER_XL;
+  if (t->device.precision == VD_FP32 || c->d_head > 64 || (xl ? c->dropatt : c->dropout) <= 0) return 0;
+  if (streams <= 0 || streams > t->n_own) streams = t->n_own;
+  int64_t far = xl ? window + block : window; /* the most that a head reaches */
+  return (double)(c->n_layer * streams * c->n_head * ((block + 63) / 64) * ((far + 63) / 64 + 1)) * 512.0;
+}
+
+/* Beside what the model asks for (cuda/backend/context.h): the parameters in the activations' type, the key table and its
+ * gradient, dropout's draws; 128 MiB for workspaces of cuBLASLt, of sums over rows, of attention's plans and of the
+ * optimiser, and as much again, since an H100 held 0.38 GiB (16 streams) and 0.75 (64) more than all that. */
+static double cuda_bytes(const vd_train *t, const vd_memory_estimate *e, int64_t window) {
+  const vd_model_config *c = &t->config;
+  double act = (double)t->ops->act_size;
+  double copy = t->device.precision == VD_FP32 ? 0 : e->parameters * act / (double)sizeof(real);
+  double table = c->arch == VD_TRANSFORMER_XL ? 0 : (double)(c->attn_span * c->d_head) * (act + sizeof(float));
+  return copy + table + kept_bytes(t, window) + 256.0 * 1048576.0;
+}
+
+double vd_train_memory(const vd_train *t, int64_t streams, int64_t window, vd_train_need *need) {
+  const vd_settings *s = t->settings;
+  vd_memory_estimate *e = &need->model;
+  /* On a GPU windows are planned a step longer (vd_model_stepped). */
+  if (t->device.is_gpu && t->config.arch == VD_ADAPTIVE_SPAN && window + 64 <= t->config.attn_span) window += 64;
+  vd_model_estimate(&t->config, t->ops->act_size, streams, s->data.micro_streams, s->data.tokens_per_sample, window, e);
+  e->optimizer *= strcmp(s->optimizer.method, "adam") == 0 ? 2.0 : 1.0; /* states */
+  need->evaluator = evaluator_bytes(t, window);
+  need->backend = t->device.is_gpu ? cuda_bytes(t, e, window) : 0;
+  return e->parameters + e->gradients + e->optimizer + e->memories + e->activations + e->workspace + need->evaluator +
+         need->backend;
+}
+
+/* What one rank asks of which GPU. */
+struct claim {
+  char host[64], gpu[128];
+  unsigned char uuid[16];
+  double need, available;
+};
+
+/* All ranks of one GPU together, the first of them tells. */
+static void judge(const struct claim *all, int size, int first, vd_error *err) {
+  double need = 0, available = all[first].available;
+  int ranks = 0;
+  for (int r = 0; r < size; r++) {
+    if (memcmp(all[r].uuid, all[first].uuid, sizeof all[r].uuid) != 0) continue;
+    if (r < first) return;
+    ranks++;
+    need += all[r].need;
+    available = fmin(available, all[r].available);
+  }
+  if (need > available)
+    vd_fail(
+        err, VD_FAILED,
+        "the GPU of rank %d (%s, host %s) has %.2f GiB free, and %d rank%s need%s about %.2f GiB there at the first "
+        "spans: fewer data%%batch_streams, or data%%micro_streams, or more GPUs",
+        first, all[first].gpu, all[first].host, available / VD_GIB, ranks, ranks > 1 ? "s" : "", ranks > 1 ? "" : "s",
+        need / VD_GIB);
+}
+
+int vd_train_room(const vd_train *t, vd_error *err) {
+  if (!t->device.is_gpu) return VD_OK;
+  vd_train_need need;
+  struct claim own = {.available = (double)t->device.gpu.free_bytes};
+  gethostname(own.host, sizeof own.host - 1);
+  memcpy(own.gpu, t->device.gpu.name, sizeof own.gpu);
+  memcpy(own.uuid, t->device.gpu.uuid, sizeof own.uuid);
+  own.need = vd_train_memory(t, t->n_own, vd_train_first_window(&t->config), &need);
+  struct claim *all = vd_calloc((size_t)t->ctx->size, sizeof *all);
+  MPI_Allgather(&own, (int)sizeof own, MPI_BYTE, all, (int)sizeof own, MPI_BYTE, t->ctx->comm);
+  for (int r = 0; r < t->ctx->size; r++) judge(all, t->ctx->size, r, err);
+  free(all);
+  return err->status; /* all ranks saw the same */
+}
