@@ -288,7 +288,7 @@ int64_t vd_corpus_encode(const vd_corpus *corpus, const char *text, size_t n, si
   return best;
 }
 
-bool vd_corpus_is_words(const vd_corpus *corpus) {
+bool vd_corpus_is_word_level(const vd_corpus *corpus) {
   return corpus->words;
 }
 

@@ -34,7 +34,7 @@ const char *vd_corpus_symbol(const vd_corpus *corpus, int64_t id, size_t *n);
 int64_t vd_corpus_encode(const vd_corpus *corpus, const char *text, size_t n, size_t *used);
 /* Not collective. True when symbols are words of tokenised text, with blanks between them that are no symbols, and
  * "</s>" at the end of each line; false when they are bytes. */
-bool vd_corpus_is_words(const vd_corpus *corpus);
+bool vd_corpus_is_word_level(const vd_corpus *corpus);
 /* Not collective. A 32-hex-digit identity of the token stream (for checkpoints: same data?). Borrowed. */
 const char *vd_corpus_id(const vd_corpus *corpus);
 

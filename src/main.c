@@ -1,9 +1,9 @@
 /* viaduct: command line, MPI, the deck for all ranks, one command, one message, one exit status. */
-#include "src/commands/command_line.h"
-#include "src/comm/context.h"
-#include "src/cpu/openblas_kernel.h"
-#include "src/comm/collectives.h"
 #include "src/base/version.h"
+#include "src/comm/collectives.h"
+#include "src/comm/context.h"
+#include "src/commands/command_line.h"
+#include "src/cpu/openblas_kernel.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -13,7 +13,7 @@ static int read_settings(const vd_context *ctx, const vd_command_line *line, vd_
   memset(s, 0, sizeof *s);
   if (ctx->rank == 0 && vd_settings_read(s, line->argument, line->set, line->n_set, err) == VD_OK)
     vd_settings_check(s, line->name, err);
-  if (vd_share_error(ctx->comm, err)) return err->status;
+  if (vd_broadcast_error(ctx->comm, err)) return err->status;
   MPI_Bcast(s, (int)sizeof *s, MPI_BYTE, 0, ctx->comm);
   return VD_OK;
 }
@@ -42,7 +42,7 @@ static int run_alone(vd_context *ctx, const vd_command_line *line, vd_error *err
     }
     if (fflush(stdout) != 0) vd_fail(err, VD_FAILED, "cannot write to standard output");
   }
-  return vd_share_error(ctx->comm, err);
+  return vd_broadcast_error(ctx->comm, err);
 }
 
 static int run(vd_context *ctx, const vd_command_line *line, vd_error *err) {
@@ -63,7 +63,7 @@ static int run(vd_context *ctx, const vd_command_line *line, vd_error *err) {
 
 int main(int argc, char **argv) {
   int level;
-  vd_cpu_choose_kernels(argv);
+  vd_cpu_choose_openblas_kernel(argv);
   MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &level);
   vd_context ctx = {0};
   MPI_Comm_dup(MPI_COMM_WORLD, &ctx.comm);

@@ -1,6 +1,7 @@
-/* Fused relative-position attention on a GPU: the C entry points. struct vd_attention in src/ops/ops.h gives equations and
- * conventions, of adaptive span and of Transformer-XL; here the spans and what follows from them stay on the device, so
- * that a captured graph stays valid while the spans move. No matrix of queries x keys exists in device memory.
+/* Fused relative-position attention on a GPU: the C entry points. struct vd_attention in src/ops/ops.h gives equations
+ * and conventions, of adaptive span and of Transformer-XL; here the spans and what follows from them stay on the
+ * device, so that a captured graph stays valid while the spans move. No matrix of queries x keys exists in device
+ * memory.
  *
  * Order within one update, on one stream. Once: vd_cuda_attention_key_pe, the parameter [d_head, attn_span] to a table
  * [attn_span, d_head] of activation type. For each layer: vd_cuda_attention_make_plan, vd_cuda_attention_forward, and

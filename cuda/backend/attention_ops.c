@@ -1,6 +1,6 @@
 /* Attention and its projections: src/ops/ops.h's words for the kernels of attention.h. */
-#include "cuda/backend/context.h"
 #include "cuda/attention/memory_projection.h"
+#include "cuda/backend/context.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -13,7 +13,7 @@ static int64_t width_of(const vd_attention *a) {
 
 /* Other models have come and gone. */
 static void drop_plans(vd_cuda_backend *c) {
-  vd_cuda_note(c, cudaStreamSynchronize(c->stream), "waiting");
+  vd_cuda_record_error(c, cudaStreamSynchronize(c->stream), "waiting");
   while (c->n_layer > 0) cudaFree(c->layer[--c->n_layer].plan);
 }
 
@@ -25,9 +25,9 @@ static vd_layer_plan *plan_of(vd_cuda_backend *c, const real *span) {
   void *plan = NULL;
   size_t bytes = vd_cuda_attention_plan_size();
   cudaError_t e = cudaMalloc(&plan, bytes);
-  vd_cuda_note(c, e, "allocating a plan");
+  vd_cuda_record_error(c, e, "allocating a plan");
   if (e != cudaSuccess) return NULL;
-  vd_cuda_note(c, cudaMemsetAsync(plan, 0, bytes, c->stream), "zeroing a plan");
+  vd_cuda_record_error(c, cudaMemsetAsync(plan, 0, bytes, c->stream), "zeroing a plan");
   c->layer[c->n_layer] = (vd_layer_plan){.span = span, .plan = plan};
   return &c->layer[c->n_layer++];
 }
@@ -64,7 +64,7 @@ static vd_cuda_attention kernel_of(vd_cuda_backend *c, const vd_attention *a) {
                          .content_bias = a->content_bias,
                          .position_bias = a->position_bias};
   size_t bytes = vd_cuda_attention_room_size(&x);
-  x.room = bytes > 0 ? vd_cuda_room(c, &c->scratch, bytes) : NULL;
+  x.room = bytes > 0 ? vd_cuda_workspace(c, &c->scratch, bytes) : NULL;
   return x;
 }
 
@@ -90,7 +90,7 @@ static bool make_plans(vd_cuda_backend *c, int n, const vd_cuda_attention *x) {
   }
   if (n_wanted > 0) {
     cudaError_t e = vd_cuda_attention_make_plans(n_wanted, wanted, c->stream);
-    vd_cuda_note(c, e, "attention's plans");
+    vd_cuda_record_error(c, e, "attention's plans");
     whole = whole && e == cudaSuccess;
     if (e != cudaSuccess) vd_cuda_attention_changed(c);
   }
@@ -121,18 +121,18 @@ static vd_key_table *table_of(vd_cuda_backend *c, const vd_attention *a) {
   vd_key_table *t = &c->key_table;
   size_t n = (size_t)(a->d_head * a->attn_span);
   if (!t->table || t->d_head != a->d_head || t->attn_span != a->attn_span) {
-    vd_cuda_note(c, cudaStreamSynchronize(c->stream), "waiting");
+    vd_cuda_record_error(c, cudaStreamSynchronize(c->stream), "waiting");
     cudaFree(t->table);
     cudaFree(t->gradient);
     *t = (vd_key_table){.d_head = (int32_t)a->d_head, .attn_span = (int32_t)a->attn_span};
     cudaError_t e = cudaMalloc(&t->table, n * c->act_size);
     if (e == cudaSuccess) e = cudaMalloc((void **)&t->gradient, n * sizeof(float));
-    vd_cuda_note(c, e, "allocating the key table");
+    vd_cuda_record_error(c, e, "allocating the key table");
     if (e != cudaSuccess) return NULL;
   }
   if (t->made && t->key_pe == a->key_pe) return t;
-  vd_cuda_note(c, vd_cuda_attention_key_pe(c->type, t->d_head, t->attn_span, a->key_pe, t->table, c->stream),
-               "key table");
+  vd_cuda_record_error(c, vd_cuda_attention_key_pe(c->type, t->d_head, t->attn_span, a->key_pe, t->table, c->stream),
+                       "key table");
   t->key_pe = a->key_pe;
   t->made = true;
   return t;
@@ -142,8 +142,9 @@ void vd_cuda_backward_end(vd_ops *o) {
   vd_cuda_backend *c = vd_cuda_of(o);
   vd_key_table *t = &c->key_table;
   if (!t->dkey_pe) return;
-  vd_cuda_note(c, vd_cuda_attention_key_pe_backward(t->d_head, t->attn_span, t->gradient, t->dkey_pe, c->stream),
-               "key table's gradient");
+  vd_cuda_record_error(c,
+                       vd_cuda_attention_key_pe_backward(t->d_head, t->attn_span, t->gradient, t->dkey_pe, c->stream),
+                       "key table's gradient");
   t->dkey_pe = NULL;
 }
 
@@ -160,7 +161,7 @@ static uint32_t *keep_drawn(vd_cuda_backend *c, const vd_cuda_attention *x) {
   if (bytes == 0 || x->rng.layer >= VD_MAX_LAYERS) return NULL;
   vd_layer_kept *l = &c->kept[x->rng.layer];
   l->shape = *x;
-  return vd_cuda_room(c, &l->room, bytes);
+  return vd_cuda_workspace(c, &l->room, bytes);
 }
 /* What it left, or NULL where that was for something else. */
 static uint32_t *find_drawn(vd_cuda_backend *c, const vd_cuda_attention *x) {
@@ -175,8 +176,8 @@ void vd_cuda_attention_op(vd_ops *o, const vd_attention *a, const vd_qkv *qkv, v
   const vd_key_table *t = a->rel_key ? NULL : table_of(c, a);
   if ((!t && !a->rel_key) || !make_plans(c, 1, &x)) return;
   x.kept = keep_drawn(c, &x);
-  vd_cuda_note(c, vd_cuda_attention_forward(&x, qkv->block, qkv->memory, t ? t->table : NULL, out, lse, c->stream),
-               "attention");
+  vd_cuda_record_error(
+      c, vd_cuda_attention_forward(&x, qkv->block, qkv->memory, t ? t->table : NULL, out, lse, c->stream), "attention");
 }
 
 /* The gradient of the table is summed over the layers, and goes to dkey_pe at the end. */
@@ -185,7 +186,7 @@ static void begin_table_gradient(vd_ops *o, vd_key_table *t, real *dkey_pe) {
   if (t->dkey_pe == dkey_pe) return;
   vd_cuda_backward_end(o);
   size_t bytes = (size_t)t->d_head * (size_t)t->attn_span * sizeof(float);
-  vd_cuda_note(c, cudaMemsetAsync(t->gradient, 0, bytes, c->stream), "zeroing the key table's gradient");
+  vd_cuda_record_error(c, cudaMemsetAsync(t->gradient, 0, bytes, c->stream), "zeroing the key table's gradient");
   t->dkey_pe = dkey_pe;
 }
 
@@ -197,7 +198,7 @@ void vd_cuda_attention_backward_op(vd_ops *o, const vd_attention *a, const vd_qk
   vd_cuda_attention x = kernel_of(c, a);
   vd_key_table *t = a->rel_key ? NULL : table_of(c, a);
   x.kept = find_drawn(c, &x);
-  void *workspace = vd_cuda_room(c, &c->partial, vd_cuda_attention_workspace_size(&x));
+  void *workspace = vd_cuda_workspace(c, &c->partial, vd_cuda_attention_workspace_size(&x));
   if (!x.plan || (!t && !a->rel_key) || !workspace) return;
   if (t) begin_table_gradient(o, t, dkey_pe);
   vd_cuda_attention_gradient g = {.block = qkv->block,
@@ -217,10 +218,10 @@ void vd_cuda_attention_backward_op(vd_ops *o, const vd_attention *a, const vd_qk
                                   .drel_key = a->drel_key,
                                   .dcontent_bias = a->dcontent_bias,
                                   .dposition_bias = a->dposition_bias};
-  vd_cuda_note(c, vd_cuda_attention_backward(&x, &g, c->stream), "attention backward");
+  vd_cuda_record_error(c, vd_cuda_attention_backward(&x, &g, c->stream), "attention backward");
 }
 
-bool vd_cuda_follow(int n, const real *const tensor[], int64_t size) {
+bool vd_cuda_are_contiguous(int n, const real *const tensor[], int64_t size) {
   bool follow = true;
   for (int i = 1; i < n; i++) follow = follow && tensor[i] == tensor[0] + i * size;
   return follow;
@@ -230,18 +231,18 @@ bool vd_cuda_follow(int n, const real *const tensor[], int64_t size) {
 static void project_block(vd_cuda_backend *c, const vd_attention *a, const vd_act *hidden, const real *const weight[3],
                           vd_act *block) {
   int64_t d = width_of(a), in = a->d_model > 0 ? a->d_model : d;
-  int joined = vd_cuda_follow(3, weight, d * in) ? 3 : 1;
+  int joined = vd_cuda_are_contiguous(3, weight, d * in) ? 3 : 1;
   for (int i = 0; i < 3; i += joined) {
-    vd_product_call call = {.m = a->n_stream * a->block,
-                            .n = joined * d,
-                            .k = in,
-                            .n_batch = 1,
-                            .a = {hidden, in, 0, false},
-                            .b = {vd_cuda_weight(c, weight[i]), in, 0, true},
-                            .c = (char *)block + (size_t)(i * d) * c->act_size,
-                            .ldc = 3 * d,
-                            .alpha = 1};
-    vd_cuda_product(c, &call);
+    vd_gemm_call call = {.m = a->n_stream * a->block,
+                         .n = joined * d,
+                         .k = in,
+                         .n_batch = 1,
+                         .a = {hidden, in, 0, false},
+                         .b = {vd_cuda_weight(c, weight[i]), in, 0, true},
+                         .c = (char *)block + (size_t)(i * d) * c->act_size,
+                         .ldc = 3 * d,
+                         .alpha = 1};
+    vd_cuda_gemm(c, &call);
   }
 }
 
@@ -250,7 +251,7 @@ static void project_block_backward(vd_cuda_backend *c, const vd_attention *a, co
                                    real *const dweight[3]) {
   int64_t d = width_of(a), in = a->d_model > 0 ? a->d_model : d, n = a->n_stream * a->block;
   const real *const gradient[] = {dweight[0], dweight[1], dweight[2]};
-  int joined = vd_cuda_follow(3, weight, d * in) && vd_cuda_follow(3, gradient, d * in) ? 3 : 1;
+  int joined = vd_cuda_are_contiguous(3, weight, d * in) && vd_cuda_are_contiguous(3, gradient, d * in) ? 3 : 1;
   for (int i = 0; i < 3; i += joined) {
     const char *mine = (const char *)dblock + (size_t)(i * d) * c->act_size;
     vd_cuda_input_gradient(c, n, joined * d, in, mine, 3 * d, weight[i], dhidden, true);
@@ -270,7 +271,7 @@ void vd_cuda_attention_project(vd_ops *o, const vd_attention *a, const vd_attent
   vd_cuda_attention x = kernel_of(c, a);
   const vd_cuda_ring memory = {in->memory, in->memory_rows, in->oldest};
   if (!make_plans(c, 1, &x)) return;
-  vd_cuda_note(
+  vd_cuda_record_error(
       c, vd_cuda_project_memory(&x, &memory, vd_cuda_weight(c, wk), vd_cuda_weight(c, wv), qkv->memory, c->stream),
       "projecting memory rows");
 }
@@ -288,8 +289,8 @@ void vd_cuda_attention_project_backward(vd_ops *o, const vd_attention *a, const 
   }
   vd_cuda_attention x = kernel_of(c, a);
   const vd_cuda_ring memory = {in->memory, in->memory_rows, in->oldest};
-  void *workspace = vd_cuda_room(c, &c->partial, vd_cuda_project_workspace_size(&x));
+  void *workspace = vd_cuda_workspace(c, &c->partial, vd_cuda_project_workspace_size(&x));
   if (!workspace) return;
-  vd_cuda_note(c, vd_cuda_project_memory_backward(&x, &memory, dqkv->memory, dwk, dwv, workspace, c->stream),
-               "gradients from memory rows");
+  vd_cuda_record_error(c, vd_cuda_project_memory_backward(&x, &memory, dqkv->memory, dwk, dwv, workspace, c->stream),
+                       "gradients from memory rows");
 }

@@ -3,13 +3,13 @@
 #define VD_CUDA_INTERNAL_H
 
 #include "cuda/attention/attention.h"
-#include "src/ops/cuda_plugin.h"
 #include "cuda/kernels/kernels.h"
+#include "src/ops/cuda_plugin.h"
 
 #include <cublasLt.h>
 #include <cuda_runtime_api.h>
 
-enum { VD_MAX_ARENAS = 16, VD_MAX_LAYERS = 256, VD_MAX_PRODUCTS = 256 };
+enum { VD_MAX_ARENAS = 16, VD_MAX_LAYERS = 256, VD_MAX_GEMMS = 256 };
 
 /* A parameter arena and its copy in the activations' type, made by weights_changed; fp32 needs none. */
 typedef struct vd_arena {
@@ -20,10 +20,10 @@ typedef struct vd_arena {
 } vd_arena;
 
 /* Device and pinned host memory that grows as asked; what it holds lives within one op, but for vd_layer_kept. */
-typedef struct vd_scratch {
+typedef struct vd_workspace {
   void *p;
   size_t bytes;
-} vd_scratch;
+} vd_workspace;
 
 /* A layer's plan, found again in backward by the place of its spans. */
 typedef struct vd_layer_plan {
@@ -35,7 +35,7 @@ typedef struct vd_layer_plan {
 
 /* Which weights dropout keeps of a layer's attention, from forward to backward, and what they were drawn for. */
 typedef struct vd_layer_kept {
-  vd_scratch room;
+  vd_workspace room;
   vd_cuda_attention shape;
 } vd_layer_kept;
 
@@ -59,12 +59,12 @@ typedef struct vd_pieces {
 } vd_pieces;
 
 /* Pinned memory that the host and the GPU hand to each other, and when the GPU is done with it. */
-typedef struct vd_mail {
+typedef struct vd_pinned_slot {
   void *p;
   size_t bytes;
   cudaEvent_t done; /* NULL: never used */
-} vd_mail;
-enum { VD_TOKEN_MAILS = 16 };
+} vd_pinned_slot;
+enum { VD_TOKEN_SLOTS = 16 };
 
 typedef struct vd_cuda_backend {
   int device;
@@ -76,7 +76,7 @@ typedef struct vd_cuda_backend {
   cudaStream_t stream, side;
   cudaEvent_t fork, join;
   cublasLtHandle_t blas;
-  struct vd_product *product; /* [n_product] cuBLASLt's choice for each shape met */
+  struct vd_gemm_algo *product; /* [n_product] cuBLASLt's choice for each shape met */
   int n_product;
   bool in_phase;
   cudaEvent_t *mark; /* [n_mark] */
@@ -89,9 +89,9 @@ typedef struct vd_cuda_backend {
   vd_layer_kept kept[VD_MAX_LAYERS]; /* by the layer of the draws */
   vd_key_table key_table;
   vd_pieces pieces;
-  vd_mail letter[VD_LETTERS], tokens[VD_TOKEN_MAILS];
+  vd_pinned_slot slot[VD_PINNED_SLOTS], tokens[VD_TOKEN_SLOTS];
   int next_tokens;
-  vd_scratch scratch, partial, blas_workspace, pinned; /* partial: sums over rows, attention's workspace */
+  vd_workspace scratch, partial, blas_workspace, pinned; /* partial: sums over rows, attention's workspace */
 } vd_cuda_backend;
 
 /* Not collective. The backend behind a table of ops. */
@@ -99,15 +99,15 @@ static inline vd_cuda_backend *vd_cuda_of(vd_ops *o) {
   return (vd_cuda_backend *)o->self;
 }
 
-/* Not collective. The backend on a GPU that the kernels were built for: vd_cuda_table.ops. */
+/* Not collective. The backend on a GPU that the kernels were built for: vd_cuda_plugin.ops. */
 int vd_cuda_ops(vd_ops **o, int device, enum vd_precision precision, vd_error *err);
-/* Not collective. vd_cuda_table.nccl, in nccl.c. */
-const vd_nccl_table *vd_cuda_nccl(void);
+/* Not collective. vd_cuda_plugin.nccl, in nccl.c. */
+const vd_nccl_plugin *vd_cuda_nccl(void);
 /* Not collective. Notes a CUDA error with what was being done; the first one is kept. */
-void vd_cuda_note(vd_cuda_backend *c, cudaError_t e, const char *what);
+void vd_cuda_record_error(vd_cuda_backend *c, cudaError_t e, const char *what);
 /* Not collective. At least `bytes` of scratch memory (device, or pinned host memory for c->pinned); NULL and a noted
  * error where there is none. May wait for the stream. */
-void *vd_cuda_room(vd_cuda_backend *c, vd_scratch *s, size_t bytes);
+void *vd_cuda_workspace(vd_cuda_backend *c, vd_workspace *s, size_t bytes);
 /* Not collective. The copy of parameters at `weight` in the activations' type. */
 const void *vd_cuda_weight(vd_cuda_backend *c, const real *weight);
 /* Not collective. The arena that holds `p`, or NULL. */
@@ -120,7 +120,7 @@ typedef struct vd_matrix {
   int64_t ld, stride; /* elements of a row, of a problem */
   bool transposed;
 } vd_matrix;
-typedef struct vd_product_call {
+typedef struct vd_gemm_call {
   int64_t m, n, k, n_batch;
   vd_matrix a, b;
   void *c;
@@ -129,10 +129,10 @@ typedef struct vd_product_call {
   float alpha, beta;
   const void *bias; /* [n] of the activations' type, or NULL */
   bool relu;
-} vd_product_call;
+} vd_gemm_call;
 /* Stream-ordered. Enqueues the product through cuBLASLt; errors are noted. The first call of a shape tries several of
  * cuBLASLt's kernels on its operands, and waits. */
-void vd_cuda_product(vd_cuda_backend *c, const vd_product_call *x);
+void vd_cuda_gemm(vd_cuda_backend *c, const vd_gemm_call *x);
 /* Stream-ordered. dweight [out, in] += dy^T x; dy [rows, out] of leading dimension ld, x [rows, in]. */
 void vd_cuda_weight_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,
                              const void *x, real *dweight);
@@ -140,14 +140,14 @@ void vd_cuda_weight_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int6
 void vd_cuda_input_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,
                             const real *weight, void *dx, bool accumulate);
 /* Not collective. Frees what the products keep. */
-void vd_cuda_product_end(vd_cuda_backend *c);
+void vd_cuda_gemm_end(vd_cuda_backend *c);
 
-/* Stream-ordered. vd_cuda_table.mark. */
-void vd_cuda_mark(vd_ops *o, int i);
-/* Not collective. vd_cuda_table.between. */
-double vd_cuda_between(vd_ops *o, int i, int j);
+/* Stream-ordered. vd_cuda_plugin.event_record. */
+void vd_cuda_event_record(vd_ops *o, int i);
+/* Not collective. vd_cuda_plugin.event_elapsed. */
+double vd_cuda_event_elapsed(vd_ops *o, int i, int j);
 /* Not collective. Frees the marks. */
-void vd_cuda_marks_end(vd_cuda_backend *c);
+void vd_cuda_timing_end(vd_cuda_backend *c);
 
 /* Stream-ordered. Members of vd_ops of the same names, in linear.c; the products are in gemm.c. */
 void vd_cuda_linear(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const real *bias, vd_act *y);
@@ -173,7 +173,7 @@ void vd_cuda_attention_op(vd_ops *o, const vd_attention *a, const vd_qkv *qkv, v
 void vd_cuda_attention_backward_op(vd_ops *o, const vd_attention *a, const vd_qkv *qkv, const vd_act *out,
                                    const real *lse, const vd_act *dout, const vd_qkv *dqkv, real *dkey_pe, real *dspan);
 /* Not collective. Do n tensors of `size` elements each follow one another, so that a product can take them as one? */
-bool vd_cuda_follow(int n, const real *const tensor[], int64_t size);
+bool vd_cuda_are_contiguous(int n, const real *const tensor[], int64_t size);
 /* Stream-ordered. vd_ops.backward_end. */
 void vd_cuda_backward_end(vd_ops *o);
 /* Not collective. Frees plans and tables. */
@@ -181,32 +181,32 @@ void vd_cuda_attention_end(vd_cuda_backend *c);
 
 /* Stream-ordered. vd_ops.square_sums; these are in optimizer_ops.c. */
 void vd_cuda_square_sums_op(vd_ops *o, const real *x, const vd_extent *tensor, int n_tensor, double *norm2);
-/* Stream-ordered. vd_ops.judge. */
-void vd_cuda_judge_op(vd_ops *o, const real *gradient, const vd_extent *tensor, int n_tensor, double scale,
-                      double clip_norm, double *verdict);
+/* Stream-ordered. vd_ops.gradient_stats. */
+void vd_cuda_gradient_stats_op(vd_ops *o, const real *gradient, const vd_extent *tensor, int n_tensor, double scale,
+                               double clip_norm, double *grad_stats);
 /* Stream-ordered. vd_ops.adagrad. */
 void vd_cuda_adagrad_op(vd_ops *o, real *param, const real *gradient, real *accumulator, const vd_extent *tensor,
-                        int n_tensor, const double *verdict, double lr, double eps, double clip_step);
+                        int n_tensor, const double *grad_stats, double lr, double eps, double clip_step);
 /* Stream-ordered. vd_ops.adam. */
 void vd_cuda_adam_op(vd_ops *o, real *param, const real *gradient, real *m, real *v, const vd_extent *tensor,
-                     int n_tensor, const double *verdict, const vd_adam *a);
+                     int n_tensor, const double *grad_stats, const vd_adam *a);
 /* Not collective. Frees the pieces. */
-void vd_cuda_update_end(vd_cuda_backend *c);
+void vd_cuda_optimizer_end(vd_cuda_backend *c);
 
-/* Stream-ordered. vd_ops.send; these are in pinned.c. */
-int vd_cuda_send(vd_ops *o, int letter, int n, const vd_enclosure *part, vd_error *err);
-/* Not collective. vd_ops.receive. */
-const void *vd_cuda_receive(vd_ops *o, int letter, vd_error *err);
-/* Stream-ordered. vd_ops.put_tokens: waits only for the copy of VD_TOKEN_MAILS calls before. */
+/* Stream-ordered. vd_ops.push_stats; these are in pinned.c. */
+int vd_cuda_push_stats(vd_ops *o, int slot, int n, const vd_stats_part *part, vd_error *err);
+/* Not collective. vd_ops.pull_stats. */
+const void *vd_cuda_pull_stats(vd_ops *o, int slot, vd_error *err);
+/* Stream-ordered. vd_ops.put_tokens: waits only for the copy of VD_TOKEN_SLOTS calls before. */
 void vd_cuda_put_tokens(vd_ops *o, int32_t *device, const int32_t *host, size_t n);
-/* Not collective. Frees letters and tokens. */
-void vd_cuda_mail_end(vd_cuda_backend *c);
+/* Not collective. Frees slots and tokens. */
+void vd_cuda_pinned_end(vd_cuda_backend *c);
 
 /* Stream-ordered. vd_ops.scale_dropout; what Transformer-XL alone needs is in transformer_xl_ops.c. */
 void vd_cuda_scale_dropout_op(vd_ops *o, int64_t n, int64_t width, double scale, const vd_dropout *dropout,
                               const vd_act *x, vd_act *y);
-/* Stream-ordered. vd_ops.encode_distances. */
-void vd_cuda_encode_distances_op(vd_ops *o, const vd_encoding *e, vd_act *out);
+/* Stream-ordered. vd_ops.position_encodings. */
+void vd_cuda_position_encodings_op(vd_ops *o, const vd_position_encoding *e, vd_act *out);
 /* Stream-ordered. vd_ops.weight_gradient. */
 void vd_cuda_weight_gradient_op(vd_ops *o, int64_t n, int64_t in, int64_t out, const vd_act *x, const real *dy,
                                 real *dweight);

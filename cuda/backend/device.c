@@ -60,6 +60,6 @@ static int gpu_ops(vd_ops **o, int device, enum vd_precision precision, vd_error
   return vd_cuda_ops(o, device, precision, err);
 }
 
-extern const vd_cuda_table vd_cuda;
-__attribute__((visibility("default"))) const vd_cuda_table vd_cuda = {
-    VD_CUDA_INTERFACE, gpu_count, gpu_describe, gpu_ops, vd_cuda_mark, vd_cuda_between, vd_cuda_nccl};
+extern const vd_cuda_plugin vd_cuda;
+__attribute__((visibility("default"))) const vd_cuda_plugin vd_cuda = {
+    VD_CUDA_INTERFACE, gpu_count, gpu_describe, gpu_ops, vd_cuda_event_record, vd_cuda_event_elapsed, vd_cuda_nccl};

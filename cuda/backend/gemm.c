@@ -9,13 +9,13 @@ enum { VD_BLAS_WORKSPACE = 64 << 20, VD_CANDIDATES = 8 };
 
 /* What decides which of cuBLASLt's kernels serves a call; compared as bytes, so that it is zeroed before it is filled.
  */
-typedef struct vd_product_key {
+typedef struct vd_gemm_key {
   int64_t m, n, k, n_batch, lda, ldb, ldc, stride_a, stride_b, stride_c;
   int32_t transposed, c_float, epilogue, align;
-} vd_product_key;
+} vd_gemm_key;
 
-struct vd_product {
-  vd_product_key key;
+struct vd_gemm_algo {
+  vd_gemm_key key;
   cublasLtMatmulDesc_t desc;
   cublasLtMatrixLayout_t a, b, c;
   bool exists; /* cuBLASLt has a kernel for it */
@@ -33,8 +33,8 @@ static int alignment(const void *p) {
   return align;
 }
 
-static vd_product_key key_of(const vd_product_call *x) {
-  vd_product_key key;
+static vd_gemm_key key_of(const vd_gemm_call *x) {
+  vd_gemm_key key;
   memset(&key, 0, sizeof key);
   key.m = x->m;
   key.n = x->n;
@@ -67,20 +67,20 @@ static cublasStatus_t make_layout(cublasLtMatrixLayout_t *layout, cudaDataType_t
   return s;
 }
 
-static cublasLtEpilogue_t epilogue_of(const vd_product_call *x) {
+static cublasLtEpilogue_t epilogue_of(const vd_gemm_call *x) {
   if (x->bias) return x->relu ? CUBLASLT_EPILOGUE_RELU_BIAS : CUBLASLT_EPILOGUE_BIAS;
   return x->relu ? CUBLASLT_EPILOGUE_RELU : CUBLASLT_EPILOGUE_DEFAULT;
 }
 
 /* What an epilogue reads beside the product. */
-static cublasStatus_t point(const vd_product_call *x, struct vd_product *p) {
+static cublasStatus_t point(const vd_gemm_call *x, struct vd_gemm_algo *p) {
   if (!x->bias) return CUBLAS_STATUS_SUCCESS;
   return cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, (const void *)&x->bias,
                                         sizeof x->bias);
 }
 
 /* cuBLAS counts in columns: a row-major C = A B is the column-major C^T = B^T A^T, so that B comes first. */
-static cublasStatus_t describe(const vd_cuda_backend *c, const vd_product_call *x, struct vd_product *p) {
+static cublasStatus_t describe(const vd_cuda_backend *c, const vd_gemm_call *x, struct vd_gemm_algo *p) {
   cudaDataType_t type = data_type(c->type), c_type = x->c_float ? CUDA_R_32F : type;
   cublasOperation_t first = x->b.transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
   cublasOperation_t second = x->a.transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
@@ -103,14 +103,14 @@ static cublasStatus_t describe(const vd_cuda_backend *c, const vd_product_call *
   return s;
 }
 
-static cublasStatus_t multiply(const vd_cuda_backend *c, const vd_product_call *x, const struct vd_product *p,
+static cublasStatus_t multiply(const vd_cuda_backend *c, const vd_gemm_call *x, const struct vd_gemm_algo *p,
                                const cublasLtMatmulAlgo_t *algo, void *d) {
   return cublasLtMatmul(c->blas, p->desc, &x->alpha, x->b.p, p->a, x->a.p, p->b, &x->beta, x->c, p->c, d, p->c, algo,
                         c->blas_workspace.p, VD_BLAS_WORKSPACE, c->stream);
 }
 
 /* ms of one of VD_RUNS calls in a row, the least of three such rows; NAN where the kernel does not run. */
-static double time_of(const vd_cuda_backend *c, const vd_product_call *x, const struct vd_product *p,
+static double time_of(const vd_cuda_backend *c, const vd_gemm_call *x, const struct vd_gemm_algo *p,
                       const cublasLtMatmulAlgo_t *algo, void *d, cudaEvent_t event[2]) {
   enum { VD_RUNS = 4, VD_ROWS = 3 };
   double least = NAN;
@@ -130,7 +130,7 @@ static double time_of(const vd_cuda_backend *c, const vd_product_call *x, const 
 
 /* cuBLASLt orders its kernels by a guess; this times them on the operands of the first call, into memory of its own,
  * and takes another than the first only where it is faster by more than measurements scatter. */
-static int fastest(const vd_cuda_backend *c, const vd_product_call *x, const struct vd_product *p,
+static int fastest(const vd_cuda_backend *c, const vd_gemm_call *x, const struct vd_gemm_algo *p,
                    const cublasLtMatmulHeuristicResult_t *result, int n) {
   enum { VD_SMALL = 1 << 26 }; /* products of fewer multiplications are over before a choice could pay */
   int best = 0;
@@ -157,7 +157,7 @@ static int fastest(const vd_cuda_backend *c, const vd_product_call *x, const str
   return best;
 }
 
-static cublasStatus_t candidates(const vd_cuda_backend *c, const struct vd_product *p,
+static cublasStatus_t candidates(const vd_cuda_backend *c, const struct vd_gemm_algo *p,
                                  cublasLtMatmulHeuristicResult_t result[VD_CANDIDATES], int *found) {
   cublasLtMatmulPreference_t preference;
   size_t bytes = VD_BLAS_WORKSPACE;
@@ -178,7 +178,7 @@ static cublasStatus_t candidates(const vd_cuda_backend *c, const struct vd_produ
   return s;
 }
 
-static cublasStatus_t choose(const vd_cuda_backend *c, const vd_product_call *x, struct vd_product *p) {
+static cublasStatus_t choose(const vd_cuda_backend *c, const vd_gemm_call *x, struct vd_gemm_algo *p) {
   cublasLtMatmulHeuristicResult_t result[VD_CANDIDATES];
   int found = 0;
   cublasStatus_t s = candidates(c, p, result, &found);
@@ -186,7 +186,7 @@ static cublasStatus_t choose(const vd_cuda_backend *c, const vd_product_call *x,
   return s;
 }
 
-static void forget(struct vd_product *p) {
+static void forget(struct vd_gemm_algo *p) {
   if (p->desc) cublasLtMatmulDescDestroy(p->desc);
   if (p->a) cublasLtMatrixLayoutDestroy(p->a);
   if (p->b) cublasLtMatrixLayoutDestroy(p->b);
@@ -195,16 +195,16 @@ static void forget(struct vd_product *p) {
 
 /* Windows move during a run, and shapes with them: the cache starts anew when it is full. Shapes that cuBLASLt does not
  * take are remembered too. */
-static struct vd_product *find(vd_cuda_backend *c, const vd_product_call *x) {
-  vd_product_key key = key_of(x);
+static struct vd_gemm_algo *find(vd_cuda_backend *c, const vd_gemm_call *x) {
+  vd_gemm_key key = key_of(x);
   for (int i = 0; i < c->n_product; i++)
     if (memcmp(&c->product[i].key, &key, sizeof key) == 0) return &c->product[i];
-  if (!c->product) c->product = vd_calloc(VD_MAX_PRODUCTS, sizeof *c->product);
-  if (c->n_product == VD_MAX_PRODUCTS) {
+  if (!c->product) c->product = vd_calloc(VD_MAX_GEMMS, sizeof *c->product);
+  if (c->n_product == VD_MAX_GEMMS) {
     for (int i = 0; i < c->n_product; i++) forget(&c->product[i]);
     c->n_product = 0;
   }
-  struct vd_product *p = &c->product[c->n_product];
+  struct vd_gemm_algo *p = &c->product[c->n_product];
   memset(p, 0, sizeof *p);
   p->key = key;
   p->exists = describe(c, x, p) == CUBLAS_STATUS_SUCCESS && choose(c, x, p) == CUBLAS_STATUS_SUCCESS;
@@ -212,10 +212,10 @@ static struct vd_product *find(vd_cuda_backend *c, const vd_product_call *x) {
   return p;
 }
 
-void vd_cuda_product(vd_cuda_backend *c, const vd_product_call *x) {
+void vd_cuda_gemm(vd_cuda_backend *c, const vd_gemm_call *x) {
   if (x->m == 0 || x->n == 0 || x->k == 0 || x->n_batch == 0) return;
-  if (!vd_cuda_room(c, &c->blas_workspace, VD_BLAS_WORKSPACE)) return;
-  struct vd_product *p = find(c, x);
+  if (!vd_cuda_workspace(c, &c->blas_workspace, VD_BLAS_WORKSPACE)) return;
+  struct vd_gemm_algo *p = find(c, x);
   cublasStatus_t s = p->exists ? point(x, p) : CUBLAS_STATUS_NOT_SUPPORTED;
   if (s == CUBLAS_STATUS_SUCCESS) s = multiply(c, x, p, &p->algo, x->c);
   if (s != CUBLAS_STATUS_SUCCESS)
@@ -223,7 +223,7 @@ void vd_cuda_product(vd_cuda_backend *c, const vd_product_call *x) {
             (long long)x->m, (long long)x->n, (long long)x->k, (long long)x->n_batch, cublasLtGetStatusString(s));
 }
 
-void vd_cuda_product_end(vd_cuda_backend *c) {
+void vd_cuda_gemm_end(vd_cuda_backend *c) {
   for (int i = 0; i < c->n_product; i++) forget(&c->product[i]);
   free(c->product);
   if (c->blas) cublasLtDestroy(c->blas);

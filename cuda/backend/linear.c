@@ -1,61 +1,62 @@
 /* The linear layers: cuBLASLt's products and the kernels beside them, or those of ffn.h. */
-#include "cuda/kernels/ffn.h"
 #include "cuda/backend/context.h"
+#include "cuda/kernels/ffn.h"
 
 void vd_cuda_linear(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const real *bias, vd_act *y) {
   vd_cuda_backend *c = vd_cuda_of(o);
   vd_cuda_dropout drop = {l->dropout.p, l->dropout.rng, l->dropout.row0};
-  if (l->relu && bias && vd_cuda_hidden_fits(c->type, l->in, l->out)) {
-    vd_cuda_note(c,
-                 vd_cuda_hidden(c->type, l->n, l->in, l->out, x, vd_cuda_weight(c, weight), bias, &drop, y, c->stream),
-                 "hidden units");
+  if (l->relu && bias && vd_cuda_ffn_supports(c->type, l->in, l->out)) {
+    vd_cuda_record_error(
+        c, vd_cuda_ffn(c->type, l->n, l->in, l->out, x, vd_cuda_weight(c, weight), bias, &drop, y, c->stream),
+        "hidden units");
     return;
   }
-  vd_product_call call = {.m = l->n,
-                          .n = l->out,
-                          .k = l->in,
-                          .n_batch = 1,
-                          .a = {x, l->in, 0, false},
-                          .b = {vd_cuda_weight(c, weight), l->in, 0, true},
-                          .c = y,
-                          .ldc = l->out,
-                          .alpha = 1,
-                          .bias = bias ? vd_cuda_weight(c, bias) : NULL,
-                          .relu = l->relu};
-  vd_cuda_product(c, &call);
-  if (l->relu && drop.p > 0) vd_cuda_note(c, vd_cuda_drop_rows(c->type, l->n, l->out, &drop, y, c->stream), "dropout");
+  vd_gemm_call call = {.m = l->n,
+                       .n = l->out,
+                       .k = l->in,
+                       .n_batch = 1,
+                       .a = {x, l->in, 0, false},
+                       .b = {vd_cuda_weight(c, weight), l->in, 0, true},
+                       .c = y,
+                       .ldc = l->out,
+                       .alpha = 1,
+                       .bias = bias ? vd_cuda_weight(c, bias) : NULL,
+                       .relu = l->relu};
+  vd_cuda_gemm(c, &call);
+  if (l->relu && drop.p > 0)
+    vd_cuda_record_error(c, vd_cuda_drop_rows(c->type, l->n, l->out, &drop, y, c->stream), "dropout");
 }
 
 void vd_cuda_weight_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,
                              /* NOLINTNEXTLINE(readability-non-const-parameter): written through a struct */
                              const void *x, real *dweight) {
-  vd_product_call call = {.m = out,
-                          .n = in,
-                          .k = rows,
-                          .n_batch = 1,
-                          .a = {dy, ld, 0, true},
-                          .b = {x, in, 0, false},
-                          .c = dweight,
-                          .ldc = in,
-                          .c_float = true,
-                          .alpha = 1,
-                          .beta = 1};
-  vd_cuda_product(c, &call);
+  vd_gemm_call call = {.m = out,
+                       .n = in,
+                       .k = rows,
+                       .n_batch = 1,
+                       .a = {dy, ld, 0, true},
+                       .b = {x, in, 0, false},
+                       .c = dweight,
+                       .ldc = in,
+                       .c_float = true,
+                       .alpha = 1,
+                       .beta = 1};
+  vd_cuda_gemm(c, &call);
 }
 
 void vd_cuda_input_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,
                             const real *weight, void *dx, bool accumulate) {
-  vd_product_call call = {.m = rows,
-                          .n = in,
-                          .k = out,
-                          .n_batch = 1,
-                          .a = {dy, ld, 0, false},
-                          .b = {vd_cuda_weight(c, weight), in, 0, false},
-                          .c = dx,
-                          .ldc = in,
-                          .alpha = 1,
-                          .beta = accumulate ? 1.0F : 0.0F};
-  vd_cuda_product(c, &call);
+  vd_gemm_call call = {.m = rows,
+                       .n = in,
+                       .k = out,
+                       .n_batch = 1,
+                       .a = {dy, ld, 0, false},
+                       .b = {vd_cuda_weight(c, weight), in, 0, false},
+                       .c = dx,
+                       .ldc = in,
+                       .alpha = 1,
+                       .beta = accumulate ? 1.0F : 0.0F};
+  vd_cuda_gemm(c, &call);
 }
 
 static float scale_of(const vd_dropout *dropout) {
@@ -66,20 +67,21 @@ static float scale_of(const vd_dropout *dropout) {
 static void relu_backward(vd_cuda_backend *c, const vd_linear *l, const vd_act *x, const real *weight, const vd_act *dy,
                           vd_act *dx, const vd_linear *before, real *dbefore) {
   float scale = scale_of(&before->dropout),
-        *partial = vd_cuda_room(c, &c->partial, vd_cuda_rows_workspace(l->n, l->in));
-  bool fits = vd_cuda_hidden_fits(c->type, l->out, l->in);
+        *partial = vd_cuda_workspace(c, &c->partial, vd_cuda_rows_workspace(l->n, l->in));
+  bool fits = vd_cuda_ffn_supports(c->type, l->out, l->in);
   if (!partial) return;
   if (fits)
-    vd_cuda_note(c,
-                 vd_cuda_hidden_backward(c->type, l->n, l->out, l->in, dy, vd_cuda_weight(c, weight), x, scale, dx,
-                                         partial, c->stream),
-                 "hidden units' gradient");
+    vd_cuda_record_error(c,
+                         vd_cuda_ffn_backward(c->type, l->n, l->out, l->in, dy, vd_cuda_weight(c, weight), x, scale, dx,
+                                              partial, c->stream),
+                         "hidden units' gradient");
   else
     vd_cuda_input_gradient(c, l->n, l->out, l->in, dy, l->out, weight, dx, false);
   if (!fits)
-    vd_cuda_note(c, vd_cuda_relu_backward(c->type, l->n, l->in, x, scale, dx, partial, c->stream), "ReLU's gradient");
-  int64_t rows = fits ? vd_cuda_hidden_partials(l->in) : vd_cuda_partial_rows(l->n);
-  vd_cuda_note(c, vd_cuda_add_partials(rows, l->in, partial, dbefore, c->stream), "bias gradient");
+    vd_cuda_record_error(c, vd_cuda_relu_backward(c->type, l->n, l->in, x, scale, dx, partial, c->stream),
+                         "ReLU's gradient");
+  int64_t rows = fits ? vd_cuda_ffn_partials(l->in) : vd_cuda_partial_rows(l->n);
+  vd_cuda_record_error(c, vd_cuda_add_partials(rows, l->in, partial, dbefore, c->stream), "bias gradient");
 }
 
 void vd_cuda_linear_backward(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const vd_act *dy,
@@ -87,9 +89,9 @@ void vd_cuda_linear_backward(vd_ops *o, const vd_linear *l, const vd_act *x, con
                              real *dbefore) {
   vd_cuda_backend *c = vd_cuda_of(o);
   if (dbias) {
-    float *partial = vd_cuda_room(c, &c->partial, vd_cuda_rows_workspace(l->n, l->out));
+    float *partial = vd_cuda_workspace(c, &c->partial, vd_cuda_rows_workspace(l->n, l->out));
     if (!partial) return;
-    vd_cuda_note(c, vd_cuda_column_sums(c->type, l->n, l->out, dy, partial, dbias, c->stream), "bias gradient");
+    vd_cuda_record_error(c, vd_cuda_column_sums(c->type, l->n, l->out, dy, partial, dbias, c->stream), "bias gradient");
   }
   vd_cuda_weight_gradient(c, l->n, l->out, l->in, dy, l->out, x, dweight);
   if (before)

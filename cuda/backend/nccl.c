@@ -247,14 +247,14 @@ static int nccl_open(vd_nccl **out, vd_ops *o, const vd_nccl_id *id, int rank, i
 static void nccl_begin(vd_nccl *n) {
   n->now = 1 - n->now;
   n->sums[n->now].n = 0;
-  vd_cuda_note(n->backend, cudaEventRecord(n->sums[n->now].began, n->backend->stream), "an event");
+  vd_cuda_record_error(n->backend, cudaEventRecord(n->sums[n->now].began, n->backend->stream), "an event");
 }
 
 static void nccl_join(vd_nccl *n) {
   const struct sums *u = &n->sums[n->now];
   if (u->n > 0)
-    vd_cuda_note(n->backend, cudaStreamWaitEvent(n->backend->stream, u->sum[u->n - 1].end, 0),
-                 "waiting for the gradient sum");
+    vd_cuda_record_error(n->backend, cudaStreamWaitEvent(n->backend->stream, u->sum[u->n - 1].end, 0),
+                         "waiting for the gradient sum");
 }
 
 static void nccl_look(vd_nccl *n, vd_error *err) {
@@ -273,7 +273,7 @@ static int nccl_count(const vd_nccl *n, int before) {
   return sums_of(n, before)->n;
 }
 
-static bool nccl_times(const vd_nccl *n, int before, int i, vd_sum_times *t) {
+static bool nccl_times(const vd_nccl *n, int before, int i, vd_all_reduce_times *t) {
   const struct sums *u = sums_of(n, before);
   const struct sum *s = &u->sum[i];
   float ready, start, end;
@@ -283,12 +283,12 @@ static bool nccl_times(const vd_nccl *n, int before, int i, vd_sum_times *t) {
     cudaGetLastError(); /* an event that is not there yet is no fault of later calls */
     return false;
   }
-  *t = (vd_sum_times){s->first, s->n, (double)ready, (double)start, (double)end};
+  *t = (vd_all_reduce_times){s->first, s->n, (double)ready, (double)start, (double)end};
   return true;
 }
 
-const vd_nccl_table *vd_cuda_nccl(void) {
-  static const vd_nccl_table table = {nccl_version, nccl_new_id, nccl_open,  nccl_begin, nccl_sum,  nccl_join,
-                                      nccl_look,    nccl_count,  nccl_times, nccl_abort, nccl_close};
+const vd_nccl_plugin *vd_cuda_nccl(void) {
+  static const vd_nccl_plugin table = {nccl_version, nccl_new_id, nccl_open,  nccl_begin, nccl_sum,  nccl_join,
+                                       nccl_look,    nccl_count,  nccl_times, nccl_abort, nccl_close};
   return &table;
 }

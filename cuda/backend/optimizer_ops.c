@@ -7,16 +7,16 @@
 
 static void *take(vd_cuda_backend *c, size_t bytes) {
   void *p = NULL;
-  vd_cuda_note(c, cudaMalloc(&p, bytes > 0 ? bytes : 1), "allocating the optimiser's tables");
+  vd_cuda_record_error(c, cudaMalloc(&p, bytes > 0 ? bytes : 1), "allocating the optimiser's tables");
   return p;
 }
 
 static void put(vd_cuda_backend *c, void *device, const void *host, size_t bytes) {
   if (device)
-    vd_cuda_note(c, cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, c->stream), "copying a table");
+    vd_cuda_record_error(c, cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, c->stream), "copying a table");
 }
 
-void vd_cuda_update_end(vd_cuda_backend *c) {
+void vd_cuda_optimizer_end(vd_cuda_backend *c) {
   vd_pieces *p = &c->pieces;
   void *mine[] = {p->piece, p->tensor_piece, p->partial, p->norm2};
   for (size_t i = 0; i < sizeof mine / sizeof *mine; i++) cudaFree(mine[i]);
@@ -29,7 +29,7 @@ static const vd_pieces *pieces_of(vd_cuda_backend *c, const vd_extent *tensor, i
   vd_pieces *p = &c->pieces;
   size_t bytes = (size_t)n_tensor * sizeof *tensor;
   if (p->n_tensor == n_tensor && n_tensor > 0 && memcmp(p->tensor, tensor, bytes) == 0) return p;
-  vd_cuda_update_end(c);
+  vd_cuda_optimizer_end(c);
   vd_extent *own = vd_calloc((size_t)n_tensor, sizeof *own);
   memcpy(own, tensor, bytes);
   size_t n = 0;
@@ -51,7 +51,7 @@ static const vd_pieces *pieces_of(vd_cuda_backend *c, const vd_extent *tensor, i
   p->norm2 = take(c, (size_t)n_tensor * sizeof *p->norm2);
   put(c, p->piece, piece, n * sizeof *piece);
   put(c, p->tensor_piece, first, ((size_t)n_tensor + 1) * sizeof *first);
-  vd_cuda_note(c, cudaStreamSynchronize(c->stream), "waiting");
+  vd_cuda_record_error(c, cudaStreamSynchronize(c->stream), "waiting");
   free(piece);
   free(first);
   return p;
@@ -62,21 +62,22 @@ void vd_cuda_square_sums_op(vd_ops *o, const real *x, const vd_extent *tensor, i
   const vd_pieces *p = pieces_of(c, tensor, n_tensor);
   for (int t = 0; t < n_tensor; t++) norm2[t] = NAN; /* what stays where the GPU fails */
   if (c->error.status != VD_OK) return;
-  vd_cuda_note(c,
-               vd_cuda_square_sums(x, p->piece, p->n_piece, p->tensor_piece, n_tensor, p->partial, p->norm2, c->stream),
-               "norms");
+  vd_cuda_record_error(
+      c, vd_cuda_square_sums(x, p->piece, p->n_piece, p->tensor_piece, n_tensor, p->partial, p->norm2, c->stream),
+      "norms");
   o->get_double(o, norm2, p->norm2, (size_t)n_tensor);
 }
 
-void vd_cuda_judge_op(vd_ops *o, const real *gradient, const vd_extent *tensor, int n_tensor, double scale,
-                      double clip_norm, double *verdict) {
+void vd_cuda_gradient_stats_op(vd_ops *o, const real *gradient, const vd_extent *tensor, int n_tensor, double scale,
+                               double clip_norm, double *grad_stats) {
   vd_cuda_backend *c = vd_cuda_of(o);
   const vd_pieces *p = pieces_of(c, tensor, n_tensor);
-  vd_cuda_note(c,
-               vd_cuda_square_sums(gradient, p->piece, p->n_piece, p->tensor_piece, n_tensor, p->partial,
-                                   verdict + VD_NORMS, c->stream),
-               "norms");
-  vd_cuda_note(c, vd_cuda_judge(n_tensor, scale, clip_norm, verdict, c->stream), "the verdict on gradients");
+  vd_cuda_record_error(c,
+                       vd_cuda_square_sums(gradient, p->piece, p->n_piece, p->tensor_piece, n_tensor, p->partial,
+                                           grad_stats + VD_STATS_TENSORS, c->stream),
+                       "norms");
+  vd_cuda_record_error(c, vd_cuda_gradient_stats(n_tensor, scale, clip_norm, grad_stats, c->stream),
+                       "the grad_stats on gradients");
 }
 
 /* The parameters' copy in the activations' type, which the optimiser's kernel writes together with them. */
@@ -88,17 +89,17 @@ static void *copy_of(vd_cuda_backend *c, const real *param) {
 }
 
 void vd_cuda_adagrad_op(vd_ops *o, real *param, const real *gradient, real *accumulator, const vd_extent *tensor,
-                        int n_tensor, const double *verdict, double lr, double eps, double clip_step) {
+                        int n_tensor, const double *grad_stats, double lr, double eps, double clip_step) {
   vd_cuda_backend *c = vd_cuda_of(o);
   const vd_pieces *p = pieces_of(c, tensor, n_tensor);
-  vd_cuda_note(c,
-               vd_cuda_adagrad(c->type, param, gradient, accumulator, copy_of(c, param), p->piece, p->n_piece, verdict,
-                               lr, (float)eps, clip_step, c->stream),
-               "Adagrad");
+  vd_cuda_record_error(c,
+                       vd_cuda_adagrad(c->type, param, gradient, accumulator, copy_of(c, param), p->piece, p->n_piece,
+                                       grad_stats, lr, (float)eps, clip_step, c->stream),
+                       "Adagrad");
 }
 
 void vd_cuda_adam_op(vd_ops *o, real *param, const real *gradient, real *m, real *v, const vd_extent *tensor,
-                     int n_tensor, const double *verdict, const vd_adam *a) {
+                     int n_tensor, const double *grad_stats, const vd_adam *a) {
   vd_cuda_backend *c = vd_cuda_of(o);
   const vd_pieces *p = pieces_of(c, tensor, n_tensor);
   vd_cuda_adam_step step = {.beta1 = (float)a->beta1,
@@ -108,8 +109,8 @@ void vd_cuda_adam_op(vd_ops *o, real *param, const real *gradient, real *m, real
                             .step = (float)(a->lr / (1 - pow(a->beta1, (double)a->t))),
                             .correct = (float)(1 / sqrt(1 - pow(a->beta2, (double)a->t))),
                             .eps = (float)a->eps};
-  vd_cuda_note(
-      c,
-      vd_cuda_adam(c->type, param, gradient, m, v, copy_of(c, param), p->piece, p->n_piece, verdict, &step, c->stream),
-      "Adam");
+  vd_cuda_record_error(c,
+                       vd_cuda_adam(c->type, param, gradient, m, v, copy_of(c, param), p->piece, p->n_piece, grad_stats,
+                                    &step, c->stream),
+                       "Adam");
 }

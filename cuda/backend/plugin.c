@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-void vd_cuda_note(vd_cuda_backend *c, cudaError_t e, const char *what) {
+void vd_cuda_record_error(vd_cuda_backend *c, cudaError_t e, const char *what) {
   if (e != cudaSuccess) vd_fail(&c->error, VD_FAILED, "GPU %d, %s: %s", c->device, what, cudaGetErrorString(e));
 }
 
@@ -16,20 +16,20 @@ static bool trim(vd_cuda_backend *c) {
   return c->pooled && cudaStreamSynchronize(c->stream) == cudaSuccess && cudaMemPoolTrimTo(c->pool, 0) == cudaSuccess;
 }
 
-void *vd_cuda_room(vd_cuda_backend *c, vd_scratch *s, size_t bytes) {
+void *vd_cuda_workspace(vd_cuda_backend *c, vd_workspace *s, size_t bytes) {
   if (bytes <= s->bytes) return s->p;
   bool pinned = s == &c->pinned;
   /* What grows with the windows grows in steps, since each of them waits. */
   size_t step = s->bytes / 4 * 5, room = bytes > step ? bytes : step;
-  vd_cuda_note(c, cudaStreamSynchronize(c->stream), "waiting");
+  vd_cuda_record_error(c, cudaStreamSynchronize(c->stream), "waiting");
   if (pinned)
     cudaFreeHost(s->p);
   else
     cudaFree(s->p);
-  *s = (vd_scratch){0};
+  *s = (vd_workspace){0};
   cudaError_t e = pinned ? cudaMallocHost(&s->p, room) : cudaMalloc(&s->p, room);
   if (e != cudaSuccess && !pinned && trim(c)) e = cudaMalloc(&s->p, room = bytes);
-  vd_cuda_note(c, e, "allocating scratch memory");
+  vd_cuda_record_error(c, e, "allocating scratch memory");
   if (e != cudaSuccess) s->p = NULL;
   s->bytes = e == cudaSuccess ? room : 0;
   return s->p;
@@ -60,7 +60,7 @@ static int cuda_alloc(vd_ops *o, size_t bytes, void **p, vd_error *err) {
                    (double)bytes / 1048576.0, (double)free_bytes / 1048576.0, (double)total / 1048576.0,
                    cudaGetErrorString(e));
   }
-  vd_cuda_note(c, cudaMemsetAsync(*p, 0, room, c->stream), "zeroing memory");
+  vd_cuda_record_error(c, cudaMemsetAsync(*p, 0, room, c->stream), "zeroing memory");
   return VD_OK;
 }
 
@@ -74,30 +74,31 @@ static void cuda_free(vd_ops *o, void *p) {
     }
   /* What was planned for spans or tables in this memory must not be found by what takes its place. */
   vd_cuda_attention_changed(c);
-  vd_cuda_note(c, c->pooled ? cudaFreeAsync(p, c->stream) : cudaFree(p), "freeing memory");
+  vd_cuda_record_error(c, c->pooled ? cudaFreeAsync(p, c->stream) : cudaFree(p), "freeing memory");
   c->freed = true;
 }
 
 static void cuda_zero(vd_ops *o, void *p, size_t bytes) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  vd_cuda_note(c, cudaMemsetAsync(p, 0, bytes, c->stream), "zeroing memory");
+  vd_cuda_record_error(c, cudaMemsetAsync(p, 0, bytes, c->stream), "zeroing memory");
 }
 
 static void copy_in(vd_cuda_backend *c, void *device, const void *host, size_t bytes) {
-  vd_cuda_note(c, cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, c->stream), "copying to the GPU");
+  vd_cuda_record_error(c, cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, c->stream),
+                       "copying to the GPU");
 }
 
 /* Through pinned memory, in pieces. Waits. */
 static void copy_out(vd_cuda_backend *c, void *host, const void *device, size_t bytes) {
   enum { PIECE = 1 << 24 };
-  char *stage = vd_cuda_room(c, &c->pinned, bytes < PIECE ? bytes : PIECE);
+  char *stage = vd_cuda_workspace(c, &c->pinned, bytes < PIECE ? bytes : PIECE);
   if (!stage) return;
   for (size_t at = 0; at < bytes; at += PIECE) {
     size_t n = bytes - at < PIECE ? bytes - at : PIECE;
-    vd_cuda_note(c, cudaMemcpyAsync(stage, (const char *)device + at, n, cudaMemcpyDeviceToHost, c->stream),
-                 "copying from the GPU");
+    vd_cuda_record_error(c, cudaMemcpyAsync(stage, (const char *)device + at, n, cudaMemcpyDeviceToHost, c->stream),
+                         "copying from the GPU");
     cudaError_t e = cudaStreamSynchronize(c->stream);
-    vd_cuda_note(c, e, "waiting for the GPU");
+    vd_cuda_record_error(c, e, "waiting for the GPU");
     if (e != cudaSuccess) return;
     memcpy((char *)host + at, stage, n);
   }
@@ -127,11 +128,11 @@ static void cuda_put_act(vd_ops *o, vd_act *device, const real *host, size_t n) 
   }
   for (size_t at = 0; at < n; at += VD_CONVERT) {
     size_t piece = n - at < VD_CONVERT ? n - at : VD_CONVERT;
-    float *stage = vd_cuda_room(c, &c->scratch, piece * sizeof *stage);
+    float *stage = vd_cuda_workspace(c, &c->scratch, piece * sizeof *stage);
     if (!stage) return;
     copy_in(c, stage, host + at, piece * sizeof *stage);
-    vd_cuda_note(c, vd_cuda_from_float(c->type, piece, stage, (char *)device + at * c->act_size, c->stream),
-                 "converting activations");
+    vd_cuda_record_error(c, vd_cuda_from_float(c->type, piece, stage, (char *)device + at * c->act_size, c->stream),
+                         "converting activations");
   }
 }
 
@@ -139,10 +140,10 @@ static void cuda_get_act(vd_ops *o, real *host, const vd_act *device, size_t n) 
   vd_cuda_backend *c = vd_cuda_of(o);
   for (size_t at = 0; at < n; at += VD_CONVERT) {
     size_t piece = n - at < VD_CONVERT ? n - at : VD_CONVERT;
-    float *stage = vd_cuda_room(c, &c->scratch, piece * sizeof *stage);
+    float *stage = vd_cuda_workspace(c, &c->scratch, piece * sizeof *stage);
     if (!stage) return;
-    vd_cuda_note(c, vd_cuda_to_float(c->type, piece, (const char *)device + at * c->act_size, stage, c->stream),
-                 "converting activations");
+    vd_cuda_record_error(c, vd_cuda_to_float(c->type, piece, (const char *)device + at * c->act_size, stage, c->stream),
+                         "converting activations");
     copy_out(c, host + at, stage, piece * sizeof *stage);
   }
 }
@@ -156,9 +157,9 @@ static int cuda_check(vd_ops *o, vd_error *err) {
 
 static int cuda_synchronize(vd_ops *o, vd_error *err) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  vd_cuda_note(c, cudaStreamSynchronize(c->stream), "waiting for the GPU");
+  vd_cuda_record_error(c, cudaStreamSynchronize(c->stream), "waiting for the GPU");
   /* Who waits has time to give back what others may want: windows that grew have left holes. */
-  if (c->pooled && c->freed) vd_cuda_note(c, cudaMemPoolTrimTo(c->pool, 0), "giving memory back");
+  if (c->pooled && c->freed) vd_cuda_record_error(c, cudaMemPoolTrimTo(c->pool, 0), "giving memory back");
   c->freed = false;
   return cuda_check(o, err);
 }
@@ -173,7 +174,7 @@ static void cuda_weights_changed(vd_ops *o, const real *params, size_t n) {
     a = &c->arena[c->n_arena++];
     *a = (vd_arena){.params = params, .n = n};
     cudaError_t e = cudaMalloc(&a->copy, n * c->act_size);
-    vd_cuda_note(c, e, "allocating the copy of the parameters");
+    vd_cuda_record_error(c, e, "allocating the copy of the parameters");
     if (e != cudaSuccess) {
       c->n_arena--;
       return;
@@ -181,7 +182,8 @@ static void cuda_weights_changed(vd_ops *o, const real *params, size_t n) {
   }
   bool fresh = a->fresh;
   a->fresh = false;
-  if (!fresh) vd_cuda_note(c, vd_cuda_from_float(c->type, n, params, a->copy, c->stream), "copying the parameters");
+  if (!fresh)
+    vd_cuda_record_error(c, vd_cuda_from_float(c->type, n, params, a->copy, c->stream), "copying the parameters");
 }
 
 static vd_cuda_dropout dropout_of(const vd_dropout *d) {
@@ -192,68 +194,70 @@ static void cuda_embed(vd_ops *o, int64_t n, int64_t d, const int32_t *tokens, c
                        const vd_dropout *dropout, vd_act *out) {
   vd_cuda_backend *c = vd_cuda_of(o);
   vd_cuda_dropout drop = dropout_of(dropout);
-  vd_cuda_note(c, vd_cuda_embed(c->type, n, d, tokens, weight, &drop, out, c->stream), "embed");
+  vd_cuda_record_error(c, vd_cuda_embed(c->type, n, d, tokens, weight, &drop, out, c->stream), "embed");
 }
 
 static void cuda_embed_backward(vd_ops *o, int64_t n, int64_t d, int64_t vocab, const int32_t *tokens,
                                 const vd_dropout *dropout, vd_act *dout, real *dweight) {
   vd_cuda_backend *c = vd_cuda_of(o);
   vd_cuda_dropout drop = dropout_of(dropout);
-  if (drop.p > 0) vd_cuda_note(c, vd_cuda_drop_rows(c->type, n, d, &drop, dout, c->stream), "embed backward");
-  vd_cuda_note(c, vd_cuda_embed_backward(c->type, n, d, vocab, tokens, dout, dweight, c->stream), "embed backward");
+  if (drop.p > 0) vd_cuda_record_error(c, vd_cuda_drop_rows(c->type, n, d, &drop, dout, c->stream), "embed backward");
+  vd_cuda_record_error(c, vd_cuda_embed_backward(c->type, n, d, vocab, tokens, dout, dweight, c->stream),
+                       "embed backward");
 }
 
 static void cuda_add_norm(vd_ops *o, int64_t n, int64_t d, const vd_act *a, const vd_act *b, const real *weight,
                           const real *bias, vd_act *sum, real *mean, real *rstd, vd_act *y) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  vd_cuda_note(c, vd_cuda_add_norm(c->type, n, d, a, b, weight, bias, sum, mean, rstd, y, c->stream), "layer norm");
+  vd_cuda_record_error(c, vd_cuda_add_norm(c->type, n, d, a, b, weight, bias, sum, mean, rstd, y, c->stream),
+                       "layer norm");
 }
 
 static void cuda_add_norm_backward(vd_ops *o, int64_t n, int64_t d, const vd_act *sum, const real *mean,
                                    const real *rstd, const real *weight, const vd_act *dy, vd_act *dsum, real *dweight,
                                    real *dbias, real *dshift) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  float *partial = vd_cuda_room(c, &c->partial, vd_cuda_rows_workspace(n, d));
+  float *partial = vd_cuda_workspace(c, &c->partial, vd_cuda_rows_workspace(n, d));
   if (partial)
-    vd_cuda_note(c,
-                 vd_cuda_add_norm_backward(c->type, n, d, sum, mean, rstd, weight, dy, dsum, dweight, dbias, dshift,
-                                           partial, c->stream),
-                 "layer norm backward");
+    vd_cuda_record_error(c,
+                         vd_cuda_add_norm_backward(c->type, n, d, sum, mean, rstd, weight, dy, dsum, dweight, dbias,
+                                                   dshift, partial, c->stream),
+                         "layer norm backward");
 }
 
 static void cuda_memory_push(vd_ops *o, int64_t n_stream, int64_t d, const vd_act *old, int64_t rows_old,
                              int64_t oldest, const vd_act *hidden, int64_t block, vd_act *memory, int64_t rows_new) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  vd_cuda_note(
+  vd_cuda_record_error(
       c, vd_cuda_memory_push(c->type, n_stream, d, old, rows_old, oldest, hidden, block, memory, rows_new, c->stream),
       "memory push");
 }
 
-static void cuda_memory_turn(vd_ops *o, int64_t n_stream, int64_t d, vd_act *memory, int64_t rows, int64_t oldest,
+static void cuda_memory_ring_push(vd_ops *o, int64_t n_stream, int64_t d, vd_act *memory, int64_t rows, int64_t oldest,
                              const vd_act *hidden, int64_t block) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  vd_cuda_note(c, vd_cuda_memory_turn(c->type, n_stream, d, memory, rows, oldest, hidden, block, c->stream),
-               "memory turn");
+  vd_cuda_record_error(
+      c, vd_cuda_memory_ring_push(c->type, n_stream, d, memory, rows, oldest, hidden, block, c->stream), "memory turn");
 }
 
 static void cuda_cross_entropy(vd_ops *o, int64_t n, int64_t vocab, const vd_act *logits, const int32_t *targets,
                                double scale, double *loss_sum, real *nll, vd_act *dlogits) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  float *rows = nll ? nll : vd_cuda_room(c, &c->scratch, (size_t)n * sizeof *rows);
+  float *rows = nll ? nll : vd_cuda_workspace(c, &c->scratch, (size_t)n * sizeof *rows);
   if (rows)
-    vd_cuda_note(
+    vd_cuda_record_error(
         c, vd_cuda_cross_entropy(c->type, n, vocab, logits, targets, (float)scale, loss_sum, rows, dlogits, c->stream),
         "cross entropy");
 }
 
 static void cuda_add_constant(vd_ops *o, real *x, size_t n, double value) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  vd_cuda_note(c, vd_cuda_add_constant(x, n, (float)value, c->stream), "add constant");
+  vd_cuda_record_error(c, vd_cuda_add_constant(x, n, (float)value, c->stream), "add constant");
 }
 
 static void cuda_clamp01(vd_ops *o, real *x, size_t n) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  vd_cuda_note(c, vd_cuda_clamp01(x, n, c->stream), "clamp");
+  vd_cuda_record_error(c, vd_cuda_clamp01(x, n, c->stream), "clamp");
 }
 
 /* The host's time line: a profiler projects the ranges onto the GPU's. */
@@ -268,10 +272,10 @@ static void cuda_destroy(vd_ops *o) {
   vd_cuda_backend *c = vd_cuda_of(o);
   cudaStreamSynchronize(c->stream);
   vd_cuda_attention_end(c);
-  vd_cuda_update_end(c);
-  vd_cuda_mail_end(c);
-  vd_cuda_product_end(c);
-  vd_cuda_marks_end(c);
+  vd_cuda_optimizer_end(c);
+  vd_cuda_pinned_end(c);
+  vd_cuda_gemm_end(c);
+  vd_cuda_timing_end(c);
   for (int i = 0; i < c->n_arena; i++) cudaFree(c->arena[i].copy);
   cudaFree(c->scratch.p);
   cudaFree(c->partial.p);
@@ -299,8 +303,8 @@ static vd_ops table_of(vd_cuda_backend *c) {
                   .put_act = cuda_put_act,
                   .get_act = cuda_get_act,
                   .get_double = cuda_get_double,
-                  .send = vd_cuda_send,
-                  .receive = vd_cuda_receive,
+                  .push_stats = vd_cuda_push_stats,
+                  .pull_stats = vd_cuda_pull_stats,
                   .check = cuda_check,
                   .synchronize = cuda_synchronize,
                   .destroy = cuda_destroy,
@@ -319,16 +323,16 @@ static vd_ops table_of(vd_cuda_backend *c) {
                   .attention_backward = vd_cuda_attention_backward_op,
                   .backward_end = vd_cuda_backward_end,
                   .memory_push = cuda_memory_push,
-                  .memory_turn = cuda_memory_turn,
+                  .memory_ring_push = cuda_memory_ring_push,
                   .cross_entropy = cuda_cross_entropy,
                   .add_constant = cuda_add_constant,
                   .square_sums = vd_cuda_square_sums_op,
-                  .judge = vd_cuda_judge_op,
+                  .gradient_stats = vd_cuda_gradient_stats_op,
                   .adagrad = vd_cuda_adagrad_op,
                   .adam = vd_cuda_adam_op,
                   .clamp01 = cuda_clamp01,
                   .scale_dropout = vd_cuda_scale_dropout_op,
-                  .encode_distances = vd_cuda_encode_distances_op,
+                  .position_encodings = vd_cuda_position_encodings_op,
                   .weight_gradient = vd_cuda_weight_gradient_op};
 }
 

@@ -6,14 +6,15 @@ void vd_cuda_scale_dropout_op(vd_ops *o, int64_t n, int64_t width, double scale,
                               const vd_act *x, vd_act *y) {
   vd_cuda_backend *c = vd_cuda_of(o);
   vd_cuda_dropout drop = {dropout->p, dropout->rng, dropout->row0};
-  vd_cuda_note(c, vd_cuda_scale_dropout(c->type, n, width, (float)scale, &drop, x, y, c->stream), "scaled dropout");
+  vd_cuda_record_error(c, vd_cuda_scale_dropout(c->type, n, width, (float)scale, &drop, x, y, c->stream),
+                       "scaled dropout");
 }
 
-void vd_cuda_encode_distances_op(vd_ops *o, const vd_encoding *e, vd_act *out) {
+void vd_cuda_position_encodings_op(vd_ops *o, const vd_position_encoding *e, vd_act *out) {
   vd_cuda_backend *c = vd_cuda_of(o);
   vd_cuda_dropout drop = {e->dropout.p, e->dropout.rng, e->dropout.row0};
-  vd_cuda_note(c, vd_cuda_encode_distances(c->type, e->n, e->d, e->clamp_len, &drop, out, c->stream),
-               "encoding distances");
+  vd_cuda_record_error(c, vd_cuda_position_encodings(c->type, e->n, e->d, e->clamp_len, &drop, out, c->stream),
+                       "encoding distances");
 }
 
 void vd_cuda_weight_gradient_op(vd_ops *o, int64_t n, int64_t in, int64_t out, const vd_act *x, const real *dy,
@@ -21,9 +22,10 @@ void vd_cuda_weight_gradient_op(vd_ops *o, int64_t n, int64_t in, int64_t out, c
   vd_cuda_backend *c = vd_cuda_of(o);
   const void *left = dy;
   if (c->type != VD_CUDA_FP32) {
-    void *copy = vd_cuda_room(c, &c->scratch, (size_t)(n * out) * c->act_size);
+    void *copy = vd_cuda_workspace(c, &c->scratch, (size_t)(n * out) * c->act_size);
     if (!copy) return;
-    vd_cuda_note(c, vd_cuda_from_float(c->type, (size_t)(n * out), dy, copy, c->stream), "converting a gradient");
+    vd_cuda_record_error(c, vd_cuda_from_float(c->type, (size_t)(n * out), dy, copy, c->stream),
+                         "converting a gradient");
     left = copy;
   }
   vd_cuda_weight_gradient(c, n, out, in, left, out, x, dweight);
@@ -52,20 +54,20 @@ void vd_cuda_relative_project(vd_cuda_backend *c, const vd_attention *a, const v
                               const real *const weight[2], vd_act *memory) {
   shape s = shape_of(a);
   int64_t n = a->n_stream, skip = a->window - s.used;
-  int joined = vd_cuda_follow(2, weight, s.width * s.d) ? 2 : 1;
+  int joined = vd_cuda_are_contiguous(2, weight, s.width * s.d) ? 2 : 1;
   bool one = n == 1 || (s.used == in->memory_rows && skip == 0); /* the streams follow each other on both sides */
   for (int i = 0; i < 2; i += joined) {
-    vd_product_call call = {.m = one ? n * s.used : s.used,
-                            .n = joined * s.width,
-                            .k = s.d,
-                            .n_batch = one ? 1 : n,
-                            .a = {newest_rows(c, in, &s, s.used), s.d, one ? 0 : in->memory_rows * s.d, false},
-                            .b = {vd_cuda_weight(c, weight[i]), s.d, 0, true},
-                            .c = (char *)memory + (size_t)((2 * skip + i) * s.width) * c->act_size,
-                            .ldc = 2 * s.width,
-                            .c_stride = one ? 0 : a->window * 2 * s.width,
-                            .alpha = 1};
-    vd_cuda_product(c, &call);
+    vd_gemm_call call = {.m = one ? n * s.used : s.used,
+                         .n = joined * s.width,
+                         .k = s.d,
+                         .n_batch = one ? 1 : n,
+                         .a = {newest_rows(c, in, &s, s.used), s.d, one ? 0 : in->memory_rows * s.d, false},
+                         .b = {vd_cuda_weight(c, weight[i]), s.d, 0, true},
+                         .c = (char *)memory + (size_t)((2 * skip + i) * s.width) * c->act_size,
+                         .ldc = 2 * s.width,
+                         .c_stride = one ? 0 : a->window * 2 * s.width,
+                         .alpha = 1};
+    vd_cuda_gemm(c, &call);
   }
 }
 
@@ -75,12 +77,12 @@ static const void *packed_memory(vd_cuda_backend *c, const vd_attention *a, cons
   size_t row = (size_t)s->d * c->act_size, mine = (size_t)a->window * row;
   const void *from = newest_rows(c, in, s, a->window);
   if (a->n_stream == 1 || a->window == in->memory_rows) return from;
-  void *room = vd_cuda_room(c, &c->scratch, (size_t)a->n_stream * mine);
+  void *room = vd_cuda_workspace(c, &c->scratch, (size_t)a->n_stream * mine);
   if (!room) return NULL;
-  vd_cuda_note(c,
-               cudaMemcpy2DAsync(room, mine, from, (size_t)in->memory_rows * row, mine, (size_t)a->n_stream,
-                                 cudaMemcpyDeviceToDevice, c->stream),
-               "gathering memory rows");
+  vd_cuda_record_error(c,
+                       cudaMemcpy2DAsync(room, mine, from, (size_t)in->memory_rows * row, mine, (size_t)a->n_stream,
+                                         cudaMemcpyDeviceToDevice, c->stream),
+                       "gathering memory rows");
   return room;
 }
 
@@ -90,14 +92,14 @@ void vd_cuda_relative_project_backward(vd_cuda_backend *c, const vd_attention *a
   size_t row = (size_t)(2 * s.width) * c->act_size;
   if (s.used == 0) return;
   if (s.used < a->window) /* rows out of reach take part in the product as zeros */
-    vd_cuda_note(c,
-                 cudaMemset2DAsync(dmemory, (size_t)a->window * row, 0, (size_t)(a->window - s.used) * row,
-                                   (size_t)a->n_stream, c->stream),
-                 "zeroing gradients");
+    vd_cuda_record_error(c,
+                         cudaMemset2DAsync(dmemory, (size_t)a->window * row, 0, (size_t)(a->window - s.used) * row,
+                                           (size_t)a->n_stream, c->stream),
+                         "zeroing gradients");
   const void *rows = packed_memory(c, a, in, &s);
   if (!rows) return;
   const real *const gradient[] = {dweight[0], dweight[1]};
-  int joined = vd_cuda_follow(2, gradient, s.width * s.d) ? 2 : 1;
+  int joined = vd_cuda_are_contiguous(2, gradient, s.width * s.d) ? 2 : 1;
   for (int i = 0; i < 2; i += joined)
     vd_cuda_weight_gradient(c, a->n_stream * a->window, joined * s.width, s.d,
                             (const char *)dmemory + (size_t)(i * s.width) * c->act_size, 2 * s.width, rows, dweight[i]);

@@ -317,7 +317,7 @@ __global__ void vd_memory_turn_kernel(int d, T *memory, int64_t rows, int64_t ol
       *(const vd_pack<T, N> *)(hidden + (s * block + r) * d + c);
 }
 
-cudaError_t vd_cuda_memory_turn(enum vd_cuda_type type, int64_t n_stream, int64_t d, void *memory, int64_t rows,
+cudaError_t vd_cuda_memory_ring_push(enum vd_cuda_type type, int64_t n_stream, int64_t d, void *memory, int64_t rows,
                                 int64_t oldest, const void *hidden, int64_t block, cudaStream_t stream) {
   int64_t kept = block < rows ? block : rows;
   if (n_stream * kept * d == 0) return cudaSuccess;

@@ -64,9 +64,9 @@ cudaError_t vd_cuda_add_norm_backward(enum vd_cuda_type type, int64_t n, int64_t
 cudaError_t vd_cuda_memory_push(enum vd_cuda_type type, int64_t n_stream, int64_t d, const void *old, int64_t rows_old,
                                 int64_t oldest, const void *hidden, int64_t block, void *memory, int64_t rows_new,
                                 cudaStream_t stream);
-/* Stream-ordered. vd_ops.memory_turn. */
-cudaError_t vd_cuda_memory_turn(enum vd_cuda_type type, int64_t n_stream, int64_t d, void *memory, int64_t rows,
-                                int64_t oldest, const void *hidden, int64_t block, cudaStream_t stream);
+/* Stream-ordered. vd_ops.memory_ring_push. */
+cudaError_t vd_cuda_memory_ring_push(enum vd_cuda_type type, int64_t n_stream, int64_t d, void *memory, int64_t rows,
+                                     int64_t oldest, const void *hidden, int64_t block, cudaStream_t stream);
 /* Stream-ordered. vd_ops.cross_entropy; row_nll [n] is written always. */
 cudaError_t vd_cuda_cross_entropy(enum vd_cuda_type type, int64_t n, int64_t vocab, const void *logits,
                                   const int32_t *targets, float scale, double *loss_sum, float *row_nll, void *dlogits,
@@ -84,28 +84,29 @@ enum { VD_PIECE = 16384 };
  * tensor_piece [n_tensor + 1]: first piece of each tensor. */
 cudaError_t vd_cuda_square_sums(const float *x, const vd_cuda_piece *piece, int n_piece, const int32_t *tensor_piece,
                                 int n_tensor, double *partial, double *norm2, cudaStream_t stream);
-/* Stream-ordered. vd_ops.judge, after vd_cuda_square_sums wrote the norms of the plain gradients to verdict +
- * VD_NORMS. */
-cudaError_t vd_cuda_judge(int n_tensor, double scale, double clip_norm, double *verdict, cudaStream_t stream);
+/* Stream-ordered. vd_ops.gradient_stats, after vd_cuda_square_sums wrote the norms of the plain gradients to grad_stats
+ * + VD_STATS_TENSORS. */
+cudaError_t vd_cuda_gradient_stats(int n_tensor, double scale, double clip_norm, double *grad_stats,
+                                   cudaStream_t stream);
 /* Stream-ordered. Adagrad over all pieces, as vd_ops.adagrad. Where copy is not NULL it gets the new parameters in
  * `type`. */
 cudaError_t vd_cuda_adagrad(enum vd_cuda_type type, float *param, const float *gradient, float *accumulator, void *copy,
-                            const vd_cuda_piece *piece, int n_piece, const double *verdict, double lr, float eps,
+                            const vd_cuda_piece *piece, int n_piece, const double *grad_stats, double lr, float eps,
                             double clip_step, cudaStream_t stream);
-/* Adam's factors as fp32, worked out on the host: m = beta1 m + rest1 g, v = beta2 v + rest2 g^2 with g = the verdict's
- * factor times the gradient, p -= step m / (correct sqrt(v) + eps). */
+/* Adam's factors as fp32, worked out on the host: m = beta1 m + rest1 g, v = beta2 v + rest2 g^2 with g = the
+ * grad_stats's factor times the gradient, p -= step m / (correct sqrt(v) + eps). */
 typedef struct vd_cuda_adam_step {
   float beta1, rest1, beta2, rest2, step, correct, eps;
 } vd_cuda_adam_step;
 /* Stream-ordered. Adam over all pieces; copy as in vd_cuda_adagrad. */
 cudaError_t vd_cuda_adam(enum vd_cuda_type type, float *param, const float *gradient, float *m, float *v, void *copy,
-                         const vd_cuda_piece *piece, int n_piece, const double *verdict, const vd_cuda_adam_step *step,
-                         cudaStream_t stream);
+                         const vd_cuda_piece *piece, int n_piece, const double *grad_stats,
+                         const vd_cuda_adam_step *step, cudaStream_t stream);
 /* Stream-ordered. n words from pinned host memory: a kernel fetches few of them sooner than a copy would begin. */
 cudaError_t vd_cuda_fetch(size_t n, const uint32_t *from, uint32_t *to, cudaStream_t stream);
-/* Stream-ordered. Copies the parts, one after the other, to `to`, which may be pinned host memory; n <= VD_ENCLOSURES.
+/* Stream-ordered. Copies the parts, one after the other, to `to`, which may be pinned host memory; n <= VD_STATS_PARTS.
  */
-cudaError_t vd_cuda_letter(int n, const vd_enclosure *part, void *to, cudaStream_t stream);
+cudaError_t vd_cuda_letter(int n, const vd_stats_part *part, void *to, cudaStream_t stream);
 /* Stream-ordered. x[i] += value. */
 cudaError_t vd_cuda_add_constant(float *x, size_t n, float value, cudaStream_t stream);
 /* Stream-ordered. x[i] = clamp(x[i], 0, 1). */
@@ -114,9 +115,9 @@ cudaError_t vd_cuda_clamp01(float *x, size_t n, cudaStream_t stream);
 /* Stream-ordered. vd_ops.scale_dropout; these are in relative.cu. */
 cudaError_t vd_cuda_scale_dropout(enum vd_cuda_type type, int64_t n, int64_t width, float scale,
                                   const vd_cuda_dropout *dropout, const void *x, void *y, cudaStream_t stream);
-/* Stream-ordered. vd_ops.encode_distances, computed in double. */
-cudaError_t vd_cuda_encode_distances(enum vd_cuda_type type, int64_t n, int64_t d, int64_t clamp_len,
-                                     const vd_cuda_dropout *dropout, void *out, cudaStream_t stream);
+/* Stream-ordered. vd_ops.position_encodings, computed in double. */
+cudaError_t vd_cuda_position_encodings(enum vd_cuda_type type, int64_t n, int64_t d, int64_t clamp_len,
+                                       const vd_cuda_dropout *dropout, void *out, cudaStream_t stream);
 
 #ifdef __cplusplus
 }

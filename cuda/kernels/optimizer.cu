@@ -98,9 +98,9 @@ cudaError_t vd_cuda_square_sums(const float *x, const vd_cuda_piece *piece, int 
 }
 
 /* One warp: the norms are few. The total is added up in order, as the CPU backend does. */
-static __global__ void vd_judge_kernel(int n_tensor, double scale, double clip_norm, double *verdict) {
+static __global__ void vd_judge_kernel(int n_tensor, double scale, double clip_norm, double *grad_stats) {
   int lane = (int)threadIdx.x, bad = n_tensor;
-  double total = 0, *norm2 = verdict + VD_NORMS;
+  double total = 0, *norm2 = grad_stats + VD_STATS_TENSORS;
   for (int first = 0; first < n_tensor; first += 32) {
     double mine = first + lane < n_tensor ? norm2[first + lane] : 0;
     if (!isfinite(mine)) bad = min(bad, first + lane);
@@ -111,13 +111,13 @@ static __global__ void vd_judge_kernel(int n_tensor, double scale, double clip_n
   if (clip_norm > 0) scale *= fmin(1.0, clip_norm / (sqrt(total) * scale + 1e-6));
   for (int t = lane; t < n_tensor; t += 32) norm2[t] *= scale * scale;
   if (lane > 0) return;
-  verdict[VD_TOTAL] = total;
-  verdict[VD_FACTOR] = scale;
-  verdict[VD_LEFT_OUT] = bad < n_tensor ? bad : -1;
+  grad_stats[VD_STATS_NORM2] = total;
+  grad_stats[VD_STATS_SCALE] = scale;
+  grad_stats[VD_STATS_NONFINITE] = bad < n_tensor ? bad : -1;
 }
 
-cudaError_t vd_cuda_judge(int n_tensor, double scale, double clip_norm, double *verdict, cudaStream_t stream) {
-  vd_judge_kernel<<<1, 32, 0, stream>>>(n_tensor, scale, clip_norm, verdict);
+cudaError_t vd_cuda_gradient_stats(int n_tensor, double scale, double clip_norm, double *grad_stats, cudaStream_t stream) {
+  vd_judge_kernel<<<1, 32, 0, stream>>>(n_tensor, scale, clip_norm, grad_stats);
   return cudaGetLastError();
 }
 
@@ -129,13 +129,13 @@ VD_GPU float vd_adagrad_step(float g, float scale, float rate, float eps, float 
 
 template <typename T>
 __global__ void vd_adagrad_kernel(float *param, const float *gradient, float *accumulator, T *copy,
-                                  const vd_cuda_piece *piece, const double *verdict, double lr, float eps,
+                                  const vd_cuda_piece *piece, const double *grad_stats, double lr, float eps,
                                   double clip_step) {
-  if (verdict[VD_LEFT_OUT] >= 0) return;
+  if (grad_stats[VD_STATS_NONFINITE] >= 0) return;
   vd_cuda_piece where = piece[blockIdx.x];
-  double norm = sqrt(verdict[VD_NORMS + where.tensor]);
+  double norm = sqrt(grad_stats[VD_STATS_TENSORS + where.tensor]);
   float step = (float)(clip_step > 0 && norm > clip_step ? lr * clip_step / (norm + 1e-10) : lr);
-  float scale = (float)verdict[VD_FACTOR];
+  float scale = (float)grad_stats[VD_STATS_SCALE];
   size_t first = where.first;
   for (int i = (int)threadIdx.x * 4; i < where.n; i += VD_BLOCK * 4) {
     if (i + 4 <= where.n) {
@@ -162,11 +162,11 @@ __global__ void vd_adagrad_kernel(float *param, const float *gradient, float *ac
 }
 
 cudaError_t vd_cuda_adagrad(enum vd_cuda_type type, float *param, const float *gradient, float *accumulator, void *copy,
-                            const vd_cuda_piece *piece, int n_piece, const double *verdict, double lr, float eps,
+                            const vd_cuda_piece *piece, int n_piece, const double *grad_stats, double lr, float eps,
                             double clip_step, cudaStream_t stream) {
 #define CALL(T)                                                                                                        \
   vd_adagrad_kernel<T><<<(unsigned)n_piece, VD_BLOCK, 0, stream>>>(param, gradient, accumulator, (T *)copy, piece,     \
-                                                                   verdict, lr, eps, clip_step)
+                                                                   grad_stats, lr, eps, clip_step)
   VD_BY_TYPE(type, CALL);
 #undef CALL
   return cudaGetLastError();
@@ -204,10 +204,10 @@ VD_GPU void vd_adam_four(const vd_cuda_adam_step &a, float scale, int last, floa
 
 template <typename T>
 __global__ void vd_adam_kernel(float *param, const float *gradient, float *m, float *v, T *copy,
-                               const vd_cuda_piece *piece, const double *verdict, vd_cuda_adam_step a) {
-  if (verdict[VD_LEFT_OUT] >= 0) return;
+                               const vd_cuda_piece *piece, const double *grad_stats, vd_cuda_adam_step a) {
+  if (grad_stats[VD_STATS_NONFINITE] >= 0) return;
   vd_cuda_piece where = piece[blockIdx.x];
-  float scale = (float)verdict[VD_FACTOR];
+  float scale = (float)grad_stats[VD_STATS_SCALE];
   for (int i = (int)threadIdx.x * 4; i < where.n; i += VD_BLOCK * 4) {
     size_t at = where.first + (size_t)i;
     vd_adam_four<T>(a, scale, where.n - i, param + at, gradient + at, m + at, v + at, copy ? copy + at : NULL);
@@ -215,10 +215,10 @@ __global__ void vd_adam_kernel(float *param, const float *gradient, float *m, fl
 }
 
 cudaError_t vd_cuda_adam(enum vd_cuda_type type, float *param, const float *gradient, float *m, float *v, void *copy,
-                         const vd_cuda_piece *piece, int n_piece, const double *verdict, const vd_cuda_adam_step *step,
+                         const vd_cuda_piece *piece, int n_piece, const double *grad_stats, const vd_cuda_adam_step *step,
                          cudaStream_t stream) {
 #define CALL(T)                                                                                                        \
-  vd_adam_kernel<T><<<(unsigned)n_piece, VD_BLOCK, 0, stream>>>(param, gradient, m, v, (T *)copy, piece, verdict, *step)
+  vd_adam_kernel<T><<<(unsigned)n_piece, VD_BLOCK, 0, stream>>>(param, gradient, m, v, (T *)copy, piece, grad_stats, *step)
   VD_BY_TYPE(type, CALL);
 #undef CALL
   return cudaGetLastError();
@@ -235,19 +235,19 @@ cudaError_t vd_cuda_fetch(size_t n, const uint32_t *from, uint32_t *to, cudaStre
 }
 
 typedef struct vd_letter_parts {
-  const uint32_t *from[VD_ENCLOSURES];
-  int n[VD_ENCLOSURES]; /* words */
+  const uint32_t *from[VD_STATS_PARTS];
+  int n[VD_STATS_PARTS]; /* words */
 } vd_letter_parts;
 
 static __global__ void vd_letter_kernel(const __grid_constant__ vd_letter_parts part, uint32_t *to) {
 #pragma unroll
-  for (int i = 0; i < VD_ENCLOSURES; i++) {
+  for (int i = 0; i < VD_STATS_PARTS; i++) {
     for (int w = (int)threadIdx.x; w < part.n[i]; w += VD_BLOCK) to[w] = part.from[i][w];
     to += part.n[i];
   }
 }
 
-cudaError_t vd_cuda_letter(int n, const vd_enclosure *part, void *to, cudaStream_t stream) {
+cudaError_t vd_cuda_letter(int n, const vd_stats_part *part, void *to, cudaStream_t stream) {
   vd_letter_parts parts = {};
   for (int i = 0; i < n; i++) {
     parts.from[i] = (const uint32_t *)part[i].p;

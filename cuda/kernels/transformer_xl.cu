@@ -52,7 +52,7 @@ template <typename T> __global__ void vd_encode_kernel(int64_t n, int64_t d, int
   }
 }
 
-cudaError_t vd_cuda_encode_distances(enum vd_cuda_type type, int64_t n, int64_t d, int64_t clamp_len,
+cudaError_t vd_cuda_position_encodings(enum vd_cuda_type type, int64_t n, int64_t d, int64_t clamp_len,
                                      const vd_cuda_dropout *dropout, void *out, cudaStream_t stream) {
   vd_drop drop = vd_make_drop(dropout, d);
   if (n == 0 || d < 2) return cudaSuccess;

@@ -6,7 +6,7 @@
 
 enum { VD_CHUNK = 1 << 26 }; /* elements in one MPI call: counts are int, and a chunk bounds MPI's own buffers */
 
-void vd_sum_reals(MPI_Comm comm, real *x, size_t n) {
+void vd_all_reduce_reals(MPI_Comm comm, real *x, size_t n) {
   int size;
   MPI_Comm_size(comm, &size);
   if (size == 1) return;
@@ -16,7 +16,7 @@ void vd_sum_reals(MPI_Comm comm, real *x, size_t n) {
   }
 }
 
-void vd_sum_doubles(MPI_Comm comm, double *x, int n) {
+void vd_all_reduce_doubles(MPI_Comm comm, double *x, int n) {
   MPI_Allreduce(MPI_IN_PLACE, x, n, MPI_DOUBLE, MPI_SUM, comm);
 }
 
@@ -27,7 +27,7 @@ void vd_broadcast_reals(MPI_Comm comm, int root, real *x, size_t n) {
   }
 }
 
-int vd_share_error(MPI_Comm comm, vd_error *err) {
+int vd_broadcast_error(MPI_Comm comm, vd_error *err) {
   MPI_Bcast(&err->status, 1, MPI_INT, 0, comm);
   if (err->status != VD_OK) MPI_Bcast(err->message, (int)sizeof err->message, MPI_CHAR, 0, comm);
   return err->status;

@@ -1,9 +1,9 @@
 /* What ranks do together: the gradient sum, scalars, who sits where. */
-#ifndef VD_PARALLEL_H
-#define VD_PARALLEL_H
+#ifndef VD_COLLECTIVES_H
+#define VD_COLLECTIVES_H
 
-#include "src/comm/context.h"
 #include "src/base/real.h"
+#include "src/comm/context.h"
 
 #include <stddef.h>
 #include <stdint.h>
@@ -12,14 +12,14 @@
 
 /* Collective(comm). Sums x [n] (host memory; the CPU backend's memory is) over the ranks, in place, in a fixed order
  * for a given number of ranks. All ranks get the same bits, so that their parameters stay equal. */
-void vd_sum_reals(MPI_Comm comm, real *x, size_t n);
+void vd_all_reduce_reals(MPI_Comm comm, real *x, size_t n);
 /* Collective(comm). Sums n doubles in place; all ranks get the same bits. */
-void vd_sum_doubles(MPI_Comm comm, double *x, int n);
+void vd_all_reduce_doubles(MPI_Comm comm, double *x, int n);
 /* Collective(comm). Broadcasts x [n] reals from rank `root`; n may exceed an int. */
 void vd_broadcast_reals(MPI_Comm comm, int root, real *x, size_t n);
 /* Collective(comm). All ranks get rank 0's *err; returns its status. For work that rank 0 alone did, where no other
  * rank can have failed: the message is not prefixed with a rank, as vd_agree would. */
-int vd_share_error(MPI_Comm comm, vd_error *err);
+int vd_broadcast_error(MPI_Comm comm, vd_error *err);
 /* Collective(comm). *rank: rank within its node (of those that share memory); *size: ranks of the node. */
 void vd_local_rank(MPI_Comm comm, int *rank, int *size);
 /* Collective(comm). OpenMP threads for this rank. asked > 0: that many. Else OMP_NUM_THREADS where it is set. Else the

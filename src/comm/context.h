@@ -2,8 +2,8 @@
 #ifndef VD_CONTEXT_H
 #define VD_CONTEXT_H
 
-#include "src/base/error.h"
 #include "io/h5.h"
+#include "src/base/error.h"
 #include "src/deck/settings.h"
 
 #include <mpi.h>

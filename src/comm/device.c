@@ -33,10 +33,10 @@ static void *load(char *why, size_t size) {
   return library;
 }
 
-static const vd_cuda_table *find_table(vd_error *err) {
+static const vd_cuda_plugin *find_table(vd_error *err) {
   char why[1024] = "";
   void *library = load(why, sizeof why);
-  const vd_cuda_table *table = library ? dlsym(library, "vd_cuda") : NULL;
+  const vd_cuda_plugin *table = library ? dlsym(library, "vd_cuda") : NULL;
   if (!library) {
     vd_fail(err, VD_FAILED, "%s", why);
   } else if (!table || table->interface_version != VD_CUDA_INTERFACE) {
@@ -51,7 +51,7 @@ static enum vd_precision precision_of(const vd_settings *s) {
   return strcmp(s->device.precision, "fp16") == 0 ? VD_FP16 : VD_BF16;
 }
 
-int vd_backend_fits(enum vd_precision precision, const vd_model_config *c, vd_error *err) {
+int vd_device_supports(enum vd_precision precision, const vd_model_config *c, vd_error *err) {
   int64_t step = precision == VD_FP32 ? 4 : 8; /* 16 bytes */
   if (c->n_head > VD_CUDA_MOST_HEADS)
     return vd_fail(err, VD_FAILED, "a layer has at most %d heads on a GPU, and model%%n_head = %lld",
@@ -66,11 +66,11 @@ int vd_backend_fits(enum vd_precision precision, const vd_model_config *c, vd_er
 }
 
 static int open_gpu(const vd_settings *s, const vd_model_config *model, vd_ops **ops, vd_device *d, vd_error *err) {
-  const vd_cuda_table *table = find_table(err);
+  const vd_cuda_plugin *table = find_table(err);
   if (!table || table->count(&d->count, err)) return err->status;
   d->number = d->local_rank % d->count;
   d->precision = precision_of(s);
-  if (vd_backend_fits(d->precision, model, err)) return err->status;
+  if (vd_device_supports(d->precision, model, err)) return err->status;
   if (table->describe(d->number, &d->gpu, err) || table->ops(ops, d->number, d->precision, err)) return err->status;
   d->is_gpu = true;
   d->cuda = table;
@@ -145,8 +145,8 @@ static bool all_have_gpus(vd_context *ctx, const vd_settings *s, const vd_model_
   return false;
 }
 
-int vd_backend_open(vd_context *ctx, const vd_settings *s, const vd_model_config *model, vd_ops **ops, vd_device *d,
-                    vd_error *err) {
+int vd_device_open(vd_context *ctx, const vd_settings *s, const vd_model_config *model, vd_ops **ops, vd_device *d,
+                   vd_error *err) {
   vd_error why = {0};
   *ops = NULL;
   *d = (vd_device){.threads = vd_threads(ctx->comm, s->device.threads)};
@@ -174,7 +174,7 @@ static int find_nccl(vd_context *ctx, vd_device *d, vd_error *why) {
   return VD_OK;
 }
 
-int vd_backend_comm(vd_context *ctx, const vd_settings *s, vd_device *d, vd_error *err) {
+int vd_device_choose_comm(vd_context *ctx, const vd_settings *s, vd_device *d, vd_error *err) {
   bool asked = strcmp(s->device.comm, "nccl") == 0;
   vd_error why = {0};
   d->comm = VD_COMM_MPI;

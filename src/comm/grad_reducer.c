@@ -14,12 +14,12 @@ struct times {
   double began, ended, waited;
 };
 
-struct vd_reducer {
+struct vd_grad_reducer {
   MPI_Comm comm;
   int rank, size;
-  vd_reducer_config config;
+  vd_grad_reducer_config config;
   vd_ops *ops;
-  vd_watch *watch;         /* NULL: there is nobody to wait for */
+  vd_watchdog *watch;      /* NULL: there is nobody to wait for */
   vd_nccl *nccl;           /* NULL: MPI */
   real *gradients, *stage; /* stage: host [bucket] for gradients on a GPU */
   size_t n, bucket;        /* elements */
@@ -33,36 +33,36 @@ struct vd_reducer {
   vd_error error;
 };
 
-static const vd_nccl_table *nccl_of(const vd_reducer *r) {
+static const vd_nccl_plugin *nccl_of(const vd_grad_reducer *r) {
   return r->config.nccl;
 }
 
 static void look(void *self, vd_error *err) {
-  const vd_reducer *r = self;
+  const vd_grad_reducer *r = self;
   if (r->nccl) nccl_of(r)->look(r->nccl, err);
 }
 static void give_up(void *self) {
-  const vd_reducer *r = self;
+  const vd_grad_reducer *r = self;
   if (r->nccl) nccl_of(r)->abort(r->nccl);
 }
 
-static void expect(vd_reducer *r, const char *what, int64_t update) {
-  if (r->watch) vd_watch_expect(r->watch, "%s of update %lld", what, (long long)update);
+static void expect(vd_grad_reducer *r, const char *what, int64_t update) {
+  if (r->watch) vd_watchdog_arm(r->watch, "%s of update %lld", what, (long long)update);
 }
-void vd_reducer_expect(vd_reducer *r, const char *what) {
+void vd_grad_reducer_arm_watchdog(vd_grad_reducer *r, const char *what) {
   expect(r, what, r->update);
 }
-void vd_reducer_expect_sum(vd_reducer *r, int64_t update) {
+void vd_grad_reducer_arm_all_reduce(vd_grad_reducer *r, int64_t update) {
   expect(r, "the gradient sum", update);
 }
-void vd_reducer_over(vd_reducer *r) {
-  if (r->watch) vd_watch_over(r->watch);
+void vd_grad_reducer_disarm_watchdog(vd_grad_reducer *r) {
+  if (r->watch) vd_watchdog_disarm(r->watch);
 }
 
 /* The first sums of a size open connections that a run would otherwise wait for in its first update: of a bucket, and
  * of the largest that there can be. The gradients are zeros still. */
-static int warm_up(vd_reducer *r, vd_error *err) {
-  const vd_nccl_table *nccl = nccl_of(r);
+static int warm_up(vd_grad_reducer *r, vd_error *err) {
+  const vd_nccl_plugin *nccl = nccl_of(r);
   nccl->begin(r->nccl);
   if (nccl->sum(r->nccl, r->gradients, 0, r->bucket, err) || nccl->sum(r->nccl, r->gradients, 0, r->n, err))
     return err->status;
@@ -70,25 +70,25 @@ static int warm_up(vd_reducer *r, vd_error *err) {
   return r->ops->synchronize(r->ops, err);
 }
 
-static int open_nccl(vd_reducer *r, vd_error *err) {
+static int open_nccl(vd_grad_reducer *r, vd_error *err) {
   vd_nccl_id id = {{0}};
   vd_nccl *made = NULL;
-  const vd_nccl_table *nccl = nccl_of(r);
+  const vd_nccl_plugin *nccl = nccl_of(r);
   if (r->rank == 0) nccl->new_id(&id, err);
-  if (vd_share_error(r->comm, err)) return err->status;
+  if (vd_broadcast_error(r->comm, err)) return err->status;
   MPI_Bcast(id.bytes, (int)sizeof id.bytes, MPI_BYTE, 0, r->comm);
-  vd_watch_expect(r->watch, "the start of NCCL on %d ranks", r->size);
+  vd_watchdog_arm(r->watch, "the start of NCCL on %d ranks", r->size);
   if (nccl->open(&made, r->ops, &id, r->rank, r->size, err) == VD_OK) {
     r->nccl = made;
     warm_up(r, err);
   }
   vd_agree(r->comm, err);
-  vd_watch_over(r->watch);
+  vd_watchdog_disarm(r->watch);
   if (err->status != VD_OK) vd_wrap(err, "device%%comm = 'nccl' ('mpi' is another way)");
   return err->status;
 }
 
-static int open_timeline(vd_reducer *r, vd_error *err) {
+static int open_timeline(vd_grad_reducer *r, vd_error *err) {
   const char *path = r->config.timeline;
   if (r->rank != 0 || !path[0]) return VD_OK;
   r->timeline = fopen(path, "w");
@@ -96,10 +96,10 @@ static int open_timeline(vd_reducer *r, vd_error *err) {
   return vd_fail(err, VD_FAILED, "device%%timeline = '%s' cannot be written: %s", path, strerror(errno));
 }
 
-int vd_reducer_create(vd_reducer **out, MPI_Comm comm, const vd_reducer_config *config, vd_ops *o, real *gradients,
-                      size_t n, vd_error *err) {
-  vd_reducer *r = vd_calloc(1, sizeof *r);
-  *r = (vd_reducer){.comm = comm, .config = *config, .ops = o, .n = n};
+int vd_grad_reducer_create(vd_grad_reducer **out, MPI_Comm comm, const vd_grad_reducer_config *config, vd_ops *o,
+                           real *gradients, size_t n, vd_error *err) {
+  vd_grad_reducer *r = vd_calloc(1, sizeof *r);
+  *r = (vd_grad_reducer){.comm = comm, .config = *config, .ops = o, .n = n};
   r->gradients = gradients;
   MPI_Comm_rank(comm, &r->rank);
   MPI_Comm_size(comm, &r->size);
@@ -107,28 +107,28 @@ int vd_reducer_create(vd_reducer **out, MPI_Comm comm, const vd_reducer_config *
   r->bucket = config->bucket / sizeof *gradients > 0 ? config->bucket / sizeof *gradients : 1;
   if (r->bucket > n) r->bucket = n;
   if (!nccl && o->memory_is_remote && r->size > 1) r->stage = vd_calloc(r->bucket, sizeof *r->stage);
-  vd_watch_hooks hooks = {r, look, give_up};
-  if (nccl || r->size > 1) vd_watch_start(&r->watch, comm, config->timeout, &hooks, err);
+  vd_watchdog_hooks hooks = {r, look, give_up};
+  if (nccl || r->size > 1) vd_watchdog_start(&r->watch, comm, config->timeout, &hooks, err);
   open_timeline(r, err);
   if (vd_agree(comm, err) == VD_OK && nccl) open_nccl(r, err);
   if (err->status == VD_OK) {
     *out = r;
     return VD_OK;
   }
-  vd_reducer_abandon(r);
-  vd_reducer_destroy(r);
+  vd_grad_reducer_abort(r);
+  vd_grad_reducer_destroy(r);
   *out = NULL;
   return err->status;
 }
 
-void vd_reducer_begin(vd_reducer *r, int64_t update) {
+void vd_grad_reducer_begin(vd_grad_reducer *r, int64_t update) {
   r->update = update;
   r->pending = r->launched = r->n;
   r->times[update & 1] = (struct times){0};
 }
 
-void vd_reducer_ready(void *reducer, size_t first, size_t n) {
-  vd_reducer *r = reducer;
+void vd_grad_reducer_ready(void *reducer, size_t first, size_t n) {
+  vd_grad_reducer *r = reducer;
   if (first + n != r->pending)
     vd_bug("gradients %zu to %zu are final, after those from %zu on", first, first + n, r->pending);
   r->pending = first;
@@ -137,59 +137,59 @@ void vd_reducer_ready(void *reducer, size_t first, size_t n) {
   if (n == 0) nccl_of(r)->begin(r->nccl);
   if (r->launched == first || (first > 0 && r->launched - first < r->bucket)) return;
   /* From here on this rank may wait for others: on the GPU, or in a call that waits for the GPU. */
-  if (r->launched == r->n) vd_reducer_expect(r, "the gradient sum");
+  if (r->launched == r->n) vd_grad_reducer_arm_watchdog(r, "the gradient sum");
   nccl_of(r)->sum(r->nccl, r->gradients, first, r->launched - first, &r->error);
   r->launched = first;
 }
 
-int vd_reducer_check(const vd_reducer *r, vd_error *err) {
+int vd_grad_reducer_check(const vd_grad_reducer *r, vd_error *err) {
   if (r->error.status != VD_OK) return vd_fail(err, r->error.status, "%s", r->error.message);
   return VD_OK;
 }
 
-void vd_reducer_share(vd_reducer *r, double *x, int n) {
-  vd_reducer_expect(r, "the other ranks' losses");
-  vd_sum_doubles(r->comm, x, n);
-  vd_reducer_over(r);
+void vd_grad_reducer_all_reduce_scalars(vd_grad_reducer *r, double *x, int n) {
+  vd_grad_reducer_arm_watchdog(r, "the other ranks' losses");
+  vd_all_reduce_doubles(r->comm, x, n);
+  vd_grad_reducer_disarm_watchdog(r);
 }
 
-static void sum_staged(vd_reducer *r) {
+static void sum_staged(vd_grad_reducer *r) {
   for (size_t i = 0; i < r->n; i += r->bucket) {
     size_t count = r->n - i < r->bucket ? r->n - i : r->bucket;
     r->ops->get(r->ops, r->stage, r->gradients + i, count);
-    vd_sum_reals(r->comm, r->stage, count);
+    vd_all_reduce_reals(r->comm, r->stage, count);
     r->ops->put(r->ops, r->gradients + i, r->stage, count);
   }
 }
 
-void vd_reducer_finish(vd_reducer *r) {
+void vd_grad_reducer_finish(vd_grad_reducer *r) {
   if (r->pending != 0) vd_bug("the gradients before %zu were never final", r->pending);
   if (r->nccl) {
     nccl_of(r)->join(r->nccl);
     return;
   }
   struct times *t = &r->times[r->update & 1];
-  vd_reducer_expect_sum(r, r->update);
+  vd_grad_reducer_arm_all_reduce(r, r->update);
   t->ended = MPI_Wtime();
   if (r->stage)
     sum_staged(r);
   else
-    vd_sum_reals(r->comm, r->gradients, r->n);
+    vd_all_reduce_reals(r->comm, r->gradients, r->n);
   t->waited = MPI_Wtime() - t->ended;
-  vd_reducer_over(r);
+  vd_grad_reducer_disarm_watchdog(r);
 }
 
-static void print_sum(FILE *f, int64_t update, double backward, const vd_sum_times *t) {
+static void print_sum(FILE *f, int64_t update, double backward, const vd_all_reduce_times *t) {
   fprintf(f,
           "{\"update\": %lld, \"backward_end_ms\": %.4f, \"first\": %zu, \"elements\": %zu, \"ready_ms\": %.4f, "
           "\"start_ms\": %.4f, \"end_ms\": %.4f}\n",
           (long long)update, backward, t->first, t->n, t->ready, t->start, t->end);
 }
 
-static void write_timeline(vd_reducer *r, int64_t update) {
+static void write_timeline(vd_grad_reducer *r, int64_t update) {
   int before = update < r->update;
   if (r->nccl) {
-    vd_sum_times t, last = {0};
+    vd_all_reduce_times t, last = {0};
     int n = nccl_of(r)->count(r->nccl, before);
     nccl_of(r)->times(r->nccl, before, n - 1, &last);
     for (int i = 0; i < n; i++)
@@ -197,15 +197,15 @@ static void write_timeline(vd_reducer *r, int64_t update) {
   } else {
     const struct times *mine = &r->times[update & 1];
     double start = (mine->ended - mine->began) * 1e3;
-    vd_sum_times whole = {0, r->n, start, start, start + mine->waited * 1e3};
+    vd_all_reduce_times whole = {0, r->n, start, start, start + mine->waited * 1e3};
     print_sum(r->timeline, update, start, &whole);
   }
   if (fflush(r->timeline) != 0)
     vd_fail(&r->error, VD_FAILED, "device%%timeline = '%s' cannot be written: %s", r->config.timeline, strerror(errno));
 }
 
-void vd_reducer_end(vd_reducer *r, int64_t update) {
-  vd_sum_times last;
+void vd_grad_reducer_end(vd_grad_reducer *r, int64_t update) {
+  vd_all_reduce_times last;
   int before = update < r->update;
   if (r->update - update > 1) vd_bug("update %lld ends late", (long long)update);
   r->exposed = r->times[update & 1].waited;
@@ -215,28 +215,28 @@ void vd_reducer_end(vd_reducer *r, int64_t update) {
   if (r->timeline && r->ended >= TIMELINE_FROM && r->ended <= TIMELINE_TO) write_timeline(r, update);
 }
 
-void vd_reducer_abandon(vd_reducer *r) {
+void vd_grad_reducer_abort(vd_grad_reducer *r) {
   if (r->failed) return;
   r->failed = true;
   if (!r->nccl) return;
-  vd_reducer_expect(r, "the end of NCCL's sums");
+  vd_grad_reducer_arm_watchdog(r, "the end of NCCL's sums");
   nccl_of(r)->abort(r->nccl);
-  vd_reducer_over(r);
+  vd_grad_reducer_disarm_watchdog(r);
 }
 
-double vd_reducer_exposed(const vd_reducer *r) {
+double vd_grad_reducer_exposed_seconds(const vd_grad_reducer *r) {
   return r->exposed;
 }
 
-void vd_reducer_destroy(vd_reducer *r) {
+void vd_grad_reducer_destroy(vd_grad_reducer *r) {
   if (!r) return;
   if (r->nccl) {
-    vd_reducer_expect(r, "the end of NCCL, after the sums");
+    vd_grad_reducer_arm_watchdog(r, "the end of NCCL, after the sums");
     nccl_of(r)->close(r->nccl);
-    vd_reducer_over(r);
+    vd_grad_reducer_disarm_watchdog(r);
     r->nccl = NULL;
   }
-  vd_watch_stop(r->watch);
+  vd_watchdog_stop(r->watch);
   if (r->timeline) fclose(r->timeline);
   free(r->stage);
   free(r);

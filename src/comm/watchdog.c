@@ -13,10 +13,10 @@
 static const double TICK = 0.1;                   /* seconds between two looks */
 enum { GIVE_UP_SECONDS = 5, ABORT_SECONDS = 10 }; /* what they may take before the run ends without them */
 
-struct vd_watch {
+struct vd_watchdog {
   int rank, size;
   double limit;
-  vd_watch_hooks hooks;
+  vd_watchdog_hooks hooks;
   pthread_t thread;
   pthread_mutex_t lock;
   pthread_cond_t changed, gave_up;
@@ -41,7 +41,7 @@ static void wait_until(pthread_cond_t *c, pthread_mutex_t *lock, double seconds)
 }
 
 static void *give_up(void *self) {
-  vd_watch *w = self;
+  vd_watchdog *w = self;
   w->hooks.give_up(w->hooks.self);
   pthread_mutex_lock(&w->lock);
   pthread_cond_signal(&w->gave_up);
@@ -50,7 +50,7 @@ static void *give_up(void *self) {
 }
 
 /* Ends the run; called with the lock held. The alarm is the kernel's: it works where everything else hangs. */
-static void end_run(vd_watch *w, const vd_error *why) {
+static void end_run(vd_watchdog *w, const vd_error *why) {
   char host[64] = "?";
   gethostname(host, sizeof host - 1);
   w->ending = true;
@@ -75,7 +75,7 @@ static void end_run(vd_watch *w, const vd_error *why) {
 }
 
 static void *run(void *self) {
-  vd_watch *w = self;
+  vd_watchdog *w = self;
   double before = now();
   pthread_mutex_lock(&w->lock);
   while (!w->stopping) {
@@ -98,7 +98,7 @@ static void *run(void *self) {
 }
 
 /* Signals are for the program's own thread. */
-static int start_thread(vd_watch *w) {
+static int start_thread(vd_watchdog *w) {
   sigset_t all, old;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &old);
@@ -107,8 +107,8 @@ static int start_thread(vd_watch *w) {
   return status;
 }
 
-int vd_watch_start(vd_watch **out, MPI_Comm comm, double seconds, const vd_watch_hooks *hooks, vd_error *err) {
-  vd_watch *w = vd_calloc(1, sizeof *w);
+int vd_watchdog_start(vd_watchdog **out, MPI_Comm comm, double seconds, const vd_watchdog_hooks *hooks, vd_error *err) {
+  vd_watchdog *w = vd_calloc(1, sizeof *w);
   MPI_Comm_rank(comm, &w->rank);
   MPI_Comm_size(comm, &w->size);
   w->limit = seconds;
@@ -128,12 +128,12 @@ int vd_watch_start(vd_watch **out, MPI_Comm comm, double seconds, const vd_watch
 }
 
 /* The run is being ended by the other thread: nothing shall happen any more in this one. */
-static _Noreturn void never(vd_watch *w) {
+static _Noreturn void never(vd_watchdog *w) {
   pthread_mutex_unlock(&w->lock);
   for (;;) pause();
 }
 
-void vd_watch_expect(vd_watch *w, const char *format, ...) {
+void vd_watchdog_arm(vd_watchdog *w, const char *format, ...) {
   pthread_mutex_lock(&w->lock);
   if (w->ending) never(w);
   va_list args;
@@ -147,14 +147,14 @@ void vd_watch_expect(vd_watch *w, const char *format, ...) {
   pthread_mutex_unlock(&w->lock);
 }
 
-void vd_watch_over(vd_watch *w) {
+void vd_watchdog_disarm(vd_watchdog *w) {
   pthread_mutex_lock(&w->lock);
   if (w->ending) never(w);
   w->expecting = false;
   pthread_mutex_unlock(&w->lock);
 }
 
-void vd_watch_stop(vd_watch *w) {
+void vd_watchdog_stop(vd_watchdog *w) {
   if (!w) return;
   pthread_mutex_lock(&w->lock);
   if (w->ending) never(w);

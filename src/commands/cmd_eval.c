@@ -1,6 +1,6 @@
-#include "src/train/evaluate.h"
 #include "io/nll.h"
 #include "src/comm/collectives.h"
+#include "src/train/evaluate.h"
 #include "src/train/open_checkpoint.h"
 #include "src/train/snapshot.h"
 
@@ -15,7 +15,7 @@ struct eval {
   vd_context *ctx;
   const vd_settings *s;
   vd_corpus *corpus;
-  vd_restore from;
+  vd_open_checkpoint from;
   vd_model_config config;
   vd_ops *ops;
   vd_evaluator *evaluator;
@@ -49,7 +49,7 @@ static int write_nll(const struct eval *e, vd_error *err) {
   for (int owner = 0; owner < e->ctx->size; owner++) gather_nll(e, owner, file, err);
   if (file && err->status == VD_OK) vd_nll_commit(&file, err);
   if (file) vd_nll_abandon(&file);
-  return vd_share_error(e->ctx->comm, err);
+  return vd_broadcast_error(e->ctx->comm, err);
 }
 
 /* Are all symbols single bytes? Then bits per symbol are bits per raw byte. */
@@ -96,9 +96,10 @@ static void report(const struct eval *e) {
 static int evaluate(struct eval *e, vd_error *err) {
   const vd_settings *s = e->s;
   vd_device device;
-  if (vd_restore_find(e->ctx, s, s->eval.checkpoint, &e->from, err) || vd_restore_override(s, &e->from, err) ||
-      vd_configure_corpus(e->ctx, s, &e->corpus, err) || vd_restore_config(&e->from, e->corpus, &e->config, err) ||
-      vd_backend_open(e->ctx, s, &e->config, &e->ops, &device, err))
+  if (vd_open_checkpoint_find(e->ctx, s, s->eval.checkpoint, &e->from, err) ||
+      vd_open_checkpoint_override(s, &e->from, err) || vd_configure_corpus(e->ctx, s, &e->corpus, err) ||
+      vd_open_checkpoint_config(&e->from, e->corpus, &e->config, err) ||
+      vd_device_open(e->ctx, s, &e->config, &e->ops, &device, err))
     return err->status;
   vd_evaluate_plan plan = {.ctx = e->ctx,
                            .corpus = e->corpus,
@@ -119,7 +120,7 @@ static int evaluate(struct eval *e, vd_error *err) {
     report(e);
     if (fflush(stdout) != 0) vd_fail(err, VD_FAILED, "cannot write to standard output");
   }
-  return vd_share_error(e->ctx->comm, err);
+  return vd_broadcast_error(e->ctx->comm, err);
 }
 
 int vd_cmd_eval(vd_context *ctx, const vd_settings *s, vd_error *err) {

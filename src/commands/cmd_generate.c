@@ -14,7 +14,7 @@ struct generate {
   vd_context *ctx;
   const vd_settings *s;
   vd_corpus *corpus;
-  vd_restore from;
+  vd_open_checkpoint from;
   vd_ops *ops;
   vd_model *model;
   int64_t vocab;
@@ -88,7 +88,7 @@ static int64_t next_symbol(const struct generate *g, const char *text, size_t n,
 static int encode_prompt(struct generate *g, vd_error *err) {
   const char *prompt = g->s->generate.prompt;
   size_t n = strlen(prompt), used = 0;
-  g->words = vd_corpus_is_words(g->corpus);
+  g->words = vd_corpus_is_word_level(g->corpus);
   g->prompt = vd_calloc(n + 1, sizeof *g->prompt);
   for (size_t i = 0; i < n; i += used) {
     used = g->words ? strspn(prompt + i, blanks) : 0;
@@ -136,9 +136,10 @@ static int generate(struct generate *g, vd_error *err) {
   const vd_settings *s = g->s;
   vd_model_config config;
   vd_device device;
-  if (vd_restore_find(g->ctx, s, s->generate.checkpoint, &g->from, err) || vd_restore_override(s, &g->from, err) ||
-      vd_configure_corpus(g->ctx, s, &g->corpus, err) || vd_restore_config(&g->from, g->corpus, &config, err) ||
-      vd_backend_open(g->ctx, s, &config, &g->ops, &device, err))
+  if (vd_open_checkpoint_find(g->ctx, s, s->generate.checkpoint, &g->from, err) ||
+      vd_open_checkpoint_override(s, &g->from, err) || vd_configure_corpus(g->ctx, s, &g->corpus, err) ||
+      vd_open_checkpoint_config(&g->from, g->corpus, &config, err) ||
+      vd_device_open(g->ctx, s, &config, &g->ops, &device, err))
     return err->status;
   g->vocab = config.vocab;
   vd_model_create(&g->model, &config, g->ops, 0, 1, 0, 1, false, err);
@@ -152,7 +153,7 @@ static int generate(struct generate *g, vd_error *err) {
       fprintf(stderr, "viaduct: note: %s was trained on other data than %s\n", g->from.path, s->data.path);
     generate_text(g, err);
   }
-  return vd_share_error(g->ctx->comm, err);
+  return vd_broadcast_error(g->ctx->comm, err);
 }
 
 int vd_cmd_generate(vd_context *ctx, const vd_settings *s, vd_error *err) {

@@ -1,10 +1,10 @@
 /* `viaduct info FILE`: verifies a file of Viaduct's as far as its kind allows, and says what it holds. */
 #include "io/checkpoint.h"
-#include "src/comm/context.h"
 #include "io/corpus.h"
 #include "io/digest.h"
-#include "src/commands/info.h"
 #include "io/trace.h"
+#include "src/comm/context.h"
+#include "src/commands/info.h"
 
 #include <math.h>
 #include <stdio.h>

@@ -1,8 +1,8 @@
 /* viaduct prepare: sources become a corpus of shards. Rank 0 reads the sources once and plans; all ranks write shards;
  * rank 0 writes NAME.h5 when every shard is in its place, so that nothing looks whole before it is. */
-#include "src/comm/context.h"
 #include "io/corpus_write.h"
 #include "src/comm/collectives.h"
+#include "src/comm/context.h"
 #include "src/commands/prepare.h"
 
 #include <errno.h>
@@ -115,7 +115,7 @@ static void share_plan(vd_context *ctx, vd_corpus_plan *plan, const vd_settings 
 static int write_corpus(vd_context *ctx, const vd_settings *s, vd_corpus_plan *plan, const vd_prepare_stamp *stamp,
                         vd_error *err) {
   if (ctx->rank == 0) vd_corpus_remove(plan->path, err);
-  if (vd_share_error(ctx->comm, err)) return err->status;
+  if (vd_broadcast_error(ctx->comm, err)) return err->status;
   share_plan(ctx, plan, s);
   vd_prepare_shards(ctx->h5, plan, ctx->rank, ctx->size, err);
   vd_agree(ctx->comm, err);
@@ -127,7 +127,7 @@ static int write_corpus(vd_context *ctx, const vd_settings *s, vd_corpus_plan *p
     else
       printf("viaduct: wrote %s\n", plan->path);
   }
-  return vd_share_error(ctx->comm, err);
+  return vd_broadcast_error(ctx->comm, err);
 }
 
 static int plan_corpus(vd_context *ctx, const vd_settings *s, vd_corpus_plan *plan, vd_prepare_stamp *stamp,
@@ -154,7 +154,7 @@ int vd_cmd_prepare(vd_context *ctx, const vd_settings *s, vd_error *err) {
     plan_corpus(ctx, s, &plan, stamp, &write, err);
     fflush(stdout);
   }
-  if (vd_share_error(ctx->comm, err) == VD_OK) {
+  if (vd_broadcast_error(ctx->comm, err) == VD_OK) {
     MPI_Bcast(&write, 1, MPI_C_BOOL, 0, ctx->comm);
     if (write) write_corpus(ctx, s, &plan, stamp, err);
   }

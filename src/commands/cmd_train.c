@@ -6,7 +6,7 @@ int vd_cmd_train(vd_context *ctx, const vd_settings *s, vd_error *err) {
   vd_signals_catch();
   int status = vd_train_plan(&t, ctx, s, err);
   if (status == VD_OK && ctx->check_only)
-    status = vd_train_check(&t, err);
+    status = vd_train_dry_run(&t, err);
   else if (status == VD_OK && (status = vd_train_open(&t, err)) == VD_OK)
     status = vd_train_loop(&t, err);
   vd_train_close(&t, err);

@@ -2,8 +2,8 @@
 #ifndef VD_PREPARE_H
 #define VD_PREPARE_H
 
-#include "src/comm/context.h"
 #include "io/corpus_write.h"
+#include "src/comm/context.h"
 
 #include <time.h>
 

@@ -120,7 +120,7 @@ static int split_bytes(vd_corpus_plan *plan, const vd_settings *s, vd_error *err
   return VD_OK;
 }
 
-static int scan_text(vd_corpus_plan *plan, int k, const char **kind, vd_words *words, vd_error *err) {
+static int scan_text(vd_corpus_plan *plan, int k, const char **kind, vd_vocabulary_builder *words, vd_error *err) {
   vd_word_scanner *scanner;
   if (vd_word_scanner_open(&scanner, plan->source[k], err)) return err->status;
   *kind = vd_source_kind(vd_word_scanner_source(scanner));
@@ -129,7 +129,8 @@ static int scan_text(vd_corpus_plan *plan, int k, const char **kind, vd_words *w
   for (;;) {
     const char *word;
     size_t n;
-    if (vd_word_scanner_next(scanner, &word, &n, err) || !word || vd_words_add(words, word, n, NULL, err)) break;
+    if (vd_word_scanner_next(scanner, &word, &n, err) || !word || vd_vocabulary_builder_add(words, word, n, NULL, err))
+      break;
     if (plan->n_token[k]++ % 65536 == 0)
       vd_progress_show(&progress, vd_source_fraction(vd_word_scanner_source(scanner)));
   }
@@ -141,11 +142,11 @@ static int scan_text(vd_corpus_plan *plan, int k, const char **kind, vd_words *w
 }
 
 static int scan_texts(vd_corpus_plan *plan, const char *kind[VD_N_SPLIT], vd_error *err) {
-  vd_words *words = vd_words_create();
+  vd_vocabulary_builder *words = vd_vocabulary_builder_create();
   for (int k = 0; k < VD_N_SPLIT && err->status == VD_OK; k++) scan_text(plan, k, &kind[k], words, err);
   if (err->status == VD_OK && plan->n_token[0] == 0) vd_fail(err, VD_USAGE, "the text %s is empty", plan->source[0]);
-  if (err->status == VD_OK) vd_words_sorted(words, &plan->vocabulary);
-  vd_words_destroy(words);
+  if (err->status == VD_OK) vd_vocabulary_builder_sorted(words, &plan->vocabulary);
+  vd_vocabulary_builder_destroy(words);
   snprintf(plan->split_rule, sizeof plan->split_rule, "one text for each split; </s> ends every line");
   return err->status;
 }

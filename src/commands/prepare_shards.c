@@ -12,7 +12,7 @@ typedef struct token_source {
   vd_source *bytes;         /* of raw bytes */
   int32_t id[256];          /* of each byte; -1: not in the vocabulary */
   vd_word_scanner *scanner; /* of text */
-  vd_words *words;
+  vd_vocabulary_builder *words;
   uint8_t *raw; /* [TOKENS] */
 } token_source;
 
@@ -27,9 +27,11 @@ static int open_split(token_source *t, int k, vd_error *err) {
     vd_word_scanner_close(t->scanner);
     t->scanner = NULL;
     if (!t->words) {
-      t->words = vd_words_create();
+      t->words = vd_vocabulary_builder_create();
       for (int64_t i = 0; i < v->n; i++)
-        if (vd_words_add(t->words, (const char *)v->symbol + i * v->width, (size_t)v->length[i], NULL, err)) break;
+        if (vd_vocabulary_builder_add(t->words, (const char *)v->symbol + i * v->width, (size_t)v->length[i], NULL,
+                                      err))
+          break;
     }
     return err->status ? err->status : vd_word_scanner_open(&t->scanner, t->plan->source[k], err);
   }
@@ -44,7 +46,7 @@ static int read_words(token_source *t, int split, uint16_t *out, int64_t n, vd_e
     const char *word;
     size_t length;
     if (vd_word_scanner_next(t->scanner, &word, &length, err)) return err->status;
-    int64_t id = word ? vd_words_find(t->words, word, length) : -1;
+    int64_t id = word ? vd_vocabulary_builder_find(t->words, word, length) : -1;
     if (id < 0) return changed(t, split, err);
     out[i] = (uint16_t)id;
   }
@@ -112,7 +114,7 @@ int vd_prepare_shards(vd_h5 *h5, const vd_corpus_plan *plan, int rank, int size,
   vd_progress_end(&progress);
   vd_source_close(t.bytes);
   vd_word_scanner_close(t.scanner);
-  vd_words_destroy(t.words);
+  vd_vocabulary_builder_destroy(t.words);
   free(t.raw);
   free(buffer);
   return err->status;

@@ -11,20 +11,20 @@ typedef struct entry {
   int64_t count;
 } entry;
 
-struct vd_words {
-  entry *entry; /* [VD_MOST_WORDS], in the order of first sight */
+struct vd_vocabulary_builder {
+  entry *entry; /* [VD_MAX_VOCABULARY], in the order of first sight */
   int64_t n;
   int32_t *bucket; /* [BUCKETS] index + 1; 0: free. Open addressing, at most a quarter full */
 };
 
-vd_words *vd_words_create(void) {
-  vd_words *w = vd_calloc(1, sizeof *w);
-  w->entry = vd_calloc(VD_MOST_WORDS, sizeof *w->entry);
+vd_vocabulary_builder *vd_vocabulary_builder_create(void) {
+  vd_vocabulary_builder *w = vd_calloc(1, sizeof *w);
+  w->entry = vd_calloc(VD_MAX_VOCABULARY, sizeof *w->entry);
   w->bucket = vd_calloc(BUCKETS, sizeof *w->bucket);
   return w;
 }
 
-void vd_words_destroy(vd_words *words) {
+void vd_vocabulary_builder_destroy(vd_vocabulary_builder *words) {
   if (!words) return;
   for (int64_t i = 0; i < words->n; i++) free(words->entry[i].word);
   free(words->entry);
@@ -33,7 +33,7 @@ void vd_words_destroy(vd_words *words) {
 }
 
 /* The bucket of a word: where it is, or the free one where it would be. Hash: FNV-1a. */
-static uint32_t bucket_of(const vd_words *w, const char *word, size_t n) {
+static uint32_t bucket_of(const vd_vocabulary_builder *w, const char *word, size_t n) {
   uint64_t hash = 14695981039346656037ULL;
   for (size_t i = 0; i < n; i++) hash = (hash ^ (uint8_t)word[i]) * 1099511628211ULL;
   uint32_t b = (uint32_t)(hash ^ (hash >> 32)) % BUCKETS;
@@ -44,12 +44,12 @@ static uint32_t bucket_of(const vd_words *w, const char *word, size_t n) {
   return b;
 }
 
-int vd_words_add(vd_words *words, const char *word, size_t n, int64_t *index, vd_error *err) {
+int vd_vocabulary_builder_add(vd_vocabulary_builder *words, const char *word, size_t n, int64_t *index, vd_error *err) {
   uint32_t b = bucket_of(words, word, n);
   if (words->bucket[b] == 0) {
-    if (words->n == VD_MOST_WORDS)
+    if (words->n == VD_MAX_VOCABULARY)
       return vd_fail(err, VD_FAILED, "there are more than %d different words; split them into smaller symbols first",
-                     (int)VD_MOST_WORDS);
+                     (int)VD_MAX_VOCABULARY);
     entry *e = &words->entry[words->n++];
     e->word = vd_calloc(n, 1);
     e->n = n;
@@ -62,7 +62,7 @@ int vd_words_add(vd_words *words, const char *word, size_t n, int64_t *index, vd
   return VD_OK;
 }
 
-int64_t vd_words_find(const vd_words *words, const char *word, size_t n) {
+int64_t vd_vocabulary_builder_find(const vd_vocabulary_builder *words, const char *word, size_t n) {
   return words->bucket[bucket_of(words, word, n)] - 1;
 }
 
@@ -73,7 +73,7 @@ static int by_count_then_bytes(const void *a, const void *b) {
   return order ? order : (x->n > y->n) - (x->n < y->n);
 }
 
-void vd_words_sorted(const vd_words *words, vd_vocabulary *v) {
+void vd_vocabulary_builder_sorted(const vd_vocabulary_builder *words, vd_vocabulary *v) {
   entry *sorted = vd_calloc((size_t)words->n, sizeof *sorted);
   memcpy(sorted, words->entry, (size_t)words->n * sizeof *sorted);
   qsort(sorted, (size_t)words->n, sizeof *sorted, by_count_then_bytes);

@@ -2,29 +2,29 @@
  * ends with the symbol "</s>" (empty lines too, and a last line without a newline), and the dictionary is sorted by
  * falling count, equal counts by rising bytes. Blanks are the ASCII ones: space, tab, carriage return, vertical tab,
  * form feed. */
-#ifndef VD_WORDS_H
-#define VD_WORDS_H
+#ifndef VD_VOCABULARY_H
+#define VD_VOCABULARY_H
 
 #include "io/corpus_write.h"
 #include "src/commands/source.h"
 
 #include <nettle/md5.h>
 
-enum { VD_MOST_WORDS = 65535 };
+enum { VD_MAX_VOCABULARY = 65535 };
 
-typedef struct vd_words vd_words;
+typedef struct vd_vocabulary_builder vd_vocabulary_builder;
 
-/* Not collective. An empty dictionary; free it with vd_words_destroy(). */
-vd_words *vd_words_create(void);
+/* Not collective. An empty dictionary; free it with vd_vocabulary_builder_destroy(). */
+vd_vocabulary_builder *vd_vocabulary_builder_create(void);
 /* Not collective. Frees. NULL is allowed. */
-void vd_words_destroy(vd_words *words);
+void vd_vocabulary_builder_destroy(vd_vocabulary_builder *words);
 /* Not collective. Counts a word [n], new or known; its index in *index (may be NULL), in the order of first sight.
- * VD_FAILED when there are more than VD_MOST_WORDS. */
-int vd_words_add(vd_words *words, const char *word, size_t n, int64_t *index, vd_error *err);
+ * VD_FAILED when there are more than VD_MAX_VOCABULARY. */
+int vd_vocabulary_builder_add(vd_vocabulary_builder *words, const char *word, size_t n, int64_t *index, vd_error *err);
 /* Not collective. The index of a word [n]; -1 when it is not in the dictionary. */
-int64_t vd_words_find(const vd_words *words, const char *word, size_t n);
+int64_t vd_vocabulary_builder_find(const vd_vocabulary_builder *words, const char *word, size_t n);
 /* Not collective. The sorted vocabulary, whose arrays the caller frees. */
-void vd_words_sorted(const vd_words *words, vd_vocabulary *vocabulary);
+void vd_vocabulary_builder_sorted(const vd_vocabulary_builder *words, vd_vocabulary *vocabulary);
 
 typedef struct vd_word_scanner vd_word_scanner;
 

@@ -30,25 +30,25 @@ void vd_cpu_cross_entropy(vd_ops *o, int64_t n, int64_t vocab, const vd_act *log
 /* Not collective. vd_ops.memory_push. */
 void vd_cpu_memory_push(vd_ops *o, int64_t n_stream, int64_t d, const vd_act *old, int64_t rows_old, int64_t oldest,
                         const vd_act *hidden, int64_t block, vd_act *memory, int64_t rows_new);
-/* Not collective. vd_ops.memory_turn. */
-void vd_cpu_memory_turn(vd_ops *o, int64_t n_stream, int64_t d, vd_act *memory, int64_t rows, int64_t oldest,
-                        const vd_act *hidden, int64_t block);
+/* Not collective. vd_ops.memory_ring_push. */
+void vd_cpu_memory_ring_push(vd_ops *o, int64_t n_stream, int64_t d, vd_act *memory, int64_t rows, int64_t oldest,
+                             const vd_act *hidden, int64_t block);
 /* Not collective. vd_ops.square_sums. */
 void vd_cpu_square_sums(vd_ops *o, const real *x, const vd_extent *tensor, int n_tensor, double *norm2);
-/* Not collective. vd_ops.judge. */
-void vd_cpu_judge(vd_ops *o, const real *gradient, const vd_extent *tensor, int n_tensor, double scale,
-                  double clip_norm, double *verdict);
+/* Not collective. vd_ops.gradient_stats. */
+void vd_cpu_gradient_stats(vd_ops *o, const real *gradient, const vd_extent *tensor, int n_tensor, double scale,
+                           double clip_norm, double *grad_stats);
 /* Not collective. vd_ops.adagrad. */
 void vd_cpu_adagrad(vd_ops *o, real *param, const real *gradient, real *accumulator, const vd_extent *tensor,
-                    int n_tensor, const double *verdict, double lr, double eps, double clip_step);
+                    int n_tensor, const double *grad_stats, double lr, double eps, double clip_step);
 /* Not collective. vd_ops.adam. */
 void vd_cpu_adam(vd_ops *o, real *param, const real *gradient, real *m, real *v, const vd_extent *tensor, int n_tensor,
-                 const double *verdict, const vd_adam *a);
+                 const double *grad_stats, const vd_adam *a);
 /* Not collective. vd_ops.scale_dropout. */
 void vd_cpu_scale_dropout(vd_ops *o, int64_t n, int64_t width, double scale, const vd_dropout *dropout, const vd_act *x,
                           vd_act *y);
-/* Not collective. vd_ops.encode_distances. */
-void vd_cpu_encode_distances(vd_ops *o, const vd_encoding *e, vd_act *out);
+/* Not collective. vd_ops.position_encodings. */
+void vd_cpu_position_encodings(vd_ops *o, const vd_position_encoding *e, vd_act *out);
 /* Not collective. vd_ops.weight_gradient. */
 void vd_cpu_weight_gradient(vd_ops *o, int64_t n, int64_t in, int64_t out, const vd_act *x, const real *dy,
                             real *dweight);

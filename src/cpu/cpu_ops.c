@@ -54,26 +54,26 @@ static int cpu_synchronize(vd_ops *o, vd_error *err) {
 
 /* Letters: what is sent is there at once. */
 typedef struct cpu_self {
-  void *letter[VD_LETTERS];
+  void *slot[VD_PINNED_SLOTS];
 } cpu_self;
 
-static int cpu_send(vd_ops *o, int letter, int n, const vd_enclosure *part, vd_error *err) {
+static int cpu_send(vd_ops *o, int slot, int n, const vd_stats_part *part, vd_error *err) {
   cpu_self *self = o->self;
   size_t bytes = 0, at = 0;
   for (int i = 0; i < n; i++) bytes += part[i].bytes;
-  char *copy = realloc(self->letter[letter], bytes > 0 ? bytes : 1);
+  char *copy = realloc(self->slot[slot], bytes > 0 ? bytes : 1);
   if (!copy) return vd_fail(err, VD_FAILED, "out of memory: %zu bytes asked for", bytes);
-  self->letter[letter] = copy;
+  self->slot[slot] = copy;
   for (int i = 0; i < n; at += part[i++].bytes) memcpy(copy + at, part[i].p, part[i].bytes);
   return VD_OK;
 }
-static const void *cpu_receive(vd_ops *o, int letter, vd_error *err) {
+static const void *cpu_receive(vd_ops *o, int slot, vd_error *err) {
   (void)err;
-  return ((cpu_self *)o->self)->letter[letter];
+  return ((cpu_self *)o->self)->slot[slot];
 }
 static void cpu_destroy(vd_ops *o) {
   cpu_self *self = o->self;
-  for (int i = 0; i < VD_LETTERS; i++) free(self->letter[i]);
+  for (int i = 0; i < VD_PINNED_SLOTS; i++) free(self->slot[i]);
   free(self);
   free(o);
 }
@@ -103,8 +103,8 @@ int vd_ops_cpu(vd_ops **o, int threads, vd_error *err) {
                 .put_act = cpu_put_act,
                 .get_act = cpu_get_act,
                 .get_double = cpu_get_double,
-                .send = cpu_send,
-                .receive = cpu_receive,
+                .push_stats = cpu_send,
+                .pull_stats = cpu_receive,
                 .check = cpu_synchronize,
                 .synchronize = cpu_synchronize,
                 .destroy = cpu_destroy,
@@ -119,16 +119,16 @@ int vd_ops_cpu(vd_ops **o, int threads, vd_error *err) {
                 .attention = vd_cpu_attention,
                 .attention_backward = vd_cpu_attention_backward,
                 .memory_push = vd_cpu_memory_push,
-                .memory_turn = vd_cpu_memory_turn,
+                .memory_ring_push = vd_cpu_memory_ring_push,
                 .cross_entropy = vd_cpu_cross_entropy,
                 .add_constant = cpu_add_constant,
                 .square_sums = vd_cpu_square_sums,
-                .judge = vd_cpu_judge,
+                .gradient_stats = vd_cpu_gradient_stats,
                 .adagrad = vd_cpu_adagrad,
                 .adam = vd_cpu_adam,
                 .clamp01 = cpu_clamp01,
                 .scale_dropout = vd_cpu_scale_dropout,
-                .encode_distances = vd_cpu_encode_distances,
+                .position_encodings = vd_cpu_position_encodings,
                 .weight_gradient = vd_cpu_weight_gradient};
   *o = t;
   return VD_OK;

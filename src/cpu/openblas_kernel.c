@@ -16,7 +16,7 @@ static bool has_avx512(void) {
 #endif
 }
 
-void vd_cpu_choose_kernels(char **argv) {
+void vd_cpu_choose_openblas_kernel(char **argv) {
   const char *chosen = openblas_get_corename();
   bool narrow = strcmp(chosen, "Haswell") == 0 || strcmp(chosen, "Zen") == 0;
   if (!narrow || !has_avx512() || getenv("OPENBLAS_CORETYPE")) return;

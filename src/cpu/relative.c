@@ -17,7 +17,7 @@ void vd_cpu_scale_dropout(vd_ops *o, int64_t n, int64_t width, double scale, con
   }
 }
 
-void vd_cpu_encode_distances(vd_ops *o, const vd_encoding *e, vd_act *out) {
+void vd_cpu_position_encodings(vd_ops *o, const vd_position_encoding *e, vd_act *out) {
   (void)o;
   real *to = out;
   int64_t half = e->d / 2;

@@ -30,8 +30,8 @@ void vd_cpu_memory_push(vd_ops *o, int64_t n_stream, int64_t d, const vd_act *ol
                 to + s * rows_new * d, rows_new);
 }
 
-void vd_cpu_memory_turn(vd_ops *o, int64_t n_stream, int64_t d, vd_act *memory, int64_t rows, int64_t oldest,
-                        const vd_act *hidden, int64_t block) {
+void vd_cpu_memory_ring_push(vd_ops *o, int64_t n_stream, int64_t d, vd_act *memory, int64_t rows, int64_t oldest,
+                             const vd_act *hidden, int64_t block) {
   (void)o;
   const real *from = hidden;
   real *to = memory;
@@ -54,27 +54,27 @@ void vd_cpu_square_sums(vd_ops *o, const real *x, const vd_extent *tensor, int n
   }
 }
 
-void vd_cpu_judge(vd_ops *o, const real *gradient, const vd_extent *tensor, int n_tensor, double scale,
-                  double clip_norm, double *verdict) {
-  double *norm2 = verdict + VD_NORMS, total = 0;
+void vd_cpu_gradient_stats(vd_ops *o, const real *gradient, const vd_extent *tensor, int n_tensor, double scale,
+                           double clip_norm, double *grad_stats) {
+  double *norm2 = grad_stats + VD_STATS_TENSORS, total = 0;
   vd_cpu_square_sums(o, gradient, tensor, n_tensor, norm2);
-  verdict[VD_LEFT_OUT] = -1;
+  grad_stats[VD_STATS_NONFINITE] = -1;
   for (int t = n_tensor - 1; t >= 0; t--)
-    if (!isfinite(norm2[t])) verdict[VD_LEFT_OUT] = t;
+    if (!isfinite(norm2[t])) grad_stats[VD_STATS_NONFINITE] = t;
   for (int t = 0; t < n_tensor; t++) total += norm2[t];
   if (clip_norm > 0) scale *= fmin(1.0, clip_norm / (sqrt(total) * scale + 1e-6));
   for (int t = 0; t < n_tensor; t++) norm2[t] *= scale * scale;
-  verdict[VD_TOTAL] = total;
-  verdict[VD_FACTOR] = scale;
+  grad_stats[VD_STATS_NORM2] = total;
+  grad_stats[VD_STATS_SCALE] = scale;
 }
 
 void vd_cpu_adagrad(vd_ops *o, real *param, const real *gradient, real *accumulator, const vd_extent *tensor,
-                    int n_tensor, const double *verdict, double lr, double eps, double clip_step) {
+                    int n_tensor, const double *grad_stats, double lr, double eps, double clip_step) {
   (void)o;
-  for (int t = 0; t < n_tensor && verdict[VD_LEFT_OUT] < 0; t++) {
-    double norm = sqrt(verdict[VD_NORMS + t]), rate = lr;
+  for (int t = 0; t < n_tensor && grad_stats[VD_STATS_NONFINITE] < 0; t++) {
+    double norm = sqrt(grad_stats[VD_STATS_TENSORS + t]), rate = lr;
     if (clip_step > 0 && norm > clip_step) rate *= clip_step / (norm + 1e-10);
-    real step = (real)rate, factor = (real)verdict[VD_FACTOR], small = (real)eps;
+    real step = (real)rate, factor = (real)grad_stats[VD_STATS_SCALE], small = (real)eps;
     real *p = param + tensor[t].offset, *acc = accumulator + tensor[t].offset;
     const real *g = gradient + tensor[t].offset;
     int64_t n = (int64_t)tensor[t].size;
@@ -88,13 +88,13 @@ void vd_cpu_adagrad(vd_ops *o, real *param, const real *gradient, real *accumula
 }
 
 void vd_cpu_adam(vd_ops *o, real *param, const real *gradient, real *m, real *v, const vd_extent *tensor, int n_tensor,
-                 const double *verdict, const vd_adam *a) {
+                 const double *grad_stats, const vd_adam *a) {
   (void)o;
-  real factor = (real)verdict[VD_FACTOR], b1 = (real)a->beta1, b2 = (real)a->beta2, small = (real)a->eps;
+  real factor = (real)grad_stats[VD_STATS_SCALE], b1 = (real)a->beta1, b2 = (real)a->beta2, small = (real)a->eps;
   real rest1 = (real)(1 - a->beta1), rest2 = (real)(1 - a->beta2);
   real step = (real)(a->lr / (1 - pow(a->beta1, (double)a->t)));
   real correct = (real)(1 / sqrt(1 - pow(a->beta2, (double)a->t)));
-  for (int t = 0; t < n_tensor && verdict[VD_LEFT_OUT] < 0; t++) {
+  for (int t = 0; t < n_tensor && grad_stats[VD_STATS_NONFINITE] < 0; t++) {
     size_t at = tensor[t].offset;
     int64_t n = (int64_t)tensor[t].size;
 #pragma omp parallel for simd schedule(static)

@@ -105,7 +105,7 @@ static int create(vd_model **out, const vd_model *shape, int64_t micro_streams, 
 
 int vd_model_create(vd_model **out, const vd_model_config *config, vd_ops *ops, int64_t stream0, int64_t n_stream,
                     int64_t micro_streams, int64_t max_block, bool training, vd_error *err) {
-  if (config->arch == VD_TRANSFORMER_XL && !(ops->scale_dropout && ops->encode_distances && ops->weight_gradient))
+  if (config->arch == VD_TRANSFORMER_XL && !(ops->scale_dropout && ops->position_encodings && ops->weight_gradient))
     return vd_fail(err, VD_FAILED, "the backend '%s' cannot compute Transformer-XL", ops->name);
   vd_model shape = {.config = *config,
                     .ops = ops,
@@ -167,7 +167,7 @@ const vd_param *vd_model_param(const vd_model *m, int i) {
 size_t vd_model_arena(const vd_model *m) {
   return m->arena;
 }
-size_t vd_model_span_room(const vd_model *m) {
+size_t vd_model_span_extent(const vd_model *m) {
   return m->span_room;
 }
 real *vd_model_params(vd_model *m) {
@@ -207,7 +207,7 @@ static void plan_layer(vd_model *m, struct vd_layer_state *s) {
 }
 
 void vd_model_plan(vd_model *m) {
-  if (vd_model_is_xl(m)) return; /* reaches follow memories and blocks: vd_model_make_room */
+  if (vd_model_is_xl(m)) return; /* reaches follow memories and blocks: vd_model_reserve */
   for (int l = 0; l < (int)m->config.n_layer; l++) plan_layer(m, &m->state[l]);
 }
 
@@ -289,7 +289,7 @@ static void plan_reach(const vd_model *m, struct vd_layer_state *s, int64_t bloc
   for (int64_t h = 0; h < m->config.n_head; h++) s->reach[h] = reach;
 }
 
-int vd_model_make_room(vd_model *m, int64_t block, vd_error *err) {
+int vd_model_reserve(vd_model *m, int64_t block, vd_error *err) {
   for (int l = 0; l < (int)m->config.n_layer; l++) {
     struct vd_layer_state *s = &m->state[l];
     struct vd_layer_saved *saved = m->training ? &m->saved[l] : &m->saved[0];

@@ -7,7 +7,7 @@
 #include "src/ops/ops.h"
 
 enum vd_arch { VD_ADAPTIVE_SPAN, VD_TRANSFORMER_XL };
-enum vd_init { VD_INIT_PUBLISHED, VD_INIT_TOOLKIT };
+enum vd_init { VD_INIT_PUBLISHED, VD_INIT_FAIRSEQ };
 
 typedef struct vd_model_config {
   enum vd_arch arch;
@@ -71,7 +71,7 @@ const vd_param *vd_model_param(const vd_model *m, int i);
  */
 size_t vd_model_arena(const vd_model *m);
 /* Not collective. Reals at the start of the arenas that hold the spans of all layers, padding included; 0: no spans. */
-size_t vd_model_span_room(const vd_model *m);
+size_t vd_model_span_extent(const vd_model *m);
 /* Not collective. The parameter arena, in the backend's memory. Borrowed; tell vd_model_params_changed after writing.
  */
 real *vd_model_params(vd_model *m);
@@ -141,7 +141,7 @@ void vd_model_params_changed(vd_model *m);
  * windows and reaches are planned for spans 64 tokens longer, which the backend takes as bounds: it sees no farther, if
  * a span should grow by more in one update, before the host has heard of it. Nothing waits. */
 void vd_model_stepped(vd_model *m);
-/* Not collective. What the first vd_model_span_room reals of the arena were `unheard` calls of vd_model_stepped ago.
+/* Not collective. What the first vd_model_span_extent reals of the arena were `unheard` calls of vd_model_stepped ago.
  * spans: host memory. */
 void vd_model_spans_are(vd_model *m, const real *spans, int unheard);
 

@@ -88,6 +88,6 @@ static inline bool vd_model_is_xl(const vd_model *m) {
 }
 /* Not collective. Gives every layer's memory and key/value buffers the room that its window and `block` ask for, and in
  * Transformer-XL their reach. */
-int vd_model_make_room(vd_model *m, int64_t block, vd_error *err);
+int vd_model_reserve(vd_model *m, int64_t block, vd_error *err);
 
 #endif

@@ -144,7 +144,7 @@ static void fill(const vd_model *m, int param, double value, real *host) {
 }
 
 static void draw_layer(const vd_model *m, const struct vd_layer_params *p, real *host) {
-  bool toolkit = m->config.init == VD_INIT_TOOLKIT;
+  bool toolkit = m->config.init == VD_INIT_FAIRSEQ;
   double d = (double)m->d, inner = (double)m->config.d_inner;
   int attention[4] = {p->query, p->key, p->value, p->out};
   for (int i = 0; i < 4; i++) {
@@ -184,7 +184,7 @@ void vd_model_draw(const vd_model *m, real *host) {
     draw_xl(m, host);
     return;
   }
-  draw_normal(m, m->in_emb, m->config.init == VD_INIT_TOOLKIT ? 1.0 / sqrt(d) : 1.0, host);
+  draw_normal(m, m->in_emb, m->config.init == VD_INIT_FAIRSEQ ? 1.0 / sqrt(d) : 1.0, host);
   draw_normal(m, m->key_pe, 1.0, host);
   for (int l = 0; l < (int)m->config.n_layer; l++) draw_layer(m, &m->layer[l], host);
   draw_uniform(m, m->out_weight, 1.0 / sqrt(d), host);

@@ -159,16 +159,16 @@ static void layer_backward(vd_model *m, const struct micro *u, int l) {
 }
 
 /* Once an update: the encodings of all distances, and their keys in every layer. */
-static void encode_distances(vd_model *m, const vd_step *step) {
+static void encode_positions(vd_model *m, const vd_step *step) {
   vd_ops *o = m->ops;
   int64_t n = distances_of(&m->state[0]); /* alike in all layers */
-  vd_encoding e = {.n = n,
-                   .d = m->d,
-                   .clamp_len = m->config.clamp_len,
-                   .dropout = {.p = step->train ? m->config.dropout : 0.0,
-                               .rng = {m->config.seed, (uint32_t)step->update, 0, VD_SITE_POSITION}}};
+  vd_position_encoding e = {.n = n,
+                            .d = m->d,
+                            .clamp_len = m->config.clamp_len,
+                            .dropout = {.p = step->train ? m->config.dropout : 0.0,
+                                        .rng = {m->config.seed, (uint32_t)step->update, 0, VD_SITE_POSITION}}};
   vd_linear l = {.n = n, .in = m->d, .out = m->width};
-  o->encode_distances(o, &e, m->distances);
+  o->position_encodings(o, &e, m->distances);
   for (int i = 0; i < (int)m->config.n_layer; i++) {
     struct vd_layer_state *s = &m->state[i];
     o->linear(o, &l, m->distances, weight(m, m->layer[i].rel), NULL, s->rel_key);
@@ -274,7 +274,7 @@ static void run_micro(vd_model *m, const struct micro *u) {
     if (vd_model_is_xl(m)) /* its products want rows that follow each other */
       o->memory_push(o, u->n_stream, m->d, mine, s->rows, 0, m->saved[l].input, u->block, mine, s->rows);
     else
-      o->memory_turn(o, u->n_stream, m->d, mine, s->rows, s->oldest, m->saved[l].input, u->block);
+      o->memory_ring_push(o, u->n_stream, m->d, mine, s->rows, s->oldest, m->saved[l].input, u->block);
   }
 }
 
@@ -282,9 +282,9 @@ int vd_model_run(vd_model *m, vd_step *step, vd_error *err) {
   if (step->block < 1 || step->block > m->max_block) vd_bug("block of %lld tokens", (long long)step->block);
   if (step->train && !m->training) vd_bug("a model made for evaluation cannot train");
   m->late = step->deferred;
-  if (vd_model_make_room(m, step->block, err)) return err->status;
+  if (vd_model_reserve(m, step->block, err)) return err->status;
   m->ops->zero(m->ops, m->loss, sizeof *m->loss);
-  if (vd_model_is_xl(m)) encode_distances(m, step);
+  if (vd_model_is_xl(m)) encode_positions(m, step);
   for (int64_t first = 0; first < m->n_stream; first += m->micro) {
     int64_t n = m->n_stream - first < m->micro ? m->n_stream - first : m->micro;
     struct micro u = {first, n, step->block, n * step->block, first + n == m->n_stream, step};

@@ -43,13 +43,13 @@ void vd_optimizer_destroy(vd_optimizer *o);
  * max_updates (arXiv 1608.03983, without restarts). */
 double vd_optimizer_lr(const vd_optimizer *o, int64_t update);
 /* What came of an update. */
-typedef struct vd_outcome {
+typedef struct vd_update_stats {
   int64_t update;      /* as given to vd_optimizer_send */
   bool told;           /* the rest is known, though gradients may not be finite; else the backend failed */
-  double nll;          /* vd_model_loss, this rank's; NaN where it was given up (vd_optimizer_lose) */
+  double nll;          /* vd_model_loss, this rank's; NaN where it was given up (vd_optimizer_skip_step) */
   double grad_norm;    /* global norm before any clip; NaN where the update was left out */
   double span_penalty; /* of the spans that it began with, as vd_model_span_penalty gives it */
-} vd_outcome;
+} vd_update_stats;
 
 /* Stream-ordered. One update of the model's parameters from its gradients, which are summed over the ranks already, so
  * that every rank does the same; then the spans are clamped to 0..1. What comes of it is for vd_optimizer_receive to
@@ -64,13 +64,13 @@ int vd_optimizer_under_way(const vd_optimizer *o);
 /* Not collective. Waits for the oldest update under way, fills *outcome and tells the model its spans. VD_FAILED where
  * a gradient was not finite, naming update (counted from 1, as in the log), layer and tensor; *outcome is filled then
  * too. */
-int vd_optimizer_receive(vd_optimizer *o, vd_outcome *outcome, vd_error *err);
+int vd_optimizer_receive(vd_optimizer *o, vd_update_stats *outcome, vd_error *err);
 /* Not collective. Both for one update, where none is under way: waits. */
 int vd_optimizer_update(vd_optimizer *o, int64_t update, double *grad_norm, vd_error *err);
 /* Not collective. What the gradients given to the next update are to be multiples of: of the loss times this, so that
  * small gradients are not lost in fp16. 1 where config->loss_scale is 0. Otherwise gradients that are not finite, or a
- * loss (vd_optimizer_lose), skip the update and halve it (VD_FAILED below 1e-4), and loss_scale_window updates without
- * any double it (Micikevicius et al., arXiv 1710.03740, section 3.2). */
+ * loss (vd_optimizer_skip_step), skip the update and halve it (VD_FAILED below 1e-4), and loss_scale_window updates
+ * without any double it (Micikevicius et al., arXiv 1710.03740, section 3.2). */
 double vd_optimizer_loss_scale(const vd_optimizer *o);
 /* Not collective. Whether losses are scaled, and then how that stands: what a checkpoint keeps. */
 bool vd_optimizer_scaling(const vd_optimizer *o, vd_loss_scale *scaling);
@@ -78,7 +78,7 @@ bool vd_optimizer_scaling(const vd_optimizer *o, vd_loss_scale *scaling);
 void vd_optimizer_set_scaling(vd_optimizer *o, const vd_loss_scale *scaling);
 /* Not collective. The loss of the update to come is not finite: vd_optimizer_send will skip it, whatever the
  * gradients are. Only where losses are scaled. */
-void vd_optimizer_lose(vd_optimizer *o);
+void vd_optimizer_skip_step(vd_optimizer *o);
 /* Not collective. Number of state arenas (checkpoints store them). */
 int vd_optimizer_n_state(const vd_optimizer *o);
 /* Not collective. Name of state i: "adagrad_sum"; of Adam "adam_m" and "adam_v". */

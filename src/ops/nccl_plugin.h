@@ -1,7 +1,7 @@
 /* Sums over GPUs by NCCL, one rank a GPU: what libviaduct_cuda.so offers of it. NCCL's own library, libnccl.so.2, is
  * loaded when it is asked for. The functions may be called on two threads at once. */
-#ifndef VD_NCCL_TABLE_H
-#define VD_NCCL_TABLE_H
+#ifndef VD_NCCL_PLUGIN_H
+#define VD_NCCL_PLUGIN_H
 
 #include "src/ops/ops.h"
 
@@ -11,13 +11,13 @@ typedef struct vd_nccl_id {
 } vd_nccl_id;
 
 /* One sum of an update, milliseconds since its last backward pass began, on the GPU's clock. */
-typedef struct vd_sum_times {
+typedef struct vd_all_reduce_times {
   size_t first, n;   /* elements of the arena */
   double ready;      /* its gradients were final */
   double start, end; /* of the sum, the wait for other ranks included */
-} vd_sum_times;
+} vd_all_reduce_times;
 
-typedef struct vd_nccl_table {
+typedef struct vd_nccl_plugin {
   /* Not collective. NCCL's version, as 10000 major + 100 minor + patch. Turns NVLink multicast off for the process
    * (NCCL_NVLS_ENABLE=0), unless the environment says something else. VD_FAILED where libnccl.so.2 cannot be loaded or
    * is too old. */
@@ -40,12 +40,12 @@ typedef struct vd_nccl_table {
   /* Not collective. Sums of the update `before` the last that began (0 or 1). */
   int (*count)(const vd_nccl *n, int before);
   /* Not collective. Times of its sum i; false where it is not over. Does not wait. */
-  bool (*times)(const vd_nccl *n, int before, int i, vd_sum_times *t);
+  bool (*times)(const vd_nccl *n, int before, int i, vd_all_reduce_times *t);
   /* Not collective. Gives up all sums under way, which leave anything in the arena. Also on another thread. May hang.
    */
   void (*abort)(vd_nccl *n);
   /* Collective (ranks of the group), unless aborted. Waits for the sums under way; NULL is allowed. */
   void (*close)(vd_nccl *n);
-} vd_nccl_table;
+} vd_nccl_plugin;
 
 #endif

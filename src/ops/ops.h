@@ -9,9 +9,9 @@
 #define VD_OPS_H
 
 #include "src/base/error.h"
-#include "src/ops/update_stats.h"
 #include "src/base/random.h"
 #include "src/base/real.h"
+#include "src/ops/update_stats.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -91,10 +91,10 @@ typedef struct vd_qkv {
 /* Sinusoidal encodings of the distances 0 .. n - 1 (arXiv 1901.02860, as published): with y = min(x, clamp_len)
  * (clamp_len
  * <= 0: x) and w_i = 10000^(-2i/d), row x = dropout([sin(y w_0) .. sin(y w_(d/2-1)), cos(y w_0) ..]). d is even. */
-typedef struct vd_encoding {
+typedef struct vd_position_encoding {
   int64_t n, d, clamp_len;
   vd_dropout dropout; /* row-major; row = distance */
-} vd_encoding;
+} vd_position_encoding;
 
 /* Adam (Kingma and Ba, arXiv 1412.6980) with bias correction; t: updates including this one. */
 typedef struct vd_adam {
@@ -200,8 +200,8 @@ struct vd_ops {
                       const vd_act *hidden, int64_t block, vd_act *memory, int64_t rows_new);
   /* The same for a ring of `rows` rows, where it lies: the block's rows take the places of the oldest, and (oldest +
    * block) mod rows is the oldest then. */
-  void (*memory_turn)(vd_ops *o, int64_t n_stream, int64_t d, vd_act *memory, int64_t rows, int64_t oldest,
-                      const vd_act *hidden, int64_t block);
+  void (*memory_ring_push)(vd_ops *o, int64_t n_stream, int64_t d, vd_act *memory, int64_t rows, int64_t oldest,
+                           const vd_act *hidden, int64_t block);
 
   /* Softmax cross entropy. logits [n, vocab]; targets [n], -1: not counted. *loss_sum (one double, backend memory) +=
    * sum of nll in nats over counted rows. nll [n] or NULL: nll per row, 0 where not counted. dlogits [n, vocab] or NULL
@@ -210,12 +210,12 @@ struct vd_ops {
                         double *loss_sum, real *nll, vd_act *dlogits);
   void (*get_double)(vd_ops *o, double *host, const double *device, size_t n); /* waits */
 
-  /* Letter `letter` (below VD_LETTERS) becomes a copy of the parts, at most VD_ENCLOSURES, one after the other, as they
-   * are when the work before is done. Not to be sent again before it was received. VD_FAILED without memory. */
-  int (*send)(vd_ops *o, int letter, int n, const vd_enclosure *part, vd_error *err);
-  /* Waits for the letter: host memory, aligned to 8 bytes, borrowed until it is sent again. NULL where the work before
+  /* Letter `slot` (below VD_PINNED_SLOTS) becomes a copy of the parts, at most VD_STATS_PARTS, one after the other, as
+   * they are when the work before is done. Not to be sent again before it was received. VD_FAILED without memory. */
+  int (*push_stats)(vd_ops *o, int slot, int n, const vd_stats_part *part, vd_error *err);
+  /* Waits for the slot: host memory, aligned to 8 bytes, borrowed until it is sent again. NULL where the work before
    * failed. */
-  const void *(*receive)(vd_ops *o, int letter, vd_error *err);
+  const void *(*pull_stats)(vd_ops *o, int slot, vd_error *err);
   /* What went wrong so far, as far as is known without waiting. */
   int (*check)(vd_ops *o, vd_error *err);
 
@@ -223,19 +223,20 @@ struct vd_ops {
   void (*add_constant)(vd_ops *o, real *x, size_t n, double value);
   /* norm2[t] = sum of squares of extent t, in double. norm2: host [n_tensor]; waits. Non-finite sums come through. */
   void (*square_sums)(vd_ops *o, const real *x, const vd_extent *tensor, int n_tensor, double *norm2);
-  /* Fills the verdict (backend memory, see VD_TOTAL) on gradients that are to be multiplied by `scale` and, where
-   * clip_norm > 0 and their global norm times scale exceeds it, by clip_norm / (that norm + 1e-6) too. */
-  void (*judge)(vd_ops *o, const real *gradient, const vd_extent *tensor, int n_tensor, double scale, double clip_norm,
-                double *verdict);
+  /* Fills the grad_stats (backend memory, see VD_STATS_NORM2) on gradients that are to be multiplied by `scale` and,
+   * where clip_norm > 0 and their global norm times scale exceeds it, by clip_norm / (that norm + 1e-6) too. */
+  void (*gradient_stats)(vd_ops *o, const real *gradient, const vd_extent *tensor, int n_tensor, double scale,
+                         double clip_norm, double *grad_stats);
   /* Adagrad: g = gradient * factor; acc += g^2; p -= lr_t g / (sqrt(acc) + eps), lr_t = lr * min(1, clip_step / (|g_t|
-   * + 1e-10)) where |g_t| > clip_step > 0, |g_t| the norm of tensor t of g; factor and norms from the verdict. Nothing
-   * where that leaves the update out. */
+   * + 1e-10)) where |g_t| > clip_step > 0, |g_t| the norm of tensor t of g; factor and norms from the grad_stats.
+   * Nothing where that leaves the update out. */
   void (*adagrad)(vd_ops *o, real *param, const real *gradient, real *accumulator, const vd_extent *tensor,
-                  int n_tensor, const double *verdict, double lr, double eps, double clip_step);
+                  int n_tensor, const double *grad_stats, double lr, double eps, double clip_step);
   /* param -= lr m^ / (sqrt(v^) + eps), with g = gradient * factor, m = beta1 m + (1 - beta1) g, v = beta2 v + (1 -
-   * beta2) g^2, m^ = m / (1 - beta1^t), v^ = v / (1 - beta2^t). param, gradient, m, v: arenas. The verdict as above. */
+   * beta2) g^2, m^ = m / (1 - beta1^t), v^ = v / (1 - beta2^t). param, gradient, m, v: arenas. The grad_stats as above.
+   */
   void (*adam)(vd_ops *o, real *param, const real *gradient, real *m, real *v, const vd_extent *tensor, int n_tensor,
-               const double *verdict, const vd_adam *a);
+               const double *grad_stats, const vd_adam *a);
   /* x = clamp(x, 0, 1). */
   void (*clamp01)(vd_ops *o, real *x, size_t n);
 
@@ -245,7 +246,7 @@ struct vd_ops {
   void (*scale_dropout)(vd_ops *o, int64_t n, int64_t width, double scale, const vd_dropout *dropout, const vd_act *x,
                         vd_act *y);
   /* out [n, d]: the encodings of distances 0 .. n - 1, row after row. */
-  void (*encode_distances)(vd_ops *o, const vd_encoding *e, vd_act *out);
+  void (*position_encodings)(vd_ops *o, const vd_position_encoding *e, vd_act *out);
   /* dweight [out, in] += dy^T x: the weight gradient of y = x W^T from a gradient dy [n, out] in real (that of relative
    * keys: complete once the last attention_backward of the layer and update is done). x [n, in]. */
   void (*weight_gradient)(vd_ops *o, int64_t n, int64_t in, int64_t out, const vd_act *x, const real *dy,

@@ -26,7 +26,7 @@ int vd_configure_model(vd_model_config *config, const vd_settings *s, int64_t vo
       .span_per_layer = s->span.per_layer,
       .softmax = strcmp(s->span.softmax, "trimmed") == 0 ? VD_TRIMMED : VD_MASKED,
       .aux_loss_scaler = s->span.aux_loss_scaler,
-      .init = strcmp(s->model.init, "toolkit") == 0 ? VD_INIT_TOOLKIT : VD_INIT_PUBLISHED,
+      .init = strcmp(s->model.init, "toolkit") == 0 ? VD_INIT_FAIRSEQ : VD_INIT_PUBLISHED,
       .seed = (uint64_t)s->run.seed,
       .dropatt = s->model.dropatt,
       .mem_len = s->memory.mem_len,
@@ -54,12 +54,12 @@ void vd_configure_optimizer(vd_optimizer_config *config, const vd_settings *s) {
                                   .warmup_updates = s->optimizer.warmup_updates};
 }
 
-void vd_configure_reducer(vd_reducer_config *config, const vd_settings *s, const vd_device *d) {
-  *config = (vd_reducer_config){.comm = d->comm,
-                                .nccl = d->comm == VD_COMM_NCCL ? d->cuda->nccl() : NULL,
-                                .bucket = (size_t)s->device.bucket_bytes,
-                                .timeout = s->device.timeout,
-                                .timeline = s->device.timeline};
+void vd_configure_grad_reducer(vd_grad_reducer_config *config, const vd_settings *s, const vd_device *d) {
+  *config = (vd_grad_reducer_config){.comm = d->comm,
+                                     .nccl = d->comm == VD_COMM_NCCL ? d->cuda->nccl() : NULL,
+                                     .bucket = (size_t)s->device.bucket_bytes,
+                                     .timeout = s->device.timeout,
+                                     .timeline = s->device.timeline};
 }
 
 int vd_configure_corpus(vd_context *ctx, const vd_settings *s, vd_corpus **corpus, vd_error *err) {

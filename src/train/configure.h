@@ -2,12 +2,12 @@
 #ifndef VD_CONFIGURE_H
 #define VD_CONFIGURE_H
 
-#include "src/comm/device.h"
-#include "src/comm/context.h"
 #include "io/corpus.h"
+#include "src/comm/context.h"
+#include "src/comm/device.h"
+#include "src/comm/grad_reducer.h"
 #include "src/model/model.h"
 #include "src/model/optimizer.h"
-#include "src/comm/grad_reducer.h"
 
 /* Not collective. The model of the settings over a corpus of `vocab` symbols. VD_USAGE where the widths do not fit. */
 int vd_configure_model(vd_model_config *config, const vd_settings *s, int64_t vocab, vd_error *err);
@@ -16,7 +16,7 @@ int vd_configure_model(vd_model_config *config, const vd_settings *s, int64_t vo
 void vd_configure_optimizer(vd_optimizer_config *config, const vd_settings *s);
 
 /* Not collective. The gradient sum of the settings on a device whose comm is chosen. s must outlive the config. */
-void vd_configure_reducer(vd_reducer_config *config, const vd_settings *s, const vd_device *d);
+void vd_configure_grad_reducer(vd_grad_reducer_config *config, const vd_settings *s, const vd_device *d);
 
 /* Collective(ctx->comm). Opens data%path on every rank. The error is agreed. */
 int vd_configure_corpus(vd_context *ctx, const vd_settings *s, vd_corpus **corpus, vd_error *err);

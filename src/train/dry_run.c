@@ -101,18 +101,18 @@ static void print_comm(const vd_train *t) {
   if (t->device.comm_notice[0]) printf("%s\n", t->device.comm_notice);
 }
 
-int vd_train_check(vd_train *t, vd_error *err) {
-  if (vd_backend_open(t->ctx, t->settings, &t->config, &t->ops, &t->device, err) ||
-      vd_backend_comm(t->ctx, t->settings, &t->device, err))
+int vd_train_dry_run(vd_train *t, vd_error *err) {
+  if (vd_device_open(t->ctx, t->settings, &t->config, &t->ops, &t->device, err) ||
+      vd_device_choose_comm(t->ctx, t->settings, &t->device, err))
     return err->status;
   if (t->ctx->rank == 0) check_folder(t->settings->run.directory, err);
-  if (vd_share_error(t->ctx->comm, err)) return err->status;
+  if (vd_broadcast_error(t->ctx->comm, err)) return err->status;
   if (t->ctx->rank == 0) print_plan(t);
   if (t->ctx->rank == 0) print_comm(t);
   print_seats(t);
-  if (vd_train_room(t, err)) return err->status;
+  if (vd_train_check_memory(t, err)) return err->status;
   if (t->ctx->rank == 0 && t->device.notice[0]) printf("note: %s\n", t->device.notice);
   if (t->ctx->rank == 0) printf("nothing was written\n");
   if (t->ctx->rank == 0 && fflush(stdout) != 0) vd_fail(err, VD_FAILED, "cannot write to standard output");
-  return vd_share_error(t->ctx->comm, err);
+  return vd_broadcast_error(t->ctx->comm, err);
 }

@@ -1,8 +1,8 @@
 #include "src/train/evaluate.h"
 
-#include "src/comm/collectives.h"
 #include "io/reader.h"
 #include "src/base/signals.h"
+#include "src/comm/collectives.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -87,10 +87,10 @@ static void run_block(vd_evaluator *e, vd_reader *reader, real *nll, vd_evaluati
 
 /* What follows waits for the other ranks, until `over`. */
 static void expect(const vd_evaluator *e, const char *what) {
-  if (e->plan.reducer) vd_reducer_expect(e->plan.reducer, what);
+  if (e->plan.reducer) vd_grad_reducer_arm_watchdog(e->plan.reducer, what);
 }
 static void over(const vd_evaluator *e) {
-  if (e->plan.reducer) vd_reducer_over(e->plan.reducer);
+  if (e->plan.reducer) vd_grad_reducer_disarm_watchdog(e->plan.reducer);
 }
 
 /* Do all go on? A failing rank must not leave the others waiting, nor one that was sent a signal. */
@@ -132,7 +132,7 @@ int vd_evaluator_run(vd_evaluator *e, bool want_nll, vd_evaluation *out, vd_erro
   free(nll);
   double sum[2] = {out->nll, (double)out->n_target};
   expect(e, "the end of the validation");
-  if (vd_agree(p->ctx->comm, err) == VD_OK) vd_sum_doubles(p->ctx->comm, sum, 2);
+  if (vd_agree(p->ctx->comm, err) == VD_OK) vd_all_reduce_doubles(p->ctx->comm, sum, 2);
   over(e);
   if (err->status != VD_OK) return err->status;
   out->nll = sum[0];

@@ -2,11 +2,11 @@
 #ifndef VD_EVALUATE_H
 #define VD_EVALUATE_H
 
-#include "src/comm/context.h"
 #include "io/corpus.h"
-#include "src/model/model.h"
-#include "src/comm/grad_reducer.h"
 #include "io/streams.h"
+#include "src/comm/context.h"
+#include "src/comm/grad_reducer.h"
+#include "src/model/model.h"
 
 /* What is evaluated, and how it is cut up. Borrowed. */
 typedef struct vd_evaluate_plan {
@@ -16,8 +16,8 @@ typedef struct vd_evaluate_plan {
   int64_t streams, block, max_blocks; /* max_blocks 0: the whole split */
   int64_t micro_streams;              /* of a rank at once; 0: all */
   int read_ahead;
-  bool stoppable;      /* give up when a signal is noted on any rank */
-  vd_reducer *reducer; /* ends the run where a wait for other ranks takes too long; NULL: nobody does */
+  bool stoppable;           /* give up when a signal is noted on any rank */
+  vd_grad_reducer *reducer; /* ends the run where a wait for other ranks takes too long; NULL: nobody does */
 } vd_evaluate_plan;
 
 typedef struct vd_evaluation {

@@ -6,7 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-/* Bits and updates: as the comment of vd_monitor_judge says. Healthy runs with the longest warmup in use pass these 0.6
+/* Bits and updates: as the comment of vd_monitor_check says. Healthy runs with the longest warmup in use pass these 0.6
  * bits within 100 updates. A run that collapses need not stay at the entropy of single symbols: one of 12 layers
  * ('masked', 'toolkit', a warmup of 1,000) went to and fro between 4.82 and 5.09 for 900 updates, where that was 5.08.
  */
@@ -53,7 +53,7 @@ static double entropy(const vd_monitor *m, MPI_Comm comm) {
   return bits;
 }
 
-void vd_monitor_judge(vd_monitor *m, MPI_Comm comm, int64_t update, double bpc, char *warning, size_t size) {
+void vd_monitor_check(vd_monitor *m, MPI_Comm comm, int64_t update, double bpc, char *warning, size_t size) {
   warning[0] = '\0';
   if (!isfinite(bpc)) return; /* every update was skipped; the same on all ranks */
   double h = entropy(m, comm);

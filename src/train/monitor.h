@@ -19,7 +19,7 @@ void vd_monitor_count(vd_monitor *m, const int32_t *y, int64_t n);
  * warning [size] gets what a person should know, "" mostly: for 200 updates bpc has been less than 0.1 above and less
  * than 0.5 below the entropy of single symbols and has not fallen by 0.1, or it has risen more than 1 above its lowest.
  * Each is said once until it is over. A bpc that is not finite is not judged. */
-void vd_monitor_judge(vd_monitor *m, MPI_Comm comm, int64_t update, double bpc, char *warning, size_t size);
+void vd_monitor_check(vd_monitor *m, MPI_Comm comm, int64_t update, double bpc, char *warning, size_t size);
 /* Not collective. The first tensor of an arena (parameters or gradients, backend memory) with a value that is not
  * finite; NULL: none. */
 const vd_param *vd_monitor_not_finite(const vd_model *m, vd_ops *ops, const real *arena);

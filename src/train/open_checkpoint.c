@@ -8,7 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
-static int choose(const vd_settings *s, const char *named, vd_restore *r, vd_error *err) {
+static int choose(const vd_settings *s, const char *named, vd_open_checkpoint *r, vd_error *err) {
   if (named[0]) {
     snprintf(r->path, sizeof r->path, "%s", named);
     return VD_OK;
@@ -22,10 +22,11 @@ static int choose(const vd_settings *s, const char *named, vd_restore *r, vd_err
                  s->run.directory);
 }
 
-int vd_restore_find(vd_context *ctx, const vd_settings *s, const char *named, vd_restore *r, vd_error *err) {
+int vd_open_checkpoint_find(vd_context *ctx, const vd_settings *s, const char *named, vd_open_checkpoint *r,
+                            vd_error *err) {
   memset(r, 0, sizeof *r);
   if (ctx->rank == 0) choose(s, named, r, err);
-  if (vd_share_error(ctx->comm, err)) return err->status;
+  if (vd_broadcast_error(ctx->comm, err)) return err->status;
   MPI_Bcast(r->path, (int)sizeof r->path, MPI_CHAR, 0, ctx->comm);
   return vd_snapshot_describe(ctx, r->path, &r->settings, r->corpus_id, &r->update, err);
 }
@@ -42,7 +43,8 @@ static enum part part_of(const vd_variable *v) {
   return SHAPE;
 }
 
-static int refuse(const vd_settings *s, size_t i, const char *is, const char *was, const vd_restore *r, vd_error *err) {
+static int refuse(const vd_settings *s, size_t i, const char *is, const char *was, const vd_open_checkpoint *r,
+                  vd_error *err) {
   const vd_variable *v = &vd_variables[i];
   const vd_source *from = &s->source[i];
   return vd_fail(err, VD_USAGE,
@@ -50,7 +52,7 @@ static int refuse(const vd_settings *s, size_t i, const char *is, const char *wa
                  from->command ? "--set" : s->origin, from->line, from->column, v->group, v->name, is, r->path, was);
 }
 
-int vd_restore_override(const vd_settings *s, vd_restore *r, vd_error *err) {
+int vd_open_checkpoint_override(const vd_settings *s, vd_open_checkpoint *r, vd_error *err) {
   vd_settings own = *s;
   if (own.model.d_head == 0) own.model.d_head = own.model.d_model / own.model.n_head;
   if (r->settings.model.d_head == 0) r->settings.model.d_head = r->settings.model.d_model / r->settings.model.n_head;
@@ -73,6 +75,7 @@ int vd_restore_override(const vd_settings *s, vd_restore *r, vd_error *err) {
   return VD_OK;
 }
 
-int vd_restore_config(const vd_restore *r, const vd_corpus *corpus, vd_model_config *config, vd_error *err) {
+int vd_open_checkpoint_config(const vd_open_checkpoint *r, const vd_corpus *corpus, vd_model_config *config,
+                              vd_error *err) {
   return vd_configure_model(config, &r->settings, vd_corpus_vocab(corpus), err);
 }

@@ -1,28 +1,30 @@
 /* The checkpoint that a command which does not train works with. */
-#ifndef VD_RESTORE_H
-#define VD_RESTORE_H
+#ifndef VD_OPEN_CHECKPOINT_H
+#define VD_OPEN_CHECKPOINT_H
 
 #include "src/train/configure.h"
 
-typedef struct vd_restore {
+typedef struct vd_open_checkpoint {
   char path[VD_PATH + 64];
   int64_t update;
   char corpus_id[64];   /* of the data it was trained on */
   vd_settings settings; /* it was trained with; once overridden, what it works with now */
   char notice[512];     /* a line for each variable that was overridden */
-} vd_restore;
+} vd_open_checkpoint;
 
 /* Collective(ctx->comm). named: a checkpoint, or "": best.h5, else last.h5 of run%directory. Reads what it says of
  * itself. VD_FAILED when there is none. The error is agreed. */
-int vd_restore_find(vd_context *ctx, const vd_settings *s, const char *named, vd_restore *r, vd_error *err);
+int vd_open_checkpoint_find(vd_context *ctx, const vd_settings *s, const char *named, vd_open_checkpoint *r,
+                            vd_error *err);
 
 /* Not collective. What the deck sets of the model itself (&model, &span, &memory) against what the checkpoint was
  * trained with: &memory of Transformer-XL may differ and takes the place of the checkpoint's, noted in r->notice; what
  * only training uses is left alone; VD_USAGE with the place in the deck where anything else differs. */
-int vd_restore_override(const vd_settings *s, vd_restore *r, vd_error *err);
+int vd_open_checkpoint_override(const vd_settings *s, vd_open_checkpoint *r, vd_error *err);
 
 /* Not collective. The model of the checkpoint, with the vocabulary of `corpus`: where that has another number of
  * symbols, reading the parameters fails and names both shapes. */
-int vd_restore_config(const vd_restore *r, const vd_corpus *corpus, vd_model_config *config, vd_error *err);
+int vd_open_checkpoint_config(const vd_open_checkpoint *r, const vd_corpus *corpus, vd_model_config *config,
+                              vd_error *err);
 
 #endif

@@ -106,7 +106,7 @@ int vd_resume_find(vd_context *ctx, const vd_settings *s, const char *corpus_id,
   memset(r, 0, sizeof *r);
   r->newest = ctx->rank == 0 ? vd_resume_newest(s->run.directory) : -1;
   if (ctx->rank == 0) choose(ctx, s, r, err);
-  if (vd_share_error(ctx->comm, err)) return err->status;
+  if (vd_broadcast_error(ctx->comm, err)) return err->status;
   MPI_Bcast(r->path, (int)sizeof r->path, MPI_CHAR, 0, ctx->comm);
   if (!r->path[0]) return VD_OK;
   vd_settings saved;

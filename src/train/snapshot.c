@@ -1,8 +1,8 @@
 /* A run out of a checkpoint. */
 #include "io/checkpoint.h"
+#include "io/streams.h"
 #include "src/comm/collectives.h"
 #include "src/train/snapshot_internal.h"
-#include "io/streams.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,7 +21,7 @@ static int get_arena(vd_context *ctx, vd_ops *ops, vd_model *m, vd_checkpoint *c
     for (int k = 0; k < p->rank; k++) shape[k] = (hsize_t)p->shape[k];
     vd_checkpoint_get(c, path, vd_snapshot_dtype, p->rank, shape, host + p->at.offset, err);
   }
-  if (vd_share_error(ctx->comm, err) == VD_OK) {
+  if (vd_broadcast_error(ctx->comm, err) == VD_OK) {
     vd_broadcast_reals(ctx->comm, 0, host, n);
     ops->put(ops, arena, host, n);
   }
@@ -108,7 +108,7 @@ int vd_snapshot_read(const vd_snapshot *s, const char *path, vd_progress *progre
 int vd_snapshot_read_parameters(vd_context *ctx, vd_ops *ops, vd_model *model, const char *path, vd_error *err) {
   vd_checkpoint *c = NULL;
   if (ctx->rank == 0) vd_checkpoint_open(&c, ctx->h5, path, false, err);
-  if (vd_share_error(ctx->comm, err) == VD_OK &&
+  if (vd_broadcast_error(ctx->comm, err) == VD_OK &&
       get_arena(ctx, ops, model, c, "/model", vd_model_params(model), err) == VD_OK)
     vd_model_params_changed(model);
   if (c) vd_checkpoint_close(&c);
@@ -138,7 +138,7 @@ int vd_snapshot_describe(vd_context *ctx, const char *path, vd_settings *setting
     read_description(ctx, path, settings, corpus_id, update, err);
     if (err->status) err->status = VD_FAILED; /* settings inside a file are no fault of the user's deck */
   }
-  if (vd_share_error(ctx->comm, err)) return err->status;
+  if (vd_broadcast_error(ctx->comm, err)) return err->status;
   MPI_Bcast(settings, (int)sizeof *settings, MPI_BYTE, 0, ctx->comm);
   MPI_Bcast(corpus_id, 64, MPI_CHAR, 0, ctx->comm);
   MPI_Bcast(update, 1, MPI_INT64_T, 0, ctx->comm);

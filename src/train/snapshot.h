@@ -31,8 +31,8 @@ typedef struct vd_snapshot {
   vd_ops *ops;
   vd_model *model;
   vd_optimizer *optimizer;
-  int64_t n_stream;  /* global */
-  vd_writer *writer; /* rank 0, to write; else NULL */
+  int64_t n_stream;      /* global */
+  vd_task_queue *writer; /* rank 0, to write; else NULL */
 } vd_snapshot;
 
 /* Collective(ctx->comm). Writes a checkpoint to `path`, whole or not at all. When it returns the run is copied, and may

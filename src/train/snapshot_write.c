@@ -1,8 +1,8 @@
 /* A run into a checkpoint. The loop's thread copies it, piece by piece; the pieces are written by the writer's. */
 #include "io/checkpoint.h"
+#include "io/streams.h"
 #include "src/comm/collectives.h"
 #include "src/train/snapshot_internal.h"
-#include "io/streams.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -79,7 +79,7 @@ static int put_progress(vd_checkpoint *c, const vd_progress *p, const char *echo
 /* A piece of the run on its way to the file. The last one ends the checkpoint, which all of them share. */
 struct piece {
   vd_checkpoint *c;
-  vd_writer *writer;     /* keeps the buffer; NULL: it is the piece's own, on ranks that do not write */
+  vd_task_queue *writer; /* keeps the buffer; NULL: it is the piece's own, on ranks that do not write */
   const vd_model *model; /* for the names and shapes of its tensors */
   char group[128], what[64];
   int layer;
@@ -91,13 +91,13 @@ static struct piece *piece_of(const vd_snapshot *s, vd_checkpoint *c, size_t ele
   struct piece *p = vd_calloc(1, sizeof *p);
   *p = (struct piece){.c = c, .writer = s->writer, .model = s->model, .n_stream = s->n_stream};
   size_t bytes = elements * sizeof *p->data;
-  if (elements > 0) p->data = s->writer ? vd_writer_buffer(s->writer, bytes) : vd_calloc(1, bytes);
+  if (elements > 0) p->data = s->writer ? vd_task_queue_buffer(s->writer, bytes) : vd_calloc(1, bytes);
   return p;
 }
 
 static void free_piece(struct piece *p) {
   if (p->writer)
-    vd_writer_keep(p->writer, p->data);
+    vd_task_queue_recycle(p->writer, p->data);
   else
     free(p->data);
   free(p);
@@ -162,7 +162,7 @@ static void send_arena(const vd_snapshot *s, vd_checkpoint *c, const char *group
   snprintf(p->group, sizeof p->group, "%s", group);
   snprintf(p->what, sizeof p->what, "%s", what);
   s->ops->get(s->ops, p->data, arena, n);
-  vd_writer_add(s->writer, write_arena, p, n * sizeof *p->data);
+  vd_task_queue_add(s->writer, write_arena, p, n * sizeof *p->data);
 }
 
 static void send_arenas(const vd_snapshot *s, vd_checkpoint *c) {
@@ -192,7 +192,7 @@ static void send_memory(const vd_snapshot *s, vd_checkpoint *c, int layer, int o
   if (owner != 0 && ctx->rank == 0)
     MPI_Recv(p->data, (int)count, VD_MPI_REAL, owner, layer, ctx->comm, MPI_STATUS_IGNORE);
   if (ctx->rank == 0)
-    vd_writer_add(s->writer, write_memory, p, count * sizeof *p->data);
+    vd_task_queue_add(s->writer, write_memory, p, count * sizeof *p->data);
   else
     free_piece(p);
 }
@@ -204,7 +204,7 @@ static void send_memories(const vd_snapshot *s, vd_checkpoint *c, int layer) {
     struct piece *p = piece_of(s, c, 0);
     p->layer = layer;
     p->rows = rows;
-    vd_writer_add(s->writer, create_memory, p, 0);
+    vd_task_queue_add(s->writer, create_memory, p, 0);
   }
   for (int owner = 0; owner < s->ctx->size && rows > 0; owner++) {
     int64_t first, last;
@@ -221,9 +221,9 @@ int vd_snapshot_write(const vd_snapshot *s, const char *path, const vd_progress 
       (put_progress(c, progress, echo, corpus_id, err) || put_scaling(c, s->optimizer, err)))
     vd_checkpoint_abandon(&c);
   vd_wrap(err, "the checkpoint was not written");
-  if (vd_share_error(s->ctx->comm, err)) return err->status;
+  if (vd_broadcast_error(s->ctx->comm, err)) return err->status;
   if (s->ctx->rank == 0) send_arenas(s, c);
   for (int l = 0; l < (int)vd_model_config_of(s->model)->n_layer; l++) send_memories(s, c, l);
-  if (s->ctx->rank == 0) vd_writer_add(s->writer, end_checkpoint, piece_of(s, c, 0), 0);
+  if (s->ctx->rank == 0) vd_task_queue_add(s->writer, end_checkpoint, piece_of(s, c, 0), 0);
   return VD_OK;
 }

@@ -21,7 +21,7 @@ union spare {
   max_align_t align;
 };
 
-struct vd_writer {
+struct vd_task_queue {
   pthread_t thread;
   pthread_mutex_t mutex;
   pthread_cond_t changed;
@@ -33,7 +33,7 @@ struct vd_writer {
 };
 
 static void *work(void *argument) {
-  vd_writer *w = argument;
+  vd_task_queue *w = argument;
   pthread_mutex_lock(&w->mutex);
   for (;;) {
     while (!w->first && !w->end) pthread_cond_wait(&w->changed, &w->mutex);
@@ -53,8 +53,8 @@ static void *work(void *argument) {
   return NULL;
 }
 
-int vd_writer_create(vd_writer **out, size_t room, vd_error *err) {
-  vd_writer *w = vd_calloc(1, sizeof *w);
+int vd_task_queue_create(vd_task_queue **out, size_t room, vd_error *err) {
+  vd_task_queue *w = vd_calloc(1, sizeof *w);
   w->room = room;
   pthread_mutex_init(&w->mutex, NULL);
   pthread_cond_init(&w->changed, NULL);
@@ -74,7 +74,7 @@ int vd_writer_create(vd_writer **out, size_t room, vd_error *err) {
   return vd_fail(err, VD_FAILED, "cannot start the thread that writes checkpoints");
 }
 
-void vd_writer_destroy(vd_writer *w) {
+void vd_task_queue_destroy(vd_task_queue *w) {
   if (!w) return;
   pthread_mutex_lock(&w->mutex);
   w->end = true;
@@ -91,7 +91,7 @@ void vd_writer_destroy(vd_writer *w) {
   free(w);
 }
 
-void vd_writer_add(vd_writer *w, vd_task *task, void *what, size_t bytes) {
+void vd_task_queue_add(vd_task_queue *w, vd_task *task, void *what, size_t bytes) {
   struct entry *e = vd_calloc(1, sizeof *e);
   *e = (struct entry){task, what, bytes, NULL};
   pthread_mutex_lock(&w->mutex);
@@ -107,7 +107,7 @@ void vd_writer_add(vd_writer *w, vd_task *task, void *what, size_t bytes) {
 }
 
 /* The oldest spare that has room for `bytes` and not much more, taken out of the list; NULL: none. */
-static union spare *find_spare(vd_writer *w, size_t bytes) {
+static union spare *find_spare(vd_task_queue *w, size_t bytes) {
   union spare *before = NULL, *s = w->oldest;
   for (; s && (s->is.bytes < bytes || s->is.bytes / 2 > bytes); s = s->is.next) before = s;
   if (!s) return NULL;
@@ -119,7 +119,7 @@ static union spare *find_spare(vd_writer *w, size_t bytes) {
   return s;
 }
 
-void *vd_writer_buffer(vd_writer *w, size_t bytes) {
+void *vd_task_queue_buffer(vd_task_queue *w, size_t bytes) {
   union spare *unfit = NULL;
   pthread_mutex_lock(&w->mutex);
   union spare *s = find_spare(w, bytes);
@@ -137,7 +137,7 @@ void *vd_writer_buffer(vd_writer *w, size_t bytes) {
   return s + 1;
 }
 
-void vd_writer_keep(vd_writer *w, void *buffer) {
+void vd_task_queue_recycle(vd_task_queue *w, void *buffer) {
   if (!buffer) return;
   union spare *s = (union spare *)buffer - 1;
   s->is.next = NULL;
@@ -150,14 +150,14 @@ void vd_writer_keep(vd_writer *w, void *buffer) {
   pthread_mutex_unlock(&w->mutex);
 }
 
-int vd_writer_poll(vd_writer *w, vd_error *err) {
+int vd_task_queue_poll(vd_task_queue *w, vd_error *err) {
   pthread_mutex_lock(&w->mutex);
   if (w->error.status != VD_OK && err->status == VD_OK) *err = w->error;
   pthread_mutex_unlock(&w->mutex);
   return err->status;
 }
 
-int vd_writer_wait(vd_writer *w, vd_error *err) {
+int vd_task_queue_wait(vd_task_queue *w, vd_error *err) {
   pthread_mutex_lock(&w->mutex);
   while (w->first) pthread_cond_wait(&w->changed, &w->mutex);
   if (w->error.status != VD_OK && err->status == VD_OK) *err = w->error;

@@ -2,17 +2,17 @@
 #ifndef VD_TRAIN_H
 #define VD_TRAIN_H
 
+#include "io/reader.h"
+#include "io/streams.h"
+#include "io/trace.h"
+#include "src/comm/grad_reducer.h"
 #include "src/train/configure.h"
 #include "src/train/evaluate.h"
 #include "src/train/log.h"
 #include "src/train/monitor.h"
-#include "io/reader.h"
-#include "src/comm/grad_reducer.h"
 #include "src/train/resume.h"
 #include "src/train/run_lock.h"
 #include "src/train/snapshot.h"
-#include "io/streams.h"
-#include "io/trace.h"
 
 typedef struct vd_train {
   vd_context *ctx;
@@ -29,9 +29,9 @@ typedef struct vd_train {
   vd_device device;
   vd_model *model;
   vd_optimizer *optimizer;
-  vd_writer *writer;       /* of checkpoints, rank 0; else NULL */
+  vd_task_queue *writer;   /* of checkpoints, rank 0; else NULL */
   vd_evaluator *evaluator; /* of validations; NULL until the first */
-  vd_reducer *reducer;
+  vd_grad_reducer *reducer;
   vd_reader *reader;
   vd_log *log;     /* rank 0; else NULL */
   vd_trace *trace; /* rank 0; else NULL */
@@ -58,7 +58,7 @@ int vd_train_open(vd_train *t, vd_error *err);
 
 /* Collective(t->ctx->comm). After the plan: the dry run. Prints data, model, memory and the map of ranks on standard
  * output and writes nothing. VD_FAILED when the run could not be made, with the reason. */
-int vd_train_check(vd_train *t, vd_error *err);
+int vd_train_dry_run(vd_train *t, vd_error *err);
 
 /* Bytes that a rank needs. */
 typedef struct vd_train_need {
@@ -73,7 +73,7 @@ double vd_train_memory(const vd_train *t, int64_t streams, int64_t window, vd_tr
 int64_t vd_train_first_window(const vd_model_config *c);
 /* Collective(t->ctx->comm). Before anything is allocated: VD_FAILED where a GPU has not the memory that its ranks need
  * as the run begins. What spans that grow will need is not judged. The same on all ranks. */
-int vd_train_room(const vd_train *t, vd_error *err);
+int vd_train_check_memory(const vd_train *t, vd_error *err);
 
 /* Collective(t->ctx->comm). Trains until run%max_updates (VD_OK), a signal (VD_STOPPED, after a checkpoint) or an error
  * (agreed). */
@@ -91,14 +91,14 @@ int vd_train_catch_up(vd_train *t, vd_error *err);
  * best.h5), removes old ones: beside the loop, once the run is copied. The error is agreed. */
 int vd_train_checkpoint(vd_train *t, bool best, vd_error *err);
 /* Collective(t->ctx->comm). Waits for the checkpoint that is being written, if any. The error is agreed. */
-int vd_train_settle(vd_train *t, vd_error *err);
+int vd_train_wait_checkpoint(vd_train *t, vd_error *err);
 /* Not collective. Waits for it on the rank that writes: what a rank may do that fails alone. */
-int vd_train_await(vd_train *t, vd_error *err);
+int vd_train_wait_checkpoint_local(vd_train *t, vd_error *err);
 /* Not collective. The error of the checkpoint that is being written, on the rank that writes it, without waiting. */
-int vd_train_poll(vd_train *t, vd_error *err);
+int vd_train_poll_checkpoint(vd_train *t, vd_error *err);
 
 /* Collective(t->ctx->comm). Rank 0's error of log and trace to all; a wait that takes too long ends the run. */
-int vd_train_share_log(vd_train *t, vd_error *err);
+int vd_train_broadcast_log_error(vd_train *t, vd_error *err);
 
 /* Collective(t->ctx->comm). Validates, tells log and trace, checkpoints when it is the best so far. *stopped: a
  * signal came before it was done. The error is agreed. */

@@ -28,28 +28,28 @@ static int wrap_checkpoint(const vd_train *t, vd_error *err) {
   return err->status;
 }
 
-int vd_train_poll(vd_train *t, vd_error *err) {
+int vd_train_poll_checkpoint(vd_train *t, vd_error *err) {
   if (!t->writer || err->status != VD_OK) return err->status;
-  vd_writer_poll(t->writer, err);
+  vd_task_queue_poll(t->writer, err);
   return wrap_checkpoint(t, err);
 }
 
-int vd_train_await(vd_train *t, vd_error *err) {
-  if (t->writing[0] && t->writer && vd_writer_wait(t->writer, err) == VD_OK)
+int vd_train_wait_checkpoint_local(vd_train *t, vd_error *err) {
+  if (t->writing[0] && t->writer && vd_task_queue_wait(t->writer, err) == VD_OK)
     snprintf(t->last_good, sizeof t->last_good, "%s", t->writing);
   return err->status;
 }
 
-int vd_train_settle(vd_train *t, vd_error *err) {
+int vd_train_wait_checkpoint(vd_train *t, vd_error *err) {
   if (!t->writing[0]) return VD_OK;
-  vd_train_await(t, err);
-  if (vd_share_error(t->ctx->comm, err) == VD_OK) snprintf(t->last_good, sizeof t->last_good, "%s", t->writing);
+  vd_train_wait_checkpoint_local(t, err);
+  if (vd_broadcast_error(t->ctx->comm, err) == VD_OK) snprintf(t->last_good, sizeof t->last_good, "%s", t->writing);
   t->writing[0] = '\0';
   return wrap_checkpoint(t, err);
 }
 
 int vd_train_checkpoint(vd_train *t, bool best, vd_error *err) {
-  if (vd_train_settle(t, err)) return err->status;
+  if (vd_train_wait_checkpoint(t, err)) return err->status;
   char path[VD_PATH + 64];
   vd_checkpoint_path(t->settings->run.directory, t->progress.update, path, sizeof path);
   vd_snapshot snapshot = {t->ctx, t->ops, t->model, t->optimizer, t->geometry.n_stream, t->writer};
@@ -59,16 +59,16 @@ int vd_train_checkpoint(vd_train *t, bool best, vd_error *err) {
   if (t->writer) {
     struct links *l = vd_calloc(1, sizeof *l);
     *l = (struct links){t->settings, t->progress.update, best};
-    vd_writer_add(t->writer, link_checkpoint, l, 0);
+    vd_task_queue_add(t->writer, link_checkpoint, l, 0);
   }
   snprintf(t->writing, sizeof t->writing, "%s", path);
   return VD_OK;
 }
 
-int vd_train_share_log(vd_train *t, vd_error *err) {
-  vd_reducer_expect(t->reducer, "rank 0, which writes the log,");
-  vd_share_error(t->ctx->comm, err);
-  vd_reducer_over(t->reducer);
+int vd_train_broadcast_log_error(vd_train *t, vd_error *err) {
+  vd_grad_reducer_arm_watchdog(t->reducer, "rank 0, which writes the log,");
+  vd_broadcast_error(t->ctx->comm, err);
+  vd_grad_reducer_disarm_watchdog(t->reducer);
   return err->status;
 }
 
@@ -107,6 +107,6 @@ int vd_train_validate(vd_train *t, bool *stopped, vd_error *err) {
   int64_t epoch = 1 + (p->update - 1) / t->blocks;
   if (t->ctx->rank == 0 && vd_log_valid(t->log, p->update, epoch, bpc, best, err) == VD_OK)
     vd_trace_append_valid(t->trace, p->update, bpc, err);
-  if (vd_train_share_log(t, err)) return err->status;
+  if (vd_train_broadcast_log_error(t, err)) return err->status;
   return best ? vd_train_checkpoint(t, true, err) : VD_OK;
 }

@@ -63,9 +63,9 @@ static int tell(vd_train *t, vd_error *err) {
   char warning[512] = "";
   fill_row(t, &row);
   if (due(u, s->run.log_interval) || end) {
-    vd_reducer_expect(t->reducer, "the other ranks' counts of symbols");
-    vd_monitor_judge(t->monitor, t->ctx->comm, u, row.bpc, warning, sizeof warning);
-    vd_reducer_over(t->reducer);
+    vd_grad_reducer_arm_watchdog(t->reducer, "the other ranks' counts of symbols");
+    vd_monitor_check(t->monitor, t->ctx->comm, u, row.bpc, warning, sizeof warning);
+    vd_grad_reducer_disarm_watchdog(t->reducer);
     if (t->log) vd_log_update(t->log, &row, err);
     t->progress.log = (vd_meter){0};
     t->sum_seconds = t->seconds_before = 0;
@@ -77,8 +77,8 @@ static int tell(vd_train *t, vd_error *err) {
     if (err->status == VD_OK) append_trace(t, &row, err);
     t->progress.trace = (vd_meter){0};
   }
-  vd_train_poll(t, err);
-  return vd_train_share_log(t, err);
+  vd_train_poll_checkpoint(t, err);
+  return vd_train_broadcast_log_error(t, err);
 }
 
 /* Must be known what came of all updates, since something is told, kept or validated now? */
@@ -118,7 +118,7 @@ int vd_train_loop(vd_train *t, vd_error *err) {
         keep(t, &signalled, err))
       return err->status;
   }
-  if (vd_train_settle(t, err)) return err->status;
+  if (vd_train_wait_checkpoint(t, err)) return err->status;
   if (!signalled || t->progress.update >= last) return VD_OK;
   if (t->log)
     vd_log_message(t->log, "stopped by a signal after update %lld of %lld; %s is written: run again to go on",

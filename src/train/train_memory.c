@@ -31,8 +31,8 @@ static double evaluator_bytes(const vd_train *t, int64_t window) {
          rows * (layers * d + 2 * d + (double)c->vocab) * (double)t->ops->act_size;
 }
 
-/* Which attention weights dropout keeps, of all layers, from forward to backward (cuda/attention/attention.h): 512 bytes for each
- * tile of 64 x 64. */
+/* Which attention weights dropout keeps, of all layers, from forward to backward (cuda/attention/attention.h): 512
+ * bytes for each tile of 64 x 64. */
 static double kept_bytes(const vd_train *t, int64_t window) {
   const vd_settings *s = t->settings;
   const vd_model_config *c = &t->config;
@@ -44,8 +44,8 @@ static double kept_bytes(const vd_train *t, int64_t window) {
   return (double)(c->n_layer * streams * c->n_head * ((block + 63) / 64) * ((far + 63) / 64 + 1)) * 512.0;
 }
 
-/* Beside what the model asks for (cuda/backend/context.h): the parameters in the activations' type, the key table and its
- * gradient, dropout's draws; 128 MiB for workspaces of cuBLASLt, of sums over rows, of attention's plans and of the
+/* Beside what the model asks for (cuda/backend/context.h): the parameters in the activations' type, the key table and
+ * its gradient, dropout's draws; 128 MiB for workspaces of cuBLASLt, of sums over rows, of attention's plans and of the
  * optimiser, and as much again, since an H100 held 0.38 GiB (16 streams) and 0.75 (64) more than all that. */
 static double cuda_bytes(const vd_train *t, const vd_memory_estimate *e, int64_t window) {
   const vd_model_config *c = &t->config;
@@ -95,7 +95,7 @@ static void judge(const struct claim *all, int size, int first, vd_error *err) {
         need / VD_GIB);
 }
 
-int vd_train_room(const vd_train *t, vd_error *err) {
+int vd_train_check_memory(const vd_train *t, vd_error *err) {
   if (!t->device.is_gpu) return VD_OK;
   vd_train_need need;
   struct claim own = {.available = (double)t->device.gpu.free_bytes};

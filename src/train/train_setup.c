@@ -11,7 +11,7 @@
 
 /* What a checkpoint that is being written may hold in memory, besides one arena. Where the memories of all streams are
  * more, training waits for the disk. */
-static const size_t VD_WRITER_ROOM = (size_t)2 << 30;
+static const size_t VD_TASK_QUEUE_BYTES = (size_t)2 << 30;
 
 static int plan_data(vd_train *t, vd_error *err) {
   const vd_settings *s = t->settings;
@@ -45,7 +45,7 @@ int vd_train_plan(vd_train *t, vd_context *ctx, const vd_settings *s, vd_error *
   if (vd_configure_model(&t->config, s, vd_corpus_vocab(t->corpus), err)) return err->status;
   /* Held while the folder is looked through, or what is found there may be gone a moment later. */
   if (ctx->rank == 0 && !ctx->check_only) vd_run_lock_take(&t->lock, s->run.directory, false, err);
-  if (vd_share_error(ctx->comm, err)) return err->status;
+  if (vd_broadcast_error(ctx->comm, err)) return err->status;
   return vd_resume_find(ctx, s, vd_corpus_id(t->corpus), &t->resume, err);
 }
 
@@ -100,13 +100,13 @@ static int make_run_folder(vd_train *t, vd_error *err) {
   if (t->ctx->rank == 0 && make_folder(t->settings->run.directory, err) == VD_OK && lock_folder(t, err) == VD_OK &&
       write_deck(t->settings->run.directory, t->echo, err) == VD_OK)
     make_folder(checkpoints, err);
-  return vd_share_error(t->ctx->comm, err);
+  return vd_broadcast_error(t->ctx->comm, err);
 }
 
 static int make_model(vd_train *t, vd_error *err) {
   const vd_settings *s = t->settings;
-  if (vd_backend_open(t->ctx, s, &t->config, &t->ops, &t->device, err) || vd_backend_comm(t->ctx, s, &t->device, err) ||
-      vd_train_room(t, err))
+  if (vd_device_open(t->ctx, s, &t->config, &t->ops, &t->device, err) ||
+      vd_device_choose_comm(t->ctx, s, &t->device, err) || vd_train_check_memory(t, err))
     return err->status;
   vd_optimizer_config optimizer;
   vd_configure_optimizer(&optimizer, s);
@@ -118,10 +118,10 @@ static int make_model(vd_train *t, vd_error *err) {
                       s->data.tokens_per_sample, true, err) == VD_OK)
     vd_optimizer_create(&t->optimizer, &optimizer, t->model, t->ops, err);
   if (vd_agree(t->ctx->comm, err)) return err->status;
-  vd_reducer_config reducer;
-  vd_configure_reducer(&reducer, s, &t->device);
-  return vd_reducer_create(&t->reducer, t->ctx->comm, &reducer, t->ops, vd_model_gradients(t->model),
-                           vd_model_arena(t->model), err);
+  vd_grad_reducer_config reducer;
+  vd_configure_grad_reducer(&reducer, s, &t->device);
+  return vd_grad_reducer_create(&t->reducer, t->ctx->comm, &reducer, t->ops, vd_model_gradients(t->model),
+                                vd_model_arena(t->model), err);
 }
 
 /* A run that died between a checkpoint and its links left stale ones: they are made anew. */
@@ -143,7 +143,7 @@ static int restore(vd_train *t, vd_error *err) {
   t->seconds_before = t->progress.log.seconds;
   snprintf(t->last_good, sizeof t->last_good, "%s", t->resume.path);
   if (t->ctx->rank == 0) mend_links(t, err);
-  return vd_share_error(t->ctx->comm, err);
+  return vd_broadcast_error(t->ctx->comm, err);
 }
 
 static void tell_notices(vd_train *t) {
@@ -166,7 +166,7 @@ static int open_logs(vd_train *t, vd_error *err) {
       vd_trace_open(&t->trace, t->ctx->h5, path, (int)t->config.n_layer, (int)t->config.n_head, t->progress.update,
                     t->echo, err) == VD_OK)
     tell_notices(t);
-  return vd_share_error(t->ctx->comm, err);
+  return vd_broadcast_error(t->ctx->comm, err);
 }
 
 int vd_train_open(vd_train *t, vd_error *err) {
@@ -174,7 +174,7 @@ int vd_train_open(vd_train *t, vd_error *err) {
   if (make_model(t, err)) return err->status;
   if (restore(t, err)) return err->status;
   if (open_logs(t, err)) return err->status;
-  if (t->ctx->rank == 0) vd_writer_create(&t->writer, VD_WRITER_ROOM, err);
+  if (t->ctx->rank == 0) vd_task_queue_create(&t->writer, VD_TASK_QUEUE_BYTES, err);
   t->monitor = vd_monitor_create(t->config.vocab);
   t->span = vd_calloc((size_t)(t->config.n_layer * t->config.n_head), sizeof *t->span);
   vd_reader_start(&t->reader, t->corpus, "train", &t->geometry, t->stream0, t->stream0 + t->n_own, t->progress.update,
@@ -183,13 +183,13 @@ int vd_train_open(vd_train *t, vd_error *err) {
 }
 
 void vd_train_close(vd_train *t, vd_error *err) {
-  vd_writer_destroy(t->writer); /* first: it may still be writing what the loop left to it */
+  vd_task_queue_destroy(t->writer); /* first: it may still be writing what the loop left to it */
   vd_reader_stop(t->reader);
   if (t->trace) vd_trace_close(&t->trace, err);
   if (t->log) vd_log_close(&t->log);
   vd_monitor_destroy(t->monitor);
   vd_evaluator_destroy(t->evaluator);
-  vd_reducer_destroy(t->reducer);
+  vd_grad_reducer_destroy(t->reducer);
   vd_optimizer_destroy(t->optimizer);
   if (t->model) vd_model_destroy(t->model);
   if (t->ops) t->ops->destroy(t->ops);

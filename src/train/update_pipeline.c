@@ -1,8 +1,8 @@
 /* One update of a training run. On a device beside the host an update is enqueued before it is known what came of the
  * one before it, so that neither waits for the other: `late` below. What the run is told of comes from
  * vd_optimizer_receive then. */
-#include "src/comm/collectives.h"
 #include "src/base/signals.h"
+#include "src/comm/collectives.h"
 #include "src/train/train.h"
 
 #include <math.h>
@@ -31,20 +31,20 @@ static void run_block(vd_train *t, vd_step *step, vd_error *err) {
                     .update = update,
                     .train = true,
                     .deferred = is_late(t),
-                    .ready = vd_reducer_ready,
+                    .ready = vd_grad_reducer_ready,
                     .receiver = t->reducer,
                     .scale = vd_optimizer_loss_scale(t->optimizer) /
                              (double)vd_stream_targets(&t->geometry, number % t->blocks)};
   /* What is enqueued may have to wait for the GPU, and it for the sum of the update before (counted from 1). */
-  if (vd_optimizer_under_way(t->optimizer) > 0) vd_reducer_expect_sum(t->reducer, update);
-  vd_reducer_begin(t->reducer, update + 1);
-  if (vd_model_run(t->model, step, err) || vd_reducer_check(t->reducer, err)) return;
+  if (vd_optimizer_under_way(t->optimizer) > 0) vd_grad_reducer_arm_all_reduce(t->reducer, update);
+  vd_grad_reducer_begin(t->reducer, update + 1);
+  if (vd_model_run(t->model, step, err) || vd_grad_reducer_check(t->reducer, err)) return;
   vd_monitor_count(t->monitor, y, t->n_own * t->geometry.block);
 }
 
 static int wrap_last_good(vd_train *t, vd_error *err) {
   vd_error other = {0}; /* less than what ends the run */
-  vd_train_await(t, &other);
+  vd_train_wait_checkpoint_local(t, &other);
   size_t used = strlen(err->message);
   if (t->last_good[0])
     snprintf(err->message + used, sizeof err->message - used, "; the last good checkpoint is %s", t->last_good);
@@ -74,7 +74,7 @@ static int lose(vd_train *t, double shared[N_SHARED], vd_error *err) {
   if (!vd_optimizer_scaling(t->optimizer, &scaling)) return fail_loss(t, t->progress.update, shared[NLL], err);
   vd_log_message(t->log, "update %lld is skipped: the loss is not finite; the loss scale was %g",
                  (long long)(t->progress.update + 1), scaling.scale);
-  vd_optimizer_lose(t->optimizer);
+  vd_optimizer_skip_step(t->optimizer);
   shared[NLL] = shared[TARGETS] = 0;
   vd_model_reset_memory(t->model, err);
   return vd_agree(t->ctx->comm, err);
@@ -90,28 +90,28 @@ static void end_run(const vd_train *t, vd_error *err) {
 }
 
 /* What came of update `number` (counted from 1), the oldest under way. */
-static void receive(vd_train *t, int64_t number, vd_outcome *outcome, vd_error *err) {
-  vd_reducer_expect_sum(t->reducer, number);
+static void receive(vd_train *t, int64_t number, vd_update_stats *outcome, vd_error *err) {
+  vd_grad_reducer_arm_all_reduce(t->reducer, number);
   vd_optimizer_receive(t->optimizer, outcome, err);
-  vd_reducer_over(t->reducer);
+  vd_grad_reducer_disarm_watchdog(t->reducer);
   t->grad_norm = outcome->grad_norm;
   t->span_penalty = outcome->span_penalty;
-  vd_reducer_end(t->reducer, number);
-  t->sum_seconds += vd_reducer_exposed(t->reducer);
+  vd_grad_reducer_end(t->reducer, number);
+  t->sum_seconds += vd_grad_reducer_exposed_seconds(t->reducer);
 }
 
 /* Gradients are summed over the ranks, parameters follow them. */
 static int sum_and_step(vd_train *t, vd_error *err) {
   vd_ops *o = t->ops;
-  vd_outcome outcome;
+  vd_update_stats outcome;
   int64_t update = t->progress.update;
   if (o->phase) o->phase(o, "gradient sum");
-  vd_reducer_finish(t->reducer);
+  vd_grad_reducer_finish(t->reducer);
   if (o->phase) o->phase(o, "update");
   vd_model_span_penalty(t->model, vd_optimizer_loss_scale(t->optimizer));
-  vd_reducer_expect_sum(t->reducer, update + 1); /* the first update makes tables, and waits */
+  vd_grad_reducer_arm_all_reduce(t->reducer, update + 1); /* the first update makes tables, and waits */
   vd_optimizer_send(t->optimizer, update, err);
-  vd_reducer_over(t->reducer);
+  vd_grad_reducer_disarm_watchdog(t->reducer);
   if (err->status != VD_OK && is_late(t)) end_run(t, err);
   if (err->status == VD_OK && !is_late(t)) receive(t, update + 1, &outcome, err);
   return err->status;
@@ -131,7 +131,7 @@ static void count(vd_train *t, double nll, double targets, double seconds) {
 /* The update before this one, while the device works on this one. A gradient that is not finite is kept in *bad, the
  * same on all ranks; what else went wrong, on this rank alone perhaps, in *err. */
 static void receive_before(vd_train *t, double shared[N_SHARED], vd_error *bad, vd_error *err) {
-  vd_outcome before;
+  vd_update_stats before;
   receive(t, t->progress.update, &before, bad);
   if (!before.told) end_run(t, bad);
   if (!before.told) vd_fail(err, bad->status, "%s", bad->message);
@@ -163,9 +163,9 @@ int vd_train_update(vd_train *t, bool *signalled, vd_error *err) {
   if (before) receive_before(t, shared, &bad, err); /* also where the block failed: is the GPU there? */
   shared[FAILED] = err->status != VD_OK;
   shared[SIGNALLED] = vd_signals_noted() != 0;
-  vd_reducer_share(t->reducer, shared, N_SHARED);
+  vd_grad_reducer_all_reduce_scalars(t->reducer, shared, N_SHARED);
   if (shared[FAILED] > 0) {
-    vd_reducer_abandon(t->reducer); /* the failed rank may not have begun sums that others wait for */
+    vd_grad_reducer_abort(t->reducer); /* the failed rank may not have begun sums that others wait for */
     return vd_agree(t->ctx->comm, err);
   }
   if (before && judge(t, t->progress.update - 1, shared, &bad, err)) return err->status;
@@ -188,9 +188,9 @@ int vd_train_catch_up(vd_train *t, vd_error *err) {
   vd_error bad = {0};
   receive_before(t, shared, &bad, err);
   shared[FAILED] = err->status != VD_OK;
-  vd_reducer_share(t->reducer, shared, N_SHARED);
+  vd_grad_reducer_all_reduce_scalars(t->reducer, shared, N_SHARED);
   if (shared[FAILED] > 0) {
-    vd_reducer_abandon(t->reducer);
+    vd_grad_reducer_abort(t->reducer);
     return vd_agree(t->ctx->comm, err);
   }
   if (judge(t, t->progress.update - 1, shared, &bad, err)) return err->status;

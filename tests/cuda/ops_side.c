@@ -53,7 +53,7 @@ static int open_ops(side *s, enum side_precision precision, const char *library,
   static const enum vd_precision type[] = {VD_FP32, VD_BF16, VD_FP16};
   s->library = dlopen(library, RTLD_NOW | RTLD_LOCAL);
   if (!s->library) return vd_fail(err, VD_FAILED, "%s", dlerror());
-  const vd_cuda_table *table = dlsym(s->library, "vd_cuda");
+  const vd_cuda_plugin *table = dlsym(s->library, "vd_cuda");
   if (!table) return vd_fail(err, VD_FAILED, "%s: no symbol vd_cuda", library);
   if (table->interface_version != VD_CUDA_INTERFACE)
     return vd_fail(err, VD_FAILED, "%s has interface %d, this program %d", library, table->interface_version,
@@ -264,15 +264,15 @@ static void run_relative(vd_ops *o, const side_call *c, void *const *p) {
 
 static void run_xl(vd_ops *o, const side_call *c, void *const *p, const vd_extent *tensor) {
   vd_dropout drop = dropout_of(c, (enum vd_site)c->site), position = dropout_of(c, VD_SITE_POSITION);
-  vd_encoding e = {c->n, c->in, c->clamp_len, position};
+  vd_position_encoding e = {c->n, c->in, c->clamp_len, position};
   vd_adam adam = {c->lr, c->beta1, c->beta2, c->eps, c->t};
   if (c->op == SIDE_ADAM) {
-    o->judge(o, p[1], tensor, c->n_tensor, c->scale, c->clip_norm, p[4]);
+    o->gradient_stats(o, p[1], tensor, c->n_tensor, c->scale, c->clip_norm, p[4]);
     o->adam(o, p[0], p[1], p[2], p[3], tensor, c->n_tensor, p[4], &adam);
   } else if (c->op == SIDE_SCALE_DROPOUT)
     o->scale_dropout(o, c->n, c->in, c->scale, &drop, p[0], c->same_buffer ? p[0] : p[1]);
   else if (c->op == SIDE_ENCODE_DISTANCES)
-    o->encode_distances(o, &e, p[0]);
+    o->position_encodings(o, &e, p[0]);
   else
     o->weight_gradient(o, c->n, c->in, c->out, p[0], p[1], p[2]);
 }
@@ -286,7 +286,7 @@ static void run_rest(vd_ops *o, side_call *c, void *const *p) {
                    c->window);
     break;
   case SIDE_MEMORY_TURN:
-    o->memory_turn(o, c->n_stream, c->in, p[0], c->memory_rows, c->oldest, p[1], c->block);
+    o->memory_ring_push(o, c->n_stream, c->in, p[0], c->memory_rows, c->oldest, p[1], c->block);
     break;
   case SIDE_CROSS_ENTROPY:
     o->cross_entropy(o, c->n, c->vocab, p[0], p[1], c->scale, p[2], p[3], c->same_buffer ? p[0] : p[4]);
@@ -298,7 +298,7 @@ static void run_rest(vd_ops *o, side_call *c, void *const *p) {
     o->square_sums(o, p[0], tensor, c->n_tensor, c->norm2);
     break;
   case SIDE_ADAGRAD:
-    o->judge(o, p[1], tensor, c->n_tensor, c->scale, c->clip_norm, p[3]);
+    o->gradient_stats(o, p[1], tensor, c->n_tensor, c->scale, c->clip_norm, p[3]);
     o->adagrad(o, p[0], p[1], p[2], tensor, c->n_tensor, p[3], c->lr, c->eps, c->clip_step);
     break;
   case SIDE_CLAMP:

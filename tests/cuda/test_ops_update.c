@@ -1,6 +1,6 @@
 /* The loss, and the optimiser's steps. */
-#include "tests/cuda/ops_case.h"
 #include "src/ops/update_stats.h"
+#include "tests/cuda/ops_case.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -66,13 +66,13 @@ static void square_sums(ops_test *t, bool infinite) {
 }
 
 /* What the optimisers are told of their gradients: a buffer of its own. `bad`: a gradient that is not finite. */
-static int verdict(side_call *c, int gradient, bool bad) {
+static int grad_stats(side_call *c, int gradient, bool bad) {
   if (bad) c->buffer[gradient].x[c->offset[3] + 5] = INFINITY;
-  return case_fill(c, SIDE_SUM, (size_t)(VD_NORMS + c->n_tensor), 0);
+  return case_fill(c, SIDE_SUM, (size_t)(VD_STATS_TENSORS + c->n_tensor), 0);
 }
 static bool but_for_norms(const side_call *c, size_t element) {
   (void)c;
-  return element == VD_LEFT_OUT;
+  return element == VD_STATS_NONFINITE;
 }
 
 /* Parameters are fp32 in every precision, and so are the gradients. The step itself is compared, which is small beside
@@ -85,10 +85,10 @@ static void adagrad(ops_test *t, const char *name, const side_call *factors, boo
   int gradient = case_noise(t, &c, SIDE_REAL, (size_t)c.n, 0.01, 91);
   int sum = case_fill(&c, SIDE_REAL, (size_t)c.n, 0);
   for (size_t i = 0; i < (size_t)c.n; i++) c.buffer[sum].x[i] = (double)(float)(1e-4 * case_uniform(92, i));
-  int says = verdict(&c, gradient, bad);
+  int says = grad_stats(&c, gradient, bad);
   case_result results[] = {{.buffer = param, .name = "param"},
                            {.buffer = sum, .name = "accumulator"},
-                           {.buffer = says, .name = "verdict", .wanted = bad ? but_for_norms : NULL}};
+                           {.buffer = says, .name = "grad_stats", .wanted = bad ? but_for_norms : NULL}};
   case_check(t, name, &c, results, 3);
 }
 
@@ -103,11 +103,11 @@ static void adam(ops_test *t, const char *name, int64_t updates, double scale, d
   int v = case_fill(&c, SIDE_REAL, (size_t)c.n, 0);
   for (size_t i = 0; i < (size_t)c.n && updates > 1; i++)
     c.buffer[v].x[i] = (double)(float)(1e-4 * (0.01 + case_uniform(98, i)));
-  int says = verdict(&c, gradient, bad);
+  int says = grad_stats(&c, gradient, bad);
   case_result results[] = {{.buffer = param, .name = "param"},
                            {.buffer = m, .name = "m"},
                            {.buffer = v, .name = "v"},
-                           {.buffer = says, .name = "verdict", .wanted = bad ? but_for_norms : NULL}};
+                           {.buffer = says, .name = "grad_stats", .wanted = bad ? but_for_norms : NULL}};
   case_check(t, name, &c, results, 4);
 }
 

@@ -7,13 +7,13 @@
  * `short`: all spans are 0, as in early training; `trimmed`; `parts`: as many updates more, with the time that each
  * kind of op takes. Under mpirun the streams are shared out over the ranks, which take the node's GPUs in turn, and the
  * environment's COMM, 'mpi' (the default) or 'nccl', sums gradients. */
-#include "tests/gpu/gpu_ops.h"
-#include "src/model/model.h"
-#include "tests/gpu/op_times.h"
-#include "src/model/optimizer.h"
+#include "io/streams.h"
 #include "src/comm/collectives.h"
 #include "src/comm/grad_reducer.h"
-#include "io/streams.h"
+#include "src/model/model.h"
+#include "src/model/optimizer.h"
+#include "tests/gpu/gpu_ops.h"
+#include "tests/gpu/op_times.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -27,8 +27,8 @@ struct bench {
   vd_model *model;
   vd_optimizer *optimizer;
   int rank, size;
-  const vd_cuda_table *table;
-  vd_reducer *reducer;
+  const vd_cuda_plugin *table;
+  vd_grad_reducer *reducer;
   double exposed; /* seconds of all updates so far */
   int64_t n_stream, stream0, n_own, update;
   bool xl, short_spans, trimmed, parts;
@@ -62,11 +62,11 @@ static void hold_spans(struct bench *b) {
 
 /* What came of the oldest update under way. */
 static int receive(struct bench *b, double *bpc, vd_error *err) {
-  vd_outcome outcome;
+  vd_update_stats outcome;
   if (vd_optimizer_receive(b->optimizer, &outcome, err)) return err->status;
-  vd_reducer_end(b->reducer, outcome.update + 1);
-  b->exposed += vd_reducer_exposed(b->reducer);
-  vd_reducer_share(b->reducer, &outcome.nll, 1);
+  vd_grad_reducer_end(b->reducer, outcome.update + 1);
+  b->exposed += vd_grad_reducer_exposed_seconds(b->reducer);
+  vd_grad_reducer_all_reduce_scalars(b->reducer, &outcome.nll, 1);
   *bpc = outcome.nll / (double)(b->n_stream * BLOCK) / log(2.0);
   return VD_OK;
 }
@@ -82,13 +82,13 @@ static int one_update(struct bench *b, double *bpc, vd_error *err) {
                   .train = true,
                   .deferred = true,
                   .scale = vd_optimizer_loss_scale(b->optimizer) / (double)(b->n_stream * BLOCK),
-                  .ready = vd_reducer_ready,
+                  .ready = vd_grad_reducer_ready,
                   .receiver = b->reducer};
-  vd_reducer_begin(b->reducer, b->update + 1);
-  if (vd_model_run(b->model, &step, err) || vd_reducer_check(b->reducer, err)) return err->status;
+  vd_grad_reducer_begin(b->reducer, b->update + 1);
+  if (vd_model_run(b->model, &step, err) || vd_grad_reducer_check(b->reducer, err)) return err->status;
   while (vd_optimizer_under_way(b->optimizer) > 0)
     if (receive(b, bpc, err)) return err->status;
-  vd_reducer_finish(b->reducer);
+  vd_grad_reducer_finish(b->reducer);
   vd_model_span_penalty(b->model, true);
   hold_spans(b);
   if (vd_optimizer_send(b->optimizer, b->update++, err)) return err->status;
@@ -156,13 +156,13 @@ static void choose(const struct bench *b, vd_model_config *c, vd_optimizer_confi
 static int make_reducer(struct bench *b, vd_error *err) {
   const char *comm = getenv("COMM"), *timeline = getenv("TIMELINE"), *bucket = getenv("BUCKET");
   bool nccl = comm && strcmp(comm, "nccl") == 0;
-  vd_reducer_config config = {.comm = nccl ? VD_COMM_NCCL : VD_COMM_MPI,
-                              .nccl = b->table->nccl(),
-                              .bucket = bucket ? (size_t)atoll(bucket) : 25000000,
-                              .timeout = 60,
-                              .timeline = timeline ? timeline : ""};
-  return vd_reducer_create(&b->reducer, MPI_COMM_WORLD, &config, b->ops, vd_model_gradients(b->model),
-                           vd_model_arena(b->model), err);
+  vd_grad_reducer_config config = {.comm = nccl ? VD_COMM_NCCL : VD_COMM_MPI,
+                                   .nccl = b->table->nccl(),
+                                   .bucket = bucket ? (size_t)atoll(bucket) : 25000000,
+                                   .timeout = 60,
+                                   .timeline = timeline ? timeline : ""};
+  return vd_grad_reducer_create(&b->reducer, MPI_COMM_WORLD, &config, b->ops, vd_model_gradients(b->model),
+                                vd_model_arena(b->model), err);
 }
 
 /* The GPU of this rank: the node's in turn. */
@@ -233,7 +233,7 @@ int main(int argc, char **argv) {
   }
   vd_error_print(&err);
   if (err.status != VD_OK && b.size > 1) MPI_Abort(MPI_COMM_WORLD, err.status);
-  vd_reducer_destroy(b.reducer);
+  vd_grad_reducer_destroy(b.reducer);
   vd_optimizer_destroy(b.optimizer);
   vd_model_destroy(b.model);
   if (b.ops) b.ops->destroy(b.ops);

@@ -4,10 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-const vd_cuda_table *gpu_table(vd_error *err) {
+const vd_cuda_plugin *gpu_table(vd_error *err) {
   const char *path = getenv("VIADUCT_CUDA_LIBRARY");
   void *library = dlopen(path ? path : "libviaduct_cuda.so", RTLD_NOW | RTLD_LOCAL);
-  const vd_cuda_table *table = library ? dlsym(library, "vd_cuda") : NULL;
+  const vd_cuda_plugin *table = library ? dlsym(library, "vd_cuda") : NULL;
   if (!table) {
     vd_fail(err, VD_FAILED, "the CUDA library: %s", dlerror());
   } else if (table->interface_version != VD_CUDA_INTERFACE) {

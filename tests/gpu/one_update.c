@@ -38,7 +38,7 @@ int main(int argc, char **argv) {
   vd_error err = {0};
   vd_ops *cpu = NULL, *gpu = NULL;
   int failed = 1;
-  const vd_cuda_table *table = gpu_table(&err);
+  const vd_cuda_plugin *table = gpu_table(&err);
   if (table && vd_ops_cpu(&cpu, 0, &err) == VD_OK && table->ops(&gpu, 0, VD_FP32, &err) == VD_OK) {
     failed = 0;
     for (int clear = 0; clear < 2 && err.status == VD_OK; clear++)

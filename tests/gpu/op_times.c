@@ -21,7 +21,7 @@ struct line {
 struct op_times {
   vd_ops ops; /* first, so that a table of ops is one of these */
   vd_ops *inner;
-  const vd_cuda_table *cuda;
+  const vd_cuda_plugin *cuda;
   struct line line[LINES];
   int n_line, n_update;
   bool on;       /* since the first op_times_update */
@@ -51,14 +51,14 @@ static vd_ops *begin(vd_ops *o, const char *name, double flop, double bytes) {
     l->flop += flop;
     l->bytes += bytes;
   }
-  t->cuda->mark(t->inner, 2 * t->n_call);
+  t->cuda->event_record(t->inner, 2 * t->n_call);
   return t->inner;
 }
 
 static void end(vd_ops *o) {
   struct op_times *t = times_of(o);
   if (!t->on) return;
-  t->cuda->mark(t->inner, 2 * t->n_call + 1);
+  t->cuda->event_record(t->inner, 2 * t->n_call + 1);
   t->n_call++;
 }
 
@@ -219,10 +219,10 @@ static void timed_memory_push(vd_ops *o, int64_t n_stream, int64_t d, const vd_a
   end(o);
 }
 
-static void timed_memory_turn(vd_ops *o, int64_t n_stream, int64_t d, vd_act *memory, int64_t rows, int64_t oldest,
+static void timed_memory_ring_push(vd_ops *o, int64_t n_stream, int64_t d, vd_act *memory, int64_t rows, int64_t oldest,
                               const vd_act *hidden, int64_t block) {
-  vd_ops *i = begin(o, "memory_turn", 0, (double)(n_stream * (block < rows ? block : rows) * d) * 2 * act(o));
-  i->memory_turn(i, n_stream, d, memory, rows, oldest, hidden, block);
+  vd_ops *i = begin(o, "memory_ring_push", 0, (double)(n_stream * (block < rows ? block : rows) * d) * 2 * act(o));
+  i->memory_ring_push(i, n_stream, d, memory, rows, oldest, hidden, block);
   end(o);
 }
 
@@ -239,24 +239,24 @@ static double elements(const vd_extent *tensor, int n) {
   return sum;
 }
 
-static void timed_judge(vd_ops *o, const real *gradient, const vd_extent *tensor, int n_tensor, double scale,
-                        double clip_norm, double *verdict) {
-  vd_ops *i = begin(o, "judge", 0, elements(tensor, n_tensor) * sizeof(real));
-  i->judge(i, gradient, tensor, n_tensor, scale, clip_norm, verdict);
+static void timed_gradient_stats(vd_ops *o, const real *gradient, const vd_extent *tensor, int n_tensor, double scale,
+                        double clip_norm, double *grad_stats) {
+  vd_ops *i = begin(o, "gradient_stats", 0, elements(tensor, n_tensor) * sizeof(real));
+  i->gradient_stats(i, gradient, tensor, n_tensor, scale, clip_norm, grad_stats);
   end(o);
 }
 
 static void timed_adagrad(vd_ops *o, real *param, const real *gradient, real *accumulator, const vd_extent *tensor,
-                          int n_tensor, const double *verdict, double lr, double eps, double clip_step) {
+                          int n_tensor, const double *grad_stats, double lr, double eps, double clip_step) {
   vd_ops *i = begin(o, "adagrad", 0, elements(tensor, n_tensor) * (5 * sizeof(real) + act(o)));
-  i->adagrad(i, param, gradient, accumulator, tensor, n_tensor, verdict, lr, eps, clip_step);
+  i->adagrad(i, param, gradient, accumulator, tensor, n_tensor, grad_stats, lr, eps, clip_step);
   end(o);
 }
 
 static void timed_adam(vd_ops *o, real *param, const real *gradient, real *m, real *v, const vd_extent *tensor,
-                       int n_tensor, const double *verdict, const vd_adam *a) {
+                       int n_tensor, const double *grad_stats, const vd_adam *a) {
   vd_ops *i = begin(o, "adam", 0, elements(tensor, n_tensor) * (7 * sizeof(real) + act(o)));
-  i->adam(i, param, gradient, m, v, tensor, n_tensor, verdict, a);
+  i->adam(i, param, gradient, m, v, tensor, n_tensor, grad_stats, a);
   end(o);
 }
 
@@ -267,9 +267,9 @@ static void timed_scale_dropout(vd_ops *o, int64_t n, int64_t width, double scal
   end(o);
 }
 
-static void timed_encode_distances(vd_ops *o, const vd_encoding *e, vd_act *out) {
-  vd_ops *i = begin(o, "encode_distances", 0, (double)(e->n * e->d) * act(o));
-  i->encode_distances(i, e, out);
+static void timed_position_encodings(vd_ops *o, const vd_position_encoding *e, vd_act *out) {
+  vd_ops *i = begin(o, "position_encodings", 0, (double)(e->n * e->d) * act(o));
+  i->position_encodings(i, e, out);
   end(o);
 }
 
@@ -287,7 +287,7 @@ static void timed_destroy(vd_ops *o) {
   free(t);
 }
 
-vd_ops *op_times_wrap(vd_ops *inner, const vd_cuda_table *cuda) {
+vd_ops *op_times_wrap(vd_ops *inner, const vd_cuda_plugin *cuda) {
   struct op_times *t = vd_calloc(1, sizeof *t);
   t->inner = inner;
   t->cuda = cuda;
@@ -310,13 +310,13 @@ vd_ops *op_times_wrap(vd_ops *inner, const vd_cuda_table *cuda) {
   o->attention_backward = timed_attention_backward;
   if (inner->backward_end) o->backward_end = timed_backward_end;
   o->memory_push = timed_memory_push;
-  o->memory_turn = timed_memory_turn;
+  o->memory_ring_push = timed_memory_ring_push;
   o->cross_entropy = timed_cross_entropy;
-  o->judge = timed_judge;
+  o->gradient_stats = timed_gradient_stats;
   o->adagrad = timed_adagrad;
   o->adam = timed_adam;
   o->scale_dropout = timed_scale_dropout;
-  o->encode_distances = timed_encode_distances;
+  o->position_encodings = timed_position_encodings;
   o->weight_gradient = timed_weight_gradient;
   return o;
 }
@@ -325,7 +325,7 @@ void op_times_update(vd_ops *o) {
   struct op_times *t = times_of(o);
   int u = t->n_update - 1;
   for (int i = 0; i < t->n_call && u >= 0 && u < UPDATES; i++)
-    t->line[t->call[i]].ms[u] += t->cuda->between(t->inner, 2 * i, 2 * i + 1);
+    t->line[t->call[i]].ms[u] += t->cuda->event_elapsed(t->inner, 2 * i, 2 * i + 1);
   t->on = true;
   t->counting = t->n_update == 0;
   t->n_update++;

@@ -6,7 +6,7 @@
 #include "src/ops/cuda_plugin.h"
 
 /* Not collective. Wraps `inner`, a table that cuda->ops made. destroy() of what is returned destroys both. */
-vd_ops *op_times_wrap(vd_ops *inner, const vd_cuda_table *cuda);
+vd_ops *op_times_wrap(vd_ops *inner, const vd_cuda_plugin *cuda);
 /* Not collective. Ends an update: waits, and reads its marks. Nothing is marked before the first call. */
 void op_times_update(vd_ops *o);
 /* Not collective. Prints, to stdout, for each kind of op: calls an update, ms (the median over updates) and floors. */

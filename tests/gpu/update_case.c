@@ -23,7 +23,7 @@ vd_model_config update_model(const char *model, int64_t n_layer) {
   c.ramp = 32;
   c.softmax = strcmp(model, "trimmed") == 0 ? VD_TRIMMED : VD_MASKED;
   c.aux_loss_scaler = 5e-7;
-  c.init = VD_INIT_TOOLKIT;
+  c.init = VD_INIT_FAIRSEQ;
   return c;
 }
 
@@ -73,7 +73,7 @@ static void clear_layer(const vd_model *m, int fc1, real *params) {
 }
 
 static void change_params(vd_model *m, vd_ops *o, const update_change *change) {
-  size_t n = vd_model_arena(m), spans = vd_model_span_room(m);
+  size_t n = vd_model_arena(m), spans = vd_model_span_extent(m);
   real *p = vd_calloc(n, sizeof *p);
   o->get(o, p, vd_model_params(m), n);
   for (size_t i = spans; i < n; i++) p[i] = (real)(float)p[i];

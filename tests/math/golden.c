@@ -57,7 +57,7 @@ int vd_golden_ops(const vd_golden *g, vd_ops **ops, vd_error *err) {
 #else
 int vd_golden_ops(const vd_golden *g, vd_ops **ops, vd_error *err) {
   if (!g->gpu) return vd_ops_cpu(ops, 1, err);
-  const vd_cuda_table *table = gpu_table(err);
+  const vd_cuda_plugin *table = gpu_table(err);
   return table ? table->ops(ops, 0, VD_FP32, err) : err->status;
 }
 #endif

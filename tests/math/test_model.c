@@ -171,7 +171,7 @@ static void gradients_trimmed(void **state) {
   (void)state;
   vd_model_config c = base();
   c.softmax = VD_TRIMMED;
-  c.init = VD_INIT_TOOLKIT;
+  c.init = VD_INIT_FAIRSEQ;
   compare_gradients(&c);
 }
 static void gradients_trimmed_dropout_per_layer(void **state) {

@@ -1,7 +1,7 @@
 /* The CPU backend's simple operations: backward passes against central finite differences, in double, and known values.
  */
-#include "tests/math/golden.h"
 #include "src/ops/ops.h"
+#include "tests/math/golden.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -255,11 +255,12 @@ static void adagrad_step(void **state) {
   vd_ops *o = ops();
   real p[4] = {1, 2, 3, 4}, g[4] = {6, 8, 0.02, 0}, acc[4] = {0, 0, 1, 0};
   vd_extent t[2] = {{0, 2}, {2, 2}};
-  double verdict[VD_NORMS + 2];
-  o->judge(o, g, t, 2, 0.5, 0, verdict);
-  assert_true(fabs(verdict[VD_TOTAL] - 100.0004) < 1e-12 && verdict[VD_FACTOR] == 0.5 && verdict[VD_LEFT_OUT] == -1);
-  assert_true(fabs(verdict[VD_NORMS] - 25) < 1e-12 && fabs(verdict[VD_NORMS + 1] - 1e-4) < 1e-15);
-  o->adagrad(o, p, g, acc, t, 2, verdict, 0.1, 1e-10, 0.03);
+  double grad_stats[VD_STATS_TENSORS + 2];
+  o->gradient_stats(o, g, t, 2, 0.5, 0, grad_stats);
+  assert_true(fabs(grad_stats[VD_STATS_NORM2] - 100.0004) < 1e-12 && grad_stats[VD_STATS_SCALE] == 0.5 &&
+              grad_stats[VD_STATS_NONFINITE] == -1);
+  assert_true(fabs(grad_stats[VD_STATS_TENSORS] - 25) < 1e-12 && fabs(grad_stats[VD_STATS_TENSORS + 1] - 1e-4) < 1e-15);
+  o->adagrad(o, p, g, acc, t, 2, grad_stats, 0.1, 1e-10, 0.03);
   assert_true(acc[0] == 9 && acc[1] == 16 && fabs(acc[2] - 1.0001) < 1e-15 && acc[3] == 0);
   double clipped = 0.1 * 0.03 / (5 + 1e-10);
   assert_true(fabs(p[0] - (1 - clipped)) < 1e-12 && fabs(p[1] - (2 - clipped)) < 1e-12);
@@ -280,38 +281,38 @@ static void judges_gradients(void **state) {
   real p[4] = {1, 2, 3, 4}, g[4] = {6, 8, 0, 0}, acc[4] = {0}, m[4] = {0};
   vd_extent t[2] = {{0, 2}, {2, 2}};
   vd_adam adam = {0.1, 0.9, 0.999, 1e-8, 1};
-  double verdict[VD_NORMS + 2];
-  o->judge(o, g, t, 2, 0.5, 2, verdict); /* norm 5 */
-  assert_true(fabs(verdict[VD_FACTOR] - 0.5 * 2 / (5 + 1e-6)) < 1e-15);
-  assert_true(fabs(verdict[VD_NORMS] - 4) < 1e-5 && verdict[VD_NORMS + 1] == 0);
-  o->judge(o, g, t, 2, 0.5, 10, verdict);
-  assert_true(verdict[VD_FACTOR] == 0.5);
+  double grad_stats[VD_STATS_TENSORS + 2];
+  o->gradient_stats(o, g, t, 2, 0.5, 2, grad_stats); /* norm 5 */
+  assert_true(fabs(grad_stats[VD_STATS_SCALE] - 0.5 * 2 / (5 + 1e-6)) < 1e-15);
+  assert_true(fabs(grad_stats[VD_STATS_TENSORS] - 4) < 1e-5 && grad_stats[VD_STATS_TENSORS + 1] == 0);
+  o->gradient_stats(o, g, t, 2, 0.5, 10, grad_stats);
+  assert_true(grad_stats[VD_STATS_SCALE] == 0.5);
   for (int bad = 0; bad < 4; bad += 3) {
     real was = g[bad];
     g[bad] = bad ? (real)NAN : (real)INFINITY;
-    o->judge(o, g, t, 2, 0.5, bad, verdict);
-    assert_true(verdict[VD_LEFT_OUT] == (bad ? 1 : 0));
-    o->adagrad(o, p, g, acc, t, 2, verdict, 0.1, 1e-10, 0);
-    o->adam(o, p, g, m, acc, t, 2, verdict, &adam);
+    o->gradient_stats(o, g, t, 2, 0.5, bad, grad_stats);
+    assert_true(grad_stats[VD_STATS_NONFINITE] == (bad ? 1 : 0));
+    o->adagrad(o, p, g, acc, t, 2, grad_stats, 0.1, 1e-10, 0);
+    o->adam(o, p, g, m, acc, t, 2, grad_stats, &adam);
     for (int i = 0; i < 4; i++) assert_true(p[i] == 1 + i && acc[i] == 0 && m[i] == 0);
     g[bad] = was;
   }
   o->destroy(o);
 }
 
-/* A letter holds what its parts were when it was sent, also after others were sent. */
+/* A slot holds what its parts were when it was sent, also after others were sent. */
 static void sends_letters(void **state) {
   (void)state;
   vd_ops *o = ops();
   vd_error err = {0};
   double a[2] = {1, 2};
   int32_t b[3] = {3, 4, 5};
-  const vd_enclosure parts[] = {{a, sizeof a}, {b, sizeof b}};
-  assert_int_equal(o->send(o, 0, 2, parts, &err), VD_OK);
+  const vd_stats_part parts[] = {{a, sizeof a}, {b, sizeof b}};
+  assert_int_equal(o->push_stats(o, 0, 2, parts, &err), VD_OK);
   a[0] = 7;
-  assert_int_equal(o->send(o, 3, 1, parts, &err), VD_OK);
-  const char *first = o->receive(o, 0, &err);
-  const double *second = o->receive(o, 3, &err);
+  assert_int_equal(o->push_stats(o, 3, 1, parts, &err), VD_OK);
+  const char *first = o->pull_stats(o, 0, &err);
+  const double *second = o->pull_stats(o, 3, &err);
   assert_true(((const double *)(const void *)first)[0] == 1 && second[0] == 7 && second[1] == 2);
   assert_memory_equal(first + sizeof a, b, sizeof b);
   o->destroy(o);
@@ -360,7 +361,7 @@ static void memory_turns(void **state) {
       real ring[12] = {0}, straight[12] = {0}, hidden[16];
       for (int step = 0, oldest = 0; step < 9; step++) {
         for (int i = 0; i < 2 * block; i++) hidden[i] = 100 * step + i;
-        o->memory_turn(o, 2, 1, ring, rows, oldest, hidden, block);
+        o->memory_ring_push(o, 2, 1, ring, rows, oldest, hidden, block);
         o->memory_push(o, 2, 1, straight, rows, 0, hidden, block, straight, rows);
         oldest = (oldest + block) % rows;
         for (int i = 0; i < 2 * rows; i++)

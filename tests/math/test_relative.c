@@ -245,18 +245,18 @@ static void encodings(void **state) {
   assert_int_equal(vd_ops_cpu(&o, 1, &err), VD_OK);
   enum { N = 30, D = 6 };
   real out[N * D], dropped[N * D];
-  vd_encoding e = {.n = N, .d = D, .clamp_len = 20};
-  o->encode_distances(o, &e, out);
+  vd_position_encoding e = {.n = N, .d = D, .clamp_len = 20};
+  o->position_encodings(o, &e, out);
   for (int x = 0; x < N; x++)
     for (int i = 0; i < D / 2; i++) {
       double angle = (x < 20 ? x : 20) / pow(10000, 2.0 * i / D);
       assert_true(fabs(out[x * D + i] - sin(angle)) < 1e-14 && fabs(out[x * D + D / 2 + i] - cos(angle)) < 1e-14);
     }
   e.clamp_len = -1;
-  o->encode_distances(o, &e, out);
+  o->position_encodings(o, &e, out);
   assert_true(fabs(out[29 * D] - sin(29.0)) < 1e-14);
   e.dropout = (vd_dropout){.p = 0.5, .rng = {1, 2, 0, VD_SITE_POSITION}};
-  o->encode_distances(o, &e, dropped);
+  o->position_encodings(o, &e, dropped);
   o->scale_dropout(o, N, D, 1, &e.dropout, out, out);
   assert_memory_equal(out, dropped, sizeof out);
   o->destroy(o);
@@ -301,8 +301,8 @@ static void adam_is_the_equations(void **state) {
   for (int t = 1; t <= 5; t++) {
     real *g = noise(N, 10 + (uint64_t)t);
     vd_adam a = {0.01 * t, 0.9, 0.99, 1e-3, t};
-    const double verdict[VD_NORMS] = {[VD_FACTOR] = 0.5, [VD_LEFT_OUT] = -1};
-    o->adam(o, p, g, m, v, tensor, 2, verdict, &a);
+    const double grad_stats[VD_STATS_TENSORS] = {[VD_STATS_SCALE] = 0.5, [VD_STATS_NONFINITE] = -1};
+    o->adam(o, p, g, m, v, tensor, 2, grad_stats, &a);
     for (int i = 0; i < N; i++) {
       if (i >= 17 && i < 32) continue;
       first[i] = 0.9 * first[i] + 0.1 * 0.5 * g[i];

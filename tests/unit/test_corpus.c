@@ -101,7 +101,7 @@ static void test_symbols(void **state) {
   size_t length, used;
   assert_memory_equal(vd_corpus_symbol(c, 299, &length), "s299", 4);
   assert_int_equal(length, 4);
-  assert_true(vd_corpus_is_words(c));
+  assert_true(vd_corpus_is_word_level(c));
   assert_int_equal(vd_corpus_encode(c, "s29", 3, &used), 29);
   assert_int_equal(vd_corpus_encode(c, "s299x", 5, &used), 299); /* the longest, not s2 or s29 */
   assert_int_equal(used, 4);

@@ -10,7 +10,7 @@
 static void refuses(enum vd_precision precision, int64_t n_head, int64_t d_head, const char *word) {
   vd_model_config c = {.n_head = n_head, .d_head = d_head};
   vd_error err = {0};
-  int status = vd_backend_fits(precision, &c, &err);
+  int status = vd_device_supports(precision, &c, &err);
   assert_int_equal(status, word ? VD_FAILED : VD_OK);
   if (word && !strstr(err.message, word)) fail_msg("'%s' is not in: %s", word, err.message);
 }

@@ -1,7 +1,7 @@
 /* io/reader: the blocks are those of io/streams, in order, over epochs and any shards; errors come out; it stops at any
  * time; and a corpus larger than the memory allowed streams through. */
-#include "tests/unit/corpus_maker.h"
 #include "io/reader.h"
+#include "tests/unit/corpus_maker.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

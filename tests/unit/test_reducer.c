@@ -1,8 +1,8 @@
 /* The gradient sum on any number of ranks (tests/mpi/test_reducer.py starts it on several), and when the model tells
  * that gradients are final. */
-#include "src/model/model.h"
 #include "src/comm/collectives.h"
 #include "src/comm/grad_reducer.h"
+#include "src/model/model.h"
 
 #include <math.h>
 #include <mpi.h>
@@ -23,30 +23,30 @@ static real value(int rank, size_t i, int turn) {
 }
 
 /* An update up to its sums. */
-static void sum(vd_reducer *r, real *x, int turn) {
+static void sum(vd_grad_reducer *r, real *x, int turn) {
   int rank, size;
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
   MPI_Comm_size(MPI_COMM_WORLD, &size);
   for (size_t i = 0; i < N; i++) x[i] = value(rank, i, turn);
-  vd_reducer_begin(r, turn + 1);
-  vd_reducer_ready(r, N, 0);
+  vd_grad_reducer_begin(r, turn + 1);
+  vd_grad_reducer_ready(r, N, 0);
   for (size_t end = N; end > 0;) {
     size_t n = end < PIECE ? end : PIECE;
     end -= n;
-    vd_reducer_ready(r, end, n);
+    vd_grad_reducer_ready(r, end, n);
   }
   double ranks = 1;
-  vd_reducer_share(r, &ranks, 1);
+  vd_grad_reducer_all_reduce_scalars(r, &ranks, 1);
   assert_true(ranks == (double)size);
-  vd_reducer_finish(r);
+  vd_grad_reducer_finish(r);
 }
 
-static void sum_and_compare(vd_reducer *r, real *x, int turn) {
+static void sum_and_compare(vd_grad_reducer *r, real *x, int turn) {
   int size;
   MPI_Comm_size(MPI_COMM_WORLD, &size);
   sum(r, x, turn);
-  vd_reducer_end(r, turn + 1);
-  assert_true(vd_reducer_exposed(r) >= 0);
+  vd_grad_reducer_end(r, turn + 1);
+  assert_true(vd_grad_reducer_exposed_seconds(r) >= 0);
   for (size_t i = 0; i < N; i++) {
     real expected = 0;
     for (int other = 0; other < size; other++) expected += value(other, i, turn);
@@ -62,15 +62,15 @@ static void sums_over_ranks(void **state) {
     for (int remote = 0; remote < 2; remote++) {
       vd_error err = {0};
       vd_ops *o;
-      vd_reducer *r;
+      vd_grad_reducer *r;
       real x[N] = {0};
-      vd_reducer_config config = {.comm = VD_COMM_MPI, .bucket = buckets[b], .timeout = 60, .timeline = ""};
+      vd_grad_reducer_config config = {.comm = VD_COMM_MPI, .bucket = buckets[b], .timeout = 60, .timeline = ""};
       assert_int_equal(vd_ops_cpu(&o, 1, &err), VD_OK);
       o->memory_is_remote = remote == 1;
-      assert_int_equal(vd_reducer_create(&r, MPI_COMM_WORLD, &config, o, x, N, &err), VD_OK);
+      assert_int_equal(vd_grad_reducer_create(&r, MPI_COMM_WORLD, &config, o, x, N, &err), VD_OK);
       for (int turn = 0; turn < 3; turn++) sum_and_compare(r, x, turn);
-      assert_int_equal(vd_reducer_check(r, &err), VD_OK);
-      vd_reducer_destroy(r);
+      assert_int_equal(vd_grad_reducer_check(r, &err), VD_OK);
+      vd_grad_reducer_destroy(r);
       o->destroy(o);
     }
 }
@@ -81,10 +81,10 @@ enum { MOST = 64 };
 struct vd_nccl {
   int n_sum, n_abort;
   real *arena;
-  vd_sum_times sum[MOST];
+  vd_all_reduce_times sum[MOST];
   real *kept[MOST];
   int begun, n_before; /* the sums of the update before, and their times */
-  vd_sum_times before[MOST];
+  vd_all_reduce_times before[MOST];
 };
 
 static int fake_new_id(vd_nccl_id *id, vd_error *err) {
@@ -109,7 +109,7 @@ static void fake_begin(vd_nccl *n) {
 static int fake_sum(vd_nccl *n, real *arena, size_t first, size_t count, vd_error *err) {
   assert_true(n->n_sum < MOST);
   n->arena = arena;
-  n->sum[n->n_sum] = (vd_sum_times){first, count, 1 + n->n_sum, 2 + n->n_sum, 5 + n->n_sum + n->begun % 2};
+  n->sum[n->n_sum] = (vd_all_reduce_times){first, count, 1 + n->n_sum, 2 + n->n_sum, 5 + n->n_sum + n->begun % 2};
   n->kept[n->n_sum] = vd_calloc(count, sizeof(real));
   memcpy(n->kept[n->n_sum++], arena + first, count * sizeof(real));
   return err->status;
@@ -132,7 +132,7 @@ static void fake_look(vd_nccl *n, vd_error *err) {
 static int fake_count(const vd_nccl *n, int before) {
   return before ? n->n_before : n->n_sum;
 }
-static bool fake_times(const vd_nccl *n, int before, int i, vd_sum_times *t) {
+static bool fake_times(const vd_nccl *n, int before, int i, vd_all_reduce_times *t) {
   *t = before ? n->before[i] : n->sum[i];
   return true;
 }
@@ -143,24 +143,25 @@ static void fake_close(vd_nccl *n) {
   for (int i = 0; i < MOST; i++) free(n->kept[i]);
   free(n);
 }
-static const vd_nccl_table fake = {.new_id = fake_new_id,
-                                   .open = fake_open,
-                                   .begin = fake_begin,
-                                   .sum = fake_sum,
-                                   .join = fake_join,
-                                   .look = fake_look,
-                                   .count = fake_count,
-                                   .times = fake_times,
-                                   .abort = fake_abort,
-                                   .close = fake_close};
+static const vd_nccl_plugin fake = {.new_id = fake_new_id,
+                                    .open = fake_open,
+                                    .begin = fake_begin,
+                                    .sum = fake_sum,
+                                    .join = fake_join,
+                                    .look = fake_look,
+                                    .count = fake_count,
+                                    .times = fake_times,
+                                    .abort = fake_abort,
+                                    .close = fake_close};
 
-static vd_reducer *open_fake(const vd_nccl_table *table, size_t bucket, const char *timeline, vd_ops **o, real *x) {
+static vd_grad_reducer *open_fake(const vd_nccl_plugin *table, size_t bucket, const char *timeline, vd_ops **o,
+                                  real *x) {
   vd_error err = {0};
-  vd_reducer *r;
-  vd_reducer_config config = {
+  vd_grad_reducer *r;
+  vd_grad_reducer_config config = {
       .comm = VD_COMM_NCCL, .nccl = table, .bucket = bucket, .timeout = 60, .timeline = timeline};
   assert_int_equal(vd_ops_cpu(o, 1, &err), VD_OK);
-  assert_int_equal(vd_reducer_create(&r, MPI_COMM_WORLD, &config, *o, x, N, &err), VD_OK);
+  assert_int_equal(vd_grad_reducer_create(&r, MPI_COMM_WORLD, &config, *o, x, N, &err), VD_OK);
   return r;
 }
 
@@ -170,11 +171,12 @@ static void sums_in_buckets(void **state) {
   for (size_t b = 0; b < sizeof buckets / sizeof *buckets; b++) {
     vd_ops *o;
     real x[N] = {0};
-    vd_reducer *r = open_fake(&fake, buckets[b], "", &o, x);
+    vd_grad_reducer *r = open_fake(&fake, buckets[b], "", &o, x);
     for (size_t i = 0; i < N; i++) assert_true(x[i] == 0); /* trying out left zeros */
     for (int turn = 0; turn < 3; turn++) sum_and_compare(r, x, turn);
-    assert_true(vd_reducer_exposed(r) > 3.9e-3 && vd_reducer_exposed(r) < 4.1e-3); /* of the last sum: 5 - 1 ms */
-    vd_reducer_destroy(r);
+    assert_true(vd_grad_reducer_exposed_seconds(r) > 3.9e-3 &&
+                vd_grad_reducer_exposed_seconds(r) < 4.1e-3); /* of the last sum: 5 - 1 ms */
+    vd_grad_reducer_destroy(r);
     o->destroy(o);
   }
 }
@@ -185,17 +187,17 @@ static void ends_an_update_late(void **state) {
   (void)state;
   vd_ops *o;
   real x[N] = {0};
-  vd_reducer *r = open_fake(&fake, 400, "", &o, x);
+  vd_grad_reducer *r = open_fake(&fake, 400, "", &o, x);
   sum(r, x, 0);
   for (int turn = 1; turn < 5; turn++) {
     sum(r, x, turn);
-    vd_reducer_end(r, turn);
+    vd_grad_reducer_end(r, turn);
     double expected = turn % 2 ? 4e-3 : 5e-3;
-    assert_true(fabs(vd_reducer_exposed(r) - expected) < 1e-4);
+    assert_true(fabs(vd_grad_reducer_exposed_seconds(r) - expected) < 1e-4);
   }
-  vd_reducer_end(r, 5);
-  assert_true(fabs(vd_reducer_exposed(r) - 4e-3) < 1e-4);
-  vd_reducer_destroy(r);
+  vd_grad_reducer_end(r, 5);
+  assert_true(fabs(vd_grad_reducer_exposed_seconds(r) - 4e-3) < 1e-4);
+  vd_grad_reducer_destroy(r);
   o->destroy(o);
 }
 
@@ -210,9 +212,9 @@ static void cuts_buckets(void **state) {
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
   assert_true(file >= 0);
   close(file);
-  vd_reducer *r = open_fake(&fake, 400, path, &o, x);
+  vd_grad_reducer *r = open_fake(&fake, 400, path, &o, x);
   for (int turn = 0; turn < 30; turn++) sum_and_compare(r, x, turn);
-  vd_reducer_destroy(r);
+  vd_grad_reducer_destroy(r);
   o->destroy(o);
   FILE *f = fopen(path, "r");
   size_t end = N, first, n;
@@ -239,19 +241,19 @@ static void keeps_errors(void **state) {
   vd_error err = {0};
   vd_ops *o;
   real x[N] = {0};
-  vd_nccl_table table = fake;
-  vd_reducer *r = open_fake(&table, 400, "", &o, x);
-  vd_reducer_begin(r, 1);
-  vd_reducer_ready(r, N, 0);
-  vd_reducer_ready(r, N / 2, N / 2);
+  vd_nccl_plugin table = fake;
+  vd_grad_reducer *r = open_fake(&table, 400, "", &o, x);
+  vd_grad_reducer_begin(r, 1);
+  vd_grad_reducer_ready(r, N, 0);
+  vd_grad_reducer_ready(r, N / 2, N / 2);
   table.sum = fake_refuse;
-  vd_reducer_ready(r, 0, N / 2);
-  assert_int_equal(vd_reducer_check(r, &err), VD_FAILED);
+  vd_grad_reducer_ready(r, 0, N / 2);
+  assert_int_equal(vd_grad_reducer_check(r, &err), VD_FAILED);
   assert_non_null(strstr(err.message, "refused"));
   double failed = 1;
-  vd_reducer_share(r, &failed, 1);
-  vd_reducer_abandon(r);
-  vd_reducer_destroy(r);
+  vd_grad_reducer_all_reduce_scalars(r, &failed, 1);
+  vd_grad_reducer_abort(r);
+  vd_grad_reducer_destroy(r);
   o->destroy(o);
 }
 

@@ -135,7 +135,7 @@ static void save(vd_train *t, const char *path) {
   vd_error err = {0};
   vd_snapshot s = {t->ctx, t->ops, t->model, t->optimizer, t->geometry.n_stream, t->writer};
   vd_snapshot_write(&s, path, &t->progress, t->echo, vd_corpus_id(t->corpus), &err);
-  vd_writer_wait(t->writer, &err);
+  vd_task_queue_wait(t->writer, &err);
   assert_string_equal(err.message, "");
 }
 

@@ -39,10 +39,10 @@ static void run(void *what, vd_error *err) {
   free(j);
 }
 
-static void add(vd_writer *w, struct board *b, int number) {
+static void add(vd_task_queue *w, struct board *b, int number) {
   struct job *j = malloc(sizeof *j);
   *j = (struct job){b, number};
-  vd_writer_add(w, run, j, BYTES);
+  vd_task_queue_add(w, run, j, BYTES);
   int held = atomic_fetch_add(&b->held, BYTES) + BYTES;
   if (held > atomic_load(&b->most)) atomic_store(&b->most, held);
 }
@@ -51,62 +51,62 @@ static void keeps_order_and_room(void **state) {
   (void)state;
   struct board b = {.failing = -1, .slow = true};
   vd_error err = {0};
-  vd_writer *w = NULL;
-  assert_int_equal(vd_writer_create(&w, 4 * BYTES, &err), VD_OK);
+  vd_task_queue *w = NULL;
+  assert_int_equal(vd_task_queue_create(&w, 4 * BYTES, &err), VD_OK);
   for (int i = 0; i < TASKS; i++) add(w, &b, i);
-  assert_int_equal(vd_writer_wait(w, &err), VD_OK);
+  assert_int_equal(vd_task_queue_wait(w, &err), VD_OK);
   assert_int_equal(b.n_done, TASKS);
   for (int i = 0; i < TASKS; i++) assert_int_equal(b.done[i], i);
   assert_true(atomic_load(&b.most) > BYTES && atomic_load(&b.most) <= 4 * BYTES);
-  vd_writer_destroy(w);
+  vd_task_queue_destroy(w);
 }
 
 static void takes_a_task_beyond_the_room_alone(void **state) {
   (void)state;
   struct board b = {.failing = -1, .slow = true};
   vd_error err = {0};
-  vd_writer *w = NULL;
-  assert_int_equal(vd_writer_create(&w, BYTES / 2, &err), VD_OK);
+  vd_task_queue *w = NULL;
+  assert_int_equal(vd_task_queue_create(&w, BYTES / 2, &err), VD_OK);
   for (int i = 0; i < 5; i++) add(w, &b, i);
-  assert_int_equal(vd_writer_wait(w, &err), VD_OK);
+  assert_int_equal(vd_task_queue_wait(w, &err), VD_OK);
   assert_int_equal(b.n_done, 5);
   assert_true(atomic_load(&b.most) <= BYTES);
-  vd_writer_destroy(w);
+  vd_task_queue_destroy(w);
 }
 
 static void an_error_stops_what_comes_after(void **state) {
   (void)state;
   struct board b = {.failing = 2, .slow = true};
   vd_error err = {0};
-  vd_writer *w = NULL;
-  assert_int_equal(vd_writer_create(&w, TASKS * BYTES, &err), VD_OK);
-  assert_int_equal(vd_writer_poll(w, &err), VD_OK);
+  vd_task_queue *w = NULL;
+  assert_int_equal(vd_task_queue_create(&w, TASKS * BYTES, &err), VD_OK);
+  assert_int_equal(vd_task_queue_poll(w, &err), VD_OK);
   for (int i = 0; i < 6; i++) add(w, &b, i);
-  while (vd_writer_poll(w, &err) == VD_OK) nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
+  while (vd_task_queue_poll(w, &err) == VD_OK) nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
   assert_string_equal(err.message, "task 2 has no luck");
   err = (vd_error){0};
-  assert_int_equal(vd_writer_wait(w, &err), VD_FAILED);
+  assert_int_equal(vd_task_queue_wait(w, &err), VD_FAILED);
   assert_string_equal(err.message, "task 2 has no luck");
   assert_int_equal(b.n_done, 3);
   assert_int_equal(b.n_freed, 6);
   /* told once; the thread works on */
   err = (vd_error){0};
   add(w, &b, 7);
-  assert_int_equal(vd_writer_wait(w, &err), VD_OK);
+  assert_int_equal(vd_task_queue_wait(w, &err), VD_OK);
   assert_int_equal(b.n_done, 4);
-  vd_writer_destroy(w);
+  vd_task_queue_destroy(w);
 }
 
 static void ends_its_work_when_destroyed(void **state) {
   (void)state;
   struct board b = {.failing = -1, .slow = true};
   vd_error err = {0};
-  vd_writer *w = NULL;
-  assert_int_equal(vd_writer_create(&w, TASKS * BYTES, &err), VD_OK);
+  vd_task_queue *w = NULL;
+  assert_int_equal(vd_task_queue_create(&w, TASKS * BYTES, &err), VD_OK);
   for (int i = 0; i < TASKS; i++) add(w, &b, i);
-  vd_writer_destroy(w);
+  vd_task_queue_destroy(w);
   assert_int_equal(b.n_done, TASKS);
-  vd_writer_destroy(NULL);
+  vd_task_queue_destroy(NULL);
 }
 
 struct greedy {
@@ -153,22 +153,22 @@ static void the_lock_is_fair(void **state) {
 static void hands_buffers_out_again(void **state) {
   (void)state;
   vd_error err = {0};
-  vd_writer *w = NULL;
-  assert_int_equal(vd_writer_create(&w, BYTES, &err), VD_OK);
-  char *large = vd_writer_buffer(w, 1000), *small = vd_writer_buffer(w, 100);
+  vd_task_queue *w = NULL;
+  assert_int_equal(vd_task_queue_create(&w, BYTES, &err), VD_OK);
+  char *large = vd_task_queue_buffer(w, 1000), *small = vd_task_queue_buffer(w, 100);
   assert_true(large != small && (size_t)large % _Alignof(max_align_t) == 0);
   memset(large, 1, 1000), memset(small, 2, 100);
-  vd_writer_keep(w, large), vd_writer_keep(w, NULL), vd_writer_keep(w, small);
-  assert_ptr_equal(vd_writer_buffer(w, 90), small); /* not the large one, though that came first */
-  assert_ptr_equal(vd_writer_buffer(w, 600), large);
-  vd_writer_keep(w, large);
-  char *larger = vd_writer_buffer(w, 1001); /* `large` goes for it */
+  vd_task_queue_recycle(w, large), vd_task_queue_recycle(w, NULL), vd_task_queue_recycle(w, small);
+  assert_ptr_equal(vd_task_queue_buffer(w, 90), small); /* not the large one, though that came first */
+  assert_ptr_equal(vd_task_queue_buffer(w, 600), large);
+  vd_task_queue_recycle(w, large);
+  char *larger = vd_task_queue_buffer(w, 1001); /* `large` goes for it */
   memset(larger, 3, 1001);
-  vd_writer_keep(w, small), vd_writer_keep(w, larger);
-  assert_ptr_equal(vd_writer_buffer(w, 1000), larger);
-  assert_ptr_equal(vd_writer_buffer(w, 100), small);
-  vd_writer_keep(w, larger), vd_writer_keep(w, small);
-  vd_writer_destroy(w);
+  vd_task_queue_recycle(w, small), vd_task_queue_recycle(w, larger);
+  assert_ptr_equal(vd_task_queue_buffer(w, 1000), larger);
+  assert_ptr_equal(vd_task_queue_buffer(w, 100), small);
+  vd_task_queue_recycle(w, larger), vd_task_queue_recycle(w, small);
+  vd_task_queue_destroy(w);
 }
 
 int main(void) {

@@ -1,6 +1,6 @@
 /* The optimisers' refusals, steps and schedules, initial parameters, and the monitor's warnings. */
-#include "src/train/monitor.h"
 #include "src/model/optimizer.h"
+#include "src/train/monitor.h"
 
 #include <math.h>
 #include <mpi.h>
@@ -164,7 +164,7 @@ static void names_what_a_backend_lacks(void **state) {
   open_fixture(&f, &recipe);
   vd_ops lacking = *f.ops;
   lacking.adam = NULL;
-  lacking.encode_distances = NULL;
+  lacking.position_encodings = NULL;
   vd_optimizer *optimizer = NULL;
   vd_optimizer_config config = {.method = VD_ADAM, .lr = 0.01};
   assert_int_equal(vd_optimizer_create(&optimizer, &config, f.model, &lacking, &err), VD_FAILED);
@@ -279,7 +279,7 @@ static void speaks_of_a_stall_once(void **state) {
   char warning[512];
   int said = 0;
   for (int64_t update = 0; update <= 1000; update += 50) {
-    vd_monitor_judge(m, MPI_COMM_WORLD, update, 4.05, warning, sizeof warning);
+    vd_monitor_check(m, MPI_COMM_WORLD, update, 4.05, warning, sizeof warning);
     if (warning[0]) {
       said++;
       assert_int_equal(update, 200);
@@ -302,23 +302,23 @@ static void speaks_of_a_loss_that_wanders(void **state) {
   vd_monitor *m = watch();
   char warning[512];
   for (int i = 0; i < 24; i++) {
-    vd_monitor_judge(m, MPI_COMM_WORLD, 25 * (i + 1), 4 + collapsed[i], warning, sizeof warning);
+    vd_monitor_check(m, MPI_COMM_WORLD, 25 * (i + 1), 4 + collapsed[i], warning, sizeof warning);
     if (i != 19) assert_string_equal(warning, "");
     if (i == 19) assert_non_null(strstr(warning, "since update 300 the loss has stayed near 4.00 bpc"));
   }
   vd_monitor_destroy(m);
   m = watch();
   for (int i = 0; i < 10; i++) {
-    vd_monitor_judge(m, MPI_COMM_WORLD, 25 * (i + 1), 4 + slow[i], warning, sizeof warning);
+    vd_monitor_check(m, MPI_COMM_WORLD, 25 * (i + 1), 4 + slow[i], warning, sizeof warning);
     assert_string_equal(warning, "");
   }
   vd_monitor_destroy(m);
   m = watch();
   for (int i = 0; i < 16; i++) {
-    vd_monitor_judge(m, MPI_COMM_WORLD, 50 * (i + 1), 4 + crawling[i], warning, sizeof warning);
+    vd_monitor_check(m, MPI_COMM_WORLD, 50 * (i + 1), 4 + crawling[i], warning, sizeof warning);
     assert_string_equal(warning, "");
   }
-  vd_monitor_judge(m, MPI_COMM_WORLD, 900, NAN, warning, sizeof warning);
+  vd_monitor_check(m, MPI_COMM_WORLD, 900, NAN, warning, sizeof warning);
   assert_string_equal(warning, "");
   vd_monitor_destroy(m);
 }
@@ -329,12 +329,12 @@ static void is_silent_on_a_healthy_run(void **state) {
   char warning[512];
   double bpc[] = {8.0, 5.0, 4.08, 4.02, 3.95, 3.5, 3.0, 3.2, 2.9};
   for (int i = 0; i < 9; i++) {
-    vd_monitor_judge(m, MPI_COMM_WORLD, 50 * i, bpc[i], warning, sizeof warning);
+    vd_monitor_check(m, MPI_COMM_WORLD, 50 * i, bpc[i], warning, sizeof warning);
     assert_string_equal(warning, "");
   }
-  vd_monitor_judge(m, MPI_COMM_WORLD, 450, 3.95, warning, sizeof warning);
+  vd_monitor_check(m, MPI_COMM_WORLD, 450, 3.95, warning, sizeof warning);
   assert_non_null(strstr(warning, "risen to 3.95 bpc, from 2.90"));
-  vd_monitor_judge(m, MPI_COMM_WORLD, 500, 3.96, warning, sizeof warning);
+  vd_monitor_check(m, MPI_COMM_WORLD, 500, 3.96, warning, sizeof warning);
   assert_string_equal(warning, "");
   vd_monitor_destroy(m);
 }
