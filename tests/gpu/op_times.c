@@ -220,7 +220,7 @@ static void timed_memory_push(vd_ops *o, int64_t n_stream, int64_t d, const vd_a
 }
 
 static void timed_memory_ring_push(vd_ops *o, int64_t n_stream, int64_t d, vd_act *memory, int64_t rows, int64_t oldest,
-                              const vd_act *hidden, int64_t block) {
+                                   const vd_act *hidden, int64_t block) {
   vd_ops *i = begin(o, "memory_ring_push", 0, (double)(n_stream * (block < rows ? block : rows) * d) * 2 * act(o));
   i->memory_ring_push(i, n_stream, d, memory, rows, oldest, hidden, block);
   end(o);
@@ -240,7 +240,7 @@ static double elements(const vd_extent *tensor, int n) {
 }
 
 static void timed_gradient_stats(vd_ops *o, const real *gradient, const vd_extent *tensor, int n_tensor, double scale,
-                        double clip_norm, double *grad_stats) {
+                                 double clip_norm, double *grad_stats) {
   vd_ops *i = begin(o, "gradient_stats", 0, elements(tensor, n_tensor) * sizeof(real));
   i->gradient_stats(i, gradient, tensor, n_tensor, scale, clip_norm, grad_stats);
   end(o);
