@@ -1,4 +1,5 @@
 #include "io/digest.h"
+#include "src/base/regular_file.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -57,18 +58,12 @@ int vd_digest_seal(const char *path, vd_error *err) {
 
 int vd_digest_check(const char *path, bool *sealed, vd_error *err) {
   if (sealed) *sealed = false;
-  int fd = open(path, O_RDONLY | O_CLOEXEC);
-  struct stat info;
-  if (fd < 0 || fstat(fd, &info) != 0) {
-    int reason = errno;
-    if (fd >= 0) close(fd);
-    return vd_fail(err, VD_FAILED, "cannot open %s: %s", path, strerror(reason));
-  }
+  int fd;
+  int64_t size;
+  if (vd_open_regular(path, &fd, &size, err)) return err->status;
   char hex[HEX_BYTES + 1], seal[SEAL_BYTES + 1] = "";
-  int64_t n = (int64_t)info.st_size - SEAL_BYTES;
-  if (!S_ISREG(info.st_mode)) {
-    vd_fail(err, VD_FAILED, "%s is not a regular file", path);
-  } else if (info.st_size == 0) {
+  int64_t n = size - SEAL_BYTES;
+  if (size == 0) {
     vd_fail(err, VD_FAILED, "%s is empty", path);
   } else if (n < 0 || pread(fd, seal, SEAL_BYTES, n) != SEAL_BYTES || memcmp(seal, MARK, MARK_BYTES) != 0 ||
              seal[SEAL_BYTES - 1] != '\n') {

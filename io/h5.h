@@ -54,7 +54,6 @@ typedef struct vd_dataset {
   const char *units;        /* "1", "tokens", "bits", ... */
   const char *long_name;
   int deflate; /* 0: off; 1..9 */
-  bool live;   /* read by others while it grows: no fletcher32, which a reader may catch half renewed */
 } vd_dataset;
 
 /* Not collective. Creates the dataset (little-endian, chunked, fletcher32, scales attached; contiguous without a

@@ -94,7 +94,7 @@ static hid_t creation_list(const vd_dataset *d) {
     if (vd_dtype_size(d->dtype) > 1) H5Pset_shuffle(list);
     H5Pset_deflate(list, (unsigned)d->deflate);
   }
-  if (!d->live) H5Pset_fletcher32(list);
+  H5Pset_fletcher32(list);
   return list;
 }
 

@@ -1,5 +1,6 @@
 /* Files that appear whole or not at all, and opening them with messages that say what is wrong. */
 #include "io/h5.h"
+#include "src/base/regular_file.h"
 #include "src/base/version.h"
 
 #include <ctype.h>
@@ -176,13 +177,11 @@ static int check_kind(hid_t file, const char *path, const char *kind, vd_error *
 
 int vd_h5_open(const char *path, const char *kind, hid_t *file, vd_error *err) {
   *file = -1;
-  int fd = open(path, O_RDONLY | O_CLOEXEC);
-  char first;
-  ssize_t n = fd < 0 ? -1 : read(fd, &first, 1);
-  int reason = errno;
-  if (fd >= 0) close(fd);
-  if (n < 0) return vd_fail(err, VD_FAILED, "cannot open %s: %s", path, strerror(reason));
-  if (n == 0) return vd_fail(err, VD_FAILED, "%s is empty", path);
+  int fd;
+  int64_t size;
+  if (vd_open_regular(path, &fd, &size, err)) return err->status;
+  close(fd);
+  if (size == 0) return vd_fail(err, VD_FAILED, "%s is empty", path);
   if (H5Fis_hdf5(path) <= 0) return vd_fail(err, VD_FAILED, "%s is not an HDF5 file, or its start is damaged", path);
   hid_t access_list = vd_h5_access();
   H5Pset_fclose_degree(access_list, H5F_CLOSE_STRONG);

@@ -1,45 +1,93 @@
-#include "io/trace.h"
+/* The rows of a trace in memory, and writing them as a sealed file. */
+#include "io/digest.h"
+#include "io/trace_internal.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
 
-/* The growing datasets. The coordinates come first, since the others attach to them, and are appended last, so that a
- * row that has its update is whole. */
-enum { UPDATE, SPAN, BPC, RATE, NORM, SPEED, VALID_UPDATE, VALID_BPC, N_DATASET };
-enum { NFS_MAGIC = 0x6969, COPY_ROWS = 256 };
-
-typedef struct column {
-  const char *path;
-  enum vd_dtype dtype;
-  const char *units, *long_name;
-} column;
-
-static const column columns[N_DATASET] = {
-    [UPDATE] = {"/update", VD_I64, "1", "updates done"},
-    [SPAN] = {"/span", VD_F32, "tokens", "attention span of each head"},
-    [BPC] = {"/train_bpc", VD_F64, "bits", "training bits per symbol, mean since the row before"},
-    [RATE] = {"/learning_rate", VD_F64, "1", "learning rate"},
-    [NORM] = {"/grad_norm", VD_F64, "1", "norm of the gradient, before clipping"},
-    [SPEED] = {"/tokens_per_second", VD_F64, "s-1", "training tokens per second, all ranks"},
-    [VALID_UPDATE] = {"/valid/update", VD_I64, "1", "updates done"},
-    [VALID_BPC] = {"/valid/bpc", VD_F64, "bits", "validation bits per symbol"},
+const vd_trace_column vd_trace_columns[VD_TRACE_DOUBLES] = {
+    [VD_TRACE_BPC] = {"/train_bpc", "bits", "training bits per symbol, mean since the row before"},
+    [VD_TRACE_RATE] = {"/learning_rate", "1", "learning rate"},
+    [VD_TRACE_NORM] = {"/grad_norm", "1", "norm of the gradient, before clipping"},
+    [VD_TRACE_SPEED] = {"/tokens_per_second", "s-1", "training tokens per second, all ranks"},
+    [VD_TRACE_WALL] = {"/wall", "s", "time that the run has taken, earlier parts included"},
+    [VD_TRACE_TIME] = {"/time", "seconds since 1970-01-01 00:00:00", "time of the row, UTC"},
 };
 
-struct vd_trace {
-  vd_h5 *h5;
-  hid_t file, id[N_DATASET];
-  hsize_t rows[N_DATASET];
-  hsize_t n_layer, n_head;
-  char path[1024], notice[256];
+struct image {
+  const vd_trace *trace;
+  hsize_t n_row, n_valid;
 };
 
-static int create_indices(hid_t file, const char *path, hsize_t n, const char *name, const char *long_name,
-                          vd_error *err) {
+static double monotonic_seconds(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static hsize_t width(const vd_trace *t) {
+  return t->n_layer * t->n_head;
+}
+
+void vd_trace_append(vd_trace *t, const vd_trace_row *row) {
+  hsize_t i = t->n_row % VD_TRACE_BLOCK;
+  if (t->n_row > 0 && row->update <= t->last->update[(t->n_row - 1) % VD_TRACE_BLOCK])
+    vd_bug("update %lld is traced after update %lld", (long long)row->update,
+           (long long)t->last->update[(t->n_row - 1) % VD_TRACE_BLOCK]);
+  if (i == 0) {
+    vd_trace_block *b = vd_calloc(1, sizeof *b);
+    b->span = vd_calloc(VD_TRACE_BLOCK * width(t), sizeof *b->span);
+    if (t->last)
+      t->last->next = b;
+    else
+      t->first = b;
+    t->last = b;
+  }
+  const double value[VD_TRACE_DOUBLES] = {
+      [VD_TRACE_BPC] = row->train_bpc,           [VD_TRACE_RATE] = row->learning_rate, [VD_TRACE_NORM] = row->grad_norm,
+      [VD_TRACE_SPEED] = row->tokens_per_second, [VD_TRACE_WALL] = row->wall,          [VD_TRACE_TIME] = row->time,
+  };
+  t->last->update[i] = row->update;
+  for (int k = 0; k < VD_TRACE_DOUBLES; k++) t->last->value[k][i] = value[k];
+  memcpy(t->last->span + i * width(t), row->span, width(t) * sizeof *row->span);
+  t->n_row++;
+}
+
+void vd_trace_append_valid(vd_trace *t, int64_t update, double bpc) {
+  hsize_t i = t->n_valid % VD_TRACE_BLOCK;
+  if (i == 0) {
+    vd_trace_valid *b = vd_calloc(1, sizeof *b);
+    if (t->last_valid)
+      t->last_valid->next = b;
+    else
+      t->first_valid = b;
+    t->last_valid = b;
+  }
+  t->last_valid->update[i] = update;
+  t->last_valid->bpc[i] = bpc;
+  t->n_valid++;
+}
+
+bool vd_trace_is_due(const vd_trace *t, double seconds) {
+  return (t->n_row > t->n_captured_row || t->n_valid > t->n_captured_valid) &&
+         monotonic_seconds() - t->captured >= seconds;
+}
+
+void *vd_trace_capture(vd_trace *t) {
+  struct image *image = vd_calloc(1, sizeof *image);
+  *image = (struct image){t, t->n_row, t->n_valid};
+  t->n_captured_row = t->n_row;
+  t->n_captured_valid = t->n_valid;
+  t->captured = monotonic_seconds();
+  return image;
+}
+
+static int put_indices(hid_t file, const char *path, hsize_t n, const char *name, const char *long_name,
+                       vd_error *err) {
   int32_t *index = vd_calloc(n, sizeof *index);
   for (hsize_t i = 0; i < n; i++) index[i] = (int32_t)i;
   vd_dataset d = {.path = path,
@@ -54,184 +102,149 @@ static int create_indices(hid_t file, const char *path, hsize_t n, const char *n
   return err->status;
 }
 
-/* The empty datasets of a new trace. */
-static int create_all(hid_t file, hsize_t n_layer, hsize_t n_head, const char *echo, vd_error *err) {
-  if (vd_h5_attr_text(file, "settings", echo, err) ||
-      create_indices(file, "/layer", n_layer, "layer", "layer, counted from 0 at the input", err) ||
-      create_indices(file, "/head", n_head, "head", "attention head", err))
-    return err->status;
-  for (int i = 0; i < N_DATASET && err->status == VD_OK; i++) {
-    vd_dataset d = {.path = columns[i].path,
-                    .dtype = columns[i].dtype,
-                    .rank = i == SPAN ? 3 : 1,
-                    .shape = {0, n_layer, n_head},
-                    .max_shape = {H5S_UNLIMITED, 0, 0},
-                    .chunk = {i == SPAN ? 16 : 512, n_layer, n_head},
-                    .dimension = {"update", "layer", "head"},
-                    .units = columns[i].units,
-                    .long_name = columns[i].long_name,
-                    .live = true};
-    vd_h5_dataset(file, &d, NULL, NULL, err);
-  }
-  return err->status;
+/* A dataset of n rows: [n], or of spans [n, layer, head]. The caller closes *id. */
+static int create_rows(const vd_trace *t, hid_t file, enum vd_dtype dtype, const vd_trace_column *c, bool spans,
+                       hsize_t n, hid_t *id, vd_error *err) {
+  vd_dataset d = {.path = c->path,
+                  .dtype = dtype,
+                  .rank = spans ? 3 : 1,
+                  .shape = {n, t->n_layer, t->n_head},
+                  .max_shape = {H5S_UNLIMITED, 0, 0},
+                  .chunk = {spans ? 64 : VD_TRACE_BLOCK, t->n_layer, t->n_head},
+                  .dimension = {"update", "layer", "head"},
+                  .units = c->units,
+                  .long_name = c->long_name};
+  return vd_h5_dataset(file, &d, NULL, id, err);
 }
 
-/* Moves n rows from row `first` on between an open dataset and memory. */
-static int move_rows(const vd_trace *t, hid_t id, int i, bool write, hsize_t first, hsize_t n, void *data,
+/* Writes rows [at, at + n) of a dataset. */
+static int put_block(hid_t id, enum vd_dtype dtype, const hsize_t tail[2], hsize_t at, hsize_t n, const void *data,
                      vd_error *err) {
-  hsize_t start[3] = {first, 0, 0}, count[3] = {n, t->n_layer, t->n_head};
-  hid_t memory = H5Screate_simple(i == SPAN ? 3 : 1, count, NULL), space = H5Dget_space(id);
-  hid_t type = vd_h5_type(columns[i].dtype);
+  hsize_t start[3] = {at, 0, 0}, count[3] = {n, tail[0], tail[1]};
+  int rank = tail[0] > 0 ? 3 : 1;
+  hid_t memory = H5Screate_simple(rank, count, NULL), space = H5Dget_space(id);
   if (H5Sselect_hyperslab(space, H5S_SELECT_SET, start, NULL, count, NULL) < 0 ||
-      (write ? H5Dwrite(id, type, memory, space, H5P_DEFAULT, data)
-             : H5Dread(id, type, memory, space, H5P_DEFAULT, data)) < 0)
-    vd_h5_fail(err, "%s: cannot %s rows %llu to %llu of %s", t->path, write ? "write" : "read",
-               (unsigned long long)first, (unsigned long long)(first + n), columns[i].path);
+      H5Dwrite(id, vd_h5_type(dtype), memory, space, H5P_DEFAULT, data) < 0)
+    vd_h5_fail(err, "cannot write rows %llu to %llu", (unsigned long long)at, (unsigned long long)(at + n));
   H5Sclose(space);
   H5Sclose(memory);
   return err->status;
 }
 
-static int append(vd_trace *t, int i, const void *data, hsize_t n, vd_error *err) {
-  hsize_t shape[3] = {t->rows[i] + n, t->n_layer, t->n_head};
-  if (H5Dset_extent(t->id[i], shape) < 0) return vd_h5_fail(err, "%s: cannot extend %s", t->path, columns[i].path);
-  /* H5Dwrite does not write to its buffer. */
-  if (move_rows(t, t->id[i], i, true, t->rows[i], n, (void *)(uintptr_t)data, err)) return err->status;
-  if (H5Dflush(t->id[i]) < 0) return vd_h5_fail(err, "%s: cannot flush %s", t->path, columns[i].path);
-  t->rows[i] += n;
-  return VD_OK;
+enum { COLUMN_UPDATE = -2, COLUMN_SPAN = -1 }; /* before the columns of doubles */
+
+static const void *block_data(const vd_trace_block *b, int column) {
+  if (column == COLUMN_UPDATE) return b->update;
+  return column == COLUMN_SPAN ? (const void *)b->span : b->value[column];
 }
 
-static int open_all(vd_trace *t, hid_t file, vd_error *err) {
-  for (int i = 0; i < N_DATASET; i++) {
-    hsize_t shape[4] = {0};
-    t->id[i] = H5Dopen2(file, columns[i].path, H5P_DEFAULT);
-    if (t->id[i] < 0) return vd_h5_fail(err, "%s: there is no dataset %s", t->path, columns[i].path);
-    hid_t space = H5Dget_space(t->id[i]);
-    int rank = H5Sget_simple_extent_ndims(space);
-    if (rank == (i == SPAN ? 3 : 1)) H5Sget_simple_extent_dims(space, shape, NULL);
-    H5Sclose(space);
-    if (rank != (i == SPAN ? 3 : 1))
-      return vd_fail(err, VD_FAILED, "%s: %s has rank %d", t->path, columns[i].path, rank);
-    if (i == SPAN && (shape[1] != t->n_layer || shape[2] != t->n_head))
-      return vd_fail(err, VD_FAILED, "%s is the trace of %llu layers and %llu heads; this run has %llu and %llu",
-                     t->path, (unsigned long long)shape[1], (unsigned long long)shape[2],
-                     (unsigned long long)t->n_layer, (unsigned long long)t->n_head);
-    t->rows[i] = shape[0];
+static int put_column(const struct image *image, hid_t file, int column, vd_error *err) {
+  static const vd_trace_column update = {"/update", "1", "updates done"};
+  static const vd_trace_column span = {"/span", "tokens", "attention span of each head"};
+  const vd_trace *t = image->trace;
+  const vd_trace_column *c = column == COLUMN_UPDATE ? &update
+                             : column == COLUMN_SPAN ? &span
+                                                     : &vd_trace_columns[column];
+  enum vd_dtype dtype = column == COLUMN_UPDATE ? VD_I64 : column == COLUMN_SPAN ? VD_F32 : VD_F64;
+  const hsize_t tail[2] = {column == COLUMN_SPAN ? t->n_layer : 0, column == COLUMN_SPAN ? t->n_head : 0};
+  hid_t id = -1;
+  const vd_trace_block *b = t->first;
+  if (create_rows(t, file, dtype, c, column == COLUMN_SPAN, image->n_row, &id, err)) return err->status;
+  for (hsize_t at = 0; at < image->n_row && err->status == VD_OK; at += VD_TRACE_BLOCK) {
+    if (at > 0) b = b->next;
+    hsize_t n = image->n_row - at < VD_TRACE_BLOCK ? image->n_row - at : VD_TRACE_BLOCK;
+    put_block(id, dtype, tail, at, n, block_data(b, column), err);
   }
-  return VD_OK;
+  H5Dclose(id);
+  return vd_wrap(err, "%s", c->path);
 }
 
-static void close_all(vd_trace *t) {
-  for (int i = 0; i < N_DATASET; i++)
-    if (t->id[i] >= 0) H5Dclose(t->id[i]);
-  for (int i = 0; i < N_DATASET; i++) t->id[i] = -1;
-}
-
-/* Rows of a group of columns, whose coordinate is `i`, that are whole and not after `update`. */
-static int rows_until(const vd_trace *old, int i, int last, int64_t update, hsize_t *n, vd_error *err) {
-  *n = old->rows[i];
-  for (int k = i; k <= last; k++) *n = old->rows[k] < *n ? old->rows[k] : *n;
-  for (; *n > 0; --*n) {
-    int64_t at;
-    if (move_rows(old, old->id[i], i, false, *n - 1, 1, &at, err)) return err->status;
-    if (at <= update) break;
+static int put_valid(const struct image *image, hid_t file, vd_error *err) {
+  static const vd_trace_column column[2] = {{"/valid/update", "1", "updates done"},
+                                            {"/valid/bpc", "bits", "validation bits per symbol"}};
+  const hsize_t tail[2] = {0, 0};
+  for (int i = 0; i < 2 && err->status == VD_OK; i++) {
+    hid_t id = -1;
+    const vd_trace_valid *b = image->trace->first_valid;
+    if (create_rows(image->trace, file, i == 0 ? VD_I64 : VD_F64, &column[i], false, image->n_valid, &id, err)) break;
+    for (hsize_t at = 0; at < image->n_valid && err->status == VD_OK; at += VD_TRACE_BLOCK) {
+      if (at > 0) b = b->next;
+      hsize_t n = image->n_valid - at < VD_TRACE_BLOCK ? image->n_valid - at : VD_TRACE_BLOCK;
+      put_block(id, i == 0 ? VD_I64 : VD_F64, tail, at, n, i == 0 ? (const void *)b->update : b->bpc, err);
+    }
+    H5Dclose(id);
   }
-  return VD_OK;
+  return err->status;
 }
 
-static int copy_rows(const vd_trace *old, vd_trace *new, int64_t update, vd_error *err) {
-  hsize_t n[2];
-  if (rows_until(old, UPDATE, SPEED, update, &n[0], err) ||
-      rows_until(old, VALID_UPDATE, VALID_BPC, update, &n[1], err))
+/* The coordinates come before what attaches to them. */
+static int put_all(const struct image *image, hid_t file, vd_error *err) {
+  const vd_trace *t = image->trace;
+  /* Rows that HDF5 holds back are as many as the image's at most; a flush that fails for want of space cannot be
+   * undone. */
+  size_t bytes = image->n_row * (width(t) * sizeof(float) + 64) + image->n_valid * 16;
+  if (vd_h5_room(file, t->path, 2 * bytes + 65536, err) || vd_h5_attr_text(file, "settings", t->echo, err) ||
+      put_indices(file, "/layer", t->n_layer, "layer", "layer, counted from 0 at the input", err) ||
+      put_indices(file, "/head", t->n_head, "head", "attention head", err))
     return err->status;
-  void *buffer = vd_calloc(COPY_ROWS * old->n_layer * old->n_head, sizeof(double));
-  for (int i = 0; i < N_DATASET; i++) {
-    hsize_t all = n[i >= VALID_UPDATE];
-    for (hsize_t at = 0; at < all && err->status == VD_OK; at += COPY_ROWS) {
-      hsize_t some = all - at < COPY_ROWS ? all - at : COPY_ROWS;
-      if (move_rows(old, old->id[i], i, false, at, some, buffer, err) == VD_OK) append(new, i, buffer, some, err);
+  for (int i = COLUMN_UPDATE; i < VD_TRACE_DOUBLES && err->status == VD_OK; i++) put_column(image, file, i, err);
+  return put_valid(image, file, err);
+}
+
+void vd_trace_write(void *what, vd_error *err) {
+  struct image *image = what;
+  const vd_trace *t = image->trace;
+  if (err->status == VD_OK) {
+    vd_h5_out out = {.file = -1};
+    vd_h5_lock(t->h5);
+    if (vd_h5_begin(&out, t->path, "trace", err) == VD_OK && put_all(image, out.file, err) == VD_OK)
+      vd_h5_finish(&out, err);
+    if (err->status) vd_h5_abandon(&out);
+    vd_h5_unlock(t->h5);
+    /* The file is closed: HDF5 is free for others while it is read again and synced. */
+    if (err->status == VD_OK && vd_digest_seal(out.temporary, err) == VD_OK) vd_h5_commit(&out, err);
+    if (err->status) {
+      vd_h5_lock(t->h5);
+      vd_h5_abandon(&out);
+      vd_h5_unlock(t->h5);
+      vd_wrap(err, "the trace %s", t->path);
     }
   }
-  free(buffer);
-  return err->status;
+  free(image);
 }
 
-int vd_trace_view(const char *path, hid_t *file, vd_error *err) {
-  hid_t list = vd_h5_access(), opened = -1;
-  char *kind = NULL;
-  *file = -1;
-  H5Pset_fclose_degree(list, H5F_CLOSE_STRONG);
-  if (H5Fis_hdf5(path) > 0) {
-    opened = H5Fopen(path, H5F_ACC_RDONLY | H5F_ACC_SWMR_READ, list);
-    if (opened < 0) opened = H5Fopen(path, H5F_ACC_RDONLY, list);
+static void free_rows(vd_trace *t) {
+  while (t->first) {
+    vd_trace_block *next = t->first->next;
+    free(t->first->span);
+    free(t->first);
+    t->first = next;
   }
-  vd_error foreign = {0};
-  if (opened < 0)
-    vd_h5_fail(err, "cannot open %s: it is truncated, damaged, or no HDF5 file", path);
-  else if (vd_h5_get_text(opened, "viaduct_kind", &kind, &foreign) || strcmp(kind, "trace") != 0)
-    vd_fail(err, VD_FAILED, "%s is not a trace of Viaduct's", path);
-  free(kind);
-  H5Pclose(list);
-  if (err->status == VD_OK)
-    *file = opened;
-  else if (opened >= 0)
-    H5Fclose(opened);
-  return err->status;
-}
-
-/* Makes the file anew, with the rows of the old one up to `update` when there is one. */
-static int make(vd_trace *t, int64_t update, const char *echo, vd_error *err) {
-  vd_trace old = *t;
-  for (int i = 0; i < N_DATASET; i++) old.id[i] = -1;
-  bool there = access(t->path, F_OK) == 0;
-  old.file = -1;
-  if (there && vd_trace_view(t->path, &old.file, err)) return vd_wrap(err, "move it away to start a new trace");
-  vd_h5_out out = {.file = -1};
-  if ((!there || open_all(&old, old.file, err) == VD_OK) && vd_h5_begin(&out, t->path, "trace", err) == VD_OK &&
-      create_all(out.file, t->n_layer, t->n_head, echo, err) == VD_OK && open_all(t, out.file, err) == VD_OK && there)
-    copy_rows(&old, t, update, err);
-  close_all(t);
-  close_all(&old);
-  if (old.file >= 0) H5Fclose(old.file);
-  if (err->status) {
-    vd_h5_abandon(&out);
-    return err->status;
+  while (t->first_valid) {
+    vd_trace_valid *next = t->first_valid->next;
+    free(t->first_valid);
+    t->first_valid = next;
   }
-  return vd_h5_commit(&out, err);
+  t->last = NULL;
+  t->last_valid = NULL;
+  t->n_row = t->n_valid = 0;
 }
 
-/* Room for new chunks of all datasets, and twice as much for their indices. */
-static int room_for_row(const vd_trace *t, vd_error *err) {
-  size_t chunks = 16 * t->n_layer * t->n_head * sizeof(float) + N_DATASET * 512 * sizeof(double);
-  return vd_h5_room(t->file, t->path, 3 * chunks, err);
-}
-
-/* A reader may look into the file from the moment that it gets its name, and HDF5 locks it for that long. */
-static hid_t open_patiently(const char *path, unsigned flags, hid_t list) {
-  enum { TRIES = 60 };
-  const struct timespec pause = {0, 50000000};
-  for (int i = 1;; i++) {
-    hid_t file = H5Fopen(path, flags, list);
-    if (file >= 0 || i == TRIES) return file;
-    nanosleep(&pause, NULL);
+/* Moves a file that is not taken over to the first name that is free, so that nothing of it is lost. */
+static int set_aside(vd_trace *t, const char *why, vd_error *err) {
+  const char *slash = strrchr(t->path, '/');
+  int folder = slash ? (int)(slash + 1 - t->path) : 0;
+  char name[1088];
+  for (int i = 1; i < 1000000; i++) {
+    snprintf(name, sizeof name, "%.*strace-set-aside-%d.h5", folder, t->path, i);
+    if (access(name, F_OK) != 0 && errno == ENOENT) break;
   }
-}
-
-/* Opens the finished, empty or copied file for appending; readers may open it from now on. */
-static int open_live(vd_trace *t, vd_error *err) {
-  struct statfs fs;
-  bool nfs = statfs(t->path, &fs) == 0 && fs.f_type == NFS_MAGIC;
-  hid_t list = vd_h5_access();
-  t->file = nfs ? -1 : open_patiently(t->path, H5F_ACC_RDWR | H5F_ACC_SWMR_WRITE, list);
-  if (t->file < 0) {
-    snprintf(t->notice, sizeof t->notice, "the trace cannot be read while it is written here (%s)",
-             nfs ? "NFS" : "the file system refuses SWMR");
-    t->file = open_patiently(t->path, H5F_ACC_RDWR, list);
-  }
-  if (t->file < 0) vd_h5_fail(err, "cannot open %s for writing", t->path);
-  H5Pclose(list);
-  return err->status ? err->status : open_all(t, t->file, err);
+  if (rename(t->path, name) != 0)
+    return vd_fail(err, VD_FAILED, "cannot rename %s, which is not taken over (%s), to %s: %s", t->path, why, name,
+                   strerror(errno));
+  snprintf(t->notice, sizeof t->notice, "%s is renamed to %s and a new trace begins: %.1000s", t->path, name + folder,
+           why);
+  return VD_OK;
 }
 
 int vd_trace_open(vd_trace **trace, vd_h5 *h5, const char *path, int n_layer, int n_head, int64_t update,
@@ -239,37 +252,25 @@ int vd_trace_open(vd_trace **trace, vd_h5 *h5, const char *path, int n_layer, in
   *trace = NULL;
   vd_trace *t = vd_calloc(1, sizeof *t);
   t->h5 = h5;
-  t->file = -1;
-  for (int i = 0; i < N_DATASET; i++) t->id[i] = -1;
   t->n_layer = (hsize_t)n_layer;
   t->n_head = (hsize_t)n_head;
-  snprintf(t->path, sizeof t->path, "%s", path);
-  vd_h5_lock(h5);
-  if (make(t, update, echo, err) == VD_OK) open_live(t, err);
-  vd_h5_unlock(h5);
-  if (err->status) {
-    vd_error none = {0};
-    vd_trace_close(&t, &none);
+  t->echo = strdup(echo);
+  if (!t->echo) vd_bug("no memory for the deck");
+  vd_error why = {0};
+  if (snprintf(t->path, sizeof t->path, "%s", path) >= (int)sizeof t->path) {
+    vd_fail(err, VD_FAILED, "the path is too long: %s", path);
+  } else if (access(path, F_OK) == 0 && vd_trace_read(t, update, &why)) {
+    free_rows(t);
+    set_aside(t, why.message, err);
   }
-  *trace = t;
-  return err->status;
-}
-
-int vd_trace_append(vd_trace *t, const vd_trace_row *row, vd_error *err) {
-  const void *data[] = {[UPDATE] = &row->update,      [SPAN] = row->span,       [BPC] = &row->train_bpc,
-                        [RATE] = &row->learning_rate, [NORM] = &row->grad_norm, [SPEED] = &row->tokens_per_second};
-  vd_h5_lock(t->h5);
-  room_for_row(t, err);
-  for (int i = SPEED; i >= UPDATE && err->status == VD_OK; i--) append(t, i, data[i], 1, err);
-  vd_h5_unlock(t->h5);
-  return err->status;
-}
-
-int vd_trace_append_valid(vd_trace *t, int64_t update, double bpc, vd_error *err) {
-  vd_h5_lock(t->h5);
-  if (room_for_row(t, err) == VD_OK && append(t, VALID_BPC, &bpc, 1, err) == VD_OK)
-    append(t, VALID_UPDATE, &update, 1, err);
-  vd_h5_unlock(t->h5);
+  if (err->status == VD_OK) vd_trace_write(vd_trace_capture(t), err);
+  if (err->status == VD_OK) {
+    *trace = t;
+    return VD_OK;
+  }
+  free_rows(t);
+  free(t->echo);
+  free(t);
   return err->status;
 }
 
@@ -280,10 +281,11 @@ const char *vd_trace_notice(const vd_trace *t) {
 int vd_trace_close(vd_trace **trace, vd_error *err) {
   vd_trace *t = *trace;
   if (!t) return VD_OK;
-  vd_h5_lock(t->h5);
-  close_all(t);
-  if (t->file >= 0 && H5Fclose(t->file) < 0) vd_h5_fail(err, "cannot close %s", t->path);
-  vd_h5_unlock(t->h5);
+  vd_error last = {0};
+  if (t->n_row > t->n_captured_row || t->n_valid > t->n_captured_valid) vd_trace_write(vd_trace_capture(t), &last);
+  if (last.status) vd_fail(err, last.status, "%s", last.message);
+  free_rows(t);
+  free(t->echo);
   free(t);
   *trace = NULL;
   return err->status;

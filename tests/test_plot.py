@@ -16,13 +16,6 @@ SCRIPT = os.path.join(ROOT, "doc", "analysis", "plot_run.py")
 COMPARE = os.path.join(ROOT, "doc", "analysis", "compare_runs.py")
 PICTURES = ("bpc.png", "spans.png", "final_spans.png", "training.png")
 DECK = "&run\n  title = '{}'\n/\n&model\n  n_layer = 3\n/\n&span\n  attn_span = 256\n  softmax = 'masked'\n/\n"
-KILLED = """
-import h5py, os, sys
-f = h5py.File(sys.argv[1], "r+", libver="latest")
-f.swmr_mode = True
-os._exit(0)
-"""
-
 failures = 0
 
 
@@ -117,14 +110,6 @@ def pictures(top):
         columns["update"] = columns["update"][:-1]
         columns["valid/update"] = columns["valid/update"][:-1]
     check_pictures("a row that is being written", make_trace(f"{top}/half", damage=half_row))
-
-    killed = make_trace(f"{top}/killed")
-    subprocess.run([PYTHON, "-c", KILLED, f"{killed}/trace.h5"], check=True)
-    try:
-        h5py.File(f"{killed}/trace.h5", "r").close()
-        report("a trace whose writer was killed", "the test left no mark of a writer in the file")
-    except OSError:
-        check_pictures("a trace whose writer was killed", killed)
 
 
 def errors(top):

@@ -52,7 +52,6 @@ class TraceError(Exception):
 # ---- reading ----
 
 def open_trace(path):
-    """Opens a trace; swmr is for one that is being written, or whose writer was killed."""
     if not os.path.exists(path):
         raise TraceError(f"{path}: there is no trace; is this the directory of a run?")
     if not os.access(path, os.R_OK):
@@ -60,13 +59,9 @@ def open_trace(path):
     try:
         if not h5py.is_hdf5(path):
             raise TraceError(f"{path}: no HDF5 file, or a damaged one")
-        try:
-            return h5py.File(path, "r")
-        except OSError:
-            return h5py.File(path, "r", libver="latest", swmr=True)
+        return h5py.File(path, "r")
     except OSError:
-        raise TraceError(f"{path}: truncated or damaged, or written by a run on a file system where nobody can read "
-                         f"along (once that run has ended, or died: h5clear -s {path})") from None
+        raise TraceError(f"{path}: truncated or damaged, or open for writing in another program") from None
 
 
 def text(value):

@@ -2,7 +2,6 @@
 #include "io/checkpoint.h"
 #include "io/corpus.h"
 #include "io/digest.h"
-#include "io/trace.h"
 #include "src/comm/context.h"
 #include "src/commands/info.h"
 
@@ -221,12 +220,12 @@ static int print_last_spans(hid_t file, int64_t rows, vd_error *err) {
   return err->status;
 }
 
-static int info_trace(hid_t file, const char *path, vd_error *err) {
+static int info_trace(hid_t file, bool sealed, const char *path, vd_error *err) {
   static const char *const columns[5] = {"/update", "/train_bpc", "/learning_rate", "/grad_norm", "/tokens_per_second"};
   static const char *const names[5] = {"update", "train bpc", "learning rate", "gradient norm", "tokens/s"};
   int64_t rows, valid;
-  if (print_head(file, path, "trace",
-                 "its structure only: the data of a trace have no checksums, since it is read while it grows", err) ||
+  if (print_head(file, path, "trace", sealed ? "SHA-256 of the whole file" : "its structure only: it has no digest",
+                 err) ||
       rows_of(file, "/update", &rows, err) || rows_of(file, "/valid/update", &valid, err))
     return err->status;
   printf("  %-12s %lld\n", "rows", (long long)rows);
@@ -258,7 +257,7 @@ static int info_kind(vd_h5 *h5, hid_t file, const char *kind, bool sealed, const
   if (strcmp(kind, "corpus") == 0) return info_corpus(h5, file, path, err);
   if (strcmp(kind, "shard") == 0) return info_shard(file, path, err);
   if (strcmp(kind, "nll") == 0) return info_nll(file, path, err);
-  if (strcmp(kind, "trace") == 0) return info_trace(file, path, err);
+  if (strcmp(kind, "trace") == 0) return info_trace(file, sealed, path, err);
   return vd_fail(err, VD_FAILED, "files of kind '%s' are not known to this Viaduct", kind);
 }
 
@@ -273,11 +272,7 @@ int vd_cmd_info(vd_context *ctx, const char *path, vd_error *err) {
     return err->status;
   }
   vd_h5_lock(ctx->h5);
-  if (vd_h5_open(path, NULL, &file, err)) {
-    vd_error none = {0};
-    if (vd_trace_view(path, &file, &none) == VD_OK) *err = none; /* being written, or its writer was killed */
-  }
-  if (err->status == VD_OK) {
+  if (vd_h5_open(path, NULL, &file, err) == VD_OK) {
     if (vd_h5_get_text(file, "viaduct_kind", &kind, err) == VD_OK) info_kind(ctx->h5, file, kind, sealed, path, err);
     free(kind);
     H5Fclose(file);

@@ -73,6 +73,7 @@ typedef struct vd_settings {
   } checkpoint;
   struct {
     int64_t interval; /* updates between rows of the trace */
+    double max_age;   /* seconds between two writes of trace.h5 */
   } trace;
   struct {
     char backend[VD_TEXT];     /* 'auto', 'cpu', 'cuda' */

@@ -166,6 +166,9 @@ const vd_variable vd_variables[] = {
 
     INTEGER(trace, interval, "25", 1, 1e15, "updates", "",
             "Updates between two rows of the trace (span of every head, bpc, learning rate, speed)."),
+    REAL(trace, max_age, "30.0", 0, false, 1e9, false, "s", "",
+         "trace.h5 is written anew, beside the loop, when it lacks rows and is at least this old, before every "
+         "checkpoint and at the end. Between two writes rows are in memory only."),
 
     STRING(device, backend, "'auto'", "auto cpu cuda", "",
            "What computes. 'cpu': OpenBLAS and OpenMP. 'cuda': a GPU, one rank on each. 'auto': the GPU where there is "

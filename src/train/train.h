@@ -92,6 +92,8 @@ int vd_train_catch_up(vd_train *t, vd_error *err);
 int vd_train_checkpoint(vd_train *t, bool best, vd_error *err);
 /* Collective(t->ctx->comm). Waits for the checkpoint that is being written, if any. The error is agreed. */
 int vd_train_wait_checkpoint(vd_train *t, vd_error *err);
+/* Not collective. Hands the rows of the trace so far to the writer, on the rank that has a trace. */
+void vd_train_write_trace(vd_train *t);
 /* Not collective. Waits for it on the rank that writes: what a rank may do that fails alone. */
 int vd_train_wait_checkpoint_local(vd_train *t, vd_error *err);
 /* Not collective. The error of the checkpoint that is being written, on the rank that writes it, without waiting. */

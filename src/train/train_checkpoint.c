@@ -28,6 +28,10 @@ static int wrap_checkpoint(const vd_train *t, vd_error *err) {
   return err->status;
 }
 
+void vd_train_write_trace(vd_train *t) {
+  if (t->trace) vd_task_queue_add(t->writer, vd_trace_write, vd_trace_capture(t->trace), 0);
+}
+
 int vd_train_poll_checkpoint(vd_train *t, vd_error *err) {
   if (!t->writer || err->status != VD_OK) return err->status;
   vd_task_queue_poll(t->writer, err);
@@ -54,6 +58,7 @@ int vd_train_checkpoint(vd_train *t, bool best, vd_error *err) {
   vd_checkpoint_path(t->settings->run.directory, t->progress.update, path, sizeof path);
   vd_snapshot snapshot = {t->ctx, t->ops, t->model, t->optimizer, t->geometry.n_stream, t->writer};
   t->saved_update = t->progress.update;
+  vd_train_write_trace(t); /* its rows up to the checkpoint are there once that is */
   if (vd_snapshot_write(&snapshot, path, &t->progress, t->echo, vd_corpus_id(t->corpus), err))
     return wrap_checkpoint(t, err);
   if (t->writer) {
@@ -106,7 +111,7 @@ int vd_train_validate(vd_train *t, bool *stopped, vd_error *err) {
   }
   int64_t epoch = 1 + (p->update - 1) / t->blocks;
   if (t->ctx->rank == 0 && vd_log_valid(t->log, p->update, epoch, bpc, best, err) == VD_OK)
-    vd_trace_append_valid(t->trace, p->update, bpc, err);
+    vd_trace_append_valid(t->trace, p->update, bpc);
   if (vd_train_broadcast_log_error(t, err)) return err->status;
   return best ? vd_train_checkpoint(t, true, err) : VD_OK;
 }

@@ -2,6 +2,7 @@
 #include "src/train/train.h"
 
 #include <math.h>
+#include <time.h>
 
 static double bpc_of(const vd_meter *m) {
   return m->nll / m->targets / log(2.0);
@@ -39,15 +40,17 @@ static void fill_row(vd_train *t, vd_log_row *row) {
                       .skipped = scaling.skipped};
 }
 
-static void append_trace(vd_train *t, const vd_log_row *log_row, vd_error *err) {
+static void append_trace(vd_train *t, const vd_log_row *log_row) {
   const vd_meter *m = &t->progress.trace;
   vd_trace_row row = {.update = t->progress.update,
                       .span = t->span,
                       .train_bpc = bpc_of(m),
                       .learning_rate = log_row->learning_rate,
                       .grad_norm = t->grad_norm,
-                      .tokens_per_second = m->targets / m->seconds};
-  if (t->trace) vd_trace_append(t->trace, &row, err);
+                      .tokens_per_second = m->targets / m->seconds,
+                      .wall = vd_log_wall(t->log),
+                      .time = (double)time(NULL)};
+  if (t->trace) vd_trace_append(t->trace, &row);
 }
 
 static bool due(int64_t update, int64_t interval) {
@@ -74,9 +77,10 @@ static int tell(vd_train *t, vd_error *err) {
   }
   if (warning[0] && t->log) vd_log_message(t->log, "%s", warning);
   if (due(u, s->trace.interval) || end) {
-    if (err->status == VD_OK) append_trace(t, &row, err);
+    append_trace(t, &row);
     t->progress.trace = (vd_meter){0};
   }
+  if (t->trace && vd_trace_is_due(t->trace, s->trace.max_age)) vd_train_write_trace(t);
   vd_train_poll_checkpoint(t, err);
   return vd_train_broadcast_log_error(t, err);
 }

@@ -1,5 +1,8 @@
-/* The trace: rows come back, a killed writer's file goes on, later rows are cut off, other shapes are refused. */
+/* The trace: rows come back, a resumed run takes over those of a killed one up to its checkpoint, and what is damaged
+ * or foreign is set aside with every byte. */
 #include "io/trace.h"
+
+#include "io/digest.h"
 
 #include <fcntl.h>
 #include <setjmp.h>
@@ -9,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -17,7 +21,6 @@
 enum { LAYERS = 2, HEADS = 3 };
 
 static void append_to(vd_trace *t, int64_t first, int64_t last) {
-  vd_error err = {0};
   for (int64_t u = first; u <= last; u++) {
     float span[LAYERS * HEADS];
     for (int i = 0; i < LAYERS * HEADS; i++) span[i] = (float)(100 * u + i);
@@ -26,10 +29,18 @@ static void append_to(vd_trace *t, int64_t first, int64_t last) {
                         .train_bpc = 8.0 / (double)u,
                         .learning_rate = 0.07,
                         .grad_norm = 1.0,
-                        .tokens_per_second = 1e4};
-    assert_int_equal(vd_trace_append(t, &row, &err), VD_OK);
-    if (u % 10 == 0) assert_int_equal(vd_trace_append_valid(t, u, 9.0 / (double)u, &err), VD_OK);
+                        .tokens_per_second = 1e4,
+                        .wall = (double)u,
+                        .time = 1e9 + (double)u};
+    vd_trace_append(t, &row);
+    if (u % 10 == 0) vd_trace_append_valid(t, u, 9.0 / (double)u);
   }
+}
+
+static void write_rows(vd_trace *t) {
+  vd_error err = {0};
+  vd_trace_write(vd_trace_capture(t), &err);
+  assert_string_equal(err.message, "");
 }
 
 /* Asserts that the trace holds the updates 1 .. n, with their spans, and n / 10 validations. */
@@ -56,43 +67,115 @@ static void expect_rows(const char *path, hsize_t n) {
   H5Fclose(file);
 }
 
-static void test_goes_on_after_a_kill(void **state) {
+static void expect_sealed(const char *path) {
+  vd_error err = {0};
+  assert_int_equal(vd_digest_check(path, NULL, &err), VD_OK);
+}
+
+/* A killed writer leaves the rows of its last image, sealed; a resumed run takes those up to its checkpoint. */
+static void test_resumes_after_a_kill(void **state) {
   vd_h5 *h5 = *state;
   vd_error err = {0};
   vd_trace *t;
   const char *path = "test_trace.h5";
-  unlink(path);
   pid_t child = fork();
   if (child == 0) {
-    if (vd_trace_open(&t, h5, path, LAYERS, HEADS, 0, "&run /", &err) == VD_OK) append_to(t, 1, 47);
+    if (vd_trace_open(&t, h5, path, LAYERS, HEADS, 0, "&run /", &err) != VD_OK) _exit(1);
+    append_to(t, 1, 47);
+    write_rows(t);
+    append_to(t, 48, 60);
     raise(SIGKILL);
   }
   int status;
   assert_int_equal(waitpid(child, &status, 0), child);
+  assert_true(WIFSIGNALED(status));
+  expect_sealed(path);
+  expect_rows(path, 47);
   assert_int_equal(vd_trace_open(&t, h5, path, LAYERS, HEADS, 30, "&run /", &err), VD_OK);
   assert_string_equal(vd_trace_notice(t), "");
-  append_to(t, 31, 600);
+  expect_rows(path, 30);
+  append_to(t, 31, 2600); /* over the ends of blocks */
   assert_int_equal(vd_trace_close(&t, &err), VD_OK);
-  expect_rows(path, 600);
-  assert_int_equal(vd_trace_open(&t, h5, path, LAYERS, HEADS, 512, "&run /", &err), VD_OK);
+  expect_rows(path, 2600);
+  expect_sealed(path);
+  assert_int_equal(vd_trace_open(&t, h5, path, LAYERS, HEADS, 1500, "&run /", &err), VD_OK);
   assert_int_equal(vd_trace_close(&t, &err), VD_OK);
-  expect_rows(path, 512);
+  expect_rows(path, 1500);
   unlink(path);
 }
 
-static void test_refuses_another_shape(void **state) {
+/* An image holds the rows of the moment at which it was captured. */
+static void test_image_is_of_its_moment(void **state) {
   vd_error err = {0};
   vd_trace *t;
-  const char *path = "test_trace_shape.h5";
-  unlink(path);
+  const char *path = "test_trace_image.h5";
   assert_int_equal(vd_trace_open(&t, *state, path, LAYERS, HEADS, 0, "&run /", &err), VD_OK);
+  assert_false(vd_trace_is_due(t, 0));
+  append_to(t, 1, 1020);
+  assert_true(vd_trace_is_due(t, 0));
+  assert_false(vd_trace_is_due(t, 1e6));
+  void *image = vd_trace_capture(t);
+  append_to(t, 1021, 1100);
+  vd_trace_write(image, &err);
+  expect_rows(path, 1020);
+  assert_true(vd_trace_is_due(t, 0));
+  vd_error earlier = {0};
+  vd_fail(&earlier, VD_FAILED, "an earlier task failed");
+  vd_trace_write(vd_trace_capture(t), &earlier); /* frees the image and writes nothing */
+  expect_rows(path, 1020);
+  append_to(t, 1101, 1110);
+  assert_int_equal(vd_trace_close(&t, &err), VD_OK);
+  expect_rows(path, 1110);
+  unlink(path);
+}
+
+/* Opens a trace over `path`, which must be set aside with every byte; then the new trace holds nothing. */
+static void expect_set_aside(vd_h5 *h5, const char *path, const char *aside, int layers, const char *why) {
+  vd_error err = {0};
+  vd_trace *t;
+  struct stat before, after;
+  assert_int_equal(stat(path, &before), 0);
+  assert_int_equal(vd_trace_open(&t, h5, path, layers, HEADS, 20, "&run /", &err), VD_OK);
+  assert_non_null(strstr(vd_trace_notice(t), why));
+  assert_non_null(strstr(vd_trace_notice(t), aside));
+  assert_int_equal(stat(aside, &after), 0);
+  assert_true(before.st_ino == after.st_ino && before.st_size == after.st_size);
+  assert_int_equal(vd_trace_close(&t, &err), VD_OK);
+  expect_sealed(path);
+  unlink(path);
+}
+
+static void make_trace(vd_h5 *h5, const char *path) {
+  vd_error err = {0};
+  vd_trace *t;
+  assert_int_equal(vd_trace_open(&t, h5, path, LAYERS, HEADS, 0, "&run /", &err), VD_OK);
   append_to(t, 1, 20);
   assert_int_equal(vd_trace_close(&t, &err), VD_OK);
-  assert_int_equal(vd_trace_open(&t, *state, path, LAYERS + 1, HEADS, 20, "&run /", &err), VD_FAILED);
-  assert_non_null(strstr(err.message, "2 layers and 3 heads; this run has 3 and 3"));
-  assert_null(t);
-  expect_rows(path, 20);
-  unlink(path);
+}
+
+static void flip(const char *path, long at) {
+  FILE *f = fopen(path, "r+b");
+  assert_non_null(f);
+  fseek(f, at, SEEK_SET);
+  int c = fgetc(f);
+  fseek(f, at, SEEK_SET);
+  fputc(c ^ 1, f);
+  fclose(f);
+}
+
+static void test_sets_aside_what_it_does_not_take_over(void **state) {
+  const char *path = "trace.h5";
+  make_trace(*state, path);
+  expect_set_aside(*state, path, "trace-set-aside-1.h5", LAYERS + 1, "2 layers and 3 heads; this run has 3 and 3");
+  make_trace(*state, path);
+  flip(path, 900);
+  expect_set_aside(*state, path, "trace-set-aside-2.h5", LAYERS, "damaged");
+  FILE *f = fopen(path, "w");
+  fputs("no HDF5 at all", f);
+  fclose(f);
+  expect_set_aside(*state, path, "trace-set-aside-3.h5", LAYERS, "not an HDF5 file");
+  assert_int_equal(mkfifo(path, 0600), 0);
+  expect_set_aside(*state, path, "trace-set-aside-4.h5", LAYERS, "a FIFO");
 }
 
 /* A folder of its own: another build of the same test may run beside this one. */
@@ -120,12 +203,11 @@ static void look_again_and_again(const char *path) {
   }
 }
 
-static void test_opens_under_readers(void **state) {
+static void test_writes_beside_readers(void **state) {
   vd_h5 *h5 = *state;
   vd_error err = {0};
   vd_trace *t;
   const char *path = "test_trace_readers.h5";
-  unlink(path);
   pid_t child = fork();
   if (child == 0) look_again_and_again(path);
   for (int i = 0; i < 20 && err.status == VD_OK; i++) {
@@ -141,8 +223,8 @@ static void test_opens_under_readers(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_goes_on_after_a_kill),
-                                     cmocka_unit_test(test_opens_under_readers),
-                                     cmocka_unit_test(test_refuses_another_shape)};
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_resumes_after_a_kill), cmocka_unit_test(test_image_is_of_its_moment),
+      cmocka_unit_test(test_writes_beside_readers), cmocka_unit_test(test_sets_aside_what_it_does_not_take_over)};
   return cmocka_run_group_tests(tests, setup, teardown);
 }
