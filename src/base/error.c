@@ -1,5 +1,6 @@
 #include "src/base/error.h"
 
+#include <mpi.h> /* for the abort in vd_bug_at() alone */
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,24 +27,6 @@ int vd_wrap(vd_error *err, const char *format, ...) {
   snprintf(all, sizeof all, "%s: %s", before, err->message);
   snprintf(err->message, sizeof err->message, "%.*s", (int)sizeof err->message - 1, all);
   return err->status;
-}
-
-int vd_agree(MPI_Comm comm, vd_error *err) {
-  int rank, size;
-  MPI_Comm_rank(comm, &rank);
-  MPI_Comm_size(comm, &size);
-  int mine[2] = {err->status, err->status == VD_OK ? size : rank};
-  int worst, first;
-  MPI_Allreduce(&mine[0], &worst, 1, MPI_INT, MPI_MAX, comm);
-  MPI_Allreduce(&mine[1], &first, 1, MPI_INT, MPI_MIN, comm);
-  if (worst == VD_OK) return VD_OK;
-  if (first == size) vd_bug("ranks failed without a status");
-  int failed = err->status != VD_OK, n_failed;
-  MPI_Allreduce(&failed, &n_failed, 1, MPI_INT, MPI_SUM, comm);
-  if (rank == first && n_failed < size) vd_wrap(err, "rank %d of %d", rank, size);
-  MPI_Bcast(err->message, (int)sizeof err->message, MPI_CHAR, first, comm);
-  err->status = worst;
-  return worst;
 }
 
 void vd_error_print(const vd_error *err) {

@@ -1,15 +1,21 @@
-/* Errors that a user or a disk causes: a status that travels up, gathering context, and is printed once.
- * Bugs use vd_bug(), which names rank, time, file and line, and aborts. */
+/* The main header of src/base/: what every other folder may use and what uses none of them.
+ *
+ * Here live errors and allocation (this header), the real type (real.h), counter-based random numbers (random.h),
+ * signals (signals.h), threads (thread.h), clocks (clock.h), choices of the deck as enums (choices.h) and the version
+ * (version.h). Nothing here opens a file or sends a message; the one MPI call is the abort in vd_bug().
+ *
+ * An error that a user or a disk causes is a status that functions return: the callee fills a vd_error, callers put
+ * context before its message, and main prints it once. Ranks agree on an error with vd_agree() of
+ * src/comm/collectives.h. A bug ends the program with vd_bug(), which names rank, time, file and line. */
 #ifndef VD_ERROR_H
 #define VD_ERROR_H
 
-#include <mpi.h>
 #include <stddef.h>
 
 /* Exit statuses of the program; functions return them too. */
 enum {
   VD_OK = 0,
-  VD_FAILED = 1,  /* a file, the machine, the numbers: anything but the user's words */
+  VD_FAILED = 1,  /* a file, the machine, the numbers: anything but the deck and the command line */
   VD_USAGE = 2,   /* the command line or the deck is wrong */
   VD_STOPPED = 75 /* stopped on a signal after a checkpoint was written: requeue */
 };
@@ -26,11 +32,6 @@ int vd_fail(vd_error *err, int status, const char *format, ...) __attribute__((f
 
 /* Not collective. Puts "CONTEXT: " before the message already in *err and returns err->status. */
 int vd_wrap(vd_error *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
-
-/* Collective(comm). Every rank calls it with its own *err; when any rank failed, all return the largest status
- * and hold the message of the lowest failing rank (prefixed with its rank where comm has more than one and
- * not all failed alike). VD_OK on all ranks otherwise. */
-int vd_agree(MPI_Comm comm, vd_error *err);
 
 /* Not collective. Prints "viaduct: error: MESSAGE" on stderr; nothing when err holds no error. */
 void vd_error_print(const vd_error *err);

@@ -27,6 +27,24 @@ void vd_broadcast_reals(MPI_Comm comm, int root, real *x, size_t n) {
   }
 }
 
+int vd_agree(MPI_Comm comm, vd_error *err) {
+  int rank, size;
+  MPI_Comm_rank(comm, &rank);
+  MPI_Comm_size(comm, &size);
+  int mine[2] = {err->status, err->status == VD_OK ? size : rank};
+  int worst, first;
+  MPI_Allreduce(&mine[0], &worst, 1, MPI_INT, MPI_MAX, comm);
+  MPI_Allreduce(&mine[1], &first, 1, MPI_INT, MPI_MIN, comm);
+  if (worst == VD_OK) return VD_OK;
+  if (first == size) vd_bug("ranks failed without a status");
+  int failed = err->status != VD_OK, n_failed;
+  MPI_Allreduce(&failed, &n_failed, 1, MPI_INT, MPI_SUM, comm);
+  if (rank == first && n_failed < size) vd_wrap(err, "rank %d of %d", rank, size);
+  MPI_Bcast(err->message, (int)sizeof err->message, MPI_CHAR, first, comm);
+  err->status = worst;
+  return worst;
+}
+
 int vd_broadcast_error(MPI_Comm comm, vd_error *err) {
   MPI_Bcast(&err->status, 1, MPI_INT, 0, comm);
   if (err->status != VD_OK) MPI_Bcast(err->message, (int)sizeof err->message, MPI_CHAR, 0, comm);

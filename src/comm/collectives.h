@@ -1,4 +1,4 @@
-/* What ranks do together: the gradient sum, scalars, who sits where. */
+/* Collectives over the ranks of a run: all-reduce, broadcast, agreement on errors, placement of ranks on nodes. */
 #ifndef VD_COLLECTIVES_H
 #define VD_COLLECTIVES_H
 
@@ -17,6 +17,10 @@ void vd_all_reduce_reals(MPI_Comm comm, real *x, size_t n);
 void vd_all_reduce_doubles(MPI_Comm comm, double *x, int n);
 /* Collective(comm). Broadcasts x [n] reals from rank `root`; n may exceed an int. */
 void vd_broadcast_reals(MPI_Comm comm, int root, real *x, size_t n);
+/* Collective(comm). Agrees on an error. Every rank passes its own *err. When any rank failed, all ranks return the
+ * largest status and hold the message of the lowest failing rank, prefixed with its number unless all ranks failed.
+ * VD_OK on all ranks otherwise. */
+int vd_agree(MPI_Comm comm, vd_error *err);
 /* Collective(comm). All ranks get rank 0's *err; returns its status. For work that rank 0 alone did, where no other
  * rank can have failed: the message is not prefixed with a rank, as vd_agree would. */
 int vd_broadcast_error(MPI_Comm comm, vd_error *err);

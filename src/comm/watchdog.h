@@ -5,6 +5,8 @@
 
 #include "src/base/error.h"
 
+#include <mpi.h>
+
 typedef struct vd_watchdog vd_watchdog;
 
 /* What a watch asks and does while something is waited for, on its own thread; members may be NULL. */

@@ -1,4 +1,5 @@
 #include "src/base/signals.h"
+#include "src/comm/collectives.h"
 #include "src/train/train.h"
 
 int vd_cmd_train(vd_context *ctx, const vd_settings *s, vd_error *err) {

@@ -9,6 +9,7 @@
 #include "tests/gpu/gpu_ops.h"
 #include "tests/gpu/update_case.h"
 
+#include <mpi.h>
 #include <stdio.h>
 #include <stdlib.h>
 
