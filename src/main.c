@@ -1,4 +1,5 @@
 /* viaduct: command line, MPI, the deck for all ranks, one command, one message, one exit status. */
+#include "src/base/signals.h"
 #include "src/base/version.h"
 #include "src/comm/collectives.h"
 #include "src/comm/context.h"
@@ -46,7 +47,10 @@ static int run_alone(vd_context *ctx, const vd_command_line *line, vd_error *err
 }
 
 static int run(vd_context *ctx, const vd_command_line *line, vd_error *err) {
-  if (line->command >= VD_COMMAND_INPUT) return run_alone(ctx, line, err);
+  if (line->command >= VD_COMMAND_INPUT) {
+    vd_signals_default();
+    return run_alone(ctx, line, err);
+  }
   vd_settings s;
   if (read_settings(ctx, line, &s, err)) return err->status;
   switch (line->command) {
@@ -63,6 +67,7 @@ static int run(vd_context *ctx, const vd_command_line *line, vd_error *err) {
 
 int main(int argc, char **argv) {
   int level;
+  vd_signals_catch();
   vd_cpu_choose_openblas_kernel(argv);
   MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &level);
   vd_context ctx = {0};

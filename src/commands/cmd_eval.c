@@ -1,4 +1,5 @@
 #include "io/nll.h"
+#include "src/base/signals.h"
 #include "src/comm/collectives.h"
 #include "src/train/evaluate.h"
 #include "src/train/open_checkpoint.h"
@@ -108,11 +109,16 @@ static int evaluate(struct eval *e, vd_error *err) {
                            .block = s->eval.tokens_per_sample,
                            .max_blocks = s->eval.max_blocks,
                            .micro_streams = s->data.micro_streams,
-                           .read_ahead = (int)s->data.read_ahead};
+                           .read_ahead = (int)s->data.read_ahead,
+                           .stoppable = true};
   if (vd_evaluator_create(&e->evaluator, &plan, NULL, &e->config, e->ops, err) ||
       vd_snapshot_read_parameters(e->ctx, e->ops, vd_evaluator_model(e->evaluator), e->from.path, err) ||
       vd_evaluator_run(e->evaluator, s->eval.nll_file[0] != '\0', &e->result, err))
     return err->status;
+  if (e->result.stopped) {
+    vd_signals_check(err);
+    if (vd_agree(e->ctx->comm, err)) return err->status;
+  }
   if (!isfinite(e->result.nll))
     return vd_fail(err, VD_FAILED, "the loss of %s with %s is not finite", s->eval.split, e->from.path);
   if (s->eval.nll_file[0] && write_nll(e, err)) return err->status;

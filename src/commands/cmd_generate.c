@@ -1,3 +1,4 @@
+#include "src/base/signals.h"
 #include "src/comm/collectives.h"
 #include "src/train/open_checkpoint.h"
 #include "src/train/snapshot.h"
@@ -116,6 +117,7 @@ static int write_text(struct generate *g, vd_error *err) {
   for (int64_t i = 0; i < g->s->generate.tokens; i++) {
     for (int64_t v = 0; v < g->vocab; v++)
       if (!isfinite(g->logits[v])) return vd_fail(err, VD_FAILED, "%s gives logits that are not finite", g->from.path);
+    if (vd_signals_check(err)) return err->status;
     int64_t id = draw(g, i);
     if (write_symbol(g, id, err) || feed(g, id, err)) return err->status;
   }

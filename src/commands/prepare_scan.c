@@ -1,3 +1,4 @@
+#include "src/base/signals.h"
 #include "src/commands/prepare.h"
 #include "src/commands/vocabulary.h"
 
@@ -65,7 +66,7 @@ static int scan_bytes(vd_corpus_plan *plan, const char **kind, int64_t count[256
   vd_progress progress;
   vd_progress_start(&progress, "reading the source");
   for (int64_t n = 1; n > 0;) {
-    if (vd_source_read(source, buffer, BUFFER, &n, err)) break;
+    if (vd_signals_check(err) || vd_source_read(source, buffer, BUFFER, &n, err)) break;
     md5_update(&md5, (size_t)n, buffer);
     for (int64_t i = 0; i < n; i++) count[buffer[i]]++;
     plan->source_bytes[0] += n;
@@ -131,8 +132,10 @@ static int scan_text(vd_corpus_plan *plan, int k, const char **kind, vd_vocabula
     size_t n;
     if (vd_word_scanner_next(scanner, &word, &n, err) || !word || vd_vocabulary_builder_add(words, word, n, NULL, err))
       break;
-    if (plan->n_token[k]++ % 65536 == 0)
+    if (plan->n_token[k]++ % 65536 == 0) {
+      if (vd_signals_check(err)) break;
       vd_progress_show(&progress, vd_source_fraction(vd_word_scanner_source(scanner)));
+    }
   }
   vd_progress_end(&progress);
   plan->source_bytes[k] = vd_word_scanner_bytes(scanner);

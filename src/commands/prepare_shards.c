@@ -1,3 +1,4 @@
+#include "src/base/signals.h"
 #include "src/commands/prepare.h"
 #include "src/commands/vocabulary.h"
 
@@ -79,6 +80,7 @@ static int write_shard(token_source *t, vd_h5 *h5, int split, int64_t index, uin
   vd_shard *shard;
   if (vd_shard_begin(&shard, h5, t->plan, split, index, err)) return err->status;
   while (vd_shard_wants(shard) > 0 && err->status == VD_OK) {
+    if (vd_signals_check(err)) break;
     int64_t n = vd_shard_wants(shard) < TOKENS ? vd_shard_wants(shard) : TOKENS;
     if ((t->plan->words ? read_words(t, split, buffer, n, err) : read_bytes(t, buffer, n, err)) == VD_OK)
       vd_shard_put(shard, buffer, n, err);

@@ -1,5 +1,7 @@
 #include "src/cpu/openblas_kernel.h"
 
+#include "src/base/signals.h"
+
 #include <cblas.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -20,5 +22,7 @@ void vd_cpu_choose_openblas_kernel(char **argv) {
   const char *chosen = openblas_get_corename();
   bool narrow = strcmp(chosen, "Haswell") == 0 || strcmp(chosen, "Zen") == 0;
   if (!narrow || !has_avx512() || getenv("OPENBLAS_CORETYPE")) return;
+  vd_signals_block();
   if (setenv("OPENBLAS_CORETYPE", "SkylakeX", 1) == 0) execv("/proc/self/exe", argv);
+  vd_signals_catch(); /* the program was not replaced */
 }

@@ -1,0 +1,145 @@
+#!/usr/bin/python3
+"""Signals: each ends a run with a checkpoint and 75, before training too; a second one ends it at once; prepare, eval and
+generate end with 128 + the number and leave nothing half-written; nohup's and a closed pipe end nothing."""
+import os
+import signal
+import subprocess
+import time
+
+from whole import ENVIRONMENT, VIADUCT, Place, finish, report, viaduct
+
+SIGNALS = ("USR1", "TERM", "INT", "HUP")
+ENDLESS = "1000000000"
+
+
+def start(folder, *words, **keywords):
+    """A process with the signals' default actions, whatever this script was started with."""
+    def defaults():
+        for name in SIGNALS:
+            signal.signal(getattr(signal, "SIG" + name), keywords.get("action", signal.SIG_DFL))
+    return subprocess.Popen([VIADUCT, *words], cwd=folder, env=ENVIRONMENT, preexec_fn=defaults, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def end(process, seconds=60):
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        return None, "", f"it did not end within {seconds} s"
+    return process.returncode, out, err
+
+
+def wait_for(condition, process, seconds=60):
+    limit = time.monotonic() + seconds
+    while not condition() and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.02)
+
+
+def temporaries(folder):
+    return [os.path.join(d, f) for d, _, files in os.walk(folder) for f in files if ".tmp-" in f]
+
+
+def train_words(run):
+    return ("train", "tiny.nml", "--set", f"run%directory={run}", "--set", f"run%max_updates={ENDLESS}",
+            "--set", "checkpoint%interval=1000000", "--set", "valid%interval=0")
+
+
+def in_training(folder, name):
+    number = getattr(signal, "SIG" + name)
+    run = start(folder, *train_words(f"run-{name}"))
+    wait_for(lambda: place.lines(f"run-{name}") >= 3, run)
+    run.send_signal(number)
+    status, _, err = end(run)
+    there = os.path.exists(os.path.join(folder, f"run-{name}", "checkpoints", "last.h5"))
+    report(f"SIG{name} in training gives a checkpoint and 75", status == 75 and there and not temporaries(folder),
+           f"status {status}, checkpoint {there}: {err}")
+    again = viaduct("train", "tiny.nml", "--set", f"run%directory=run-{name}", "--set",
+                    f"run%max_updates={place.lines(f'run-{name}') + 2}", "--set", "valid%interval=0", cwd=folder)
+    report(f"a run stopped by SIG{name} continues", again.returncode == 0, again.stderr)
+
+
+def before_training(folder, name, delay):
+    run = start(folder, *train_words("run-USR1"))
+    time.sleep(delay)
+    run.send_signal(getattr(signal, "SIG" + name))
+    status, _, err = end(run)
+    report(f"SIG{name} {delay} s after the start ends a run with 75", status == 75, f"status {status}: {err}")
+
+
+def twice(folder):
+    """Updates of some seconds, so that the loop has not seen the first signal when the second comes."""
+    run = start(folder, *train_words("run-slow"), "--set", "model%d_model=512", "--set", "model%d_inner=4096", "--set",
+                "model%n_layer=8", "--set", "data%tokens_per_sample=512", "--set", "data%batch_streams=16")
+    wait_for(lambda: os.path.exists(os.path.join(folder, "run-slow", "trace.h5")), run)
+    time.sleep(1.0)
+    run.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    alive = run.poll() is None
+    run.send_signal(signal.SIGTERM)
+    begin = time.monotonic()
+    status, _, err = end(run)
+    report("a second signal ends a run at once with 128 + its number",
+           alive and status == 143 and time.monotonic() - begin < 2, f"status {status}, alive {alive}: {err}")
+
+
+def ignored(folder):
+    run = start(folder, *train_words("run-nohup"), action=signal.SIG_IGN)
+    wait_for(lambda: place.lines("run-nohup") >= 2, run)
+    run.send_signal(signal.SIGHUP)
+    before = place.lines("run-nohup")
+    wait_for(lambda: place.lines("run-nohup") > before + 3, run)
+    alive = run.poll() is None
+    run.kill()
+    run.communicate()
+    report("a signal that the run inherited as ignored ends nothing", alive, "the run ended")
+
+
+def closed_pipe(folder):
+    run = subprocess.Popen([VIADUCT, "train", "tiny.nml", "--set", "run%directory=run-pipe"], cwd=folder, env=ENVIRONMENT,
+                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run.stdout.close()
+    err = run.stderr.read()
+    report("a closed standard output does not end a run", run.wait() == 0, f"status {run.returncode}: {err}")
+
+
+def other_commands(folder):
+    with open(os.path.join(folder, "long.txt"), "wb") as f:
+        f.write(os.urandom(1 << 20) * 400)
+    with open(os.path.join(folder, "long.nml"), "w", encoding="ascii") as f:
+        f.write("&data path='long.h5' /\n&prepare source='long.txt', train=0.9, valid=0.05, test=0.05, deflate=6 /\n")
+    words = {
+        "prepare": ("prepare", "long.nml"),
+        "eval": ("eval", "tiny.nml", "--set", "eval%checkpoint=run-USR1/checkpoints/last.h5", "--set",
+                 "eval%split=train", "--set", "eval%tokens_per_sample=1", "--set", "eval%streams=1", "--set",
+                 "eval%nll_file=nll.h5"),
+        "generate": ("generate", "tiny.nml", "--set", "generate%checkpoint=run-USR1/checkpoints/last.h5", "--set",
+                     f"generate%tokens={ENDLESS}"),
+    }
+    for command, arguments in words.items():
+        run = start(folder, *arguments)
+        time.sleep(1.5)
+        run.send_signal(signal.SIGTERM)
+        status, _, err = end(run)
+        left = temporaries(folder) + [f for f in os.listdir(folder) if f.startswith("long") and f.endswith(".h5")
+                                      or f == "nll.h5"]
+        report(f"SIGTERM ends {command} with 143 and leaves nothing half-written",
+               status == 143 and not left and "SIGTERM" in err, f"status {status}, left {left}: {err}")
+    os.remove(os.path.join(folder, "long.txt"))
+
+
+place = Place()
+top = place.folder
+try:
+    for each in SIGNALS:
+        in_training(top, each)
+    for each, after in (("USR1", 0.05), ("TERM", 0.15), ("INT", 0.3), ("HUP", 0.45)):
+        before_training(top, each, after)
+    twice(top)
+    ignored(top)
+    closed_pipe(top)
+    other_commands(top)
+finally:
+    place.remove()
+finish()
