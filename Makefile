@@ -123,7 +123,7 @@ $(BUILD)/tests/check_golden_f32: $(BUILD)/f32/tests/math/check_golden.o $(MATH_A
 	$(Q)$(LINK) -o $@ $^ $(LIBS)
 # The CUDA kernels, the library of them that the program loads, and their test programs.
 CUDA_OBJ := $(patsubst %.cu,$(BUILD)/%.o,$(wildcard cuda/*/*.cu))
-CUDA_C_OBJ := $(patsubst %.c,$(BUILD)/pic/%.o,$(wildcard cuda/*/*.c) src/base/error.c)
+CUDA_C_OBJ := $(patsubst %.c,$(BUILD)/pic/%.o,$(wildcard cuda/*/*.c) src/base/error.c src/base/clock.c)
 $(BUILD)/pic/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(SAY) CC $@

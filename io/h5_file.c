@@ -1,5 +1,6 @@
 /* Files that appear whole or not at all, and opening them with messages that say what is wrong. */
 #include "io/h5.h"
+#include "src/base/clock.h"
 #include "src/base/regular_file.h"
 #include "src/base/version.h"
 
@@ -11,7 +12,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
-#include <time.h>
 #include <unistd.h>
 
 hid_t vd_h5_access(void) {
@@ -53,10 +53,8 @@ bool vd_is_temporary(const char *name, const char *of) {
 }
 
 int vd_h5_stamp(hid_t file, const char *kind, vd_error *err) {
-  char created[32];
-  time_t now = time(NULL);
-  struct tm utc;
-  strftime(created, sizeof created, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &utc));
+  char created[VD_UTC_BYTES];
+  vd_clock_utc(created);
   if (vd_h5_attr_text(file, "viaduct_kind", kind, err) || vd_h5_attr_text(file, "viaduct_version", vd_version(), err) ||
       vd_h5_attr_text(file, "git_version", vd_git_version(), err) || vd_h5_attr_text(file, "created", created, err))
     return err->status;

@@ -1,7 +1,7 @@
 #include "io/reader.h"
 
-#include <pthread.h>
-#include <signal.h>
+#include "src/base/thread.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -27,14 +27,11 @@ struct vd_reader {
   int64_t segment_tokens;
   segment *segment; /* [s1 - s0] */
 
-  pthread_t thread;
-  pthread_mutex_t mutex;
-  pthread_cond_t changed;
+  vd_thread *thread; /* its lock guards what follows */
   int n_slot;
-  slot *slot;               /* a ring: block number i (from 0) lies in slot i % n_slot */
+  slot *slot;               /* ring buffer: block number i (from 0) lies in slot i % n_slot */
   int64_t written, started; /* blocks filled by the thread; blocks handed out */
-  bool in_use, stopping, ended;
-  vd_error error; /* of the thread */
+  bool in_use;              /* the caller reads the block handed out last */
 };
 
 /* Tokens [first, first + n) of stream s, which ends before token `end`: from its segment, fetched anew where it does
@@ -71,29 +68,24 @@ static int fill_slot(vd_reader *r, slot *to, int64_t number, vd_error *err) {
   return VD_OK;
 }
 
-/* The thread: fills free slots until it is told to stop, has delivered all blocks, or fails. */
-static void *read_ahead(void *p) {
-  vd_reader *r = p;
+/* Body of the thread: fills free slots until all blocks are read, a read fails or the reader stops. */
+static void read_ahead(vd_thread *thread, void *self) {
+  vd_reader *r = self;
   vd_error err = {0};
-  pthread_mutex_lock(&r->mutex);
-  while (!r->stopping && err.status == VD_OK && (r->n_block < 0 || r->written < r->n_block)) {
+  while (!vd_thread_is_stopping(thread) && err.status == VD_OK && (r->n_block < 0 || r->written < r->n_block)) {
     int64_t done = r->started - (r->in_use ? 1 : 0);
     if (r->written - done >= r->n_slot) {
-      pthread_cond_wait(&r->changed, &r->mutex);
+      vd_thread_wait(thread);
       continue;
     }
     int64_t i = r->written;
-    pthread_mutex_unlock(&r->mutex);
+    vd_thread_unlock(thread);
     fill_slot(r, &r->slot[i % r->n_slot], r->first_block + i, &err);
-    pthread_mutex_lock(&r->mutex);
+    vd_thread_lock(thread);
     if (err.status == VD_OK) r->written++;
-    pthread_cond_broadcast(&r->changed);
+    vd_thread_wake(thread);
   }
-  r->error = err;
-  r->ended = true;
-  pthread_cond_broadcast(&r->changed);
-  pthread_mutex_unlock(&r->mutex);
-  return NULL;
+  vd_thread_fail(thread, &err);
 }
 
 static void allocate(vd_reader *r, int ahead) {
@@ -122,19 +114,7 @@ static void release(vd_reader *r) {
   }
   free(r->segment);
   free(r->slot);
-  pthread_cond_destroy(&r->changed);
-  pthread_mutex_destroy(&r->mutex);
   free(r);
-}
-
-/* Signals are for the main thread: the reader's is started with all of them blocked. */
-static int start_thread(vd_reader *r) {
-  sigset_t all, before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-  int status = pthread_create(&r->thread, NULL, read_ahead, r);
-  pthread_sigmask(SIG_SETMASK, &before, NULL);
-  return status;
 }
 
 int vd_reader_start(vd_reader **reader, vd_corpus *corpus, const char *split, const vd_streams *geometry, int64_t s0,
@@ -155,46 +135,38 @@ int vd_reader_start(vd_reader **reader, vd_corpus *corpus, const char *split, co
   r->s1 = s1;
   r->first_block = first_block;
   r->n_block = n_block;
-  pthread_mutex_init(&r->mutex, NULL);
-  pthread_cond_init(&r->changed, NULL);
   allocate(r, ahead);
-  int failed = start_thread(r);
-  if (failed) {
+  if (vd_thread_start(&r->thread, read_ahead, r, "the reader", err))
     release(r);
-    return vd_fail(err, VD_FAILED, "cannot start the reader's thread: %s", strerror(failed));
-  }
-  *reader = r;
-  return VD_OK;
+  else
+    *reader = r;
+  return err->status;
 }
 
 int vd_reader_next(vd_reader *r, int64_t *block, const int32_t **x, const int32_t **y, vd_error *err) {
   *x = *y = NULL;
-  pthread_mutex_lock(&r->mutex);
+  vd_thread_lock(r->thread);
   if (r->in_use) {
     r->in_use = false;
-    pthread_cond_broadcast(&r->changed);
+    vd_thread_wake(r->thread);
   }
-  while (r->written == r->started && !r->ended) pthread_cond_wait(&r->changed, &r->mutex);
-  if (r->written > r->started) { /* what was read before a failure is still good */
+  while (r->written == r->started && !vd_thread_has_ended(r->thread)) vd_thread_wait(r->thread);
+  if (r->written > r->started) { /* blocks that were read before a failure are good */
     slot *s = &r->slot[r->started % r->n_slot];
     *block = s->block;
     *x = s->x;
     *y = s->y;
     r->started++;
     r->in_use = true;
-  } else if (r->error.status) {
-    vd_fail(err, r->error.status, "%s", r->error.message);
+  } else {
+    vd_thread_error(r->thread, err);
   }
-  pthread_mutex_unlock(&r->mutex);
+  vd_thread_unlock(r->thread);
   return err->status;
 }
 
 void vd_reader_stop(vd_reader *reader) {
   if (!reader) return;
-  pthread_mutex_lock(&reader->mutex);
-  reader->stopping = true;
-  pthread_cond_broadcast(&reader->changed);
-  pthread_mutex_unlock(&reader->mutex);
-  pthread_join(reader->thread, NULL);
+  vd_thread_stop(reader->thread);
   release(reader);
 }

@@ -1,12 +1,12 @@
 /* The rows of a trace in memory, and writing them as a sealed file. */
 #include "io/digest.h"
 #include "io/trace_internal.h"
+#include "src/base/clock.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 const vd_trace_column vd_trace_columns[VD_TRACE_DOUBLES] = {
@@ -22,12 +22,6 @@ struct image {
   const vd_trace *trace;
   hsize_t n_row, n_valid;
 };
-
-static double monotonic_seconds(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static hsize_t width(const vd_trace *t) {
   return t->n_layer * t->n_head;
@@ -74,7 +68,7 @@ void vd_trace_append_valid(vd_trace *t, int64_t update, double bpc) {
 
 bool vd_trace_is_due(const vd_trace *t, double seconds) {
   return (t->n_row > t->n_captured_row || t->n_valid > t->n_captured_valid) &&
-         monotonic_seconds() - t->captured >= seconds;
+         vd_clock_seconds() - t->captured >= seconds;
 }
 
 void *vd_trace_capture(vd_trace *t) {
@@ -82,7 +76,7 @@ void *vd_trace_capture(vd_trace *t) {
   *image = (struct image){t, t->n_row, t->n_valid};
   t->n_captured_row = t->n_row;
   t->n_captured_valid = t->n_valid;
-  t->captured = monotonic_seconds();
+  t->captured = vd_clock_seconds();
   return image;
 }
 

@@ -1,11 +1,12 @@
 #include "src/base/error.h"
 
+#include "src/base/clock.h"
+
 #include <mpi.h> /* for the abort in vd_bug_at() alone */
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 int vd_fail(vd_error *err, int status, const char *format, ...) {
   if (err->status != VD_OK) return err->status;
@@ -37,10 +38,8 @@ _Noreturn void vd_bug_at(const char *file, int line, const char *format, ...) {
   int ready = 0, rank = 0;
   MPI_Initialized(&ready);
   if (ready) MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-  char when[32], message[1024];
-  time_t now = time(NULL);
-  struct tm utc;
-  strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &utc));
+  char when[VD_UTC_BYTES], message[1024];
+  vd_clock_utc(when);
   va_list args;
   va_start(args, format);
   vsnprintf(message, sizeof message, format, args);

@@ -1,5 +1,5 @@
-/* A watch over waits for other ranks: a thread that ends the run where one takes too long, because a peer that has died
- * or hangs is told by nothing else: MPI, NCCL and CUDA wait for ever. */
+/* The watchdog of waits for other ranks: a thread that ends the run when one takes too long. Nothing else reports a
+ * rank that has died or hangs: MPI, NCCL and CUDA wait without a limit. */
 #ifndef VD_WATCHDOG_H
 #define VD_WATCHDOG_H
 
@@ -9,27 +9,30 @@
 
 typedef struct vd_watchdog vd_watchdog;
 
-/* What a watch asks and does while something is waited for, on its own thread; members may be NULL. */
+/* Callbacks of the transport that is waited for, run on threads of the watchdog; members may be NULL. They call no
+ * function of the watchdog. */
 typedef struct vd_watchdog_hooks {
   void *self;
-  /* Is the wait in vain? Fills *err where it is. */
-  void (*look)(void *self, vd_error *err);
-  /* Gives up what the other thread waits for. May hang: the run ends all the same. */
-  void (*give_up)(void *self);
+  /* Ten times a second while the watchdog is armed: asks the transport for an error; fills *err when the wait cannot
+   * end. Returns at once. */
+  void (*poll)(void *self, vd_error *err);
+  /* Aborts the operation that is waited for. May block: the run ends all the same. */
+  void (*abort)(void *self);
 } vd_watchdog_hooks;
 
-/* Not collective. A watch of the rank that comm says, for waits of at most `seconds` (0: as long as they take). hooks
- * are copied; NULL: none. Free with vd_watchdog_stop. VD_FAILED where there is no thread. */
+/* Not collective. Starts a disarmed watchdog for waits of at most `seconds` (0: no limit). Messages name the rank in
+ * `comm`. *hooks are copied; NULL: none. Free with vd_watchdog_stop(). VD_FAILED when the system starts no thread. */
 int vd_watchdog_start(vd_watchdog **out, MPI_Comm comm, double seconds, const vd_watchdog_hooks *hooks, vd_error *err);
-/* Not collective. From now on something is waited for, described by the text ("the gradient sum of update 7"); a wait
- * under way ends. Where it is not over in time, or hooks->look says that it is in vain, the run ends: a message on
- * stderr that names rank and host, then hooks->give_up, which gets 5 seconds, then MPI_Abort, which gets 10. The time
- * is counted while the process runs: one that was stopped goes on where it was. */
+/* Not collective. Arms the watchdog for a wait that the text names ("the gradient all-reduce of update 7"), with the
+ * full time; replaces the wait that it was armed for. When the time is over, or hooks->poll reports an error, the run
+ * ends: a message on stderr that names rank and host, then hooks->abort, for at most 5 seconds, then MPI_Abort, for at
+ * most 10, then SIGALRM. Only time during which the process runs counts: a process that was stopped (SIGSTOP) continues
+ * with the time that was left. */
 void vd_watchdog_arm(vd_watchdog *w, const char *format, ...) __attribute__((format(printf, 2, 3)));
-/* Not collective. The wait is over. Does not return where the run is being ended, so that nothing is made of what was
- * given up. */
+/* Not collective. The wait is over. Does not return while the watchdog ends the run, so that nothing uses the results
+ * of an aborted operation. */
 void vd_watchdog_disarm(vd_watchdog *w);
-/* Not collective. Ends the thread; NULL is allowed. */
+/* Not collective. Ends the thread and frees. NULL is allowed. */
 void vd_watchdog_stop(vd_watchdog *w);
 
 #endif

@@ -1,6 +1,7 @@
 #include "src/train/log.h"
 
 #include "io/h5.h" /* vd_sync_folder() */
+#include "src/base/clock.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -9,7 +10,6 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 struct vd_log {
@@ -23,14 +23,8 @@ struct vd_log {
   int64_t first_update, max_updates;
 };
 
-static double now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 double vd_log_wall(const vd_log *log) {
-  return log ? log->wall_before + now() - log->opened : 0.0;
+  return log ? log->wall_before + vd_clock_seconds() - log->opened : 0.0;
 }
 
 /* Writes all of text, VD_FAILED otherwise. */
@@ -101,7 +95,7 @@ int vd_log_open(vd_log **log, const char *directory, int64_t update, int64_t max
   made->fd = -1;
   made->terminal = terminal;
   made->is_live = terminal && isatty(fileno(terminal));
-  made->opened = now();
+  made->opened = vd_clock_seconds();
   made->first_update = update;
   made->max_updates = max_updates;
   if (snprintf(made->path, sizeof made->path, "%s/log.jsonl", directory) >= 1024)
@@ -152,13 +146,14 @@ static void time_text(double seconds, char *text) {
 static void show(vd_log *log, const vd_log_row *r) {
   char left[24] = "?";
   int64_t done = r->update - log->first_update;
-  if (done > 0) time_text((now() - log->opened) / (double)done * (double)(log->max_updates - r->update), left);
+  if (done > 0)
+    time_text((vd_clock_seconds() - log->opened) / (double)done * (double)(log->max_updates - r->update), left);
   fprintf(log->terminal, "%supdate %lld/%lld  bpc %.4f  %.0f tokens/s  span mean %.1f longest %.0f tokens  %s left%s",
           log->is_live ? "\r\033[K" : "", (long long)r->update, (long long)log->max_updates, r->bpc,
           r->tokens_per_second, r->mean_span, r->max_span, left, log->is_live ? "" : "\n");
   fflush(log->terminal);
   log->line_open = log->is_live;
-  log->shown = now();
+  log->shown = vd_clock_seconds();
 }
 
 /* Members that only some runs have. */
@@ -182,7 +177,7 @@ int vd_log_update(vd_log *log, const vd_log_row *r, vd_error *err) {
 }
 
 void vd_log_live(vd_log *log, const vd_log_row *row) {
-  if (log && log->is_live && now() - log->shown >= 0.1) show(log, row);
+  if (log && log->is_live && vd_clock_seconds() - log->shown >= 0.1) show(log, row);
 }
 
 int vd_log_valid(vd_log *log, int64_t update, int64_t epoch, double bpc, bool best, vd_error *err) {

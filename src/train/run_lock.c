@@ -1,6 +1,7 @@
 #include "src/train/run_lock.h"
 
 #include "io/h5.h" /* vd_is_temporary() */
+#include "src/base/clock.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -8,7 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { TRIES = 30, OWNER = 256 };
@@ -42,10 +42,9 @@ static void write_owner(int fd) {
 
 /* Takes the lock of an open file; a run that was just killed may take a moment to go. */
 static int lock_file(vd_run_lock *l, vd_error *err) {
-  const struct timespec pause = {.tv_nsec = 100 * 1000 * 1000};
   for (int i = 0; i < TRIES && !l->held; i++) {
     struct flock lock = whole_file();
-    if (i > 0) nanosleep(&pause, NULL);
+    if (i > 0) vd_clock_sleep(0.1);
     l->held = fcntl(l->fd, F_SETLK, &lock) == 0;
     if (!l->held && errno != EAGAIN && errno != EACCES && errno != EINTR) {
       snprintf(l->notice, sizeof l->notice,

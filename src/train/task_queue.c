@@ -1,167 +1,143 @@
 #include "src/train/task_queue.h"
 
-#include <pthread.h>
-#include <signal.h>
-#include <stdbool.h>
+#include "src/base/thread.h"
+
 #include <stdlib.h>
 
 struct entry {
   vd_task *task;
-  void *what;
+  void *argument;
   size_t bytes;
   struct entry *next;
 };
 
-/* What a buffer begins with; what is handed out lies behind it, aligned as malloc's is. */
-union spare {
+/* Header of a buffer. The caller's bytes follow it, aligned as malloc aligns them. */
+union buffer {
   struct {
-    union spare *next;
+    union buffer *next;
     size_t bytes;
   } is;
   max_align_t align;
 };
 
 struct vd_task_queue {
-  pthread_t thread;
-  pthread_mutex_t mutex;
-  pthread_cond_t changed;
-  struct entry *first, *last; /* the first is at work */
-  size_t room, held;
-  bool end;
-  union spare *oldest, *newest; /* buffers that were given back */
-  vd_error error;               /* of the first task that failed */
+  vd_thread *thread;             /* its lock guards what follows */
+  struct entry *first, *last;    /* the worker runs the first, which stays in the list until it is done */
+  size_t capacity, held;         /* bytes */
+  union buffer *oldest, *newest; /* recycled buffers */
 };
 
-static void *work(void *argument) {
-  vd_task_queue *w = argument;
-  pthread_mutex_lock(&w->mutex);
+static void run_tasks(vd_thread *thread, void *self) {
+  vd_task_queue *q = self;
   for (;;) {
-    while (!w->first && !w->end) pthread_cond_wait(&w->changed, &w->mutex);
-    struct entry *e = w->first;
-    if (!e) break;
-    vd_error err = w->error;
-    pthread_mutex_unlock(&w->mutex);
-    e->task(e->what, &err);
-    pthread_mutex_lock(&w->mutex);
-    w->error = err;
-    w->held -= e->bytes;
-    w->first = e->next;
+    while (!q->first && !vd_thread_is_stopping(thread)) vd_thread_wait(thread);
+    struct entry *e = q->first;
+    if (!e) return;
+    vd_error err = {0};
+    vd_thread_error(thread, &err);
+    vd_thread_unlock(thread);
+    e->task(e->argument, &err);
+    vd_thread_lock(thread);
+    vd_thread_fail(thread, &err);
+    q->held -= e->bytes;
+    q->first = e->next;
     free(e);
-    pthread_cond_broadcast(&w->changed);
+    vd_thread_wake(thread);
   }
-  pthread_mutex_unlock(&w->mutex);
-  return NULL;
 }
 
-int vd_task_queue_create(vd_task_queue **out, size_t room, vd_error *err) {
-  vd_task_queue *w = vd_calloc(1, sizeof *w);
-  w->room = room;
-  pthread_mutex_init(&w->mutex, NULL);
-  pthread_cond_init(&w->changed, NULL);
-  /* Signals are for the thread that looks at them. */
-  sigset_t all, before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-  int status = pthread_create(&w->thread, NULL, work, w);
-  pthread_sigmask(SIG_SETMASK, &before, NULL);
-  if (status == 0) {
-    *out = w;
-    return VD_OK;
-  }
-  pthread_cond_destroy(&w->changed);
-  pthread_mutex_destroy(&w->mutex);
-  free(w);
-  return vd_fail(err, VD_FAILED, "cannot start the thread that writes checkpoints");
-}
-
-void vd_task_queue_destroy(vd_task_queue *w) {
-  if (!w) return;
-  pthread_mutex_lock(&w->mutex);
-  w->end = true;
-  pthread_cond_broadcast(&w->changed);
-  pthread_mutex_unlock(&w->mutex);
-  pthread_join(w->thread, NULL);
-  pthread_cond_destroy(&w->changed);
-  pthread_mutex_destroy(&w->mutex);
-  while (w->oldest) {
-    union spare *next = w->oldest->is.next;
-    free(w->oldest);
-    w->oldest = next;
-  }
-  free(w);
-}
-
-void vd_task_queue_add(vd_task_queue *w, vd_task *task, void *what, size_t bytes) {
-  struct entry *e = vd_calloc(1, sizeof *e);
-  *e = (struct entry){task, what, bytes, NULL};
-  pthread_mutex_lock(&w->mutex);
-  while (w->first && w->held + bytes > w->room) pthread_cond_wait(&w->changed, &w->mutex);
-  w->held += bytes;
-  if (w->first)
-    w->last->next = e;
+int vd_task_queue_create(vd_task_queue **out, size_t capacity, vd_error *err) {
+  vd_task_queue *q = vd_calloc(1, sizeof *q);
+  q->capacity = capacity;
+  if (vd_thread_start(&q->thread, run_tasks, q, "the queue of checkpoint writes", err))
+    free(q);
   else
-    w->first = e;
-  w->last = e;
-  pthread_cond_broadcast(&w->changed);
-  pthread_mutex_unlock(&w->mutex);
-}
-
-/* The oldest spare that has room for `bytes` and not much more, taken out of the list; NULL: none. */
-static union spare *find_spare(vd_task_queue *w, size_t bytes) {
-  union spare *before = NULL, *s = w->oldest;
-  for (; s && (s->is.bytes < bytes || s->is.bytes / 2 > bytes); s = s->is.next) before = s;
-  if (!s) return NULL;
-  if (before)
-    before->is.next = s->is.next;
-  else
-    w->oldest = s->is.next;
-  if (w->newest == s) w->newest = before;
-  return s;
-}
-
-void *vd_task_queue_buffer(vd_task_queue *w, size_t bytes) {
-  union spare *unfit = NULL;
-  pthread_mutex_lock(&w->mutex);
-  union spare *s = find_spare(w, bytes);
-  if (!s && w->oldest) { /* sizes have changed: for each new buffer an old one goes */
-    unfit = w->oldest;
-    w->oldest = unfit->is.next;
-    if (!w->oldest) w->newest = NULL;
-  }
-  pthread_mutex_unlock(&w->mutex);
-  free(unfit);
-  if (!s) {
-    s = vd_calloc(1, sizeof *s + bytes);
-    s->is.bytes = bytes;
-  }
-  return s + 1;
-}
-
-void vd_task_queue_recycle(vd_task_queue *w, void *buffer) {
-  if (!buffer) return;
-  union spare *s = (union spare *)buffer - 1;
-  s->is.next = NULL;
-  pthread_mutex_lock(&w->mutex);
-  if (w->newest)
-    w->newest->is.next = s;
-  else
-    w->oldest = s;
-  w->newest = s;
-  pthread_mutex_unlock(&w->mutex);
-}
-
-int vd_task_queue_poll(vd_task_queue *w, vd_error *err) {
-  pthread_mutex_lock(&w->mutex);
-  if (w->error.status != VD_OK && err->status == VD_OK) *err = w->error;
-  pthread_mutex_unlock(&w->mutex);
+    *out = q;
   return err->status;
 }
 
-int vd_task_queue_wait(vd_task_queue *w, vd_error *err) {
-  pthread_mutex_lock(&w->mutex);
-  while (w->first) pthread_cond_wait(&w->changed, &w->mutex);
-  if (w->error.status != VD_OK && err->status == VD_OK) *err = w->error;
-  w->error = (vd_error){0};
-  pthread_mutex_unlock(&w->mutex);
+void vd_task_queue_destroy(vd_task_queue *q) {
+  if (!q) return;
+  vd_thread_stop(q->thread);
+  while (q->oldest) {
+    union buffer *next = q->oldest->is.next;
+    free(q->oldest);
+    q->oldest = next;
+  }
+  free(q);
+}
+
+void vd_task_queue_add(vd_task_queue *q, vd_task *task, void *argument, size_t bytes) {
+  struct entry *e = vd_calloc(1, sizeof *e);
+  *e = (struct entry){task, argument, bytes, NULL};
+  vd_thread_lock(q->thread);
+  while (q->first && q->held + bytes > q->capacity) vd_thread_wait(q->thread);
+  q->held += bytes;
+  if (q->first)
+    q->last->next = e;
+  else
+    q->first = e;
+  q->last = e;
+  vd_thread_wake(q->thread);
+  vd_thread_unlock(q->thread);
+}
+
+/* Takes the oldest recycled buffer of `bytes` to twice that out of the list; NULL: there is none. */
+static union buffer *take_recycled(vd_task_queue *q, size_t bytes) {
+  union buffer *before = NULL, *b = q->oldest;
+  for (; b && (b->is.bytes < bytes || b->is.bytes / 2 > bytes); b = b->is.next) before = b;
+  if (!b) return NULL;
+  if (before)
+    before->is.next = b->is.next;
+  else
+    q->oldest = b->is.next;
+  if (q->newest == b) q->newest = before;
+  return b;
+}
+
+void *vd_task_queue_buffer(vd_task_queue *q, size_t bytes) {
+  union buffer *unfit = NULL;
+  vd_thread_lock(q->thread);
+  union buffer *b = take_recycled(q, bytes);
+  if (!b && q->oldest) { /* sizes have changed: each new buffer replaces an old one, so that their number stays */
+    unfit = q->oldest;
+    q->oldest = unfit->is.next;
+    if (!q->oldest) q->newest = NULL;
+  }
+  vd_thread_unlock(q->thread);
+  free(unfit);
+  if (!b) {
+    b = vd_calloc(1, sizeof *b + bytes);
+    b->is.bytes = bytes;
+  }
+  return b + 1;
+}
+
+void vd_task_queue_recycle(vd_task_queue *q, void *buffer) {
+  if (!buffer) return;
+  union buffer *b = (union buffer *)buffer - 1;
+  b->is.next = NULL;
+  vd_thread_lock(q->thread);
+  if (q->newest)
+    q->newest->is.next = b;
+  else
+    q->oldest = b;
+  q->newest = b;
+  vd_thread_unlock(q->thread);
+}
+
+int vd_task_queue_poll(vd_task_queue *q, vd_error *err) {
+  vd_thread_lock(q->thread);
+  vd_thread_error(q->thread, err);
+  vd_thread_unlock(q->thread);
+  return err->status;
+}
+
+int vd_task_queue_wait(vd_task_queue *q, vd_error *err) {
+  vd_thread_lock(q->thread);
+  while (q->first) vd_thread_wait(q->thread);
+  vd_thread_error(q->thread, err);
+  vd_thread_clear(q->thread);
+  vd_thread_unlock(q->thread);
   return err->status;
 }
