@@ -14,18 +14,6 @@ MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 70
 FIRST_WORDS = re.compile(r"(Collective\([^)]+\)\.|Not collective\.|Stream-ordered\.)")
 
-# Which headers of ours a folder or a group of sources may include: a lower floor never includes a higher one.
-# (pattern of the including file, pattern of the headers allowed)
-FLOORS = [
-    (r"io/[^/]+\.[ch]$", r"(" + "|".join(os.path.basename(p)[:-2] for p in glob("io/*.h")) + r"|error|version)\.h$"),
-    (r"src/(error|version|real)\.[ch]$", r"(error|version|real)\.h$"),
-    (r"src/deck\w*\.[ch]$", r"(deck\w*|error)\.h$"),
-    (r"src/settings\w*\.[ch]$", r"(settings\w*|deck\w*|error)\.h$"),
-    (r"src/(ops|outcome|random)\.[ch]$", r"(ops|outcome|random|real|error)\.h$"),
-    (r"src/(model|optimizer)\w*\.[ch]$", r"(model\w*|optimizer\w*|ops|random|real|error)\.h$"),
-]
-CPU_FORBIDDEN = re.compile(r"(model|optimizer|settings|deck|context|parallel|h5|corpus|checkpoint|trace|reader|streams)\w*\.h$")
-
 # Words that no file of the project may hold. Put together from halves, so that this file does not hold them itself.
 FORBIDDEN = [a + b for a, b in (
     ("TO", "DO"), ("FIX", "ME"), ("XX", "X "), ("/wo", "rk/"), ("deb.debian", ".org"), ("pypi", ".org"),
@@ -71,7 +59,7 @@ def tracked():
 
 FILES = tracked()
 SOURCES = sorted(p for p in FILES if re.search(r"\.[ch]$", p))
-HEADERS = sorted(p for p in SOURCES if re.match(r"(src|io|src/cpu)/[^/]+\.h$", p))
+HEADERS = sorted(p for p in SOURCES if re.match(r"(src/\w+|io|cuda/\w+)/[^/]+\.h$", p))
 
 
 def statements(text):
@@ -160,23 +148,6 @@ def is_relro(library, name):
     return name in is_relro.names
 
 
-def check_floors():
-    ours = {os.path.basename(p) for p in SOURCES if p.endswith(".h")}
-    problems = []
-    for path in SOURCES:
-        for include in re.findall(r'^\s*#\s*include\s+"([^"]+)"', read(path), flags=re.M):
-            if os.path.basename(include) not in ours:
-                problems.append(f"{path}: includes \"{include}\", which is not ours: use <>")
-            if path.startswith("src/cpu/") and CPU_FORBIDDEN.match(os.path.basename(include)):
-                problems.append(f"{path}: includes {include}")
-            for where, allowed in FLOORS:
-                if re.match(where, path) and not re.match(allowed, os.path.basename(include)):
-                    problems.append(f"{path}: includes {include}")
-        if path.startswith("io/") and re.search(r"\bMPI_\w+\s*\(", blank(read(path))):
-            problems.append(f"{path}: calls MPI")
-    report("a lower floor never includes a higher one", sorted(set(problems)))
-
-
 def check_words():
     problems = []
     for path in FILES:
@@ -201,7 +172,6 @@ def check_tree():
 check_prototypes()
 check_lengths()
 check_state()
-check_floors()
 check_words()
 check_tree()
 sys.exit(1 if failures else 0)

@@ -14,9 +14,9 @@ static const struct {
 enum { N_STOPPING = sizeof stopping / sizeof *stopping };
 
 /* The mutable statics of the program: a handler is given nothing but the signal's number. */
-static volatile sig_atomic_t noted; /* the first signal; 0: none */
-static volatile sig_atomic_t
-    seen_ms[N_STOPPING]; /* when the first of each kind came, on the monotonic clock; 0: never */
+/* noted: the first signal; 0: none. seen_ms: when the first of each kind came, on the monotonic clock; 0: never. */
+static volatile sig_atomic_t noted;
+static volatile sig_atomic_t seen_ms[N_STOPPING];
 
 static int now_ms(void) {
   struct timespec t;
