@@ -4,8 +4,9 @@
 #define VD_CORPUS_WRITE_H
 
 #include "io/h5.h"
+#include "src/base/choices.h"
 
-enum { VD_N_SPLIT = 3, VD_LONGEST_SYMBOL = 1024 };
+enum { VD_LONGEST_SYMBOL = 1024 };
 
 /* Symbols in the order of their ids. */
 typedef struct vd_vocabulary {

@@ -137,7 +137,7 @@ def other_programs():
 
 
 def dictionary(texts):
-    """As the tutorial's toolkit does it: </s> at the end of each line, falling count, then the word."""
+    """As fairseq's preprocessing does it: </s> at the end of each line, falling count, then the word."""
     split = [[w for line in t.decode().splitlines() for w in line.split() + ["</s>"]] for t in texts]
     count = collections.Counter(w for s in split for w in s)
     order = sorted(count, key=lambda w: (-count[w], w.encode()))

@@ -12,6 +12,7 @@
 #ifndef VD_CUDA_ATTENTION_H
 #define VD_CUDA_ATTENTION_H
 
+#include "src/base/choices.h"
 #include "src/base/random.h"
 
 #include <cuda_runtime_api.h>
@@ -22,10 +23,6 @@
 extern "C" {
 #endif
 
-/* Type of activations. Sums, softmax and statistics are fp32 in all of them; VD_CUDA_FP32 multiplies on the tensor
- * cores in three TF32 products, to fp32 accuracy. */
-enum vd_cuda_type { VD_CUDA_FP32, VD_CUDA_BF16, VD_CUDA_FP16 };
-
 enum { VD_CUDA_MAX_HEADS = 128 };
 
 /* One layer's attention. Pointers are device memory; d_head is a multiple of 16 bytes. With width = n_head * d_head,
@@ -33,7 +30,7 @@ enum { VD_CUDA_MAX_HEADS = 128 };
  * memory before it are [n_stream, kv_rows, 2, width]; outputs are [n_stream * block, width]. Head h has the columns h *
  * d_head .. + d_head - 1 of each. */
 typedef struct vd_cuda_attention {
-  enum vd_cuda_type type;
+  enum vd_precision type;
   int32_t n_stream, block, window;
   int32_t n_head, d_head, attn_span; /* d_head <= 128 */
   int32_t ramp;
@@ -85,7 +82,7 @@ cudaError_t vd_cuda_attention_make_plans(int32_t n, const vd_cuda_attention *a, 
 
 /* Stream-ordered. table[attn_span, d_head] (of `type`) = transpose of key_pe[d_head, attn_span]: row attn_span - x
  * holds pe(x), so that rows follow key order. */
-cudaError_t vd_cuda_attention_key_pe(enum vd_cuda_type type, int32_t d_head, int32_t attn_span, const float *key_pe,
+cudaError_t vd_cuda_attention_key_pe(enum vd_precision type, int32_t d_head, int32_t attn_span, const float *key_pe,
                                      void *table, cudaStream_t stream);
 
 /* Stream-ordered. dkey_pe[d_head, attn_span] += transpose of dtable[attn_span, d_head]. */

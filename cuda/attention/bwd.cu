@@ -53,7 +53,7 @@ static size_t vd_round_16(size_t bytes) {
 /* Lays the room out from `base` on; returns its bytes. */
 static size_t vd_lay_out(const vd_cuda_attention *a, void *base, vd_backward_room *room) {
   size_t pairs = (size_t)a->n_stream * (size_t)a->n_head, items = pairs * (size_t)vd_ceil_div(a->block, VD_TILE);
-  size_t rows = (size_t)a->n_stream * (size_t)a->block, element = a->type == VD_CUDA_FP32 ? 4 : 2;
+  size_t rows = (size_t)a->n_stream * (size_t)a->block, element = a->type == VD_FP32 ? 4 : 2;
   size_t kept = a->kept ? 0 : vd_cuda_attention_kept_size(a);
   size_t delta = kept + vd_round_16(pairs * (size_t)a->block * 4);
   room->kept = a->kept ? a->kept : (uint32_t *)base, room->delta = (float *)((char *)base + kept);
@@ -77,10 +77,10 @@ static cudaError_t vd_fill_delta(const vd_cuda_attention *a, const vd_cuda_atten
                                  cudaStream_t stream) {
   int64_t lanes = (int64_t)a->n_stream * a->n_head * a->block * 8;
   unsigned blocks = (unsigned)((lanes + 255) / 256);
-  if (a->type == VD_CUDA_FP32) {
+  if (a->type == VD_FP32) {
     return vd_launch_ready(vd_delta_kernel<float>, blocks, 256, 0, stream, *a, (const float *)g->out,
                            (const float *)g->dout, delta);
-  } else if (a->type == VD_CUDA_BF16) {
+  } else if (a->type == VD_BF16) {
     return vd_launch_ready(vd_delta_kernel<__nv_bfloat16>, blocks, 256, 0, stream, *a, (const __nv_bfloat16 *)g->out,
                            (const __nv_bfloat16 *)g->dout, delta);
   } else {

@@ -187,13 +187,13 @@ template <bool REL> VD_DEV vd_item vd_key_item(const vd_cuda_attention &a, const
 template <template <typename, int> class LAUNCH, typename... ARGS>
 static cudaError_t vd_by_type_and_width(const vd_cuda_attention *a, ARGS... args) {
   switch (a->type) {
-  case VD_CUDA_FP32:
+  case VD_FP32:
     if (a->d_head <= 32) return LAUNCH<float, 32>::run(a, args...);
     if (a->d_head <= 64) return LAUNCH<float, 64>::run(a, args...);
     return LAUNCH<float, 128>::run(a, args...);
-  case VD_CUDA_BF16:
+  case VD_BF16:
     return LAUNCH<__nv_bfloat16, 128>::run(a, args...);
-  case VD_CUDA_FP16:
+  case VD_FP16:
     return LAUNCH<__half, 128>::run(a, args...);
   }
   return cudaErrorInvalidValue;

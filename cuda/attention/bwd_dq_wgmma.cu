@@ -373,5 +373,5 @@ static cudaError_t vd_launch(const vd_cuda_attention *a, const vd_cuda_attention
 
 cudaError_t vd_group_by_query(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                               const vd_backward_room *room, cudaStream_t stream) {
-  return a->type == VD_CUDA_BF16 ? vd_launch<__nv_bfloat16>(a, g, room, stream) : vd_launch<__half>(a, g, room, stream);
+  return a->type == VD_BF16 ? vd_launch<__nv_bfloat16>(a, g, room, stream) : vd_launch<__half>(a, g, room, stream);
 }

@@ -383,7 +383,7 @@ cudaError_t vd_fill_room(const vd_cuda_attention *a, cudaStream_t stream);
 
 /* Whether the kernels of warp groups take these shapes (pipeline.cuh). */
 static inline bool vd_by_group(const vd_cuda_attention *a) {
-  return a->type != VD_CUDA_FP32 && a->d_head <= 64;
+  return a->type != VD_FP32 && a->d_head <= 64;
 }
 /* Stream-ordered. vd_cuda_attention_forward of these shapes, with a->room filled;
  * fwd_wgmma.cu. */

@@ -277,13 +277,13 @@ cudaError_t vd_cuda_attention_forward(const vd_cuda_attention *a, const void *bl
   if (e != cudaSuccess) return e;
   if (vd_by_group(a)) return vd_forward_by_group(a, block, memory, table, out, lse, stream);
   switch (a->type) {
-  case VD_CUDA_FP32:
+  case VD_FP32:
     if (a->d_head <= 32) return vd_forward<float, 32>(a, block, memory, table, out, lse, stream);
     if (a->d_head <= 64) return vd_forward<float, 64>(a, block, memory, table, out, lse, stream);
     return vd_forward<float, 128>(a, block, memory, table, out, lse, stream);
-  case VD_CUDA_BF16:
+  case VD_BF16:
     return vd_forward<__nv_bfloat16, 128>(a, block, memory, table, out, lse, stream);
-  case VD_CUDA_FP16:
+  case VD_FP16:
     return vd_forward<__half, 128>(a, block, memory, table, out, lse, stream);
   }
   return cudaErrorInvalidValue;

@@ -322,7 +322,7 @@ static cudaError_t vd_launch_forward(const vd_cuda_attention *a, const vd_forwar
 
 cudaError_t vd_forward_by_group(const vd_cuda_attention *a, const void *block, const void *memory, const void *table,
                                 void *out, float *lse, cudaStream_t stream) {
-  if (a->type == VD_CUDA_BF16) {
+  if (a->type == VD_BF16) {
     typedef __nv_bfloat16 T;
     vd_forward_task<T> task = {(const T *)block, (const T *)memory, (const T *)table, (T *)out, lse};
     return vd_launch_forward<T>(a, task, stream);

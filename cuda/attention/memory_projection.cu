@@ -386,7 +386,7 @@ static cudaError_t vd_project_backward(const vd_cuda_attention *a, const vd_proj
 }
 
 static bool vd_project_fits(const vd_cuda_attention *a, const vd_cuda_ring *memory) {
-  int chunk = a->type == VD_CUDA_FP32 ? 4 : 8;
+  int chunk = a->type == VD_FP32 ? 4 : 8;
   return a->n_stream > 0 && a->window > 0 && a->n_head > 0 && a->n_head <= VD_CUDA_MAX_HEADS && a->d_head > 0 &&
          a->d_head <= 128 && a->d_head % chunk == 0 && a->kv_rows >= a->window && memory->oldest >= 0 &&
          memory->oldest <= memory->rows;
@@ -397,11 +397,11 @@ cudaError_t vd_cuda_project_memory(const vd_cuda_attention *a, const vd_cuda_rin
   if (!vd_project_fits(a, memory)) return cudaErrorInvalidValue;
   const vd_project_args p = {*memory, wk, wv, kv, NULL, NULL, 0};
   switch (a->type) {
-  case VD_CUDA_FP32:
+  case VD_FP32:
     return vd_project<float>(a, &p, stream);
-  case VD_CUDA_BF16:
+  case VD_BF16:
     return vd_project<__nv_bfloat16>(a, &p, stream);
-  case VD_CUDA_FP16:
+  case VD_FP16:
     return vd_project<__half>(a, &p, stream);
   }
   return cudaErrorInvalidValue;
@@ -412,11 +412,11 @@ cudaError_t vd_cuda_project_memory_backward(const vd_cuda_attention *a, const vd
   if (!vd_project_fits(a, memory)) return cudaErrorInvalidValue;
   const vd_project_args p = {*memory, NULL, NULL, NULL, dkv, (float *)workspace, vd_slots(a)};
   switch (a->type) {
-  case VD_CUDA_FP32:
+  case VD_FP32:
     return vd_project_backward<float>(a, &p, dwk, dwv, stream);
-  case VD_CUDA_BF16:
+  case VD_BF16:
     return vd_project_backward<__nv_bfloat16>(a, &p, dwk, dwv, stream);
-  case VD_CUDA_FP16:
+  case VD_FP16:
     return vd_project_backward<__half>(a, &p, dwk, dwv, stream);
   }
   return cudaErrorInvalidValue;

@@ -19,9 +19,9 @@ template <typename T> static void vd_launch_room(const vd_cuda_attention *a, cud
 }
 
 cudaError_t vd_fill_room(const vd_cuda_attention *a, cudaStream_t stream) {
-  if (a->type == VD_CUDA_FP32) {
+  if (a->type == VD_FP32) {
     vd_launch_room<float>(a, stream);
-  } else if (a->type == VD_CUDA_BF16) {
+  } else if (a->type == VD_BF16) {
     vd_launch_room<__nv_bfloat16>(a, stream);
   } else {
     vd_launch_room<__half>(a, stream);
@@ -60,9 +60,9 @@ cudaError_t vd_relative_begin(const vd_cuda_attention *a, const vd_cuda_attentio
                               const vd_backward_room *room, cudaStream_t stream) {
   cudaError_t e = vd_fill_room(a, stream);
   if (e != cudaSuccess) return e;
-  if (a->type == VD_CUDA_FP32) {
+  if (a->type == VD_FP32) {
     vd_launch_add_bias<float>(a, g->block, room, stream);
-  } else if (a->type == VD_CUDA_BF16) {
+  } else if (a->type == VD_BF16) {
     vd_launch_add_bias<__nv_bfloat16>(a, g->block, room, stream);
   } else {
     vd_launch_add_bias<__half>(a, g->block, room, stream);

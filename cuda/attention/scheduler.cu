@@ -81,7 +81,7 @@ static bool vd_offsets_fit(const vd_cuda_attention *a) {
 /* Whether the kernels take these shapes: 16-byte chunks lie within one head's columns. */
 static bool vd_shapes_fit(const vd_cuda_attention *a) {
   if (!vd_offsets_fit(a)) return false;
-  int chunk = a->type == VD_CUDA_FP32 ? 4 : 8;
+  int chunk = a->type == VD_FP32 ? 4 : 8;
   if (a->n_stream <= 0 || a->block <= 0 || a->window < 0 || a->n_head <= 0 || a->n_head > VD_CUDA_MAX_HEADS ||
       a->d_head <= 0 || a->d_head > 128 || a->d_head % chunk != 0 || a->window > a->attn_span || a->kv_rows < a->window)
     return false;
@@ -138,12 +138,12 @@ template <typename T, bool ADD> __global__ void vd_transpose_kernel(int rows, in
   }
 }
 
-cudaError_t vd_cuda_attention_key_pe(enum vd_cuda_type type, int32_t d_head, int32_t attn_span, const float *key_pe,
+cudaError_t vd_cuda_attention_key_pe(enum vd_precision type, int32_t d_head, int32_t attn_span, const float *key_pe,
                                      void *table, cudaStream_t stream) {
   dim3 blocks((unsigned)vd_ceil_div(attn_span, 32), (unsigned)vd_ceil_div(d_head, 32)), threads(32, 8);
-  if (type == VD_CUDA_FP32) {
+  if (type == VD_FP32) {
     vd_transpose_kernel<float, false><<<blocks, threads, 0, stream>>>(d_head, attn_span, key_pe, (float *)table);
-  } else if (type == VD_CUDA_BF16) {
+  } else if (type == VD_BF16) {
     vd_transpose_kernel<__nv_bfloat16, false>
         <<<blocks, threads, 0, stream>>>(d_head, attn_span, key_pe, (__nv_bfloat16 *)table);
   } else {

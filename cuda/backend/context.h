@@ -68,7 +68,7 @@ enum { VD_TOKEN_SLOTS = 16 };
 
 typedef struct vd_cuda_backend {
   int device;
-  enum vd_cuda_type type;
+  enum vd_precision type;
   size_t act_size;
   bool pooled; /* the GPU has pools of memory */
   bool freed;  /* something, since the last synchronize */

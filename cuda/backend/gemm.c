@@ -22,8 +22,8 @@ struct vd_gemm_algo {
   cublasLtMatmulAlgo_t algo;
 };
 
-static cudaDataType_t data_type(enum vd_cuda_type type) {
-  return type == VD_CUDA_FP32 ? CUDA_R_32F : type == VD_CUDA_BF16 ? CUDA_R_16BF : CUDA_R_16F;
+static cudaDataType_t data_type(enum vd_precision type) {
+  return type == VD_FP32 ? CUDA_R_32F : type == VD_BF16 ? CUDA_R_16BF : CUDA_R_16F;
 }
 
 static int alignment(const void *p) {

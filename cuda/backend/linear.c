@@ -4,7 +4,7 @@
 
 void vd_cuda_linear(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const real *bias, vd_act *y) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  vd_cuda_dropout drop = {l->dropout.p, l->dropout.rng, l->dropout.row0};
+  vd_dropout drop = {l->dropout.p, l->dropout.rng, l->dropout.row0};
   if (l->relu && bias && vd_cuda_ffn_supports(c->type, l->in, l->out)) {
     vd_cuda_record_error(
         c, vd_cuda_ffn(c->type, l->n, l->in, l->out, x, vd_cuda_weight(c, weight), bias, &drop, y, c->stream),

@@ -42,7 +42,7 @@ vd_arena *vd_cuda_arena_of(vd_cuda_backend *c, const real *p) {
 }
 
 const void *vd_cuda_weight(vd_cuda_backend *c, const real *weight) {
-  if (c->type == VD_CUDA_FP32) return weight;
+  if (c->type == VD_FP32) return weight;
   const vd_arena *a = vd_cuda_arena_of(c, weight);
   if (!a) vd_bug("a weight that weights_changed was not told of");
   return (const char *)a->copy + (size_t)(weight - a->params) * c->act_size;
@@ -122,7 +122,7 @@ enum { VD_CONVERT = 1 << 22 };
 
 static void cuda_put_act(vd_ops *o, vd_act *device, const real *host, size_t n) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  if (c->type == VD_CUDA_FP32) {
+  if (c->type == VD_FP32) {
     copy_in(c, device, host, n * sizeof *host);
     return;
   }
@@ -167,7 +167,7 @@ static int cuda_synchronize(vd_ops *o, vd_error *err) {
 static void cuda_weights_changed(vd_ops *o, const real *params, size_t n) {
   vd_cuda_backend *c = vd_cuda_of(o);
   vd_cuda_attention_changed(c);
-  if (c->type == VD_CUDA_FP32) return;
+  if (c->type == VD_FP32) return;
   vd_arena *a = vd_cuda_arena_of(c, params);
   if (!a) {
     if (c->n_arena == VD_MAX_ARENAS) vd_bug("more than %d parameter arenas", VD_MAX_ARENAS);
@@ -186,21 +186,21 @@ static void cuda_weights_changed(vd_ops *o, const real *params, size_t n) {
     vd_cuda_record_error(c, vd_cuda_from_float(c->type, n, params, a->copy, c->stream), "copying the parameters");
 }
 
-static vd_cuda_dropout dropout_of(const vd_dropout *d) {
-  return (vd_cuda_dropout){d->p, d->rng, d->row0};
+static vd_dropout dropout_of(const vd_dropout *d) {
+  return (vd_dropout){d->p, d->rng, d->row0};
 }
 
 static void cuda_embed(vd_ops *o, int64_t n, int64_t d, const int32_t *tokens, const real *weight,
                        const vd_dropout *dropout, vd_act *out) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  vd_cuda_dropout drop = dropout_of(dropout);
+  vd_dropout drop = dropout_of(dropout);
   vd_cuda_record_error(c, vd_cuda_embed(c->type, n, d, tokens, weight, &drop, out, c->stream), "embed");
 }
 
 static void cuda_embed_backward(vd_ops *o, int64_t n, int64_t d, int64_t vocab, const int32_t *tokens,
                                 const vd_dropout *dropout, vd_act *dout, real *dweight) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  vd_cuda_dropout drop = dropout_of(dropout);
+  vd_dropout drop = dropout_of(dropout);
   if (drop.p > 0) vd_cuda_record_error(c, vd_cuda_drop_rows(c->type, n, d, &drop, dout, c->stream), "embed backward");
   vd_cuda_record_error(c, vd_cuda_embed_backward(c->type, n, d, vocab, tokens, dout, dweight, c->stream),
                        "embed backward");
@@ -350,10 +350,9 @@ static cudaError_t open_pool(vd_cuda_backend *c) {
 }
 
 int vd_cuda_ops(vd_ops **o, int device, enum vd_precision precision, vd_error *err) {
-  const enum vd_cuda_type types[] = {[VD_FP32] = VD_CUDA_FP32, [VD_BF16] = VD_CUDA_BF16, [VD_FP16] = VD_CUDA_FP16};
   vd_cuda_backend *c = vd_calloc(1, sizeof *c);
   c->device = device;
-  c->type = types[precision];
+  c->type = precision;
   c->act_size = precision == VD_FP32 ? 4 : 2;
   cudaError_t e = cudaSetDevice(device);
   if (e == cudaSuccess) e = cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking);

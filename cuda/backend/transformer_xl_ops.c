@@ -5,14 +5,14 @@
 void vd_cuda_scale_dropout_op(vd_ops *o, int64_t n, int64_t width, double scale, const vd_dropout *dropout,
                               const vd_act *x, vd_act *y) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  vd_cuda_dropout drop = {dropout->p, dropout->rng, dropout->row0};
+  vd_dropout drop = {dropout->p, dropout->rng, dropout->row0};
   vd_cuda_record_error(c, vd_cuda_scale_dropout(c->type, n, width, (float)scale, &drop, x, y, c->stream),
                        "scaled dropout");
 }
 
 void vd_cuda_position_encodings_op(vd_ops *o, const vd_position_encoding *e, vd_act *out) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  vd_cuda_dropout drop = {e->dropout.p, e->dropout.rng, e->dropout.row0};
+  vd_dropout drop = {e->dropout.p, e->dropout.rng, e->dropout.row0};
   vd_cuda_record_error(c, vd_cuda_position_encodings(c->type, e->n, e->d, e->clamp_len, &drop, out, c->stream),
                        "encoding distances");
 }
@@ -21,7 +21,7 @@ void vd_cuda_weight_gradient_op(vd_ops *o, int64_t n, int64_t in, int64_t out, c
                                 real *dweight) {
   vd_cuda_backend *c = vd_cuda_of(o);
   const void *left = dy;
-  if (c->type != VD_CUDA_FP32) {
+  if (c->type != VD_FP32) {
     void *copy = vd_cuda_workspace(c, &c->scratch, (size_t)(n * out) * c->act_size);
     if (!copy) return;
     vd_cuda_record_error(c, vd_cuda_from_float(c->type, (size_t)(n * out), dy, copy, c->stream),

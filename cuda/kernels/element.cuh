@@ -52,7 +52,7 @@ typedef struct vd_drop {
   float scale;
 } vd_drop;
 
-static inline vd_drop vd_make_drop(const vd_cuda_dropout *d, int64_t width) {
+static inline vd_drop vd_make_drop(const vd_dropout *d, int64_t width) {
   vd_drop drop = {d->rng, d->row0 * width, vd_dropout_threshold(d->p), 1.0f};
   drop.scale = (float)vd_dropout_scale(drop.threshold);
   return drop;
@@ -72,9 +72,9 @@ template <int N> VD_GPU void vd_apply_drop(const vd_drop &d, int64_t e, float x[
 /* Calls a kernel launch for the type of activations. */
 #define VD_BY_TYPE(type, CALL)                                                                                         \
   do {                                                                                                                 \
-    if ((type) == VD_CUDA_FP32) {                                                                                      \
+    if ((type) == VD_FP32) {                                                                                      \
       CALL(float);                                                                                                     \
-    } else if ((type) == VD_CUDA_BF16) {                                                                               \
+    } else if ((type) == VD_BF16) {                                                                               \
       CALL(__nv_bfloat16);                                                                                             \
     } else {                                                                                                           \
       CALL(__half);                                                                                                    \

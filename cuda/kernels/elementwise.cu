@@ -15,7 +15,7 @@ template <typename T> __global__ void vd_from_float_kernel(size_t n, const float
   }
 }
 
-cudaError_t vd_cuda_from_float(enum vd_cuda_type type, size_t n, const float *from, void *to, cudaStream_t stream) {
+cudaError_t vd_cuda_from_float(enum vd_precision type, size_t n, const float *from, void *to, cudaStream_t stream) {
 #define CALL(T) vd_from_float_kernel<T><<<vd_blocks((int64_t)n, VD_BLOCK * 4), VD_BLOCK, 0, stream>>>(n, from, (T *)to)
   if (n > 0) VD_BY_TYPE(type, CALL);
 #undef CALL
@@ -27,7 +27,7 @@ template <typename T> __global__ void vd_to_float_kernel(size_t n, const T *from
   if (i < n) to[i] = vd_load(from[i]);
 }
 
-cudaError_t vd_cuda_to_float(enum vd_cuda_type type, size_t n, const void *from, float *to, cudaStream_t stream) {
+cudaError_t vd_cuda_to_float(enum vd_precision type, size_t n, const void *from, float *to, cudaStream_t stream) {
 #define CALL(T) vd_to_float_kernel<T><<<vd_blocks((int64_t)n, VD_BLOCK), VD_BLOCK, 0, stream>>>(n, (const T *)from, to)
   if (n > 0) VD_BY_TYPE(type, CALL);
 #undef CALL
@@ -46,8 +46,8 @@ __global__ void vd_embed_kernel(int64_t n, int64_t d, const int32_t *tokens, con
   vd_write<T, N>(out + e, x);
 }
 
-cudaError_t vd_cuda_embed(enum vd_cuda_type type, int64_t n, int64_t d, const int32_t *tokens, const float *weight,
-                          const vd_cuda_dropout *dropout, void *out, cudaStream_t stream) {
+cudaError_t vd_cuda_embed(enum vd_precision type, int64_t n, int64_t d, const int32_t *tokens, const float *weight,
+                          const vd_dropout *dropout, void *out, cudaStream_t stream) {
   vd_drop drop = vd_make_drop(dropout, d);
   int64_t total = n * d;
 #define CALL(T)                                                                                                        \
@@ -122,7 +122,7 @@ __global__ void vd_embed_backward_kernel(int64_t n, int64_t d, const int32_t *to
   }
 }
 
-cudaError_t vd_cuda_embed_backward(enum vd_cuda_type type, int64_t n, int64_t d, int64_t vocab, const int32_t *tokens,
+cudaError_t vd_cuda_embed_backward(enum vd_precision type, int64_t n, int64_t d, int64_t vocab, const int32_t *tokens,
                                    const void *dout, float *dweight, cudaStream_t stream) {
 #define CALL(T)                                                                                                        \
   if (d % 8 == 0)                                                                                                      \
@@ -145,7 +145,7 @@ template <typename T, int N> __global__ void vd_drop_kernel(int64_t total, vd_dr
   vd_write<T, N>(x + e, v);
 }
 
-cudaError_t vd_cuda_drop_rows(enum vd_cuda_type type, int64_t n, int64_t width, const vd_cuda_dropout *dropout, void *x,
+cudaError_t vd_cuda_drop_rows(enum vd_precision type, int64_t n, int64_t width, const vd_dropout *dropout, void *x,
                               cudaStream_t stream) {
   vd_drop drop = vd_make_drop(dropout, width);
   if (drop.threshold == 0) return cudaSuccess;
@@ -234,7 +234,7 @@ int64_t vd_cuda_partial_rows(int64_t n) {
 }
 
 /* y NULL: dy is only summed. */
-static cudaError_t vd_launch_relu_backward(enum vd_cuda_type type, int64_t n, int64_t width, const void *y, float scale,
+static cudaError_t vd_launch_relu_backward(enum vd_precision type, int64_t n, int64_t width, const void *y, float scale,
                                            void *dy, float *partial, cudaStream_t stream) {
   unsigned chunks = vd_blocks(n, VD_ROWS_EACH);
   dim3 threads(32, 8);
@@ -250,7 +250,7 @@ static cudaError_t vd_launch_relu_backward(enum vd_cuda_type type, int64_t n, in
   return cudaGetLastError();
 }
 
-cudaError_t vd_cuda_relu_backward(enum vd_cuda_type type, int64_t n, int64_t width, const void *y, float scale,
+cudaError_t vd_cuda_relu_backward(enum vd_precision type, int64_t n, int64_t width, const void *y, float scale,
                                   void *dy, float *partial, cudaStream_t stream) {
   return vd_launch_relu_backward(type, n, width, y, scale, dy, partial, stream);
 }
@@ -260,7 +260,7 @@ cudaError_t vd_cuda_add_partials(int64_t rows, int64_t width, const float *parti
                          partial, sum);
 }
 
-cudaError_t vd_cuda_column_sums(enum vd_cuda_type type, int64_t n, int64_t width, const void *x, float *workspace,
+cudaError_t vd_cuda_column_sums(enum vd_precision type, int64_t n, int64_t width, const void *x, float *workspace,
                                 float *sum, cudaStream_t stream) {
   cudaError_t e = vd_launch_relu_backward(type, n, width, NULL, 1, (void *)x, workspace, stream);
   return e == cudaSuccess ? vd_cuda_add_partials(vd_cuda_partial_rows(n), width, workspace, sum, stream) : e;
@@ -287,7 +287,7 @@ __global__ void vd_memory_push_kernel(int64_t n_stream, int64_t d, const T *old,
   }
 }
 
-cudaError_t vd_cuda_memory_push(enum vd_cuda_type type, int64_t n_stream, int64_t d, const void *old, int64_t rows_old,
+cudaError_t vd_cuda_memory_push(enum vd_precision type, int64_t n_stream, int64_t d, const void *old, int64_t rows_old,
                                 int64_t oldest, const void *hidden, int64_t block, void *memory, int64_t rows_new,
                                 cudaStream_t stream) {
   int64_t step = block > 0 && block < rows_new ? block : rows_new;
@@ -317,7 +317,7 @@ __global__ void vd_memory_turn_kernel(int d, T *memory, int64_t rows, int64_t ol
       *(const vd_pack<T, N> *)(hidden + (s * block + r) * d + c);
 }
 
-cudaError_t vd_cuda_memory_ring_push(enum vd_cuda_type type, int64_t n_stream, int64_t d, void *memory, int64_t rows,
+cudaError_t vd_cuda_memory_ring_push(enum vd_precision type, int64_t n_stream, int64_t d, void *memory, int64_t rows,
                                 int64_t oldest, const void *hidden, int64_t block, cudaStream_t stream) {
   int64_t kept = block < rows ? block : rows;
   if (n_stream * kept * d == 0) return cudaSuccess;

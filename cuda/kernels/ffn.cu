@@ -259,8 +259,8 @@ int64_t vd_cuda_ffn_partials(int64_t width) {
   return (int64_t)vd_groups_of(width) * 4 * VD_GROUPS;
 }
 
-bool vd_cuda_ffn_supports(enum vd_cuda_type type, int64_t d, int64_t width) {
-  return type != VD_CUDA_FP32 && d > 0 && d <= VD_DEEP && d % VD_DEPTH == 0 && width > 0 && width % VD_SLAB == 0 &&
+bool vd_cuda_ffn_supports(enum vd_precision type, int64_t d, int64_t width) {
+  return type != VD_FP32 && d > 0 && d <= VD_DEEP && d % VD_DEPTH == 0 && width > 0 && width % VD_SLAB == 0 &&
          width <= INT32_MAX / VD_DEEP;
 }
 
@@ -272,8 +272,8 @@ template <typename T, bool BACK> static cudaError_t vd_launch_hidden(const vd_hi
                          *a);
 }
 
-cudaError_t vd_cuda_ffn(enum vd_cuda_type type, int64_t n, int64_t d, int64_t width, const void *x,
-                           const void *weight, const float *bias, const vd_cuda_dropout *dropout, void *out,
+cudaError_t vd_cuda_ffn(enum vd_precision type, int64_t n, int64_t d, int64_t width, const void *x,
+                           const void *weight, const float *bias, const vd_dropout *dropout, void *out,
                            cudaStream_t stream) {
   uint32_t threshold = vd_dropout_threshold(dropout->p);
   vd_hidden_args a = {};
@@ -283,17 +283,17 @@ cudaError_t vd_cuda_ffn(enum vd_cuda_type type, int64_t n, int64_t d, int64_t wi
   a.x = x, a.weight = weight, a.out = out, a.bias = bias;
   a.rng = dropout->rng, a.first = dropout->row0 * width, a.threshold = threshold;
   a.scale = (float)vd_dropout_scale(threshold);
-  if (type == VD_CUDA_BF16) return vd_launch_hidden<__nv_bfloat16, false>(&a, stream);
+  if (type == VD_BF16) return vd_launch_hidden<__nv_bfloat16, false>(&a, stream);
   return vd_launch_hidden<__half, false>(&a, stream);
 }
 
-cudaError_t vd_cuda_ffn_backward(enum vd_cuda_type type, int64_t n, int64_t d, int64_t width, const void *dy,
+cudaError_t vd_cuda_ffn_backward(enum vd_precision type, int64_t n, int64_t d, int64_t width, const void *dy,
                                     const void *weight, const void *y, float scale, void *dx, float *partial,
                                     cudaStream_t stream) {
   vd_hidden_args a = {};
   if (!vd_cuda_ffn_supports(type, d, width)) return cudaErrorInvalidValue;
   a.n = n, a.d = (int)d, a.width = (int)width, a.groups = vd_groups_of(width);
   a.x = dy, a.weight = weight, a.out = dx, a.y = y, a.scale = scale, a.partial = partial;
-  if (type == VD_CUDA_BF16) return vd_launch_hidden<__nv_bfloat16, true>(&a, stream);
+  if (type == VD_BF16) return vd_launch_hidden<__nv_bfloat16, true>(&a, stream);
   return vd_launch_hidden<__half, true>(&a, stream);
 }

@@ -4,35 +4,32 @@
 #ifndef VD_CUDA_KERNELS_H
 #define VD_CUDA_KERNELS_H
 
-#include "cuda/attention/attention.h"
+#include "src/base/choices.h"
+#include "src/base/random.h"
 #include "src/ops/update_stats.h"
 
+#include <cuda_runtime_api.h>
 #include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-/* Dropout of a row-major site; p = 0: none. */
-typedef struct vd_cuda_dropout {
-  double p;
-  vd_rng rng;
-  int64_t row0;
-} vd_cuda_dropout;
-
 /* Stream-ordered. to[i] (of type) = from[i]. */
-cudaError_t vd_cuda_from_float(enum vd_cuda_type type, size_t n, const float *from, void *to, cudaStream_t stream);
+cudaError_t vd_cuda_from_float(enum vd_precision type, size_t n, const float *from, void *to, cudaStream_t stream);
 /* Stream-ordered. to[i] = from[i] (of type). */
-cudaError_t vd_cuda_to_float(enum vd_cuda_type type, size_t n, const void *from, float *to, cudaStream_t stream);
+cudaError_t vd_cuda_to_float(enum vd_precision type, size_t n, const void *from, float *to, cudaStream_t stream);
 
 /* Stream-ordered. out[r, :] = dropout(weight[tokens[r], :]); out [n, d]. */
-cudaError_t vd_cuda_embed(enum vd_cuda_type type, int64_t n, int64_t d, const int32_t *tokens, const float *weight,
-                          const vd_cuda_dropout *dropout, void *out, cudaStream_t stream);
+cudaError_t vd_cuda_embed(enum vd_precision type, int64_t n, int64_t d, const int32_t *tokens, const float *weight,
+                          const vd_dropout *dropout, void *out, cudaStream_t stream);
 /* Stream-ordered. dweight[v, :] += sum over rows r with tokens[r] = v of dout[r, :]. */
-cudaError_t vd_cuda_embed_backward(enum vd_cuda_type type, int64_t n, int64_t d, int64_t vocab, const int32_t *tokens,
+cudaError_t vd_cuda_embed_backward(enum vd_precision type, int64_t n, int64_t d, int64_t vocab, const int32_t *tokens,
                                    const void *dout, float *dweight, cudaStream_t stream);
 /* Stream-ordered. x [n, width] = dropout(x). */
-cudaError_t vd_cuda_drop_rows(enum vd_cuda_type type, int64_t n, int64_t width, const vd_cuda_dropout *dropout, void *x,
+cudaError_t vd_cuda_drop_rows(enum vd_precision type, int64_t n, int64_t width, const vd_dropout *dropout, void *x,
                               cudaStream_t stream);
 
 /* Bytes of workspace that the sums over rows of [n, width] need (column_sums, add_norm_backward). */
@@ -41,34 +38,34 @@ size_t vd_cuda_rows_workspace(int64_t n, int64_t width);
 int64_t vd_cuda_partial_rows(int64_t n);
 /* Stream-ordered. dy [n, width] = y <= 0 ? 0 : dy * scale; its columns' partial sums to partial
  * [vd_cuda_partial_rows(n), width]. */
-cudaError_t vd_cuda_relu_backward(enum vd_cuda_type type, int64_t n, int64_t width, const void *y, float scale,
+cudaError_t vd_cuda_relu_backward(enum vd_precision type, int64_t n, int64_t width, const void *y, float scale,
                                   void *dy, float *partial, cudaStream_t stream);
 /* Stream-ordered. sum [width] += the sums of partial's columns. */
 cudaError_t vd_cuda_add_partials(int64_t rows, int64_t width, const float *partial, float *sum, cudaStream_t stream);
 /* Stream-ordered. sum [width] += the sums of x's columns. */
-cudaError_t vd_cuda_column_sums(enum vd_cuda_type type, int64_t n, int64_t width, const void *x, float *workspace,
+cudaError_t vd_cuda_column_sums(enum vd_precision type, int64_t n, int64_t width, const void *x, float *workspace,
                                 float *sum, cudaStream_t stream);
 
 /* Stream-ordered. vd_ops.add_norm. cudaErrorInvalidValue for d that is too large (1024, or 2048 where it is a multiple
  * of 8). */
-cudaError_t vd_cuda_add_norm(enum vd_cuda_type type, int64_t n, int64_t d, const void *a, const void *b,
+cudaError_t vd_cuda_add_norm(enum vd_precision type, int64_t n, int64_t d, const void *a, const void *b,
                              const float *weight, const float *bias, void *sum, float *mean, float *rstd, void *y,
                              cudaStream_t stream);
 /* Stream-ordered. vd_ops.add_norm_backward; same limits. */
-cudaError_t vd_cuda_add_norm_backward(enum vd_cuda_type type, int64_t n, int64_t d, const void *sum, const float *mean,
+cudaError_t vd_cuda_add_norm_backward(enum vd_precision type, int64_t n, int64_t d, const void *sum, const float *mean,
                                       const float *rstd, const float *weight, const void *dy, void *dsum,
                                       float *dweight, float *dbias, float *dshift, float *workspace,
                                       cudaStream_t stream);
 
 /* Stream-ordered. vd_ops.memory_push. */
-cudaError_t vd_cuda_memory_push(enum vd_cuda_type type, int64_t n_stream, int64_t d, const void *old, int64_t rows_old,
+cudaError_t vd_cuda_memory_push(enum vd_precision type, int64_t n_stream, int64_t d, const void *old, int64_t rows_old,
                                 int64_t oldest, const void *hidden, int64_t block, void *memory, int64_t rows_new,
                                 cudaStream_t stream);
 /* Stream-ordered. vd_ops.memory_ring_push. */
-cudaError_t vd_cuda_memory_ring_push(enum vd_cuda_type type, int64_t n_stream, int64_t d, void *memory, int64_t rows,
+cudaError_t vd_cuda_memory_ring_push(enum vd_precision type, int64_t n_stream, int64_t d, void *memory, int64_t rows,
                                      int64_t oldest, const void *hidden, int64_t block, cudaStream_t stream);
 /* Stream-ordered. vd_ops.cross_entropy; row_nll [n] is written always. */
-cudaError_t vd_cuda_cross_entropy(enum vd_cuda_type type, int64_t n, int64_t vocab, const void *logits,
+cudaError_t vd_cuda_cross_entropy(enum vd_precision type, int64_t n, int64_t vocab, const void *logits,
                                   const int32_t *targets, float scale, double *loss_sum, float *row_nll, void *dlogits,
                                   cudaStream_t stream);
 
@@ -90,7 +87,7 @@ cudaError_t vd_cuda_gradient_stats(int n_tensor, double scale, double clip_norm,
                                    cudaStream_t stream);
 /* Stream-ordered. Adagrad over all pieces, as vd_ops.adagrad. Where copy is not NULL it gets the new parameters in
  * `type`. */
-cudaError_t vd_cuda_adagrad(enum vd_cuda_type type, float *param, const float *gradient, float *accumulator, void *copy,
+cudaError_t vd_cuda_adagrad(enum vd_precision type, float *param, const float *gradient, float *accumulator, void *copy,
                             const vd_cuda_piece *piece, int n_piece, const double *grad_stats, double lr, float eps,
                             double clip_step, cudaStream_t stream);
 /* Adam's factors as fp32, worked out on the host: m = beta1 m + rest1 g, v = beta2 v + rest2 g^2 with g = the
@@ -99,7 +96,7 @@ typedef struct vd_cuda_adam_step {
   float beta1, rest1, beta2, rest2, step, correct, eps;
 } vd_cuda_adam_step;
 /* Stream-ordered. Adam over all pieces; copy as in vd_cuda_adagrad. */
-cudaError_t vd_cuda_adam(enum vd_cuda_type type, float *param, const float *gradient, float *m, float *v, void *copy,
+cudaError_t vd_cuda_adam(enum vd_precision type, float *param, const float *gradient, float *m, float *v, void *copy,
                          const vd_cuda_piece *piece, int n_piece, const double *grad_stats,
                          const vd_cuda_adam_step *step, cudaStream_t stream);
 /* Stream-ordered. n words from pinned host memory: a kernel fetches few of them sooner than a copy would begin. */
@@ -113,11 +110,11 @@ cudaError_t vd_cuda_add_constant(float *x, size_t n, float value, cudaStream_t s
 cudaError_t vd_cuda_clamp01(float *x, size_t n, cudaStream_t stream);
 
 /* Stream-ordered. vd_ops.scale_dropout; these are in relative.cu. */
-cudaError_t vd_cuda_scale_dropout(enum vd_cuda_type type, int64_t n, int64_t width, float scale,
-                                  const vd_cuda_dropout *dropout, const void *x, void *y, cudaStream_t stream);
+cudaError_t vd_cuda_scale_dropout(enum vd_precision type, int64_t n, int64_t width, float scale,
+                                  const vd_dropout *dropout, const void *x, void *y, cudaStream_t stream);
 /* Stream-ordered. vd_ops.position_encodings, computed in double. */
-cudaError_t vd_cuda_position_encodings(enum vd_cuda_type type, int64_t n, int64_t d, int64_t clamp_len,
-                                       const vd_cuda_dropout *dropout, void *out, cudaStream_t stream);
+cudaError_t vd_cuda_position_encodings(enum vd_precision type, int64_t n, int64_t d, int64_t clamp_len,
+                                       const vd_dropout *dropout, void *out, cudaStream_t stream);
 
 #ifdef __cplusplus
 }

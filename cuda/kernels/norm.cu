@@ -260,7 +260,7 @@ static unsigned vd_norm_blocks(int64_t n) {
   return blocks < VD_NORM_BLOCKS ? blocks : (unsigned)VD_NORM_BLOCKS;
 }
 
-cudaError_t vd_cuda_add_norm(enum vd_cuda_type type, int64_t n, int64_t d, const void *a, const void *b,
+cudaError_t vd_cuda_add_norm(enum vd_precision type, int64_t n, int64_t d, const void *a, const void *b,
                              const float *weight, const float *bias, void *sum, float *mean, float *rstd, void *y,
                              cudaStream_t stream) {
   unsigned blocks = vd_norm_blocks(n);
@@ -274,12 +274,12 @@ cudaError_t vd_cuda_add_norm(enum vd_cuda_type type, int64_t n, int64_t d, const
   return cudaErrorInvalidValue;
 }
 
-cudaError_t vd_cuda_add_norm_backward(enum vd_cuda_type type, int64_t n, int64_t d, const void *sum, const float *mean,
+cudaError_t vd_cuda_add_norm_backward(enum vd_precision type, int64_t n, int64_t d, const void *sum, const float *mean,
                                       const float *rstd, const float *weight, const void *dy, void *dsum,
                                       float *dweight, float *dbias, float *dshift, float *workspace,
                                       cudaStream_t stream) {
   unsigned blocks = vd_norm_blocks(n);
-  size_t size = type == VD_CUDA_FP32 ? 4 : 2, row = 2 * (size_t)d * size * VD_WARPS,
+  size_t size = type == VD_FP32 ? 4 : 2, row = 2 * (size_t)d * size * VD_WARPS,
          weights = (size_t)d * sizeof(float);
   int stages = weights + row * VD_STAGES <= VD_NORM_SHARED ? VD_STAGES : 1;
   cudaError_t e = cudaSuccess;

@@ -41,7 +41,7 @@ static __global__ void vd_add_rows_kernel(int64_t n, const float *row, double *s
   if (threadIdx.x == 0) *sum += part[0];
 }
 
-cudaError_t vd_cuda_cross_entropy(enum vd_cuda_type type, int64_t n, int64_t vocab, const void *logits,
+cudaError_t vd_cuda_cross_entropy(enum vd_precision type, int64_t n, int64_t vocab, const void *logits,
                                   const int32_t *targets, float scale, double *loss_sum, float *row_nll, void *dlogits,
                                   cudaStream_t stream) {
 #define CALL(T)                                                                                                        \
@@ -161,7 +161,7 @@ __global__ void vd_adagrad_kernel(float *param, const float *gradient, float *ac
   }
 }
 
-cudaError_t vd_cuda_adagrad(enum vd_cuda_type type, float *param, const float *gradient, float *accumulator, void *copy,
+cudaError_t vd_cuda_adagrad(enum vd_precision type, float *param, const float *gradient, float *accumulator, void *copy,
                             const vd_cuda_piece *piece, int n_piece, const double *grad_stats, double lr, float eps,
                             double clip_step, cudaStream_t stream) {
 #define CALL(T)                                                                                                        \
@@ -214,7 +214,7 @@ __global__ void vd_adam_kernel(float *param, const float *gradient, float *m, fl
   }
 }
 
-cudaError_t vd_cuda_adam(enum vd_cuda_type type, float *param, const float *gradient, float *m, float *v, void *copy,
+cudaError_t vd_cuda_adam(enum vd_precision type, float *param, const float *gradient, float *m, float *v, void *copy,
                          const vd_cuda_piece *piece, int n_piece, const double *grad_stats, const vd_cuda_adam_step *step,
                          cudaStream_t stream) {
 #define CALL(T)                                                                                                        \

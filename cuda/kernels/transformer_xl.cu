@@ -16,8 +16,8 @@ __global__ void vd_scale_dropout_kernel(int64_t total, float scale, vd_drop drop
   vd_write<T, N>(y + e, v);
 }
 
-cudaError_t vd_cuda_scale_dropout(enum vd_cuda_type type, int64_t n, int64_t width, float scale,
-                                  const vd_cuda_dropout *dropout, const void *x, void *y, cudaStream_t stream) {
+cudaError_t vd_cuda_scale_dropout(enum vd_precision type, int64_t n, int64_t width, float scale,
+                                  const vd_dropout *dropout, const void *x, void *y, cudaStream_t stream) {
   vd_drop drop = vd_make_drop(dropout, width);
   int64_t total = n * width;
   if (total == 0) return cudaSuccess;
@@ -52,8 +52,8 @@ template <typename T> __global__ void vd_encode_kernel(int64_t n, int64_t d, int
   }
 }
 
-cudaError_t vd_cuda_position_encodings(enum vd_cuda_type type, int64_t n, int64_t d, int64_t clamp_len,
-                                     const vd_cuda_dropout *dropout, void *out, cudaStream_t stream) {
+cudaError_t vd_cuda_position_encodings(enum vd_precision type, int64_t n, int64_t d, int64_t clamp_len,
+                                     const vd_dropout *dropout, void *out, cudaStream_t stream) {
   vd_drop drop = vd_make_drop(dropout, d);
   if (n == 0 || d < 2) return cudaSuccess;
 #define CALL(T)                                                                                                        \

@@ -28,6 +28,14 @@ typedef struct vd_rng {
   uint16_t site;
 } vd_rng;
 
+/* Dropout of one site: p = 0 turns it off. row0 = global number of the first row (row-major sites) or of the
+ * first stream (attention). */
+typedef struct vd_dropout {
+  double p;
+  vd_rng rng;
+  int64_t row0;
+} vd_dropout;
+
 /* Not collective. The four 32-bit words of counter `call`. */
 R123_CUDA_DEVICE R123_STATIC_INLINE philox4x32_ctr_t vd_philox(vd_rng rng, uint64_t call) {
   philox4x32_ctr_t counter = {

@@ -47,8 +47,7 @@ static const vd_cuda_plugin *find_table(vd_error *err) {
 }
 
 static enum vd_precision precision_of(const vd_settings *s) {
-  if (strcmp(s->device.precision, "fp32") == 0) return VD_FP32;
-  return strcmp(s->device.precision, "fp16") == 0 ? VD_FP16 : VD_BF16;
+  return s->device.precision == VD_PRECISION_AUTO ? VD_BF16 : s->device.precision;
 }
 
 int vd_device_supports(enum vd_precision precision, const vd_model_config *c, vd_error *err) {
@@ -78,9 +77,10 @@ static int open_gpu(const vd_settings *s, const vd_model_config *model, vd_ops *
 }
 
 static int open_cpu(const vd_settings *s, int threads, vd_ops **ops, vd_error *err) {
-  if (strcmp(s->device.precision, "auto") != 0 && strcmp(s->device.precision, "fp32") != 0)
+  enum vd_precision p = s->device.precision;
+  if (p == VD_BF16 || p == VD_FP16)
     return vd_fail(err, VD_USAGE, "device%%precision = '%s' is for GPUs; the CPU computes in 'fp32'",
-                   s->device.precision);
+                   p == VD_BF16 ? "bf16" : "fp16");
   return vd_ops_cpu(ops, threads, err);
 }
 
@@ -151,9 +151,9 @@ int vd_device_open(vd_context *ctx, const vd_settings *s, const vd_model_config 
   *ops = NULL;
   *d = (vd_device){.threads = vd_threads(ctx->comm, s->device.threads)};
   vd_local_rank(ctx->comm, &d->local_rank, &d->local_size);
-  if (strcmp(s->device.backend, "cpu") != 0) {
+  if (s->device.backend != VD_BACKEND_CPU) {
     if (all_have_gpus(ctx, s, model, ops, d, &why)) return VD_OK;
-    if (strcmp(s->device.backend, "cuda") == 0)
+    if (s->device.backend == VD_BACKEND_CUDA)
       return vd_fail(err, VD_FAILED, "device%%backend = 'cuda': %s", why.message);
     snprintf(d->notice, sizeof d->notice, "computes on the CPU: %.1000s", why.message);
   }
@@ -175,10 +175,10 @@ static int find_nccl(vd_context *ctx, vd_device *d, vd_error *why) {
 }
 
 int vd_device_choose_comm(vd_context *ctx, const vd_settings *s, vd_device *d, vd_error *err) {
-  bool asked = strcmp(s->device.comm, "nccl") == 0;
+  bool asked = s->device.comm == VD_COMM_NCCL;
   vd_error why = {0};
   d->comm = VD_COMM_MPI;
-  if (strcmp(s->device.comm, "mpi") == 0 || (!asked && (ctx->size == 1 || !d->is_gpu))) return VD_OK;
+  if (s->device.comm == VD_COMM_MPI || (!asked && (ctx->size == 1 || !d->is_gpu))) return VD_OK;
   if (!d->is_gpu)
     return vd_fail(err, VD_FAILED, "device%%comm = 'nccl' is for GPUs, and this run %.1500s",
                    d->notice[0] ? d->notice : "computes on the CPU");

@@ -6,9 +6,6 @@
 #include "src/model/model.h"
 #include "src/ops/cuda_plugin.h"
 
-/* How gradients are summed over ranks. */
-enum vd_comm { VD_COMM_MPI, VD_COMM_NCCL };
-
 /* What a rank computes on. */
 typedef struct vd_device {
   bool is_gpu;

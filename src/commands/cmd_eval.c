@@ -1,3 +1,4 @@
+#include "io/corpus_write.h"
 #include "io/nll.h"
 #include "src/base/signals.h"
 #include "src/comm/collectives.h"
@@ -44,8 +45,9 @@ static void gather_nll(const struct eval *e, int owner, vd_nll *file, vd_error *
 static int write_nll(const struct eval *e, vd_error *err) {
   vd_nll *file = NULL;
   const float none = NAN;
-  if (e->ctx->rank == 0 && vd_nll_begin(&file, e->ctx->h5, e->s->eval.nll_file, e->result.n_token, e->s->eval.split,
-                                        e->from.path, vd_corpus_id(e->corpus), err) == VD_OK)
+  if (e->ctx->rank == 0 &&
+      vd_nll_begin(&file, e->ctx->h5, e->s->eval.nll_file, e->result.n_token, vd_split_name(e->s->eval.split),
+                   e->from.path, vd_corpus_id(e->corpus), err) == VD_OK)
     vd_nll_put(file, 0, 1, &none, err);
   for (int owner = 0; owner < e->ctx->size; owner++) gather_nll(e, owner, file, err);
   if (file && err->status == VD_OK) vd_nll_commit(&file, err);
@@ -71,8 +73,8 @@ static void report(const struct eval *e) {
   printf("checkpoint: %s, update %lld\n", e->from.path, (long long)e->from.update);
   if (strcmp(e->from.corpus_id, vd_corpus_id(e->corpus)) != 0)
     printf("note: it was trained on other data than %s\n", e->s->data.path);
-  printf("%s: %lld of %lld tokens predicted%s\n", e->s->eval.split, (long long)r->n_target, (long long)r->n_token,
-         r->n_target == r->n_token - 1 ? " (all but the first, which nothing precedes)" : "");
+  printf("%s: %lld of %lld tokens predicted%s\n", vd_split_name(e->s->eval.split), (long long)r->n_target,
+         (long long)r->n_token, r->n_target == r->n_token - 1 ? " (all but the first, which nothing precedes)" : "");
   bool xl = e->config.arch == VD_TRANSFORMER_XL;
   int64_t memory = xl ? e->config.mem_len : e->config.attn_span;
   printf("%s", e->from.notice);
@@ -89,9 +91,9 @@ static void report(const struct eval *e) {
          bpc * log(2.0), (double)r->n_target / r->seconds);
   printf("{\"split\": \"%s\", \"bpc\": %.17g, \"nll\": %.17g, \"predicted\": %lld, \"tokens\": %lld, "
          "\"unit\": \"%s\", \"streams\": %lld, \"block\": %lld, \"%s\": %lld, \"update\": %lld}\n",
-         e->s->eval.split, bpc, r->nll, (long long)r->n_target, (long long)r->n_token, bytes ? "byte" : "symbol",
-         (long long)streams, (long long)block, xl ? "mem_len" : "attn_span", (long long)memory,
-         (long long)e->from.update);
+         vd_split_name(e->s->eval.split), bpc, r->nll, (long long)r->n_target, (long long)r->n_token,
+         bytes ? "byte" : "symbol", (long long)streams, (long long)block, xl ? "mem_len" : "attn_span",
+         (long long)memory, (long long)e->from.update);
 }
 
 static int evaluate(struct eval *e, vd_error *err) {
@@ -104,7 +106,7 @@ static int evaluate(struct eval *e, vd_error *err) {
     return err->status;
   vd_evaluate_plan plan = {.ctx = e->ctx,
                            .corpus = e->corpus,
-                           .split = s->eval.split,
+                           .split = vd_split_name(s->eval.split),
                            .streams = s->eval.streams,
                            .block = s->eval.tokens_per_sample,
                            .max_blocks = s->eval.max_blocks,
@@ -120,7 +122,7 @@ static int evaluate(struct eval *e, vd_error *err) {
     if (vd_agree(e->ctx->comm, err)) return err->status;
   }
   if (!isfinite(e->result.nll))
-    return vd_fail(err, VD_FAILED, "the loss of %s with %s is not finite", s->eval.split, e->from.path);
+    return vd_fail(err, VD_FAILED, "the loss of %s with %s is not finite", vd_split_name(s->eval.split), e->from.path);
   if (s->eval.nll_file[0] && write_nll(e, err)) return err->status;
   if (e->ctx->rank == 0) {
     report(e);

@@ -151,7 +151,7 @@ static int print_spans_of_all(hid_t file, const char *path, vd_error *err) {
   if (vd_settings_read_text(&s, echo, path, err)) err->status = VD_FAILED; /* no fault of a deck of the user's */
   free(echo);
   if (err->status) return err->status;
-  if (strcmp(s.model.arch, "transformer_xl") == 0) return VD_OK; /* it has none */
+  if (s.model.arch == VD_TRANSFORMER_XL) return VD_OK; /* it has none */
   printf("  spans, tokens (of %lld at most)\n", (long long)s.span.attn_span);
   walk w = {.group = "/model", .spans = &s, .err = err};
   return visit_all(file, &w);

@@ -1,4 +1,4 @@
-/* Pre-tokenised text: words with blanks between, and a dictionary of them. As in the tutorial's toolkit, every line
+/* Pre-tokenised text: words with blanks between, and a dictionary of them. As in fairseq, every line
  * ends with the symbol "</s>" (empty lines too, and a last line without a newline), and the dictionary is sorted by
  * falling count, equal counts by rising bytes. Blanks are the ASCII ones: space, tab, carriage return, vertical tab,
  * form feed. */

@@ -43,6 +43,7 @@ typedef struct vd_deck_group {
 
 typedef struct vd_deck {
   char *origin; /* the file's name, for messages */
+  bool of_file; /* settings out of a file that a run wrote: old spellings are translated */
   vd_deck_group *groups;
   size_t n_group;
   vd_deck_assignment *assignments;

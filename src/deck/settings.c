@@ -3,6 +3,7 @@
 
 #include <ctype.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,13 +16,16 @@ static bool has_control(const vd_deck_value *v) {
   return false;
 }
 
-/* Is word one of the blank-separated words? */
-static bool among(const char *words, const char *word) {
+/* The number of `word` among the words of `choices`, from 0; -1: it is none of them. */
+static int choice_of(const char *choices, const char *word) {
   size_t n = strlen(word);
-  if (n == 0 || strchr(word, ' ')) return false;
-  for (const char *p = strstr(words, word); p; p = strstr(p + 1, word))
-    if ((p == words || p[-1] == ' ') && (p[n] == 0 || p[n] == ' ')) return true;
-  return false;
+  int number = 0;
+  for (const char *p = choices; *p; number++) {
+    size_t length = strcspn(p, " ");
+    if (length == n && strncmp(p, word, n) == 0) return number;
+    p += length + (p[length] == ' ');
+  }
+  return -1;
 }
 
 static bool in_range(const vd_variable *v, double x) {
@@ -51,9 +55,31 @@ static int store_string(const vd_variable *v, char *out, const vd_deck *deck, co
   if (value->length >= v->size)
     return vd_deck_fail(deck, value->at, err, "%s%%%s: the string is too long, %zu bytes where %zu are allowed",
                         v->group, v->name, value->length, v->size - 1);
-  if (v->words && !among(v->words, value->text)) return fail_value(v, deck, value, err, "is not allowed");
   memset(out, 0, v->size);
   memcpy(out, value->text, value->length);
+  return VD_OK;
+}
+
+/* A word that had another spelling in earlier versions: of a deck's writer for the message, of files for reading. */
+static const char *new_spelling(const vd_variable *v, const char *word) {
+  bool renamed = strcmp(v->group, "model") == 0 && strcmp(v->name, "init") == 0 && strcmp(word, "toolkit") == 0;
+  return renamed ? "fairseq" : NULL;
+}
+
+static int store_choice(const vd_variable *v, void *out, const vd_deck *deck, const vd_deck_value *value,
+                        vd_error *err) {
+  if (!value->quoted) return fail_value(v, deck, value, err, "is not a string in quotes");
+  const char *renamed = new_spelling(v, value->text);
+  int number = choice_of(v->choices, value->text);
+  if (number < 0 && renamed && deck->of_file) number = choice_of(v->choices, renamed);
+  if (number < 0 && renamed) {
+    char what[96];
+    snprintf(what, sizeof what, "is called '%s' now", renamed);
+    return fail_value(v, deck, value, err, what);
+  }
+  if (number < 0) return fail_value(v, deck, value, err, "is not allowed");
+  if (v->size != sizeof number) vd_bug("%s%%%s is no enum", v->group, v->name);
+  memcpy(out, &number, sizeof number);
   return VD_OK;
 }
 
@@ -84,6 +110,7 @@ int vd_variable_store(const vd_variable *v, vd_settings *s, const vd_deck *deck,
                       vd_error *err) {
   char *out = (char *)s + v->offset;
   if (v->type == VD_STRING) return store_string(v, out, deck, value, err);
+  if (v->type == VD_CHOICE) return store_choice(v, out, deck, value, err);
   if (v->type != VD_LOGICAL) return store_number(v, out, deck, value, err);
   bool b;
   if (vd_deck_logical(value, &b) != VD_DECK_OK) return fail_value(v, deck, value, err, "is not a logical");
@@ -166,7 +193,7 @@ static bool fold(const char *text, size_t n, char out[VD_TEXT]) {
 static bool is_bare(const char *group, const char *name, const char *value) {
   const vd_variable *v = vd_variable_find(group, name);
   while (isspace((unsigned char)*value)) value++;
-  return v && v->type == VD_STRING && *value != '\'' && *value != '"';
+  return v && (v->type == VD_STRING || v->type == VD_CHOICE) && *value != '\'' && *value != '"';
 }
 
 /* One assignment as a namelist: & stands in column 0, so that columns are those of the argument. */
@@ -234,5 +261,6 @@ int vd_settings_read(vd_settings *s, const char *path, char *const *set, int n_s
 int vd_settings_read_text(vd_settings *s, const char *text, const char *origin, vd_error *err) {
   vd_deck *deck;
   if (vd_deck_parse(&deck, text, strlen(text), origin, (vd_deck_place){1, 1}, err)) return err->status;
+  deck->of_file = true;
   return read_deck(s, deck, NULL, 0, err);
 }

@@ -1,9 +1,10 @@
 /* Every variable of a deck, in one struct. settings_table.c holds ONE row for each: group, name, type, default,
- * allowed range or words, unit, documentation; parsing, checks, `viaduct input`, doc/INPUT.md and the echo in
+ * allowed range or choices, unit, documentation; parsing, checks, `viaduct input`, doc/INPUT.md and the echo in
  * every output file come from that table. */
 #ifndef VD_SETTINGS_H
 #define VD_SETTINGS_H
 
+#include "src/base/choices.h"
 #include "src/base/error.h"
 
 #include <stdbool.h>
@@ -35,19 +36,19 @@ typedef struct vd_settings {
     int64_t read_ahead;    /* blocks a rank reads ahead of use */
   } data;
   struct {
-    char arch[VD_TEXT]; /* 'adaptive_span' or 'transformer_xl' */
+    enum vd_arch arch;
     int64_t n_layer, d_model, n_head, d_head /* 0: d_model/n_head */, d_inner;
     double dropout, emb_dropout;
-    double dropatt;     /* transformer_xl */
-    bool untie_r;       /* transformer_xl */
-    char init[VD_TEXT]; /* 'published' or 'toolkit' */
+    double dropatt; /* transformer_xl */
+    bool untie_r;   /* transformer_xl */
+    enum vd_init init;
   } model;
   struct {
     int64_t attn_span, ramp;
     double init; /* initial span as a fraction of attn_span */
     bool per_layer;
     double aux_loss_scaler;
-    char softmax[VD_TEXT]; /* 'masked' or 'trimmed' */
+    enum vd_softmax softmax;
   } span;
   struct { /* transformer_xl */
     int64_t mem_len;
@@ -55,18 +56,18 @@ typedef struct vd_settings {
     bool same_length;
   } memory;
   struct {
-    char method[VD_TEXT]; /* 'adagrad' or 'adam' */
+    enum vd_method method;
     double lr, min_lr;
     double eps; /* 0: the method's own */
     double beta1, beta2;
-    char schedule[VD_TEXT]; /* 'constant' or 'cosine' (after warmup) */
+    enum vd_schedule schedule;
     int64_t warmup_updates;
     double clip_step; /* 0: off */
     double clip_norm; /* 0: off; on the global gradient norm */
   } optimizer;
   struct {
     int64_t interval, streams, max_blocks; /* 0: never; ; 0: the whole split */
-    char split[VD_TEXT];
+    enum vd_split split;
   } valid;
   struct {
     int64_t interval, keep;
@@ -76,9 +77,9 @@ typedef struct vd_settings {
     double max_age;   /* seconds between two writes of trace.h5 */
   } trace;
   struct {
-    char backend[VD_TEXT];     /* 'auto', 'cpu', 'cuda' */
-    char precision[VD_TEXT];   /* 'auto', 'fp32', 'bf16', 'fp16' */
-    char comm[VD_TEXT];        /* 'auto', 'nccl', 'mpi' */
+    enum vd_backend backend;
+    enum vd_precision precision;
+    enum vd_comm comm;
     int64_t bucket_bytes;      /* gradients summed at once */
     double timeout;            /* seconds; 0: none */
     char timeline[VD_PATH];    /* '': none */
@@ -88,7 +89,7 @@ typedef struct vd_settings {
   } device;
   struct {
     char checkpoint[VD_PATH]; /* '': best.h5 of run%directory, else last.h5 */
-    char split[VD_TEXT];
+    enum vd_split split;
     int64_t streams, tokens_per_sample;
     int64_t max_blocks;
     char nll_file[VD_PATH]; /* '': none */

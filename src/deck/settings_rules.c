@@ -55,7 +55,7 @@ int vd_settings_rules(const vd_settings *s, vd_error *err) {
     return BROKEN(s, err, BOTH("model%d_model", "model%n_head"),
                   "model%%d_model = %lld is not a multiple of model%%n_head = %lld, and model%%d_head is not given",
                   (long long)s->model.d_model, (long long)s->model.n_head);
-  if (strcmp(s->model.arch, "transformer_xl") == 0 && s->model.d_model % 2 != 0)
+  if (s->model.arch == VD_TRANSFORMER_XL && s->model.d_model % 2 != 0)
     return BROKEN(s, err, BOTH("model%d_model", "model%arch"),
                   "model%%d_model = %lld is odd: 'transformer_xl' encodes distances in pairs",
                   (long long)s->model.d_model);
@@ -135,13 +135,14 @@ static int check_belongings(const vd_settings *s, vd_error *err) {
   vd_settings_default(preset);
   for (size_t i = 0; i < sizeof belongings / sizeof *belongings && err->status == VD_OK; i++) {
     const vd_variable *v = find(belongings[i].name), *choice = find(belongings[i].choice);
-    char is[2 * VD_PATH + 3], was[2 * VD_PATH + 3];
+    char is[2 * VD_PATH + 3], was[2 * VD_PATH + 3], chosen[VD_TEXT], wanted[VD_TEXT];
     vd_variable_value(v, s, is, sizeof is);
     vd_variable_value(v, preset, was, sizeof was);
-    if (strcmp((const char *)s + choice->offset, belongings[i].value) == 0 || strcmp(is, was) == 0) continue;
-    BROKEN(s, err, BOTH(belongings[i].name, belongings[i].choice),
-           "%s = %.100s goes with %s = '%s' only, not with '%s'", belongings[i].name, is, belongings[i].choice,
-           belongings[i].value, (const char *)s + choice->offset);
+    vd_variable_value(choice, s, chosen, sizeof chosen);
+    snprintf(wanted, sizeof wanted, "'%s'", belongings[i].value);
+    if (strcmp(chosen, wanted) == 0 || strcmp(is, was) == 0) continue;
+    BROKEN(s, err, BOTH(belongings[i].name, belongings[i].choice), "%s = %.100s goes with %s = %s only, not with %s",
+           belongings[i].name, is, belongings[i].choice, wanted, chosen);
   }
   free(preset);
   return err->status;
@@ -150,7 +151,7 @@ static int check_belongings(const vd_settings *s, vd_error *err) {
 static int check_train(const vd_settings *s, vd_error *err) {
   if (needs_path(s, "train", err) || needs_directory(s, "train", err)) return err->status;
   if (s->run.max_updates < 1) return BROKEN(s, err, "run%max_updates", "train needs run%%max_updates, at least 1");
-  if (strcmp(s->optimizer.schedule, "cosine") == 0 && s->optimizer.warmup_updates >= s->run.max_updates)
+  if (s->optimizer.schedule == VD_COSINE && s->optimizer.warmup_updates >= s->run.max_updates)
     return BROKEN(s, err, BOTH("optimizer%warmup_updates", "run%max_updates"),
                   "optimizer%%warmup_updates = %lld leaves no update of run%%max_updates = %lld to the cosine",
                   (long long)s->optimizer.warmup_updates, (long long)s->run.max_updates);

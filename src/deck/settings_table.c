@@ -16,8 +16,10 @@
   { #g, #n, VD_REAL, AT(g, n), preset, low, high, low_open, high_open, NULL, unit, flag, doc }
 #define LOGICAL(g, n, preset, flag, doc)                                                                               \
   { #g, #n, VD_LOGICAL, AT(g, n), preset, -NONE, NONE, false, false, NULL, "", flag, doc }
-#define STRING(g, n, preset, words, flag, doc)                                                                         \
-  { #g, #n, VD_STRING, AT(g, n), preset, -NONE, NONE, false, false, words, "", flag, doc }
+#define STRING(g, n, preset, flag, doc)                                                                                \
+  { #g, #n, VD_STRING, AT(g, n), preset, -NONE, NONE, false, false, NULL, "", flag, doc }
+#define CHOICE(g, n, preset, choices, flag, doc)                                                                       \
+  { #g, #n, VD_CHOICE, AT(g, n), preset, -NONE, NONE, false, false, choices, "", flag, doc }
 /* clang-format on */
 
 const vd_group_row vd_groups[] = {
@@ -39,10 +41,10 @@ const vd_group_row vd_groups[] = {
 const size_t vd_n_groups = sizeof vd_groups / sizeof *vd_groups;
 
 const vd_variable vd_variables[] = {
-    STRING(run, title, "''", NULL, "",
+    STRING(run, title, "''", "",
            "Free text that goes into every file the run writes, and into the titles of pictures."),
     STRING(
-        run, directory, "'runs/default'", NULL, "--save-dir",
+        run, directory, "'runs/default'", "--save-dir",
         "Folder for everything that a run writes (log.jsonl, trace.h5, checkpoints/); made when missing. Relative to "
         "the working directory."),
     INTEGER(
@@ -53,13 +55,13 @@ const vd_variable vd_variables[] = {
             "Training ends after this many updates, counted from the very first one, also when a run was resumed. "
             "`viaduct train` needs at least 1."),
     STRING(
-        run, resume, "'auto'", NULL, "--restore-file",
+        run, resume, "'auto'", "--restore-file",
         "'auto': go on from the newest whole checkpoint in run%directory, or start anew where there is none; 'never': "
         "start anew; anything else: the path of a checkpoint to go on from."),
     INTEGER(run, log_interval, "25", 1, 1e15, "updates", "--log-interval",
             "Updates between two lines of log.jsonl and of the progress report."),
 
-    STRING(data, path, "''", NULL, "",
+    STRING(data, path, "''", "",
            "The corpus, NAME.h5: written by `viaduct prepare`, read by train, eval and generate."),
     INTEGER(data, tokens_per_sample, "512", 1, 1048576, "tokens", "--tokens-per-sample",
             "Length of a block: tokens of each stream that one update predicts."),
@@ -72,7 +74,7 @@ const vd_variable vd_variables[] = {
     INTEGER(data, read_ahead, "4", 1, 1024, "blocks", "--num-workers",
             "Blocks that a rank reads ahead of their use, on a thread of its own."),
 
-    STRING(model, arch, "'adaptive_span'", "adaptive_span transformer_xl", "--arch",
+    CHOICE(model, arch, "'adaptive_span'", "adaptive_span transformer_xl", "--arch",
            "Architecture: 'adaptive_span', the adaptive-span transformer, whose variables are in &span, or "
            "'transformer_xl', whose variables are in &memory. A variable of the one is refused in training the other."),
     INTEGER(model, n_layer, "12", 1, 1024, "layers", "--n-layer", "Transformer layers."),
@@ -95,9 +97,10 @@ const vd_variable vd_variables[] = {
     LOGICAL(model, untie_r, ".true.", "",
             "In 'transformer_xl', .true.: each layer has its own biases of content and position; .false.: all layers "
             "share one pair."),
-    STRING(model, init, "'published'", "published toolkit", "",
+    CHOICE(model, init, "'published'", "published fairseq", "",
            "Initial parameters. 'published': embedding N(0,1), linear weights and biases uniform in +-1/sqrt(fan in). "
-           "'toolkit': as the tutorial's toolkit does, embedding with standard deviation 1/sqrt(d_model), attention "
+           "'fairseq': as fairseq's adaptive_span example does, embedding with standard deviation 1/sqrt(d_model), "
+           "attention "
            "Xavier normal, feed-forward Xavier uniform, the rest as 'published'. In 'transformer_xl' both mean N(0, "
            "0.02), "
            "N(1, 0.02) for the weights of layer norms, and zero biases."),
@@ -113,9 +116,9 @@ const vd_variable vd_variables[] = {
     REAL(span, aux_loss_scaler, "0.0", 0, false, NONE, true, "nats per token of span", "--aux-loss-scaler",
          "Weight of the penalty on spans: the loss grows by this times the sum over layers of the layer's mean span in "
          "tokens."),
-    STRING(span, softmax, "'masked'", "masked trimmed", "",
+    CHOICE(span, softmax, "'masked'", "masked trimmed", "",
            "'masked': attention is normalised after the mask, as in the paper; a head costs what its own span costs. "
-           "'trimmed': normalised over the layer's window before the mask, as in the tutorial's toolkit."),
+           "'trimmed': normalised over the layer's window before the mask, as in fairseq's adaptive_span example."),
 
     INTEGER(memory, mem_len, "512", 0, 16777216, "tokens", "--mem-len",
             "Tokens that each layer remembers of those before the block. The memory begins empty."),
@@ -125,8 +128,8 @@ const vd_variable vd_variables[] = {
             ".true.: every token sees mem_len tokens at most, itself included; .false.: a block's last token sees more "
             "than its first."),
 
-    STRING(optimizer, method, "'adagrad'", "adagrad adam", "--optimizer",
-           "'adagrad', with the clipping of clip_step (the toolkit's adagrad_with_grad_clip), or 'adam', with bias "
+    CHOICE(optimizer, method, "'adagrad'", "adagrad adam", "--optimizer",
+           "'adagrad', with the clipping of clip_step (fairseq's adagrad_with_grad_clip), or 'adam', with bias "
            "correction."),
     REAL(optimizer, lr, "0.07", 0, true, NONE, true, "", "--lr", "Learning rate after the warmup."),
     REAL(optimizer, min_lr, "0.0", 0, false, NONE, true, "", "--min-lr",
@@ -136,8 +139,8 @@ const vd_variable vd_variables[] = {
          "'adagrad', 1e-8 for 'adam'."),
     REAL(optimizer, beta1, "0.9", 0, false, 1, true, "", "--adam-betas", "Decay of Adam's mean gradient."),
     REAL(optimizer, beta2, "0.999", 0, false, 1, true, "", "--adam-betas", "Decay of Adam's mean squared gradient."),
-    STRING(optimizer, schedule, "'constant'", "constant cosine", "--lr-scheduler",
-           "Learning rate after the warmup: 'constant' (the toolkit's fixed), or 'cosine': half a turn from lr down to "
+    CHOICE(optimizer, schedule, "'constant'", "constant cosine", "--lr-scheduler",
+           "Learning rate after the warmup: 'constant' (fairseq's fixed), or 'cosine': half a turn from lr down to "
            "min_lr at run%max_updates."),
     INTEGER(optimizer, warmup_updates, "0", 0, 1e15, "updates", "--warmup-updates",
             "The learning rate rises linearly from zero to lr over so many updates. 0: no warmup."),
@@ -156,7 +159,7 @@ const vd_variable vd_variables[] = {
     INTEGER(valid, max_blocks, "0", 0, 1e15, "blocks", "",
             "Validation ends after this many blocks of data%tokens_per_sample tokens of each stream. 0: the whole "
             "split."),
-    STRING(valid, split, "'valid'", "train valid test", "--valid-subset", "The split that validation reads."),
+    CHOICE(valid, split, "'valid'", "train valid test", "--valid-subset", "The split that validation reads."),
 
     INTEGER(checkpoint, interval, "1000", 1, 1e15, "updates", "--save-interval-updates",
             "Updates between two checkpoints. One more is written at the end, and one when the run is stopped by a "
@@ -170,13 +173,13 @@ const vd_variable vd_variables[] = {
          "trace.h5 is written anew, beside the loop, when it lacks rows and is at least this old, before every "
          "checkpoint and at the end. Between two writes rows are in memory only."),
 
-    STRING(device, backend, "'auto'", "auto cpu cuda", "",
+    CHOICE(device, backend, "'auto'", "auto cpu cuda", "",
            "What computes. 'cpu': OpenBLAS and OpenMP. 'cuda': a GPU, one rank on each. 'auto': the GPU where there is "
            "one that can be used, else the CPU."),
-    STRING(device, precision, "'auto'", "auto fp32 bf16 fp16", "--fp16",
+    CHOICE(device, precision, "'auto'", "auto fp32 bf16 fp16", "--fp16",
            "Type of activations and of the operands of matrix products; parameters, sums and statistics are 'fp32' "
            "always. 'auto': 'bf16' on a GPU, 'fp32' on a CPU, which knows no other. 'fp16' scales its losses."),
-    STRING(
+    CHOICE(
         device, comm, "'auto'", "auto nccl mpi", "--ddp-backend",
         "How gradients are summed over ranks. 'nccl': by NCCL, between GPUs while backward still runs; every rank "
         "needs a GPU of its own, and the loader must find libnccl.so.2. 'mpi': MPI_Allreduce after backward, through "
@@ -189,7 +192,7 @@ const vd_variable vd_variables[] = {
          "With several ranks: a run ends where a rank waits longer than this for the others in an update, because one "
          "of "
          "them hangs or has died. 0: it waits for ever."),
-    STRING(device, timeline, "''", NULL, "",
+    STRING(device, timeline, "''", "",
            "File for the times at which gradients were ready and their sums began and ended, in the updates 11 to 20 "
            "after the start of the program: JSON lines, of rank 0 (doc/FILES.md). '': none."),
     REAL(
@@ -205,9 +208,8 @@ const vd_variable vd_variables[] = {
         "OpenMP threads of a rank. 0: as OMP_NUM_THREADS says, and without it the cores of the node shared out over "
         "its ranks."),
 
-    STRING(eval, checkpoint, "''", NULL, "--path",
-           "The checkpoint to evaluate. '': best.h5 of run%directory, else last.h5."),
-    STRING(eval, split, "'test'", "train valid test", "--gen-subset", "The split to evaluate."),
+    STRING(eval, checkpoint, "''", "--path", "The checkpoint to evaluate. '': best.h5 of run%directory, else last.h5."),
+    CHOICE(eval, split, "'test'", "train valid test", "--gen-subset", "The split to evaluate."),
     INTEGER(eval, streams, "8", 1, 1048576, "streams", "--batch-size",
             "Streams that the split is cut into, shared out over the ranks. Every token is predicted once whatever the "
             "number; only the first tokens of each stream have little memory behind them."),
@@ -216,28 +218,27 @@ const vd_variable vd_variables[] = {
     INTEGER(eval, max_blocks, "0", 0, 1e15, "blocks", "",
             "Evaluation ends after so many blocks of each stream. 0: the "
             "whole split."),
-    STRING(eval, nll_file, "''", NULL, "",
-           "HDF5 file for the negative log likelihood of every token, in nats. '': none."),
+    STRING(eval, nll_file, "''", "", "HDF5 file for the negative log likelihood of every token, in nats. '': none."),
 
-    STRING(generate, checkpoint, "''", NULL, "--path",
+    STRING(generate, checkpoint, "''", "--path",
            "The checkpoint to generate from. '': best.h5 of run%directory, else last.h5."),
-    STRING(generate, prompt, "''", NULL, "", "The text that is continued, in symbols of the corpus's vocabulary."),
+    STRING(generate, prompt, "''", "", "The text that is continued, in symbols of the corpus's vocabulary."),
     INTEGER(generate, tokens, "512", 1, 1e15, "tokens", "", "How many tokens to generate."),
     REAL(generate, temperature, "1.0", 0, true, NONE, true, "", "--temperature",
          "Logits are divided by this before sampling: below 1 more likely symbols, above 1 more surprising ones."),
     INTEGER(generate, top_k, "0", 0, 16777216, "symbols", "--sampling-topk",
             "Only the so many most likely symbols are drawn from. 0: all of them; 1: always the most likely one."),
-    STRING(generate, output, "''", NULL, "", "File for the text. '': standard output."),
+    STRING(generate, output, "''", "", "File for the text. '': standard output."),
 
     STRING(
-        prepare, source, "''", NULL, "",
+        prepare, source, "''", "",
         "A file of raw bytes, plain or .zip, .gz, .xz; each byte is a token, and the splits are consecutive parts of "
         "it. Instead of the three texts below."),
-    STRING(prepare, train_text, "''", NULL, "--trainpref",
-           "Pre-tokenised text of the training split, symbols with blanks between, as the tutorial's preprocessing "
+    STRING(prepare, train_text, "''", "--trainpref",
+           "Pre-tokenised text of the training split, symbols with blanks between, as fairseq's preprocessing "
            "leaves it. Given together with valid_text and test_text."),
-    STRING(prepare, valid_text, "''", NULL, "--validpref", "The same for the validation split."),
-    STRING(prepare, test_text, "''", NULL, "--testpref", "The same for the test split."),
+    STRING(prepare, valid_text, "''", "--validpref", "The same for the validation split."),
+    STRING(prepare, test_text, "''", "--testpref", "The same for the test split."),
     REAL(prepare, train, "90e6", 0, true, 1e15, false, "tokens, or fraction of the source below 1", "",
          "Size of the training split, the first part of the source."),
     REAL(prepare, valid, "5e6", 0, false, 1e15, false, "tokens, or fraction of the source below 1", "",

@@ -5,7 +5,8 @@
 #include "src/deck/namelist.h"
 #include "src/deck/settings.h"
 
-enum vd_variable_type { VD_INTEGER, VD_REAL, VD_LOGICAL, VD_STRING };
+/* VD_CHOICE: one of the words of `choices`; its number among them, from 0, is kept as an enum of choices.h. */
+enum vd_variable_type { VD_INTEGER, VD_REAL, VD_LOGICAL, VD_STRING, VD_CHOICE };
 
 typedef struct vd_variable {
   const char *group, *name; /* as in a deck, lower case; also the members of vd_settings */
@@ -14,9 +15,9 @@ typedef struct vd_variable {
   const char *preset;      /* the default, as a deck writes it */
   double min, max;         /* numbers: allowed range; HUGE_VAL where there is no bound */
   bool min_open, max_open; /* the bound itself is not allowed */
-  const char *words;       /* strings: the allowed ones, with blanks between; NULL: any */
+  const char *choices;     /* VD_CHOICE: the words, with blanks between, in the order of the enum; else NULL */
   const char *unit;        /* "" where it has none */
-  const char *flag;        /* the tutorial's flag for the same thing; "" where it has none */
+  const char *flag;        /* the flag of fairseq's adaptive_span example for the same thing; "" where it has none */
   const char *doc;         /* one line or more, no newline in it */
 } vd_variable;
 
@@ -48,7 +49,7 @@ void vd_variable_allowed(const vd_variable *v, char *out, size_t n);
 /* Not collective. Its value in *s as a deck writes it, into out [n]; n >= 2 VD_PATH + 3 holds every one. */
 void vd_variable_value(const vd_variable *v, const vd_settings *s, char *out, size_t n);
 
-/* Not collective. Stores a deck's value in *s: type, range and words are checked. VD_USAGE with place, group%name and
+/* Not collective. Stores a deck's value in *s: type, range and choice are checked. VD_USAGE with place, group%name and
  * what is allowed. */
 int vd_variable_store(const vd_variable *v, vd_settings *s, const vd_deck *deck, const vd_deck_value *value,
                       vd_error *err);

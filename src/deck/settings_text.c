@@ -1,4 +1,4 @@
-/* What the table says in words: names and their neighbours, allowed values, the echo, help and doc/INPUT.md. */
+/* What the table says as text: names and their neighbours, allowed values, the echo, help and doc/INPUT.md. */
 #include "src/deck/settings_table.h"
 
 #include <inttypes.h>
@@ -89,11 +89,11 @@ void vd_variable_allowed(const vd_variable *v, char *out, size_t n) {
   out[0] = 0;
   if (v->type == VD_LOGICAL) {
     append(out, n, ".true. or .false.");
-  } else if (v->type == VD_STRING && v->words) {
+  } else if (v->type == VD_CHOICE) {
     size_t length;
-    for (const char *p = v->words; *p; p += length + (p[length] == ' ')) {
+    for (const char *p = v->choices; *p; p += length + (p[length] == ' ')) {
       length = strcspn(p, " ");
-      const char *before = p == v->words ? "" : p[length] ? ", " : " or ";
+      const char *before = p == v->choices ? "" : p[length] ? ", " : " or ";
       append(out, n, "%s'%.*s'", before, (int)length, p);
     }
   } else if (v->type == VD_STRING) {
@@ -113,6 +113,15 @@ static void write_real(double x, char *out, size_t n) {
   if (!strpbrk(out, ".e")) append(out, n, ".0");
 }
 
+/* Where the word of a choice begins; it ends with a blank or the string. */
+static const char *choice_word(const vd_variable *v, const vd_settings *s) {
+  int number;
+  memcpy(&number, (const char *)s + v->offset, sizeof number);
+  const char *p = v->choices;
+  for (; number > 0 && *p; number--) p += strcspn(p, " ") + 1;
+  return p;
+}
+
 void vd_variable_value(const vd_variable *v, const vd_settings *s, char *out, size_t n) {
   const char *at = (const char *)s + v->offset;
   if (v->type == VD_INTEGER) {
@@ -127,6 +136,8 @@ void vd_variable_value(const vd_variable *v, const vd_settings *s, char *out, si
     bool b;
     memcpy(&b, at, sizeof b);
     snprintf(out, n, b ? ".true." : ".false.");
+  } else if (v->type == VD_CHOICE) {
+    snprintf(out, n, "'%.*s'", (int)strcspn(choice_word(v, s), " "), choice_word(v, s));
   } else {
     size_t o = 0;
     out[o++] = '\'';

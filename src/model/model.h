@@ -6,9 +6,6 @@
 
 #include "src/ops/ops.h"
 
-enum vd_arch { VD_ADAPTIVE_SPAN, VD_TRANSFORMER_XL };
-enum vd_init { VD_INIT_PUBLISHED, VD_INIT_FAIRSEQ };
-
 typedef struct vd_model_config {
   enum vd_arch arch;
   int64_t vocab, n_layer, d_model, n_head, d_head, d_inner;

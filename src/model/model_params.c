@@ -144,17 +144,17 @@ static void fill(const vd_model *m, int param, double value, real *host) {
 }
 
 static void draw_layer(const vd_model *m, const struct vd_layer_params *p, real *host) {
-  bool toolkit = m->config.init == VD_INIT_FAIRSEQ;
+  bool fairseq = m->config.init == VD_INIT_FAIRSEQ;
   double d = (double)m->d, inner = (double)m->config.d_inner;
   int attention[4] = {p->query, p->key, p->value, p->out};
   for (int i = 0; i < 4; i++) {
-    if (toolkit)
+    if (fairseq)
       draw_normal(m, attention[i], sqrt(2.0 / (d + d)), host);
     else
       draw_uniform(m, attention[i], 1.0 / sqrt(d), host);
   }
-  draw_uniform(m, p->fc1_weight, toolkit ? sqrt(6.0 / (d + inner)) : 1.0 / sqrt(d), host);
-  draw_uniform(m, p->fc2_weight, toolkit ? sqrt(6.0 / (d + inner)) : 1.0 / sqrt(inner), host);
+  draw_uniform(m, p->fc1_weight, fairseq ? sqrt(6.0 / (d + inner)) : 1.0 / sqrt(d), host);
+  draw_uniform(m, p->fc2_weight, fairseq ? sqrt(6.0 / (d + inner)) : 1.0 / sqrt(inner), host);
   draw_uniform(m, p->fc1_bias, 1.0 / sqrt(d), host);
   draw_uniform(m, p->fc2_bias, 1.0 / sqrt(inner), host);
   fill(m, p->span, m->config.span_init, host);

@@ -6,9 +6,6 @@
 
 /* Adagrad (Duchi et al., JMLR 12, 2011) with the step clip of the adaptive-span recipe (arXiv 1905.07799, section 3):
  * accumulator += g^2; p -= lr_t g / (sqrt(accumulator) + eps). */
-enum vd_method { VD_ADAGRAD, VD_ADAM };
-enum vd_schedule { VD_CONSTANT, VD_COSINE };
-
 /* Adam: arXiv 1412.6980 with bias correction (vd_adam in ops.h); clip_step does not apply to it. */
 typedef struct vd_optimizer_config {
   enum vd_method method;

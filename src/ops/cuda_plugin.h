@@ -7,9 +7,6 @@
 #include "src/ops/nccl_plugin.h"
 #include "src/ops/ops.h"
 
-/* Type of activations, and of the operands of matrix products. Parameters, sums and statistics are fp32. */
-enum vd_precision { VD_FP32, VD_BF16, VD_FP16 };
-
 typedef struct vd_gpu {
   char name[128];
   unsigned char uuid[16];

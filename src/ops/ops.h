@@ -8,6 +8,7 @@
 #ifndef VD_OPS_H
 #define VD_OPS_H
 
+#include "src/base/choices.h"
 #include "src/base/error.h"
 #include "src/base/random.h"
 #include "src/base/real.h"
@@ -18,16 +19,6 @@
 #include <stdint.h>
 
 typedef void vd_act;
-
-enum vd_softmax { VD_MASKED, VD_TRIMMED };
-
-/* Dropout of one site: p = 0 turns it off. row0 = global number of the first row (row-major sites) or of the
- * first stream (attention); see random.h. */
-typedef struct vd_dropout {
-  double p;
-  vd_rng rng;
-  int64_t row0;
-} vd_dropout;
 
 /* y = x W^T (+ bias) (then ReLU and dropout where `relu`). x [n, in], W [out, in], bias [out] or NULL, y [n, out]. */
 typedef struct vd_linear {

@@ -2,16 +2,14 @@
 
 #include "src/comm/collectives.h"
 
-#include <string.h>
-
 int vd_configure_model(vd_model_config *config, const vd_settings *s, int64_t vocab, vd_error *err) {
   int64_t d_head = s->model.d_head > 0 ? s->model.d_head : s->model.d_model / s->model.n_head;
-  bool xl = strcmp(s->model.arch, "transformer_xl") == 0;
+  bool xl = s->model.arch == VD_TRANSFORMER_XL;
   if (!xl && d_head * s->model.n_head != s->model.d_model)
     return vd_fail(err, VD_USAGE, "model%%d_model = %lld must be model%%n_head = %lld times model%%d_head = %lld",
                    (long long)s->model.d_model, (long long)s->model.n_head, (long long)d_head);
   *config = (vd_model_config){
-      .arch = xl ? VD_TRANSFORMER_XL : VD_ADAPTIVE_SPAN,
+      .arch = s->model.arch,
       .vocab = vocab,
       .n_layer = s->model.n_layer,
       .d_model = s->model.d_model,
@@ -24,9 +22,9 @@ int vd_configure_model(vd_model_config *config, const vd_settings *s, int64_t vo
       .ramp = s->span.ramp,
       .span_init = s->span.init,
       .span_per_layer = s->span.per_layer,
-      .softmax = strcmp(s->span.softmax, "trimmed") == 0 ? VD_TRIMMED : VD_MASKED,
+      .softmax = s->span.softmax,
       .aux_loss_scaler = s->span.aux_loss_scaler,
-      .init = strcmp(s->model.init, "toolkit") == 0 ? VD_INIT_FAIRSEQ : VD_INIT_PUBLISHED,
+      .init = s->model.init,
       .seed = (uint64_t)s->run.seed,
       .dropatt = s->model.dropatt,
       .mem_len = s->memory.mem_len,
@@ -37,15 +35,17 @@ int vd_configure_model(vd_model_config *config, const vd_settings *s, int64_t vo
   return VD_OK;
 }
 
+double vd_configure_eps(const vd_settings *s) {
+  if (s->optimizer.eps > 0) return s->optimizer.eps;
+  return s->optimizer.method == VD_ADAM ? 1e-8 : 1e-10;
+}
+
 void vd_configure_optimizer(vd_optimizer_config *config, const vd_settings *s) {
-  bool adam = strcmp(s->optimizer.method, "adam") == 0;
-  *config = (vd_optimizer_config){.method = adam ? VD_ADAM : VD_ADAGRAD,
-                                  .schedule = strcmp(s->optimizer.schedule, "cosine") == 0 ? VD_COSINE : VD_CONSTANT,
+  *config = (vd_optimizer_config){.method = s->optimizer.method,
+                                  .schedule = s->optimizer.schedule,
                                   .lr = s->optimizer.lr,
                                   .min_lr = s->optimizer.min_lr,
-                                  .eps = s->optimizer.eps > 0 ? s->optimizer.eps
-                                         : adam               ? 1e-8
-                                                              : 1e-10,
+                                  .eps = vd_configure_eps(s),
                                   .beta1 = s->optimizer.beta1,
                                   .beta2 = s->optimizer.beta2,
                                   .max_updates = s->run.max_updates,

@@ -12,6 +12,9 @@
 /* Not collective. The model of the settings over a corpus of `vocab` symbols. VD_USAGE where the widths do not fit. */
 int vd_configure_model(vd_model_config *config, const vd_settings *s, int64_t vocab, vd_error *err);
 
+/* Not collective. optimizer%eps, or where that is 0 the method's own: 1e-8 of Adam, 1e-10 of Adagrad. */
+double vd_configure_eps(const vd_settings *s);
+
 /* Not collective. The optimiser of the settings. */
 void vd_configure_optimizer(vd_optimizer_config *config, const vd_settings *s);
 

@@ -8,7 +8,7 @@
 
 /* Bits and updates: as the comment of vd_monitor_check says. Healthy runs with the longest warmup in use pass these 0.6
  * bits within 100 updates. A run that collapses need not stay at the entropy of single symbols: one of 12 layers
- * ('masked', 'toolkit', a warmup of 1,000) went to and fro between 4.82 and 5.09 for 900 updates, where that was 5.08.
+ * ('masked', 'fairseq', a warmup of 1,000) went to and fro between 4.82 and 5.09 for 900 updates, where that was 5.08.
  */
 static const double above_entropy = 0.1, below_entropy = 0.5, progress = 0.1, risen = 1.0;
 enum { STALLED_UPDATES = 200 };

@@ -64,7 +64,7 @@ int vd_open_checkpoint_override(const vd_settings *s, vd_open_checkpoint *r, vd_
     vd_variable_value(v, &own, is, sizeof is);
     vd_variable_value(v, &r->settings, was, sizeof was);
     if (strcmp(is, was) == 0) continue;
-    if (part == SHAPE || strcmp(r->settings.model.arch, "transformer_xl") != 0) return refuse(s, i, is, was, r, err);
+    if (part == SHAPE || r->settings.model.arch != VD_TRANSFORMER_XL) return refuse(s, i, is, was, r, err);
     memcpy((char *)&r->settings + v->offset, (const char *)s + v->offset, v->size);
     size_t used = strlen(r->notice);
     snprintf(r->notice + used, sizeof r->notice - used, "works with %s%%%s = %.40s (trained with %.40s)\n", v->group,

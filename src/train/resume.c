@@ -1,5 +1,7 @@
 #include "src/train/resume.h"
 
+#include "src/train/configure.h"
+
 #include "io/checkpoint.h"
 #include "src/comm/collectives.h"
 #include "src/deck/settings_table.h"
@@ -46,9 +48,9 @@ static int compare(const vd_settings *deck, const vd_settings *saved, vd_resume 
   vd_settings a = *saved, b = *deck;
   if (a.model.d_head == 0) a.model.d_head = a.model.d_model / a.model.n_head;
   /* Old checkpoints name the default that the method now has of its own. */
-  if (a.optimizer.eps == 0) a.optimizer.eps = strcmp(a.optimizer.method, "adam") == 0 ? 1e-8 : 1e-10;
-  if (b.optimizer.eps == 0) b.optimizer.eps = strcmp(b.optimizer.method, "adam") == 0 ? 1e-8 : 1e-10;
-  bool cosine = strcmp(b.optimizer.schedule, "cosine") == 0;
+  a.optimizer.eps = vd_configure_eps(&a);
+  b.optimizer.eps = vd_configure_eps(&b);
+  bool cosine = b.optimizer.schedule == VD_COSINE;
   if (b.model.d_head == 0) b.model.d_head = b.model.d_model / b.model.n_head;
   for (size_t i = 0; i < vd_n_variables; i++) {
     const vd_variable *v = &vd_variables[i];

@@ -1,4 +1,5 @@
 #include "io/checkpoint.h"
+#include "io/corpus_write.h"
 #include "src/comm/collectives.h"
 #include "src/train/train.h"
 
@@ -82,7 +83,7 @@ static int make_evaluator(vd_train *t, vd_error *err) {
   const vd_settings *s = t->settings;
   vd_evaluate_plan plan = {.ctx = t->ctx,
                            .corpus = t->corpus,
-                           .split = s->valid.split,
+                           .split = vd_split_name(s->valid.split),
                            .streams = s->valid.streams,
                            .block = s->data.tokens_per_sample,
                            .max_blocks = s->valid.max_blocks,

@@ -61,7 +61,7 @@ double vd_train_memory(const vd_train *t, int64_t streams, int64_t window, vd_tr
   /* On a GPU windows are planned a step longer (vd_model_stepped). */
   if (t->device.is_gpu && t->config.arch == VD_ADAPTIVE_SPAN && window + 64 <= t->config.attn_span) window += 64;
   vd_model_estimate(&t->config, t->ops->act_size, streams, s->data.micro_streams, s->data.tokens_per_sample, window, e);
-  e->optimizer *= strcmp(s->optimizer.method, "adam") == 0 ? 2.0 : 1.0; /* states */
+  e->optimizer *= s->optimizer.method == VD_ADAM ? 2.0 : 1.0; /* states */
   need->evaluator = evaluator_bytes(t, window);
   need->backend = t->device.is_gpu ? cuda_bytes(t, e, window) : 0;
   return e->parameters + e->gradients + e->optimizer + e->memories + e->activations + e->workspace + need->evaluator +

@@ -1,4 +1,5 @@
 #include "io/checkpoint.h"
+#include "io/corpus_write.h"
 #include "src/comm/collectives.h"
 #include "src/train/train.h"
 
@@ -30,10 +31,10 @@ static int plan_data(vd_train *t, vd_error *err) {
   t->n_own = last - t->stream0;
   /* A split that is missing or too short shall be known now, not hours later. */
   if (s->valid.interval > 0) {
-    if (vd_corpus_length(t->corpus, s->valid.split, &n, err)) return vd_wrap(err, "valid%%split");
+    if (vd_corpus_length(t->corpus, vd_split_name(s->valid.split), &n, err)) return vd_wrap(err, "valid%%split");
     if (n - 1 < s->valid.streams)
       return vd_fail(err, VD_USAGE, "the split '%s' of %s has %lld tokens: too few for valid%%streams = %lld",
-                     s->valid.split, s->data.path, (long long)n, (long long)s->valid.streams);
+                     vd_split_name(s->valid.split), s->data.path, (long long)n, (long long)s->valid.streams);
   }
   return VD_OK;
 }

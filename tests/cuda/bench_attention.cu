@@ -65,7 +65,7 @@ static layer make_layer(int n_stream, double dropout, const std::vector<int> &sp
   }
   check(cudaMemcpy(span, z, sizeof z, cudaMemcpyHostToDevice), "copy");
   vd_rng rng = {1, 7, number, VD_SITE_ATTENTION};
-  l.a = {VD_CUDA_BF16, n_stream, BLOCK, longest, N_HEAD,  D_HEAD, ATTN_SPAN,
+  l.a = {VD_BF16, n_stream, BLOCK, longest, N_HEAD,  D_HEAD, ATTN_SPAN,
          RAMP,         1,        0,     N_HEAD,  longest, span,   allocate(vd_cuda_attention_plan_size()),
          dropout,      rng,      0};
   l.a.kept = (uint32_t *)allocate(vd_cuda_attention_kept_size(&l.a));
@@ -89,7 +89,7 @@ static layer make_relative_layer(int n_stream, double dropout, uint16_t number, 
   enum { WINDOW = 512, REACH = WINDOW + BLOCK - 1 };
   layer l = {};
   l.reach = (long)N_HEAD * (2 * WINDOW + BLOCK + 1) / 2; /* on average */
-  l.a.type = VD_CUDA_BF16, l.a.n_stream = n_stream, l.a.block = BLOCK, l.a.window = l.a.attn_span = WINDOW;
+  l.a.type = VD_BF16, l.a.n_stream = n_stream, l.a.block = BLOCK, l.a.window = l.a.attn_span = WINDOW;
   l.a.n_head = N_HEAD, l.a.d_head = D_HEAD, l.a.rel_stride = WIDTH;
   l.a.kv_rows = WINDOW, l.a.dropout = dropout, l.a.rng = {1, 7, number, VD_SITE_ATTENTION};
   l.a.plan = allocate(vd_cuda_attention_plan_size());

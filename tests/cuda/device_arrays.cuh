@@ -19,16 +19,16 @@ static void check(cudaError_t e, const char *what) {
 }
 
 static size_t size_of(vd_cuda_type type) {
-  return type == VD_CUDA_FP32 ? 4 : 2;
+  return type == VD_FP32 ? 4 : 2;
 }
 static void store(vd_cuda_type type, void *to, size_t i, double x) {
-  if (type == VD_CUDA_FP32) ((float *)to)[i] = (float)x;
-  if (type == VD_CUDA_BF16) ((__nv_bfloat16 *)to)[i] = __float2bfloat16((float)x);
-  if (type == VD_CUDA_FP16) ((__half *)to)[i] = __float2half((float)x);
+  if (type == VD_FP32) ((float *)to)[i] = (float)x;
+  if (type == VD_BF16) ((__nv_bfloat16 *)to)[i] = __float2bfloat16((float)x);
+  if (type == VD_FP16) ((__half *)to)[i] = __float2half((float)x);
 }
 static double load(vd_cuda_type type, const void *from, size_t i) {
-  if (type == VD_CUDA_FP32) return ((const float *)from)[i];
-  if (type == VD_CUDA_BF16) return __bfloat162float(((const __nv_bfloat16 *)from)[i]);
+  if (type == VD_FP32) return ((const float *)from)[i];
+  if (type == VD_BF16) return __bfloat162float(((const __nv_bfloat16 *)from)[i]);
   return __half2float(((const __half *)from)[i]);
 }
 

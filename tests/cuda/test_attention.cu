@@ -261,14 +261,14 @@ static int run_case(const test_case &c, vd_cuda_type type, double tolerance, uin
   vec q, k, v, pe, dout;
   void *gdo = random_array(type, &dout, nq, 1, &state);
   random_values(type, &q, nq, &state), random_values(type, &k, nk, &state), random_values(type, &v, nk, &state);
-  float *gpe = (float *)random_array(VD_CUDA_FP32, &pe, np, 1, &state);
+  float *gpe = (float *)random_array(VD_FP32, &pe, np, 1, &state);
   reference r = {vec(nq), vec(nl), vec(nq), vec(nk), vec(nk), vec(np), vec((size_t)c.n_span), 0, {}};
   for (int h = 0; h < c.n_head; h++) {
     int reach = (int)floor((double)c.z[(size_t)(c.n_span == 1 ? 0 : h)] * c.attn_span) + c.ramp + 1;
     r.reach.push_back(c.trimmed || reach > c.window ? c.window : reach);
   }
   /* The table as the device rounds it; NaN where no head may read. */
-  for (size_t i = 0; type != VD_CUDA_FP32 && i < np; i++) {
+  for (size_t i = 0; type != VD_FP32 && i < np; i++) {
     char one[4];
     store(type, one, 0, pe[i]);
     pe[i] = load(type, one, 0);
@@ -321,13 +321,13 @@ static int run_case(const test_case &c, vd_cuda_type type, double tolerance, uin
   printf("%-12s %s:", c.name, names[type]);
   int bad = download(type, shape, dx, seen, &got_dq, &got_dk, &got_dv);
   bad += compare("out", fetch(type, out, nq), r.out, tolerance, 0);
-  bad += compare("lse", fetch(VD_CUDA_FP32, lse, nl), r.lse, tolerance, 0);
+  bad += compare("lse", fetch(VD_FP32, lse, nl), r.lse, tolerance, 0);
   bad += compare("dq", got_dq, r.dq, tolerance, 0);
   bad += compare("dk", got_dk, r.dk, tolerance, 0);
   bad += compare("dv", got_dv, r.dv, tolerance, 0);
-  bad += compare("dkey_pe", fetch(VD_CUDA_FP32, dpe, np), r.dkey_pe, tolerance, 0);
-  bad += compare("dspan", fetch(VD_CUDA_FP32, dspan, (size_t)c.n_span), r.dspan, tolerance,
-                 type == VD_CUDA_FP32 ? 0 : r.dspan_terms);
+  bad += compare("dkey_pe", fetch(VD_FP32, dpe, np), r.dkey_pe, tolerance, 0);
+  bad += compare("dspan", fetch(VD_FP32, dspan, (size_t)c.n_span), r.dspan, tolerance,
+                 type == VD_FP32 ? 0 : r.dspan_terms);
   printf("\n");
   void *all[] = {x.block, x.memory, gdo, gpe,      span,      a.plan, table,   out,
                  lse,     dtable,   dpe, dx.block, dx.memory, dspan,  scratch, a.kept};
@@ -394,8 +394,8 @@ static int run_relative(const relative_case &c, vd_cuda_type type, double tolera
   void *gdo = random_array(type, &dout, nq, 1, &state);
   random_values(type, &q, nq, &state), random_values(type, &k, nk, &state), random_values(type, &v, nk, &state);
   void *gr = random_array(type, &rel, nr, 1, &state);
-  float *gu = (float *)random_array(VD_CUDA_FP32, &u, width, c.biases, &state);
-  float *gw = (float *)random_array(VD_CUDA_FP32, &w, width, c.biases, &state);
+  float *gu = (float *)random_array(VD_FP32, &u, width, c.biases, &state);
+  float *gw = (float *)random_array(VD_FP32, &w, width, c.biases, &state);
   std::vector<bool> seen(nk);
   for (size_t i = 0; i < nk; i++) seen[i] = (int)(i / width) % rows >= c.window - c.reach;
   layer_arrays x = upload(type, shape, q, k, v, seen);
@@ -441,16 +441,16 @@ static int run_relative(const relative_case &c, vd_cuda_type type, double tolera
   printf("%-12s %s:", c.name, names[type]);
   int bad = download(type, shape, dx, seen, &got_dq, &got_dk, &got_dv);
   bad += compare("out", fetch(type, out, nq), r.out, tolerance, 0);
-  bad += compare("lse", fetch(VD_CUDA_FP32, lse, nl), r.lse, tolerance, 0);
+  bad += compare("lse", fetch(VD_FP32, lse, nl), r.lse, tolerance, 0);
   /* A query that sees one key has a gradient of zero but for rounding of what it is a difference of. */
   double alone = c.reach == 0 || c.window + c.block == 1 ? (double)nq : 0;
   bad += compare("dq", got_dq, r.dq, tolerance, alone);
   bad += compare("dk", got_dk, r.dk, tolerance, alone);
   bad += compare("dv", got_dv, r.dv, tolerance, 0);
-  bad += compare("drel", fetch(VD_CUDA_FP32, drel, nr), r.drel, tolerance, alone);
+  bad += compare("drel", fetch(VD_FP32, drel, nr), r.drel, tolerance, alone);
   if (c.biases) {
-    bad += compare("du", fetch(VD_CUDA_FP32, du, width), r.du, tolerance, alone);
-    bad += compare("dv_bias", fetch(VD_CUDA_FP32, dw, width), r.dv_bias, tolerance, alone);
+    bad += compare("du", fetch(VD_FP32, du, width), r.du, tolerance, alone);
+    bad += compare("dv_bias", fetch(VD_FP32, dw, width), r.dv_bias, tolerance, alone);
   }
   printf("\n");
   void *all[] = {x.block, x.memory, gdo,      gr,        gu, gw, a.plan,  a.room, out,

@@ -78,10 +78,10 @@ static int run_case(const test_case &c, vd_cuda_type type, double tolerance, uin
   vec w[2], dy = random_values(type, nk, &state), y(nk, NAN), dw[2], dy_device(nk, NAN);
   for (int i = 0; i < 2; i++) {
     w[i] = random_values(type, nw, &state);
-    dw[i] = random_values(VD_CUDA_FP32, nw, &state);
+    dw[i] = random_values(VD_FP32, nw, &state);
   }
   void *gm = to_device(type, memory), *gw[2], *gy = to_device(type, y), *gdw[2], *plan, *scratch;
-  for (int i = 0; i < 2; i++) gw[i] = to_device(type, w[i]), gdw[i] = to_device(VD_CUDA_FP32, dw[i]);
+  for (int i = 0; i < 2; i++) gw[i] = to_device(type, w[i]), gdw[i] = to_device(VD_FP32, dw[i]);
   const vd_cuda_ring ring = {gm, c.memory_rows, 2 * c.memory_rows / 3};
   for (int h = 0; h < c.n_head; h++) {
     int reach = (int)floor((double)c.z[(size_t)h] * c.attn_span) + c.ramp + 1;
@@ -105,7 +105,7 @@ static int run_case(const test_case &c, vd_cuda_type type, double tolerance, uin
   }
   void *gdy = to_device(type, dy_device);
   vec z(c.z.begin(), c.z.end());
-  float *span = (float *)to_device(VD_CUDA_FP32, z);
+  float *span = (float *)to_device(VD_FP32, z);
   vd_cuda_attention a = {};
   a.type = type, a.n_stream = c.n_stream, a.block = c.spare_rows, a.window = c.window, a.n_head = c.n_head;
   a.d_head = c.d_head, a.attn_span = c.attn_span, a.ramp = c.ramp, a.first_distance = 1, a.trimmed = c.trimmed;
@@ -122,8 +122,8 @@ static int run_case(const test_case &c, vd_cuda_type type, double tolerance, uin
   check(cudaDeviceSynchronize(), "kernels");
   printf("%-12s %s:", c.name, names[type]);
   int bad = compare("k and v", fetch(type, gy, nk), y, tolerance);
-  bad += compare("dwk", fetch(VD_CUDA_FP32, gdw[0], nw), dw[0], 2e-6); /* rounded nowhere but in fp32 sums */
-  bad += compare("dwv", fetch(VD_CUDA_FP32, gdw[1], nw), dw[1], 2e-6);
+  bad += compare("dwk", fetch(VD_FP32, gdw[0], nw), dw[0], 2e-6); /* rounded nowhere but in fp32 sums */
+  bad += compare("dwv", fetch(VD_FP32, gdw[1], nw), dw[1], 2e-6);
   printf("\n");
   void *all[] = {gm, gw[0], gw[1], gy, gdy, gdw[0], gdw[1], span, plan, scratch};
   for (void *p : all) check(cudaFree(p), "cudaFree");
@@ -166,7 +166,7 @@ static int bench(int n_stream) {
     for (int h = 0; h < N_HEAD; h++)
       z[h] = (float)spans[h] / SPAN, flop += 4.0 * (spans[h] + RAMP + 1) * 64 * D * n_stream;
     check(cudaMemcpy(span, z, sizeof z, cudaMemcpyHostToDevice), "copy");
-    vd_cuda_attention a = {VD_CUDA_BF16, n_stream, BLOCK, ROWS, N_HEAD, 64, SPAN, RAMP, 1, 0,
+    vd_cuda_attention a = {VD_BF16, n_stream, BLOCK, ROWS, N_HEAD, 64, SPAN, RAMP, 1, 0,
                            N_HEAD,       ROWS,     span,  plan, 0,      {}, 0};
     if (l == 0) check(cudaMalloc(&scratch, vd_cuda_project_workspace_size(&a)), "cudaMalloc");
     check(vd_cuda_attention_make_plan(&a, 0), "plan");

@@ -18,7 +18,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 VIADUCT = os.environ.get("VIADUCT") or os.path.join(ROOT, "build", "viaduct")
 DECK = """&run title='cost', directory='{folder}/run', max_updates={updates}, log_interval=1 /
 &data path='{corpus}', tokens_per_sample=512, batch_streams=64 /
-&model n_layer=12, d_model=512, n_head=8, d_inner=2048, dropout=0.3, init='toolkit' /
+&model n_layer=12, d_model=512, n_head=8, d_inner=2048, dropout=0.3, init='fairseq' /
 &span attn_span=8192, ramp=32, softmax='trimmed', aux_loss_scaler=5d-7 /
 &optimizer lr=0.07, warmup_updates=1000, clip_step=0.03 /
 &valid interval={interval}, streams=8 /

@@ -125,9 +125,9 @@ def check_curves():
     same("2 ranks on one GPU: losses as on one rank", "two", "gpu")
     train("micro", "cuda", data__micro_streams=1)
     same("streams one by one: losses as all at once", "micro", "gpu")
-    # A warmup slower still: from the toolkit's start rounding grows from 1e-8 to 2e-4 within 20 updates of the other.
+    # A warmup slower still: from fairseq's start rounding grows from 1e-8 to 2e-4 within 20 updates of the other.
     for backend in ("cpu", "cuda"):
-        train(f"trimmed-{backend}", backend, span__softmax="trimmed", model__init="toolkit", optimizer__warmup_updates=2000)
+        train(f"trimmed-{backend}", backend, span__softmax="trimmed", model__init="fairseq", optimizer__warmup_updates=2000)
     same("trimmed: losses as on the CPU", "trimmed-cuda", "trimmed-cpu")
 
 

@@ -43,7 +43,7 @@ static void test_table(void **state) {
   vd_settings_default(s); /* a default that its own row does not allow would be a bug and abort */
   assert_int_equal(s->model.n_layer, 12);
   assert_true(s->optimizer.eps == 0);
-  assert_string_equal(s->span.softmax, "masked");
+  assert_int_equal(s->span.softmax, VD_MASKED);
   assert_false(s->prepare.overwrite);
   assert_int_equal(vd_settings_rules(s, &err), VD_OK);
   free(s);
@@ -58,7 +58,7 @@ static void test_read(void **state) {
   assert_true(s->model.dropout == 0.3);
   assert_int_equal(s->model.n_head, 8);
   assert_true(s->span.per_layer);
-  assert_string_equal(s->span.softmax, "trimmed");
+  assert_int_equal(s->span.softmax, VD_TRIMMED);
   vd_settings *before = vd_calloc(1, sizeof *before);
   *before = *s; /* an error in the last line changes nothing */
   assert_int_equal(read_deck(s, "&model dropout=0.1 /\n&span ramp=0 /", NULL, &err), VD_USAGE);
@@ -222,6 +222,33 @@ static void test_commands(void **state) {
   free(s);
 }
 
+/* A choice becomes its enum; a word of earlier versions is refused in a deck and translated in a file's settings. */
+static void test_choices(void **state) {
+  (void)state;
+  vd_settings s;
+  vd_error err = {0};
+  const char *deck = "&model init='toolkit', arch='transformer_xl' /\n&device precision='fp16', comm='mpi' /\n";
+  assert_int_equal(vd_settings_read_text(&s, deck, "file", &err), VD_OK);
+  assert_int_equal(s.model.init, VD_INIT_FAIRSEQ);
+  assert_int_equal(s.model.arch, VD_TRANSFORMER_XL);
+  assert_int_equal(s.device.precision, VD_FP16);
+  assert_int_equal(s.device.comm, VD_COMM_MPI);
+  assert_int_equal(s.eval.split, VD_SPLIT_TEST);
+  char *echo = vd_settings_echo(&s);
+  assert_non_null(strstr(echo, "init = 'fairseq'"));
+  free(echo);
+  const char *path = "test_choices.nml";
+  FILE *f = fopen(path, "w");
+  fputs("&model init='toolkit' /\n", f);
+  fclose(f);
+  assert_int_equal(vd_settings_read(&s, path, NULL, 0, &err), VD_USAGE);
+  assert_non_null(strstr(err.message, "is called 'fairseq' now"));
+  unlink(path);
+  err = (vd_error){0};
+  assert_int_equal(vd_settings_read_text(&s, "&span softmax='mask' /", "file", &err), VD_USAGE);
+  assert_non_null(strstr(err.message, "'masked' or 'trimmed'"));
+}
+
 /* Every variable away from its default, strings with quotes, reals that need all digits: the echo brings all back. */
 static void test_echo(void **state) {
   (void)state;
@@ -234,9 +261,11 @@ static void test_echo(void **state) {
     if (v->type == VD_INTEGER) *(int64_t *)(void *)at += v->max > 100 ? 1 : 0;
     if (v->type == VD_REAL) *(double *)(void *)at = v->max <= 1 ? 1.0 / 3 : *(double *)(void *)at < 1 ? 0.1 + 0.2 : 3;
     if (v->type == VD_LOGICAL) *(bool *)(void *)at = !*(bool *)(void *)at;
-    if (v->type == VD_STRING && !v->words) snprintf(at, v->size, "it's '' \"%zu\" ! / & \xC3\xA9", i);
+    if (v->type == VD_CHOICE) *(int *)(void *)at = *(int *)(void *)at == 1 ? 0 : 1;
+    if (v->type == VD_STRING) snprintf(at, v->size, "it's '' \"%zu\" ! / & \xC3\xA9", i);
   }
   s->model.d_head = 7;
+  s->model.d_model = 514; /* the other architecture wants it even */
   s->prepare.source[0] = 0;
   s->prepare.train = 0.1 + 0.2;
   memset(s->prepare.train_text, 0, sizeof s->prepare.train_text);
@@ -320,9 +349,10 @@ static int teardown(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_table),       cmocka_unit_test(test_read),    cmocka_unit_test(test_messages),
-      cmocka_unit_test(test_long_string), cmocka_unit_test(test_set),     cmocka_unit_test(test_commands),
-      cmocka_unit_test(test_echo),        cmocka_unit_test(test_nearest), cmocka_unit_test(test_help)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_table),    cmocka_unit_test(test_read),
+                                     cmocka_unit_test(test_messages), cmocka_unit_test(test_long_string),
+                                     cmocka_unit_test(test_set),      cmocka_unit_test(test_commands),
+                                     cmocka_unit_test(test_choices),  cmocka_unit_test(test_echo),
+                                     cmocka_unit_test(test_nearest),  cmocka_unit_test(test_help)};
   return cmocka_run_group_tests(tests, setup, teardown);
 }

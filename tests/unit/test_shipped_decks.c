@@ -73,8 +73,8 @@ static void test_recipe(void **state) {
   vd_settings *s = vd_calloc(1, sizeof *s);
   for (int paper = 0; paper < 2; paper++) {
     check_deck(paper ? "enwik8_adaptive_span_paper.nml" : "enwik8_adaptive_span.nml", "train", s);
-    assert_string_equal(s->span.softmax, paper ? "masked" : "trimmed");
-    assert_string_equal(s->model.init, paper ? "published" : "toolkit");
+    assert_int_equal(s->span.softmax, paper ? VD_MASKED : VD_TRIMMED);
+    assert_int_equal(s->model.init, paper ? VD_INIT_PUBLISHED : VD_INIT_FAIRSEQ);
     assert_int_equal(s->model.n_layer, 12);
     assert_int_equal(s->model.d_model, 512);
     assert_int_equal(s->model.n_head, 8);
@@ -101,7 +101,7 @@ static void test_transformer_xl(void **state) {
   (void)state;
   vd_settings *s = vd_calloc(1, sizeof *s);
   check_deck("enwik8_transformer_xl.nml", "train", s);
-  assert_string_equal(s->model.arch, "transformer_xl");
+  assert_int_equal(s->model.arch, VD_TRANSFORMER_XL);
   assert_int_equal(s->model.n_layer, 12);
   assert_int_equal(s->model.d_model, 512);
   assert_int_equal(s->model.n_head, 8);
@@ -110,8 +110,8 @@ static void test_transformer_xl(void **state) {
   assert_true(s->model.dropout == 0.1 && s->model.dropatt == 0.0 && s->model.untie_r);
   assert_int_equal(s->memory.mem_len, 512);
   assert_true(s->memory.clamp_len <= 0 && !s->memory.same_length);
-  assert_string_equal(s->optimizer.method, "adam");
-  assert_string_equal(s->optimizer.schedule, "cosine");
+  assert_int_equal(s->optimizer.method, VD_ADAM);
+  assert_int_equal(s->optimizer.schedule, VD_COSINE);
   assert_true(s->optimizer.lr == 0.00025 && s->optimizer.clip_norm == 0.25);
   assert_int_equal(s->optimizer.warmup_updates, 0);
   assert_int_equal(s->run.max_updates, 400000);
@@ -121,7 +121,7 @@ static void test_transformer_xl(void **state) {
   assert_int_equal(s->memory.mem_len, 2100);
   assert_int_equal(s->memory.clamp_len, 820);
   assert_true(s->memory.same_length);
-  assert_string_equal(s->eval.split, "valid");
+  assert_int_equal(s->eval.split, VD_SPLIT_VALID);
   free(s);
 }
 
