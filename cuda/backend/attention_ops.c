@@ -1,6 +1,9 @@
 /* Attention and its projections: src/ops/ops.h's words for the kernels of attention.h. */
+#include "cuda/backend/attention_ops.h"
 #include "cuda/attention/memory_projection.h"
-#include "cuda/backend/context.h"
+
+#include "cuda/backend/gemm.h"
+#include "cuda/backend/transformer_xl_ops.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -219,12 +222,6 @@ void vd_cuda_attention_backward_op(vd_ops *o, const vd_attention *a, const vd_qk
                                   .dcontent_bias = a->dcontent_bias,
                                   .dposition_bias = a->dposition_bias};
   vd_cuda_record_error(c, vd_cuda_attention_backward(&x, &g, c->stream), "attention backward");
-}
-
-bool vd_cuda_are_contiguous(int n, const real *const tensor[], int64_t size) {
-  bool follow = true;
-  for (int i = 1; i < n; i++) follow = follow && tensor[i] == tensor[0] + i * size;
-  return follow;
 }
 
 /* Queries, keys and values of the block, in one product where the weights allow. */

@@ -99,10 +99,6 @@ static inline vd_cuda_backend *vd_cuda_of(vd_ops *o) {
   return (vd_cuda_backend *)o->self;
 }
 
-/* Not collective. The backend on a GPU that the kernels were built for: vd_cuda_plugin.ops. */
-int vd_cuda_ops(vd_ops **o, int device, enum vd_precision precision, vd_error *err);
-/* Not collective. vd_cuda_plugin.nccl, in nccl.c. */
-const vd_nccl_plugin *vd_cuda_nccl(void);
 /* Not collective. Notes a CUDA error with what was being done; the first one is kept. */
 void vd_cuda_record_error(vd_cuda_backend *c, cudaError_t e, const char *what);
 /* Not collective. At least `bytes` of scratch memory (device, or pinned host memory for c->pinned); NULL and a noted
@@ -113,110 +109,10 @@ const void *vd_cuda_weight(vd_cuda_backend *c, const real *weight);
 /* Not collective. The arena that holds `p`, or NULL. */
 vd_arena *vd_cuda_arena_of(vd_cuda_backend *c, const real *p);
 
-/* A product of matrices: C = alpha * op(A) op(B) + beta C for row-major matrices of n_batch problems. op(A) [m, k],
- * op(B) [k, n], C [m, n]. */
-typedef struct vd_matrix {
-  const void *p;
-  int64_t ld, stride; /* elements of a row, of a problem */
-  bool transposed;
-} vd_matrix;
-typedef struct vd_gemm_call {
-  int64_t m, n, k, n_batch;
-  vd_matrix a, b;
-  void *c;
-  int64_t ldc, c_stride;
-  bool c_float; /* C is fp32, else of the activations' type */
-  float alpha, beta;
-  const void *bias; /* [n] of the activations' type, or NULL */
-  bool relu;
-} vd_gemm_call;
-/* Stream-ordered. Enqueues the product through cuBLASLt; errors are noted. The first call of a shape tries several of
- * cuBLASLt's kernels on its operands, and waits. */
-void vd_cuda_gemm(vd_cuda_backend *c, const vd_gemm_call *x);
-/* Stream-ordered. dweight [out, in] += dy^T x; dy [rows, out] of leading dimension ld, x [rows, in]. */
-void vd_cuda_weight_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,
-                             const void *x, real *dweight);
-/* Stream-ordered. dx [rows, in] = dy weight, or += where accumulate; dy as above, weight [out, in]. */
-void vd_cuda_input_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,
-                            const real *weight, void *dx, bool accumulate);
-/* Not collective. Frees what the products keep. */
-void vd_cuda_gemm_end(vd_cuda_backend *c);
-
-/* Stream-ordered. vd_cuda_plugin.event_record. */
-void vd_cuda_event_record(vd_ops *o, int i);
-/* Not collective. vd_cuda_plugin.event_elapsed. */
-double vd_cuda_event_elapsed(vd_ops *o, int i, int j);
-/* Not collective. Frees the marks. */
-void vd_cuda_timing_end(vd_cuda_backend *c);
-
-/* Stream-ordered. Members of vd_ops of the same names, in linear.c; the products are in gemm.c. */
-void vd_cuda_linear(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const real *bias, vd_act *y);
-/* Stream-ordered. vd_ops.linear_backward. */
-void vd_cuda_linear_backward(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const vd_act *dy,
-                             vd_act *dx, bool accumulate, real *dweight, real *dbias, const vd_linear *before,
-                             real *dbefore);
-
-/* Stream-ordered. vd_ops.attention_plan; these are in attention_ops.c. */
-void vd_cuda_attention_plan_op(vd_ops *o, int n, const vd_attention *a);
-/* Not collective. Parameters have changed, or memory was freed: plans and tables are made anew when next wanted. */
-void vd_cuda_attention_changed(vd_cuda_backend *c);
-/* Stream-ordered. vd_ops.attention_project. */
-void vd_cuda_attention_project(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
-                               const real *wk, const real *wv, const vd_qkv *qkv);
-/* Stream-ordered. vd_ops.attention_project_backward. */
-void vd_cuda_attention_project_backward(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
-                                        const real *wk, const real *wv, const vd_qkv *dqkv, vd_act *dhidden, real *dwq,
-                                        real *dwk, real *dwv);
-/* Stream-ordered. vd_ops.attention. */
-void vd_cuda_attention_op(vd_ops *o, const vd_attention *a, const vd_qkv *qkv, vd_act *out, real *lse);
-/* Stream-ordered. vd_ops.attention_backward. */
-void vd_cuda_attention_backward_op(vd_ops *o, const vd_attention *a, const vd_qkv *qkv, const vd_act *out,
-                                   const real *lse, const vd_act *dout, const vd_qkv *dqkv, real *dkey_pe, real *dspan);
 /* Not collective. Do n tensors of `size` elements each follow one another, so that a product can take them as one? */
 bool vd_cuda_are_contiguous(int n, const real *const tensor[], int64_t size);
-/* Stream-ordered. vd_ops.backward_end. */
-void vd_cuda_backward_end(vd_ops *o);
-/* Not collective. Frees plans and tables. */
-void vd_cuda_attention_end(vd_cuda_backend *c);
-
-/* Stream-ordered. vd_ops.square_sums; these are in optimizer_ops.c. */
-void vd_cuda_square_sums_op(vd_ops *o, const real *x, const vd_extent *tensor, int n_tensor, double *norm2);
-/* Stream-ordered. vd_ops.gradient_stats. */
-void vd_cuda_gradient_stats_op(vd_ops *o, const real *gradient, const vd_extent *tensor, int n_tensor, double scale,
-                               double clip_norm, double *grad_stats);
-/* Stream-ordered. vd_ops.adagrad. */
-void vd_cuda_adagrad_op(vd_ops *o, real *param, const real *gradient, real *accumulator, const vd_extent *tensor,
-                        int n_tensor, const double *grad_stats, double lr, double eps, double clip_step);
-/* Stream-ordered. vd_ops.adam. */
-void vd_cuda_adam_op(vd_ops *o, real *param, const real *gradient, real *m, real *v, const vd_extent *tensor,
-                     int n_tensor, const double *grad_stats, const vd_adam *a);
-/* Not collective. Frees the pieces. */
-void vd_cuda_optimizer_end(vd_cuda_backend *c);
-
-/* Stream-ordered. vd_ops.push_stats; these are in pinned.c. */
-int vd_cuda_push_stats(vd_ops *o, int slot, int n, const vd_stats_part *part, vd_error *err);
-/* Not collective. vd_ops.pull_stats. */
-const void *vd_cuda_pull_stats(vd_ops *o, int slot, vd_error *err);
-/* Stream-ordered. vd_ops.put_tokens: waits only for the copy of VD_TOKEN_SLOTS calls before. */
-void vd_cuda_put_tokens(vd_ops *o, int32_t *device, const int32_t *host, size_t n);
-/* Not collective. Frees slots and tokens. */
-void vd_cuda_pinned_end(vd_cuda_backend *c);
-
-/* Stream-ordered. vd_ops.scale_dropout; what Transformer-XL alone needs is in transformer_xl_ops.c. */
-void vd_cuda_scale_dropout_op(vd_ops *o, int64_t n, int64_t width, double scale, const vd_dropout *dropout,
-                              const vd_act *x, vd_act *y);
-/* Stream-ordered. vd_ops.position_encodings. */
-void vd_cuda_position_encodings_op(vd_ops *o, const vd_position_encoding *e, vd_act *out);
-/* Stream-ordered. vd_ops.weight_gradient. */
-void vd_cuda_weight_gradient_op(vd_ops *o, int64_t n, int64_t in, int64_t out, const vd_act *x, const real *dy,
-                                real *dweight);
-/* Stream-ordered. Keys and values of memory rows where there are relative keys, so that all heads reach the same rows:
- * memory as in vd_qkv, weight: those of keys and of values. */
-void vd_cuda_relative_project(vd_cuda_backend *c, const vd_attention *a, const vd_attention_input *in,
-                              const real *const weight[2], vd_act *memory);
-/* Stream-ordered. Adds what memory rows give to the gradients of these weights; rows of dmemory out of reach become
- * zeros. */
-void vd_cuda_relative_project_backward(vd_cuda_backend *c, const vd_attention *a, const vd_attention_input *in,
-                                       vd_act *dmemory, real *const dweight[2]);
+/* Not collective. Gives back what the memory pool keeps, for a caller that found no memory: true where that may have
+ * made room. Waits for the stream. */
+bool vd_cuda_trim_pool(vd_cuda_backend *c);
 
 #endif

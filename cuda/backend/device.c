@@ -1,5 +1,8 @@
 /* What GPUs there are; the table that the library exports. */
 #include "cuda/backend/context.h"
+#include "cuda/backend/nccl.h"
+#include "cuda/backend/plugin.h"
+#include "cuda/backend/timing.h"
 
 #include <stdio.h>
 #include <string.h>

@@ -1,5 +1,5 @@
 /* Dense products through cuBLASLt: descriptions, the choice of a kernel for each shape, the calls. */
-#include "cuda/backend/context.h"
+#include "cuda/backend/gemm.h"
 
 #include <math.h>
 #include <stdlib.h>

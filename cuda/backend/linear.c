@@ -1,5 +1,6 @@
 /* The linear layers: cuBLASLt's products and the kernels beside them, or those of ffn.h. */
-#include "cuda/backend/context.h"
+#include "cuda/backend/linear.h"
+#include "cuda/backend/gemm.h"
 #include "cuda/kernels/ffn.h"
 
 void vd_cuda_linear(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const real *bias, vd_act *y) {

@@ -1,5 +1,6 @@
 /* Sums over GPUs by NCCL. The communicator does not block: calls return while they wait for other ranks, so that they
  * can be given up. */
+#include "cuda/backend/nccl.h"
 #include "cuda/backend/context.h"
 #include "src/ops/nccl_plugin.h"
 

@@ -1,5 +1,6 @@
 /* Norms and the optimiser: the host's side. */
-#include "cuda/backend/context.h"
+#include "cuda/backend/optimizer_ops.h"
+#include "cuda/backend/attention_ops.h"
 
 #include <math.h>
 #include <stdlib.h>

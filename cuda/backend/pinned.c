@@ -1,6 +1,6 @@
 /* What crosses between the host and the GPU in training: tokens, and slots with what came of an update. It goes
  * through pinned memory, so that neither side waits for the other. */
-#include "cuda/backend/context.h"
+#include "cuda/backend/pinned.h"
 
 #include <string.h>
 

@@ -1,58 +1,24 @@
 /* The CUDA backend's table: memory, copies, the simple ops, its making and its end. */
-#include "cuda/backend/context.h"
+#include "cuda/backend/plugin.h"
+
+#include "cuda/backend/attention_ops.h"
+#include "cuda/backend/gemm.h"
+#include "cuda/backend/linear.h"
+#include "cuda/backend/optimizer_ops.h"
+#include "cuda/backend/pinned.h"
+#include "cuda/backend/timing.h"
+#include "cuda/backend/transformer_xl_ops.h"
 
 #include <nvtx3/nvToolsExt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-void vd_cuda_record_error(vd_cuda_backend *c, cudaError_t e, const char *what) {
-  if (e != cudaSuccess) vd_fail(&c->error, VD_FAILED, "GPU %d, %s: %s", c->device, what, cudaGetErrorString(e));
-}
-
-/* Gives back what the pool keeps, for who found no memory: true where that may have made room. Waits. */
-static bool trim(vd_cuda_backend *c) {
-  cudaGetLastError(); /* running out is no fault of later calls */
-  return c->pooled && cudaStreamSynchronize(c->stream) == cudaSuccess && cudaMemPoolTrimTo(c->pool, 0) == cudaSuccess;
-}
-
-void *vd_cuda_workspace(vd_cuda_backend *c, vd_workspace *s, size_t bytes) {
-  if (bytes <= s->bytes) return s->p;
-  bool pinned = s == &c->pinned;
-  /* What grows with the windows grows in steps, since each of them waits. */
-  size_t step = s->bytes / 4 * 5, room = bytes > step ? bytes : step;
-  vd_cuda_record_error(c, cudaStreamSynchronize(c->stream), "waiting");
-  if (pinned)
-    cudaFreeHost(s->p);
-  else
-    cudaFree(s->p);
-  *s = (vd_workspace){0};
-  cudaError_t e = pinned ? cudaMallocHost(&s->p, room) : cudaMalloc(&s->p, room);
-  if (e != cudaSuccess && !pinned && trim(c)) e = cudaMalloc(&s->p, room = bytes);
-  vd_cuda_record_error(c, e, "allocating scratch memory");
-  if (e != cudaSuccess) s->p = NULL;
-  s->bytes = e == cudaSuccess ? room : 0;
-  return s->p;
-}
-
-vd_arena *vd_cuda_arena_of(vd_cuda_backend *c, const real *p) {
-  for (int i = 0; i < c->n_arena; i++)
-    if (p >= c->arena[i].params && p < c->arena[i].params + c->arena[i].n) return &c->arena[i];
-  return NULL;
-}
-
-const void *vd_cuda_weight(vd_cuda_backend *c, const real *weight) {
-  if (c->type == VD_FP32) return weight;
-  const vd_arena *a = vd_cuda_arena_of(c, weight);
-  if (!a) vd_bug("a weight that weights_changed was not told of");
-  return (const char *)a->copy + (size_t)(weight - a->params) * c->act_size;
-}
-
 static int cuda_alloc(vd_ops *o, size_t bytes, void **p, vd_error *err) {
   vd_cuda_backend *c = vd_cuda_of(o);
   size_t room = bytes > 0 ? bytes : 1, free_bytes = 0, total = 0;
   cudaError_t e = c->pooled ? cudaMallocAsync(p, room, c->stream) : cudaMalloc(p, room);
-  if (e != cudaSuccess && trim(c)) e = cudaMallocAsync(p, room, c->stream);
+  if (e != cudaSuccess && vd_cuda_trim_pool(c)) e = cudaMallocAsync(p, room, c->stream);
   if (e != cudaSuccess) {
     cudaGetLastError(); /* running out is no fault of later calls */
     cudaMemGetInfo(&free_bytes, &total);

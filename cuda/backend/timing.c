@@ -1,5 +1,5 @@
 /* Marks in the backend's stream, for who times ops from outside. */
-#include "cuda/backend/context.h"
+#include "cuda/backend/timing.h"
 
 #include <stdlib.h>
 

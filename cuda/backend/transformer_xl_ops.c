@@ -1,6 +1,7 @@
 /* What Transformer-XL alone needs: src/ops/ops.h's words for the kernels of relative.cu, and the projections of its
  * attention, which are plain products because all heads reach the same rows. */
-#include "cuda/backend/context.h"
+#include "cuda/backend/transformer_xl_ops.h"
+#include "cuda/backend/gemm.h"
 
 void vd_cuda_scale_dropout_op(vd_ops *o, int64_t n, int64_t width, double scale, const vd_dropout *dropout,
                               const vd_act *x, vd_act *y) {
