@@ -4,6 +4,9 @@
 
 #include "src/model/model.h"
 
+/* Windows change in steps of this many tokens, as the published code has it; a memory holds one step more. */
+enum { VD_WINDOW_STEP = 64 };
+
 /* Tensors of a layer, as indices into vd_model.param. */
 struct vd_layer_params {
   int span, query, key, value;               /* of adaptive span */
@@ -76,6 +79,8 @@ struct vd_model {
   int64_t dkv_rows;
 };
 
+/* Not collective. *p (a pointer to a pointer) gets elements * size bytes of the backend's memory, zeroed. */
+int vd_model_alloc(vd_model *m, void *p, size_t elements, size_t size, vd_error *err);
 /* Not collective. Fills m->param, m->layer and the arena size from m->config. */
 void vd_model_layout(vd_model *m);
 /* Not collective. Draws the initial parameters into host [arena] (config->init, section 3 of doc/DESIGN.md). */
