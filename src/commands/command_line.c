@@ -32,9 +32,9 @@ static const struct argp_option options[] = {
 
 static const char arguments[] = "prepare DECK\ntrain DECK\neval DECK\ngenerate DECK\ninput [GROUP%NAME]\ninfo FILE";
 static const char doc[] =
-    "Trains and evaluates adaptive-span transformers on byte-level text.\v"
+    "Trains and evaluates adaptive-span transformers and Transformer-XL on byte-level text.\v"
     "  prepare   make a corpus of HDF5 shards from raw bytes or tokenised text\n"
-    "  train     train a model, or go on with a run that stopped\n"
+    "  train     train a model, or resume a run that stopped\n"
     "  eval      bits per symbol of a split with a checkpoint\n"
     "  generate  text that continues a prompt\n"
     "  input     describe the variables of a deck\n"
