@@ -128,8 +128,11 @@ static double time_of(const vd_cuda_backend *c, const vd_gemm_call *x, const str
   return least;
 }
 
-/* cuBLASLt orders its kernels by a guess; this times them on the operands of the first call, into memory of its own,
- * and takes another than the first only where it is faster by more than measurements scatter. */
+/* cuBLASLt orders its kernels by a heuristic. This times the candidates on the operands of the first call, writing into
+ * a temporary buffer, and replaces the first only by one that is faster by more than the noise of a measurement. Each
+ * candidate gives the same bits on every call: split-K reductions are sequential or a separate step, none uses
+ * floating-point atomics. Two candidates may differ in rounding, so two processes whose timings choose differently may
+ * too. */
 static int fastest(const vd_cuda_backend *c, const vd_gemm_call *x, const struct vd_gemm_algo *p,
                    const cublasLtMatmulHeuristicResult_t *result, int n) {
   enum { VD_SMALL = 1 << 26 }; /* products of fewer multiplications are over before a choice could pay */
