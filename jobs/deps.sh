@@ -25,4 +25,4 @@ fi
 echo "Installing Debian packages:$missing"
 $as_root apt-get update
 # shellcheck disable=SC2086 # the list is split on purpose
-$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $missing
+$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends --no-upgrade $missing

@@ -5,6 +5,7 @@
 # as root and with more ranks than cores), TMPDIR (its own, removed afterwards) and one OpenMP thread. Test cases are
 # counted from what cmocka prints, or from lines 'ok ...' and 'not ok ...'; a test that prints neither counts as one,
 # and so does a crash. Exit status 77 means skipped. Logs: BUILD/check/*.log. The last line is 'N passed, N failed'.
+# RUN_ONLY=yes leaves out what does not run the release build: sanitizers, fuzzing, and the tests that read the sources.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 SOURCE=$PWD
@@ -16,6 +17,7 @@ PYTHON=${PYTHON:-/usr/bin/python3}
 only=${1:-}
 cores=$(nproc)
 logs=$BUILD/check
+run_only=${RUN_ONLY:-}
 limit=${CHECK_TIMEOUT:-600} # seconds for one test
 
 export SOURCE BUILD PYTHON MAKE
@@ -74,7 +76,9 @@ run() {
   [ "$f" = 0 ]
 }
 
-wanted() { [[ $1 == *"$only"* ]]; }
+wanted() { [[ $1 == *"$only"* ]] && ! { [ -n "$run_only" ] && reads_only "$1"; }; }
+# Tests that do not run the release build.
+reads_only() { [[ $1 =~ ^(test_(conventions|house|words)$|sanitized-|fuzz_|format$|lint-|shellcheck$) ]]; }
 # pool NAME COMMAND...: like run, beside the others.
 pool() {
   wanted "$1" || return 0
@@ -93,9 +97,12 @@ sanitized=$BUILD/clang
 sanitize=(BUILD="$sanitized" CC=clang CUDA=no OPT="-O1 -fno-omit-frame-pointer"
   CFLAGS="-fsanitize=address,undefined,fuzzer-no-link -fno-sanitize-recover=all")
 run build "$MAKE" -k -j"$cores" BUILD="$BUILD" all tests
-run build-clang "$MAKE" -k -j"$cores" "${sanitize[@]}" all tests fuzz cuda-c
+[ -n "$run_only" ] || run build-clang "$MAKE" -k -j"$cores" "${sanitize[@]}" all tests fuzz cuda-c
 
-# 2. What needs one core each.
+# 2. What needs one core each; the long ones first. make lint runs clang-tidy with its analyser, which takes four times as long.
+pool lint-src "$MAKE" lint-quick JOBS=1 LINT='src/%'
+pool lint-io-cuda "$MAKE" lint-quick JOBS=1 LINT='io/% cuda/%'
+pool lint-tests "$MAKE" lint-quick JOBS=1 LINT='tests/%'
 for t in tests/test_*.sh; do [ ! -e "$t" ] || pool "$(basename "$t" .sh)" bash "$t"; done
 for t in tests/test_*.py; do [ ! -e "$t" ] || pool "$(basename "$t" .py)" "$PYTHON" "$t"; done
 for file in tests/golden/*.h5; do
@@ -117,7 +124,7 @@ for source in tests/fuzz_*.c tests/*/fuzz_*.c; do
     "$logs/corpus-$name"
 done
 pool format bash -c 'clang-format --dry-run --Werror $(find src io cuda tests -name "*.[ch]")'
-pool shellcheck-syntax bash -c 'for f in .ci/run jobs/*.sh tests/*.sh tests/*/*.sh; do [ ! -e "$f" ] || bash -n "$f" || exit 1; done'
+pool shellcheck "$MAKE" lint-shell
 wait
 
 # 3. What takes several ranks: one at a time.

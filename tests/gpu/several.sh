@@ -29,6 +29,7 @@ failed=$?
 # measure NAME RANKS STREAMS
 measure() {
   local line
+  # shellcheck disable=SC2086 # MPIRUN is a command with its arguments
   line=$(TIMELINE=$OUT/timeline-$1.jsonl bundled $MPIRUN -n "$2" "$bench" "$3" "${PRECISION:-bf16}" "${WINDOWS:-5}" "${UPDATES:-10}") ||
     { echo "not ok measurement $1"; failed=1; return; }
   echo "{\"scaling\": \"$1\", \"comm\": \"$COMM\", ${line#\{}"
