@@ -41,7 +41,8 @@ static double kept_bytes(const vd_train *t, int64_t window) {
   if (t->device.precision == VD_FP32 || c->d_head > 64 || (xl ? c->dropatt : c->dropout) <= 0) return 0;
   if (streams <= 0 || streams > t->n_own) streams = t->n_own;
   int64_t far = xl ? window + block : window; /* the most that a head reaches */
-  return (double)(c->n_layer * streams * c->n_head * ((block + 63) / 64) * ((far + 63) / 64 + 1)) * 512.0;
+  int64_t tiles = ((block + 63) / 64) * ((far + 63) / 64 + 1);
+  return (double)(c->n_layer * streams * c->n_head * tiles) * 512.0;
 }
 
 /* Beside what the model asks for (cuda/backend/context.h): the parameters in the activations' type, the key table and
