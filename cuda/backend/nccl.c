@@ -1,5 +1,5 @@
-/* Sums over GPUs by NCCL. The communicator does not block: calls return while they wait for other ranks, so that they
- * can be given up. */
+/* Gradient all-reduces by NCCL. The communicator is non-blocking: calls return while they wait for other ranks, so that
+ * another thread can abort them. */
 #include "cuda/backend/nccl.h"
 #include "cuda/backend/context.h"
 #include "src/ops/nccl_plugin.h"
@@ -14,8 +14,8 @@
 #include <time.h>
 #include <unistd.h>
 
-_Static_assert(sizeof(vd_nccl_id) == sizeof(ncclUniqueId), "NCCL's name of a group has another size");
-enum { VD_OLDEST_NCCL = 21400 }; /* of the first with communicators that do not block */
+_Static_assert(sizeof(vd_nccl_id) == sizeof(ncclUniqueId), "ncclUniqueId has another size");
+enum { VD_OLDEST_NCCL = 21400 }; /* the first with non-blocking communicators */
 
 /* The functions of libnccl.so.2 that are used. */
 struct calls {
@@ -31,26 +31,26 @@ struct calls {
   const char *(*last_error)(ncclComm_t);
 };
 
-struct sum {
+struct all_reduce {
   size_t first, n;
   cudaEvent_t ready, start, end;
 };
 
-/* Those of an update. */
-struct sums {
+/* The all-reduces of an update. */
+struct update {
   cudaEvent_t began;
-  struct sum *sum; /* [room], n of them in use */
-  int n, room;
+  struct all_reduce *all_reduce; /* [capacity], n of them in use */
+  int n, capacity;
 };
 
 struct vd_nccl {
   struct calls call;
   vd_cuda_backend *backend;
   ncclComm_t comm;
-  pthread_mutex_t lock; /* of comm: NCCL wants one thread at a time */
+  pthread_mutex_t lock; /* guards comm, which takes calls of one thread at a time */
   cudaStream_t stream;
-  struct sums sums[2]; /* of this update and of the one before, which may be under way still */
-  int now;             /* that of this update */
+  struct update update[2]; /* the current and the previous one, whose all-reduces may still run */
+  int current;
 };
 
 static int load(struct calls *c, vd_error *err) {
@@ -59,7 +59,7 @@ static int load(struct calls *c, vd_error *err) {
                                "ncclGetErrorString",    "ncclGetLastError"};
   void *found[sizeof names / sizeof *names];
   _Static_assert(sizeof found == sizeof *c, "a name for each function");
-  setenv("NCCL_NVLS_ENABLE", "0", 0); /* multicast needs a fabric manager in order; where it is not, it hangs */
+  setenv("NCCL_NVLS_ENABLE", "0", 0); /* multicast hangs on nodes with a broken fabric manager */
   void *library = dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL);
   if (!library) return vd_fail(err, VD_FAILED, "NCCL cannot be loaded: %s", dlerror());
   for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
@@ -73,14 +73,14 @@ static int load(struct calls *c, vd_error *err) {
 static int nccl_version(int *version, vd_error *err) {
   struct calls c;
   if (load(&c, err)) return err->status;
-  if (c.version(version) != ncclSuccess) return vd_fail(err, VD_FAILED, "NCCL does not tell its version");
+  if (c.version(version) != ncclSuccess) return vd_fail(err, VD_FAILED, "ncclGetVersion failed");
   if (*version < VD_OLDEST_NCCL)
-    return vd_fail(err, VD_FAILED, "NCCL %d.%d.%d is too old: 2.14 is the first that will do", *version / 10000,
+    return vd_fail(err, VD_FAILED, "NCCL %d.%d.%d is too old: 2.14 or newer is needed", *version / 10000,
                    *version / 100 % 100, *version % 100);
   return VD_OK;
 }
 
-static int nccl_new_id(vd_nccl_id *id, vd_error *err) {
+static int nccl_unique_id(vd_nccl_id *id, vd_error *err) {
   struct calls c;
   if (load(&c, err)) return err->status;
   ncclUniqueId mine;
@@ -97,7 +97,7 @@ static int fail_cuda(cudaError_t e, const char *what, vd_error *err) {
   return vd_fail(err, VD_FAILED, "NCCL, %s: %s", what, cudaGetErrorString(e));
 }
 
-static ncclResult_t state_of(vd_nccl *n) {
+static ncclResult_t async_state(vd_nccl *n) {
   ncclResult_t now = ncclSuccess;
   pthread_mutex_lock(&n->lock);
   ncclResult_t r = n->comm ? n->call.async_error(n->comm, &now) : ncclInvalidUsage;
@@ -105,84 +105,85 @@ static ncclResult_t state_of(vd_nccl *n) {
   return r != ncclSuccess ? r : now;
 }
 
-/* A call that returned r, to its end: until then nothing may be asked of the communicator. Most take microseconds. */
+/* Waits for the end of a non-blocking call that returned r; the communicator takes no other call before. Most calls
+ * take microseconds, so the loop spins before it sleeps. */
 static int finish(vd_nccl *n, ncclResult_t r, const char *what, vd_error *err) {
-  for (long turn = 0; r == ncclInProgress; turn++) {
-    if (turn > 10000) usleep(100);
-    r = state_of(n);
+  for (long polls = 0; r == ncclInProgress; polls++) {
+    if (polls > 10000) usleep(100);
+    r = async_state(n);
   }
   return r == ncclSuccess ? VD_OK : fail_nccl(n, r, what, err);
 }
 
-static int make_sum(struct sum *s, vd_error *err) {
-  cudaError_t e = cudaEventCreate(&s->ready);
-  if (e == cudaSuccess) e = cudaEventCreate(&s->start);
-  if (e == cudaSuccess) e = cudaEventCreate(&s->end);
+static int make_events(struct all_reduce *a, vd_error *err) {
+  cudaError_t e = cudaEventCreate(&a->ready);
+  if (e == cudaSuccess) e = cudaEventCreate(&a->start);
+  if (e == cudaSuccess) e = cudaEventCreate(&a->end);
   return e == cudaSuccess ? VD_OK : fail_cuda(e, "an event", err);
 }
 
-static struct sum *next_sum(vd_nccl *n, vd_error *err) {
-  struct sums *u = &n->sums[n->now];
-  if (u->n == u->room) {
-    int room = 2 * u->room + 8;
-    struct sum *more = vd_calloc((size_t)room, sizeof *more);
-    if (u->room > 0) memcpy(more, u->sum, (size_t)u->room * sizeof *more);
-    free(u->sum);
-    u->sum = more;
-    u->room = room;
+static struct all_reduce *next_all_reduce(vd_nccl *n, vd_error *err) {
+  struct update *u = &n->update[n->current];
+  if (u->n == u->capacity) {
+    int capacity = 2 * u->capacity + 8;
+    struct all_reduce *more = vd_calloc((size_t)capacity, sizeof *more);
+    if (u->capacity > 0) memcpy(more, u->all_reduce, (size_t)u->capacity * sizeof *more);
+    free(u->all_reduce);
+    u->all_reduce = more;
+    u->capacity = capacity;
   }
-  struct sum *s = &u->sum[u->n];
-  if (!s->end && make_sum(s, err)) return NULL;
+  struct all_reduce *a = &u->all_reduce[u->n];
+  if (!a->end && make_events(a, err)) return NULL;
   u->n++;
-  return s;
+  return a;
 }
 
-static int nccl_sum(vd_nccl *n, real *arena, size_t first, size_t count, vd_error *err) {
-  struct sum *s = next_sum(n, err);
-  if (!s) return err->status;
-  s->first = first;
-  s->n = count;
+static int nccl_all_reduce(vd_nccl *n, real *arena, size_t first, size_t count, vd_error *err) {
+  struct all_reduce *a = next_all_reduce(n, err);
+  if (!a) return err->status;
+  a->first = first;
+  a->n = count;
   char range[64];
-  snprintf(range, sizeof range, "sum %zu MB", count * sizeof *arena / 1000000);
+  snprintf(range, sizeof range, "all-reduce %zu MB", count * sizeof *arena / 1000000);
   nvtxRangePushA(range);
-  cudaError_t e = cudaEventRecord(s->ready, n->backend->stream);
-  if (e == cudaSuccess) e = cudaStreamWaitEvent(n->stream, s->ready, 0);
-  if (e == cudaSuccess) e = cudaEventRecord(s->start, n->stream);
+  cudaError_t e = cudaEventRecord(a->ready, n->backend->stream);
+  if (e == cudaSuccess) e = cudaStreamWaitEvent(n->stream, a->ready, 0);
+  if (e == cudaSuccess) e = cudaEventRecord(a->start, n->stream);
   if (e == cudaSuccess) {
     pthread_mutex_lock(&n->lock);
     ncclResult_t r = n->call.all_reduce(arena + first, arena + first, count, ncclFloat, ncclSum, n->comm, n->stream);
     pthread_mutex_unlock(&n->lock);
-    if (finish(n, r, "summing gradients", err) == VD_OK) e = cudaEventRecord(s->end, n->stream);
+    if (finish(n, r, "the gradient all-reduce", err) == VD_OK) e = cudaEventRecord(a->end, n->stream);
   }
   nvtxRangePop();
-  return e == cudaSuccess ? err->status : fail_cuda(e, "summing gradients", err);
+  return e == cudaSuccess ? err->status : fail_cuda(e, "the gradient all-reduce", err);
 }
 
-/* The sum of rank + 1 is known, and its making opens the connections. */
-static int try_sum(vd_nccl *n, int rank, int size, vd_error *err) {
+/* All-reduces rank + 1, whose sum is known. The first all-reduce also opens the connections. */
+static int check_all_reduce(vd_nccl *n, int rank, int size, vd_error *err) {
   float *x = NULL, mine = (float)(rank + 1), sum = 0, expected = 0.5F * (float)size * (float)(size + 1);
   cudaError_t e = cudaMalloc((void **)&x, sizeof *x);
   if (e == cudaSuccess) e = cudaMemcpy(x, &mine, sizeof mine, cudaMemcpyHostToDevice);
-  if (e == cudaSuccess && nccl_sum(n, x, 0, 1, err) == VD_OK) {
+  if (e == cudaSuccess && nccl_all_reduce(n, x, 0, 1, err) == VD_OK) {
     do e = cudaStreamQuery(n->stream);
-    while (e == cudaErrorNotReady && state_of(n) == ncclSuccess);
-    if (state_of(n) != ncclSuccess) fail_nccl(n, state_of(n), "the first sum", err);
+    while (e == cudaErrorNotReady && async_state(n) == ncclSuccess);
+    if (async_state(n) != ncclSuccess) fail_nccl(n, async_state(n), "the first all-reduce", err);
     if (e == cudaSuccess) e = cudaMemcpy(&sum, x, sizeof sum, cudaMemcpyDeviceToHost);
   }
-  if (err->status == VD_OK && e != cudaSuccess) fail_cuda(e, "the first sum", err);
+  if (err->status == VD_OK && e != cudaSuccess) fail_cuda(e, "the first all-reduce", err);
   if (err->status == VD_OK && sum != expected)
-    vd_fail(err, VD_FAILED, "NCCL's sum of 1 to %d is %g, not %g", size, (double)sum, (double)expected);
-  if (err->status == VD_OK) cudaFree(x); /* else it may wait for a sum that is never over */
-  n->sums[n->now].n = 0;
+    vd_fail(err, VD_FAILED, "NCCL's all-reduce of 1 to %d gives %g, not %g", size, (double)sum, (double)expected);
+  if (err->status == VD_OK) cudaFree(x); /* else cudaFree may wait for an all-reduce that never ends */
+  n->update[n->current].n = 0;
   return err->status;
 }
 
-/* Sums go before the kernels that they run beside. */
+/* All-reduces get the highest priority: their few blocks start before those of the kernels that they overlap. */
 static int make_streams(vd_nccl *n, vd_error *err) {
   int least = 0, greatest = 0;
   cudaError_t e = cudaDeviceGetStreamPriorityRange(&least, &greatest);
   if (e == cudaSuccess) e = cudaStreamCreateWithPriority(&n->stream, cudaStreamNonBlocking, greatest);
-  for (int i = 0; i < 2 && e == cudaSuccess; i++) e = cudaEventCreate(&n->sums[i].began);
+  for (int i = 0; i < 2 && e == cudaSuccess; i++) e = cudaEventCreate(&n->update[i].began);
   return e == cudaSuccess ? VD_OK : fail_cuda(e, "a stream", err);
 }
 
@@ -190,37 +191,36 @@ static void nccl_abort(vd_nccl *n) {
   struct timespec until;
   clock_gettime(CLOCK_REALTIME, &until);
   until.tv_sec += 2;
-  bool locked =
-      pthread_mutex_timedlock(&n->lock, &until) == 0; /* without it where the other thread does not come back */
+  bool locked = pthread_mutex_timedlock(&n->lock, &until) == 0; /* not locked where the other thread hangs */
   if (n->comm) n->call.abort(n->comm);
   n->comm = NULL;
   if (locked) pthread_mutex_unlock(&n->lock);
 }
 
-static void free_sums(struct sums *u) {
-  for (int i = 0; i < u->room; i++) {
-    if (u->sum[i].ready) cudaEventDestroy(u->sum[i].ready);
-    if (u->sum[i].start) cudaEventDestroy(u->sum[i].start);
-    if (u->sum[i].end) cudaEventDestroy(u->sum[i].end);
+static void free_update(struct update *u) {
+  for (int i = 0; i < u->capacity; i++) {
+    if (u->all_reduce[i].ready) cudaEventDestroy(u->all_reduce[i].ready);
+    if (u->all_reduce[i].start) cudaEventDestroy(u->all_reduce[i].start);
+    if (u->all_reduce[i].end) cudaEventDestroy(u->all_reduce[i].end);
   }
   if (u->began) cudaEventDestroy(u->began);
-  free(u->sum);
+  free(u->all_reduce);
 }
 
-static void nccl_close(vd_nccl *n) {
+static void nccl_destroy(vd_nccl *n) {
   vd_error ignored = {0};
   if (!n) return;
-  if (n->comm && finish(n, n->call.finalize(n->comm), "ending", &ignored) == VD_OK)
+  if (n->comm && finish(n, n->call.finalize(n->comm), "ncclCommFinalize", &ignored) == VD_OK)
     n->call.destroy(n->comm);
   else if (n->comm)
     n->call.abort(n->comm);
-  for (int i = 0; i < 2; i++) free_sums(&n->sums[i]);
+  for (int i = 0; i < 2; i++) free_update(&n->update[i]);
   if (n->stream) cudaStreamDestroy(n->stream);
   pthread_mutex_destroy(&n->lock);
   free(n);
 }
 
-static int nccl_open(vd_nccl **out, vd_ops *o, const vd_nccl_id *id, int rank, int size, vd_error *err) {
+static int nccl_init(vd_nccl **out, vd_ops *o, const vd_nccl_id *id, int rank, int size, vd_error *err) {
   struct calls calls;
   *out = NULL;
   if (load(&calls, err)) return err->status;
@@ -230,66 +230,75 @@ static int nccl_open(vd_nccl **out, vd_ops *o, const vd_nccl_id *id, int rank, i
   pthread_mutex_init(&n->lock, NULL);
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   config.blocking = 0;
-  ncclUniqueId group;
-  memcpy(group.internal, id->bytes, sizeof group.internal);
+  ncclUniqueId unique_id;
+  memcpy(unique_id.internal, id->bytes, sizeof unique_id.internal);
   if (make_streams(n, err) == VD_OK) {
-    ncclResult_t r = n->call.init(&n->comm, size, group, rank, &config);
-    if (finish(n, r, "opening", err) == VD_OK) try_sum(n, rank, size, err);
+    ncclResult_t r = n->call.init(&n->comm, size, unique_id, rank, &config);
+    if (finish(n, r, "ncclCommInitRankConfig", err) == VD_OK) check_all_reduce(n, rank, size, err);
   }
   if (err->status == VD_OK) {
     *out = n;
     return VD_OK;
   }
   nccl_abort(n);
-  nccl_close(n);
+  nccl_destroy(n);
   return err->status;
 }
 
-static void nccl_begin(vd_nccl *n) {
-  n->now = 1 - n->now;
-  n->sums[n->now].n = 0;
-  vd_cuda_record_error(n->backend, cudaEventRecord(n->sums[n->now].began, n->backend->stream), "an event");
+static void nccl_begin_update(vd_nccl *n) {
+  n->current = 1 - n->current;
+  n->update[n->current].n = 0;
+  vd_cuda_record_error(n->backend, cudaEventRecord(n->update[n->current].began, n->backend->stream), "an event");
 }
 
-static void nccl_join(vd_nccl *n) {
-  const struct sums *u = &n->sums[n->now];
+static void nccl_wait_all_reduces(vd_nccl *n) {
+  const struct update *u = &n->update[n->current];
   if (u->n > 0)
-    vd_cuda_record_error(n->backend, cudaStreamWaitEvent(n->backend->stream, u->sum[u->n - 1].end, 0),
-                         "waiting for the gradient sum");
+    vd_cuda_record_error(n->backend, cudaStreamWaitEvent(n->backend->stream, u->all_reduce[u->n - 1].end, 0),
+                         "waiting for the gradient all-reduce");
 }
 
-static void nccl_look(vd_nccl *n, vd_error *err) {
+static void nccl_async_error(vd_nccl *n, vd_error *err) {
   ncclResult_t now = ncclSuccess;
-  if (pthread_mutex_trylock(&n->lock) != 0) return; /* the other thread asks itself */
+  if (pthread_mutex_trylock(&n->lock) != 0) return; /* the other thread holds it, and checks by itself */
   if (n->comm && n->call.async_error(n->comm, &now) == ncclSuccess && now != ncclSuccess && now != ncclInProgress)
-    fail_nccl(n, now, "summing gradients", err);
+    fail_nccl(n, now, "the gradient all-reduce", err);
   pthread_mutex_unlock(&n->lock);
 }
 
-static const struct sums *sums_of(const vd_nccl *n, int before) {
-  return &n->sums[before ? 1 - n->now : n->now];
+static const struct update *update_of(const vd_nccl *n, int before) {
+  return &n->update[before ? 1 - n->current : n->current];
 }
 
 static int nccl_count(const vd_nccl *n, int before) {
-  return sums_of(n, before)->n;
+  return update_of(n, before)->n;
 }
 
 static bool nccl_times(const vd_nccl *n, int before, int i, vd_all_reduce_times *t) {
-  const struct sums *u = sums_of(n, before);
-  const struct sum *s = &u->sum[i];
+  const struct update *u = update_of(n, before);
+  const struct all_reduce *a = &u->all_reduce[i];
   float ready, start, end;
-  if (cudaEventElapsedTime(&ready, u->began, s->ready) != cudaSuccess ||
-      cudaEventElapsedTime(&start, u->began, s->start) != cudaSuccess ||
-      cudaEventElapsedTime(&end, u->began, s->end) != cudaSuccess) {
-    cudaGetLastError(); /* an event that is not there yet is no fault of later calls */
+  if (cudaEventElapsedTime(&ready, u->began, a->ready) != cudaSuccess ||
+      cudaEventElapsedTime(&start, u->began, a->start) != cudaSuccess ||
+      cudaEventElapsedTime(&end, u->began, a->end) != cudaSuccess) {
+    cudaGetLastError(); /* cudaErrorNotReady is not an error of later calls */
     return false;
   }
-  *t = (vd_all_reduce_times){s->first, s->n, (double)ready, (double)start, (double)end};
+  *t = (vd_all_reduce_times){a->first, a->n, (double)ready, (double)start, (double)end};
   return true;
 }
 
 const vd_nccl_plugin *vd_cuda_nccl(void) {
-  static const vd_nccl_plugin table = {nccl_version, nccl_new_id, nccl_open,  nccl_begin, nccl_sum,  nccl_join,
-                                       nccl_look,    nccl_count,  nccl_times, nccl_abort, nccl_close};
+  static const vd_nccl_plugin table = {.version = nccl_version,
+                                       .unique_id = nccl_unique_id,
+                                       .init = nccl_init,
+                                       .begin_update = nccl_begin_update,
+                                       .all_reduce = nccl_all_reduce,
+                                       .wait_all_reduces = nccl_wait_all_reduces,
+                                       .async_error = nccl_async_error,
+                                       .count = nccl_count,
+                                       .times = nccl_times,
+                                       .abort = nccl_abort,
+                                       .destroy = nccl_destroy};
   return &table;
 }

@@ -37,11 +37,11 @@ static const vd_nccl_plugin *nccl_of(const vd_grad_reducer *r) {
   return r->config.nccl;
 }
 
-static void look(void *self, vd_error *err) {
+static void poll_nccl(void *self, vd_error *err) {
   const vd_grad_reducer *r = self;
-  if (r->nccl) nccl_of(r)->look(r->nccl, err);
+  if (r->nccl) nccl_of(r)->async_error(r->nccl, err);
 }
-static void give_up(void *self) {
+static void abort_nccl(void *self) {
   const vd_grad_reducer *r = self;
   if (r->nccl) nccl_of(r)->abort(r->nccl);
 }
@@ -63,10 +63,11 @@ void vd_grad_reducer_disarm_watchdog(vd_grad_reducer *r) {
  * of the largest that there can be. The gradients are zeros still. */
 static int warm_up(vd_grad_reducer *r, vd_error *err) {
   const vd_nccl_plugin *nccl = nccl_of(r);
-  nccl->begin(r->nccl);
-  if (nccl->sum(r->nccl, r->gradients, 0, r->bucket, err) || nccl->sum(r->nccl, r->gradients, 0, r->n, err))
+  nccl->begin_update(r->nccl);
+  if (nccl->all_reduce(r->nccl, r->gradients, 0, r->bucket, err) ||
+      nccl->all_reduce(r->nccl, r->gradients, 0, r->n, err))
     return err->status;
-  nccl->join(r->nccl);
+  nccl->wait_all_reduces(r->nccl);
   return r->ops->synchronize(r->ops, err);
 }
 
@@ -74,11 +75,11 @@ static int open_nccl(vd_grad_reducer *r, vd_error *err) {
   vd_nccl_id id = {{0}};
   vd_nccl *made = NULL;
   const vd_nccl_plugin *nccl = nccl_of(r);
-  if (r->rank == 0) nccl->new_id(&id, err);
+  if (r->rank == 0) nccl->unique_id(&id, err);
   if (vd_broadcast_error(r->comm, err)) return err->status;
   MPI_Bcast(id.bytes, (int)sizeof id.bytes, MPI_BYTE, 0, r->comm);
   vd_watchdog_arm(r->watch, "the start of NCCL on %d ranks", r->size);
-  if (nccl->open(&made, r->ops, &id, r->rank, r->size, err) == VD_OK) {
+  if (nccl->init(&made, r->ops, &id, r->rank, r->size, err) == VD_OK) {
     r->nccl = made;
     warm_up(r, err);
   }
@@ -107,7 +108,7 @@ int vd_grad_reducer_create(vd_grad_reducer **out, MPI_Comm comm, const vd_grad_r
   r->bucket = config->bucket / sizeof *gradients > 0 ? config->bucket / sizeof *gradients : 1;
   if (r->bucket > n) r->bucket = n;
   if (!nccl && o->memory_is_remote && r->size > 1) r->stage = vd_calloc(r->bucket, sizeof *r->stage);
-  vd_watchdog_hooks hooks = {r, look, give_up};
+  vd_watchdog_hooks hooks = {r, poll_nccl, abort_nccl};
   if (nccl || r->size > 1) vd_watchdog_start(&r->watch, comm, config->timeout, &hooks, err);
   open_timeline(r, err);
   if (vd_agree(comm, err) == VD_OK && nccl) open_nccl(r, err);
@@ -134,11 +135,11 @@ void vd_grad_reducer_ready(void *reducer, size_t first, size_t n) {
   r->pending = first;
   if (n == 0) r->times[r->update & 1].began = MPI_Wtime();
   if (!r->nccl || r->error.status != VD_OK) return;
-  if (n == 0) nccl_of(r)->begin(r->nccl);
+  if (n == 0) nccl_of(r)->begin_update(r->nccl);
   if (r->launched == first || (first > 0 && r->launched - first < r->bucket)) return;
   /* From here on this rank may wait for others: on the GPU, or in a call that waits for the GPU. */
   if (r->launched == r->n) vd_grad_reducer_arm_watchdog(r, "the gradient sum");
-  nccl_of(r)->sum(r->nccl, r->gradients, first, r->launched - first, &r->error);
+  nccl_of(r)->all_reduce(r->nccl, r->gradients, first, r->launched - first, &r->error);
   r->launched = first;
 }
 
@@ -165,7 +166,7 @@ static void sum_staged(vd_grad_reducer *r) {
 void vd_grad_reducer_finish(vd_grad_reducer *r) {
   if (r->pending != 0) vd_bug("the gradients before %zu were never final", r->pending);
   if (r->nccl) {
-    nccl_of(r)->join(r->nccl);
+    nccl_of(r)->wait_all_reduces(r->nccl);
     return;
   }
   struct times *t = &r->times[r->update & 1];
@@ -232,7 +233,7 @@ void vd_grad_reducer_destroy(vd_grad_reducer *r) {
   if (!r) return;
   if (r->nccl) {
     vd_grad_reducer_arm_watchdog(r, "the end of NCCL, after the sums");
-    nccl_of(r)->close(r->nccl);
+    nccl_of(r)->destroy(r->nccl);
     vd_grad_reducer_disarm_watchdog(r);
     r->nccl = NULL;
   }

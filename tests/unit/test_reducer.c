@@ -75,8 +75,8 @@ static void sums_over_ranks(void **state) {
     }
 }
 
-/* A stand-in for NCCL, over MPI in host memory. Sums are done when they are joined, as late as they may be, on what the
- * gradients were when they were told of. */
+/* A stand-in for NCCL, over MPI in host memory. It all-reduces as late as the contract allows, in wait_all_reduces, on
+ * copies of the gradients taken when all_reduce was called. */
 enum { MOST = 64 };
 struct vd_nccl {
   int n_sum, n_abort;
@@ -87,11 +87,11 @@ struct vd_nccl {
   vd_all_reduce_times before[MOST];
 };
 
-static int fake_new_id(vd_nccl_id *id, vd_error *err) {
+static int fake_unique_id(vd_nccl_id *id, vd_error *err) {
   memset(id->bytes, 7, sizeof id->bytes);
   return err->status;
 }
-static int fake_open(vd_nccl **n, vd_ops *o, const vd_nccl_id *id, int rank, int size, vd_error *err) {
+static int fake_init(vd_nccl **n, vd_ops *o, const vd_nccl_id *id, int rank, int size, vd_error *err) {
   int own_rank, own_size;
   (void)o;
   MPI_Comm_rank(MPI_COMM_WORLD, &own_rank);
@@ -100,13 +100,13 @@ static int fake_open(vd_nccl **n, vd_ops *o, const vd_nccl_id *id, int rank, int
   *n = vd_calloc(1, sizeof **n);
   return err->status;
 }
-static void fake_begin(vd_nccl *n) {
+static void fake_begin_update(vd_nccl *n) {
   memcpy(n->before, n->sum, sizeof n->sum);
   n->n_before = n->n_sum;
   n->n_sum = 0;
   n->begun++;
 }
-static int fake_sum(vd_nccl *n, real *arena, size_t first, size_t count, vd_error *err) {
+static int fake_all_reduce(vd_nccl *n, real *arena, size_t first, size_t count, vd_error *err) {
   assert_true(n->n_sum < MOST);
   n->arena = arena;
   n->sum[n->n_sum] = (vd_all_reduce_times){first, count, 1 + n->n_sum, 2 + n->n_sum, 5 + n->n_sum + n->begun % 2};
@@ -119,14 +119,14 @@ static int fake_refuse(vd_nccl *n, real *arena, size_t first, size_t count, vd_e
   (void)n, (void)arena, (void)first, (void)count;
   return vd_fail(err, VD_FAILED, "the sum is refused");
 }
-static void fake_join(vd_nccl *n) {
+static void fake_wait_all_reduces(vd_nccl *n) {
   for (int i = 0; i < n->n_sum; i++) {
     MPI_Allreduce(n->kept[i], n->arena + n->sum[i].first, (int)n->sum[i].n, VD_MPI_REAL, MPI_SUM, MPI_COMM_WORLD);
     free(n->kept[i]);
     n->kept[i] = NULL;
   }
 }
-static void fake_look(vd_nccl *n, vd_error *err) {
+static void fake_async_error(vd_nccl *n, vd_error *err) {
   (void)n, (void)err;
 }
 static int fake_count(const vd_nccl *n, int before) {
@@ -139,20 +139,20 @@ static bool fake_times(const vd_nccl *n, int before, int i, vd_all_reduce_times 
 static void fake_abort(vd_nccl *n) {
   n->n_abort++;
 }
-static void fake_close(vd_nccl *n) {
+static void fake_destroy(vd_nccl *n) {
   for (int i = 0; i < MOST; i++) free(n->kept[i]);
   free(n);
 }
-static const vd_nccl_plugin fake = {.new_id = fake_new_id,
-                                    .open = fake_open,
-                                    .begin = fake_begin,
-                                    .sum = fake_sum,
-                                    .join = fake_join,
-                                    .look = fake_look,
+static const vd_nccl_plugin fake = {.unique_id = fake_unique_id,
+                                    .init = fake_init,
+                                    .begin_update = fake_begin_update,
+                                    .all_reduce = fake_all_reduce,
+                                    .wait_all_reduces = fake_wait_all_reduces,
+                                    .async_error = fake_async_error,
                                     .count = fake_count,
                                     .times = fake_times,
                                     .abort = fake_abort,
-                                    .close = fake_close};
+                                    .destroy = fake_destroy};
 
 static vd_grad_reducer *open_fake(const vd_nccl_plugin *table, size_t bucket, const char *timeline, vd_ops **o,
                                   real *x) {
@@ -246,7 +246,7 @@ static void keeps_errors(void **state) {
   vd_grad_reducer_begin(r, 1);
   vd_grad_reducer_ready(r, N, 0);
   vd_grad_reducer_ready(r, N / 2, N / 2);
-  table.sum = fake_refuse;
+  table.all_reduce = fake_refuse;
   vd_grad_reducer_ready(r, 0, N / 2);
   assert_int_equal(vd_grad_reducer_check(r, &err), VD_FAILED);
   assert_non_null(strstr(err.message, "refused"));
