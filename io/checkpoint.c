@@ -2,28 +2,15 @@
 #include "io/checkpoint_internal.h"
 #include "io/digest.h"
 
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-/* Makes the folder that holds `path` when it is missing. */
-static int make_folder(const char *path, vd_error *err) {
-  char folder[1024];
-  const char *slash = strrchr(path, '/');
-  if (!slash || slash == path) return VD_OK;
-  if (snprintf(folder, sizeof folder, "%.*s", (int)(slash - path), path) >= (int)sizeof folder)
-    return vd_fail(err, VD_FAILED, "the path is too long: %s", path);
-  if (mkdir(folder, 0777) == 0) return vd_sync_folder(folder, err);
-  if (errno != EEXIST) return vd_fail(err, VD_FAILED, "cannot make the folder %s: %s", folder, strerror(errno));
-  return VD_OK;
-}
 
 int vd_checkpoint_begin(vd_checkpoint **c, vd_h5 *h5, const char *path, vd_error *err) {
+  char folder[1024];
   *c = NULL;
-  if (make_folder(path, err)) return err->status;
+  vd_split_path(path, folder, sizeof folder);
+  if (vd_make_folder(folder, err)) return err->status;
   vd_checkpoint *made = vd_calloc(1, sizeof *made);
   made->h5 = h5;
   made->file = -1;
@@ -108,7 +95,7 @@ int vd_checkpoint_commit(vd_checkpoint **c, vd_error *err) {
   vd_h5_finish(&done->out, err);
   vd_h5_unlock(done->h5);
   /* The file is closed: HDF5 is free for others while it is read again and synced. */
-  if (err->status == VD_OK && vd_digest_seal(done->out.temporary, err) == VD_OK) vd_h5_commit(&done->out, err);
+  if (err->status == VD_OK && vd_digest_seal(done->out.at.temporary, err) == VD_OK) vd_h5_commit(&done->out, err);
   vd_wrap(err, "%s", done->path);
   vd_checkpoint_abandon(c); /* of a committed file there is nothing left to remove */
   return err->status;

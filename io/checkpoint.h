@@ -10,8 +10,8 @@ typedef struct vd_checkpoint vd_checkpoint;
 /* Writing: begin, put..., commit; after an error, abandon. One rank writes. Until commit has returned VD_OK nothing is
  * at `path`, or what was there before. Every error names the file. */
 
-/* Not collective. Starts a checkpoint at `path` in a temporary file beside it; its folder is made when it is missing
- * (not the folders above). The caller ends with vd_checkpoint_commit() or vd_checkpoint_abandon(); on error *c is NULL.
+/* Not collective. Starts a checkpoint at `path` in a temporary file beside it; folders that are missing are made. The
+ * caller ends with vd_checkpoint_commit() or vd_checkpoint_abandon(); on error *c is NULL.
  */
 int vd_checkpoint_begin(vd_checkpoint **c, vd_h5 *h5, const char *path, vd_error *err);
 /* Not collective. Writes a whole dataset; data [d->shape], native d->dtype. */
@@ -75,8 +75,9 @@ int vd_checkpoint_link(const char *directory, const char *link, int64_t update, 
  * that a killed run left. Only the rank that writes may call it, and not while it writes a checkpoint. */
 int vd_checkpoint_prune(const char *directory, int64_t keep, vd_error *err);
 /* Not collective. The newest checkpoint of DIRECTORY that verifies and opens, its path into path [size]; empty when
- * there is none at all. A damaged one is named in warning [warning_size] (a line each) and the one before it is taken;
- * VD_FAILED when there are some and all are damaged. */
+ * there is none at all. A damaged one is named in warning [warning_size] (a line each) and the one before it is taken.
+ * VD_FAILED when there are some and all are damaged, or the newest whole one cannot be opened (a newer Viaduct wrote
+ * it). */
 int vd_checkpoint_newest(vd_h5 *h5, const char *directory, char *path, size_t size, char *warning, size_t warning_size,
                          vd_error *err);
 

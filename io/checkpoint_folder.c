@@ -1,5 +1,6 @@
 /* The folder of checkpoints: names, links, pruning, and the newest that is whole. */
 #include "io/checkpoint.h"
+#include "io/digest.h"
 
 #include <ctype.h>
 #include <dirent.h>
@@ -77,20 +78,17 @@ static void forget(listing *l) {
 }
 
 int vd_checkpoint_link(const char *directory, const char *link, int64_t update, vd_error *err) {
-  char name[NAME_BYTES], path[1024], at[1024], temporary[1088];
+  char name[NAME_BYTES], path[1024], at[1024];
+  vd_atomic_file f;
   file_name(update, name);
   vd_checkpoint_path(directory, update, path, sizeof path);
   if (access(path, F_OK) != 0) return vd_fail(err, VD_FAILED, "cannot link to %s: %s", path, strerror(errno));
   snprintf(at, sizeof at, "%s/checkpoints/%s.h5", directory, link);
-  snprintf(temporary, sizeof temporary, "%s/checkpoints/.%s.h5.tmp-%ld", directory, link, (long)getpid());
-  unlink(temporary); /* of an earlier process of this number that was killed */
-  if (symlink(name, temporary) != 0) return vd_fail(err, VD_FAILED, "cannot make the link %s: %s", at, strerror(errno));
-  if (rename(temporary, at) != 0) {
-    vd_fail(err, VD_FAILED, "cannot replace the link %s: %s", at, strerror(errno));
-    unlink(temporary);
-    return err->status;
-  }
-  return vd_sync_folder(at, err);
+  if (vd_atomic_begin(&f, at, err)) return err->status;
+  unlink(f.temporary); /* of a killed process that had the same number */
+  if (symlink(name, f.temporary) != 0)
+    return vd_fail(err, VD_FAILED, "cannot make the link %s: %s", at, strerror(errno));
+  return vd_atomic_replace(&f, err);
 }
 
 /* The update that the link names, -1 when there is no such link. */
@@ -137,17 +135,22 @@ int vd_checkpoint_newest(vd_h5 *h5, const char *directory, char *path, size_t si
   if (list_folder(&l, folder, err)) return err->status;
   size_t used = 0;
   for (size_t i = 0; i < l.n && !path[0]; i++) {
-    vd_error why = {0};
+    vd_error why = {0}, damage = {0};
     vd_checkpoint *c;
     vd_checkpoint_path(directory, l.update[i], tried, sizeof tried);
     if (vd_checkpoint_open(&c, h5, tried, true, &why) == VD_OK) {
       vd_checkpoint_close(&c);
       if (snprintf(path, size, "%s", tried) >= (int)size) vd_bug("the path is too long: %s", tried);
+    } else if (vd_digest_check(tried, NULL, &damage) == VD_OK) {
+      /* A whole file that cannot be opened, of a newer Viaduct say: an older one is no substitute for it. */
+      *err = why;
+      break;
     } else if (used < warning_size) {
       used += (size_t)snprintf(warning + used, warning_size - used, "%s%s", used ? "\n" : "", why.message);
     }
   }
-  if (l.n > 0 && !path[0]) vd_fail(err, VD_FAILED, "all %zu checkpoints in %s are damaged:\n%s", l.n, folder, warning);
+  if (err->status == VD_OK && l.n > 0 && !path[0])
+    vd_fail(err, VD_FAILED, "all %zu checkpoints in %s are damaged:\n%s", l.n, folder, warning);
   forget(&l);
   return err->status;
 }

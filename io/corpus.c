@@ -1,5 +1,5 @@
 #include "io/corpus.h"
-#include "io/corpus_write.h"
+#include "io/corpus_layout.h"
 #include "io/digest.h"
 
 #include <stdio.h>
@@ -26,8 +26,7 @@ struct vd_corpus {
 };
 
 static int64_t shard_length(const vd_corpus *c, int split, int64_t index) {
-  int64_t left = c->n_token[split] - index * c->shard_tokens;
-  return left < c->shard_tokens ? left : c->shard_tokens;
+  return vd_shard_length(c->n_token[split], c->shard_tokens, index);
 }
 
 /* Length and element size of an open dataset of rank 1; 0 where it is anything else. */
@@ -209,14 +208,8 @@ void vd_corpus_close(vd_corpus *c) {
   free(c);
 }
 
-static int split_of(const char *name) {
-  for (int k = 0; k < VD_N_SPLIT; k++)
-    if (strcmp(name, vd_split_name(k)) == 0) return k;
-  return -1;
-}
-
 int vd_corpus_length(const vd_corpus *corpus, const char *split, int64_t *n, vd_error *err) {
-  int k = split_of(split);
+  int k = vd_split_number(split);
   if (k < 0)
     return vd_fail(err, VD_USAGE, "the corpus has no split '%s'; there are 'train', 'valid' and 'test'", split);
   *n = corpus->n_token[k];
@@ -251,7 +244,7 @@ static int read_part(vd_corpus *c, int split, int64_t index, hsize_t first, hsiz
 }
 
 int vd_corpus_read(vd_corpus *corpus, const char *split, int64_t first, int64_t n, int32_t *out, vd_error *err) {
-  int k = split_of(split);
+  int k = vd_split_number(split);
   if (k < 0 || first < 0 || n < 0 || first + n > corpus->n_token[k])
     vd_bug("tokens %lld to %lld of %s do not exist", (long long)first, (long long)(first + n), split);
   vd_h5_lock(corpus->h5);

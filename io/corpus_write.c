@@ -2,7 +2,6 @@
 #include "io/corpus.h"
 #include "io/digest.h"
 
-#include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
@@ -21,42 +20,6 @@ struct vd_shard {
   uint8_t *narrow; /* [SHARD_CHUNK] */
 };
 
-const char *vd_split_name(int split) {
-  static const char *const names[VD_N_SPLIT] = {"train", "valid", "test"};
-  if (split < 0 || split >= VD_N_SPLIT) vd_bug("there is no split %d", split);
-  return names[split];
-}
-
-int64_t vd_shard_count(int64_t n_token, int64_t shard_tokens) {
-  return n_token == 0 ? 0 : (n_token - 1) / shard_tokens + 1;
-}
-
-/* The file's name without its folder; *folder gets the length of the folder with its slash. */
-static const char *base_name(const char *path, int *folder) {
-  const char *slash = strrchr(path, '/');
-  *folder = slash ? (int)(slash + 1 - path) : 0;
-  return slash ? slash + 1 : path;
-}
-
-static int prefix_length(const char *name) {
-  size_t n = strlen(name);
-  return (int)(n > 3 && strcmp(name + n - 3, ".h5") == 0 ? n - 3 : n);
-}
-
-int vd_shard_path(const char *corpus_path, const char *prefix, int split, int64_t index, char *path, size_t size,
-                  vd_error *err) {
-  int folder, n = 0;
-  const char *name = base_name(corpus_path, &folder);
-  if (!prefix)
-    n = prefix_length(name);
-  else
-    n = (int)strlen(name = prefix);
-  int wanted = snprintf(path, size, "%.*s%.*s-%s-%04lld.h5", folder, corpus_path, n, name, vd_split_name(split),
-                        (long long)index);
-  if (wanted < 0 || (size_t)wanted >= size) return vd_fail(err, VD_FAILED, "the path is too long: %s", corpus_path);
-  return VD_OK;
-}
-
 static bool is_wide(const vd_corpus_plan *plan) {
   return plan->vocabulary.n > 256;
 }
@@ -69,13 +32,13 @@ static int shard_attributes(hid_t file, const vd_corpus_plan *plan, int split, i
 }
 
 int vd_shard_begin(vd_shard **shard, vd_h5 *h5, const vd_corpus_plan *plan, int split, int64_t index, vd_error *err) {
-  char path[1100];
+  char path[1100], prefix[1024];
   *shard = NULL;
-  if (vd_shard_path(plan->path, NULL, split, index, path, sizeof path, err)) return err->status;
+  vd_corpus_prefix(plan->path, prefix, sizeof prefix);
+  if (vd_shard_path(plan->path, prefix, split, index, path, sizeof path, err)) return err->status;
   vd_shard *s = vd_calloc(1, sizeof *s);
-  int64_t left = plan->n_token[split] - index * plan->shard_tokens;
   *s = (vd_shard){.h5 = h5, .tokens = -1, .wide = is_wide(plan)};
-  s->n = left < plan->shard_tokens ? left : plan->shard_tokens;
+  s->n = vd_shard_length(plan->n_token[split], plan->shard_tokens, index);
   s->narrow = vd_calloc(SHARD_CHUNK, 1);
   vd_dataset d = {.path = "/tokens",
                   .dtype = s->wide ? VD_U16 : VD_U8,
@@ -111,7 +74,7 @@ static int put_part(vd_shard *s, const uint16_t *tokens, hsize_t n, vd_error *er
   hid_t memory = H5Screate_simple(1, &n, NULL), space = H5Dget_space(s->tokens);
   H5Sselect_hyperslab(space, H5S_SELECT_SET, &first, NULL, &n, NULL);
   if (H5Dwrite(s->tokens, vd_h5_type(s->wide ? VD_U16 : VD_U8), memory, space, H5P_DEFAULT, data) < 0)
-    vd_h5_fail(err, "cannot write %s", s->out.path);
+    vd_h5_fail(err, "cannot write %s", s->out.at.path);
   H5Sclose(space);
   H5Sclose(memory);
   s->done += (int64_t)n;
@@ -119,7 +82,7 @@ static int put_part(vd_shard *s, const uint16_t *tokens, hsize_t n, vd_error *er
 }
 
 int vd_shard_put(vd_shard *shard, const uint16_t *tokens, int64_t n, vd_error *err) {
-  if (n > vd_shard_wants(shard)) vd_bug("%lld tokens too many for %s", (long long)n, shard->out.path);
+  if (n > vd_shard_wants(shard)) vd_bug("%lld tokens too many for %s", (long long)n, shard->out.at.path);
   vd_h5_lock(shard->h5);
   while (n > 0 && err->status == VD_OK) {
     /* Up to the next chunk's border, so that each chunk is written once. */
@@ -141,12 +104,12 @@ static void free_shard(vd_shard **shard) {
 
 int vd_shard_commit(vd_shard **shard, vd_error *err) {
   vd_shard *s = *shard;
-  if (vd_shard_wants(s) != 0) vd_bug("%s still wants %lld tokens", s->out.path, (long long)vd_shard_wants(s));
+  if (vd_shard_wants(s) != 0) vd_bug("%s still wants %lld tokens", s->out.at.path, (long long)vd_shard_wants(s));
   vd_h5_lock(s->h5);
   herr_t closed = H5Dclose(s->tokens);
   s->tokens = -1;
   if (closed < 0) {
-    vd_h5_fail(err, "cannot write %s", s->out.path);
+    vd_h5_fail(err, "cannot write %s", s->out.at.path);
     vd_h5_abandon(&s->out);
   } else {
     vd_h5_commit(&s->out, err);
@@ -187,16 +150,15 @@ static int write_split(hid_t file, const vd_corpus_plan *plan, int split, vd_err
   uint16_t missing = is_wide(plan) ? UINT16_MAX : UINT8_MAX;
   H5Pset_fill_value(list, H5T_NATIVE_UINT16, &missing);
   int64_t shards = vd_shard_count(plan->n_token[split], plan->shard_tokens);
+  char prefix[1024], shard[1100];
+  vd_corpus_prefix(plan->path, prefix, sizeof prefix);
   for (int64_t i = 0; i < shards && err->status == VD_OK; i++) {
-    char shard[1100];
-    int folder;
-    if (vd_shard_path(plan->path, NULL, split, i, shard, sizeof shard, err)) break;
-    hsize_t first = (hsize_t)i * (hsize_t)plan->shard_tokens, count = n - first;
-    if (count > (hsize_t)plan->shard_tokens) count = (hsize_t)plan->shard_tokens;
+    hsize_t first = (hsize_t)i * (hsize_t)plan->shard_tokens;
+    hsize_t count = (hsize_t)vd_shard_length(plan->n_token[split], plan->shard_tokens, i);
+    vd_shard_name(prefix, split, i, shard, sizeof shard);
     hid_t source = H5Screate_simple(1, &count, NULL);
     H5Sselect_hyperslab(space, H5S_SELECT_SET, &first, NULL, &count, NULL);
-    if (H5Pset_virtual(list, space, base_name(shard, &folder), "/tokens", source) < 0)
-      vd_h5_fail(err, "cannot map %s", shard);
+    if (H5Pset_virtual(list, space, shard, "/tokens", source) < 0) vd_h5_fail(err, "cannot map %s", shard);
     H5Sclose(source);
   }
   H5Sselect_all(space);
@@ -241,10 +203,8 @@ static int write_vocabulary(hid_t file, const vd_vocabulary *v, vd_error *err) {
 }
 
 static int write_attributes(hid_t file, const vd_corpus_plan *plan, vd_error *err) {
-  int folder;
-  const char *name = base_name(plan->path, &folder);
   char prefix[1024];
-  snprintf(prefix, sizeof prefix, "%.*s", prefix_length(name), name);
+  vd_corpus_prefix(plan->path, prefix, sizeof prefix);
   vd_h5_attr_text(file, "corpus_id", plan->id, err);
   vd_h5_attr_text(file, "symbols", plan->words ? "words" : "bytes", err);
   vd_h5_attr_text(file, "shard_prefix", prefix, err);
@@ -272,7 +232,7 @@ int vd_corpus_write(vd_h5 *h5, const vd_corpus_plan *plan, vd_error *err) {
     write_attributes(out.file, plan, err);
     for (int k = 0; k < VD_N_SPLIT && err->status == VD_OK; k++) write_split(out.file, plan, k, err);
     if (err->status == VD_OK) write_vocabulary(out.file, &plan->vocabulary, err);
-    if (err->status == VD_OK && vd_h5_finish(&out, err) == VD_OK && vd_digest_seal(out.temporary, err) == VD_OK)
+    if (err->status == VD_OK && vd_h5_finish(&out, err) == VD_OK && vd_digest_seal(out.at.temporary, err) == VD_OK)
       vd_h5_commit(&out, err);
     if (err->status) vd_h5_abandon(&out);
   }
@@ -280,44 +240,20 @@ int vd_corpus_write(vd_h5 *h5, const vd_corpus_plan *plan, vd_error *err) {
   return err->status;
 }
 
-/* True for PREFIX-train-0000.h5 and the like, and for temporaries of those and of PREFIX.h5. */
-static bool belongs(const char *name, const char *prefix, int n) {
-  char plain[1200];
-  const char *mark = strstr(name, ".tmp-");
-  if (vd_is_temporary(name, NULL)) {
-    for (const char *next; (next = strstr(mark + 1, ".tmp-")) != NULL;) mark = next;
-    snprintf(plain, sizeof plain, "%.*s", (int)(mark - name - 1), name + 1);
-    if ((int)strlen(plain) == n + 3 && strncmp(plain, prefix, (size_t)n) == 0 && strcmp(plain + n, ".h5") == 0)
-      return true;
-  } else {
-    snprintf(plain, sizeof plain, "%s", name);
-  }
-  if (strncmp(plain, prefix, (size_t)n) != 0 || plain[n] != '-') return false;
-  for (int k = 0; k < VD_N_SPLIT; k++) {
-    const char *rest = plain + n + 1, *split = vd_split_name(k);
-    if (strncmp(rest, split, strlen(split)) != 0 || rest[strlen(split)] != '-') continue;
-    const char *digit = rest += strlen(split) + 1;
-    while (isdigit((unsigned char)*digit)) digit++;
-    return digit - rest >= 4 && strcmp(digit, ".h5") == 0;
-  }
-  return false;
-}
-
 int vd_corpus_remove(const char *path, vd_error *err) {
-  int length;
-  const char *name = base_name(path, &length);
-  char folder[1100];
-  snprintf(folder, sizeof folder, "%.*s", length ? length : 2, length ? path : "./");
+  char folder[1024], prefix[1024];
+  vd_split_path(path, folder, sizeof folder);
+  vd_corpus_prefix(path, prefix, sizeof prefix);
   if (unlink(path) != 0 && errno != ENOENT)
     return vd_fail(err, VD_FAILED, "cannot remove %s: %s", path, strerror(errno));
-  /* NAME.h5 must be gone for good before the shards it speaks of are. */
+  /* The removal of NAME.h5 must be durable before the shards that it maps are removed. */
   if (vd_sync_folder(path, err)) return err->status;
   DIR *dir = opendir(folder);
   if (!dir) return vd_fail(err, VD_FAILED, "cannot read the folder %s: %s", folder, strerror(errno));
   for (struct dirent *e; (e = readdir(dir)) != NULL;) {
-    if (!belongs(e->d_name, name, prefix_length(name))) continue;
+    if (!vd_corpus_owns(prefix, e->d_name)) continue;
     if (unlinkat(dirfd(dir), e->d_name, 0) != 0 && errno != ENOENT)
-      vd_fail(err, VD_FAILED, "cannot remove %s%s: %s", folder, e->d_name, strerror(errno));
+      vd_fail(err, VD_FAILED, "cannot remove %s/%s: %s", folder, e->d_name, strerror(errno));
   }
   closedir(dir);
   return err->status;

@@ -3,18 +3,8 @@
 #ifndef VD_CORPUS_WRITE_H
 #define VD_CORPUS_WRITE_H
 
+#include "io/corpus_layout.h"
 #include "io/h5.h"
-#include "src/base/choices.h"
-
-enum { VD_LONGEST_SYMBOL = 1024 };
-
-/* Symbols in the order of their ids. */
-typedef struct vd_vocabulary {
-  int64_t n, width; /* width: bytes of the longest symbol */
-  uint8_t *symbol;  /* [n][width], padded with zeros */
-  int32_t *length;  /* [n] bytes */
-  int64_t *count;   /* [n] occurrences in the whole source */
-} vd_vocabulary;
 
 /* All that decides what the files of a corpus hold. Pointers are borrowed. */
 typedef struct vd_corpus_plan {
@@ -32,15 +22,6 @@ typedef struct vd_corpus_plan {
   char split_rule[256];             /* for people */
   const char *echo;                 /* resolved deck */
 } vd_corpus_plan;
-
-/* Not collective. "train", "valid", "test" for 0, 1, 2. */
-const char *vd_split_name(int split);
-/* Not collective. Number of shards of a split of n tokens. */
-int64_t vd_shard_count(int64_t n_token, int64_t shard_tokens);
-/* Not collective. Path of a shard: PREFIX-train-0000.h5 in the folder of `corpus_path`. prefix NULL: the name of
- * corpus_path without ".h5". VD_FAILED when it does not fit. */
-int vd_shard_path(const char *corpus_path, const char *prefix, int split, int64_t index, char *path, size_t size,
-                  vd_error *err);
 
 typedef struct vd_shard vd_shard;
 /* Not collective. Starts writing shard `index` of a split; memory: about 1 MiB. Errors: the file cannot be created. */

@@ -4,6 +4,7 @@
 #ifndef VD_H5_H
 #define VD_H5_H
 
+#include "io/atomic_file.h"
 #include "src/base/error.h"
 
 #include <hdf5.h>
@@ -79,12 +80,18 @@ int vd_h5_get_i64(hid_t object, const char *name, int64_t *value, vd_error *err)
 /* Not collective. Reads a scalar float attribute. Missing or mistyped: an error. */
 int vd_h5_get_f64(hid_t object, const char *name, double *value, vd_error *err);
 
-/* Files that appear whole or not at all: written under a temporary name beside `path` (.NAME.tmp-PID), then flushed,
- * closed, fsynced, renamed, and the folder fsynced. Root attributes written on creation: "viaduct_kind" ("corpus",
- * "shard", "checkpoint", "trace", "nll"), "viaduct_version", "git_version", "created" (UTC). */
+/* The version of the file formats. A change after which an older program would misread a file raises it; files of all
+ * earlier versions are read.
+ *   1: files without the attribute
+ *   2: the attribute itself; the trace has /time and /wall and ends with a digest */
+enum { VD_FORMAT_VERSION = 2 };
+
+/* A file that is being written, whole or not at all (io/atomic_file.h). Root attributes written on creation:
+ * "viaduct_kind" ("corpus", "shard", "checkpoint", "trace", "nll"), "format_version", "viaduct_version", "git_version",
+ * "created" (UTC). */
 typedef struct vd_h5_out {
-  hid_t file;
-  char path[1024], temporary[1088];
+  hid_t file; /* -1: closed */
+  vd_atomic_file at;
 } vd_h5_out;
 /* Not collective. Creates the temporary file; out->file is open for writing until commit or abandon. Errors: the folder
  * is missing or not writable. */
@@ -102,17 +109,11 @@ int vd_h5_room(hid_t file, const char *path, size_t more, vd_error *err);
 int vd_h5_commit(vd_h5_out *out, vd_error *err);
 /* Not collective. Closes and removes the temporary; harmless after commit or a failed begin. */
 void vd_h5_abandon(vd_h5_out *out);
-/* Not collective. Writes the four root attributes (see above) to a file that was created otherwise (the trace). */
-int vd_h5_stamp(hid_t file, const char *kind, vd_error *err);
-/* Not collective. fsyncs the folder that holds `path`, so that a rename there lasts. */
-int vd_sync_folder(const char *path, vd_error *err);
-/* Not collective. True when `name` (without folder) is what vd_h5_begin() calls a temporary of the file `of` (NULL: of
- * any file). */
-bool vd_is_temporary(const char *name, const char *of);
-
-/* Not collective. Opens a file of Viaduct's read-only and checks its kind; *file is closed by the caller with
- * H5Fclose while holding the lock. kind NULL: any. Missing, truncated, foreign, other kind: VD_FAILED with a message
- * that says which. */
+/* Not collective. Opens a file of Viaduct's read-only and checks its kind and its format version; the caller closes
+ * *file with H5Fclose() while holding the lock. kind NULL: any. Missing, truncated, foreign, of another kind, written
+ * by a newer Viaduct: VD_FAILED with a message that says which; *file is -1 then. */
 int vd_h5_open(const char *path, const char *kind, hid_t *file, vd_error *err);
+/* Not collective. The format version of an open file of Viaduct's: 1 without the attribute. */
+int vd_h5_format(hid_t file, int64_t *version, vd_error *err);
 
 #endif

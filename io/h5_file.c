@@ -4,7 +4,6 @@
 #include "src/base/regular_file.h"
 #include "src/base/version.h"
 
-#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -21,76 +20,33 @@ hid_t vd_h5_access(void) {
   return list;
 }
 
-/* Splits path into its folder ("." when it names none) and the name in it. */
-static const char *split_path(const char *path, char *folder, size_t size) {
-  const char *slash = strrchr(path, '/');
-  if (!slash)
-    snprintf(folder, size, ".");
-  else
-    snprintf(folder, size, "%.*s", slash == path ? 1 : (int)(slash - path), path);
-  return slash ? slash + 1 : path;
-}
-
-int vd_sync_folder(const char *path, vd_error *err) {
-  char folder[1024];
-  split_path(path, folder, sizeof folder);
-  int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  /* Some file systems cannot fsync a folder (EINVAL); there is nothing more to do on them. */
-  if (fd < 0 || (fsync(fd) != 0 && errno != EINVAL))
-    vd_fail(err, VD_FAILED, "cannot sync the folder %s: %s", folder, strerror(errno));
-  if (fd >= 0) close(fd);
-  return err->status;
-}
-
-bool vd_is_temporary(const char *name, const char *of) {
-  const char *mark = strstr(name, ".tmp-");
-  if (name[0] != '.' || !mark) return false;
-  for (const char *next; (next = strstr(mark + 1, ".tmp-")) != NULL;) mark = next;
-  if (of && (strlen(of) != (size_t)(mark - name - 1) || strncmp(name + 1, of, strlen(of)) != 0)) return false;
-  const char *digit = mark + 5;
-  while (isdigit((unsigned char)*digit)) digit++;
-  return digit > mark + 5 && *digit == '\0';
-}
-
-int vd_h5_stamp(hid_t file, const char *kind, vd_error *err) {
+static int stamp(hid_t file, const char *kind, vd_error *err) {
   char created[VD_UTC_BYTES];
   vd_clock_utc(created);
-  if (vd_h5_attr_text(file, "viaduct_kind", kind, err) || vd_h5_attr_text(file, "viaduct_version", vd_version(), err) ||
+  if (vd_h5_attr_text(file, "viaduct_kind", kind, err) ||
+      vd_h5_attr_i64(file, "format_version", VD_FORMAT_VERSION, err) ||
+      vd_h5_attr_text(file, "viaduct_version", vd_version(), err) ||
       vd_h5_attr_text(file, "git_version", vd_git_version(), err) || vd_h5_attr_text(file, "created", created, err))
     return err->status;
   return VD_OK;
 }
 
 int vd_h5_begin(vd_h5_out *out, const char *path, const char *kind, vd_error *err) {
-  char folder[1024];
   out->file = -1;
-  out->temporary[0] = '\0';
-  if (strlen(path) >= sizeof out->path) return vd_fail(err, VD_FAILED, "the path is too long: %s", path);
-  snprintf(out->path, sizeof out->path, "%s", path);
-  const char *name = split_path(path, folder, sizeof folder);
-  if (access(folder, W_OK | X_OK) != 0)
-    return vd_fail(err, VD_FAILED, "cannot write %s: folder %s: %s", path, folder, strerror(errno));
-  snprintf(out->temporary, sizeof out->temporary, "%.*s.%s.tmp-%ld", (int)(name - path), path, name, (long)getpid());
+  if (vd_atomic_begin(&out->at, path, err)) return err->status;
   hid_t access_list = vd_h5_access(), list = H5Pcreate(H5P_FILE_CREATE);
   /* STRONG, so that giving up leaves nothing open; commit takes objects left open for the bug they are. */
   H5Pset_fclose_degree(access_list, H5F_CLOSE_STRONG);
   H5Pset_link_creation_order(list, H5P_CRT_ORDER_TRACKED | H5P_CRT_ORDER_INDEXED);
-  out->file = H5Fcreate(out->temporary, H5F_ACC_TRUNC, list, access_list);
-  if (out->file < 0) vd_h5_fail(err, "cannot create %s", out->temporary);
+  out->file = H5Fcreate(out->at.temporary, H5F_ACC_TRUNC, list, access_list);
+  if (out->file < 0) vd_h5_fail(err, "cannot create %s", out->at.temporary);
   H5Pclose(list);
   H5Pclose(access_list);
-  if (err->status || vd_h5_stamp(out->file, kind, err)) {
+  if (err->status || stamp(out->file, kind, err)) {
     vd_h5_abandon(out);
     return vd_wrap(err, "%s", path);
   }
   return VD_OK;
-}
-
-static int sync_file(const char *path, vd_error *err) {
-  int fd = open(path, O_RDONLY | O_CLOEXEC);
-  if (fd < 0 || fsync(fd) != 0) vd_fail(err, VD_FAILED, "cannot sync %s: %s", path, strerror(errno));
-  if (fd >= 0) close(fd);
-  return err->status;
 }
 
 int vd_h5_room(hid_t file, const char *path, size_t more, vd_error *err) {
@@ -115,24 +71,18 @@ int vd_h5_room(hid_t file, const char *path, size_t more, vd_error *err) {
 int vd_h5_finish(vd_h5_out *out, vd_error *err) {
   if (out->file < 0) return VD_OK;
   unsigned objects = H5F_OBJ_DATASET | H5F_OBJ_GROUP | H5F_OBJ_DATATYPE | H5F_OBJ_ATTR | H5F_OBJ_LOCAL;
-  if (H5Fget_obj_count(out->file, objects) > 0) vd_bug("objects of %s are still open", out->path);
-  if (vd_h5_room(out->file, out->path, 64 * 1024, err)) return err->status;
-  if (H5Fflush(out->file, H5F_SCOPE_LOCAL) < 0) vd_h5_fail(err, "cannot write %s", out->path);
-  if (err->status == VD_OK && H5Fclose(out->file) < 0) vd_h5_fail(err, "cannot close %s", out->path);
+  if (H5Fget_obj_count(out->file, objects) > 0) vd_bug("objects of %s are still open", out->at.path);
+  if (vd_h5_room(out->file, out->at.path, 64 * 1024, err)) return err->status;
+  if (H5Fflush(out->file, H5F_SCOPE_LOCAL) < 0) vd_h5_fail(err, "cannot write %s", out->at.path);
+  if (err->status == VD_OK && H5Fclose(out->file) < 0) vd_h5_fail(err, "cannot close %s", out->at.path);
   if (err->status == VD_OK) out->file = -1;
   return err->status;
 }
 
 int vd_h5_commit(vd_h5_out *out, vd_error *err) {
-  vd_h5_finish(out, err);
-  if (err->status == VD_OK && sync_file(out->temporary, err) == VD_OK && rename(out->temporary, out->path) != 0)
-    vd_fail(err, VD_FAILED, "cannot rename %s to %s: %s", out->temporary, out->path, strerror(errno));
-  if (err->status) {
-    vd_h5_abandon(out);
-    return err->status;
-  }
-  out->temporary[0] = '\0';
-  return vd_sync_folder(out->path, err);
+  if (vd_h5_finish(out, err) == VD_OK) return vd_atomic_commit(&out->at, err);
+  vd_h5_abandon(out);
+  return err->status;
 }
 
 /* Gives HDF5 memory to write to instead of the disk, through the same descriptor. A file that cannot be flushed (a full
@@ -158,18 +108,33 @@ void vd_h5_abandon(vd_h5_out *out) {
     if (limited) setrlimit(RLIMIT_FSIZE, &limit);
   }
   out->file = -1;
-  if (out->temporary[0]) unlink(out->temporary);
-  out->temporary[0] = '\0';
+  vd_atomic_abandon(&out->at);
 }
 
+int vd_h5_format(hid_t file, int64_t *version, vd_error *err) {
+  *version = 1;
+  if (H5Aexists(file, "format_version") > 0) vd_h5_get_i64(file, "format_version", version, err);
+  return err->status;
+}
+
+/* VD_OK when an open HDF5 file is of this kind and of a format that this program reads. */
 static int check_kind(hid_t file, const char *path, const char *kind, vd_error *err) {
   vd_error none = {0};
   char *found = NULL;
+  int64_t version;
   if (vd_h5_get_text(file, "viaduct_kind", &found, &none) != VD_OK)
     return vd_fail(err, VD_FAILED, "%s is an HDF5 file, but not one of Viaduct's", path);
   if (kind && strcmp(kind, found) != 0)
     vd_fail(err, VD_FAILED, "%s is a Viaduct file of kind '%s'; '%s' is wanted here", path, found, kind);
   free(found);
+  if (err->status) return err->status;
+  if (vd_h5_format(file, &version, err)) return vd_wrap(err, "%s", path);
+  if (version > VD_FORMAT_VERSION)
+    vd_fail(err, VD_FAILED,
+            "%s was written by a newer viaduct: its format_version is %lld, and this program (version %s) reads up to "
+            "%d; use a newer program, or write the file anew with this one",
+            path, (long long)version, vd_version(), VD_FORMAT_VERSION);
+  if (version < 1) vd_fail(err, VD_FAILED, "%s: format_version is %lld", path, (long long)version);
   return err->status;
 }
 

@@ -45,7 +45,7 @@ int vd_nll_put(vd_nll *f, int64_t first, int64_t n, const float *nll, vd_error *
   hid_t file = H5Dget_space(f->dataset), memory = H5Screate_simple(1, &count, NULL);
   if (file < 0 || memory < 0 || H5Sselect_hyperslab(file, H5S_SELECT_SET, &offset, NULL, &count, NULL) < 0 ||
       H5Dwrite(f->dataset, H5T_NATIVE_FLOAT, memory, file, H5P_DEFAULT, nll) < 0)
-    vd_h5_fail(err, "cannot write %s", f->out.path);
+    vd_h5_fail(err, "cannot write %s", f->out.at.path);
   if (file >= 0) H5Sclose(file);
   if (memory >= 0) H5Sclose(memory);
   vd_h5_unlock(f->h5);
@@ -54,7 +54,7 @@ int vd_nll_put(vd_nll *f, int64_t first, int64_t n, const float *nll, vd_error *
 
 int vd_nll_commit(vd_nll **f, vd_error *err) {
   vd_h5_lock((*f)->h5);
-  if (H5Dclose((*f)->dataset) < 0) vd_h5_fail(err, "cannot write %s", (*f)->out.path);
+  if (H5Dclose((*f)->dataset) < 0) vd_h5_fail(err, "cannot write %s", (*f)->out.at.path);
   if (err->status)
     vd_h5_abandon(&(*f)->out);
   else

@@ -196,7 +196,7 @@ void vd_trace_write(void *what, vd_error *err) {
     if (err->status) vd_h5_abandon(&out);
     vd_h5_unlock(t->h5);
     /* The file is closed: HDF5 is free for others while it is read again and synced. */
-    if (err->status == VD_OK && vd_digest_seal(out.temporary, err) == VD_OK) vd_h5_commit(&out, err);
+    if (err->status == VD_OK && vd_digest_seal(out.at.temporary, err) == VD_OK) vd_h5_commit(&out, err);
     if (err->status) {
       vd_h5_lock(t->h5);
       vd_h5_abandon(&out);

@@ -43,7 +43,9 @@ int vd_info_settings(hid_t file, vd_error *err) {
 
 /* The lines that every kind has. */
 static int print_head(hid_t file, const char *path, const char *kind, const char *verified, vd_error *err) {
-  printf("%s\n  %-12s %s\n", path, "kind", kind);
+  int64_t format;
+  if (vd_h5_format(file, &format, err)) return err->status;
+  printf("%s\n  %-12s %s\n  %-12s %lld\n", path, "kind", kind, "format", (long long)format);
   if (vd_info_text(file, "viaduct_version", "version", err) || vd_info_text(file, "git_version", "commit", err) ||
       vd_info_text(file, "created", "created", err))
     return err->status;

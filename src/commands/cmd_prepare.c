@@ -22,23 +22,18 @@ static int check_path(const char *path, vd_error *err) {
   return VD_OK;
 }
 
-/* The folder of `path` must be there, or it is made, with those above it (when only asked: could it be made?). */
+/* Makes the folder of `path` and those above it, or, without `make`, checks that they could be made. */
 static int check_folder(const char *path, bool make, vd_error *err) {
-  char folder[VD_PATH];
-  snprintf(folder, sizeof folder, "%s", path);
-  char *end = strrchr(folder, '/');
-  if (!end)
-    return access(".", W_OK) == 0 ? VD_OK : vd_fail(err, VD_FAILED, "cannot write %s: %s", path, strerror(errno));
-  *(end == folder ? end + 1 : end) = '\0';
-  if (access(folder, F_OK) != 0 && errno == ENOENT) {
-    if (check_folder(folder, make, err)) return err->status;
-    if (make && mkdir(folder, 0777) != 0 && errno != EEXIST)
-      return vd_fail(err, VD_FAILED, "cannot make the folder %s: %s", folder, strerror(errno));
-    if (!make) return VD_OK;
+  char folder[VD_PATH], above[VD_PATH];
+  struct stat st;
+  vd_split_path(path, folder, sizeof folder);
+  if (make && vd_make_folder(folder, err)) return vd_wrap(err, "cannot write %s", path);
+  while (access(folder, F_OK) != 0 && errno == ENOENT) {
+    vd_split_path(folder, above, sizeof above);
+    memcpy(folder, above, sizeof folder);
   }
   if (access(folder, W_OK | X_OK) != 0)
     return vd_fail(err, VD_FAILED, "cannot write %s: folder %s: %s", path, folder, strerror(errno));
-  struct stat st;
   if (stat(folder, &st) != 0 || !S_ISDIR(st.st_mode))
     return vd_fail(err, VD_FAILED, "cannot write %s: %s is not a folder", path, folder);
   return VD_OK;

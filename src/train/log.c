@@ -1,6 +1,6 @@
 #include "src/train/log.h"
 
-#include "io/h5.h" /* vd_sync_folder() */
+#include "io/atomic_file.h"
 #include "src/base/clock.h"
 
 #include <errno.h>
@@ -27,18 +27,6 @@ double vd_log_wall(const vd_log *log) {
   return log ? log->wall_before + vd_clock_seconds() - log->opened : 0.0;
 }
 
-/* Writes all of text, VD_FAILED otherwise. */
-static int write_all(int fd, const char *path, const char *text, size_t n, vd_error *err) {
-  while (n > 0) {
-    ssize_t done = write(fd, text, n);
-    if (done < 0 && errno == EINTR) continue;
-    if (done < 0) return vd_fail(err, VD_FAILED, "cannot write %s: %s", path, strerror(errno));
-    text += done;
-    n -= (size_t)done;
-  }
-  return VD_OK;
-}
-
 /* One line of the old log. Dropped: a torn last line, and lines of later updates. A line that cannot be read is none of
  * these, and not ours to throw away: it is kept, and said. */
 static int keep_line(vd_log *log, const char *line, size_t n, int64_t number, int64_t update, vd_error *err) {
@@ -48,8 +36,8 @@ static int keep_line(vd_log *log, const char *line, size_t n, int64_t number, in
   bool readable = json_is_integer(done);
   if (readable ? json_integer_value(done) <= update : whole) {
     if (!readable) vd_log_message(log, "%s:%lld cannot be read; it is kept", log->path, (long long)number);
-    write_all(log->fd, log->path, line, n, err);
-    if (!whole && err->status == VD_OK) write_all(log->fd, log->path, "\n", 1, err);
+    vd_write_all(log->fd, log->path, line, n, err);
+    if (!whole && err->status == VD_OK) vd_write_all(log->fd, log->path, "\n", 1, err);
     if (readable && json_is_number(wall)) log->wall_before = json_number_value(wall);
   }
   json_decref(row);
@@ -68,22 +56,15 @@ static int keep_lines(vd_log *log, FILE *old, int64_t update, vd_error *err) {
   return err->status;
 }
 
-/* Makes the log anew from the lines to be kept, and puts it in place of the old one at once. */
-static int cut_off(vd_log *log, const char *directory, int64_t update, vd_error *err) {
-  char temporary[1100];
-  snprintf(temporary, sizeof temporary, "%s/.log.jsonl.tmp-%ld", directory, (long)getpid());
+/* Replaces the log by one of the lines that are kept. */
+static int cut_off(vd_log *log, int64_t update, vd_error *err) {
+  vd_atomic_file f;
   FILE *old = fopen(log->path, "re");
   if (!old && errno != ENOENT) return vd_fail(err, VD_FAILED, "cannot read %s: %s", log->path, strerror(errno));
-  log->fd = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0666);
-  if (log->fd < 0) {
-    vd_fail(err, VD_FAILED, "cannot create %s: %s", temporary, strerror(errno));
-  } else if (!old || keep_lines(log, old, update, err) == VD_OK) {
-    if (fsync(log->fd) != 0 || rename(temporary, log->path) != 0)
-      vd_fail(err, VD_FAILED, "cannot replace %s: %s", log->path, strerror(errno));
-    else
-      vd_sync_folder(log->path, err);
-  }
-  if (err->status) unlink(temporary);
+  if (vd_atomic_begin(&f, log->path, err) == VD_OK && vd_atomic_create(&f, O_APPEND, &log->fd, err) == VD_OK &&
+      (!old || keep_lines(log, old, update, err) == VD_OK))
+    vd_atomic_commit(&f, err);
+  if (err->status) vd_atomic_abandon(&f);
   if (old) fclose(old);
   return err->status;
 }
@@ -101,7 +82,7 @@ int vd_log_open(vd_log **log, const char *directory, int64_t update, int64_t max
   if (snprintf(made->path, sizeof made->path, "%s/log.jsonl", directory) >= 1024)
     vd_fail(err, VD_FAILED, "the path is too long: %s", directory);
   else
-    cut_off(made, directory, update, err);
+    cut_off(made, update, err);
   if (err->status) {
     if (made->fd >= 0) close(made->fd);
     free(made);
@@ -124,7 +105,7 @@ static int append(vd_log *log, json_t *object, vd_error *err) {
   size_t n = strlen(text);
   text[n] = '\n'; /* in the place of the terminating zero */
   off_t before = lseek(log->fd, 0, SEEK_END);
-  if (write_all(log->fd, log->path, text, n + 1, err) == VD_OK && fdatasync(log->fd) != 0)
+  if (vd_write_all(log->fd, log->path, text, n + 1, err) == VD_OK && fdatasync(log->fd) != 0)
     vd_fail(err, VD_FAILED, "cannot sync %s: %s", log->path, strerror(errno));
   if (err->status && before >= 0 && ftruncate(log->fd, before) != 0)
     vd_wrap(err, "%s keeps a torn line (%s)", log->path, strerror(errno));

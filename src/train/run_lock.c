@@ -1,6 +1,6 @@
 #include "src/train/run_lock.h"
 
-#include "io/h5.h" /* vd_is_temporary() */
+#include "io/atomic_file.h"
 #include "src/base/clock.h"
 
 #include <dirent.h>

@@ -3,11 +3,8 @@
 #include "src/comm/collectives.h"
 #include "src/train/train.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 /* What a checkpoint that is being written may hold in memory, besides one arena. Where the memories of all streams are
@@ -50,39 +47,11 @@ int vd_train_plan(vd_train *t, vd_context *ctx, const vd_settings *s, vd_error *
   return vd_resume_find(ctx, s, vd_corpus_id(t->corpus), &t->resume, err);
 }
 
-static int make_folder(const char *path, vd_error *err) {
-  char part[VD_PATH + 64];
-  snprintf(part, sizeof part, "%s", path);
-  for (char *p = part + 1;; p++) {
-    if (*p != '/' && *p != '\0') continue;
-    char end = *p;
-    *p = '\0';
-    if (mkdir(part, 0777) != 0 && errno != EEXIST)
-      return vd_fail(err, VD_FAILED, "cannot create the folder %s: %s", part, strerror(errno));
-    if (end == '\0') break;
-    *p = end;
-  }
-  struct stat what;
-  if (stat(path, &what) != 0) return vd_fail(err, VD_FAILED, "%s: %s", path, strerror(errno));
-  if (!S_ISDIR(what.st_mode)) return vd_fail(err, VD_FAILED, "%s is not a folder", path);
-  return VD_OK;
-}
-
-/* DIRECTORY/deck.nml, whole or not at all; the first thing that a run writes, so that a folder that cannot be written
- * is known before any work is done. */
+/* The first file that a run writes, so that a folder that cannot be written is known before any work is done. */
 static int write_deck(const char *directory, const char *echo, vd_error *err) {
-  char path[VD_PATH + 64], temporary[VD_PATH + 96];
+  char path[VD_PATH + 64];
   snprintf(path, sizeof path, "%s/deck.nml", directory);
-  snprintf(temporary, sizeof temporary, "%s/.deck.nml.tmp-%ld", directory, (long)getpid());
-  FILE *f = fopen(temporary, "w");
-  if (!f) return vd_fail(err, VD_FAILED, "cannot write into run%%directory %s: %s", directory, strerror(errno));
-  bool written = fputs(echo, f) >= 0 && fflush(f) == 0 && fsync(fileno(f)) == 0;
-  int why = errno;
-  fclose(f);
-  if (written && rename(temporary, path) == 0) return VD_OK;
-  if (written) why = errno;
-  unlink(temporary);
-  return vd_fail(err, VD_FAILED, "cannot write %s: %s", path, strerror(why));
+  return vd_atomic_write(path, echo, strlen(echo), err);
 }
 
 /* A run that began at the same moment in a folder without a lock file may have come and gone since the plan. */
@@ -98,9 +67,9 @@ static int lock_folder(vd_train *t, vd_error *err) {
 static int make_run_folder(vd_train *t, vd_error *err) {
   char checkpoints[VD_PATH + 64];
   snprintf(checkpoints, sizeof checkpoints, "%s/checkpoints", t->settings->run.directory);
-  if (t->ctx->rank == 0 && make_folder(t->settings->run.directory, err) == VD_OK && lock_folder(t, err) == VD_OK &&
+  if (t->ctx->rank == 0 && vd_make_folder(t->settings->run.directory, err) == VD_OK && lock_folder(t, err) == VD_OK &&
       write_deck(t->settings->run.directory, t->echo, err) == VD_OK)
-    make_folder(checkpoints, err);
+    vd_make_folder(checkpoints, err);
   return vd_broadcast_error(t->ctx->comm, err);
 }
 

@@ -1,6 +1,7 @@
 /* Checkpoints: what was put comes back; every damaged byte and every cut is refused with a named error; the newest
  * whole one is found. */
 #include "io/checkpoint.h"
+#include "io/digest.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -119,6 +120,35 @@ static void test_newest_and_prune(void **state) {
   assert_string_equal(path, "");
 }
 
+/* A whole checkpoint of a later format. */
+static void write_newer(vd_h5 *h5, int64_t update) {
+  vd_error err = {0};
+  vd_h5_out out;
+  char path[256];
+  vd_checkpoint_path(RUN, update, path, sizeof path);
+  vd_h5_lock(h5);
+  assert_int_equal(vd_h5_begin(&out, path, "checkpoint", &err), VD_OK);
+  assert_true(H5Adelete(out.file, "format_version") >= 0);
+  assert_int_equal(vd_h5_attr_i64(out.file, "format_version", VD_FORMAT_VERSION + 1, &err), VD_OK);
+  assert_int_equal(vd_h5_finish(&out, &err), VD_OK);
+  assert_int_equal(vd_digest_seal(out.at.temporary, &err), VD_OK);
+  assert_int_equal(vd_h5_commit(&out, &err), VD_OK);
+  vd_h5_unlock(h5);
+}
+
+/* A run does not fall back to an older checkpoint when a newer program wrote the newest: it would overwrite its work.
+ */
+static void test_newer_format_is_no_damage(void **state) {
+  vd_error err = {0};
+  char path[256], warning[1024];
+  write_one(*state, 70);
+  write_newer(*state, 80);
+  assert_int_equal(vd_checkpoint_newest(*state, RUN, path, sizeof path, warning, sizeof warning, &err), VD_FAILED);
+  assert_non_null(strstr(err.message, "update-00000080.h5 was written by a newer viaduct"));
+  assert_string_equal(path, "");
+  assert_int_equal(unlink(RUN "/checkpoints/update-00000080.h5"), 0);
+}
+
 /* A folder of its own: another build of the same test may run beside this one. */
 static int setup(void **state) {
   vd_error err = {0};
@@ -136,6 +166,7 @@ static int teardown(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_comes_back), cmocka_unit_test(test_damage_is_named),
-                                     cmocka_unit_test(test_newest_and_prune)};
+                                     cmocka_unit_test(test_newest_and_prune),
+                                     cmocka_unit_test(test_newer_format_is_no_damage)};
   return cmocka_run_group_tests(tests, setup, teardown);
 }

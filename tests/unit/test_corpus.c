@@ -85,6 +85,30 @@ static void test_round_trip(void **state) {
   check_round_trip(*state, 1000000, 9, 65535);
 }
 
+static void test_names_of_files(void **state) {
+  (void)state;
+  char prefix[64], name[64], path[64];
+  vd_error err = {0};
+  vd_corpus_prefix("data/a-train.h5", prefix, sizeof prefix);
+  assert_string_equal(prefix, "a-train");
+  vd_shard_name(prefix, 2, 12345, name, sizeof name);
+  assert_string_equal(name, "a-train-test-12345.h5");
+  assert_int_equal(vd_shard_path("data/x.h5", "a", 0, 7, path, sizeof path, &err), VD_OK);
+  assert_string_equal(path, "data/a-train-0007.h5");
+  assert_int_equal(vd_shard_path("data/x.h5", "a", 0, 7, path, 20, &err), VD_FAILED);
+  static const char *const own[] = {"a-train-0000.h5", "a-test-12345.h5", ".a-valid-0001.h5.tmp-5", ".a.h5.tmp-77"};
+  static const char *const foreign[] = {
+      "a.h5",         "a-train-000.h5", "a-train-0000.h5x", "a-training-0000.h5", "b-train-0000.h5",
+      ".b.h5.tmp-77", ".a.h5.tmp-",     "a-train-.h5"};
+  for (size_t i = 0; i < sizeof own / sizeof *own; i++) assert_true(vd_corpus_owns("a", own[i]));
+  for (size_t i = 0; i < sizeof foreign / sizeof *foreign; i++) assert_false(vd_corpus_owns("a", foreign[i]));
+  assert_true(vd_corpus_owns("a.tmp-1", ".a.tmp-1.h5.tmp-2"));
+  assert_int_equal(vd_shard_length(10, 4, 0), 4);
+  assert_int_equal(vd_shard_length(10, 4, 2), 2);
+  assert_int_equal(vd_split_number("valid"), 1);
+  assert_int_equal(vd_split_number("trian"), -1);
+}
+
 static void test_unknown_split(void **state) {
   const int64_t n[3] = {100, 50, 50};
   vd_corpus *c = open_made(*state, n, 64, 0, 10);
@@ -219,6 +243,7 @@ static void test_compare(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(test_round_trip, setup, teardown),
+      cmocka_unit_test(test_names_of_files),
       cmocka_unit_test_setup_teardown(test_unknown_split, setup, teardown),
       cmocka_unit_test_setup_teardown(test_symbols, setup, teardown),
       cmocka_unit_test_setup_teardown(test_shards_missing_or_foreign, setup, teardown),

@@ -262,8 +262,8 @@ static void test_whole_or_not_at_all(void **state) {
   vd_h5_out out;
   assert_int_equal(vd_h5_begin(&out, f->path, "nll", &err), VD_OK);
   assert_int_equal(access(f->path, F_OK), -1);
-  assert_true(vd_is_temporary(strrchr(out.temporary, '/') + 1, "a.h5"));
-  assert_false(vd_is_temporary(strrchr(out.temporary, '/') + 1, "b.h5"));
+  assert_true(vd_is_temporary(strrchr(out.at.temporary, '/') + 1, "a.h5"));
+  assert_false(vd_is_temporary(strrchr(out.at.temporary, '/') + 1, "b.h5"));
   assert_false(vd_is_temporary(".a.h5.tmp-12x", "a.h5"));
   assert_false(vd_is_temporary("a.h5", NULL));
   vd_h5_abandon(&out);
@@ -330,6 +330,41 @@ static void test_open_says_what_is_wrong(void **state) {
   open_fails(f, NULL, "not one of Viaduct's");
 }
 
+static void set_format(fixture *f, int64_t version) {
+  vd_error err = {0};
+  hid_t file = H5Fopen(f->path, H5F_ACC_RDWR, H5P_DEFAULT);
+  assert_true(file >= 0);
+  assert_true(H5Adelete(file, "format_version") >= 0);
+  if (version != 0) assert_int_equal(vd_h5_attr_i64(file, "format_version", version, &err), VD_OK);
+  H5Fclose(file);
+}
+
+static int64_t format_of(fixture *f) {
+  vd_error err = {0};
+  hid_t file;
+  int64_t version = -1;
+  assert_int_equal(vd_h5_open(f->path, "checkpoint", &file, &err), VD_OK);
+  assert_int_equal(vd_h5_format(file, &version, &err), VD_OK);
+  H5Fclose(file);
+  return version;
+}
+
+static void test_format_version(void **state) {
+  fixture *f = *state;
+  vd_error err = {0};
+  write_file(f, &err);
+  assert_int_equal(format_of(f), VD_FORMAT_VERSION);
+  set_format(f, VD_FORMAT_VERSION + 1);
+  open_fails(f, "checkpoint", "written by a newer viaduct");
+  open_fails(f, NULL, "written by a newer viaduct");
+  set_format(f, -1);
+  open_fails(f, NULL, "format_version is -1");
+  set_format(f, 1);
+  assert_int_equal(format_of(f), 1);
+  set_format(f, 0); /* no attribute: a file from before there was one */
+  assert_int_equal(format_of(f), 1);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(test_lock_is_recursive, setup, teardown),
@@ -341,6 +376,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(test_whole_or_not_at_all, setup, teardown),
       cmocka_unit_test_setup_teardown(test_full_disk, setup, teardown),
       cmocka_unit_test_setup_teardown(test_open_says_what_is_wrong, setup, teardown),
+      cmocka_unit_test_setup_teardown(test_format_version, setup, teardown),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
