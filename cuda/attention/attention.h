@@ -4,10 +4,10 @@
  * memory.
  *
  * Order within one update, on one stream. Once: vd_cuda_attention_key_pe, the parameter [d_head, attn_span] to a table
- * [attn_span, d_head] of activation type. For each layer: vd_cuda_attention_make_plan, vd_cuda_attention_forward, and
- * later vd_cuda_attention_backward, which adds to dtable. Once: vd_cuda_attention_key_pe_backward, dkey_pe += dtable^T.
- * Transformer-XL: make_plan, forward and backward alone, with its own members of the structs below; one plan and one
- * room may serve all layers.
+ * [attn_span, d_head] of activation type. For each layer: vd_cuda_attention_make_schedule, vd_cuda_attention_forward,
+ * and later vd_cuda_attention_backward, which adds to dtable. Once: vd_cuda_attention_key_pe_backward, dkey_pe +=
+ * dtable^T. Transformer-XL: make_plan, forward and backward alone, with its own members of the structs below; one plan
+ * and one room may serve all layers.
  */
 #ifndef VD_CUDA_ATTENTION_H
 #define VD_CUDA_ATTENTION_H
@@ -39,7 +39,7 @@ typedef struct vd_cuda_attention {
   int32_t n_span;         /* n_head, or 1; 0 with relative keys */
   int64_t kv_rows;        /* rows of a stream's memory; rows 0 .. window - 1 are used */
   const float *span;      /* [n_span] z in 0..1 */
-  void *plan;             /* vd_cuda_attention_plan_size() bytes, zeroed once when allocated */
+  void *schedule;         /* vd_cuda_attention_schedule_size() bytes, zeroed once when allocated */
   double dropout;         /* probability; 0 turns it off */
   vd_rng rng;
   int64_t row0; /* global number of the first stream */
@@ -51,14 +51,15 @@ typedef struct vd_cuda_attention {
   int64_t rel_stride;  /* of rel_key and drel_key */
   int32_t reach;       /* of all heads, >= 0 */
   const float *content_bias, *position_bias; /* u, v [n_head * d_head]; both NULL: none */
-  float *room; /* vd_cuda_attention_room_size() bytes: scratch of forward and of backward */
+  float *bias_scores; /* vd_cuda_attention_bias_scores_size() bytes: scratch of forward and of backward */
 
   int32_t bounds; /* 1: the layer's window, at most `window`, follows from the spans (vd_model_window) */
-  uint32_t *kept; /* vd_cuda_attention_kept_size() bytes that forward leaves for backward; NULL: both draw */
+  uint32_t
+      *dropout_mask; /* vd_cuda_attention_dropout_mask_size() bytes that forward leaves for backward; NULL: both draw */
 } vd_cuda_attention;
 
 /* Not collective. Bytes of a plan: the layer's reaches and work list. */
-size_t vd_cuda_attention_plan_size(void);
+size_t vd_cuda_attention_schedule_size(void);
 
 /* Not collective. Bytes of scratch memory that backward needs: softmax row sums, partial sums of the gradients of spans
  * or biases; with relative keys the queries with u too; what a->kept holds where that is NULL. */
@@ -66,19 +67,19 @@ size_t vd_cuda_attention_workspace_size(const vd_cuda_attention *a);
 
 /* Not collective. Bytes of a->kept, which weights dropout keeps, a bit each, in tiles of 64 x 64 up to the window for
  * every head; 0 where the kernels do not look at it. */
-size_t vd_cuda_attention_kept_size(const vd_cuda_attention *a);
+size_t vd_cuda_attention_dropout_mask_size(const vd_cuda_attention *a);
 
 /* Not collective. Bytes of a->room, (v - u).r(x) of each head and distance; 0 without relative keys. */
-size_t vd_cuda_attention_room_size(const vd_cuda_attention *a);
+size_t vd_cuda_attention_bias_scores_size(const vd_cuda_attention *a);
 
 /* Stream-ordered. Fills a->plan from a->span on the device: each head's reach, the heads from the longest to the
  * shortest, and how many key tiles each has. To be called before forward and whenever spans or window change. Returns
  * cudaErrorInvalidValue for shapes that the kernels do not take. */
-cudaError_t vd_cuda_attention_make_plan(const vd_cuda_attention *a, cudaStream_t stream);
+cudaError_t vd_cuda_attention_make_schedule(const vd_cuda_attention *a, cudaStream_t stream);
 
 /* Stream-ordered. The same for a[0 .. n - 1], the layers of a model, each with a plan of its own: one launch for up to
  * 24 layers. `a` is host memory, free again on return. Where any shape does not fit, no plan is made. */
-cudaError_t vd_cuda_attention_make_plans(int32_t n, const vd_cuda_attention *a, cudaStream_t stream);
+cudaError_t vd_cuda_attention_make_schedules(int32_t n, const vd_cuda_attention *a, cudaStream_t stream);
 
 /* Stream-ordered. table[attn_span, d_head] (of `type`) = transpose of key_pe[d_head, attn_span]: row attn_span - x
  * holds pe(x), so that rows follow key order. */

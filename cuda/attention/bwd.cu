@@ -5,10 +5,9 @@
 
 /* delta [n_stream, n_head, block] = sum over a head's columns of out * dout. Eight lanes share a row of a head. */
 template <typename T>
-__global__ void vd_delta_kernel(const __grid_constant__ vd_cuda_attention a, const T *out, const T *dout,
-                                float *delta) {
+__global__ void delta_kernel(const __grid_constant__ vd_cuda_attention a, const T *out, const T *dout, float *delta) {
   constexpr int chunk = 16 / (int)sizeof(T);
-  vd_await_before();
+  vd_pdl_wait();
   int64_t id = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / 8, row = id / a.n_head;
   int head = (int)(id % a.n_head), lane = (int)threadIdx.x % 8;
   bool valid = row < (int64_t)a.n_stream * a.block;
@@ -32,13 +31,13 @@ __global__ void vd_delta_kernel(const __grid_constant__ vd_cuda_attention a, con
 }
 
 /* dspan[s] += attn_span / ramp * the sum of its items, in a fixed order. */
-__global__ void vd_dspan_kernel(int n, float factor, const float *item, float *dspan) {
-  __shared__ float sums[VD_THREADS];
-  vd_await_before();
+__global__ void dspan_kernel(int n, float factor, const float *tile_id, float *dspan) {
+  __shared__ float sums[VD_WARPGROUP];
+  vd_pdl_wait();
   float sum = 0;
-  for (int i = (int)threadIdx.x; i < n; i += VD_THREADS) sum += item[(int64_t)blockIdx.x * n + i];
+  for (int i = (int)threadIdx.x; i < n; i += VD_WARPGROUP) sum += tile_id[(int64_t)blockIdx.x * n + i];
   sums[threadIdx.x] = sum;
-  for (int m = VD_THREADS / 2; m; m >>= 1) {
+  for (int m = VD_WARPGROUP / 2; m; m >>= 1) {
     __syncthreads();
     if ((int)threadIdx.x < m) sums[threadIdx.x] += sums[threadIdx.x + m];
   }
@@ -46,96 +45,97 @@ __global__ void vd_dspan_kernel(int n, float factor, const float *item, float *d
 }
 
 /* Bytes that end at a multiple of 16. */
-static size_t vd_round_16(size_t bytes) {
+static size_t round_up_16(size_t bytes) {
   return (bytes + 15) / 16 * 16;
 }
 
 /* Lays the room out from `base` on; returns its bytes. */
-static size_t vd_lay_out(const vd_cuda_attention *a, void *base, vd_backward_room *room) {
+static size_t lay_out(const vd_cuda_attention *a, void *base, vd_backward_workspace *ws) {
   size_t pairs = (size_t)a->n_stream * (size_t)a->n_head, items = pairs * (size_t)vd_ceil_div(a->block, VD_TILE);
   size_t rows = (size_t)a->n_stream * (size_t)a->block, element = a->type == VD_FP32 ? 4 : 2;
-  size_t kept = a->kept ? 0 : vd_cuda_attention_kept_size(a);
-  size_t delta = kept + vd_round_16(pairs * (size_t)a->block * 4);
-  room->kept = a->kept ? a->kept : (uint32_t *)base, room->delta = (float *)((char *)base + kept);
+  size_t dropout_mask = a->dropout_mask ? 0 : vd_cuda_attention_dropout_mask_size(a);
+  size_t delta = dropout_mask + round_up_16(pairs * (size_t)a->block * 4);
+  ws->dropout_mask = a->dropout_mask ? a->dropout_mask : (uint32_t *)base,
+  ws->delta = (float *)((char *)base + dropout_mask);
   if (a->rel_key) {
-    size_t bias = delta + vd_round_16(rows * (size_t)a->n_head * (size_t)a->d_head * element);
-    size_t sum = bias + vd_round_16(items * 2 * (size_t)a->d_head * 4);
-    room->query = (char *)base + delta, room->dbias = (float *)((char *)base + bias);
-    room->dsum = (float *)((char *)base + sum);
+    size_t bias = delta + round_up_16(rows * (size_t)a->n_head * (size_t)a->d_head * element);
+    size_t sum = bias + round_up_16(items * 2 * (size_t)a->d_head * 4);
+    ws->query = (char *)base + delta, ws->dbias = (float *)((char *)base + bias);
+    ws->dsum = (float *)((char *)base + sum);
     return sum + (size_t)a->n_head * ((size_t)a->reach + 1) * 4;
   }
-  room->dspan = (float *)((char *)base + delta);
+  ws->dspan = (float *)((char *)base + delta);
   return delta + items * 4;
 }
 
 size_t vd_cuda_attention_workspace_size(const vd_cuda_attention *a) {
-  vd_backward_room room = {};
-  return vd_lay_out(a, NULL, &room);
+  vd_backward_workspace ws = {};
+  return lay_out(a, NULL, &ws);
 }
 
-static cudaError_t vd_fill_delta(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g, float *delta,
-                                 cudaStream_t stream) {
+static cudaError_t fill_delta(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g, float *delta,
+                              cudaStream_t stream) {
   int64_t lanes = (int64_t)a->n_stream * a->n_head * a->block * 8;
   unsigned blocks = (unsigned)((lanes + 255) / 256);
   if (a->type == VD_FP32) {
-    return vd_launch_ready(vd_delta_kernel<float>, blocks, 256, 0, stream, *a, (const float *)g->out,
-                           (const float *)g->dout, delta);
+    return vd_launch_pdl(delta_kernel<float>, blocks, 256, 0, stream, *a, (const float *)g->out, (const float *)g->dout,
+                         delta);
   } else if (a->type == VD_BF16) {
-    return vd_launch_ready(vd_delta_kernel<__nv_bfloat16>, blocks, 256, 0, stream, *a, (const __nv_bfloat16 *)g->out,
-                           (const __nv_bfloat16 *)g->dout, delta);
+    return vd_launch_pdl(delta_kernel<__nv_bfloat16>, blocks, 256, 0, stream, *a, (const __nv_bfloat16 *)g->out,
+                         (const __nv_bfloat16 *)g->dout, delta);
   } else {
-    return vd_launch_ready(vd_delta_kernel<__half>, blocks, 256, 0, stream, *a, (const __half *)g->out,
-                           (const __half *)g->dout, delta);
+    return vd_launch_pdl(delta_kernel<__half>, blocks, 256, 0, stream, *a, (const __half *)g->out,
+                         (const __half *)g->dout, delta);
   }
 }
 
 /* What the kernel by queries left behind: span or bias gradients. */
-static cudaError_t vd_sum_up(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
-                             const vd_backward_room *room, cudaStream_t stream) {
-  if (a->rel_key) return vd_relative_end(a, g, room, stream);
+static cudaError_t sum_partials(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
+                                const vd_backward_workspace *ws, cudaStream_t stream) {
+  if (a->rel_key) return vd_relative_end(a, g, ws, stream);
   int items = a->n_stream * a->n_head * vd_ceil_div(a->block, VD_TILE);
   float factor = (float)a->attn_span / (float)a->ramp;
-  return vd_launch_ready(vd_dspan_kernel, (unsigned)a->n_span, VD_THREADS, 0, stream, items / a->n_span, factor,
-                         room->dspan, g->dspan);
+  return vd_launch_pdl(dspan_kernel, (unsigned)a->n_span, VD_WARPGROUP, 0, stream, items / a->n_span, factor, ws->dspan,
+                       g->dspan);
 }
 
 /* What comes before the two kernels. Where draws are wanted, the side stream makes them. */
-static cudaError_t vd_prepare(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
-                              const vd_backward_room *room, cudaStream_t stream, cudaStream_t side) {
-  const bool draws = vd_by_group(a) && !a->kept && a->dropout > 0, forks = side != stream;
+static cudaError_t prepare(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
+                           const vd_backward_workspace *ws, cudaStream_t stream, cudaStream_t side) {
+  const bool draws = vd_uses_wgmma(a) && !a->dropout_mask && a->dropout > 0, forks = side != stream;
   cudaError_t e = cudaSuccess;
   if (draws && forks) e = cudaEventRecord(g->fork, stream);
   if (e == cudaSuccess && draws && forks) e = cudaStreamWaitEvent(side, g->fork, 0);
-  if (e == cudaSuccess && draws) e = vd_draw_kept(a, room->kept, side);
+  if (e == cudaSuccess && draws) e = vd_draw_kept(a, ws->dropout_mask, side);
   if (e == cudaSuccess && draws && forks) e = cudaEventRecord(g->join, side);
-  if (e == cudaSuccess) e = vd_fill_delta(a, g, room->delta, stream);
-  if (e == cudaSuccess && a->rel_key) e = vd_relative_begin(a, g, room, stream);
+  if (e == cudaSuccess) e = fill_delta(a, g, ws->delta, stream);
+  if (e == cudaSuccess && a->rel_key) e = vd_relative_begin(a, g, ws, stream);
   if (e == cudaSuccess && draws && forks) e = cudaStreamWaitEvent(stream, g->join, 0);
   return e;
 }
 
 /* The two kernels, which both come after what was prepared. The one by queries has the longest items: that by keys,
  * which fills what they leave, must not take the multiprocessors before it. */
-static cudaError_t vd_run_both(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
-                               const vd_backward_room *room, cudaStream_t stream, cudaStream_t side) {
-  const bool group = vd_by_group(a);
+static cudaError_t run_both(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
+                            const vd_backward_workspace *ws, cudaStream_t stream, cudaStream_t side) {
+  const bool group = vd_uses_wgmma(a);
   cudaError_t e = cudaSuccess;
   if (side != stream) e = cudaEventRecord(g->fork, stream);
   if (e == cudaSuccess && side != stream) e = cudaStreamWaitEvent(side, g->fork, 0);
-  if (e == cudaSuccess) e = (group ? vd_group_by_query : vd_backward_by_query)(a, g, room, stream);
+  if (e == cudaSuccess) e = (group ? vd_dq_wgmma : vd_dq_mma)(a, g, ws, stream);
   if (e == cudaSuccess && group && side != stream) e = cudaStreamWaitEvent(side, g->join, 0);
-  if (e == cudaSuccess) e = (group ? vd_group_by_key : vd_backward_by_key)(a, g, room, side);
+  if (e == cudaSuccess) e = (group ? vd_dkv_wgmma : vd_dkv_mma)(a, g, ws, side);
   return e;
 }
 
 cudaError_t vd_cuda_attention_backward(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                                        cudaStream_t stream) {
-  vd_backward_room room = {};
+  vd_backward_workspace ws = {};
   cudaStream_t side = g->side ? g->side : stream;
-  vd_lay_out(a, g->workspace, &room);
-  cudaError_t e = vd_prepare(a, g, &room, stream, side);
-  if (e == cudaSuccess) e = vd_run_both(a, g, &room, stream, side);
-  if (e == cudaSuccess) e = vd_sum_up(a, g, &room, stream);
+  lay_out(a, g->workspace, &ws);
+  cudaError_t e = prepare(a, g, &ws, stream, side);
+  if (e == cudaSuccess) e = run_both(a, g, &ws, stream, side);
+  if (e == cudaSuccess) e = sum_partials(a, g, &ws, stream);
   if (e == cudaSuccess && side != stream) e = cudaEventRecord(g->join, side);
   if (e == cudaSuccess && side != stream) e = cudaStreamWaitEvent(stream, g->join, 0);
   return e;

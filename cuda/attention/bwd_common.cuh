@@ -9,53 +9,53 @@ template <typename T, int D> struct vd_backward_layout {
   static constexpr bool hold_query = small, hold_key = small;
   static constexpr int query_blocks = small ? 2 : 1, key_blocks = small ? 2 : 1;
   static constexpr int stages = sizeof(T) * D <= 256 ? 2 : 1;
-  static constexpr int tile = VD_TILE * D, turned = VD_TILE * 2 * VD_TILE;
-  static constexpr int begin_bytes = (stages + 1) * VD_TILE * 4; /* what scores with position keys begin with */
-  static constexpr int query_bytes = ((2 + 2 * stages + stages + 1) * tile + turned) * (int)sizeof(T) + begin_bytes;
-  static constexpr int key_bytes = (2 + 2 * stages + stages + 1) * tile * (int)sizeof(T) + begin_bytes + stages * 512;
+  static constexpr int tile = VD_TILE * D, skewed = VD_TILE * 2 * VD_TILE;
+  static constexpr int bias_bytes = (stages + 1) * VD_TILE * 4; /* what scores with position keys begin with */
+  static constexpr int query_bytes = ((2 + 2 * stages + stages + 1) * tile + skewed) * (int)sizeof(T) + bias_bytes;
+  static constexpr int key_bytes = (2 + 2 * stages + stages + 1) * tile * (int)sizeof(T) + bias_bytes + stages * 512;
 };
 
 /* Places in the workspace. */
-typedef struct vd_backward_room {
-  float *delta;   /* [n_stream, n_head, block]: sum over a head's columns of out * dout */
-  float *dspan;   /* [n_head, n_stream, query tiles] */
-  void *query;    /* with relative keys: q + u [n_stream * block, width] */
-  float *dbias;   /* [query items, 2, d_head]: sums over an item's queries of the content and the position part of dq */
-  float *dsum;    /* [n_head, reach + 1]: sums of the gradients of scores over all queries at one distance */
-  uint32_t *kept; /* for groups, with dropout: see vd_draw_kept */
-} vd_backward_room;
+typedef struct vd_backward_workspace {
+  float *delta; /* [n_stream, n_head, block]: sum over a head's columns of out * dout */
+  float *dspan; /* [n_head, n_stream, query tiles] */
+  void *query;  /* with relative keys: q + u [n_stream * block, width] */
+  float *dbias; /* [query items, 2, d_head]: sums over an item's queries of the content and the position part of dq */
+  float *dsum;  /* [n_head, reach + 1]: sums of the gradients of scores over all queries at one distance */
+  uint32_t *dropout_mask; /* for groups, with dropout: see vd_draw_kept */
+} vd_backward_workspace;
 
 /* The queries that the kernels take, with u added where keys are relative. */
 template <typename T, bool REL>
-VD_DEV vd_lines<const T> vd_queries(const vd_cuda_attention &a, const vd_cuda_attention_gradient &g, const void *with_u,
-                                    int head, int stream) {
-  if constexpr (REL) return vd_plain_lines(a, (const T *)with_u, head, stream);
-  return vd_block_lines(a, (const T *)g.block, VD_QUERY, head, stream);
+VD_DEV vd_row_view<const T> vd_query_rows(const vd_cuda_attention &a, const vd_cuda_attention_gradient &g,
+                                          const void *with_u, int head, int stream) {
+  if constexpr (REL) return vd_output_rows(a, (const T *)with_u, head, stream);
+  return vd_block_rows(a, (const T *)g.block, VD_QUERY, head, stream);
 }
 
 /* Stream-ordered. Draws which weights dropout keeps where forward has not left them; dropout.cu. */
-cudaError_t vd_draw_kept(const vd_cuda_attention *a, uint32_t *kept, cudaStream_t stream);
+cudaError_t vd_draw_kept(const vd_cuda_attention *a, uint32_t *dropout_mask, cudaStream_t stream);
 
 /* Stream-ordered. The kernels by queries and by keys, with relative keys or without; bwd_dq_mma.cu,
  * bwd_dkv_mma.cu. */
-cudaError_t vd_backward_by_query(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
-                                 const vd_backward_room *room, cudaStream_t stream);
-cudaError_t vd_backward_by_key(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
-                               const vd_backward_room *room, cudaStream_t stream);
+cudaError_t vd_dq_mma(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g, const vd_backward_workspace *ws,
+                      cudaStream_t stream);
+cudaError_t vd_dkv_mma(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g, const vd_backward_workspace *ws,
+                       cudaStream_t stream);
 
-/* Stream-ordered. The same where vd_by_group(a); bwd_dq_wgmma.cu, bwd_dkv_wgmma.cu. Where there is a
+/* Stream-ordered. The same where vd_uses_wgmma(a); bwd_dq_wgmma.cu, bwd_dkv_wgmma.cu. Where there is a
  * side stream, g->join is recorded when all blocks of the kernel by queries have begun: a hint, as CUDA promises it. */
-cudaError_t vd_group_by_query(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
-                              const vd_backward_room *room, cudaStream_t stream);
-cudaError_t vd_group_by_key(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
-                            const vd_backward_room *room, cudaStream_t stream);
+cudaError_t vd_dq_wgmma(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
+                        const vd_backward_workspace *ws, cudaStream_t stream);
+cudaError_t vd_dkv_wgmma(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
+                         const vd_backward_workspace *ws, cudaStream_t stream);
 
 /* Stream-ordered. room->query = q + u, room->dsum = 0 before the kernels; the gradients of biases and, from dsum, the
  * rest of that of relative keys after them; relative.cu. */
 cudaError_t vd_relative_begin(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
-                              const vd_backward_room *room, cudaStream_t stream);
+                              const vd_backward_workspace *ws, cudaStream_t stream);
 cudaError_t vd_relative_end(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
-                            const vd_backward_room *room, cudaStream_t stream);
+                            const vd_backward_workspace *ws, cudaStream_t stream);
 
 /* From score s (units of log 2, less lse) and gradient dp of the dropped-out weight: the gradient of the score,
  * returned; the weight after mask, *weight; what goes to the span, added to *dspan. x is the distance, kappa the key.
@@ -77,7 +77,7 @@ VD_DEV float vd_score_gradient(const vd_band &band, bool trimmed, int x, int kap
   return trimmed ? p * (m * dp - delta) : m * p * (dp - delta);
 }
 
-/* Where the gradients of a head's position keys are: as struct vd_positions. */
+/* Where the gradients of a head's position keys are: as struct vd_position_keys. */
 typedef struct vd_position_gradients {
   float *row0, *sum; /* sum: of distance 0, or NULL */
   int64_t stride;
@@ -147,11 +147,11 @@ template <int D> VD_DEV void vd_sum_queries(const float dq[D / 8][4], float *sha
 template <int D>
 VD_DEV void vd_store_dbias(const float dq[D / 8][4], const float dq_position[D / 8][4], float *shared, float scale,
                            int d_head, float *place) {
-  vd_sync_group();
+  vd_consumer_sync();
   vd_sum_queries<D>(dq, shared);
   vd_sum_queries<D>(dq_position, shared + 4 * D);
-  vd_sync_group();
-  for (int i = (int)threadIdx.x; i < 2 * D; i += VD_THREADS) {
+  vd_consumer_sync();
+  for (int i = (int)threadIdx.x; i < 2 * D; i += VD_WARPGROUP) {
     const float *part = shared + i / D * 4 * D + i % D;
     if (i % D < d_head) place[i / D * d_head + i % D] = (part[0] + part[D] + part[2 * D] + part[3 * D]) * scale;
   }
@@ -161,7 +161,7 @@ VD_DEV void vd_store_dbias(const float dq[D / 8][4], const float dq_position[D /
 VD_DEV void vd_store_dspan(float dspan, float *shared, float *place) {
   for (int m = 16; m; m >>= 1) dspan += __shfl_xor_sync(0xffffffffU, dspan, m);
   if ((threadIdx.x & 31) == 0) shared[threadIdx.x >> 5] = dspan;
-  vd_sync_group();
+  vd_consumer_sync();
   if (threadIdx.x == 0) *place = shared[0] + shared[1] + shared[2] + shared[3];
 }
 
@@ -169,23 +169,24 @@ VD_DEV void vd_store_dspan(float dspan, float *shared, float *place) {
 VD_DEV int vd_far_tiles(const vd_cuda_attention &a) {
   return vd_ceil_div(min(a.reach, a.window), VD_TILE);
 }
-template <bool REL> VD_DEV vd_item vd_key_item(const vd_cuda_attention &a, const vd_plan *plan, int item) {
+template <bool REL>
+VD_DEV vd_work_tile vd_key_tile_at(const vd_cuda_attention &a, const vd_tile_schedule *schedule, int tile_id) {
   if constexpr (REL) {
-    int before = vd_far_tiles(a), tiles = before + vd_ceil_div(a.block, VD_TILE), pair = item / tiles;
-    vd_item it = {pair % a.n_head, pair / a.n_head, item % tiles - before};
-    return it;
+    int before = vd_far_tiles(a), tiles = before + vd_ceil_div(a.block, VD_TILE), pair = tile_id / tiles;
+    vd_work_tile at = {pair % a.n_head, pair / a.n_head, tile_id % tiles - before};
+    return at;
   }
   int rank = 0;
-  while (item >= plan->key_first[rank + 1]) rank++;
-  int head = plan->head[rank], far = vd_ceil_div(plan->band[head].reach, VD_TILE);
-  int n_tile = far + vd_ceil_div(a.block, VD_TILE), rest = item - plan->key_first[rank];
-  vd_item it = {head, rest / n_tile, rest % n_tile - far};
-  return it;
+  while (tile_id >= schedule->dkv_first[rank + 1]) rank++;
+  int head = schedule->head[rank], far = vd_ceil_div(schedule->band[head].reach, VD_TILE);
+  int n_tile = far + vd_ceil_div(a.block, VD_TILE), rest = tile_id - schedule->dkv_first[rank];
+  vd_work_tile at = {head, rest / n_tile, rest % n_tile - far};
+  return at;
 }
 
 /* Calls LAUNCH<type, width> for the type and width of a head; not for those of groups. */
 template <template <typename, int> class LAUNCH, typename... ARGS>
-static cudaError_t vd_by_type_and_width(const vd_cuda_attention *a, ARGS... args) {
+static cudaError_t vd_dispatch(const vd_cuda_attention *a, ARGS... args) {
   switch (a->type) {
   case VD_FP32:
     if (a->d_head <= 32) return LAUNCH<float, 32>::run(a, args...);

@@ -3,13 +3,13 @@
 #include "cuda/attention/bwd_common.cuh"
 
 /* A warp's 16 keys over the query tiles. */
-template <typename T, int D> struct vd_key_warp {
-  vd_rows<T, D, vd_backward_layout<T, D>::hold_key> k, v;
+template <typename T, int D> struct dkv_warp {
+  vd_left_rows<T, D, vd_backward_layout<T, D>::hold_key> k, v;
   float dk[D / 8][4], dv[D / 8][4];
 };
 
-/* As vd_begin_scores, with position keys as rows. */
-template <bool REL> VD_DEV void vd_begin_rows(float c[2][4], const float *score) {
+/* As vd_init_position_scores, with position keys as rows. */
+template <bool REL> VD_DEV void init_position_rows(float c[2][4], const float *score) {
   vd_clear(c);
   if constexpr (REL) {
     int g = (threadIdx.x & 31) >> 2;
@@ -22,10 +22,10 @@ template <bool REL> VD_DEV void vd_begin_rows(float c[2][4], const float *score)
 /* Scores of 16 keys (rows) and 16 queries: products with the keys and with two blocks of the table share the queries.
  */
 template <typename T, int D, bool REL>
-VD_DEV void vd_key_scores(const vd_key_warp<T, D> &w, const T *q, int query, const T *table, const float *begin,
-                          int row0, int row1, float s[2][4]) {
+VD_DEV void dkv_scores(const dkv_warp<T, D> &w, const T *q, int query, const T *table, const float *bias_scores,
+                       int row0, int row1, float s[2][4]) {
   float block0[2][4], block1[2][4], position[2][4];
-  vd_clear(s), vd_begin_rows<REL>(block0, begin + row0), vd_begin_rows<REL>(block1, begin + row1);
+  vd_clear(s), init_position_rows<REL>(block0, bias_scores + row0), init_position_rows<REL>(block1, bias_scores + row1);
 #pragma unroll
   for (int i = 0; i < D / 16; i++) {
     vd_frag_a<T> x;
@@ -44,32 +44,33 @@ VD_DEV void vd_key_scores(const vd_key_warp<T, D> &w, const T *q, int query, con
 }
 
 /* Which of this lane's eight elements (keys as rows) are kept: bytes of the two lanes that hold its queries. */
-VD_DEV void vd_key_drop(const vd_cuda_attention &a, const vd_drop &drop, int i0, int kappa0, unsigned kept[2]) {
+VD_DEV void dropout_by_key(const vd_cuda_attention &a, const vd_dropout_draws &drop, int i0, int kappa0,
+                           unsigned dropout_mask[2]) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-  philox4x32_ctr_t words = vd_drop_words(a, drop, i0, kappa0);
+  philox4x32_ctr_t words = vd_dropout_words(a, drop, i0, kappa0);
   unsigned bits = 0;
 #pragma unroll
   for (int i = 0; i < 8; i++) bits |= (vd_dropout_half(words, i) >= drop.threshold ? 1U : 0U) << i;
-  kept[0] = __shfl_sync(0xffffffffU, bits, 8 * t + (g >> 1)) >> (g & 1);
-  kept[1] = __shfl_sync(0xffffffffU, bits, 8 * t + 4 + (g >> 1)) >> (g & 1);
+  dropout_mask[0] = __shfl_sync(0xffffffffU, bits, 8 * t + (g >> 1)) >> (g & 1);
+  dropout_mask[1] = __shfl_sync(0xffffffffU, bits, 8 * t + 4 + (g >> 1)) >> (g & 1);
 }
 
 /* One 16 x 16 sub-tile: keys kappa0.. of this warp, queries i0.. which are rows `query`.. of the tiles. rows: lse and
  * delta of the tile's 64 queries. */
 template <typename T, int D, bool FULL, bool DROP, bool REL>
-VD_DEV void vd_key_tile(const vd_cuda_attention &a, const vd_band &band, const vd_drop &drop, vd_key_warp<T, D> &w,
-                        const T *q, const T *dout, const T *table, const float *begin, const float *rows, int query,
-                        int row0, int row1, int i0, int kappa0, float factor) {
+VD_DEV void dkv_tile(const vd_cuda_attention &a, const vd_band &band, const vd_dropout_draws &drop, dkv_warp<T, D> &w,
+                     const T *q, const T *dout, const T *table, const float *bias_scores, const float *rows, int query,
+                     int row0, int row1, int i0, int kappa0, float factor) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   float s[2][4], ds[2][4], unused = 0;
-  unsigned kept[2] = {0xff, 0xff};
-  vd_key_scores<T, D, REL>(w, q, query, table, begin, row0, row1, s);
+  unsigned dropout_mask[2] = {0xff, 0xff};
+  dkv_scores<T, D, REL>(w, q, query, table, bias_scores, row0, row1, s);
   vd_dots<T, D>(ds, w.v, dout, query);
-  if constexpr (DROP) vd_key_drop(a, drop, i0, kappa0, kept);
+  if constexpr (DROP) dropout_by_key(a, drop, i0, kappa0, dropout_mask);
 #pragma unroll
   for (int i = 0; i < 8; i++) {
     int jn = i >> 2, e = i & 3, column = 8 * jn + 2 * t + (e & 1), x = i0 + column - kappa0 - g - 8 * (e >> 1);
-    bool keep = kept[e & 1] >> (2 * (e >> 1) + 4 * jn) & 1;
+    bool keep = dropout_mask[e & 1] >> (2 * (e >> 1) + 4 * jn) & 1;
     float dp = keep ? ds[jn][e] * drop.scale : 0, weight;
     float score = s[jn][e] * factor - rows[query + column] * 1.44269504088896341f;
     /* Keys that do not exist have rows of their own here, which are not written. */
@@ -78,64 +79,64 @@ VD_DEV void vd_key_tile(const vd_cuda_attention &a, const vd_band &band, const v
     s[jn][e] = keep ? weight : 0;
   }
   vd_frag_a<T> x;
-  vd_as_a(x, s);
+  vd_result_to_a(x, s);
   vd_accumulate<T, D>(w.dv, x, dout, query);
-  vd_as_a(x, ds);
+  vd_result_to_a(x, ds);
   vd_accumulate<T, D>(w.dk, x, q, query);
 }
 
 template <typename T, int D, bool DROP, bool REL>
-__global__ void __launch_bounds__(VD_THREADS, vd_backward_layout<T, D>::key_blocks)
-    vd_key_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ vd_cuda_attention_gradient g,
-                  const __grid_constant__ vd_backward_room room, vd_drop drop) {
+__global__ void __launch_bounds__(VD_WARPGROUP, vd_backward_layout<T, D>::key_blocks)
+    dkv_mma_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ vd_cuda_attention_gradient g,
+                   const __grid_constant__ vd_backward_workspace ws, vd_dropout_draws drop) {
   typedef vd_backward_layout<T, D> layout;
   constexpr int stages = layout::stages, tile = layout::tile, ring = stages + 1;
-  extern __shared__ __align__(256) unsigned char memory[];
+  extern __shared__ __align__(256) unsigned char smem[];
   __shared__ int next;
-  T *ks = (T *)memory, *vs = ks + tile, *qs = vs + tile, *dos = qs + stages * tile, *ts = dos + stages * tile;
-  float *begin = (float *)(ts + ring * tile), *rows = begin + ring * VD_TILE;
-  vd_plan *plan = (vd_plan *)a.plan;
+  T *ks = (T *)smem, *vs = ks + tile, *qs = vs + tile, *dos = qs + stages * tile, *ts = dos + stages * tile;
+  float *bias_scores = (float *)(ts + ring * tile), *rows = bias_scores + ring * VD_TILE;
+  vd_tile_schedule *schedule = (vd_tile_schedule *)a.schedule;
   const int warp = (int)threadIdx.x >> 5, n_near = vd_ceil_div(a.block, VD_TILE);
-  const int n_item = REL ? a.n_stream * a.n_head * (vd_far_tiles(a) + n_near) : plan->key_first[a.n_head];
+  const int n_work_tile = REL ? a.n_stream * a.n_head * (vd_far_tiles(a) + n_near) : schedule->dkv_first[a.n_head];
   const float scale = rsqrtf((float)a.d_head), factor = scale * 1.44269504088896341f;
-  for (int item = (int)blockIdx.x; item < n_item;) {
-    const int asked = vd_ask_next(plan, VD_WORK_KEY);
-    const vd_item it = vd_key_item<REL>(a, plan, item);
-    const vd_band band = vd_band_of<REL>(a, plan, it.head);
-    const vd_positions<T> positions = vd_positions_of<REL, T>(a, g.table, it.head);
+  for (int tile_id = (int)blockIdx.x; tile_id < n_work_tile;) {
+    const int requested = vd_request_tile(schedule, VD_WORK_DKV);
+    const vd_work_tile at = vd_key_tile_at<REL>(a, schedule, tile_id);
+    const vd_band band = vd_band_of<REL>(a, schedule, at.head);
+    const vd_position_keys<T> positions = vd_position_keys_of<REL, T>(a, g.table, at.head);
     const int lowest = vd_lowest<REL>(band);
-    vd_set_drop(&drop, a, it.head, it.stream);
-    const int kappa0 = it.tile * VD_TILE, kw = kappa0 + 16 * warp, first = kappa0 > 0 ? kappa0 : 0;
+    vd_seek_dropout(&drop, a, at.head, at.stream);
+    const int kappa0 = at.tile * VD_TILE, kw = kappa0 + 16 * warp, first = kappa0 > 0 ? kappa0 : 0;
     const int last = min(a.block - 1, kappa0 + VD_TILE - 1 + band.reach), n = last / VD_TILE - first / VD_TILE + 1;
-    const vd_lines<const T> queries = vd_queries<T, REL>(a, g, room.query, it.head, it.stream);
-    const vd_lines<const T> douts = vd_plain_lines(a, (const T *)g.dout, it.head, it.stream);
-    const int64_t r0 = ((int64_t)it.stream * a.n_head + it.head) * a.block;
+    const vd_row_view<const T> queries = vd_query_rows<T, REL>(a, g, ws.query, at.head, at.stream);
+    const vd_row_view<const T> douts = vd_output_rows(a, (const T *)g.dout, at.head, at.stream);
+    const int64_t r0 = ((int64_t)at.stream * a.n_head + at.head) * a.block;
     /* Query tile t needs blocks t (nearer keys) and t + 1 of the table. */
     auto copy_table = [&](int y) {
-      vd_copy_positions<T, D, REL>(ts + y % ring * tile, begin + y % ring * VD_TILE, positions,
-                                   kappa0 - first - y * VD_TILE, a.d_head);
+      vd_copy_position_keys<T, D, REL>(ts + y % ring * tile, bias_scores + y % ring * VD_TILE, positions,
+                                       kappa0 - first - y * VD_TILE, a.d_head);
     };
     auto copy = [&](int t) {
       int i0 = first + t * VD_TILE, slot = t % stages, i = (int)threadIdx.x & (VD_TILE - 1);
       vd_copy_tile<T, D>(qs + slot * tile, queries.row0, queries.stride, i0, 0, a.block, a.d_head);
       vd_copy_tile<T, D>(dos + slot * tile, douts.row0, douts.stride, i0, 0, a.block, a.d_head);
-      const float *from = ((int)threadIdx.x < VD_TILE ? g.lse : room.delta) + r0;
+      const float *from = ((int)threadIdx.x < VD_TILE ? g.lse : ws.delta) + r0;
       bool valid = i0 + i < a.block;
-      vd_copy4(rows + slot * VD_THREADS + threadIdx.x, valid ? from + i0 + i : from, valid);
+      vd_cp_async4(rows + slot * VD_WARPGROUP + threadIdx.x, valid ? from + i0 + i : from, valid);
       copy_table(t + 1);
-      vd_copy_commit();
+      vd_cp_async_commit();
     };
-    vd_key_warp<T, D> w;
+    dkv_warp<T, D> w;
 #pragma unroll
     for (int i = 0; i < D / 8 * 4; i++) w.dk[i >> 2][i & 3] = w.dv[i >> 2][i & 3] = 0;
-    const vd_key_lines<const T> memories = vd_keys_of(a, (const T *)g.block, (const T *)g.memory, it.head, it.stream);
-    const vd_lines<const T> keys = memories.at(kappa0, VD_KEY), values = memories.at(kappa0, VD_VALUE);
+    const vd_kv_view<const T> memories = vd_kv_view_of(a, (const T *)g.block, (const T *)g.memory, at.head, at.stream);
+    const vd_row_view<const T> keys = memories.at(kappa0, VD_KEY), values = memories.at(kappa0, VD_VALUE);
     vd_copy_tile<T, D>(ks, keys.row0, keys.stride, kappa0, lowest, a.block, a.d_head);
     vd_copy_tile<T, D>(vs, values.row0, values.stride, kappa0, lowest, a.block, a.d_head);
     copy_table(0);
     copy(0);
     for (int t = 0; t < n; t++) {
-      vd_copy_wait();
+      vd_cp_async_wait_all();
       __syncthreads();
       if (t == 0) w.k.set(ks, 16 * warp), w.v.set(vs, 16 * warp);
       if (stages == 2 && t + 1 < n) copy(t + 1);
@@ -147,11 +148,11 @@ __global__ void __launch_bounds__(VD_THREADS, vd_backward_layout<T, D>::key_bloc
         int row0 = (unit < 4 ? (t + 1) % ring * 4 + unit : t % ring * 4 + unit - 4) * 16;
         int row1 = (unit < 3 ? (t + 1) % ring * 4 + unit + 1 : t % ring * 4 + unit - 3) * 16;
         if (vd_all_full<false>(band, iq - kw, kw)) {
-          vd_key_tile<T, D, true, DROP, REL>(a, band, drop, w, qs + slot * tile, dos + slot * tile, ts, begin,
-                                             rows + slot * VD_THREADS, 16 * b, row0, row1, iq, kw, factor);
+          dkv_tile<T, D, true, DROP, REL>(a, band, drop, w, qs + slot * tile, dos + slot * tile, ts, bias_scores,
+                                          rows + slot * VD_WARPGROUP, 16 * b, row0, row1, iq, kw, factor);
         } else {
-          vd_key_tile<T, D, false, DROP, REL>(a, band, drop, w, qs + slot * tile, dos + slot * tile, ts, begin,
-                                              rows + slot * VD_THREADS, 16 * b, row0, row1, iq, kw, factor);
+          dkv_tile<T, D, false, DROP, REL>(a, band, drop, w, qs + slot * tile, dos + slot * tile, ts, bias_scores,
+                                           rows + slot * VD_WARPGROUP, 16 * b, row0, row1, iq, kw, factor);
         }
       }
       if (stages == 1 && t + 1 < n) {
@@ -159,31 +160,31 @@ __global__ void __launch_bounds__(VD_THREADS, vd_backward_layout<T, D>::key_bloc
         copy(t + 1);
       }
     }
-    const float scales[2] = {scale, scale}, kept[2] = {drop.scale, drop.scale};
-    const vd_key_lines<T> gradients = vd_keys_of(a, (T *)g.dblock, (T *)g.dmemory, it.head, it.stream);
-    const vd_lines<T> dkeys = gradients.at(kappa0, VD_KEY), dvalues = gradients.at(kappa0, VD_VALUE);
+    const float scales[2] = {scale, scale}, dropout_mask[2] = {drop.scale, drop.scale};
+    const vd_kv_view<T> gradients = vd_kv_view_of(a, (T *)g.dblock, (T *)g.dmemory, at.head, at.stream);
+    const vd_row_view<T> dkeys = gradients.at(kappa0, VD_KEY), dvalues = gradients.at(kappa0, VD_VALUE);
     vd_write_rows<T, D>(dkeys.row0, dkeys.stride, kw, lowest, a.block, a.d_head, w.dk, scales);
-    vd_write_rows<T, D>(dvalues.row0, dvalues.stride, kw, lowest, a.block, a.d_head, w.dv, kept);
-    item = vd_take_next(asked, &next);
+    vd_write_rows<T, D>(dvalues.row0, dvalues.stride, kw, lowest, a.block, a.d_head, w.dv, dropout_mask);
+    tile_id = vd_receive_tile(requested, &next);
   }
-  vd_no_more_work(plan, VD_WORK_KEY);
+  vd_finish_work(schedule, VD_WORK_DKV);
 }
 
-template <typename T, int D> struct vd_launch_key {
-  static cudaError_t run(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g, const vd_backward_room *room,
-                         cudaStream_t stream) {
+template <typename T, int D> struct launch_dkv {
+  static cudaError_t run(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
+                         const vd_backward_workspace *ws, cudaStream_t stream) {
     int blocks, shared = vd_backward_layout<T, D>::key_bytes;
-    const vd_drop drop = vd_make_drop(a);
-    auto kernel = drop.threshold ? vd_key_kernel<T, D, true, false> : vd_key_kernel<T, D, false, false>;
-    if (a->rel_key) kernel = drop.threshold ? vd_key_kernel<T, D, true, true> : vd_key_kernel<T, D, false, true>;
-    cudaError_t e = vd_fill_device((const void *)kernel, shared, &blocks);
+    const vd_dropout_draws drop = vd_make_dropout_draws(a);
+    auto kernel = drop.threshold ? dkv_mma_kernel<T, D, true, false> : dkv_mma_kernel<T, D, false, false>;
+    if (a->rel_key) kernel = drop.threshold ? dkv_mma_kernel<T, D, true, true> : dkv_mma_kernel<T, D, false, true>;
+    cudaError_t e = vd_persistent_blocks((const void *)kernel, shared, &blocks);
     if (e != cudaSuccess) return e;
-    kernel<<<blocks, VD_THREADS, shared, stream>>>(*a, *g, *room, drop);
+    kernel<<<blocks, VD_WARPGROUP, shared, stream>>>(*a, *g, *ws, drop);
     return cudaGetLastError();
   }
 };
 
-cudaError_t vd_backward_by_key(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
-                               const vd_backward_room *room, cudaStream_t stream) {
-  return vd_by_type_and_width<vd_launch_key>(a, g, room, stream);
+cudaError_t vd_dkv_mma(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g, const vd_backward_workspace *ws,
+                       cudaStream_t stream) {
+  return vd_dispatch<launch_dkv>(a, g, ws, stream);
 }

@@ -7,21 +7,22 @@
 
 /* Key tiles of a block are counted through its items: tile c has keys, values and `kept` in place c & 1, and the block
  * of e that it ends with is number c + 1, in place (c + 1) & 1 of `turned` and (c + 1) % 3 of the table. */
-template <typename T> struct vd_query_memory {
-  T turned[2][VD_TILE * VD_WIDTH]; /* gradients of scores by e */
-  T q[2][VD_TILE * VD_WIDTH], k[2][VD_TILE * VD_WIDTH], v[2][VD_TILE * VD_WIDTH], table[3][VD_TILE * VD_WIDTH];
-  __half ring[VD_THREADS / 32][16 * VD_RING];
-  T ones[8 * VD_WIDTH];
-  float begin[3][VD_TILE];      /* what scores with the table's rows begin with */
-  uint32_t kept[2][VD_THREADS]; /* of a key tile, for each thread of the first group */
+template <typename T> struct dq_smem {
+  T skewed[2][VD_TILE * VD_HEAD_WIDTH]; /* gradients of scores by e */
+  T q[2][VD_TILE * VD_HEAD_WIDTH], k[2][VD_TILE * VD_HEAD_WIDTH], v[2][VD_TILE * VD_HEAD_WIDTH],
+      table[3][VD_TILE * VD_HEAD_WIDTH];
+  __half ring[VD_WARPGROUP / 32][16 * VD_RING_STRIDE];
+  T ones[8 * VD_HEAD_WIDTH];
+  float bias_scores[3][VD_TILE];          /* what scores with the table's rows begin with */
+  uint32_t dropout_mask[2][VD_WARPGROUP]; /* of a key tile, for each thread of the first group */
   float sums[4];
   int next[2];
 };
 
-static_assert(2 * (sizeof(vd_query_memory<__half>) + 1024) <= 228 * 1024, "two blocks for a multiprocessor");
+static_assert(2 * (sizeof(dq_smem<__half>) + 1024) <= 228 * 1024, "two blocks for a multiprocessor");
 
 /* A warp's state over the key tiles. */
-template <typename T, bool REL> struct vd_query_state {
+template <typename T, bool REL> struct dq_state {
   vd_frag_a<T> dout[4];
   float dq[8][4];
   float dq_position[REL ? 8 : 1][4]; /* with relative keys kept apart: its sum is the gradient of v */
@@ -31,16 +32,16 @@ template <typename T, bool REL> struct vd_query_state {
 
 /* Gradients of scores in place of those of weights, the sub-tile j of 16 queries from i0 on and 64 keys. */
 template <typename T, bool FULL, bool DROP, bool REL>
-VD_DEV void vd_query_gradient(const vd_cuda_attention &a, const vd_band &band, float scale, vd_query_state<T, REL> &w,
-                              uint32_t kept, int j, int i0, int kappa0, float factor, const float s[2][4],
-                              float ds[2][4]) {
+VD_DEV void score_gradients(const vd_cuda_attention &a, const vd_band &band, float scale, dq_state<T, REL> &w,
+                            uint32_t dropout_mask, int j, int i0, int kappa0, float factor, const float s[2][4],
+                            float ds[2][4]) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   vd_masks m = vd_masks_of(band, i0 - kappa0 - 16 * j + g - 2 * t);
 #pragma unroll
   for (int i = 0; i < 8; i++) {
     int jn = i >> 2, e = i & 3, nearer = 8 * jn + (e & 1) - 8 * (e >> 1);
     float score = fmaf(s[jn][e], factor, -w.lse[e >> 1]), delta = w.delta[e >> 1], weight;
-    const bool keep = !DROP || (kept >> vd_kept_bit(j, jn, e) & 1);
+    const bool keep = !DROP || (dropout_mask >> vd_mask_bit(j, jn, e) & 1);
     if (REL && !FULL)
       score = vd_masks_seen(m, nearer) && kappa0 + 16 * j + 8 * jn + 2 * t + (e & 1) >= band.oldest ? score : -INFINITY;
     if constexpr (FULL || REL) {
@@ -56,65 +57,66 @@ VD_DEV void vd_query_gradient(const vd_cuda_attention &a, const vd_band &band, f
  * operands. Without relative keys the last tile's block of e has no distances above 0 and is not in the table: what
  * stands in for it is masked. */
 template <typename T, bool DROP, bool REL>
-VD_DEV void vd_query_scores(const vd_cuda_attention &a, float scale, const vd_query_work &work, vd_query_memory<T> *m,
-                            vd_query_state<T, REL> &w, const T *q, int t, int c, uint32_t kept, float factor,
-                            vd_frag_a<T> gradient[4]) {
+VD_DEV void dq_scores(const vd_cuda_attention &a, float scale, const vd_query_work &work, dq_smem<T> *m,
+                      dq_state<T, REL> &w, const T *q, int t, int c, uint32_t dropout_mask, float factor,
+                      vd_frag_a<T> gradient[4]) {
   float s[8][4], position[8][4], ds[8][4];
   __half *ring = m->ring[threadIdx.x >> 5];
   const int warp = (int)(threadIdx.x >> 5), unit = 4 * (c + 1) + 7 - warp,
             slot = (REL || t + 1 < work.n ? c + 1 : c) % 3;
-  if constexpr (REL) vd_begin_positions(position, m->begin[slot]);
-  vd_wgmma_begin();
-  vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(position, q, m->table[slot], REL);
+  if constexpr (REL) vd_init_position_tile(position, m->bias_scores[slot]);
+  vd_wgmma_fence();
+  vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(position, q, m->table[slot], REL);
   vd_wgmma_commit();
-  vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(s, q, m->k[c & 1], false);
+  vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(s, q, m->k[c & 1], false);
   vd_wgmma_commit();
-  vd_start_held<T, VD_BY_COLUMNS>(ds, w.dout, m->v[c & 1], false);
+  vd_tile_product_rs<T, VD_K_MAJOR>(ds, w.dout, m->v[c & 1], false);
   vd_wgmma_commit();
   vd_wgmma_wait<2>();
-  vd_wgmma_done<8>(position);
+  vd_wgmma_fence_operand<8>(position);
   vd_write_ring(ring, c + 1, position);
   __syncwarp();
   vd_wgmma_wait<0>();
-  vd_wgmma_done<8>(s), vd_wgmma_done<8>(ds);
+  vd_wgmma_fence_operand<8>(s), vd_wgmma_fence_operand<8>(ds);
   const int iw = work.i0 + 16 * warp, kappa0 = work.start + t * VD_TILE;
   if (vd_row_full<REL>(work.band, iw, kappa0)) {
 #pragma unroll
     for (int j = 0; j < 4; j++) vd_add_ring(s + 2 * j, ring, unit + j);
 #pragma unroll
     for (int j = 0; j < 4; j++)
-      vd_query_gradient<T, true, DROP, REL>(a, work.band, scale, w, kept, j, iw, kappa0, factor, s + 2 * j, ds + 2 * j);
+      score_gradients<T, true, DROP, REL>(a, work.band, scale, w, dropout_mask, j, iw, kappa0, factor, s + 2 * j,
+                                          ds + 2 * j);
   } else {
 #pragma unroll
     for (int j = 0; j < 4; j++) {
       if (vd_any_seen<REL>(work.band, iw - kappa0 - 16 * j, kappa0 + 16 * j)) {
         vd_add_ring(s + 2 * j, ring, unit + j);
-        vd_query_gradient<T, false, DROP, REL>(a, work.band, scale, w, kept, j, iw, kappa0, factor, s + 2 * j,
-                                               ds + 2 * j);
+        score_gradients<T, false, DROP, REL>(a, work.band, scale, w, dropout_mask, j, iw, kappa0, factor, s + 2 * j,
+                                             ds + 2 * j);
       } else {
         vd_clear(ds + 2 * j);
       }
     }
   }
-  vd_hold(gradient, ds);
+  vd_results_to_a(gradient, ds);
 }
 
 /* Where a pair of columns of the two turned tiles side by side is, in bytes, for row g of a warp's 16: `chunk` counts
  * 16 bytes, modulo those of both tiles. */
-VD_DEV int vd_turned_chunk(int chunk, int g) {
+VD_DEV int skewed_chunk(int chunk, int g) {
   return ((chunk & 7) ^ g) * 16 + (chunk & 8) * (VD_TILE_BYTES / 8);
 }
 /* Stores gradients of scores by e: element (r, c) belongs to column c - r of block `block`, where that is below 0 to
  * the block before it. Odd rows are shifted by one against pairs of columns, and pair with the lane of the next
  * columns. */
 template <typename T>
-VD_DEV void vd_write_turned(T turned[2][VD_TILE * VD_WIDTH], int block, const vd_frag_a<T> gradient[4]) {
+VD_DEV void write_skewed(T skewed[2][VD_TILE * VD_HEAD_WIDTH], int block, const vd_frag_a<T> gradient[4]) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, odd = g & 1, r = 16 * (int)(threadIdx.x >> 5) + g;
   int first = 64 * (block & 1) + 128 + 2 * t + odd - r; /* the column of this lane's first pair, modulo 128 */
-  char *to = (char *)turned[0] + r * 128 + (first & 6) * 2;
+  char *to = (char *)skewed[0] + r * 128 + (first & 6) * 2;
 #pragma unroll
   for (int n = -1; n < 8; n++) { /* row g + 8 has in its columns 8 (n + 1) what row g has in 8 n */
-    char *at = to + vd_turned_chunk((first >> 3) + n, g);
+    char *at = to + skewed_chunk((first >> 3) + n, g);
 #pragma unroll
     for (int ih = 0; ih < 2; ih++) {
       int c = n + ih;
@@ -130,19 +132,19 @@ VD_DEV void vd_write_turned(T turned[2][VD_TILE * VD_WIDTH], int block, const vd
     }
   }
   if (!odd || t > 0) return;
-  to = (char *)turned[0] + r * 128 + ((first - 2) & 6) * 2 + 2;
-  *(uint16_t *)(to + vd_turned_chunk((first - 2) >> 3, g)) = (uint16_t)gradient[0].x[0];
-  *(uint16_t *)(to + 1024 + vd_turned_chunk(((first - 2) >> 3) - 1, g)) = (uint16_t)gradient[0].x[1];
+  to = (char *)skewed[0] + r * 128 + ((first - 2) & 6) * 2 + 2;
+  *(uint16_t *)(to + skewed_chunk((first - 2) >> 3, g)) = (uint16_t)gradient[0].x[0];
+  *(uint16_t *)(to + 1024 + skewed_chunk(((first - 2) >> 3) - 1, g)) = (uint16_t)gradient[0].x[1];
 }
 
 /* Column sums of a turned tile: rows g (0, 1) and g + 8 (2, 3) of this warp's 16 distances. */
-VD_DEV void vd_start_ones(float c[4], uint64_t a, uint64_t b, bool add, __nv_bfloat16) {
+VD_DEV void start_column_sums(float c[4], uint64_t a, uint64_t b, bool add, __nv_bfloat16) {
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %6, 0;\n"
                "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0,%1,%2,%3}, %4, %5, p, 1, 1, 1, 0;\n}"
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                : "l"(a), "l"(b), "r"((int)add));
 }
-VD_DEV void vd_start_ones(float c[4], uint64_t a, uint64_t b, bool add, __half) {
+VD_DEV void start_column_sums(float c[4], uint64_t a, uint64_t b, bool add, __half) {
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %6, 0;\n"
                "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%0,%1,%2,%3}, %4, %5, p, 1, 1, 1, 0;\n}"
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
@@ -153,54 +155,54 @@ VD_DEV void vd_start_ones(float c[4], uint64_t a, uint64_t b, bool add, __half) 
  * this block and the other from key tile c. With relative keys and LAST it is the block that begins with distance 0,
  * and ends there. */
 template <typename T, bool REL, bool LAST>
-VD_DEV void vd_add_block(vd_query_memory<T> *m, vd_query_state<T, REL> &w, const vd_position_gradients &p,
-                         const vd_frag_a<T> *gradient, const T *q, int c, int e0, float factor) {
+VD_DEV void add_block(dq_smem<T> *m, dq_state<T, REL> &w, const vd_position_gradients &p, const vd_frag_a<T> *gradient,
+                      const T *q, int c, int e0, float factor) {
   float sum[8][4], rows[4] = {0, 0, 0, 0};
   float(*dq)[4] = REL ? w.dq_position : w.dq;
-  const T *turned = m->turned[c & 1], *table = m->table[c % 3];
-  vd_wgmma_begin();
-  vd_start_product<T, VD_BY_ROWS, VD_BY_ROWS>(sum, turned, q, false);
+  const T *skewed = m->skewed[c & 1], *table = m->table[c % 3];
+  vd_wgmma_fence();
+  vd_tile_product<T, VD_MN_MAJOR, VD_MN_MAJOR>(sum, skewed, q, false);
 #pragma unroll
   for (int i = 0; REL && i < 4; i++)
-    vd_start_ones(rows, vd_tile_of(turned) + i * VD_BY_ROWS, vd_tile_of(m->ones), i > 0, T());
+    start_column_sums(rows, vd_tile_of(skewed) + i * VD_MN_MAJOR, vd_tile_of(m->ones), i > 0, T());
   vd_wgmma_commit();
   if constexpr (LAST) {
-    vd_tile_step<VD_BY_COLUMNS, VD_BY_ROWS>(dq, vd_tile_of(turned), vd_tile_of(table), true, T());
+    vd_tile_step<VD_K_MAJOR, VD_MN_MAJOR>(dq, vd_tile_of(skewed), vd_tile_of(table), true, T());
   } else {
-    vd_start_held<T, VD_BY_ROWS>(w.dq, gradient, m->k[c & 1], true);
-    vd_start_product<T, VD_BY_COLUMNS, VD_BY_ROWS>(dq, turned, table, true);
+    vd_tile_product_rs<T, VD_MN_MAJOR>(w.dq, gradient, m->k[c & 1], true);
+    vd_tile_product<T, VD_K_MAJOR, VD_MN_MAJOR>(dq, skewed, table, true);
   }
   vd_wgmma_commit();
   vd_wgmma_wait<1>();
-  vd_wgmma_done<8>(sum);
+  vd_wgmma_fence_operand<8>(sum);
   if constexpr (REL) {
 #pragma unroll
     for (int i = 0; i < 4; i++) asm volatile("" : "+f"(rows[i])::"memory");
   }
   e0 += 16 * (int)(threadIdx.x >> 5);
-  if (e0 + 15 >= p.lowest && e0 < p.end) vd_add_rows<VD_WIDTH, REL>(p, sum, rows, e0, factor);
+  if (e0 + 15 >= p.lowest && e0 < p.end) vd_add_rows<VD_HEAD_WIDTH, REL>(p, sum, rows, e0, factor);
   vd_wgmma_wait<0>();
-  vd_wgmma_done<8>(w.dq);
-  if constexpr (REL) vd_wgmma_done<8>(w.dq_position);
+  vd_wgmma_fence_operand<8>(w.dq);
+  if constexpr (REL) vd_wgmma_fence_operand<8>(w.dq_position);
 }
 
 /* Where dout comes before an item whose first tile is the block's c-th, in place of what is wanted later: with relative
  * keys, whose items begin when the one before has ended, of a turned tile; else of the table's block 0. */
-template <typename T, bool REL> VD_DEV T *vd_query_dout(vd_query_memory<T> *m, int c) {
-  return REL ? m->turned[(c + 1) & 1] : m->table[c % 3];
+template <typename T, bool REL> VD_DEV T *dout_slot(dq_smem<T> *m, int c) {
+  return REL ? m->skewed[(c + 1) & 1] : m->table[c % 3];
 }
 
 /* The start of an item, whose first copies are there: dout to registers; with relative keys, zeros for what the other
  * turned tile has of keys before the first, and scores of the block of e before them. */
 template <typename T, bool REL>
-VD_DEV void vd_query_start(const vd_cuda_attention &a, const float *lse, const float *delta, vd_item it, int iw,
-                           vd_query_memory<T> *m, vd_query_state<T, REL> &w, const T *q, int c) {
+VD_DEV void dq_begin(const vd_cuda_attention &a, const float *lse, const float *delta, vd_work_tile at, int iw,
+                     dq_smem<T> *m, dq_state<T, REL> &w, const T *q, int c) {
   int lane = threadIdx.x & 31;
-  int64_t rows = ((int64_t)it.stream * a.n_head + it.head) * a.block;
-  for (int i = (int)threadIdx.x; REL && i < VD_TILE_BYTES / 16; i += VD_THREADS)
-    ((uint4 *)m->turned[c & 1])[i] = make_uint4(0, 0, 0, 0);
+  int64_t rows = ((int64_t)at.stream * a.n_head + at.head) * a.block;
+  for (int i = (int)threadIdx.x; REL && i < VD_TILE_BYTES / 16; i += VD_WARPGROUP)
+    ((uint4 *)m->skewed[c & 1])[i] = make_uint4(0, 0, 0, 0);
 #pragma unroll
-  for (int i = 0; i < 4; i++) vd_load_a<T, VD_WIDTH>(w.dout[i], vd_query_dout<T, REL>(m, c), iw & 63, 16 * i);
+  for (int i = 0; i < 4; i++) vd_load_a<T, VD_HEAD_WIDTH>(w.dout[i], dout_slot<T, REL>(m, c), iw & 63, 16 * i);
 #pragma unroll
   for (int ih = 0; ih < 2; ih++) {
     int i = iw + (lane >> 2) + 8 * ih;
@@ -212,166 +214,166 @@ VD_DEV void vd_query_start(const vd_cuda_attention &a, const float *lse, const f
   if constexpr (REL) {
     float position[8][4];
     vd_clear_sums(w.dq_position);
-    vd_begin_positions(position, m->begin[c % 3]);
-    vd_wgmma_begin();
-    vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(position, q, m->table[c % 3], true);
+    vd_init_position_tile(position, m->bias_scores[c % 3]);
+    vd_wgmma_fence();
+    vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(position, q, m->table[c % 3], true);
     vd_wgmma_commit();
     vd_wgmma_wait<0>();
-    vd_wgmma_done<8>(position);
+    vd_wgmma_fence_operand<8>(position);
     vd_write_ring(m->ring[threadIdx.x >> 5], c, position);
   }
-  vd_sync_group();
+  vd_consumer_sync();
 }
 
 /* What the kernel is told besides the shapes. */
-typedef struct vd_query_task {
+typedef struct dq_task {
   vd_cuda_attention_gradient g;
-  vd_backward_room room;
-  vd_drop drop;
-} vd_query_task;
+  vd_backward_workspace ws;
+  vd_dropout_draws drop;
+} dq_task;
 
 /* The end of an item whose key tiles are done. */
 template <typename T, bool REL>
-VD_DEV void vd_query_end(const vd_cuda_attention &a, const vd_query_task &task, const vd_query_work &work, int item,
-                         const vd_position_gradients &p, vd_query_memory<T> *m, vd_query_state<T, REL> &w, const T *q,
-                         int c, float scale) {
+VD_DEV void dq_end(const vd_cuda_attention &a, const dq_task &task, const vd_query_work &work, int tile_id,
+                   const vd_position_gradients &p, dq_smem<T> *m, dq_state<T, REL> &w, const T *q, int c, float scale) {
   const float scales[2] = {scale, scale};
   if constexpr (REL) {
-    vd_add_block<T, REL, true>(m, w, p, nullptr, q, c, work.first_block + work.n * VD_TILE, scale);
-    vd_barrier_arrive<VD_BARRIER_NEXT>();
-    vd_store_dbias<VD_WIDTH>(w.dq, w.dq_position, (float *)m->ring[0], scale, a.d_head,
-                             task.room.dbias + (int64_t)item * 2 * a.d_head);
+    add_block<T, REL, true>(m, w, p, nullptr, q, c, work.first_block + work.n * VD_TILE, scale);
+    vd_barrier_arrive<VD_TILE_EMPTY>();
+    vd_store_dbias<VD_HEAD_WIDTH>(w.dq, w.dq_position, (float *)m->ring[0], scale, a.d_head,
+                                  task.ws.dbias + (int64_t)tile_id * 2 * a.d_head);
 #pragma unroll
     for (int i = 0; i < 32; i++) w.dq[i >> 2][i & 3] += w.dq_position[i >> 2][i & 3];
   } else {
     int n_tile = vd_ceil_div(a.block, VD_TILE);
     vd_store_dspan(w.dspan, m->sums,
-                   task.room.dspan + ((int64_t)work.it.head * a.n_stream + work.it.stream) * n_tile + work.it.tile);
+                   task.ws.dspan + ((int64_t)work.at.head * a.n_stream + work.at.stream) * n_tile + work.at.tile);
   }
-  const vd_lines<T> to = vd_block_lines(a, (T *)task.g.dblock, VD_QUERY, work.it.head, work.it.stream);
-  vd_write_rows<T, VD_WIDTH>(to.row0, to.stride, work.i0 + 16 * (int)(threadIdx.x >> 5), 0, a.block, a.d_head, w.dq,
-                             scales);
+  const vd_row_view<T> to = vd_block_rows(a, (T *)task.g.dblock, VD_QUERY, work.at.head, work.at.stream);
+  vd_write_rows<T, VD_HEAD_WIDTH>(to.row0, to.stride, work.i0 + 16 * (int)(threadIdx.x >> 5), 0, a.block, a.d_head,
+                                  w.dq, scales);
 }
 
 /* The first group. */
 template <typename T, bool DROP, bool REL>
-VD_DEV void vd_query_multiply(const vd_cuda_attention &a, const vd_query_task &task, vd_query_memory<T> *m) {
-  vd_plan *plan = (vd_plan *)a.plan;
-  const int n_item = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE);
+VD_DEV void dq_consumer(const vd_cuda_attention &a, const dq_task &task, dq_smem<T> *m) {
+  vd_tile_schedule *schedule = (vd_tile_schedule *)a.schedule;
+  const int n_work_tile = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE);
   const float scale = rsqrtf((float)a.d_head), factor = scale * 1.44269504088896341f;
-  for (int i = (int)threadIdx.x; REL && i < 8 * VD_WIDTH; i += VD_THREADS) m->ones[i] = (T)1.0f;
-  int item = (int)blockIdx.x, c = 0;
-  for (int i = 0; item < n_item; i++) {
-    const vd_query_work work = vd_query_work_of<REL>(a, plan, item);
-    const vd_position_gradients p = vd_position_gradients_of<REL>(a, task.g, task.room.dsum, work.it.head, work.band);
+  for (int i = (int)threadIdx.x; REL && i < 8 * VD_HEAD_WIDTH; i += VD_WARPGROUP) m->ones[i] = (T)1.0f;
+  int tile_id = (int)blockIdx.x, c = 0;
+  for (int i = 0; tile_id < n_work_tile; i++) {
+    const vd_query_work work = vd_query_work_at<REL>(a, schedule, tile_id);
+    const vd_position_gradients p = vd_position_gradients_of<REL>(a, task.g, task.ws.dsum, work.at.head, work.band);
     const T *q = m->q[i & 1];
-    vd_query_state<T, REL> w;
+    dq_state<T, REL> w;
     for (int t = 0; t < work.n; t++, c++) {
       vd_frag_a<T> gradient[4];
-      vd_barrier_wait<VD_BARRIER_THERE>();
+      vd_barrier_sync<VD_TILE_FULL>();
       if (t == 0)
-        vd_query_start<T, REL>(a, task.g.lse, task.room.delta, work.it, work.i0 + 16 * (int)(threadIdx.x >> 5), m, w, q,
-                               c);
-      const uint32_t kept = DROP ? m->kept[c & 1][threadIdx.x] : 0;
-      if (!REL || t + 1 < work.n) vd_barrier_arrive<VD_BARRIER_NEXT>();
-      vd_query_scores<T, DROP, REL>(a, task.drop.scale, work, m, w, q, t, c, kept, factor, gradient);
-      vd_write_turned<T>(m->turned, c + 1, gradient);
-      vd_show_to_products();
-      vd_sync_group();
+        dq_begin<T, REL>(a, task.g.lse, task.ws.delta, work.at, work.i0 + 16 * (int)(threadIdx.x >> 5), m, w, q, c);
+      const uint32_t dropout_mask = DROP ? m->dropout_mask[c & 1][threadIdx.x] : 0;
+      if (!REL || t + 1 < work.n) vd_barrier_arrive<VD_TILE_EMPTY>();
+      dq_scores<T, DROP, REL>(a, task.drop.scale, work, m, w, q, t, c, dropout_mask, factor, gradient);
+      write_skewed<T>(m->skewed, c + 1, gradient);
+      vd_fence_proxy_async();
+      vd_consumer_sync();
       if (REL || t > 0) {
-        vd_add_block<T, REL, false>(m, w, p, gradient, q, c, work.first_block + t * VD_TILE, scale);
+        add_block<T, REL, false>(m, w, p, gradient, q, c, work.first_block + t * VD_TILE, scale);
       } else { /* block 0 is beyond the reach, and there is another tile */
-        vd_wgmma_begin();
-        vd_start_held<T, VD_BY_ROWS>(w.dq, gradient, m->k[c & 1], true);
+        vd_wgmma_fence();
+        vd_tile_product_rs<T, VD_MN_MAJOR>(w.dq, gradient, m->k[c & 1], true);
         vd_wgmma_commit();
         vd_wgmma_wait<0>();
-        vd_wgmma_done<8>(w.dq);
+        vd_wgmma_fence_operand<8>(w.dq);
       }
     }
-    const int next = vd_next_item(&m->next[i & 1]);
-    vd_query_end<T, REL>(a, task, work, item, p, m, w, q, c, scale);
-    item = next;
+    const int next = vd_announced_tile(&m->next[i & 1]);
+    dq_end<T, REL>(a, task, work, tile_id, p, m, w, q, c, scale);
+    tile_id = next;
   }
-  vd_no_more_work(plan, VD_WORK_QUERY);
+  vd_finish_work(schedule, VD_WORK_DQ);
 }
 
 /* The second group. */
 template <typename T, bool DROP, bool REL>
-VD_DEV void vd_query_bring(const vd_cuda_attention &a, const vd_query_task &task, vd_query_memory<T> *m) {
-  vd_plan *plan = (vd_plan *)a.plan;
+VD_DEV void dq_producer(const vd_cuda_attention &a, const dq_task &task, dq_smem<T> *m) {
+  vd_tile_schedule *schedule = (vd_tile_schedule *)a.schedule;
   const vd_cuda_attention_gradient &g = task.g;
-  const int n_item = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE), thread = (int)threadIdx.x - VD_THREADS;
-  int item = (int)blockIdx.x, c = 0;
-  for (int i = 0; item < n_item; i++) {
-    const int asked = vd_ask_item(plan, VD_WORK_QUERY);
-    const vd_query_work work = vd_query_work_of<REL>(a, plan, item);
-    const vd_positions<T> positions = vd_positions_of<REL, T>(a, g.table, work.it.head);
-    const vd_key_lines<const T> memories =
-        vd_keys_of(a, (const T *)g.block, (const T *)g.memory, work.it.head, work.it.stream);
+  const int n_work_tile = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE),
+            thread = (int)threadIdx.x - VD_WARPGROUP;
+  int tile_id = (int)blockIdx.x, c = 0;
+  for (int i = 0; tile_id < n_work_tile; i++) {
+    const int requested = vd_producer_request(schedule, VD_WORK_DQ);
+    const vd_query_work work = vd_query_work_at<REL>(a, schedule, tile_id);
+    const vd_position_keys<T> positions = vd_position_keys_of<REL, T>(a, g.table, work.at.head);
+    const vd_kv_view<const T> memories =
+        vd_kv_view_of(a, (const T *)g.block, (const T *)g.memory, work.at.head, work.at.stream);
     const int lowest = vd_lowest<REL>(work.band), n = work.n;
-    const uint32_t *kept =
-        vd_kept_of(a, task.room.kept, work.it.stream, work.it.head, work.it.tile, n - 1); /* of the first key tile */
+    const uint32_t *dropout_mask = vd_dropout_mask_tile(a, task.ws.dropout_mask, work.at.stream, work.at.head,
+                                                        work.at.tile, n - 1); /* of the first key tile */
     auto copy_table = [&](int y, int slot) {
-      vd_copy_positions<T, VD_WIDTH, REL>(m->table[slot], m->begin[slot], positions, work.first_block + y * VD_TILE,
-                                          a.d_head);
+      vd_copy_position_keys<T, VD_HEAD_WIDTH, REL>(m->table[slot], m->bias_scores[slot], positions,
+                                                   work.first_block + y * VD_TILE, a.d_head);
     };
     for (int t = 0; t < n; t++, c++) {
       int kappa0 = work.start + t * VD_TILE;
-      if (c > 0) vd_barrier_wait<VD_BARRIER_NEXT>();
+      if (c > 0) vd_barrier_sync<VD_TILE_EMPTY>();
       if (t == 0) {
-        const vd_lines<const T> queries = vd_queries<T, REL>(a, g, task.room.query, work.it.head, work.it.stream);
-        const vd_lines<const T> douts = vd_plain_lines(a, (const T *)g.dout, work.it.head, work.it.stream);
-        vd_copy_tile<T, VD_WIDTH>(m->q[i & 1], queries.row0, queries.stride, work.i0, 0, a.block, a.d_head);
-        vd_copy_tile<T, VD_WIDTH>(vd_query_dout<T, REL>(m, c), douts.row0, douts.stride, work.i0, 0, a.block, a.d_head);
+        const vd_row_view<const T> queries = vd_query_rows<T, REL>(a, g, task.ws.query, work.at.head, work.at.stream);
+        const vd_row_view<const T> douts = vd_output_rows(a, (const T *)g.dout, work.at.head, work.at.stream);
+        vd_copy_tile<T, VD_HEAD_WIDTH>(m->q[i & 1], queries.row0, queries.stride, work.i0, 0, a.block, a.d_head);
+        vd_copy_tile<T, VD_HEAD_WIDTH>(dout_slot<T, REL>(m, c), douts.row0, douts.stride, work.i0, 0, a.block,
+                                       a.d_head);
         if constexpr (REL) copy_table(0, c % 3);
       }
-      const vd_lines<const T> keys = memories.at(kappa0, VD_KEY), values = memories.at(kappa0, VD_VALUE);
-      vd_copy_tile<T, VD_WIDTH>(m->k[c & 1], keys.row0, keys.stride, kappa0, lowest, a.block, a.d_head);
-      vd_copy_tile<T, VD_WIDTH>(m->v[c & 1], values.row0, values.stride, kappa0, lowest, a.block, a.d_head);
+      const vd_row_view<const T> keys = memories.at(kappa0, VD_KEY), values = memories.at(kappa0, VD_VALUE);
+      vd_copy_tile<T, VD_HEAD_WIDTH>(m->k[c & 1], keys.row0, keys.stride, kappa0, lowest, a.block, a.d_head);
+      vd_copy_tile<T, VD_HEAD_WIDTH>(m->v[c & 1], values.row0, values.stride, kappa0, lowest, a.block, a.d_head);
       if (REL || t + 1 < n) copy_table(t + 1, (c + 1) % 3);
-      if (DROP) vd_copy4(&m->kept[c & 1][thread], kept - t * VD_THREADS + thread, true);
-      vd_copy_commit();
-      if (t + 1 == n) vd_say_item(asked, &m->next[i & 1]);
-      vd_copy_wait();
-      vd_show_to_products();
-      vd_barrier_arrive<VD_BARRIER_THERE>();
+      if (DROP) vd_cp_async4(&m->dropout_mask[c & 1][thread], dropout_mask - t * VD_WARPGROUP + thread, true);
+      vd_cp_async_commit();
+      if (t + 1 == n) vd_producer_announce(requested, &m->next[i & 1]);
+      vd_cp_async_wait_all();
+      vd_fence_proxy_async();
+      vd_barrier_arrive<VD_TILE_FULL>();
     }
-    vd_sync_bring();
-    item = vd_next_item(&m->next[i & 1]);
+    vd_producer_sync();
+    tile_id = vd_announced_tile(&m->next[i & 1]);
   }
-  if (c > 0) vd_barrier_wait<VD_BARRIER_NEXT>();
+  if (c > 0) vd_barrier_sync<VD_TILE_EMPTY>();
 }
 
 template <typename T, bool DROP, bool REL>
-__global__ void __launch_bounds__(VD_GROUPS, 2)
-    vd_query_group_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ vd_query_task task) {
-  extern __shared__ __align__(1024) unsigned char memory[];
-  vd_query_memory<T> *m = (vd_query_memory<T> *)memory;
-  if (threadIdx.x < VD_THREADS) {
-    vd_many_registers<208>();
-    vd_query_multiply<T, DROP, REL>(a, task, m);
+__global__ void __launch_bounds__(VD_SPECIALIZED_THREADS, 2)
+    dq_wgmma_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ dq_task task) {
+  extern __shared__ __align__(1024) unsigned char smem[];
+  dq_smem<T> *m = (dq_smem<T> *)smem;
+  if (threadIdx.x < VD_WARPGROUP) {
+    vd_setmaxnreg_inc<208>();
+    dq_consumer<T, DROP, REL>(a, task, m);
   } else {
-    vd_few_registers<48>();
-    vd_query_bring<T, DROP, REL>(a, task, m);
+    vd_setmaxnreg_dec<48>();
+    dq_producer<T, DROP, REL>(a, task, m);
   }
 }
 
 template <typename T>
-static cudaError_t vd_launch(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
-                             const vd_backward_room *room, cudaStream_t stream) {
-  int blocks, shared = (int)sizeof(vd_query_memory<T>);
-  const vd_query_task task = {*g, *room, vd_make_drop(a)};
-  auto kernel = task.drop.threshold ? vd_query_group_kernel<T, true, false> : vd_query_group_kernel<T, false, false>;
-  if (a->rel_key)
-    kernel = task.drop.threshold ? vd_query_group_kernel<T, true, true> : vd_query_group_kernel<T, false, true>;
-  cudaError_t e = vd_fill_device((const void *)kernel, shared, &blocks, VD_GROUPS);
+static cudaError_t launch_dq(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
+                             const vd_backward_workspace *ws, cudaStream_t stream) {
+  int blocks, shared = (int)sizeof(dq_smem<T>);
+  const dq_task task = {*g, *ws, vd_make_dropout_draws(a)};
+  auto kernel = task.drop.threshold ? dq_wgmma_kernel<T, true, false> : dq_wgmma_kernel<T, false, false>;
+  if (a->rel_key) kernel = task.drop.threshold ? dq_wgmma_kernel<T, true, true> : dq_wgmma_kernel<T, false, true>;
+  cudaError_t e = vd_persistent_blocks((const void *)kernel, shared, &blocks, VD_SPECIALIZED_THREADS);
   if (e != cudaSuccess) return e;
   cudaLaunchAttribute begun = {};
   begun.id = cudaLaunchAttributeLaunchCompletionEvent, begun.val.launchCompletionEvent.event = g->join;
-  return vd_launch_with(&begun, g->side ? 1 : 0, kernel, (unsigned)blocks, VD_GROUPS, (size_t)shared, stream, *a, task);
+  return vd_launch_attributes(&begun, g->side ? 1 : 0, kernel, (unsigned)blocks, VD_SPECIALIZED_THREADS, (size_t)shared,
+                              stream, *a, task);
 }
 
-cudaError_t vd_group_by_query(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
-                              const vd_backward_room *room, cudaStream_t stream) {
-  return a->type == VD_BF16 ? vd_launch<__nv_bfloat16>(a, g, room, stream) : vd_launch<__half>(a, g, room, stream);
+cudaError_t vd_dq_wgmma(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
+                        const vd_backward_workspace *ws, cudaStream_t stream) {
+  return a->type == VD_BF16 ? launch_dq<__nv_bfloat16>(a, g, ws, stream) : launch_dq<__half>(a, g, ws, stream);
 }

@@ -12,8 +12,8 @@
 #include "cuda/attention/attention.h"
 #include "cuda/kernels/mma.cuh"
 
-enum { VD_THREADS = 128 };
-enum { VD_WORK_FORWARD, VD_WORK_QUERY, VD_WORK_KEY, VD_WORK_KINDS };
+enum { VD_WARPGROUP = 128 };
+enum { VD_WORK_FORWARD, VD_WORK_DQ, VD_WORK_DKV, VD_WORK_KINDS };
 
 /* What a head sees: distances first .. reach, all of them with mask 1 up to `full`. The soft mask is (u + ramp +
  * fraction) / ramp clamped to 0..1, u = whole - (x - 1), where whole + fraction = z * attn_span. */
@@ -25,70 +25,71 @@ typedef struct vd_band {
 
 /* A layer's work list, in device memory. `next` and `done` of a kind of work, `placed` and `later` are zero between
  * kernels. */
-enum { VD_PLACES = 256 };
-typedef struct vd_plan {
-  int placed[VD_PLACES]; /* see vd_place_first() in fwd_wgmma.cu */
-  int next[VD_WORK_KINDS], done[VD_WORK_KINDS], later;
+enum { VD_MAX_SM = 256 };
+typedef struct vd_tile_schedule {
+  int sm_blocks[VD_MAX_SM]; /* see vd_place_first() in fwd_wgmma.cu */
+  int next[VD_WORK_KINDS], done[VD_WORK_KINDS], next_rest;
   int head[VD_CUDA_MAX_HEADS];          /* from the longest reach to the shortest */
-  int key_first[VD_CUDA_MAX_HEADS + 1]; /* first key-tile item of the head of this rank; last: their number */
+  int dkv_first[VD_CUDA_MAX_HEADS + 1]; /* first key-tile item of the head of this rank; last: their number */
   vd_band band[VD_CUDA_MAX_HEADS];      /* of head h */
-} vd_plan;
+} vd_tile_schedule;
 
 static inline __host__ __device__ int vd_ceil_div(int a, int b) {
   return (a + b - 1) / b;
 }
 
 /* A barrier of the first 128 threads of a block. */
-VD_DEV void vd_sync_group() {
+VD_DEV void vd_consumer_sync() {
   asm volatile("bar.sync 1, 128;" ::: "memory");
 }
 
 /* Work is taken from a counter: each block starts with the item of its own number and asks for the next one while it
  * works, so that the answer's latency is hidden. To be called by all threads at the start of an item. */
-VD_DEV int vd_ask_next(vd_plan *plan, int kind) {
-  return threadIdx.x == 0 ? (int)gridDim.x + atomicAdd(&plan->next[kind], 1) : 0;
+VD_DEV int vd_request_tile(vd_tile_schedule *schedule, int kind) {
+  return threadIdx.x == 0 ? (int)gridDim.x + atomicAdd(&schedule->next[kind], 1) : 0;
 }
 /* The item that was asked for, after all warps are done with the one before. */
-VD_DEV int vd_take_next(int asked, int *shared) {
-  if (threadIdx.x == 0) *shared = asked;
+VD_DEV int vd_receive_tile(int requested, int *shared) {
+  if (threadIdx.x == 0) *shared = requested;
   __syncthreads();
   return *shared;
 }
 /* The last block to find no work resets the counters for the next kernel. To be called once by every block, which has
  * asked once for each item that it worked on. */
-VD_DEV void vd_no_more_work(vd_plan *plan, int kind) {
+VD_DEV void vd_finish_work(vd_tile_schedule *schedule, int kind) {
   if (threadIdx.x == 0) {
     __threadfence();
-    if (atomicAdd(&plan->done[kind], 1) == (int)gridDim.x - 1) plan->next[kind] = plan->done[kind] = 0;
+    if (atomicAdd(&schedule->done[kind], 1) == (int)gridDim.x - 1) schedule->next[kind] = schedule->done[kind] = 0;
   }
 }
 
 /* Where in the layer a query tile or a key tile lies. */
-typedef struct vd_item {
+typedef struct vd_work_tile {
   int head, stream, tile;
-} vd_item;
+} vd_work_tile;
 
 /* REL, here and below: relative keys in place of spans, which leaves all heads alike. The heads of a stream are then
  * next to each other, which spreads what is added to the gradient of a head's relative keys; long tiles come first. */
-template <bool REL> VD_DEV vd_item vd_query_item(const vd_cuda_attention &a, const vd_plan *plan, int item) {
+template <bool REL>
+VD_DEV vd_work_tile vd_query_tile_at(const vd_cuda_attention &a, const vd_tile_schedule *schedule, int tile_id) {
   int n_tile = vd_ceil_div(a.block, VD_TILE), per_head = a.n_stream * n_tile;
   if constexpr (REL) {
-    int pair = item / n_tile;
-    vd_item it = {pair % a.n_head, pair / a.n_head, n_tile - 1 - item % n_tile};
-    return it;
+    int pair = tile_id / n_tile;
+    vd_work_tile at = {pair % a.n_head, pair / a.n_head, n_tile - 1 - tile_id % n_tile};
+    return at;
   }
-  int rest = item % per_head;
-  vd_item it = {plan->head[item / per_head], rest / n_tile, rest % n_tile};
-  return it;
+  int rest = tile_id % per_head;
+  vd_work_tile at = {schedule->head[tile_id / per_head], rest / n_tile, rest % n_tile};
+  return at;
 }
 
-template <bool REL> VD_DEV vd_band vd_band_of(const vd_cuda_attention &a, const vd_plan *plan, int head) {
+template <bool REL> VD_DEV vd_band vd_band_of(const vd_cuda_attention &a, const vd_tile_schedule *schedule, int head) {
   if constexpr (REL) {
     vd_band b = {};
     b.reach = b.full = a.reach, b.oldest = -a.window;
     return b;
   }
-  return plan->band[head];
+  return schedule->band[head];
 }
 /* The first row of keys that the head sees. */
 template <bool REL> VD_DEV int vd_lowest(const vd_band &b) {
@@ -101,7 +102,7 @@ template <bool REL> VD_DEV int vd_key_tiles(const vd_band &b, int query_tile) {
 }
 
 /* Rows of one head and stream: row r begins at row0 + r * stride. */
-template <typename T> struct vd_lines {
+template <typename T> struct vd_row_view {
   T *row0;
   int stride;
 };
@@ -111,31 +112,31 @@ VD_DEV int vd_width(const vd_cuda_attention &a) {
   return a.n_head * a.d_head;
 }
 /* Of out, dout and other arrays [n_stream * block, width]. */
-template <typename T> VD_DEV vd_lines<T> vd_plain_lines(const vd_cuda_attention &a, T *x, int head, int stream) {
-  vd_lines<T> l = {x + (int64_t)stream * a.block * vd_width(a) + head * a.d_head, vd_width(a)};
+template <typename T> VD_DEV vd_row_view<T> vd_output_rows(const vd_cuda_attention &a, T *x, int head, int stream) {
+  vd_row_view<T> l = {x + (int64_t)stream * a.block * vd_width(a) + head * a.d_head, vd_width(a)};
   return l;
 }
 template <typename T>
-VD_DEV vd_lines<T> vd_block_lines(const vd_cuda_attention &a, T *block, vd_part part, int head, int stream) {
+VD_DEV vd_row_view<T> vd_block_rows(const vd_cuda_attention &a, T *block, vd_part part, int head, int stream) {
   int width = vd_width(a);
-  vd_lines<T> l = {block + ((int64_t)stream * a.block * 3 + part) * width + head * a.d_head, 3 * width};
+  vd_row_view<T> l = {block + ((int64_t)stream * a.block * 3 + part) * width + head * a.d_head, 3 * width};
   return l;
 }
 /* Keys and values: those of the block, and those of the memory before it (rows < 0), values `width` after keys. */
-template <typename T> struct vd_key_lines {
+template <typename T> struct vd_kv_view {
   T *block, *memory;
   int width;
   /* Keys (or values) of the tile of rows that begins with kappa0: tiles lie in the block or before it. */
-  VD_DEV vd_lines<T> at(int kappa0, vd_part part) const {
-    vd_lines<T> l = {(kappa0 >= 0 ? block : memory) + (part - VD_KEY) * width, kappa0 >= 0 ? 3 * width : 2 * width};
+  VD_DEV vd_row_view<T> at(int kappa0, vd_part part) const {
+    vd_row_view<T> l = {(kappa0 >= 0 ? block : memory) + (part - VD_KEY) * width, kappa0 >= 0 ? 3 * width : 2 * width};
     return l;
   }
 };
 template <typename T>
-VD_DEV vd_key_lines<T> vd_keys_of(const vd_cuda_attention &a, T *block, T *memory, int head, int stream) {
+VD_DEV vd_kv_view<T> vd_kv_view_of(const vd_cuda_attention &a, T *block, T *memory, int head, int stream) {
   int width = vd_width(a);
-  vd_key_lines<T> k = {vd_block_lines(a, block, VD_KEY, head, stream).row0,
-                       memory + ((int64_t)stream * a.kv_rows + a.window) * 2 * width + head * a.d_head, width};
+  vd_kv_view<T> k = {vd_block_rows(a, block, VD_KEY, head, stream).row0,
+                     memory + ((int64_t)stream * a.kv_rows + a.window) * 2 * width + head * a.d_head, width};
   return k;
 }
 
@@ -160,34 +161,34 @@ template <bool REL> VD_DEV bool vd_all_full(const vd_band &b, int x0, int kappa0
 }
 
 /* A head's position keys: row e = -distance, lowest <= e < end. */
-template <typename T> struct vd_positions {
+template <typename T> struct vd_position_keys {
   const T *row0;
   int stride, lowest, end;
   const float *score; /* with relative keys: (v - u).r(x) at x = -e */
 };
 template <bool REL, typename T>
-VD_DEV vd_positions<T> vd_positions_of(const vd_cuda_attention &a, const void *table, int head) {
+VD_DEV vd_position_keys<T> vd_position_keys_of(const vd_cuda_attention &a, const void *table, int head) {
   if constexpr (REL) {
-    vd_positions<T> p = {(const T *)a.rel_key + head * a.d_head, -(int)a.rel_stride, -a.reach, 1,
-                         a.room + (int64_t)head * (a.reach + 1)};
+    vd_position_keys<T> p = {(const T *)a.rel_key + head * a.d_head, -(int)a.rel_stride, -a.reach, 1,
+                             a.bias_scores + (int64_t)head * (a.reach + 1)};
     return p;
   }
-  vd_positions<T> p = {(const T *)table + (int64_t)a.attn_span * a.d_head, a.d_head, -a.attn_span, 0, nullptr};
+  vd_position_keys<T> p = {(const T *)table + (int64_t)a.attn_span * a.d_head, a.d_head, -a.attn_span, 0, nullptr};
   return p;
 }
 /* Starts the copy of rows e0 .. e0 + 63, and of what their scores begin with. */
 template <typename T, int D, bool REL>
-VD_DEV void vd_copy_positions(T *tile, float *score, const vd_positions<T> &p, int e0, int width) {
+VD_DEV void vd_copy_position_keys(T *tile, float *score, const vd_position_keys<T> &p, int e0, int width) {
   vd_copy_tile<T, D>(tile, p.row0, p.stride, e0, p.lowest, p.end, width);
   int i = (int)threadIdx.x & 127;
   if (REL && i < VD_TILE) {
     bool valid = e0 + i >= p.lowest && e0 + i < p.end;
-    vd_copy4(score + i, valid ? p.score - e0 - i : p.score, valid);
+    vd_cp_async4(score + i, valid ? p.score - e0 - i : p.score, valid);
   }
 }
 /* What the products of queries + u (rows) with position keys (columns) begin with, so that they end as those of queries
  * + v. */
-template <bool REL> VD_DEV void vd_begin_scores(float c[2][4], const float *score) {
+template <bool REL> VD_DEV void vd_init_position_scores(float c[2][4], const float *score) {
   vd_clear(c);
   if constexpr (REL) {
 #pragma unroll
@@ -266,15 +267,15 @@ VD_DEV void vd_skew_keys(float out[2][4], const float block0[2][4], const float 
 }
 
 /* Dropout of one head and stream: see random.h. */
-typedef struct vd_drop {
+typedef struct vd_dropout_draws {
   uint32_t threshold; /* 0: off */
   float scale;
   int tiles, offset; /* tiles in a row of queries; tiles before the block */
   uint64_t tile0;    /* number of the head's first tile */
-} vd_drop;
+} vd_dropout_draws;
 
-static inline vd_drop vd_make_drop(const vd_cuda_attention *a) {
-  vd_drop d;
+static inline vd_dropout_draws vd_make_dropout_draws(const vd_cuda_attention *a) {
+  vd_dropout_draws d;
   d.threshold = vd_dropout_threshold(a->dropout);
   d.scale = (float)vd_dropout_scale(d.threshold);
   d.offset = (a->attn_span + 15) / 16;
@@ -282,16 +283,16 @@ static inline vd_drop vd_make_drop(const vd_cuda_attention *a) {
   d.tile0 = 0;
   return d;
 }
-VD_DEV void vd_set_drop(vd_drop *d, const vd_cuda_attention &a, int head, int stream) {
+VD_DEV void vd_seek_dropout(vd_dropout_draws *d, const vd_cuda_attention &a, int head, int stream) {
   int query = d->tiles - d->offset;
   d->tile0 = ((uint64_t)(a.row0 + stream) * (uint64_t)a.n_head + (uint64_t)head) * (uint64_t)(query * d->tiles);
 }
-VD_DEV void vd_multiply(uint32_t x, uint32_t y, uint32_t *low, uint32_t *high) {
+VD_DEV void vd_mul_wide(uint32_t x, uint32_t y, uint32_t *low, uint32_t *high) {
   asm("{\n.reg .b64 p;\nmul.wide.u32 p, %2, %3;\nmov.b64 {%0, %1}, p;\n}" : "=r"(*low), "=r"(*high) : "r"(x), "r"(y));
 }
 /* The four words that decide the elements of this lane in the sub-tile of queries i0.. and keys kappa0..: vd_philox(),
  * where each product is one instruction. */
-VD_DEV philox4x32_ctr_t vd_drop_words(const vd_cuda_attention &a, const vd_drop &d, int i0, int kappa0) {
+VD_DEV philox4x32_ctr_t vd_dropout_words(const vd_cuda_attention &a, const vd_dropout_draws &d, int i0, int kappa0) {
   uint64_t tile = d.tile0 + (uint64_t)((i0 >> 4) * d.tiles + (kappa0 >> 4) + d.offset);
   uint64_t call = tile * 32 + (threadIdx.x & 31);
   uint32_t x[4] = {(uint32_t)call, (uint32_t)(call >> 32), a.rng.update,
@@ -300,14 +301,14 @@ VD_DEV philox4x32_ctr_t vd_drop_words(const vd_cuda_attention &a, const vd_drop 
 #pragma unroll
   for (int round = 0; round < 10; round++, key0 += 0x9e3779b9U, key1 += 0xbb67ae85U) {
     uint32_t low0, high0, low1, high1;
-    vd_multiply(x[0], 0xd2511f53U, &low0, &high0), vd_multiply(x[2], 0xcd9e8d57U, &low1, &high1);
+    vd_mul_wide(x[0], 0xd2511f53U, &low0, &high0), vd_mul_wide(x[2], 0xcd9e8d57U, &low1, &high1);
     x[0] = high1 ^ x[1] ^ key0, x[1] = low1;
     x[2] = high0 ^ x[3] ^ key1, x[3] = low0;
   }
   return {{x[0], x[1], x[2], x[3]}};
 }
 /* Whether element [jn][2 ih + jj] is kept. */
-VD_DEV bool vd_kept(const philox4x32_ctr_t &words, uint32_t threshold, int jn, int k) {
+VD_DEV bool vd_dropout_keeps(const philox4x32_ctr_t &words, uint32_t threshold, int jn, int k) {
   uint32_t w = words.v[jn + (k & 2)];
   return (k & 1) ? w >= (threshold << 16) : (w << 16) >= (threshold << 16);
 }
@@ -359,7 +360,7 @@ template <typename T, int D> VD_DEV void vd_add_content_bias(const vd_cuda_atten
   for (int i = 0; i < 16 * chunks / 32; i++) {
     int id = i * 32 + (int)(threadIdx.x & 31), row = id / chunks, chunk = id % chunks;
     if (iw + row >= a.block || chunk * per_chunk >= a.d_head) continue;
-    T *at = tile + vd_chunk<T, D>(row0 + row, chunk);
+    T *at = tile + vd_swizzled_chunk<T, D>(row0 + row, chunk);
 #pragma unroll
     for (int e = 0; e < per_chunk; e++) at[e] = (T)((float)at[e] + u[chunk * per_chunk + e]);
   }
@@ -367,7 +368,8 @@ template <typename T, int D> VD_DEV void vd_add_content_bias(const vd_cuda_atten
 }
 
 /* Blocks to launch so that all multiprocessors are full; kernels take their work from a list. */
-static inline cudaError_t vd_fill_device(const void *kernel, int shared, int *blocks, int threads = VD_THREADS) {
+static inline cudaError_t vd_persistent_blocks(const void *kernel, int shared, int *blocks,
+                                               int threads = VD_WARPGROUP) {
   int device, n_sm, per_sm;
   cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
   if (e == cudaSuccess) e = cudaGetDevice(&device);
@@ -378,16 +380,16 @@ static inline cudaError_t vd_fill_device(const void *kernel, int shared, int *bl
   return e;
 }
 
-/* Stream-ordered. Fills a->room; relative.cu. */
-cudaError_t vd_fill_room(const vd_cuda_attention *a, cudaStream_t stream);
+/* Stream-ordered. Fills a->bias_scores; relative.cu. */
+cudaError_t vd_fill_bias_scores(const vd_cuda_attention *a, cudaStream_t stream);
 
 /* Whether the kernels of warp groups take these shapes (pipeline.cuh). */
-static inline bool vd_by_group(const vd_cuda_attention *a) {
+static inline bool vd_uses_wgmma(const vd_cuda_attention *a) {
   return a->type != VD_FP32 && a->d_head <= 64;
 }
-/* Stream-ordered. vd_cuda_attention_forward of these shapes, with a->room filled;
+/* Stream-ordered. vd_cuda_attention_forward of these shapes, with a->bias_scores filled;
  * fwd_wgmma.cu. */
-cudaError_t vd_forward_by_group(const vd_cuda_attention *a, const void *block, const void *memory, const void *table,
-                                void *out, float *lse, cudaStream_t stream);
+cudaError_t vd_forward_wgmma(const vd_cuda_attention *a, const void *block, const void *memory, const void *table,
+                             void *out, float *lse, cudaStream_t stream);
 
 #endif

@@ -4,9 +4,9 @@
 
 /* Sub-tiles of 16 keys that a warp takes at once. Straight code overlaps them, and more of it misses the instruction
  * cache: 2 is the fastest (4: 8 % slower). */
-enum { VD_STEP = 2 };
+enum { STEP = 2 };
 
-template <typename T, int D> struct vd_forward_layout {
+template <typename T, int D> struct forward_layout {
   static constexpr bool hold = sizeof(T) * D <= 256;
   static constexpr int stages = sizeof(T) * D <= 256 ? 2 : 1;
   static constexpr int blocks = sizeof(T) * D <= 128 ? 2 : 1; /* on a multiprocessor, at least */
@@ -16,8 +16,8 @@ template <typename T, int D> struct vd_forward_layout {
 };
 
 /* A warp's state over the key tiles. */
-template <typename T, int D> struct vd_forward_warp {
-  vd_rows<T, D, vd_forward_layout<T, D>::hold> q;
+template <typename T, int D> struct forward_warp {
+  vd_left_rows<T, D, forward_layout<T, D>::hold> q;
   float sum[D / 8][4];
   float highest[2], total[2]; /* of rows g and g + 8; total: this lane's columns only */
   float before[2][4];         /* position scores of the block of e before the next one */
@@ -25,7 +25,7 @@ template <typename T, int D> struct vd_forward_warp {
 };
 
 /* Masks the scores of one sub-tile (in units of log 2) where it is not wholly within the full part. */
-VD_DEV void vd_mask_scores(const vd_band &band, bool trimmed, int x0, float s[2][4]) {
+VD_DEV void mask_scores(const vd_band &band, bool trimmed, int x0, float s[2][4]) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
 #pragma unroll
   for (int i = 0; i < 8; i++) {
@@ -39,7 +39,7 @@ VD_DEV void vd_mask_scores(const vd_band &band, bool trimmed, int x0, float s[2]
 }
 
 /* With relative keys: hides what is out of reach or does not exist. */
-VD_DEV void vd_hide_scores(const vd_band &band, int x0, int kappa0, float s[2][4]) {
+VD_DEV void hide_scores(const vd_band &band, int x0, int kappa0, float s[2][4]) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
 #pragma unroll
   for (int i = 0; i < 8; i++) {
@@ -48,26 +48,26 @@ VD_DEV void vd_hide_scores(const vd_band &band, int x0, int kappa0, float s[2][4
   }
 }
 
-/* Scores of a warp's 16 queries (from iw) and the keys of VD_STEP sub-tiles from kappa0, in units of log 2. `unit` is
+/* Scores of a warp's 16 queries (from iw) and the keys of STEP sub-tiles from kappa0, in units of log 2. `unit` is
  * the number of the 16-row block of the table ring where block 0 of the first sub-tile lies. Returns the bits of
  * sub-tiles with any pair seen; the others are not touched. */
 template <typename T, int D, bool FULL, bool REL>
-VD_DEV unsigned vd_scores(const vd_cuda_attention &a, const vd_band &band, vd_forward_warp<T, D> &w, const T *k,
-                          const T *table, const float *begin, int ring, int unit, int iw, int kappa0, float factor,
-                          float s[VD_STEP][2][4]) {
+VD_DEV unsigned compute_scores(const vd_cuda_attention &a, const vd_band &band, forward_warp<T, D> &w, const T *k,
+                               const T *table, const float *bias_scores, int ring, int unit, int iw, int kappa0,
+                               float factor, float s[STEP][2][4]) {
   unsigned active = 0;
 #pragma unroll
-  for (int b = 0; b < VD_STEP; b++) {
+  for (int b = 0; b < STEP; b++) {
     int x0 = iw - kappa0 - 16 * b;
     if (FULL || vd_any_seen<REL>(band, x0, kappa0 + 16 * b)) {
       float next[2][4], position[2][4];
       int row = vd_ring_row(unit + b, ring), row_next = vd_ring_row(unit + b + 1, ring);
       if ((!FULL || b == 0) && !w.have_before) {
-        vd_begin_scores<REL>(w.before, begin + row);
+        vd_init_position_scores<REL>(w.before, bias_scores + row);
         vd_add_dots<T, D>(w.before, w.q, table, row);
       }
       w.have_before = true;
-      vd_begin_scores<REL>(next, begin + row_next);
+      vd_init_position_scores<REL>(next, bias_scores + row_next);
       vd_add_dots<T, D>(next, w.q, table, row_next);
       vd_dots<T, D>(s[b], w.q, k, 16 * b);
       vd_skew(position, w.before, next);
@@ -78,9 +78,9 @@ VD_DEV unsigned vd_scores(const vd_cuda_attention &a, const vd_band &band, vd_fo
       }
       if (!FULL && !vd_all_full<REL>(band, x0, kappa0 + 16 * b)) {
         if constexpr (REL) {
-          vd_hide_scores(band, x0, kappa0 + 16 * b, s[b]);
+          hide_scores(band, x0, kappa0 + 16 * b, s[b]);
         } else {
-          vd_mask_scores(band, a.trimmed, x0, s[b]);
+          mask_scores(band, a.trimmed, x0, s[b]);
         }
       }
       active |= 1U << b;
@@ -91,12 +91,12 @@ VD_DEV unsigned vd_scores(const vd_cuda_attention &a, const vd_band &band, vd_fo
 
 /* Takes these keys into the softmax: scores become weights (not yet divided), earlier sums are rescaled. */
 template <typename T, int D, bool FULL>
-VD_DEV void vd_softmax_step(vd_forward_warp<T, D> &w, unsigned active, float s[VD_STEP][2][4]) {
+VD_DEV void softmax_step(forward_warp<T, D> &w, unsigned active, float s[STEP][2][4]) {
 #pragma unroll
   for (int ih = 0; ih < 2; ih++) {
     float highest = w.highest[ih];
 #pragma unroll
-    for (int b = 0; b < VD_STEP; b++)
+    for (int b = 0; b < STEP; b++)
       if (FULL || (active >> b & 1)) {
         highest = fmaxf(highest, fmaxf(s[b][0][2 * ih], s[b][0][2 * ih + 1]));
         highest = fmaxf(highest, fmaxf(s[b][1][2 * ih], s[b][1][2 * ih + 1]));
@@ -106,7 +106,7 @@ VD_DEV void vd_softmax_step(vd_forward_warp<T, D> &w, unsigned active, float s[V
     float rescale = vd_exp2(w.highest[ih] - base), total = w.total[ih] * rescale;
     w.highest[ih] = highest;
 #pragma unroll
-    for (int b = 0; b < VD_STEP; b++)
+    for (int b = 0; b < STEP; b++)
       if (FULL || (active >> b & 1)) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -123,12 +123,11 @@ VD_DEV void vd_softmax_step(vd_forward_warp<T, D> &w, unsigned active, float s[V
 
 /* sum += dropout(weights) v. */
 template <typename T, int D, bool FULL, bool DROP, bool REL>
-VD_DEV void vd_weigh_values(const vd_cuda_attention &a, const vd_band &band, const vd_drop &drop,
-                            vd_forward_warp<T, D> &w, const T *v, unsigned active, int iw, int kappa0,
-                            float s[VD_STEP][2][4]) {
+VD_DEV void weigh_values(const vd_cuda_attention &a, const vd_band &band, const vd_dropout_draws &drop,
+                         forward_warp<T, D> &w, const T *v, unsigned active, int iw, int kappa0, float s[STEP][2][4]) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
 #pragma unroll
-  for (int b = 0; b < VD_STEP; b++) {
+  for (int b = 0; b < STEP; b++) {
     if (!FULL && !(active >> b & 1)) continue;
     int x0 = iw - kappa0 - 16 * b;
     if (!FULL && !REL && a.trimmed) {
@@ -137,33 +136,34 @@ VD_DEV void vd_weigh_values(const vd_cuda_attention &a, const vd_band &band, con
         s[b][i >> 2][i & 3] *= vd_mask(band, x0 + g + 8 * ((i >> 1) & 1) - (8 * (i >> 2) + 2 * t + (i & 1)));
     }
     if constexpr (DROP) {
-      philox4x32_ctr_t words = vd_drop_words(a, drop, iw, kappa0 + 16 * b);
+      philox4x32_ctr_t words = vd_dropout_words(a, drop, iw, kappa0 + 16 * b);
 #pragma unroll
       for (int i = 0; i < 8; i++)
-        if (!vd_kept(words, drop.threshold, i >> 2, i & 3)) s[b][i >> 2][i & 3] = 0;
+        if (!vd_dropout_keeps(words, drop.threshold, i >> 2, i & 3)) s[b][i >> 2][i & 3] = 0;
     }
     vd_frag_a<T> p;
-    vd_as_a(p, s[b]);
+    vd_result_to_a(p, s[b]);
     vd_accumulate<T, D>(w.sum, p, v, 16 * b);
   }
 }
 
 /* These keys for this warp. */
 template <typename T, int D, bool FULL, bool DROP, bool REL>
-VD_DEV void vd_forward_step(const vd_cuda_attention &a, const vd_band &band, const vd_drop &drop,
-                            vd_forward_warp<T, D> &w, const T *k, const T *v, const T *table, const float *begin,
-                            int ring, int unit, int iw, int kappa0, float factor) {
-  float s[VD_STEP][2][4];
-  unsigned active = vd_scores<T, D, FULL, REL>(a, band, w, k, table, begin, ring, unit, iw, kappa0, factor, s);
+VD_DEV void forward_step(const vd_cuda_attention &a, const vd_band &band, const vd_dropout_draws &drop,
+                         forward_warp<T, D> &w, const T *k, const T *v, const T *table, const float *bias_scores,
+                         int ring, int unit, int iw, int kappa0, float factor) {
+  float s[STEP][2][4];
+  unsigned active =
+      compute_scores<T, D, FULL, REL>(a, band, w, k, table, bias_scores, ring, unit, iw, kappa0, factor, s);
   if (!FULL && !active) return;
-  vd_softmax_step<T, D, FULL>(w, active, s);
-  vd_weigh_values<T, D, FULL, DROP, REL>(a, band, drop, w, v, active, iw, kappa0, s);
+  softmax_step<T, D, FULL>(w, active, s);
+  weigh_values<T, D, FULL, DROP, REL>(a, band, drop, w, v, active, iw, kappa0, s);
 }
 
 /* Divides by the softmax's denominator; writes out and lse. */
 template <typename T, int D>
-VD_DEV void vd_forward_finish(const vd_cuda_attention &a, const vd_drop &drop, vd_item it, vd_forward_warp<T, D> &w,
-                              int iw, T *out, float *lse) {
+VD_DEV void forward_finish(const vd_cuda_attention &a, const vd_dropout_draws &drop, vd_work_tile at,
+                           forward_warp<T, D> &w, int iw, T *out, float *lse) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   float factor[2];
 #pragma unroll
@@ -172,52 +172,52 @@ VD_DEV void vd_forward_finish(const vd_cuda_attention &a, const vd_drop &drop, v
     int i = iw + g + 8 * ih;
     factor[ih] = drop.scale / total;
     if (t == 0 && i < a.block)
-      lse[((int64_t)it.stream * a.n_head + it.head) * a.block + i] = w.highest[ih] * 0.69314718055994531f + logf(total);
+      lse[((int64_t)at.stream * a.n_head + at.head) * a.block + i] = w.highest[ih] * 0.69314718055994531f + logf(total);
   }
-  const vd_lines<T> to = vd_plain_lines(a, out, it.head, it.stream);
+  const vd_row_view<T> to = vd_output_rows(a, out, at.head, at.stream);
   vd_write_rows<T, D>(to.row0, to.stride, iw, 0, a.block, a.d_head, w.sum, factor);
 }
 
 template <typename T, int D, bool DROP, bool REL>
-__global__ void __launch_bounds__(VD_THREADS, vd_forward_layout<T, D>::blocks)
-    vd_forward_kernel(const __grid_constant__ vd_cuda_attention a, const T *block, const T *memory, const T *table,
-                      T *out, float *lse, vd_drop drop) {
-  typedef vd_forward_layout<T, D> layout;
+__global__ void __launch_bounds__(VD_WARPGROUP, forward_layout<T, D>::blocks)
+    forward_mma_kernel(const __grid_constant__ vd_cuda_attention a, const T *block, const T *memory, const T *table,
+                       T *out, float *lse, vd_dropout_draws drop) {
+  typedef forward_layout<T, D> layout;
   constexpr int stages = layout::stages, tile = layout::tile, ring = (stages + 1) * 4;
-  extern __shared__ __align__(256) unsigned char room[];
+  extern __shared__ __align__(256) unsigned char smem[];
   __shared__ int next;
-  T *qs = (T *)room, *ks = qs + tile, *vs = ks + stages * tile, *ts = vs + stages * tile;
-  float *begin = (float *)(ts + (stages + 1) * tile);
-  vd_plan *plan = (vd_plan *)a.plan;
-  const int n_item = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE), warp = (int)threadIdx.x >> 5;
+  T *qs = (T *)smem, *ks = qs + tile, *vs = ks + stages * tile, *ts = vs + stages * tile;
+  float *bias_scores = (float *)(ts + (stages + 1) * tile);
+  vd_tile_schedule *schedule = (vd_tile_schedule *)a.schedule;
+  const int n_work_tile = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE), warp = (int)threadIdx.x >> 5;
   const float factor = rsqrtf((float)a.d_head) * 1.44269504088896341f;
-  for (int item = (int)blockIdx.x; item < n_item;) {
-    const int asked = vd_ask_next(plan, VD_WORK_FORWARD);
-    const vd_item it = vd_query_item<REL>(a, plan, item);
-    const vd_band band = vd_band_of<REL>(a, plan, it.head);
-    const vd_positions<T> positions = vd_positions_of<REL, T>(a, table, it.head);
-    vd_set_drop(&drop, a, it.head, it.stream);
-    const int i0 = it.tile * VD_TILE, iw = i0 + 16 * warp, n = vd_key_tiles<REL>(band, it.tile);
+  for (int tile_id = (int)blockIdx.x; tile_id < n_work_tile;) {
+    const int requested = vd_request_tile(schedule, VD_WORK_FORWARD);
+    const vd_work_tile at = vd_query_tile_at<REL>(a, schedule, tile_id);
+    const vd_band band = vd_band_of<REL>(a, schedule, at.head);
+    const vd_position_keys<T> positions = vd_position_keys_of<REL, T>(a, table, at.head);
+    vd_seek_dropout(&drop, a, at.head, at.stream);
+    const int i0 = at.tile * VD_TILE, iw = i0 + 16 * warp, n = vd_key_tiles<REL>(band, at.tile);
     const int start = i0 - (n - 1) * VD_TILE, lowest = vd_lowest<REL>(band); /* first key of tiles, of what is seen */
-    const vd_lines<const T> queries = vd_block_lines(a, block, VD_QUERY, it.head, it.stream);
-    const vd_key_lines<const T> memories = vd_keys_of(a, block, memory, it.head, it.stream);
+    const vd_row_view<const T> queries = vd_block_rows(a, block, VD_QUERY, at.head, at.stream);
+    const vd_kv_view<const T> memories = vd_kv_view_of(a, block, memory, at.head, at.stream);
     /* Key tile t needs blocks t and t + 1 of the table. Block 0 is beyond a span's reach (not so with relative keys,
      * where keys may begin within the reach), and block n has distances <= 0. */
     auto copy_positions = [&](int y) {
-      vd_copy_positions<T, D, REL>(ts + y % (stages + 1) * tile, begin + y % (stages + 1) * VD_TILE, positions,
-                                   start - i0 + (y - 1) * VD_TILE, a.d_head);
+      vd_copy_position_keys<T, D, REL>(ts + y % (stages + 1) * tile, bias_scores + y % (stages + 1) * VD_TILE,
+                                       positions, start - i0 + (y - 1) * VD_TILE, a.d_head);
     };
     auto copy = [&](int t) {
       int kappa0 = start + t * VD_TILE, slot = t % stages;
-      const vd_lines<const T> keys = memories.at(kappa0, VD_KEY);
-      const vd_lines<const T> values = memories.at(kappa0, VD_VALUE);
+      const vd_row_view<const T> keys = memories.at(kappa0, VD_KEY);
+      const vd_row_view<const T> values = memories.at(kappa0, VD_VALUE);
       vd_copy_tile<T, D>(ks + slot * tile, keys.row0, keys.stride, kappa0, lowest, a.block, a.d_head);
       vd_copy_tile<T, D>(vs + slot * tile, values.row0, values.stride, kappa0, lowest, a.block, a.d_head);
       if (REL && t == 0) copy_positions(0);
       if (REL || t + 1 < n) copy_positions(t + 1);
-      vd_copy_commit();
+      vd_cp_async_commit();
     };
-    vd_forward_warp<T, D> w;
+    forward_warp<T, D> w;
     w.highest[0] = w.highest[1] = -INFINITY, w.total[0] = w.total[1] = 0, w.have_before = false;
 #pragma unroll
     for (int i = 0; i < D / 8 * 4; i++) w.sum[i >> 2][i & 3] = 0;
@@ -228,10 +228,10 @@ __global__ void __launch_bounds__(VD_THREADS, vd_forward_layout<T, D>::blocks)
         __syncthreads();
         copy(t);
       }
-      vd_copy_wait();
+      vd_cp_async_wait_all();
       __syncthreads();
       if (t == 0) {
-        if (REL && a.content_bias) vd_add_content_bias<T, D>(a, qs, it.head, iw);
+        if (REL && a.content_bias) vd_add_content_bias<T, D>(a, qs, at.head, iw);
         w.q.set(qs, 16 * warp);
       }
       if (stages == 2 && t + 1 < n) copy(t + 1);
@@ -239,52 +239,53 @@ __global__ void __launch_bounds__(VD_THREADS, vd_forward_layout<T, D>::blocks)
       const T *kt = ks + t % stages * tile, *vt = vs + t % stages * tile;
       if (iw >= a.block) continue;
 #pragma unroll 1
-      for (int b = 0; b < 4; b += VD_STEP) {
+      for (int b = 0; b < 4; b += STEP) {
         int kappa = kappa0 + 16 * b, x0 = iw - kappa;
         const T *kb = kt + 16 * b * D, *vb = vt + 16 * b * D;
-        if (vd_all_full<REL>(band, x0, kappa) && vd_all_full<REL>(band, x0 - 16 * (VD_STEP - 1), kappa)) {
-          vd_forward_step<T, D, true, DROP, REL>(a, band, drop, w, kb, vb, ts, begin, ring, unit + b, iw, kappa,
-                                                 factor);
+        if (vd_all_full<REL>(band, x0, kappa) && vd_all_full<REL>(band, x0 - 16 * (STEP - 1), kappa)) {
+          forward_step<T, D, true, DROP, REL>(a, band, drop, w, kb, vb, ts, bias_scores, ring, unit + b, iw, kappa,
+                                              factor);
         } else {
-          vd_forward_step<T, D, false, DROP, REL>(a, band, drop, w, kb, vb, ts, begin, ring, unit + b, iw, kappa,
-                                                  factor);
+          forward_step<T, D, false, DROP, REL>(a, band, drop, w, kb, vb, ts, bias_scores, ring, unit + b, iw, kappa,
+                                               factor);
         }
       }
     }
-    vd_forward_finish(a, drop, it, w, iw, out, lse);
-    item = vd_take_next(asked, &next);
+    forward_finish(a, drop, at, w, iw, out, lse);
+    tile_id = vd_receive_tile(requested, &next);
   }
-  vd_no_more_work(plan, VD_WORK_FORWARD);
+  vd_finish_work(schedule, VD_WORK_FORWARD);
 }
 
 template <typename T, int D>
-static cudaError_t vd_forward(const vd_cuda_attention *a, const void *block, const void *memory, const void *table,
-                              void *out, float *lse, cudaStream_t stream) {
-  int blocks, shared = vd_forward_layout<T, D>::bytes;
-  const vd_drop drop = vd_make_drop(a);
-  auto kernel = drop.threshold ? vd_forward_kernel<T, D, true, false> : vd_forward_kernel<T, D, false, false>;
-  if (a->rel_key) kernel = drop.threshold ? vd_forward_kernel<T, D, true, true> : vd_forward_kernel<T, D, false, true>;
-  cudaError_t e = vd_fill_device((const void *)kernel, shared, &blocks);
+static cudaError_t launch_forward(const vd_cuda_attention *a, const void *block, const void *memory, const void *table,
+                                  void *out, float *lse, cudaStream_t stream) {
+  int blocks, shared = forward_layout<T, D>::bytes;
+  const vd_dropout_draws drop = vd_make_dropout_draws(a);
+  auto kernel = drop.threshold ? forward_mma_kernel<T, D, true, false> : forward_mma_kernel<T, D, false, false>;
+  if (a->rel_key)
+    kernel = drop.threshold ? forward_mma_kernel<T, D, true, true> : forward_mma_kernel<T, D, false, true>;
+  cudaError_t e = vd_persistent_blocks((const void *)kernel, shared, &blocks);
   if (e != cudaSuccess) return e;
-  kernel<<<blocks, VD_THREADS, shared, stream>>>(*a, (const T *)block, (const T *)memory, (const T *)table, (T *)out,
-                                                 lse, drop);
+  kernel<<<blocks, VD_WARPGROUP, shared, stream>>>(*a, (const T *)block, (const T *)memory, (const T *)table, (T *)out,
+                                                   lse, drop);
   return cudaGetLastError();
 }
 
 cudaError_t vd_cuda_attention_forward(const vd_cuda_attention *a, const void *block, const void *memory,
                                       const void *table, void *out, float *lse, cudaStream_t stream) {
-  cudaError_t e = a->rel_key ? vd_fill_room(a, stream) : cudaSuccess;
+  cudaError_t e = a->rel_key ? vd_fill_bias_scores(a, stream) : cudaSuccess;
   if (e != cudaSuccess) return e;
-  if (vd_by_group(a)) return vd_forward_by_group(a, block, memory, table, out, lse, stream);
+  if (vd_uses_wgmma(a)) return vd_forward_wgmma(a, block, memory, table, out, lse, stream);
   switch (a->type) {
   case VD_FP32:
-    if (a->d_head <= 32) return vd_forward<float, 32>(a, block, memory, table, out, lse, stream);
-    if (a->d_head <= 64) return vd_forward<float, 64>(a, block, memory, table, out, lse, stream);
-    return vd_forward<float, 128>(a, block, memory, table, out, lse, stream);
+    if (a->d_head <= 32) return launch_forward<float, 32>(a, block, memory, table, out, lse, stream);
+    if (a->d_head <= 64) return launch_forward<float, 64>(a, block, memory, table, out, lse, stream);
+    return launch_forward<float, 128>(a, block, memory, table, out, lse, stream);
   case VD_BF16:
-    return vd_forward<__nv_bfloat16, 128>(a, block, memory, table, out, lse, stream);
+    return launch_forward<__nv_bfloat16, 128>(a, block, memory, table, out, lse, stream);
   case VD_FP16:
-    return vd_forward<__half, 128>(a, block, memory, table, out, lse, stream);
+    return launch_forward<__half, 128>(a, block, memory, table, out, lse, stream);
   }
   return cudaErrorInvalidValue;
 }

@@ -2,21 +2,21 @@
 #include "cuda/attention/pipeline.cuh"
 #include "cuda/kernels/pdl.cuh"
 
-template <typename T> struct vd_forward_memory {
-  T q[2][VD_TILE * VD_WIDTH], k[2][VD_TILE * VD_WIDTH], v[2][VD_TILE * VD_WIDTH];
-  T table[3][VD_TILE * VD_WIDTH]; /* the last one: with relative keys, the block before an item's first tile */
-  float ring[VD_THREADS / 32][VD_RING_BYTES / 4];
-  float begin[3][VD_TILE]; /* what scores with the table's rows begin with */
+template <typename T> struct forward_smem {
+  T q[2][VD_TILE * VD_HEAD_WIDTH], k[2][VD_TILE * VD_HEAD_WIDTH], v[2][VD_TILE * VD_HEAD_WIDTH];
+  T table[3][VD_TILE * VD_HEAD_WIDTH]; /* the last one: with relative keys, the block before an item's first tile */
+  float ring[VD_WARPGROUP / 32][VD_RING_BYTES / 4];
+  float bias_scores[3][VD_TILE]; /* what scores with the table's rows begin with */
   /* Of a key tile, for each thread of the first group. Drawn a tile ahead of the copies: with three places, what is
    * overwritten was read before the last wait of the group that read it, not only before it arrived. */
-  uint32_t kept[3][VD_THREADS];
+  uint32_t dropout_mask[3][VD_WARPGROUP];
   int next[2];
 };
 
-static_assert(2 * (sizeof(vd_forward_memory<__half>) + 1024) <= 228 * 1024, "two blocks for a multiprocessor");
+static_assert(2 * (sizeof(forward_smem<__half>) + 1024) <= 228 * 1024, "two blocks for a multiprocessor");
 
 /* What the kernel is told besides the shapes. */
-template <typename T> struct vd_forward_task {
+template <typename T> struct forward_task {
   const T *block, *memory, *table;
   T *out;
   float *lse;
@@ -24,14 +24,14 @@ template <typename T> struct vd_forward_task {
 
 /* A warp's 16 queries over the key tiles. Scores are in natural units times sqrt(d_head); factor brings them to units
  * of log 2. */
-struct vd_forward_state {
+struct forward_state {
   float sum[8][4];
   float highest[2], total[2]; /* of rows g and g + 8; total: this lane's columns only */
 };
 
 /* Masks the scores of one sub-tile. */
 template <bool REL>
-VD_DEV void vd_mask_scores(const vd_band &band, bool trimmed, int x0, int kappa0, float unit, float s[2][4]) {
+VD_DEV void mask_scores(const vd_band &band, bool trimmed, int x0, int kappa0, float unit, float s[2][4]) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   vd_masks m = vd_masks_of(band, x0 + g - 2 * t);
   if (!REL && !trimmed) {
@@ -50,8 +50,8 @@ VD_DEV void vd_mask_scores(const vd_band &band, bool trimmed, int x0, int kappa0
 
 /* Adds position scores to those of 64 keys, and masks what is not seen in full. */
 template <bool REL>
-VD_DEV void vd_finish_scores(const vd_cuda_attention &a, const vd_band &band, const float *ring, int unit, int iw,
-                             int kappa0, float factor, float s[8][4]) {
+VD_DEV void finish_scores(const vd_cuda_attention &a, const vd_band &band, const float *ring, int unit, int iw,
+                          int kappa0, float factor, float s[8][4]) {
   if (vd_row_full<REL>(band, iw, kappa0)) {
 #pragma unroll
     for (int j = 0; j < 4; j++) vd_add_ring(s + 2 * j, ring, unit + j);
@@ -62,7 +62,7 @@ VD_DEV void vd_finish_scores(const vd_cuda_attention &a, const vd_band &band, co
     int kappa = kappa0 + 16 * j;
     if (vd_any_seen<REL>(band, iw - kappa, kappa)) {
       vd_add_ring(s + 2 * j, ring, unit + j);
-      vd_mask_scores<REL>(band, a.trimmed, iw - kappa, kappa, 1 / factor, s + 2 * j);
+      mask_scores<REL>(band, a.trimmed, iw - kappa, kappa, 1 / factor, s + 2 * j);
     } else {
 #pragma unroll
       for (int i = 0; i < 8; i++) s[2 * j + (i >> 2)][i & 3] = -INFINITY;
@@ -71,7 +71,7 @@ VD_DEV void vd_finish_scores(const vd_cuda_attention &a, const vd_band &band, co
 }
 
 /* Takes 64 keys into the softmax: scores become weights (not yet divided), earlier sums are rescaled. */
-VD_DEV void vd_softmax_tile(vd_forward_state &w, float factor, float s[8][4]) {
+VD_DEV void softmax_tile(forward_state &w, float factor, float s[8][4]) {
   float rescale[2];
 #pragma unroll
   for (int ih = 0; ih < 2; ih++) {
@@ -98,15 +98,15 @@ VD_DEV void vd_softmax_tile(vd_forward_state &w, float factor, float s[8][4]) {
 }
 
 /* The soft mask of 'trimmed'. */
-VD_DEV void vd_trim(const vd_band &band, int x0, float s[2][4]) {
+VD_DEV void apply_soft_mask(const vd_band &band, int x0, float s[2][4]) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   vd_masks m = vd_masks_of(band, x0 + g - 2 * t);
 #pragma unroll
   for (int i = 0; i < 8; i++) s[i >> 2][i & 3] *= vd_masks_at(m, 8 * (i >> 2) + (i & 1) - 8 * (i >> 1 & 1));
 }
 
-/* Dropout of weights that are left operands: bits as vd_draw_queries() has them. */
-template <typename T> VD_DEV void vd_drop_weights(vd_frag_a<T> p[4], uint32_t bits) {
+/* Dropout of weights that are left operands: bits as vd_draw_dropout_mask() has them. */
+template <typename T> VD_DEV void drop_weights(vd_frag_a<T> p[4], uint32_t bits) {
 #pragma unroll
   for (int j = 0; j < 4; j++)
 #pragma unroll
@@ -119,60 +119,59 @@ template <typename T> VD_DEV void vd_drop_weights(vd_frag_a<T> p[4], uint32_t bi
 
 /* One key tile, t-th of the item, c-th of the block, whose copies are there. */
 template <typename T, bool DROP, bool REL>
-VD_DEV void vd_forward_tile(const vd_cuda_attention &a, const vd_query_work &work, vd_forward_memory<T> *m,
-                            vd_forward_state &w, const T *q, int t, int c, uint32_t kept, float factor) {
+VD_DEV void forward_tile(const vd_cuda_attention &a, const vd_query_work &work, forward_smem<T> *m, forward_state &w,
+                         const T *q, int t, int c, uint32_t dropout_mask, float factor) {
   float s[8][4], position[8][4];
   float *ring = m->ring[threadIdx.x >> 5];
   const int block = c + 1, warp = (int)(threadIdx.x >> 5), iw = work.i0 + 16 * warp, kappa0 = work.start + t * VD_TILE;
   vd_frag_a<T> p[4];
-  if constexpr (REL) vd_begin_positions(position, m->begin[c & 1]);
-  vd_wgmma_begin();
-  vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(position, q, m->table[c & 1], REL);
+  if constexpr (REL) vd_init_position_tile(position, m->bias_scores[c & 1]);
+  vd_wgmma_fence();
+  vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(position, q, m->table[c & 1], REL);
   vd_wgmma_commit();
-  vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(s, q, m->k[c & 1], false);
+  vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(s, q, m->k[c & 1], false);
   vd_wgmma_commit();
   vd_wgmma_wait<1>();
-  vd_wgmma_done<8>(position);
+  vd_wgmma_fence_operand<8>(position);
   vd_write_ring(ring, block, position);
   __syncwarp();
   vd_wgmma_wait<0>();
-  vd_wgmma_done<8>(s);
-  vd_finish_scores<REL>(a, work.band, ring, 4 * block + 7 - warp, iw, kappa0, factor, s);
-  vd_softmax_tile(w, factor, s);
+  vd_wgmma_fence_operand<8>(s);
+  finish_scores<REL>(a, work.band, ring, 4 * block + 7 - warp, iw, kappa0, factor, s);
+  softmax_tile(w, factor, s);
   if (!REL && a.trimmed && !vd_row_full<REL>(work.band, iw, kappa0)) {
 #pragma unroll
-    for (int j = 0; j < 4; j++) vd_trim(work.band, iw - kappa0 - 16 * j, s + 2 * j);
+    for (int j = 0; j < 4; j++) apply_soft_mask(work.band, iw - kappa0 - 16 * j, s + 2 * j);
   }
-  vd_hold(p, s);
-  if constexpr (DROP) vd_drop_weights(p, kept);
-  vd_wgmma_begin();
-  vd_start_held<T, VD_BY_ROWS>(w.sum, p, m->v[c & 1], true);
+  vd_results_to_a(p, s);
+  if constexpr (DROP) drop_weights(p, dropout_mask);
+  vd_wgmma_fence();
+  vd_tile_product_rs<T, VD_MN_MAJOR>(w.sum, p, m->v[c & 1], true);
   vd_wgmma_commit();
   vd_wgmma_wait<0>();
-  vd_wgmma_done<8>(w.sum);
+  vd_wgmma_fence_operand<8>(w.sum);
 }
 
 /* With relative keys, before the first key tile: the content bias, and the scores of the block of e before it. */
 template <typename T>
-VD_DEV void vd_forward_begin(const vd_cuda_attention &a, vd_forward_memory<T> *m, const vd_query_work &work, T *q,
-                             int c) {
+VD_DEV void forward_begin(const vd_cuda_attention &a, forward_smem<T> *m, const vd_query_work &work, T *q, int c) {
   float position[8][4];
-  if (a.content_bias) vd_add_content_bias<T, VD_WIDTH>(a, q, work.it.head, work.i0 + 16 * (int)(threadIdx.x >> 5));
-  vd_begin_positions(position, m->begin[2]);
-  vd_show_to_products();
-  vd_sync_group();
-  vd_wgmma_begin();
-  vd_start_product<T, VD_BY_COLUMNS, VD_BY_COLUMNS>(position, q, m->table[2], true);
+  if (a.content_bias) vd_add_content_bias<T, VD_HEAD_WIDTH>(a, q, work.at.head, work.i0 + 16 * (int)(threadIdx.x >> 5));
+  vd_init_position_tile(position, m->bias_scores[2]);
+  vd_fence_proxy_async();
+  vd_consumer_sync();
+  vd_wgmma_fence();
+  vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(position, q, m->table[2], true);
   vd_wgmma_commit();
   vd_wgmma_wait<0>();
-  vd_wgmma_done<8>(position);
+  vd_wgmma_fence_operand<8>(position);
   vd_write_ring(m->ring[threadIdx.x >> 5], c, position);
 }
 
 /* Divides by the softmax's denominator; writes out and lse. */
 template <typename T>
-VD_DEV void vd_forward_end(const vd_cuda_attention &a, float scale, const vd_query_work &work, vd_forward_state &w,
-                           float to_log2, T *out, float *lse) {
+VD_DEV void forward_end(const vd_cuda_attention &a, float scale, const vd_query_work &work, forward_state &w,
+                        float to_log2, T *out, float *lse) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, iw = work.i0 + 16 * (int)(threadIdx.x >> 5);
   float factor[2];
 #pragma unroll
@@ -181,153 +180,153 @@ VD_DEV void vd_forward_end(const vd_cuda_attention &a, float scale, const vd_que
     int i = iw + g + 8 * ih;
     factor[ih] = scale / total;
     if (t == 0 && i < a.block)
-      lse[((int64_t)work.it.stream * a.n_head + work.it.head) * a.block + i] =
+      lse[((int64_t)work.at.stream * a.n_head + work.at.head) * a.block + i] =
           w.highest[ih] * to_log2 * 0.69314718055994531f + logf(total);
   }
-  const vd_lines<T> to = vd_plain_lines(a, out, work.it.head, work.it.stream);
-  vd_write_rows<T, VD_WIDTH>(to.row0, to.stride, iw, 0, a.block, a.d_head, w.sum, factor);
+  const vd_row_view<T> to = vd_output_rows(a, out, work.at.head, work.at.stream);
+  vd_write_rows<T, VD_HEAD_WIDTH>(to.row0, to.stride, iw, 0, a.block, a.d_head, w.sum, factor);
 }
 
 /* The longest items, one for each multiprocessor, are given out apart from the others: of the two blocks on one, the
  * first begins with one of them and the second with another item, or two of the longest would share it to the end. */
-VD_DEV int vd_longest_items(int n_item) {
-  return min((int)gridDim.x / 2, n_item);
+VD_DEV int longest_tiles(int n_work_tile) {
+  return min((int)gridDim.x / 2, n_work_tile);
 }
-VD_DEV int vd_pop_item(vd_plan *plan, int n_longest) {
-  int item = atomicAdd(&plan->next[VD_WORK_FORWARD], 1);
-  return item < n_longest ? item : n_longest + atomicAdd(&plan->later, 1);
+VD_DEV int pop_tile(vd_tile_schedule *schedule, int n_longest) {
+  int tile_id = atomicAdd(&schedule->next[VD_WORK_FORWARD], 1);
+  return tile_id < n_longest ? tile_id : n_longest + atomicAdd(&schedule->next_rest, 1);
 }
-VD_DEV int vd_place_first(vd_plan *plan, int n_longest) {
+VD_DEV int first_tile(vd_tile_schedule *schedule, int n_longest) {
   unsigned place;
   asm volatile("mov.u32 %0, %%smid;" : "=r"(place));
-  return atomicAdd(&plan->placed[place % VD_PLACES], 1) == 0 ? vd_pop_item(plan, n_longest)
-                                                             : n_longest + atomicAdd(&plan->later, 1);
+  return atomicAdd(&schedule->sm_blocks[place % VD_MAX_SM], 1) == 0 ? pop_tile(schedule, n_longest)
+                                                                    : n_longest + atomicAdd(&schedule->next_rest, 1);
 }
-/* As vd_no_more_work. */
-VD_DEV void vd_no_more_items(vd_plan *plan) {
+/* As vd_finish_work. */
+VD_DEV void finish_work(vd_tile_schedule *schedule) {
   if (threadIdx.x > 0) return;
   __threadfence();
-  if (atomicAdd(&plan->done[VD_WORK_FORWARD], 1) < (int)gridDim.x - 1) return;
-  plan->next[VD_WORK_FORWARD] = plan->done[VD_WORK_FORWARD] = plan->later = 0;
-  for (int i = 0; i < VD_PLACES / 4; i++) ((int4 *)plan->placed)[i] = make_int4(0, 0, 0, 0);
+  if (atomicAdd(&schedule->done[VD_WORK_FORWARD], 1) < (int)gridDim.x - 1) return;
+  schedule->next[VD_WORK_FORWARD] = schedule->done[VD_WORK_FORWARD] = schedule->next_rest = 0;
+  for (int i = 0; i < VD_MAX_SM / 4; i++) ((int4 *)schedule->sm_blocks)[i] = make_int4(0, 0, 0, 0);
 }
 
 /* The first group. */
 template <typename T, bool DROP, bool REL>
-VD_DEV void vd_forward_multiply(const vd_cuda_attention &a, const vd_forward_task<T> &task, vd_forward_memory<T> *m,
-                                float scale) {
-  vd_plan *plan = (vd_plan *)a.plan;
-  const int n_item = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE);
+VD_DEV void forward_consumer(const vd_cuda_attention &a, const forward_task<T> &task, forward_smem<T> *m, float scale) {
+  vd_tile_schedule *schedule = (vd_tile_schedule *)a.schedule;
+  const int n_work_tile = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE);
   const float factor = rsqrtf((float)a.d_head) * 1.44269504088896341f;
-  int item = vd_next_item(&m->next[1]), c = 0;
-  for (int i = 0; item < n_item; i++) {
-    const vd_query_work work = vd_query_work_of<REL>(a, plan, item);
-    vd_forward_state w;
+  int tile_id = vd_announced_tile(&m->next[1]), c = 0;
+  for (int i = 0; tile_id < n_work_tile; i++) {
+    const vd_query_work work = vd_query_work_at<REL>(a, schedule, tile_id);
+    forward_state w;
     w.highest[0] = w.highest[1] = -INFINITY, w.total[0] = w.total[1] = 0;
     vd_clear_sums(w.sum);
     for (int t = 0; t < work.n; t++, c++) {
-      vd_barrier_wait<VD_BARRIER_THERE>();
-      const uint32_t kept = DROP ? m->kept[c % 3][threadIdx.x] : 0;
-      if (REL && t == 0) vd_forward_begin<T>(a, m, work, m->q[i & 1], c);
-      vd_barrier_arrive<VD_BARRIER_NEXT>();
-      vd_forward_tile<T, DROP, REL>(a, work, m, w, m->q[i & 1], t, c, kept, factor);
+      vd_barrier_sync<VD_TILE_FULL>();
+      const uint32_t dropout_mask = DROP ? m->dropout_mask[c % 3][threadIdx.x] : 0;
+      if (REL && t == 0) forward_begin<T>(a, m, work, m->q[i & 1], c);
+      vd_barrier_arrive<VD_TILE_EMPTY>();
+      forward_tile<T, DROP, REL>(a, work, m, w, m->q[i & 1], t, c, dropout_mask, factor);
     }
-    item = vd_next_item(&m->next[i & 1]);
-    vd_forward_end<T>(a, scale, work, w, factor, task.out, task.lse);
+    tile_id = vd_announced_tile(&m->next[i & 1]);
+    forward_end<T>(a, scale, work, w, factor, task.out, task.lse);
   }
-  vd_no_more_items(plan);
+  finish_work(schedule);
 }
 
 /* The second group. */
 template <typename T, bool DROP, bool REL>
-VD_DEV void vd_forward_bring(const vd_cuda_attention &a, const vd_forward_task<T> &task, vd_forward_memory<T> *m,
-                             vd_drop drop) {
-  vd_plan *plan = (vd_plan *)a.plan;
-  const int n_item = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE), thread = (int)threadIdx.x - VD_THREADS;
-  int item = vd_next_item(&m->next[1]), c = 0;
-  for (int i = 0; item < n_item; i++) {
-    const int asked = threadIdx.x == VD_THREADS ? vd_pop_item(plan, vd_longest_items(n_item)) : 0;
-    const vd_query_work work = vd_query_work_of<REL>(a, plan, item);
-    const vd_positions<T> positions = vd_positions_of<REL, T>(a, task.table, work.it.head);
+VD_DEV void forward_producer(const vd_cuda_attention &a, const forward_task<T> &task, forward_smem<T> *m,
+                             vd_dropout_draws drop) {
+  vd_tile_schedule *schedule = (vd_tile_schedule *)a.schedule;
+  const int n_work_tile = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE),
+            thread = (int)threadIdx.x - VD_WARPGROUP;
+  int tile_id = vd_announced_tile(&m->next[1]), c = 0;
+  for (int i = 0; tile_id < n_work_tile; i++) {
+    const int requested = threadIdx.x == VD_WARPGROUP ? pop_tile(schedule, longest_tiles(n_work_tile)) : 0;
+    const vd_query_work work = vd_query_work_at<REL>(a, schedule, tile_id);
+    const vd_position_keys<T> positions = vd_position_keys_of<REL, T>(a, task.table, work.at.head);
     const int lowest = vd_lowest<REL>(work.band), n = work.n;
     auto copy_table = [&](int y, int slot) {
-      vd_copy_positions<T, VD_WIDTH, REL>(m->table[slot], m->begin[slot], positions, work.first_block + y * VD_TILE,
-                                          a.d_head);
+      vd_copy_position_keys<T, VD_HEAD_WIDTH, REL>(m->table[slot], m->bias_scores[slot], positions,
+                                                   work.first_block + y * VD_TILE, a.d_head);
     };
-    vd_set_drop(&drop, a, work.it.head, work.it.stream);
+    vd_seek_dropout(&drop, a, work.at.head, work.at.stream);
     for (int t = -1; t < n; t++) { /* tile t is copied and tile t + 1 drawn meanwhile; before, tile 0 both */
-      if (t > 0 || (t < 0 && i > 0)) vd_barrier_wait<VD_BARRIER_NEXT>();
+      if (t > 0 || (t < 0 && i > 0)) vd_barrier_sync<VD_TILE_EMPTY>();
       if (t < 0) {
-        const vd_lines<const T> queries = vd_block_lines(a, task.block, VD_QUERY, work.it.head, work.it.stream);
-        vd_copy_tile<T, VD_WIDTH>(m->q[i & 1], queries.row0, queries.stride, work.i0, 0, a.block, a.d_head);
+        const vd_row_view<const T> queries = vd_block_rows(a, task.block, VD_QUERY, work.at.head, work.at.stream);
+        vd_copy_tile<T, VD_HEAD_WIDTH>(m->q[i & 1], queries.row0, queries.stride, work.i0, 0, a.block, a.d_head);
         if constexpr (REL) copy_table(0, 2);
       }
       if (t != 0) {
         int tile = max(t, 0), slot = (c + tile) & 1, kappa0 = work.start + tile * VD_TILE;
-        const vd_key_lines<const T> memories = vd_keys_of(a, task.block, task.memory, work.it.head, work.it.stream);
-        const vd_lines<const T> keys = memories.at(kappa0, VD_KEY), values = memories.at(kappa0, VD_VALUE);
-        vd_copy_tile<T, VD_WIDTH>(m->k[slot], keys.row0, keys.stride, kappa0, lowest, a.block, a.d_head);
-        vd_copy_tile<T, VD_WIDTH>(m->v[slot], values.row0, values.stride, kappa0, lowest, a.block, a.d_head);
+        const vd_kv_view<const T> memories = vd_kv_view_of(a, task.block, task.memory, work.at.head, work.at.stream);
+        const vd_row_view<const T> keys = memories.at(kappa0, VD_KEY), values = memories.at(kappa0, VD_VALUE);
+        vd_copy_tile<T, VD_HEAD_WIDTH>(m->k[slot], keys.row0, keys.stride, kappa0, lowest, a.block, a.d_head);
+        vd_copy_tile<T, VD_HEAD_WIDTH>(m->v[slot], values.row0, values.stride, kappa0, lowest, a.block, a.d_head);
         if (REL || tile + 1 < n) copy_table(tile + 1, slot);
-        vd_copy_commit();
+        vd_cp_async_commit();
       }
       if (DROP && t + 1 < n) {
-        uint32_t bits = vd_draw_queries(a, drop, work.i0 + 16 * (thread >> 5), work.start + (t + 1) * VD_TILE);
-        m->kept[(c + t + 1) % 3][thread] = bits;
-        if (a.kept) vd_kept_of(a, a.kept, work.it.stream, work.it.head, work.it.tile, n - 2 - t)[thread] = bits;
+        uint32_t bits = vd_draw_dropout_mask(a, drop, work.i0 + 16 * (thread >> 5), work.start + (t + 1) * VD_TILE);
+        m->dropout_mask[(c + t + 1) % 3][thread] = bits;
+        if (a.dropout_mask)
+          vd_dropout_mask_tile(a, a.dropout_mask, work.at.stream, work.at.head, work.at.tile, n - 2 - t)[thread] = bits;
       }
       if (t < 0) continue;
-      if (t + 1 == n) vd_say_item(asked, &m->next[i & 1]);
-      vd_copy_wait();
-      vd_show_to_products();
-      vd_barrier_arrive<VD_BARRIER_THERE>();
+      if (t + 1 == n) vd_producer_announce(requested, &m->next[i & 1]);
+      vd_cp_async_wait_all();
+      vd_fence_proxy_async();
+      vd_barrier_arrive<VD_TILE_FULL>();
     }
     c += n;
-    vd_sync_bring();
-    item = vd_next_item(&m->next[i & 1]);
+    vd_producer_sync();
+    tile_id = vd_announced_tile(&m->next[i & 1]);
   }
-  if (c > 0) vd_barrier_wait<VD_BARRIER_NEXT>();
+  if (c > 0) vd_barrier_sync<VD_TILE_EMPTY>();
 }
 
 template <typename T, bool DROP, bool REL>
-__global__ void __launch_bounds__(VD_GROUPS, 2)
-    vd_forward_group_kernel(const __grid_constant__ vd_cuda_attention a,
-                            const __grid_constant__ vd_forward_task<T> task, const __grid_constant__ vd_drop drop) {
-  extern __shared__ __align__(1024) unsigned char memory[];
-  vd_forward_memory<T> *m = (vd_forward_memory<T> *)memory;
-  const int n_item = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE);
-  vd_await_before();
-  if (threadIdx.x == 0) m->next[1] = vd_place_first((vd_plan *)a.plan, vd_longest_items(n_item));
+__global__ void __launch_bounds__(VD_SPECIALIZED_THREADS, 2)
+    forward_wgmma_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ forward_task<T> task,
+                         const __grid_constant__ vd_dropout_draws drop) {
+  extern __shared__ __align__(1024) unsigned char smem[];
+  forward_smem<T> *m = (forward_smem<T> *)smem;
+  const int n_work_tile = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE);
+  vd_pdl_wait();
+  if (threadIdx.x == 0) m->next[1] = first_tile((vd_tile_schedule *)a.schedule, longest_tiles(n_work_tile));
   __syncthreads();
-  if (threadIdx.x < VD_THREADS) {
-    vd_many_registers<192>();
-    vd_forward_multiply<T, DROP, REL>(a, task, m, drop.scale);
+  if (threadIdx.x < VD_WARPGROUP) {
+    vd_setmaxnreg_inc<192>();
+    forward_consumer<T, DROP, REL>(a, task, m, drop.scale);
   } else {
-    vd_few_registers<64>();
-    vd_forward_bring<T, DROP, REL>(a, task, m, drop);
+    vd_setmaxnreg_dec<64>();
+    forward_producer<T, DROP, REL>(a, task, m, drop);
   }
 }
 
 template <typename T>
-static cudaError_t vd_launch_forward(const vd_cuda_attention *a, const vd_forward_task<T> &task, cudaStream_t stream) {
-  int blocks, shared = (int)sizeof(vd_forward_memory<T>);
-  const vd_drop drop = vd_make_drop(a);
-  auto kernel = drop.threshold ? vd_forward_group_kernel<T, true, false> : vd_forward_group_kernel<T, false, false>;
-  if (a->rel_key)
-    kernel = drop.threshold ? vd_forward_group_kernel<T, true, true> : vd_forward_group_kernel<T, false, true>;
-  cudaError_t e = vd_fill_device((const void *)kernel, shared, &blocks, VD_GROUPS);
+static cudaError_t launch_forward(const vd_cuda_attention *a, const forward_task<T> &task, cudaStream_t stream) {
+  int blocks, shared = (int)sizeof(forward_smem<T>);
+  const vd_dropout_draws drop = vd_make_dropout_draws(a);
+  auto kernel = drop.threshold ? forward_wgmma_kernel<T, true, false> : forward_wgmma_kernel<T, false, false>;
+  if (a->rel_key) kernel = drop.threshold ? forward_wgmma_kernel<T, true, true> : forward_wgmma_kernel<T, false, true>;
+  cudaError_t e = vd_persistent_blocks((const void *)kernel, shared, &blocks, VD_SPECIALIZED_THREADS);
   if (e != cudaSuccess) return e;
-  return vd_launch_ready(kernel, (unsigned)blocks, VD_GROUPS, (size_t)shared, stream, *a, task, drop);
+  return vd_launch_pdl(kernel, (unsigned)blocks, VD_SPECIALIZED_THREADS, (size_t)shared, stream, *a, task, drop);
 }
 
-cudaError_t vd_forward_by_group(const vd_cuda_attention *a, const void *block, const void *memory, const void *table,
-                                void *out, float *lse, cudaStream_t stream) {
+cudaError_t vd_forward_wgmma(const vd_cuda_attention *a, const void *block, const void *memory, const void *table,
+                             void *out, float *lse, cudaStream_t stream) {
   if (a->type == VD_BF16) {
     typedef __nv_bfloat16 T;
-    vd_forward_task<T> task = {(const T *)block, (const T *)memory, (const T *)table, (T *)out, lse};
-    return vd_launch_forward<T>(a, task, stream);
+    forward_task<T> task = {(const T *)block, (const T *)memory, (const T *)table, (T *)out, lse};
+    return launch_forward<T>(a, task, stream);
   }
-  vd_forward_task<__half> task = {(const __half *)block, (const __half *)memory, (const __half *)table, (__half *)out,
-                                  lse};
-  return vd_launch_forward<__half>(a, task, stream);
+  forward_task<__half> task = {(const __half *)block, (const __half *)memory, (const __half *)table, (__half *)out,
+                               lse};
+  return launch_forward<__half>(a, task, stream);
 }

@@ -3,51 +3,51 @@
  * to tile. Keys and values of one head stand side by side as 2 d_head columns, so that both share the memory rows that
  * are read. 16-bit operands go through wgmma, which reads them where copies have put them; fp32 ones through mma. */
 #include "cuda/attention/common.cuh"
-#include "cuda/kernels/pdl.cuh"
 #include "cuda/attention/memory_projection.h"
+#include "cuda/kernels/pdl.cuh"
 #include "cuda/kernels/wgmma.cuh"
 
 enum {
-  VD_SIDE = 128,            /* of a tile of results */
-  VD_PROJECT_THREADS = 256, /* of a block */
-  VD_STAGES = 3,            /* of the pipeline */
-  VD_COPIES = 4,            /* of 16 bytes that a thread makes for one operand of a stage */
-  VD_BACKWARD_BLOCKS = 256, /* that share the rows in backward, about; a constant, to fix the order of sums */
-  VD_LEAST_UNITS = 4        /* of rows in one partial sum */
+  SIDE = 128,            /* of a tile of results */
+  BLOCK_THREADS = 256,   /* of a block */
+  STAGES = 3,            /* of the pipeline */
+  COPIES = 4,            /* of 16 bytes that a thread makes for one operand of a stage */
+  BACKWARD_BLOCKS = 256, /* that share the rows in backward, about; a constant, to fix the order of sums */
+  MIN_UNITS = 4          /* of rows in one partial sum */
 };
 
 /* Contracted in one stage: 128 bytes of a row, so that both operands and all types take 16 KiB each. Where it is rows
  * that are contracted, an operand lies in panels of `depth` columns (wgmma.cuh). */
-template <typename T> struct vd_project_layout {
-  static constexpr int per_chunk = 16 / (int)sizeof(T), depth = 8 * per_chunk, operand = VD_SIDE * depth;
+template <typename T> struct projection_layout {
+  static constexpr int per_chunk = 16 / (int)sizeof(T), depth = 8 * per_chunk, operand = SIDE * depth;
   static constexpr int panel = depth * depth;
-  static constexpr int bytes = VD_STAGES * 2 * operand * (int)sizeof(T);
+  static constexpr int bytes = STAGES * 2 * operand * (int)sizeof(T);
   static constexpr int blocks = sizeof(T) == 4 ? 1 : 2;
 };
-static_assert(VD_SIDE * 128 == VD_PROJECT_THREADS * VD_COPIES * 16, "a stage's copies");
+static_assert(SIDE * 128 == BLOCK_THREADS * COPIES * 16, "a stage's copies");
 
-typedef struct vd_project_args {
+typedef struct projection_args {
   vd_cuda_ring memory;
   const void *wk, *wv; /* forward */
   void *kv;
   const void *dkv; /* backward */
   float *partial;  /* backward: [slots, 2 d_head, d] */
   int slots;
-} vd_project_args;
+} projection_args;
 
 /* Rows of memory that each head reaches: brought to shared memory once, since a block asks for all of them often, one
  * after the other. To be called by all threads. */
-VD_DEV const int *vd_rows_reached(const vd_cuda_attention &a, const vd_project_args &p) {
+VD_DEV const int *rows_reached(const vd_cuda_attention &a, const projection_args &p) {
   __shared__ int reached[VD_CUDA_MAX_HEADS];
-  const vd_plan *plan = (const vd_plan *)a.plan;
+  const vd_tile_schedule *schedule = (const vd_tile_schedule *)a.schedule;
   if ((int)threadIdx.x < a.n_head)
-    reached[threadIdx.x] = (int)min((int64_t)plan->band[threadIdx.x].reach, p.memory.rows);
+    reached[threadIdx.x] = (int)min((int64_t)schedule->band[threadIdx.x].reach, p.memory.rows);
   __syncthreads();
   return reached;
 }
 
 /* Row of the ring where row r of the window is. */
-VD_DEV int vd_ring_place(const vd_cuda_attention &a, const vd_project_args &p, int r) {
+VD_DEV int ring_row(const vd_cuda_attention &a, const projection_args &p, int r) {
   int rows = (int)p.memory.rows, at = (int)p.memory.oldest + rows - a.window + r;
   return at >= rows ? at - rows : at;
 }
@@ -55,21 +55,21 @@ VD_DEV int vd_ring_place(const vd_cuda_attention &a, const vd_project_args &p, i
 /* This thread's place among the copies of a stage of 128 rows of 128 bytes, or (ACROSS) of `depth` rows of 128
  * elements: its first row, the rows from one copy to the next, its 16-byte chunk of a row; where in an operand its
  * first chunk goes, and how far on the next. */
-struct vd_copier {
+struct copier {
   int row, step, chunk, to, to_step;
 };
-template <typename T, bool ACROSS> VD_DEV vd_copier vd_copier_of() {
-  typedef vd_project_layout<T> layout;
-  constexpr int chunks = ACROSS ? VD_SIDE / layout::per_chunk : 8, step = VD_PROJECT_THREADS / chunks;
+template <typename T, bool ACROSS> VD_DEV copier copier_of() {
+  typedef projection_layout<T> layout;
+  constexpr int chunks = ACROSS ? SIDE / layout::per_chunk : 8, step = BLOCK_THREADS / chunks;
   int row = (int)threadIdx.x / chunks, chunk = (int)threadIdx.x % chunks;
-  vd_copier k = {row, step, chunk, chunk / 8 * layout::panel + vd_chunk<T, layout::depth>(row, chunk % 8),
-                 step * layout::depth};
+  copier k = {row, step, chunk, chunk / 8 * layout::panel + vd_swizzled_chunk<T, layout::depth>(row, chunk % 8),
+              step * layout::depth};
   return k;
 }
 
 /* One stage's products by mma: this warp's 16 x 128 of the tile. */
-template <typename T, bool ACROSS> VD_DEV void vd_stage_by_mma(const T *left, const T *right, float c[16][4]) {
-  constexpr int depth = vd_project_layout<T>::depth, panel = vd_project_layout<T>::panel;
+template <typename T, bool ACROSS> VD_DEV void stage_mma(const T *left, const T *right, float c[16][4]) {
+  constexpr int depth = projection_layout<T>::depth, panel = projection_layout<T>::panel;
   const int m0 = (int)(threadIdx.x >> 5) * 16;
 #pragma unroll 1
   for (int k = 0; k < depth; k += 16) {
@@ -93,10 +93,11 @@ template <typename T, bool ACROSS> VD_DEV void vd_stage_by_mma(const T *left, co
 }
 
 /* The same by wgmma, begun: this warpgroup's 64 x 128. */
-template <typename T, bool ACROSS> VD_DEV void vd_stage_by_wgmma(const T *left, const T *right, float c[16][4]) {
-  constexpr int depth = vd_project_layout<T>::depth, panel = vd_project_layout<T>::panel * (int)sizeof(T);
-  uint64_t x = vd_operand(left + (threadIdx.x >> 7) * (64 * depth), panel), y = vd_operand(right, panel);
-  vd_wgmma_begin();
+template <typename T, bool ACROSS> VD_DEV void stage_wgmma(const T *left, const T *right, float c[16][4]) {
+  constexpr int depth = projection_layout<T>::depth, panel = projection_layout<T>::panel * (int)sizeof(T);
+  uint64_t x = vd_smem_descriptor(left + (threadIdx.x >> 7) * (64 * depth), panel),
+           y = vd_smem_descriptor(right, panel);
+  vd_wgmma_fence();
 #pragma unroll
   for (int k = 0; k < depth; k += 16) { /* 16 elements of 2 bytes, or 16 rows of 128 bytes, in units of 16 bytes */
     int along = ACROSS ? k * 8 : k / 8;
@@ -106,93 +107,92 @@ template <typename T, bool ACROSS> VD_DEV void vd_stage_by_wgmma(const T *left, 
 }
 
 /* The pipeline: copy(left, right) starts the copies of the stage that comes next, if there is one. */
-template <typename T> struct vd_pipe {
+template <typename T> struct copy_pipeline {
   T *shared;
   int slot;
 };
-template <typename T, typename Copy> VD_DEV vd_pipe<T> vd_start(T *shared, Copy copy) {
-  constexpr int operand = vd_project_layout<T>::operand;
-  for (int s = 0; s < VD_STAGES - 1; s++) {
+template <typename T, typename Copy> VD_DEV copy_pipeline<T> start_pipeline(T *shared, Copy copy) {
+  constexpr int operand = projection_layout<T>::operand;
+  for (int s = 0; s < STAGES - 1; s++) {
     copy(shared + 2 * s * operand, shared + (2 * s + 1) * operand);
-    vd_copy_commit();
+    vd_cp_async_commit();
   }
-  vd_pipe<T> pipe = {shared, 0};
+  copy_pipeline<T> pipe = {shared, 0};
   return pipe;
 }
 
 /* c = left right^T over the next `steps` stages: row 16 warp + g + 8 ih of the tile, column 8 j + 2t + jj in c[j][2 ih
  * + jj]. */
 template <typename T, bool ACROSS, typename Copy>
-VD_DEV void vd_multiply(int steps, vd_pipe<T> &pipe, Copy copy, float c[16][4]) {
-  constexpr int operand = vd_project_layout<T>::operand;
+VD_DEV void multiply_stages(int steps, copy_pipeline<T> &pipe, Copy copy, float c[16][4]) {
+  constexpr int operand = projection_layout<T>::operand;
 #pragma unroll
   for (int i = 0; i < 64; i++) c[i >> 2][i & 3] = 0;
-  if constexpr (sizeof(T) == 2) vd_wgmma_done<16>(c);
+  if constexpr (sizeof(T) == 2) vd_wgmma_fence_operand<16>(c);
   for (int s = 0; s < steps; s++) {
-    vd_copy_wait_but<VD_STAGES - 2>();
-    if constexpr (sizeof(T) == 2) vd_show_to_products(), vd_wgmma_wait<0>();
+    vd_cp_async_wait<STAGES - 2>();
+    if constexpr (sizeof(T) == 2) vd_fence_proxy_async(), vd_wgmma_wait<0>();
     __syncthreads(); /* this stage is there, and the one before has been read */
     const T *left = pipe.shared + 2 * pipe.slot * operand, *right = left + operand;
     if constexpr (sizeof(T) == 2) {
-      vd_stage_by_wgmma<T, ACROSS>(left, right, c);
+      stage_wgmma<T, ACROSS>(left, right, c);
     } else {
-      vd_stage_by_mma<T, ACROSS>(left, right, c);
+      stage_mma<T, ACROSS>(left, right, c);
     }
-    int ahead = pipe.slot == 0 ? VD_STAGES - 1 : pipe.slot - 1;
+    int ahead = pipe.slot == 0 ? STAGES - 1 : pipe.slot - 1;
     copy(pipe.shared + 2 * ahead * operand, pipe.shared + (2 * ahead + 1) * operand);
-    vd_copy_commit();
-    pipe.slot = pipe.slot == VD_STAGES - 1 ? 0 : pipe.slot + 1;
+    vd_cp_async_commit();
+    pipe.slot = pipe.slot == STAGES - 1 ? 0 : pipe.slot + 1;
   }
-  if constexpr (sizeof(T) == 2) vd_wgmma_wait<0>(), vd_wgmma_done<16>(c);
+  if constexpr (sizeof(T) == 2) vd_wgmma_wait<0>(), vd_wgmma_fence_operand<16>(c);
 }
 
 /* A tile of forward: 128 rows of a head, counted from the window's end, by 128 of its 2 d_head columns. */
-typedef struct vd_forward_tile {
+typedef struct projection_tile {
   int head, stream, first, lowest, column0;
-} vd_forward_tile;
+} projection_tile;
 
-VD_DEV bool vd_find_tile(const vd_cuda_attention &a, const int *reached, int item, vd_forward_tile *t) {
-  int parts = vd_ceil_div(2 * a.d_head, VD_SIDE);
+VD_DEV bool find_tile(const vd_cuda_attention &a, const int *reached, int tile_id, projection_tile *t) {
+  int parts = vd_ceil_div(2 * a.d_head, SIDE);
   for (int h = 0; h < a.n_head; h++) {
-    int rows = reached[h], tiles = vd_ceil_div(rows, VD_SIDE), n = a.n_stream * tiles * parts;
-    if (item < n) {
-      int tile = item / parts % tiles;
-      t->head = h, t->stream = item / parts / tiles, t->first = a.window - (tile + 1) * VD_SIDE;
-      t->lowest = a.window - rows, t->column0 = item % parts * VD_SIDE;
+    int rows = reached[h], tiles = vd_ceil_div(rows, SIDE), n = a.n_stream * tiles * parts;
+    if (tile_id < n) {
+      int tile = tile_id / parts % tiles;
+      t->head = h, t->stream = tile_id / parts / tiles, t->first = a.window - (tile + 1) * SIDE;
+      t->lowest = a.window - rows, t->column0 = tile_id % parts * SIDE;
       return true;
     }
-    item -= n;
+    tile_id -= n;
   }
   return false;
 }
 
 /* Where forward's copies stand: the stage of a tile, and the rows of this thread's copies; NULL: zeros. */
-template <typename T> struct vd_forward_cursor {
-  int item, stage;
+template <typename T> struct copy_cursor {
+  int tile_id, stage;
   bool more;
-  const T *row[VD_COPIES], *weight[VD_COPIES];
+  const T *row[COPIES], *weight[COPIES];
 };
 template <typename T>
-VD_DEV void vd_aim(const vd_cuda_attention &a, const int *reached, const vd_project_args &p, const vd_copier &k,
-                   vd_forward_cursor<T> &at) {
+VD_DEV void aim(const vd_cuda_attention &a, const int *reached, const projection_args &p, const copier &k,
+                copy_cursor<T> &at) {
   const int d = vd_width(a);
-  vd_forward_tile t;
-  at.stage = 0, at.more = vd_find_tile(a, reached, at.item, &t);
+  projection_tile t;
+  at.stage = 0, at.more = find_tile(a, reached, at.tile_id, &t);
   if (!at.more) return;
   const T *memory = (const T *)p.memory.at + (int64_t)t.stream * p.memory.rows * d;
 #pragma unroll
-  for (int i = 0; i < VD_COPIES; i++) {
+  for (int i = 0; i < COPIES; i++) {
     int r = t.first + k.row + i * k.step, y = t.column0 + k.row + i * k.step;
     bool key = y < a.d_head;
     const T *weight = (const T *)(key ? p.wk : p.wv) + (int64_t)(t.head * a.d_head + (key ? y : y - a.d_head)) * d;
-    at.row[i] = r >= t.lowest ? memory + (int64_t)vd_ring_place(a, p, r) * d : NULL;
+    at.row[i] = r >= t.lowest ? memory + (int64_t)ring_row(a, p, r) * d : NULL;
     at.weight[i] = y < 2 * a.d_head ? weight : NULL;
   }
 }
 
 template <typename T>
-VD_DEV void vd_write_tile(const vd_cuda_attention &a, const vd_project_args &p, const vd_forward_tile &t,
-                          float c[16][4]) {
+VD_DEV void write_tile(const vd_cuda_attention &a, const projection_args &p, const projection_tile &t, float c[16][4]) {
   int lane = threadIdx.x & 31, warp = (int)threadIdx.x >> 5, d = vd_width(a);
 #pragma unroll
   for (int ih = 0; ih < 2; ih++) {
@@ -215,53 +215,53 @@ VD_DEV void vd_write_tile(const vd_cuda_attention &a, const vd_project_args &p, 
 }
 
 template <typename T>
-__global__ void __launch_bounds__(VD_PROJECT_THREADS, vd_project_layout<T>::blocks)
-    vd_project_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ vd_project_args p) {
-  vd_await_before();
-  typedef vd_project_layout<T> layout;
+__global__ void __launch_bounds__(BLOCK_THREADS, projection_layout<T>::blocks)
+    project_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ projection_args p) {
+  vd_pdl_wait();
+  typedef projection_layout<T> layout;
   extern __shared__ __align__(1024) unsigned char shared[];
-  const int *reached = vd_rows_reached(a, p);
+  const int *reached = rows_reached(a, p);
   const int d = vd_width(a), stages = vd_ceil_div(d, layout::depth);
-  const vd_copier k = vd_copier_of<T, false>();
-  vd_forward_cursor<T> at;
-  at.item = (int)blockIdx.x;
-  vd_aim(a, reached, p, k, at);
+  const copier k = copier_of<T, false>();
+  copy_cursor<T> at;
+  at.tile_id = (int)blockIdx.x;
+  aim(a, reached, p, k, at);
   auto copy = [&](T *left, T *right) {
     if (!at.more) return;
     int x = at.stage * layout::depth + k.chunk * layout::per_chunk;
 #pragma unroll
-    for (int i = 0; i < VD_COPIES; i++) {
+    for (int i = 0; i < COPIES; i++) {
       bool row = at.row[i] && x < d, weight = at.weight[i] && x < d;
-      vd_copy16(left + k.to + i * k.to_step, row ? at.row[i] + x : (const T *)p.wk, row);
-      vd_copy16(right + k.to + i * k.to_step, weight ? at.weight[i] + x : (const T *)p.wk, weight);
+      vd_cp_async16(left + k.to + i * k.to_step, row ? at.row[i] + x : (const T *)p.wk, row);
+      vd_cp_async16(right + k.to + i * k.to_step, weight ? at.weight[i] + x : (const T *)p.wk, weight);
     }
     if (++at.stage < stages) return;
-    at.item += (int)gridDim.x;
-    vd_aim(a, reached, p, k, at);
+    at.tile_id += (int)gridDim.x;
+    aim(a, reached, p, k, at);
   };
-  vd_pipe<T> pipe = vd_start((T *)shared, copy);
-  vd_forward_tile t;
-  for (int item = (int)blockIdx.x; vd_find_tile(a, reached, item, &t); item += (int)gridDim.x) {
+  copy_pipeline<T> pipe = start_pipeline((T *)shared, copy);
+  projection_tile t;
+  for (int tile_id = (int)blockIdx.x; find_tile(a, reached, tile_id, &t); tile_id += (int)gridDim.x) {
     float c[16][4];
-    vd_multiply<T, false>(stages, pipe, copy, c);
-    vd_write_tile<T>(a, p, t, c);
+    multiply_stages<T, false>(stages, pipe, copy, c);
+    write_tile<T>(a, p, t, c);
   }
 }
 
 /* How backward's rows are shared out: a unit is `depth` rows of one stream and head; a slot is `size` units of one
  * head, and has one partial sum. */
-typedef struct vd_share {
+typedef struct row_share {
   int size;              /* units of a slot */
   int head, slot, slots; /* of a head: its first slot and their number */
   int rows, units;       /* of the head: rows of a stream; units of all streams */
-} vd_share;
+} row_share;
 
 /* The share of the slot's head, or of `head` where slot < 0. False: no such slot. */
-VD_DEV bool vd_find_share(const vd_cuda_attention &a, const int *reached, const vd_project_args &p, int depth, int slot,
-                          int head, vd_share *s) {
+VD_DEV bool find_share(const vd_cuda_attention &a, const int *reached, const projection_args &p, int depth, int slot,
+                       int head, row_share *s) {
   int units = 0, first = 0;
   for (int h = 0; h < a.n_head; h++) units += a.n_stream * vd_ceil_div(reached[h], depth);
-  s->size = max((int)VD_LEAST_UNITS, vd_ceil_div(units, p.slots - a.n_head));
+  s->size = max((int)MIN_UNITS, vd_ceil_div(units, p.slots - a.n_head));
   for (int h = 0; h < a.n_head; h++) {
     int rows = reached[h], mine = a.n_stream * vd_ceil_div(rows, depth);
     int slots = vd_ceil_div(mine, s->size);
@@ -275,7 +275,7 @@ VD_DEV bool vd_find_share(const vd_cuda_attention &a, const int *reached, const 
 }
 
 /* Writes a block's part of a partial sum: rows column0.. of 2 d_head, columns x0.. of d. */
-VD_DEV void vd_write_partial(const vd_cuda_attention &a, float *partial, int column0, int x0, float c[16][4]) {
+VD_DEV void write_partial(const vd_cuda_attention &a, float *partial, int column0, int x0, float c[16][4]) {
   int lane = threadIdx.x & 31, d = vd_width(a), row0 = column0 + (int)(threadIdx.x >> 5) * 16 + (lane >> 2);
   x0 += 2 * (lane & 3);
 #pragma unroll
@@ -287,19 +287,19 @@ VD_DEV void vd_write_partial(const vd_cuda_attention &a, float *partial, int col
 }
 
 template <typename T>
-__global__ void __launch_bounds__(VD_PROJECT_THREADS, vd_project_layout<T>::blocks)
-    vd_project_backward_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ vd_project_args p) {
-  vd_await_before();
-  constexpr int depth = vd_project_layout<T>::depth, per_chunk = vd_project_layout<T>::per_chunk;
+__global__ void __launch_bounds__(BLOCK_THREADS, projection_layout<T>::blocks)
+    project_backward_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ projection_args p) {
+  vd_pdl_wait();
+  constexpr int depth = projection_layout<T>::depth, per_chunk = projection_layout<T>::per_chunk;
   extern __shared__ __align__(1024) unsigned char shared[];
-  const int d = vd_width(a), across = vd_ceil_div(d, VD_SIDE), parts = vd_ceil_div(2 * a.d_head, VD_SIDE);
-  const int slot = (int)blockIdx.x / (across * parts), x0 = (int)blockIdx.x % across * VD_SIDE;
-  const int column0 = (int)blockIdx.x / across % parts * VD_SIDE;
-  vd_share share;
-  if (!vd_find_share(a, vd_rows_reached(a, p), p, depth, slot, 0, &share)) return;
+  const int d = vd_width(a), across = vd_ceil_div(d, SIDE), parts = vd_ceil_div(2 * a.d_head, SIDE);
+  const int slot = (int)blockIdx.x / (across * parts), x0 = (int)blockIdx.x % across * SIDE;
+  const int column0 = (int)blockIdx.x / across % parts * SIDE;
+  row_share share;
+  if (!find_share(a, rows_reached(a, p), p, depth, slot, 0, &share)) return;
   const int first_unit = (slot - share.slot) * share.size, per_stream = vd_ceil_div(share.rows, depth);
   const int steps = min(share.size, share.units - first_unit), lowest = a.window - share.rows;
-  const vd_copier k = vd_copier_of<T, true>();
+  const copier k = copier_of<T, true>();
   const int y = column0 + k.chunk * per_chunk, x = x0 + k.chunk * per_chunk;
   const T *dkv = (const T *)p.dkv + share.head * a.d_head + (y < a.d_head ? y : d + y - a.d_head);
   const T *memory = (const T *)p.memory.at + x;
@@ -309,32 +309,32 @@ __global__ void __launch_bounds__(VD_PROJECT_THREADS, vd_project_layout<T>::bloc
     int first = a.window - (per_stream - unit) * depth + k.row;
     const T *dkeys = dkv + (int64_t)stream * a.kv_rows * 2 * d, *rows = memory + (int64_t)stream * p.memory.rows * d;
 #pragma unroll
-    for (int i = 0; i < VD_COPIES; i++) {
+    for (int i = 0; i < COPIES; i++) {
       int r = first + i * k.step;
       bool key = r >= lowest && y < 2 * a.d_head, row = r >= lowest && x < d;
-      vd_copy16(left + k.to + i * k.to_step, key ? dkeys + (int64_t)r * 2 * d : (const T *)p.dkv, key);
-      vd_copy16(right + k.to + i * k.to_step, row ? rows + (int64_t)vd_ring_place(a, p, r) * d : (const T *)p.dkv, row);
+      vd_cp_async16(left + k.to + i * k.to_step, key ? dkeys + (int64_t)r * 2 * d : (const T *)p.dkv, key);
+      vd_cp_async16(right + k.to + i * k.to_step, row ? rows + (int64_t)ring_row(a, p, r) * d : (const T *)p.dkv, row);
     }
     if (++unit == per_stream) unit = 0, stream++;
   };
-  vd_pipe<T> pipe = vd_start((T *)shared, copy);
+  copy_pipeline<T> pipe = start_pipeline((T *)shared, copy);
   float c[16][4];
-  vd_multiply<T, true>(steps, pipe, copy, c);
-  vd_write_partial(a, p.partial + (int64_t)slot * 2 * a.d_head * d, column0, x0, c);
+  multiply_stages<T, true>(steps, pipe, copy, c);
+  write_partial(a, p.partial + (int64_t)slot * 2 * a.d_head * d, column0, x0, c);
 }
 
 /* dwk, dwv += the partial sums, in the order of slots; four neighbouring elements a thread. */
-static __global__ void vd_project_sum_kernel(const __grid_constant__ vd_cuda_attention a,
-                                             const __grid_constant__ vd_project_args p, int depth, float *dwk,
-                                             float *dwv) {
-  vd_await_before();
+static __global__ void sum_partials_kernel(const __grid_constant__ vd_cuda_attention a,
+                                           const __grid_constant__ projection_args p, int depth, float *dwk,
+                                           float *dwv) {
+  vd_pdl_wait();
   const int d = a.n_head * a.d_head, per_head = 2 * a.d_head * d;
-  const int *reached = vd_rows_reached(a, p);
+  const int *reached = rows_reached(a, p);
   int64_t id = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 4;
   if (id >= (int64_t)per_head * a.n_head) return;
   int head = (int)(id / per_head), in = (int)(id % per_head), row = in / d;
-  vd_share share;
-  if (!vd_find_share(a, reached, p, depth, -1, head, &share)) return;
+  row_share share;
+  if (!find_share(a, reached, p, depth, -1, head, &share)) return;
   const float *from = p.partial + (int64_t)share.slot * per_head + in;
   float4 sum = make_float4(0, 0, 0, 0);
 #pragma unroll 8
@@ -348,44 +348,43 @@ static __global__ void vd_project_sum_kernel(const __grid_constant__ vd_cuda_att
   *(float4 *)to = make_float4(old.x + sum.x, old.y + sum.y, old.z + sum.z, old.w + sum.w);
 }
 
-static int vd_tiles_across(const vd_cuda_attention *a) {
-  return vd_ceil_div(a->n_head * a->d_head, VD_SIDE) * vd_ceil_div(2 * a->d_head, VD_SIDE);
+static int tiles_across(const vd_cuda_attention *a) {
+  return vd_ceil_div(a->n_head * a->d_head, SIDE) * vd_ceil_div(2 * a->d_head, SIDE);
 }
 /* More than heads, as each head's last slot may be a partial one. */
-static int vd_slots(const vd_cuda_attention *a) {
-  int shared = VD_BACKWARD_BLOCKS / vd_tiles_across(a);
+static int slot_count(const vd_cuda_attention *a) {
+  int shared = BACKWARD_BLOCKS / tiles_across(a);
   return shared > 2 * a->n_head ? shared : 2 * a->n_head;
 }
 
 size_t vd_cuda_project_workspace_size(const vd_cuda_attention *a) {
   size_t d = (size_t)a->n_head * (size_t)a->d_head;
-  return (size_t)vd_slots(a) * 2 * (size_t)a->d_head * d * sizeof(float);
+  return (size_t)slot_count(a) * 2 * (size_t)a->d_head * d * sizeof(float);
 }
 
 template <typename T>
-static cudaError_t vd_project(const vd_cuda_attention *a, const vd_project_args *p, cudaStream_t stream) {
-  int blocks, threads = VD_PROJECT_THREADS, shared = vd_project_layout<T>::bytes;
-  cudaError_t e = vd_fill_device((const void *)vd_project_kernel<T>, shared, &blocks, threads);
+static cudaError_t launch_project(const vd_cuda_attention *a, const projection_args *p, cudaStream_t stream) {
+  int blocks, threads = BLOCK_THREADS, shared = projection_layout<T>::bytes;
+  cudaError_t e = vd_persistent_blocks((const void *)project_kernel<T>, shared, &blocks, threads);
   if (e != cudaSuccess) return e;
-  return vd_launch_ready(vd_project_kernel<T>, (unsigned)blocks, (unsigned)threads, (size_t)shared, stream, *a, *p);
+  return vd_launch_pdl(project_kernel<T>, (unsigned)blocks, (unsigned)threads, (size_t)shared, stream, *a, *p);
 }
 
 template <typename T>
-static cudaError_t vd_project_backward(const vd_cuda_attention *a, const vd_project_args *p, float *dwk, float *dwv,
-                                       cudaStream_t stream) {
-  int shared = vd_project_layout<T>::bytes, threads = VD_PROJECT_THREADS;
-  cudaError_t e =
-      cudaFuncSetAttribute(vd_project_backward_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+static cudaError_t launch_project_backward(const vd_cuda_attention *a, const projection_args *p, float *dwk, float *dwv,
+                                           cudaStream_t stream) {
+  int shared = projection_layout<T>::bytes, threads = BLOCK_THREADS;
+  cudaError_t e = cudaFuncSetAttribute(project_backward_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
   if (e != cudaSuccess) return e;
-  e = vd_launch_ready(vd_project_backward_kernel<T>, (unsigned)(p->slots * vd_tiles_across(a)), (unsigned)threads,
-                      (size_t)shared, stream, *a, *p);
+  e = vd_launch_pdl(project_backward_kernel<T>, (unsigned)(p->slots * tiles_across(a)), (unsigned)threads,
+                    (size_t)shared, stream, *a, *p);
   if (e != cudaSuccess) return e;
   int64_t d = (int64_t)a->n_head * a->d_head, n = 2 * d * d / 4;
-  return vd_launch_ready(vd_project_sum_kernel, (unsigned)((n + threads - 1) / threads), (unsigned)threads, 0, stream,
-                         *a, *p, (int)vd_project_layout<T>::depth, dwk, dwv);
+  return vd_launch_pdl(sum_partials_kernel, (unsigned)((n + threads - 1) / threads), (unsigned)threads, 0, stream, *a,
+                       *p, (int)projection_layout<T>::depth, dwk, dwv);
 }
 
-static bool vd_project_fits(const vd_cuda_attention *a, const vd_cuda_ring *memory) {
+static bool shapes_fit(const vd_cuda_attention *a, const vd_cuda_ring *memory) {
   int chunk = a->type == VD_FP32 ? 4 : 8;
   return a->n_stream > 0 && a->window > 0 && a->n_head > 0 && a->n_head <= VD_CUDA_MAX_HEADS && a->d_head > 0 &&
          a->d_head <= 128 && a->d_head % chunk == 0 && a->kv_rows >= a->window && memory->oldest >= 0 &&
@@ -394,30 +393,30 @@ static bool vd_project_fits(const vd_cuda_attention *a, const vd_cuda_ring *memo
 
 cudaError_t vd_cuda_project_memory(const vd_cuda_attention *a, const vd_cuda_ring *memory, const void *wk,
                                    const void *wv, void *kv, cudaStream_t stream) {
-  if (!vd_project_fits(a, memory)) return cudaErrorInvalidValue;
-  const vd_project_args p = {*memory, wk, wv, kv, NULL, NULL, 0};
+  if (!shapes_fit(a, memory)) return cudaErrorInvalidValue;
+  const projection_args p = {*memory, wk, wv, kv, NULL, NULL, 0};
   switch (a->type) {
   case VD_FP32:
-    return vd_project<float>(a, &p, stream);
+    return launch_project<float>(a, &p, stream);
   case VD_BF16:
-    return vd_project<__nv_bfloat16>(a, &p, stream);
+    return launch_project<__nv_bfloat16>(a, &p, stream);
   case VD_FP16:
-    return vd_project<__half>(a, &p, stream);
+    return launch_project<__half>(a, &p, stream);
   }
   return cudaErrorInvalidValue;
 }
 
 cudaError_t vd_cuda_project_memory_backward(const vd_cuda_attention *a, const vd_cuda_ring *memory, const void *dkv,
                                             float *dwk, float *dwv, void *workspace, cudaStream_t stream) {
-  if (!vd_project_fits(a, memory)) return cudaErrorInvalidValue;
-  const vd_project_args p = {*memory, NULL, NULL, NULL, dkv, (float *)workspace, vd_slots(a)};
+  if (!shapes_fit(a, memory)) return cudaErrorInvalidValue;
+  const projection_args p = {*memory, NULL, NULL, NULL, dkv, (float *)workspace, slot_count(a)};
   switch (a->type) {
   case VD_FP32:
-    return vd_project_backward<float>(a, &p, dwk, dwv, stream);
+    return launch_project_backward<float>(a, &p, dwk, dwv, stream);
   case VD_BF16:
-    return vd_project_backward<__nv_bfloat16>(a, &p, dwk, dwv, stream);
+    return launch_project_backward<__nv_bfloat16>(a, &p, dwk, dwv, stream);
   case VD_FP16:
-    return vd_project_backward<__half>(a, &p, dwk, dwv, stream);
+    return launch_project_backward<__half>(a, &p, dwk, dwv, stream);
   }
   return cudaErrorInvalidValue;
 }

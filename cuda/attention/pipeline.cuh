@@ -2,24 +2,24 @@
  * types, heads up to 64 wide. A block has two groups: one multiplies, the other copies tiles and draws for dropout, one
  * tile ahead, in issue slots that the first leaves free, and with few registers.
  *
- * A tile is 64 rows of 128 bytes, swizzled as vd_chunk() does, from a multiple of 1024 bytes on: both the rows and the
- * columns of such a tile can be what a product sums over. Warp w of the group has rows 16 w .. 16 w + 15 of a result;
- * in these its lanes have what they have in eight m16n8k16 results side by side (mma.cuh), so that c + 2 j is the
- * 16 x 16 sub-tile of columns 16 j. */
+ * A tile is 64 rows of 128 bytes, swizzled as vd_swizzled_chunk() does, from a multiple of 1024 bytes on: both the rows
+ * and the columns of such a tile can be what a product sums over. Warp w of the group has rows 16 w .. 16 w + 15 of a
+ * result; in these its lanes have what they have in eight m16n8k16 results side by side (mma.cuh), so that c + 2 j is
+ * the 16 x 16 sub-tile of columns 16 j. */
 #ifndef VD_GROUP_CUH
 #define VD_GROUP_CUH
 
 #include "cuda/attention/common.cuh"
 #include "cuda/kernels/wgmma.cuh"
 
-enum { VD_WIDTH = 64, VD_TILE_BYTES = VD_TILE * VD_WIDTH * 2 };
+enum { VD_HEAD_WIDTH = 64, VD_TILE_BYTES = VD_TILE * VD_HEAD_WIDTH * 2 };
 
 /* What the products are told of a tile: address, swizzle of 128 bytes, 1024 bytes from 8 rows to the next 8. */
 VD_DEV uint64_t vd_tile_of(const void *tile) {
-  return (uint64_t)(vd_shared(tile) >> 4) | (uint64_t)1 << 16 | (uint64_t)64 << 32 | (uint64_t)1 << 62;
+  return (uint64_t)(vd_smem_address(tile) >> 4) | (uint64_t)1 << 16 | (uint64_t)64 << 32 | (uint64_t)1 << 62;
 }
 /* From 16 of what is summed over to the next 16, in units of 16 bytes: columns, or rows. */
-enum { VD_BY_COLUMNS = 2, VD_BY_ROWS = 128 };
+enum { VD_K_MAJOR = 2, VD_MN_MAJOR = 128 };
 
 #define VD_SUMS(c)                                                                                                     \
   "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]), "+f"(c[1][0]), "+f"(c[1][1]), "+f"(c[1][2]),             \
@@ -36,14 +36,14 @@ enum { VD_BY_COLUMNS = 2, VD_BY_ROWS = 128 };
                "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " " VD_SUM_NAMES                            \
                ", %32, %33, p, 1, 1, %35, %36;\n}"                                                                     \
                : VD_SUMS(c)                                                                                            \
-               : "l"(a), "l"(b), "r"((int)add), "n"(A == VD_BY_ROWS), "n"(B == VD_BY_ROWS))
+               : "l"(a), "l"(b), "r"((int)add), "n"(A == VD_MN_MAJOR), "n"(B == VD_MN_MAJOR))
 /* The same with the left operand in registers: a warp's 16 rows. */
 #define VD_HELD_STEP(type)                                                                                             \
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"                                                            \
                "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " " VD_SUM_NAMES                            \
                ", {%32,%33,%34,%35}, %36, p, 1, 1, %38;\n}"                                                            \
                : VD_SUMS(c)                                                                                            \
-               : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "l"(b), "r"((int)add), "n"(B == VD_BY_ROWS))
+               : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "l"(b), "r"((int)add), "n"(B == VD_MN_MAJOR))
 
 template <int A, int B> VD_DEV void vd_tile_step(float c[8][4], uint64_t a, uint64_t b, bool add, __nv_bfloat16) {
   VD_TILE_STEP("bf16");
@@ -59,13 +59,14 @@ template <int B> VD_DEV void vd_held_step(float c[8][4], const vd_frag_a<__half>
 }
 
 /* Starts c = or += the product of two tiles; A, B: what each is summed over by. */
-template <typename T, int A, int B> VD_DEV void vd_start_product(float c[8][4], const T *a, const T *b, bool add) {
+template <typename T, int A, int B> VD_DEV void vd_tile_product(float c[8][4], const T *a, const T *b, bool add) {
   uint64_t x = vd_tile_of(a), y = vd_tile_of(b);
 #pragma unroll
   for (int i = 0; i < 4; i++) vd_tile_step<A, B>(c, x + i * A, y + i * B, add || i > 0, T());
 }
 /* The same with what the group holds in registers as left operand. */
-template <typename T, int B> VD_DEV void vd_start_held(float c[8][4], const vd_frag_a<T> a[4], const T *b, bool add) {
+template <typename T, int B>
+VD_DEV void vd_tile_product_rs(float c[8][4], const vd_frag_a<T> a[4], const T *b, bool add) {
   uint64_t y = vd_tile_of(b);
 #pragma unroll
   for (int i = 0; i < 4; i++) vd_held_step<B>(c, a[i], y + i * B, add || i > 0);
@@ -75,66 +76,66 @@ VD_DEV void vd_clear_sums(float c[8][4]) {
 #pragma unroll
   for (int i = 0; i < 32; i++) c[i >> 2][i & 3] = 0;
 }
-template <typename T> VD_DEV void vd_hold(vd_frag_a<T> a[4], const float c[8][4]) {
+template <typename T> VD_DEV void vd_results_to_a(vd_frag_a<T> a[4], const float c[8][4]) {
 #pragma unroll
-  for (int i = 0; i < 4; i++) vd_as_a(a[i], c + 2 * i);
+  for (int i = 0; i < 4; i++) vd_result_to_a(a[i], c + 2 * i);
 }
 
 /* The two groups of a block, and how they wait for each other: the second says when a tile is there, the first, once
  * for each tile, when the next one may be brought, be it of the same item or of the one after. */
-enum { VD_GROUPS = 2 * VD_THREADS };
-enum { VD_BARRIER_THERE = 2, VD_BARRIER_NEXT, VD_BARRIER_BRING = 5 }; /* 1: vd_sync_group() */
-template <int BARRIER> VD_DEV void vd_barrier_wait() {
-  asm volatile("bar.sync %0, %1;" ::"n"(BARRIER), "n"((int)VD_GROUPS) : "memory");
+enum { VD_SPECIALIZED_THREADS = 2 * VD_WARPGROUP };
+enum { VD_TILE_FULL = 2, VD_TILE_EMPTY, VD_PRODUCER = 5 }; /* 1: vd_consumer_sync() */
+template <int BARRIER> VD_DEV void vd_barrier_sync() {
+  asm volatile("bar.sync %0, %1;" ::"n"(BARRIER), "n"((int)VD_SPECIALIZED_THREADS) : "memory");
 }
 template <int BARRIER> VD_DEV void vd_barrier_arrive() {
-  asm volatile("bar.arrive %0, %1;" ::"n"(BARRIER), "n"((int)VD_GROUPS) : "memory");
+  asm volatile("bar.arrive %0, %1;" ::"n"(BARRIER), "n"((int)VD_SPECIALIZED_THREADS) : "memory");
 }
 /* The second group asks for the next item when it begins one, and says it to the first with the item's last tile:
- * vd_say_item before that tile is said to be there; then both read `said`. */
-VD_DEV int vd_ask_item(vd_plan *plan, int kind) {
-  return threadIdx.x == VD_THREADS ? (int)gridDim.x + atomicAdd(&plan->next[kind], 1) : 0;
+ * vd_producer_announce before that tile is said to be there; then both read `said`. */
+VD_DEV int vd_producer_request(vd_tile_schedule *schedule, int kind) {
+  return threadIdx.x == VD_WARPGROUP ? (int)gridDim.x + atomicAdd(&schedule->next[kind], 1) : 0;
 }
-VD_DEV void vd_say_item(int asked, int *said) {
-  if (threadIdx.x == VD_THREADS) *said = asked;
+VD_DEV void vd_producer_announce(int requested, int *announced) {
+  if (threadIdx.x == VD_WARPGROUP) *announced = requested;
 }
-VD_DEV void vd_sync_bring() {
-  asm volatile("bar.sync %0, 128;" ::"n"((int)VD_BARRIER_BRING) : "memory");
+VD_DEV void vd_producer_sync() {
+  asm volatile("bar.sync %0, 128;" ::"n"((int)VD_PRODUCER) : "memory");
 }
-VD_DEV int vd_next_item(const int *said) {
-  return __shfl_sync(0xffffffffU, *said, 0); /* so that the compiler knows that it is the same in all lanes */
+VD_DEV int vd_announced_tile(const int *announced) {
+  return __shfl_sync(0xffffffffU, *announced, 0); /* so that the compiler knows that it is the same in all lanes */
 }
 
 /* Registers move from the second group to the first: 256 for a thread of each. */
-template <int N> VD_DEV void vd_many_registers() {
+template <int N> VD_DEV void vd_setmaxnreg_inc() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
 }
-template <int N> VD_DEV void vd_few_registers() {
+template <int N> VD_DEV void vd_setmaxnreg_dec() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
 }
 
-/* As vd_begin_scores, of 64 columns. */
-VD_DEV void vd_begin_positions(float c[8][4], const float *score) {
+/* As vd_init_position_scores, of 64 columns. */
+VD_DEV void vd_init_position_tile(float c[8][4], const float *score) {
 #pragma unroll
-  for (int j = 0; j < 4; j++) vd_begin_scores<true>(c + 2 * j, score + 16 * j);
+  for (int j = 0; j < 4; j++) vd_init_position_scores<true>(c + 2 * j, score + 16 * j);
 }
 
 /* Position scores of a warp's 16 queries in shared memory, to be read in key order: two 64-wide blocks of e, one with
  * an even and one with an odd number, and the first 16 columns once more after the last, so that 32 columns from any
  * multiple of 16 on lie side by side. The stride spreads what is written at once over the banks. */
-enum { VD_RING = 152, VD_RING_BYTES = 16 * VD_RING * 4 };
+enum { VD_RING_STRIDE = 152, VD_RING_BYTES = 16 * VD_RING_STRIDE * 4 };
 
 VD_DEV void vd_write_ring(float *ring, int block, const float c[8][4]) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, odd = block & 1;
-  float *to = ring + g * VD_RING + 64 * odd + 2 * t;
+  float *to = ring + g * VD_RING_STRIDE + 64 * odd + 2 * t;
 #pragma unroll
   for (int i = 0; i < 16; i++)
-    *(float2 *)(to + (i & 1) * 8 * VD_RING + 8 * (i >> 1)) =
+    *(float2 *)(to + (i & 1) * 8 * VD_RING_STRIDE + 8 * (i >> 1)) =
         make_float2(c[i >> 1][2 * (i & 1)], c[i >> 1][2 * (i & 1) + 1]);
   if (!odd) {
 #pragma unroll
     for (int i = 0; i < 4; i++)
-      *(float2 *)(to + (i & 1) * 8 * VD_RING + 128 + 8 * (i >> 1)) =
+      *(float2 *)(to + (i & 1) * 8 * VD_RING_STRIDE + 128 + 8 * (i >> 1)) =
           make_float2(c[i >> 1][2 * (i & 1)], c[i >> 1][2 * (i & 1) + 1]);
   }
 }
@@ -148,11 +149,11 @@ VD_DEV uint32_t vd_half_pair(float x, float y) {
 }
 VD_DEV void vd_write_ring(__half *ring, int block, const float c[8][4]) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, odd = block & 1;
-  __half *to = ring + g * VD_RING + 64 * odd + 2 * t;
+  __half *to = ring + g * VD_RING_STRIDE + 64 * odd + 2 * t;
 #pragma unroll
   for (int i = 0; i < 16; i++) {
     uint32_t pair = vd_half_pair(c[i >> 1][2 * (i & 1)], c[i >> 1][2 * (i & 1) + 1]);
-    __half *at = to + (i & 1) * 8 * VD_RING + 8 * (i >> 1);
+    __half *at = to + (i & 1) * 8 * VD_RING_STRIDE + 8 * (i >> 1);
     *(uint32_t *)at = pair;
     if (i < 4 && !odd) *(uint32_t *)(at + 128) = pair;
   }
@@ -161,11 +162,11 @@ VD_DEV void vd_write_ring(__half *ring, int block, const float c[8][4]) {
  * is (common.cuh). */
 template <typename E> VD_DEV void vd_add_ring(float s[2][4], const E *ring, int unit) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-  const E *from = ring + g * (VD_RING - 1) + 16 + 2 * t + (unit & 7) * 16;
+  const E *from = ring + g * (VD_RING_STRIDE - 1) + 16 + 2 * t + (unit & 7) * 16;
 #pragma unroll
   for (int i = 0; i < 8; i++) {
     int jn = i >> 2, ih = i >> 1 & 1, jj = i & 1;
-    s[jn][2 * ih + jj] += (float)from[ih * 8 * (VD_RING - 1) + 8 * jn + jj];
+    s[jn][2 * ih + jj] += (float)from[ih * 8 * (VD_RING_STRIDE - 1) + 8 * jn + jj];
   }
 }
 
@@ -173,15 +174,16 @@ template <typename E> VD_DEV void vd_add_ring(float s[2][4], const E *ring, int 
  * e = first_block + 64 y. Block 0 is beyond a span's reach (not so with relative keys, where keys may begin within the
  * reach), and block n has distances <= 0: scores with what lies there are masked. */
 typedef struct vd_query_work {
-  vd_item it;
+  vd_work_tile at;
   vd_band band;
   int i0, n, start, first_block; /* first query, key tiles, first key */
 } vd_query_work;
-template <bool REL> VD_DEV vd_query_work vd_query_work_of(const vd_cuda_attention &a, const vd_plan *plan, int item) {
+template <bool REL>
+VD_DEV vd_query_work vd_query_work_at(const vd_cuda_attention &a, const vd_tile_schedule *schedule, int tile_id) {
   vd_query_work w;
-  w.it = vd_query_item<REL>(a, plan, item);
-  w.band = vd_band_of<REL>(a, plan, w.it.head);
-  w.i0 = w.it.tile * VD_TILE, w.n = vd_key_tiles<REL>(w.band, w.it.tile), w.start = w.i0 - (w.n - 1) * VD_TILE;
+  w.at = vd_query_tile_at<REL>(a, schedule, tile_id);
+  w.band = vd_band_of<REL>(a, schedule, w.at.head);
+  w.i0 = w.at.tile * VD_TILE, w.n = vd_key_tiles<REL>(w.band, w.at.tile), w.start = w.i0 - (w.n - 1) * VD_TILE;
   w.first_block = w.start - w.i0 - VD_TILE;
   return w;
 }
@@ -189,31 +191,31 @@ template <bool REL> VD_DEV vd_query_work vd_query_work_of(const vd_cuda_attentio
 /* Which elements of four sub-tiles side by side (keys kappa0.. of 16 queries from i0 on) are kept: element jj of row
  * half ih and column half jn of sub-tile j is bit 7 - 2 j - jn of byte 2 ih + jj, so that shifting left brings the bits
  * of two pairs of neighbours to signs of bytes. */
-VD_DEV int vd_kept_bit(int j, int jn, int k) {
+VD_DEV int vd_mask_bit(int j, int jn, int k) {
   return 8 * k + 7 - 2 * j - jn;
 }
-VD_DEV uint32_t vd_draw_queries(const vd_cuda_attention &a, const vd_drop &drop, int i0, int kappa0) {
+VD_DEV uint32_t vd_draw_dropout_mask(const vd_cuda_attention &a, const vd_dropout_draws &drop, int i0, int kappa0) {
   uint32_t bits = 0;
 #pragma unroll
   for (int j = 0; j < 4; j++) {
-    philox4x32_ctr_t words = vd_drop_words(a, drop, i0, kappa0 + 16 * j);
+    philox4x32_ctr_t words = vd_dropout_words(a, drop, i0, kappa0 + 16 * j);
 #pragma unroll
     for (int i = 0; i < 8; i++)
-      if (vd_kept(words, drop.threshold, i >> 2, i & 3)) bits |= 1U << vd_kept_bit(j, i >> 2, i & 3);
+      if (vd_dropout_keeps(words, drop.threshold, i >> 2, i & 3)) bits |= 1U << vd_mask_bit(j, i >> 2, i & 3);
   }
   return bits;
 }
 
 /* Which weights are kept, drawn once: [stream, head, query tile, far][128], far the key tiles from the query tile back,
- * a tile of 64 x 64 as vd_draw_queries() has it for the 128 threads of a group. Tiles back to the farthest that any
- * head may see. */
-static inline __host__ __device__ int vd_most_tiles(const vd_cuda_attention &a) {
+ * a tile of 64 x 64 as vd_draw_dropout_mask() has it for the 128 threads of a group. Tiles back to the farthest that
+ * any head may see. */
+static inline __host__ __device__ int vd_max_key_tiles(const vd_cuda_attention &a) {
   return vd_ceil_div(a.rel_key ? a.reach : a.window, VD_TILE) + 1;
 }
 template <typename U>
-VD_DEV U *vd_kept_of(const vd_cuda_attention &a, U *kept, int stream, int head, int tile, int far) {
-  int64_t item = ((int64_t)stream * a.n_head + head) * vd_ceil_div(a.block, VD_TILE) + tile;
-  return kept + (item * vd_most_tiles(a) + far) * VD_THREADS;
+VD_DEV U *vd_dropout_mask_tile(const vd_cuda_attention &a, U *dropout_mask, int stream, int head, int tile, int far) {
+  int64_t tile_id = ((int64_t)stream * a.n_head + head) * vd_ceil_div(a.block, VD_TILE) + tile;
+  return dropout_mask + (tile_id * vd_max_key_tiles(a) + far) * VD_WARPGROUP;
 }
 
 /* Whether four sub-tiles side by side, 16 queries from i0 on and 64 keys from kappa0 on, are seen with mask 1. */

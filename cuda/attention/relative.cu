@@ -3,36 +3,36 @@
 #include "cuda/attention/bwd_common.cuh"
 
 /* room[h, x] = (v - u).r(x), zero without biases. Eight lanes share a distance of a head. */
-template <typename T> __global__ void vd_room_kernel(const __grid_constant__ vd_cuda_attention a) {
+template <typename T> __global__ void bias_scores_kernel(const __grid_constant__ vd_cuda_attention a) {
   int64_t id = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / 8;
   int head = (int)(id % a.n_head), x = (int)(id / a.n_head), lane = (int)threadIdx.x % 8;
   float sum = 0;
   for (int c = head * a.d_head + lane; a.content_bias && x <= a.reach && c < (head + 1) * a.d_head; c += 8)
     sum += (a.position_bias[c] - a.content_bias[c]) * (float)((const T *)a.rel_key)[(int64_t)x * a.rel_stride + c];
   for (int m = 4; m; m >>= 1) sum += __shfl_xor_sync(0xffffffffU, sum, m);
-  if (x <= a.reach && lane == 0) a.room[(int64_t)head * (a.reach + 1) + x] = sum;
+  if (x <= a.reach && lane == 0) a.bias_scores[(int64_t)head * (a.reach + 1) + x] = sum;
 }
 
-template <typename T> static void vd_launch_room(const vd_cuda_attention *a, cudaStream_t stream) {
+template <typename T> static void launch_bias_scores(const vd_cuda_attention *a, cudaStream_t stream) {
   int64_t lanes = (int64_t)a->n_head * (a->reach + 1) * 8;
-  vd_room_kernel<T><<<(unsigned)((lanes + 255) / 256), 256, 0, stream>>>(*a);
+  bias_scores_kernel<T><<<(unsigned)((lanes + 255) / 256), 256, 0, stream>>>(*a);
 }
 
-cudaError_t vd_fill_room(const vd_cuda_attention *a, cudaStream_t stream) {
+cudaError_t vd_fill_bias_scores(const vd_cuda_attention *a, cudaStream_t stream) {
   if (a->type == VD_FP32) {
-    vd_launch_room<float>(a, stream);
+    launch_bias_scores<float>(a, stream);
   } else if (a->type == VD_BF16) {
-    vd_launch_room<__nv_bfloat16>(a, stream);
+    launch_bias_scores<__nv_bfloat16>(a, stream);
   } else {
-    vd_launch_room<__half>(a, stream);
+    launch_bias_scores<__half>(a, stream);
   }
   return cudaGetLastError();
 }
 
 /* to = q + u, q in the block's rows, 16 bytes a thread; sum[0 .. n_sum - 1] = 0. */
 template <typename T>
-__global__ void vd_add_bias_kernel(const __grid_constant__ vd_cuda_attention a, const T *block, T *to, float *sum,
-                                   int n_sum) {
+__global__ void add_content_bias_kernel(const __grid_constant__ vd_cuda_attention a, const T *block, T *to, float *sum,
+                                        int n_sum) {
   constexpr int chunk = 16 / (int)sizeof(T);
   int64_t id = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
   int chunks = a.n_head * a.d_head / chunk, column = (int)(id % chunks) * chunk;
@@ -47,31 +47,31 @@ __global__ void vd_add_bias_kernel(const __grid_constant__ vd_cuda_attention a, 
 }
 
 template <typename T>
-static void vd_launch_add_bias(const vd_cuda_attention *a, const void *block, const vd_backward_room *room,
-                               cudaStream_t stream) {
+static void launch_add_content_bias(const vd_cuda_attention *a, const void *block, const vd_backward_workspace *ws,
+                                    cudaStream_t stream) {
   int64_t n = (int64_t)a->n_stream * a->block * a->n_head * a->d_head * (int64_t)sizeof(T) / 16;
   int n_sum = a->n_head * (a->reach + 1);
   n = n < n_sum ? n_sum : n;
-  vd_add_bias_kernel<T>
-      <<<(unsigned)((n + 255) / 256), 256, 0, stream>>>(*a, (const T *)block, (T *)room->query, room->dsum, n_sum);
+  add_content_bias_kernel<T>
+      <<<(unsigned)((n + 255) / 256), 256, 0, stream>>>(*a, (const T *)block, (T *)ws->query, ws->dsum, n_sum);
 }
 
 cudaError_t vd_relative_begin(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
-                              const vd_backward_room *room, cudaStream_t stream) {
-  cudaError_t e = vd_fill_room(a, stream);
+                              const vd_backward_workspace *ws, cudaStream_t stream) {
+  cudaError_t e = vd_fill_bias_scores(a, stream);
   if (e != cudaSuccess) return e;
   if (a->type == VD_FP32) {
-    vd_launch_add_bias<float>(a, g->block, room, stream);
+    launch_add_content_bias<float>(a, g->block, ws, stream);
   } else if (a->type == VD_BF16) {
-    vd_launch_add_bias<__nv_bfloat16>(a, g->block, room, stream);
+    launch_add_content_bias<__nv_bfloat16>(a, g->block, ws, stream);
   } else {
-    vd_launch_add_bias<__half>(a, g->block, room, stream);
+    launch_add_content_bias<__half>(a, g->block, ws, stream);
   }
   return cudaGetLastError();
 }
 
 /* drel[x, h] += sum[h, x] (v - u): the kernel by queries added what queries + u give. */
-__global__ void vd_end_relative_kernel(const __grid_constant__ vd_cuda_attention a, const float *sum, float *drel) {
+__global__ void drel_key_kernel(const __grid_constant__ vd_cuda_attention a, const float *sum, float *drel) {
   int width = a.n_head * a.d_head;
   int64_t id = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, x = id / width;
   int c = (int)(id % width);
@@ -82,15 +82,15 @@ __global__ void vd_end_relative_kernel(const __grid_constant__ vd_cuda_attention
 
 /* dcontent_bias and dposition_bias += sums over streams and query tiles, in a fixed order. A block has 32 of a head's
  * 2 d_head columns; each of its eight warps takes every eighth item of the head. */
-__global__ void vd_dbias_kernel(const __grid_constant__ vd_cuda_attention a, int n_tile, const float *item,
-                                float *dcontent, float *dposition) {
+__global__ void dbias_kernel(const __grid_constant__ vd_cuda_attention a, int n_tile, const float *tile_id,
+                             float *dcontent, float *dposition) {
   __shared__ float sums[8][32];
   int head = (int)blockIdx.x, column = (int)(blockIdx.y * 32 + threadIdx.x), width = 2 * a.d_head;
   int64_t n = (int64_t)a.n_stream * n_tile;
   float sum = 0;
 #pragma unroll 8
   for (int64_t i = threadIdx.y; i < n; i += 8)
-    if (column < width) sum += item[((i / n_tile * a.n_head + head) * n_tile + i % n_tile) * width + column];
+    if (column < width) sum += tile_id[((i / n_tile * a.n_head + head) * n_tile + i % n_tile) * width + column];
   sums[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
   if (threadIdx.y > 0 || column >= width) return;
@@ -100,13 +100,13 @@ __global__ void vd_dbias_kernel(const __grid_constant__ vd_cuda_attention a, int
 }
 
 cudaError_t vd_relative_end(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
-                            const vd_backward_room *room, cudaStream_t stream) {
+                            const vd_backward_workspace *ws, cudaStream_t stream) {
   if (!a->content_bias) return cudaSuccess;
   int64_t n = (int64_t)(a->reach + 1) * a->n_head * a->d_head;
   dim3 blocks((unsigned)a->n_head, (unsigned)vd_ceil_div(2 * a->d_head, 32)), threads(32, 8);
-  vd_end_relative_kernel<<<(unsigned)((n + 255) / 256), 256, 0, stream>>>(*a, room->dsum, g->drel_key);
+  drel_key_kernel<<<(unsigned)((n + 255) / 256), 256, 0, stream>>>(*a, ws->dsum, g->drel_key);
   if (g->dcontent_bias)
-    vd_dbias_kernel<<<blocks, threads, 0, stream>>>(*a, vd_ceil_div(a->block, VD_TILE), room->dbias, g->dcontent_bias,
-                                                    g->dposition_bias);
+    dbias_kernel<<<blocks, threads, 0, stream>>>(*a, vd_ceil_div(a->block, VD_TILE), ws->dbias, g->dcontent_bias,
+                                                 g->dposition_bias);
   return cudaGetLastError();
 }

@@ -1,29 +1,29 @@
 /* The attention's work list and key table, made on the device. */
 #include "cuda/attention/common.cuh"
 
-size_t vd_cuda_attention_plan_size(void) {
-  return sizeof(vd_plan);
+size_t vd_cuda_attention_schedule_size(void) {
+  return sizeof(vd_tile_schedule);
 }
 
-size_t vd_cuda_attention_room_size(const vd_cuda_attention *a) {
+size_t vd_cuda_attention_bias_scores_size(const vd_cuda_attention *a) {
   return a->rel_key ? (size_t)a->n_head * ((size_t)a->reach + 1) * sizeof(float) : 0;
 }
 
 /* vd_model_window of src/model/model.h. */
-VD_DEV int vd_own_window(const vd_cuda_attention &a) {
+VD_DEV int window_of_spans(const vd_cuda_attention &a) {
   double widest = 0;
   for (int i = 0; i < a.n_span; i++) widest = fmax(widest, (double)a.span[i]);
   int current = min(a.attn_span, (int)ceil(fmin(widest, 1.0) * a.attn_span) + a.ramp);
   return a.attn_span - 64 * (min(a.attn_span - 1, a.attn_span - current) / 64);
 }
 
-VD_DEV vd_band vd_make_band(const vd_cuda_attention &a, int head) {
+VD_DEV vd_band make_band(const vd_cuda_attention &a, int head) {
   if (a.rel_key) {
     vd_band same = vd_band_of<true>(a, nullptr, head);
     same.reach = min(same.reach, a.window); /* for those who read of keys in memory */
     return same;
   }
-  int window = a.bounds ? min(a.window, vd_own_window(a)) : a.window;
+  int window = a.bounds ? min(a.window, window_of_spans(a)) : a.window;
   double z = (double)a.span[a.n_span == 1 ? 0 : head] * a.attn_span;
   vd_band b;
   b.whole = (int)floor(z);
@@ -38,87 +38,87 @@ VD_DEV vd_band vd_make_band(const vd_cuda_attention &a, int head) {
 }
 
 /* Layers planned by one launch; more would not fit a kernel's 4 KiB of arguments. */
-enum { VD_PLANS = 24 };
-typedef struct vd_plan_layers {
-  vd_cuda_attention at[VD_PLANS];
-} vd_plan_layers;
-static_assert(sizeof(vd_plan_layers) <= 4096, "arguments of a kernel");
+enum { LAYERS_PER_LAUNCH = 24 };
+typedef struct schedule_layers {
+  vd_cuda_attention at[LAYERS_PER_LAUNCH];
+} schedule_layers;
+static_assert(sizeof(schedule_layers) <= 4096, "arguments of a kernel");
 
 /* A block has a layer; thread h has head h. */
-__global__ void vd_plan_kernel(const __grid_constant__ vd_plan_layers layers) {
+__global__ void schedule_kernel(const __grid_constant__ schedule_layers layers) {
   const vd_cuda_attention &a = layers.at[blockIdx.x];
   __shared__ int reach[VD_CUDA_MAX_HEADS], head[VD_CUDA_MAX_HEADS];
-  vd_plan *plan = (vd_plan *)a.plan;
+  vd_tile_schedule *schedule = (vd_tile_schedule *)a.schedule;
   int h = (int)threadIdx.x;
   if (h < a.n_head) {
-    plan->band[h] = vd_make_band(a, h);
-    reach[h] = plan->band[h].reach;
+    schedule->band[h] = make_band(a, h);
+    reach[h] = schedule->band[h].reach;
   }
   __syncthreads();
   if (h < a.n_head) {
     int rank = 0;
     for (int i = 0; i < a.n_head; i++) rank += reach[i] > reach[h] || (reach[i] == reach[h] && i < h);
-    head[rank] = plan->head[rank] = h;
+    head[rank] = schedule->head[rank] = h;
   }
   __syncthreads();
   if (h == 0) {
     int first = 0, near = vd_ceil_div(a.block, VD_TILE);
     for (int i = 0; i < a.n_head; i++) {
-      plan->key_first[i] = first;
+      schedule->dkv_first[i] = first;
       first += a.n_stream * (vd_ceil_div(reach[head[i]], VD_TILE) + near);
     }
-    plan->key_first[a.n_head] = first;
+    schedule->dkv_first[a.n_head] = first;
   }
 }
 
 /* Whether offsets within a stream's rows fit the 32 bits that the kernels count them in. */
-static bool vd_offsets_fit(const vd_cuda_attention *a) {
+static bool offsets_fit(const vd_cuda_attention *a) {
   int64_t width = (int64_t)a->n_head * a->d_head, most = INT32_MAX, keys = a->rel_key ? a->reach : a->attn_span;
   return 2 * width * (a->window + (int64_t)VD_TILE) <= most && 3 * width * (a->block + (int64_t)VD_TILE) <= most &&
          (a->rel_key ? a->rel_stride : a->d_head) * (keys + VD_TILE) <= most;
 }
 
 /* Whether the kernels take these shapes: 16-byte chunks lie within one head's columns. */
-static bool vd_shapes_fit(const vd_cuda_attention *a) {
-  if (!vd_offsets_fit(a)) return false;
+static bool shapes_fit(const vd_cuda_attention *a) {
+  if (!offsets_fit(a)) return false;
   int chunk = a->type == VD_FP32 ? 4 : 8;
   if (a->n_stream <= 0 || a->block <= 0 || a->window < 0 || a->n_head <= 0 || a->n_head > VD_CUDA_MAX_HEADS ||
       a->d_head <= 0 || a->d_head > 128 || a->d_head % chunk != 0 || a->window > a->attn_span || a->kv_rows < a->window)
     return false;
   if (a->rel_key)
     return a->first_distance == 0 && a->rel_stride % chunk == 0 && a->reach >= 0 && a->reach < a->window + a->block &&
-           a->room && !a->content_bias == !a->position_bias;
+           a->bias_scores && !a->content_bias == !a->position_bias;
   return a->window > 0 && a->ramp > 0 && a->first_distance > 0 && (a->n_span == 1 || a->n_span == a->n_head);
 }
 
-cudaError_t vd_cuda_attention_make_plans(int32_t n, const vd_cuda_attention *a, cudaStream_t stream) {
+cudaError_t vd_cuda_attention_make_schedules(int32_t n, const vd_cuda_attention *a, cudaStream_t stream) {
   for (int32_t i = 0; i < n; i++)
-    if (!vd_shapes_fit(&a[i])) return cudaErrorInvalidValue;
-  for (int32_t first = 0; first < n; first += VD_PLANS) {
-    vd_plan_layers layers = {};
-    int32_t here = n - first < VD_PLANS ? n - first : VD_PLANS;
+    if (!shapes_fit(&a[i])) return cudaErrorInvalidValue;
+  for (int32_t first = 0; first < n; first += LAYERS_PER_LAUNCH) {
+    schedule_layers layers = {};
+    int32_t here = n - first < LAYERS_PER_LAUNCH ? n - first : LAYERS_PER_LAUNCH;
     for (int32_t i = 0; i < here; i++) layers.at[i] = a[first + i];
-    vd_plan_kernel<<<(unsigned)here, VD_CUDA_MAX_HEADS, 0, stream>>>(layers);
+    schedule_kernel<<<(unsigned)here, VD_CUDA_MAX_HEADS, 0, stream>>>(layers);
   }
   return cudaGetLastError();
 }
 
-cudaError_t vd_cuda_attention_make_plan(const vd_cuda_attention *a, cudaStream_t stream) {
-  return vd_cuda_attention_make_plans(1, a, stream);
+cudaError_t vd_cuda_attention_make_schedule(const vd_cuda_attention *a, cudaStream_t stream) {
+  return vd_cuda_attention_make_schedules(1, a, stream);
 }
 
-VD_DEV void vd_store(float *to, float x) {
+VD_DEV void store(float *to, float x) {
   *to = x;
 }
-VD_DEV void vd_store(__nv_bfloat16 *to, float x) {
+VD_DEV void store(__nv_bfloat16 *to, float x) {
   *to = __float2bfloat16(x);
 }
-VD_DEV void vd_store(__half *to, float x) {
+VD_DEV void store(__half *to, float x) {
   *to = __float2half(x);
 }
 
 /* to[column, row] = from[row, column] (or += ), 32 x 32 elements a block. */
-template <typename T, bool ADD> __global__ void vd_transpose_kernel(int rows, int columns, const float *from, T *to) {
+template <typename T, bool ADD> __global__ void transpose_kernel(int rows, int columns, const float *from, T *to) {
   __shared__ float tile[32][33];
   int c = (int)(blockIdx.x * 32 + threadIdx.x), r = (int)(blockIdx.y * 32 + threadIdx.x);
   for (int i = (int)threadIdx.y; i < 32; i += 8) {
@@ -133,7 +133,7 @@ template <typename T, bool ADD> __global__ void vd_transpose_kernel(int rows, in
     if constexpr (ADD) {
       *p += tile[threadIdx.x][i];
     } else {
-      vd_store(p, tile[threadIdx.x][i]);
+      store(p, tile[threadIdx.x][i]);
     }
   }
 }
@@ -142,12 +142,12 @@ cudaError_t vd_cuda_attention_key_pe(enum vd_precision type, int32_t d_head, int
                                      void *table, cudaStream_t stream) {
   dim3 blocks((unsigned)vd_ceil_div(attn_span, 32), (unsigned)vd_ceil_div(d_head, 32)), threads(32, 8);
   if (type == VD_FP32) {
-    vd_transpose_kernel<float, false><<<blocks, threads, 0, stream>>>(d_head, attn_span, key_pe, (float *)table);
+    transpose_kernel<float, false><<<blocks, threads, 0, stream>>>(d_head, attn_span, key_pe, (float *)table);
   } else if (type == VD_BF16) {
-    vd_transpose_kernel<__nv_bfloat16, false>
+    transpose_kernel<__nv_bfloat16, false>
         <<<blocks, threads, 0, stream>>>(d_head, attn_span, key_pe, (__nv_bfloat16 *)table);
   } else {
-    vd_transpose_kernel<__half, false><<<blocks, threads, 0, stream>>>(d_head, attn_span, key_pe, (__half *)table);
+    transpose_kernel<__half, false><<<blocks, threads, 0, stream>>>(d_head, attn_span, key_pe, (__half *)table);
   }
   return cudaGetLastError();
 }
@@ -155,6 +155,6 @@ cudaError_t vd_cuda_attention_key_pe(enum vd_precision type, int32_t d_head, int
 cudaError_t vd_cuda_attention_key_pe_backward(int32_t d_head, int32_t attn_span, const float *dtable, float *dkey_pe,
                                               cudaStream_t stream) {
   dim3 blocks((unsigned)vd_ceil_div(d_head, 32), (unsigned)vd_ceil_div(attn_span, 32)), threads(32, 8);
-  vd_transpose_kernel<float, true><<<blocks, threads, 0, stream>>>(attn_span, d_head, dtable, dkey_pe);
+  transpose_kernel<float, true><<<blocks, threads, 0, stream>>>(attn_span, d_head, dtable, dkey_pe);
   return cudaGetLastError();
 }

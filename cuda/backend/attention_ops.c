@@ -26,7 +26,7 @@ static vd_layer_plan *plan_of(vd_cuda_backend *c, const real *span) {
     if (c->layer[i].span == span) return &c->layer[i];
   if (c->n_layer == VD_MAX_LAYERS) drop_plans(c);
   void *plan = NULL;
-  size_t bytes = vd_cuda_attention_plan_size();
+  size_t bytes = vd_cuda_attention_schedule_size();
   cudaError_t e = cudaMalloc(&plan, bytes);
   vd_cuda_record_error(c, e, "allocating a plan");
   if (e != cudaSuccess) return NULL;
@@ -57,7 +57,7 @@ static vd_cuda_attention kernel_of(vd_cuda_backend *c, const vd_attention *a) {
                          .n_span = (int32_t)a->n_span,
                          .kv_rows = a->window,
                          .span = a->span,
-                         .plan = plan ? plan->plan : NULL,
+                         .schedule = plan ? plan->plan : NULL,
                          .dropout = a->dropout.p,
                          .rng = a->dropout.rng,
                          .row0 = a->dropout.row0,
@@ -66,8 +66,8 @@ static vd_cuda_attention kernel_of(vd_cuda_backend *c, const vd_attention *a) {
                          .reach = a->rel_key ? (int32_t)a->reach[0] : 0,
                          .content_bias = a->content_bias,
                          .position_bias = a->position_bias};
-  size_t bytes = vd_cuda_attention_room_size(&x);
-  x.room = bytes > 0 ? vd_cuda_workspace(c, &c->scratch, bytes) : NULL;
+  size_t bytes = vd_cuda_attention_bias_scores_size(&x);
+  x.bias_scores = bytes > 0 ? vd_cuda_workspace(c, &c->scratch, bytes) : NULL;
   return x;
 }
 
@@ -92,7 +92,7 @@ static bool make_plans(vd_cuda_backend *c, int n, const vd_cuda_attention *x) {
     plan->made = true;
   }
   if (n_wanted > 0) {
-    cudaError_t e = vd_cuda_attention_make_plans(n_wanted, wanted, c->stream);
+    cudaError_t e = vd_cuda_attention_make_schedules(n_wanted, wanted, c->stream);
     vd_cuda_record_error(c, e, "attention's plans");
     whole = whole && e == cudaSuccess;
     if (e != cudaSuccess) vd_cuda_attention_changed(c);
@@ -160,7 +160,7 @@ static bool drawn_alike(const vd_cuda_attention *x, const vd_cuda_attention *y) 
 
 /* Where forward leaves them: the layer's room, which it is from now on. */
 static uint32_t *keep_drawn(vd_cuda_backend *c, const vd_cuda_attention *x) {
-  size_t bytes = vd_cuda_attention_kept_size(x);
+  size_t bytes = vd_cuda_attention_dropout_mask_size(x);
   if (bytes == 0 || x->rng.layer >= VD_MAX_LAYERS) return NULL;
   vd_layer_kept *l = &c->kept[x->rng.layer];
   l->shape = *x;
@@ -178,7 +178,7 @@ void vd_cuda_attention_op(vd_ops *o, const vd_attention *a, const vd_qkv *qkv, v
   vd_cuda_attention x = kernel_of(c, a);
   const vd_key_table *t = a->rel_key ? NULL : table_of(c, a);
   if ((!t && !a->rel_key) || !make_plans(c, 1, &x)) return;
-  x.kept = keep_drawn(c, &x);
+  x.dropout_mask = keep_drawn(c, &x);
   vd_cuda_record_error(
       c, vd_cuda_attention_forward(&x, qkv->block, qkv->memory, t ? t->table : NULL, out, lse, c->stream), "attention");
 }
@@ -200,9 +200,9 @@ void vd_cuda_attention_backward_op(vd_ops *o, const vd_attention *a, const vd_qk
   vd_cuda_backend *c = vd_cuda_of(o);
   vd_cuda_attention x = kernel_of(c, a);
   vd_key_table *t = a->rel_key ? NULL : table_of(c, a);
-  x.kept = find_drawn(c, &x);
+  x.dropout_mask = find_drawn(c, &x);
   void *workspace = vd_cuda_workspace(c, &c->partial, vd_cuda_attention_workspace_size(&x));
-  if (!x.plan || (!t && !a->rel_key) || !workspace) return;
+  if (!x.schedule || (!t && !a->rel_key) || !workspace) return;
   if (t) begin_table_gradient(o, t, dkey_pe);
   vd_cuda_attention_gradient g = {.block = qkv->block,
                                   .memory = qkv->memory,

@@ -72,9 +72,9 @@ template <int N> VD_GPU void vd_apply_drop(const vd_drop &d, int64_t e, float x[
 /* Calls a kernel launch for the type of activations. */
 #define VD_BY_TYPE(type, CALL)                                                                                         \
   do {                                                                                                                 \
-    if ((type) == VD_FP32) {                                                                                      \
+    if ((type) == VD_FP32) {                                                                                           \
       CALL(float);                                                                                                     \
-    } else if ((type) == VD_BF16) {                                                                               \
+    } else if ((type) == VD_BF16) {                                                                                    \
       CALL(__nv_bfloat16);                                                                                             \
     } else {                                                                                                           \
       CALL(__half);                                                                                                    \

@@ -212,7 +212,7 @@ __global__ void vd_relu_backward_kernel(int64_t n, int64_t width, const T *y, fl
 
 /* sum[c] += the sum of partial's column c; 32 columns x 32 lanes of rows a block. */
 static __global__ void vd_add_partials_kernel(int rows, int64_t width, const float *partial, float *sum) {
-  vd_await_before();
+  vd_pdl_wait();
   __shared__ float lane[32][33];
   int64_t c = (int64_t)blockIdx.x * 32 + threadIdx.x;
   float mine = 0;
@@ -256,8 +256,8 @@ cudaError_t vd_cuda_relu_backward(enum vd_precision type, int64_t n, int64_t wid
 }
 
 cudaError_t vd_cuda_add_partials(int64_t rows, int64_t width, const float *partial, float *sum, cudaStream_t stream) {
-  return vd_launch_ready(vd_add_partials_kernel, vd_blocks(width, 32), dim3(32, 32), 0, stream, (int)rows, width,
-                         partial, sum);
+  return vd_launch_pdl(vd_add_partials_kernel, vd_blocks(width, 32), dim3(32, 32), 0, stream, (int)rows, width, partial,
+                       sum);
 }
 
 cudaError_t vd_cuda_column_sums(enum vd_precision type, int64_t n, int64_t width, const void *x, float *workspace,
@@ -309,7 +309,7 @@ cudaError_t vd_cuda_memory_push(enum vd_precision type, int64_t n_stream, int64_
 template <typename T, int N>
 __global__ void vd_memory_turn_kernel(int d, T *memory, int64_t rows, int64_t oldest, const T *hidden, int64_t block,
                                       int kept) {
-  vd_await_before();
+  vd_pdl_wait();
   int e = (int)(blockIdx.x * VD_BLOCK + threadIdx.x) * N, c = e % d, s = (int)blockIdx.y;
   if (e >= kept * d) return;
   int64_t r = block - kept + e / d, place = oldest + r % rows;
@@ -318,14 +318,14 @@ __global__ void vd_memory_turn_kernel(int d, T *memory, int64_t rows, int64_t ol
 }
 
 cudaError_t vd_cuda_memory_ring_push(enum vd_precision type, int64_t n_stream, int64_t d, void *memory, int64_t rows,
-                                int64_t oldest, const void *hidden, int64_t block, cudaStream_t stream) {
+                                     int64_t oldest, const void *hidden, int64_t block, cudaStream_t stream) {
   int64_t kept = block < rows ? block : rows;
   if (n_stream * kept * d == 0) return cudaSuccess;
   if (n_stream > 65535 || kept * d > INT32_MAX - 8 * VD_BLOCK) return cudaErrorInvalidValue;
   const dim3 blocks(vd_blocks(kept * d, VD_BLOCK * (d % 8 == 0 ? 8 : 1)), (unsigned)n_stream);
 #define CALL(T)                                                                                                        \
-  return vd_launch_ready(d % 8 == 0 ? vd_memory_turn_kernel<T, 8> : vd_memory_turn_kernel<T, 1>, blocks, VD_BLOCK, 0,  \
-                         stream, (int)d, (T *)memory, rows, oldest, (const T *)hidden, block, (int)kept)
+  return vd_launch_pdl(d % 8 == 0 ? vd_memory_turn_kernel<T, 8> : vd_memory_turn_kernel<T, 1>, blocks, VD_BLOCK, 0,    \
+                       stream, (int)d, (T *)memory, rows, oldest, (const T *)hidden, block, (int)kept)
   VD_BY_TYPE(type, CALL);
 #undef CALL
   return cudaErrorInvalidValue;

@@ -46,12 +46,12 @@ template <typename T, bool BACK> VD_DEV void vd_copy_slab(const vd_hidden_args &
     T *to = slab + stage * VD_SLAB_STAGE;
     if constexpr (BACK) {
       int row = in / 16, chunk = in % 16;
-      vd_copy16(to + chunk / 8 * VD_ROWS_STAGE + vd_chunk<T, VD_DEPTH>(row, chunk % 8),
-                weight + (int64_t)(stage * VD_DEPTH + row) * a.width + unit0 + chunk * 8, true);
+      vd_cp_async16(to + chunk / 8 * VD_ROWS_STAGE + vd_swizzled_chunk<T, VD_DEPTH>(row, chunk % 8),
+                    weight + (int64_t)(stage * VD_DEPTH + row) * a.width + unit0 + chunk * 8, true);
     } else {
       int row = in / 8, chunk = in % 8;
-      vd_copy16(to + vd_chunk<T, VD_DEPTH>(row, chunk),
-                weight + (int64_t)(unit0 + row) * a.d + stage * VD_DEPTH + chunk * 8, true);
+      vd_cp_async16(to + vd_swizzled_chunk<T, VD_DEPTH>(row, chunk),
+                    weight + (int64_t)(unit0 + row) * a.d + stage * VD_DEPTH + chunk * 8, true);
     }
   }
 }
@@ -69,11 +69,11 @@ VD_DEV int vd_rows_left(const vd_hidden_args &a, int64_t row) {
 /* DEPTH: a.d, or 0 where the compiler is not to know it. */
 template <int DEPTH, typename T> VD_DEV void vd_copy_rows(const vd_hidden_args &a, T *rows, vd_row_cursor<T> &at) {
   const int thread = (int)threadIdx.x & 127, d = DEPTH > 0 ? DEPTH : a.d;
-  T *to = rows + at.slot * VD_ROWS_STAGE + vd_chunk<T, VD_DEPTH>(thread / 8, thread % 8);
+  T *to = rows + at.slot * VD_ROWS_STAGE + vd_swizzled_chunk<T, VD_DEPTH>(thread / 8, thread % 8);
 #pragma unroll
   for (int i = 0; i < VD_ROWS / 16; i++)
-    if (at.row < a.n + thread / 8) vd_copy16(to + 16 * i * VD_DEPTH, at.from + 16 * i * d, 16 * i < at.left);
-  vd_copy_commit();
+    if (at.row < a.n + thread / 8) vd_cp_async16(to + 16 * i * VD_DEPTH, at.from + 16 * i * d, 16 * i < at.left);
+  vd_cp_async_commit();
   at.slot = at.slot == VD_STAGES - 1 ? 0 : at.slot + 1;
   at.from += VD_DEPTH;
   if (++at.stage < d / VD_DEPTH) return;
@@ -205,28 +205,28 @@ __global__ void __launch_bounds__(128 * VD_GROUPS, 1) vd_hidden_kernel(const __g
   at.from = (const T *)a.x + at.row * a.d + threadIdx.x % 8 * 8, at.left = vd_rows_left(a, at.row);
   float total[4] = {0, 0, 0, 0};
   int slot = 0;
-  vd_await_before();
+  vd_pdl_wait();
   vd_copy_slab<T, BACK>(a, unit0, slab);
-  vd_copy_commit();
+  vd_cp_async_commit();
   for (int s = 0; s < VD_STAGES - 1; s++) vd_copy_rows<DEPTH>(a, rows, at);
-  vd_copy_wait_but<VD_STAGES - 1>();
-  vd_show_to_products();
+  vd_cp_async_wait<VD_STAGES - 1>();
+  vd_fence_proxy_async();
   __syncthreads();
   for (int64_t row0 = first; row0 < a.n; row0 += (int64_t)a.groups * VD_GROUPS * VD_ROWS) {
     float c[16][4];
 #pragma unroll
     for (int i = 0; i < 64; i++) c[i >> 2][i & 3] = 0;
-    vd_wgmma_done<16>(c);
+    vd_wgmma_fence_operand<16>(c);
     for (int s = 0; s < stages; s++) {
       vd_frag_a<T> x[VD_DEPTH / 16];
-      vd_copy_wait_but<VD_STAGES - 2>();
+      vd_cp_async_wait<VD_STAGES - 2>();
       vd_group_sync(group); /* this stage is there, and the one before has been read */
       vd_wgmma_wait<0>();
 #pragma unroll
       for (int k = 0; k < VD_DEPTH / 16; k++)
         vd_load_a<T, VD_DEPTH>(x[k], rows + slot * VD_ROWS_STAGE, warp * 16, 16 * k);
-      uint64_t right = vd_operand(slab + s * VD_SLAB_STAGE, VD_ROWS_STAGE * 2);
-      vd_wgmma_begin();
+      uint64_t right = vd_smem_descriptor(slab + s * VD_SLAB_STAGE, VD_ROWS_STAGE * 2);
+      vd_wgmma_fence();
 #pragma unroll
       for (int k = 0; k < VD_DEPTH / 16; k++) vd_wgmma_held<T, BACK>(c, x[k], right + (BACK ? k * 128 : k * 2));
       vd_wgmma_commit();
@@ -234,7 +234,7 @@ __global__ void __launch_bounds__(128 * VD_GROUPS, 1) vd_hidden_kernel(const __g
       slot = slot == VD_STAGES - 1 ? 0 : slot + 1;
     }
     vd_wgmma_wait<0>();
-    vd_wgmma_done<16>(c);
+    vd_wgmma_fence_operand<16>(c);
     int64_t mine = row0 + warp * 16;
     if constexpr (BACK) {
       vd_finish_backward<T>(a, mine, unit0, c, total);
@@ -268,13 +268,12 @@ template <typename T, bool BACK> static cudaError_t vd_launch_hidden(const vd_hi
   auto kernel = a->d == VD_DEEP ? vd_hidden_kernel<T, BACK, VD_DEEP> : vd_hidden_kernel<T, BACK, 0>;
   cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)VD_HIDDEN_BYTES);
   if (e != cudaSuccess) return e;
-  return vd_launch_ready(kernel, (unsigned)(a->width / VD_SLAB * a->groups), 128 * VD_GROUPS, VD_HIDDEN_BYTES, stream,
-                         *a);
+  return vd_launch_pdl(kernel, (unsigned)(a->width / VD_SLAB * a->groups), 128 * VD_GROUPS, VD_HIDDEN_BYTES, stream,
+                       *a);
 }
 
-cudaError_t vd_cuda_ffn(enum vd_precision type, int64_t n, int64_t d, int64_t width, const void *x,
-                           const void *weight, const float *bias, const vd_dropout *dropout, void *out,
-                           cudaStream_t stream) {
+cudaError_t vd_cuda_ffn(enum vd_precision type, int64_t n, int64_t d, int64_t width, const void *x, const void *weight,
+                        const float *bias, const vd_dropout *dropout, void *out, cudaStream_t stream) {
   uint32_t threshold = vd_dropout_threshold(dropout->p);
   vd_hidden_args a = {};
   if (!vd_cuda_ffn_supports(type, d, width)) return cudaErrorInvalidValue;
@@ -288,8 +287,8 @@ cudaError_t vd_cuda_ffn(enum vd_precision type, int64_t n, int64_t d, int64_t wi
 }
 
 cudaError_t vd_cuda_ffn_backward(enum vd_precision type, int64_t n, int64_t d, int64_t width, const void *dy,
-                                    const void *weight, const void *y, float scale, void *dx, float *partial,
-                                    cudaStream_t stream) {
+                                 const void *weight, const void *y, float scale, void *dx, float *partial,
+                                 cudaStream_t stream) {
   vd_hidden_args a = {};
   if (!vd_cuda_ffn_supports(type, d, width)) return cudaErrorInvalidValue;
   a.n = n, a.d = (int)d, a.width = (int)width, a.groups = vd_groups_of(width);

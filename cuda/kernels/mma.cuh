@@ -41,25 +41,25 @@ VD_DEV float2 vd_unpack(uint32_t v, __half) {
 
 /* Element offset of 16-byte chunk `chunk` of row `row` in a tile of D columns. The exclusive or spreads eight rows of
  * one chunk column over all banks. */
-template <typename T, int D> VD_DEV int vd_chunk(int row, int chunk) {
+template <typename T, int D> VD_DEV int vd_swizzled_chunk(int row, int chunk) {
   constexpr int per_chunk = 16 / (int)sizeof(T), chunks = D / per_chunk;
   constexpr int shift = chunks >= 8 ? 0 : 1, mask = chunks >= 8 ? 7 : 3;
   return row * D + ((chunk ^ ((row >> shift) & mask)) * per_chunk);
 }
-template <typename T, int D> VD_DEV int vd_at(int row, int col) {
+template <typename T, int D> VD_DEV int vd_swizzled(int row, int col) {
   constexpr int per_chunk = 16 / (int)sizeof(T);
-  return vd_chunk<T, D>(row, col / per_chunk) + col % per_chunk;
+  return vd_swizzled_chunk<T, D>(row, col / per_chunk) + col % per_chunk;
 }
 
-VD_DEV uint32_t vd_shared(const void *p) {
+VD_DEV uint32_t vd_smem_address(const void *p) {
   return (uint32_t)__cvta_generic_to_shared(p);
 }
 
 /* Address of chunk column + chunk of row block + row; block is a multiple of 16, column even, chunk 0 or 1. Only the
  * exclusive or depends on the lane and the column, so that few addresses serve all rows. Tiles are aligned to a row. */
 template <typename T, int D>
-VD_DEV uint32_t vd_chunk_address(const T *tile, int block, int row, int column, int chunk) {
-  uint32_t lane = vd_shared(tile) + (uint32_t)(vd_chunk<T, D>(row, chunk) * (int)sizeof(T));
+VD_DEV uint32_t vd_swizzled_address(const T *tile, int block, int row, int column, int chunk) {
+  uint32_t lane = vd_smem_address(tile) + (uint32_t)(vd_swizzled_chunk<T, D>(row, chunk) * (int)sizeof(T));
   return (lane ^ (uint32_t)(column * 16)) + (uint32_t)(block * D * (int)sizeof(T));
 }
 
@@ -82,11 +82,11 @@ template <typename T, int D> VD_DEV void vd_load_a(vd_frag_a<T> &a, const T *til
   if constexpr (sizeof(T) == 4) {
     int g = lane >> 2, t = lane & 3;
     for (int i = 0; i < 4; i++) {
-      float2 p = *(const float2 *)(tile + vd_at<T, D>(row0 + g + 8 * (i & 1), col0 + 2 * t + 8 * (i >> 1)));
+      float2 p = *(const float2 *)(tile + vd_swizzled<T, D>(row0 + g + 8 * (i & 1), col0 + 2 * t + 8 * (i >> 1)));
       a.x[2 * i] = p.x, a.x[2 * i + 1] = p.y;
     }
   } else {
-    vd_ldmatrix(a.x, vd_chunk_address<T, D>(tile, row0, lane & 15, col0 >> 3, lane >> 4));
+    vd_ldmatrix(a.x, vd_swizzled_address<T, D>(tile, row0, lane & 15, col0 >> 3, lane >> 4));
   }
 }
 
@@ -97,11 +97,11 @@ template <typename T, int D> VD_DEV void vd_load_a_trans(vd_frag_a<T> &a, const 
     int g = lane >> 2, t = lane & 3;
     for (int i = 0; i < 8; i++) {
       int m = m0 + g + 8 * ((i >> 1) & 1), k = k0 + 2 * t + (i & 1) + 8 * (i >> 2);
-      a.x[i] = tile[vd_at<T, D>(k, m)];
+      a.x[i] = tile[vd_swizzled<T, D>(k, m)];
     }
   } else {
     int row = (lane & 7) + ((lane >> 4) << 3);
-    vd_ldmatrix_trans(a.x, vd_chunk_address<T, D>(tile, k0, row, m0 >> 3, (lane >> 3) & 1));
+    vd_ldmatrix_trans(a.x, vd_swizzled_address<T, D>(tile, k0, row, m0 >> 3, (lane >> 3) & 1));
   }
 }
 
@@ -111,13 +111,13 @@ template <typename T, int D> VD_DEV void vd_load_b(vd_frag_b<T> *b, const T *til
   if constexpr (sizeof(T) == 4) {
     int g = lane >> 2, t = lane & 3;
     for (int i = 0; i < 4; i++) {
-      float2 p = *(const float2 *)(tile + vd_at<T, D>(n0 + g + 8 * (i >> 1), k0 + 2 * t + 8 * (i & 1)));
+      float2 p = *(const float2 *)(tile + vd_swizzled<T, D>(n0 + g + 8 * (i >> 1), k0 + 2 * t + 8 * (i & 1)));
       b[i >> 1].x[2 * (i & 1)] = p.x, b[i >> 1].x[2 * (i & 1) + 1] = p.y;
     }
   } else {
     uint32_t x[4];
     int row = (lane & 7) + ((lane >> 4) << 3);
-    vd_ldmatrix(x, vd_chunk_address<T, D>(tile, n0, row, k0 >> 3, (lane >> 3) & 1));
+    vd_ldmatrix(x, vd_swizzled_address<T, D>(tile, n0, row, k0 >> 3, (lane >> 3) & 1));
     b[0].x[0] = x[0], b[0].x[1] = x[1], b[1].x[0] = x[2], b[1].x[1] = x[3];
   }
 }
@@ -128,10 +128,10 @@ template <typename T, int D> VD_DEV void vd_load_b_trans(vd_frag_b<T> *b, const 
   if constexpr (sizeof(T) == 4) {
     int g = lane >> 2, t = lane & 3;
     for (int i = 0; i < 8; i++)
-      b[i >> 2].x[i & 3] = tile[vd_at<T, D>(k0 + 2 * t + (i & 1) + 8 * ((i >> 1) & 1), n0 + g + 8 * (i >> 2))];
+      b[i >> 2].x[i & 3] = tile[vd_swizzled<T, D>(k0 + 2 * t + (i & 1) + 8 * ((i >> 1) & 1), n0 + g + 8 * (i >> 2))];
   } else {
     uint32_t x[4];
-    vd_ldmatrix_trans(x, vd_chunk_address<T, D>(tile, k0, lane & 15, n0 >> 3, lane >> 4));
+    vd_ldmatrix_trans(x, vd_swizzled_address<T, D>(tile, k0, lane & 15, n0 >> 3, lane >> 4));
     b[0].x[0] = x[0], b[0].x[1] = x[1], b[1].x[0] = x[2], b[1].x[1] = x[3];
   }
 }
@@ -188,7 +188,7 @@ VD_DEV void vd_mma(float *c, const vd_frag_a<float> &a, const vd_frag_b<float> &
 }
 
 /* A result (16 x 16) as the left operand of the next product. */
-template <typename T> VD_DEV void vd_as_a(vd_frag_a<T> &a, const float c[2][4]) {
+template <typename T> VD_DEV void vd_result_to_a(vd_frag_a<T> &a, const float c[2][4]) {
 #pragma unroll
   for (int i = 0; i < 4; i++) {
     float lo = c[i >> 1][2 * (i & 1)], hi = c[i >> 1][2 * (i & 1) + 1];
@@ -202,7 +202,7 @@ template <typename T> VD_DEV void vd_as_a(vd_frag_a<T> &a, const float c[2][4]) 
 
 /* Sixteen rows of a tile as left operand: in registers where they fit (HOLD), otherwise read again for every product.
  */
-template <typename T, int D, bool HOLD> struct vd_rows {
+template <typename T, int D, bool HOLD> struct vd_left_rows {
   vd_frag_a<T> held[HOLD ? D / 16 : 1];
   const T *tile;
   int row0;
@@ -229,7 +229,7 @@ VD_DEV void vd_clear(float c[2][4]) {
 
 /* c += rows * (rows n0.. + 15 of tile)^T, contracted over D columns. */
 template <typename T, int D, bool HOLD>
-VD_DEV void vd_add_dots(float c[2][4], const vd_rows<T, D, HOLD> &rows, const T *tile, int n0) {
+VD_DEV void vd_add_dots(float c[2][4], const vd_left_rows<T, D, HOLD> &rows, const T *tile, int n0) {
 #pragma unroll
   for (int i = 0; i < D / 16; i++) {
     vd_frag_a<T> a;
@@ -243,7 +243,7 @@ VD_DEV void vd_add_dots(float c[2][4], const vd_rows<T, D, HOLD> &rows, const T 
 
 /* c = the same. */
 template <typename T, int D, bool HOLD>
-VD_DEV void vd_dots(float c[2][4], const vd_rows<T, D, HOLD> &rows, const T *tile, int n0) {
+VD_DEV void vd_dots(float c[2][4], const vd_left_rows<T, D, HOLD> &rows, const T *tile, int n0) {
   vd_clear(c);
   vd_add_dots<T, D>(c, rows, tile, n0);
 }
@@ -261,22 +261,23 @@ VD_DEV void vd_accumulate(float sum[D / 8][4], const vd_frag_a<T> &a, const T *t
 }
 
 /* Asynchronous copies to shared memory; zeros where !valid. */
-VD_DEV void vd_copy16(void *to, const void *from, bool valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(vd_shared(to)), "l"(from), "r"(valid ? 16 : 0)
+VD_DEV void vd_cp_async16(void *to, const void *from, bool valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(vd_smem_address(to)), "l"(from),
+               "r"(valid ? 16 : 0)
                : "memory");
 }
-VD_DEV void vd_copy4(void *to, const void *from, bool valid) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(vd_shared(to)), "l"(from), "r"(valid ? 4 : 0)
+VD_DEV void vd_cp_async4(void *to, const void *from, bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(vd_smem_address(to)), "l"(from), "r"(valid ? 4 : 0)
                : "memory");
 }
-VD_DEV void vd_copy_commit() {
+VD_DEV void vd_cp_async_commit() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
-VD_DEV void vd_copy_wait() {
+VD_DEV void vd_cp_async_wait_all() {
   asm volatile("cp.async.wait_group 0;" ::: "memory");
 }
 /* Waits for all groups of copies but the N last. */
-template <int N> VD_DEV void vd_copy_wait_but() {
+template <int N> VD_DEV void vd_cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
@@ -294,7 +295,7 @@ VD_DEV void vd_copy_tile(T *tile, const T *matrix, int stride, int first, int lo
   const T *from = matrix + ((first + row) * across + chunk * per_chunk);
 #pragma unroll
   for (int i = 0; i < VD_TILE / step; i++, from += step * across)
-    vd_copy16(tile + vd_chunk<T, D>(row + i * step, chunk), from, above + (unsigned)(i * step) < rows);
+    vd_cp_async16(tile + vd_swizzled_chunk<T, D>(row + i * step, chunk), from, above + (unsigned)(i * step) < rows);
 }
 
 #endif

@@ -53,7 +53,7 @@ template <typename T, int N, int K>
 __global__ void __launch_bounds__(VD_WARPS * 32, K *N <= VD_HELD ? 2 : 1)
     vd_add_norm_kernel(int64_t n, int d, const T *a, const T *b, const float *weight, const float *bias, T *sum,
                        float *mean, float *rstd, T *y) {
-  vd_await_before();
+  vd_pdl_wait();
   int lane = (int)threadIdx.x % 32;
   int64_t r = (int64_t)blockIdx.x * VD_WARPS + threadIdx.x / 32, step = (int64_t)gridDim.x * VD_WARPS;
   if (r >= n) return;
@@ -129,7 +129,7 @@ template <typename T, int N, int K>
 __global__ void __launch_bounds__(VD_WARPS * 32, K *N <= VD_HELD ? 2 : 1)
     vd_add_norm_backward_kernel(int64_t n, int d, int stages, const T *sum, const float *mean, const float *rstd,
                                 const float *weight, const T *dy, T *dsum, float *partial) {
-  vd_await_before();
+  vd_pdl_wait();
   extern __shared__ __align__(128) char shared[]; /* weights [d]; then fetched rows, and at last [VD_WARPS][d] floats */
   float *held = (float *)shared, *sums = held + d;
   int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
@@ -221,7 +221,7 @@ __global__ void __launch_bounds__(VD_WARPS * 32, K *N <= VD_HELD ? 2 : 1)
 static __global__ void vd_norm_partials_kernel(int rows, int d, const float *partial, float *dweight, float *dbias,
                                                float *dshift) {
   __shared__ float lane[32][33];
-  vd_await_before();
+  vd_pdl_wait();
   int c = (int)(blockIdx.x * 32 + threadIdx.x), width = (dshift ? 3 : 2) * d;
   float mine = 0;
   if (c < width) {
@@ -265,8 +265,8 @@ cudaError_t vd_cuda_add_norm(enum vd_precision type, int64_t n, int64_t d, const
                              cudaStream_t stream) {
   unsigned blocks = vd_norm_blocks(n);
 #define WIDTH(T, N, K)                                                                                                 \
-  return vd_launch_ready(vd_add_norm_kernel<T, N, K>, blocks, VD_WARPS * 32, 0, stream, n, (int)d, (const T *)a,       \
-                         (const T *)b, weight, bias, (T *)sum, mean, rstd, (T *)y)
+  return vd_launch_pdl(vd_add_norm_kernel<T, N, K>, blocks, VD_WARPS * 32, 0, stream, n, (int)d, (const T *)a,         \
+                       (const T *)b, weight, bias, (T *)sum, mean, rstd, (T *)y)
 #define CALL(T) VD_BY_WIDTH(T, d, WIDTH)
   VD_BY_TYPE(type, CALL);
 #undef CALL
@@ -279,21 +279,20 @@ cudaError_t vd_cuda_add_norm_backward(enum vd_precision type, int64_t n, int64_t
                                       float *dweight, float *dbias, float *dshift, float *workspace,
                                       cudaStream_t stream) {
   unsigned blocks = vd_norm_blocks(n);
-  size_t size = type == VD_FP32 ? 4 : 2, row = 2 * (size_t)d * size * VD_WARPS,
-         weights = (size_t)d * sizeof(float);
+  size_t size = type == VD_FP32 ? 4 : 2, row = 2 * (size_t)d * size * VD_WARPS, weights = (size_t)d * sizeof(float);
   int stages = weights + row * VD_STAGES <= VD_NORM_SHARED ? VD_STAGES : 1;
   cudaError_t e = cudaSuccess;
   size_t sums = VD_WARPS * weights, shared = weights + (row * stages > sums ? row * stages : sums);
 #define WIDTH(T, N, K)                                                                                                 \
   cudaFuncSetAttribute(vd_add_norm_backward_kernel<T, N, K>, cudaFuncAttributeMaxDynamicSharedMemorySize,              \
                        (int)shared);                                                                                   \
-  e = vd_launch_ready(vd_add_norm_backward_kernel<T, N, K>, blocks, VD_WARPS * 32, shared, stream, n, (int)d, stages,  \
-                      (const T *)sum, mean, rstd, weight, (const T *)dy, (T *)dsum, workspace)
+  e = vd_launch_pdl(vd_add_norm_backward_kernel<T, N, K>, blocks, VD_WARPS * 32, shared, stream, n, (int)d, stages,    \
+                    (const T *)sum, mean, rstd, weight, (const T *)dy, (T *)dsum, workspace)
 #define CALL(T) VD_BY_WIDTH(T, d, WIDTH)
   VD_BY_TYPE(type, CALL);
 #undef CALL
 #undef WIDTH
   if (e != cudaSuccess) return e;
-  return vd_launch_ready(vd_norm_partials_kernel, vd_blocks((dshift ? 3 : 2) * d, 32), dim3(32, 32), 0, stream,
-                         (int)blocks, (int)d, workspace, dweight, dbias, dshift);
+  return vd_launch_pdl(vd_norm_partials_kernel, vd_blocks((dshift ? 3 : 2) * d, 32), dim3(32, 32), 0, stream,
+                       (int)blocks, (int)d, workspace, dweight, dbias, dshift);
 }

@@ -116,7 +116,8 @@ static __global__ void vd_judge_kernel(int n_tensor, double scale, double clip_n
   grad_stats[VD_STATS_NONFINITE] = bad < n_tensor ? bad : -1;
 }
 
-cudaError_t vd_cuda_gradient_stats(int n_tensor, double scale, double clip_norm, double *grad_stats, cudaStream_t stream) {
+cudaError_t vd_cuda_gradient_stats(int n_tensor, double scale, double clip_norm, double *grad_stats,
+                                   cudaStream_t stream) {
   vd_judge_kernel<<<1, 32, 0, stream>>>(n_tensor, scale, clip_norm, grad_stats);
   return cudaGetLastError();
 }
@@ -215,10 +216,11 @@ __global__ void vd_adam_kernel(float *param, const float *gradient, float *m, fl
 }
 
 cudaError_t vd_cuda_adam(enum vd_precision type, float *param, const float *gradient, float *m, float *v, void *copy,
-                         const vd_cuda_piece *piece, int n_piece, const double *grad_stats, const vd_cuda_adam_step *step,
-                         cudaStream_t stream) {
+                         const vd_cuda_piece *piece, int n_piece, const double *grad_stats,
+                         const vd_cuda_adam_step *step, cudaStream_t stream) {
 #define CALL(T)                                                                                                        \
-  vd_adam_kernel<T><<<(unsigned)n_piece, VD_BLOCK, 0, stream>>>(param, gradient, m, v, (T *)copy, piece, grad_stats, *step)
+  vd_adam_kernel<T>                                                                                                    \
+      <<<(unsigned)n_piece, VD_BLOCK, 0, stream>>>(param, gradient, m, v, (T *)copy, piece, grad_stats, *step)
   VD_BY_TYPE(type, CALL);
 #undef CALL
   return cudaGetLastError();

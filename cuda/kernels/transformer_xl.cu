@@ -53,7 +53,7 @@ template <typename T> __global__ void vd_encode_kernel(int64_t n, int64_t d, int
 }
 
 cudaError_t vd_cuda_position_encodings(enum vd_precision type, int64_t n, int64_t d, int64_t clamp_len,
-                                     const vd_dropout *dropout, void *out, cudaStream_t stream) {
+                                       const vd_dropout *dropout, void *out, cudaStream_t stream) {
   vd_drop drop = vd_make_drop(dropout, d);
   if (n == 0 || d < 2) return cudaSuccess;
 #define CALL(T)                                                                                                        \

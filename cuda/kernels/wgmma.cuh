@@ -1,9 +1,10 @@
 /* Products of a warpgroup (wgmma, Hopper's own): 64 x 128 results of 16-bit operands that lie in shared memory.
  *
- * Operands lie in panels: rows of 128 bytes whose 16-byte chunks are swizzled as vd_chunk does it, eight rows to 1024
- * bytes, panels aligned to as much. A row is either one of the 64 or 128 places of results, and holds 64 elements that
- * are contracted, or (across) it is one of the places that are contracted, and holds 64 places of results; then the
- * next 64 are in the next panel. A result's c[j][2 ih + jj] of lane 4 g + t is row 16 warp + g + 8 ih, column 8 j + 2t
+ * Operands lie in panels: rows of 128 bytes whose 16-byte chunks are swizzled as vd_swizzled_chunk does it, eight rows
+ * to 1024 bytes, panels aligned to as much. A row is either one of the 64 or 128 places of results, and holds 64
+ * elements that are contracted, or (across) it is one of the places that are contracted, and holds 64 places of
+ * results; then the next 64 are in the next panel. A result's c[j][2 ih + jj] of lane 4 g + t is row 16 warp + g + 8
+ * ih, column 8 j + 2t
  * + jj. */
 #ifndef VD_WGMMA_CUH
 #define VD_WGMMA_CUH
@@ -13,8 +14,8 @@
 #include <type_traits>
 
 /* What the tensor core is told of an operand; panel: bytes from one panel to the next. */
-VD_DEV uint64_t vd_operand(const void *p, int panel) {
-  return (uint64_t)((vd_shared(p) & 0x3ffff) >> 4) | (uint64_t)(panel >> 4) << 16 | (uint64_t)(1024 >> 4) << 32 |
+VD_DEV uint64_t vd_smem_descriptor(const void *p, int panel) {
+  return (uint64_t)((vd_smem_address(p) & 0x3ffff) >> 4) | (uint64_t)(panel >> 4) << 16 | (uint64_t)(1024 >> 4) << 32 |
          (uint64_t)1 << 62;
 }
 
@@ -57,7 +58,7 @@ VD_DEV void vd_wgmma_held(float c[16][4], const vd_frag_a<T> &left, uint64_t rig
 }
 
 /* Between other uses of c, or of shared memory by copies of the program's own, and products. */
-VD_DEV void vd_wgmma_begin() {
+VD_DEV void vd_wgmma_fence() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
 VD_DEV void vd_wgmma_commit() {
@@ -68,12 +69,12 @@ template <int N> VD_DEV void vd_wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
 /* What this thread has written to shared memory, or its copies have, can be read by products after a barrier. */
-VD_DEV void vd_show_to_products() {
+VD_DEV void vd_fence_proxy_async() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 /* Results of products, N times four of a lane, after waiting: keeps the compiler, which does not know that they change
  * meanwhile, from moving uses of them before this. */
-template <int N> VD_DEV void vd_wgmma_done(float (*c)[4]) {
+template <int N> VD_DEV void vd_wgmma_fence_operand(float (*c)[4]) {
 #pragma unroll
   for (int i = 0; i < 4 * N; i++) asm volatile("" : "+f"(c[i >> 2][i & 3])::"memory");
 }

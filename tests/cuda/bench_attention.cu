@@ -2,7 +2,7 @@
  * Usage: bench_attention [STREAMS [DROPOUT [REPEATS [sweep|xl]]]]; xl: Transformer-XL's layers of
  * input/enwik8_transformer_xl.nml instead. Medians of CUDA event times, in milliseconds;
  * tab-separated. With REPEATS 0 every kernel of layers 0 and 11 runs once, for a profiler. */
-#include "src/cpu/attention.h"
+#include "cuda/attention/attention.h"
 
 #include <algorithm>
 #include <cuda_bf16.h>
@@ -66,9 +66,9 @@ static layer make_layer(int n_stream, double dropout, const std::vector<int> &sp
   check(cudaMemcpy(span, z, sizeof z, cudaMemcpyHostToDevice), "copy");
   vd_rng rng = {1, 7, number, VD_SITE_ATTENTION};
   l.a = {VD_BF16, n_stream, BLOCK, longest, N_HEAD,  D_HEAD, ATTN_SPAN,
-         RAMP,         1,        0,     N_HEAD,  longest, span,   allocate(vd_cuda_attention_plan_size()),
-         dropout,      rng,      0};
-  l.a.kept = (uint32_t *)allocate(vd_cuda_attention_kept_size(&l.a));
+         RAMP,    1,        0,     N_HEAD,  longest, span,   allocate(vd_cuda_attention_schedule_size()),
+         dropout, rng,      0};
+  l.a.dropout_mask = (uint32_t *)allocate(vd_cuda_attention_dropout_mask_size(&l.a));
   size_t nq = (size_t)n_stream * BLOCK * WIDTH, nk = (size_t)n_stream * (size_t)longest * WIDTH;
   l.g = {random_array(3 * nq, 1u),
          random_array(2 * nk, 2u),
@@ -92,11 +92,11 @@ static layer make_relative_layer(int n_stream, double dropout, uint16_t number, 
   l.a.type = VD_BF16, l.a.n_stream = n_stream, l.a.block = BLOCK, l.a.window = l.a.attn_span = WINDOW;
   l.a.n_head = N_HEAD, l.a.d_head = D_HEAD, l.a.rel_stride = WIDTH;
   l.a.kv_rows = WINDOW, l.a.dropout = dropout, l.a.rng = {1, 7, number, VD_SITE_ATTENTION};
-  l.a.plan = allocate(vd_cuda_attention_plan_size());
+  l.a.schedule = allocate(vd_cuda_attention_schedule_size());
   l.a.rel_key = random_array((size_t)(REACH + 1) * WIDTH, 5u), l.a.reach = REACH;
   l.a.content_bias = (const float *)allocate(WIDTH * 4), l.a.position_bias = (const float *)allocate(WIDTH * 4);
-  l.a.room = (float *)allocate(vd_cuda_attention_room_size(&l.a));
-  l.a.kept = (uint32_t *)allocate(vd_cuda_attention_kept_size(&l.a));
+  l.a.bias_scores = (float *)allocate(vd_cuda_attention_bias_scores_size(&l.a));
+  l.a.dropout_mask = (uint32_t *)allocate(vd_cuda_attention_dropout_mask_size(&l.a));
   size_t nq = (size_t)n_stream * BLOCK * WIDTH, nk = (size_t)n_stream * WINDOW * WIDTH;
   l.g.block = random_array(3 * nq, 1u), l.g.memory = random_array(2 * nk, 2u);
   l.g.out = allocate(nq * 2), l.g.lse = (float *)allocate((size_t)n_stream * N_HEAD * BLOCK * 4);
@@ -108,15 +108,15 @@ static layer make_relative_layer(int n_stream, double dropout, uint16_t number, 
   return l;
 }
 static void free_layer(layer *l) {
-  const void *all[] = {l->a.span, l->a.plan,   l->g.block,   l->g.memory, l->g.out,       l->g.lse,
-                       l->g.dout, l->g.dblock, l->g.dmemory, l->g.dspan,  l->g.workspace, l->a.kept};
+  const void *all[] = {l->a.span, l->a.schedule, l->g.block,   l->g.memory, l->g.out,       l->g.lse,
+                       l->g.dout, l->g.dblock,   l->g.dmemory, l->g.dspan,  l->g.workspace, l->a.dropout_mask};
   for (const void *p : all) cudaFree((void *)p);
 }
 
 static void plan(const std::vector<layer> &layers) {
   std::vector<vd_cuda_attention> a;
   for (const layer &l : layers) a.push_back(l.a);
-  check(vd_cuda_attention_make_plans((int32_t)a.size(), a.data(), 0), "plans");
+  check(vd_cuda_attention_make_schedules((int32_t)a.size(), a.data(), 0), "plans");
 }
 static void forward(const layer &l) {
   check(vd_cuda_attention_forward(&l.a, l.g.block, l.g.memory, l.g.table, (void *)l.g.out, (float *)l.g.lse, 0),

@@ -2,7 +2,7 @@
 #ifndef VD_DEVICE_ARRAYS_CUH
 #define VD_DEVICE_ARRAYS_CUH
 
-#include "src/cpu/attention.h"
+#include "cuda/attention/attention.h"
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -18,22 +18,25 @@ static void check(cudaError_t e, const char *what) {
   exit(1);
 }
 
-static size_t size_of(vd_cuda_type type) {
+static const char *name_of(vd_precision type) {
+  return type == VD_FP32 ? "fp32" : type == VD_BF16 ? "bf16" : "fp16";
+}
+static size_t size_of(vd_precision type) {
   return type == VD_FP32 ? 4 : 2;
 }
-static void store(vd_cuda_type type, void *to, size_t i, double x) {
+static void store(vd_precision type, void *to, size_t i, double x) {
   if (type == VD_FP32) ((float *)to)[i] = (float)x;
   if (type == VD_BF16) ((__nv_bfloat16 *)to)[i] = __float2bfloat16((float)x);
   if (type == VD_FP16) ((__half *)to)[i] = __float2half((float)x);
 }
-static double load(vd_cuda_type type, const void *from, size_t i) {
+static double load(vd_precision type, const void *from, size_t i) {
   if (type == VD_FP32) return ((const float *)from)[i];
   if (type == VD_BF16) return __bfloat162float(((const __nv_bfloat16 *)from)[i]);
   return __half2float(((const __half *)from)[i]);
 }
 
 /* Waits. n elements as doubles. */
-static vec fetch(vd_cuda_type type, const void *device, size_t n) {
+static vec fetch(vd_precision type, const void *device, size_t n) {
   std::vector<char> host(n * 4);
   vec x(n);
   check(cudaMemcpy(host.data(), device, n * size_of(type), cudaMemcpyDeviceToHost), "copy");

@@ -129,7 +129,7 @@ static void reference_row(const test_case &c, vd_rng rng, int64_t row0, int b, i
 }
 
 /* Random values, rounded to the type, on host (x) and device (returned). */
-static void *random_array(vd_cuda_type type, vec *x, size_t n, double size, uint64_t *state) {
+static void *random_array(vd_precision type, vec *x, size_t n, double size, uint64_t *state) {
   void *host = calloc(n, 4), *device;
   x->resize(n);
   for (size_t i = 0; i < n; i++) {
@@ -141,7 +141,7 @@ static void *random_array(vd_cuda_type type, vec *x, size_t n, double size, uint
   free(host);
   return device;
 }
-static void random_values(vd_cuda_type type, vec *x, size_t n, uint64_t *state) {
+static void random_values(vd_precision type, vec *x, size_t n, uint64_t *state) {
   x->resize(n);
   for (double &e : *x) {
     char one[4];
@@ -207,7 +207,7 @@ template <typename EACH> static void for_keys(const layer_shape &s, int part, EA
 }
 
 /* q, k, v on the device, with NaN where no head sees them. */
-static layer_arrays upload(vd_cuda_type type, const layer_shape &s, const vec &q, const vec &k, const vec &v,
+static layer_arrays upload(vd_precision type, const layer_shape &s, const vec &q, const vec &k, const vec &v,
                            const std::vector<bool> &seen) {
   vec host[2] = {vec(s.block_size(), NAN), vec(s.memory_size(), NAN)};
   void *device[2];
@@ -227,7 +227,7 @@ static layer_arrays upload(vd_cuda_type type, const layer_shape &s, const vec &q
 }
 
 /* The reverse. What no head sees must be NaN still, spare rows too; it becomes 0 in k and v. */
-static int download(vd_cuda_type type, const layer_shape &s, const layer_arrays &x, const std::vector<bool> &seen,
+static int download(vd_precision type, const layer_shape &s, const layer_arrays &x, const std::vector<bool> &seen,
                     vec *q, vec *k, vec *v) {
   vec host[2] = {fetch(type, x.block, s.block_size()), fetch(type, x.memory, s.memory_size())};
   q->resize(s.block_size() / 3), k->assign(seen.size(), 0), v->assign(seen.size(), 0);
@@ -247,12 +247,11 @@ static int download(vd_cuda_type type, const layer_shape &s, const layer_arrays 
 
 /* Room for what forward says to backward of dropout, or NULL, where that draws for itself. */
 static uint32_t *kept_room(const vd_cuda_attention &a) {
-  size_t bytes = vd_cuda_attention_kept_size(&a);
+  size_t bytes = vd_cuda_attention_dropout_mask_size(&a);
   return bytes > 0 ? (uint32_t *)filled(bytes, 0x55) : NULL;
 }
 
-static int run_case(const test_case &c, vd_cuda_type type, double tolerance, uint64_t seed) {
-  static const char *const names[] = {"fp32", "bf16", "fp16"};
+static int run_case(const test_case &c, vd_precision type, double tolerance, uint64_t seed) {
   uint64_t state = seed;
   int stride = c.n_head * c.d_head, rows = c.window + c.block;
   const layer_shape shape = {c.n_stream, c.block, c.window, stride, c.memory_spare};
@@ -287,16 +286,16 @@ static int run_case(const test_case &c, vd_cuda_type type, double tolerance, uin
   float *span = (float *)filled(c.z.size() * 4, 0);
   check(cudaMemcpy(span, c.z.data(), c.z.size() * 4, cudaMemcpyHostToDevice), "copy");
   a.span = span;
-  a.plan = filled(vd_cuda_attention_plan_size(), 0);
+  a.schedule = filled(vd_cuda_attention_schedule_size(), 0);
   void *table = filled(np * size_of(type), 0xff), *out = filled(nq * size_of(type), 0xff);
   float *lse = (float *)filled(nl * 4, 0xff), *dtable = (float *)filled(np * 4, 0), *dpe = (float *)filled(np * 4, 0);
   layer_arrays dx = {filled(shape.block_size() * size_of(type), 0xff),
                      filled(shape.memory_size() * size_of(type), 0xff)};
-  if (seed % 2 == 0) a.kept = kept_room(a);
+  if (seed % 2 == 0) a.dropout_mask = kept_room(a);
   float *dspan = (float *)filled((size_t)c.n_span * 4, 0),
         *scratch = (float *)filled(vd_cuda_attention_workspace_size(&a), 0xff);
   check(vd_cuda_attention_key_pe(type, c.d_head, c.attn_span, gpe, table, 0), "key_pe");
-  check(vd_cuda_attention_make_plan(&a, 0), "make_plan");
+  check(vd_cuda_attention_make_schedule(&a, 0), "make_plan");
   for (int twice = 0; twice < 2; twice++) { /* the work counters must be ready for a second run */
     spoil_shared();
     check(vd_cuda_attention_forward(&a, x.block, x.memory, table, out, lse, 0), "forward");
@@ -318,7 +317,7 @@ static int run_case(const test_case &c, vd_cuda_type type, double tolerance, uin
     for (int h = 0; h < c.n_head; h++)
       for (int i = 0; i < c.block; i++) reference_row(c, rng, a.row0, b, h, i, q, k, v, pe, dout, &r);
   vec got_dq, got_dk, got_dv;
-  printf("%-12s %s:", c.name, names[type]);
+  printf("%-12s %s:", c.name, name_of(type));
   int bad = download(type, shape, dx, seen, &got_dq, &got_dk, &got_dv);
   bad += compare("out", fetch(type, out, nq), r.out, tolerance, 0);
   bad += compare("lse", fetch(VD_FP32, lse, nl), r.lse, tolerance, 0);
@@ -329,8 +328,8 @@ static int run_case(const test_case &c, vd_cuda_type type, double tolerance, uin
   bad += compare("dspan", fetch(VD_FP32, dspan, (size_t)c.n_span), r.dspan, tolerance,
                  type == VD_FP32 ? 0 : r.dspan_terms);
   printf("\n");
-  void *all[] = {x.block, x.memory, gdo, gpe,      span,      a.plan, table,   out,
-                 lse,     dtable,   dpe, dx.block, dx.memory, dspan,  scratch, a.kept};
+  void *all[] = {x.block, x.memory, gdo, gpe,      span,      a.schedule, table,   out,
+                 lse,     dtable,   dpe, dx.block, dx.memory, dspan,      scratch, a.dropout_mask};
   for (void *p : all) cudaFree(p);
   cudaStreamDestroy(side), cudaEventDestroy(fork), cudaEventDestroy(join);
   return bad;
@@ -383,8 +382,7 @@ static void relative_row(const relative_case &c, vd_rng rng, int64_t row0, int b
   }
 }
 
-static int run_relative(const relative_case &c, vd_cuda_type type, double tolerance, uint64_t seed) {
-  static const char *const names[] = {"fp32", "bf16", "fp16"};
+static int run_relative(const relative_case &c, vd_precision type, double tolerance, uint64_t seed) {
   uint64_t state = seed;
   int stride = c.n_head * c.d_head, rows = c.window + c.block;
   const layer_shape shape = {c.n_stream, c.block, c.window, stride, c.memory_spare};
@@ -406,15 +404,15 @@ static int run_relative(const relative_case &c, vd_cuda_type type, double tolera
   a.dropout = c.dropout, a.rng = {1234567890123ULL + seed, 17, 3, VD_SITE_ATTENTION}, a.row0 = 5;
   a.rel_key = gr, a.reach = c.reach;
   if (c.biases) a.content_bias = gu, a.position_bias = gw;
-  a.plan = filled(vd_cuda_attention_plan_size(), 0);
-  a.room = (float *)filled(vd_cuda_attention_room_size(&a), 0xff);
+  a.schedule = filled(vd_cuda_attention_schedule_size(), 0);
+  a.bias_scores = (float *)filled(vd_cuda_attention_bias_scores_size(&a), 0xff);
   void *out = filled(nq * size_of(type), 0xff);
   layer_arrays dx = {filled(shape.block_size() * size_of(type), 0xff),
                      filled(shape.memory_size() * size_of(type) + 16, 0xff)};
   float *lse = (float *)filled(nl * 4, 0xff), *drel = (float *)filled(nr * 4, 0);
   float *du = (float *)filled(width * 4, 0), *dw = (float *)filled(width * 4, 0);
   void *scratch = filled(vd_cuda_attention_workspace_size(&a), 0xff);
-  check(vd_cuda_attention_make_plan(&a, 0), "make_plan");
+  check(vd_cuda_attention_make_schedule(&a, 0), "make_plan");
   vd_cuda_attention_gradient g = {};
   g.block = x.block, g.memory = x.memory, g.out = out, g.lse = lse, g.dout = gdo;
   g.dblock = dx.block, g.dmemory = dx.memory;
@@ -422,7 +420,7 @@ static int run_relative(const relative_case &c, vd_cuda_type type, double tolera
   if (c.biases) g.dcontent_bias = du, g.dposition_bias = dw;
   uint32_t *kept = kept_room(a);
   for (int twice = 0; twice < 2; twice++) { /* gradients are added to: they double; counters must be ready again */
-    a.kept = twice ? kept : NULL;
+    a.dropout_mask = twice ? kept : NULL;
     spoil_shared();
     check(vd_cuda_attention_forward(&a, x.block, x.memory, NULL, out, lse, 0), "forward");
     spoil_shared();
@@ -438,7 +436,7 @@ static int run_relative(const relative_case &c, vd_cuda_type type, double tolera
   for (double &x : r.du) x *= 2;
   for (double &x : r.dv_bias) x *= 2;
   vec got_dq, got_dk, got_dv;
-  printf("%-12s %s:", c.name, names[type]);
+  printf("%-12s %s:", c.name, name_of(type));
   int bad = download(type, shape, dx, seen, &got_dq, &got_dk, &got_dv);
   bad += compare("out", fetch(type, out, nq), r.out, tolerance, 0);
   bad += compare("lse", fetch(VD_FP32, lse, nl), r.lse, tolerance, 0);
@@ -453,8 +451,8 @@ static int run_relative(const relative_case &c, vd_cuda_type type, double tolera
     bad += compare("dv_bias", fetch(VD_FP32, dw, width), r.dv_bias, tolerance, alone);
   }
   printf("\n");
-  void *all[] = {x.block, x.memory, gdo,      gr,        gu, gw, a.plan,  a.room, out,
-                 lse,     drel,     dx.block, dx.memory, du, dw, scratch, kept};
+  void *all[] = {x.block, x.memory, gdo,      gr,        gu, gw, a.schedule, a.bias_scores, out,
+                 lse,     drel,     dx.block, dx.memory, du, dw, scratch,    kept};
   for (void *p : all) cudaFree(p);
   return bad;
 }
@@ -472,12 +470,12 @@ int main(int argc, char **argv) {
   const double tolerance[] = {1e-5, 2e-2, 2e-2};
   int bad = 0, n = 0;
   for (const test_case &c : cases) {
-    for (int type = 0; wanted(argc, argv, c.name) && type < 3; type++, n++)
-      bad += run_case(c, (vd_cuda_type)type, tolerance[type], (uint64_t)(n + 1) * 7919);
+    for (int type = VD_FP32; wanted(argc, argv, c.name) && type <= VD_FP16; type++, n++)
+      bad += run_case(c, (vd_precision)type, tolerance[type - VD_FP32], (uint64_t)(n + 1) * 7919);
   }
   for (const relative_case &c : relative_cases) {
-    for (int type = 0; wanted(argc, argv, c.name) && type < 3; type++, n++)
-      bad += run_relative(c, (vd_cuda_type)type, tolerance[type], (uint64_t)(n + 1) * 7919);
+    for (int type = VD_FP32; wanted(argc, argv, c.name) && type <= VD_FP16; type++, n++)
+      bad += run_relative(c, (vd_precision)type, tolerance[type - VD_FP32], (uint64_t)(n + 1) * 7919);
   }
   printf("%d cases, %d quantities FAILED\n", n, bad);
   return bad > 0 || n == 0;

@@ -1,8 +1,8 @@
 /* The GPU's projection of memory and its gradient against a double reference of naive loops on the host. Outputs hold
  * NaN before, as do gradients of k and v out of a head's reach, so that a write, a missing write or a read out of place
  * shows. Usage: test_project [CASE...], or test_project bench [STREAMS]: times at learnt spans. */
-#include "tests/cuda/device_arrays.cuh"
 #include "cuda/attention/memory_projection.h"
+#include "tests/cuda/device_arrays.cuh"
 
 #include <algorithm>
 #include <math.h>
@@ -38,13 +38,13 @@ static double random_value(uint64_t *state) {
   }
   return sum;
 }
-static vec random_values(vd_cuda_type type, size_t n, uint64_t *state) {
+static vec random_values(vd_precision type, size_t n, uint64_t *state) {
   vec x(n);
   char one[4];
   for (double &v : x) store(type, one, 0, random_value(state)), v = load(type, one, 0);
   return x;
 }
-static void *to_device(vd_cuda_type type, const vec &x) {
+static void *to_device(vd_precision type, const vec &x) {
   std::vector<char> host(x.size() * 4 + 4);
   void *device;
   for (size_t i = 0; i < x.size(); i++) store(type, host.data(), i, x[i]);
@@ -70,8 +70,7 @@ static int compare(const char *what, const vec &got, const vec &want, double tol
   return good ? 0 : 1;
 }
 
-static int run_case(const test_case &c, vd_cuda_type type, double tolerance, uint64_t state) {
-  static const char *const names[] = {"fp32", "bf16", "fp16"};
+static int run_case(const test_case &c, vd_precision type, double tolerance, uint64_t state) {
   int d = c.n_head * c.d_head, rows = c.window + c.spare_rows;
   size_t nw = (size_t)(d * d), nk = (size_t)(c.n_stream * rows * 2 * d);
   vec memory = random_values(type, (size_t)(c.n_stream * c.memory_rows * d), &state);
@@ -110,17 +109,17 @@ static int run_case(const test_case &c, vd_cuda_type type, double tolerance, uin
   a.type = type, a.n_stream = c.n_stream, a.block = c.spare_rows, a.window = c.window, a.n_head = c.n_head;
   a.d_head = c.d_head, a.attn_span = c.attn_span, a.ramp = c.ramp, a.first_distance = 1, a.trimmed = c.trimmed;
   a.n_span = c.n_head, a.kv_rows = rows, a.span = span;
-  check(cudaMalloc(&plan, vd_cuda_attention_plan_size()), "cudaMalloc");
-  check(cudaMemset(plan, 0, vd_cuda_attention_plan_size()), "cudaMemset");
+  check(cudaMalloc(&plan, vd_cuda_attention_schedule_size()), "cudaMalloc");
+  check(cudaMemset(plan, 0, vd_cuda_attention_schedule_size()), "cudaMemset");
   check(cudaMalloc(&scratch, vd_cuda_project_workspace_size(&a)), "cudaMalloc");
   check(cudaMemset(scratch, 0xff, vd_cuda_project_workspace_size(&a)), "cudaMemset");
-  a.plan = plan;
-  check(vd_cuda_attention_make_plan(&a, 0), "make_plan");
+  a.schedule = plan;
+  check(vd_cuda_attention_make_schedule(&a, 0), "make_plan");
   check(vd_cuda_project_memory(&a, &ring, gw[0], gw[1], gy, 0), "project");
   check(vd_cuda_project_memory_backward(&a, &ring, gdy, (float *)gdw[0], (float *)gdw[1], scratch, 0),
         "project backward");
   check(cudaDeviceSynchronize(), "kernels");
-  printf("%-12s %s:", c.name, names[type]);
+  printf("%-12s %s:", c.name, name_of(type));
   int bad = compare("k and v", fetch(type, gy, nk), y, tolerance);
   bad += compare("dwk", fetch(VD_FP32, gdw[0], nw), dw[0], 2e-6); /* rounded nowhere but in fp32 sums */
   bad += compare("dwv", fetch(VD_FP32, gdw[1], nw), dw[1], 2e-6);
@@ -150,8 +149,8 @@ static int bench(int n_stream) {
   size_t n = (size_t)n_stream * ROWS * D;
   void *memory = filled(n, 1), *w = filled(2 * D * D, 2), *kv = filled(2 * n, 3), *plan, *scratch;
   float *dw = (float *)filled(4 * D * D, 5), *span = (float *)filled(2 * N_HEAD, 6), total[2] = {0, 0};
-  check(cudaMalloc(&plan, vd_cuda_attention_plan_size()), "cudaMalloc");
-  check(cudaMemset(plan, 0, vd_cuda_attention_plan_size()), "cudaMemset");
+  check(cudaMalloc(&plan, vd_cuda_attention_schedule_size()), "cudaMalloc");
+  check(cudaMemset(plan, 0, vd_cuda_attention_schedule_size()), "cudaMemset");
   check(cudaMemset(dw, 0, 8 * D * D), "cudaMemset");
   const vd_cuda_ring ring = {memory, ROWS, 0};
   cudaEvent_t event[3];
@@ -166,10 +165,10 @@ static int bench(int n_stream) {
     for (int h = 0; h < N_HEAD; h++)
       z[h] = (float)spans[h] / SPAN, flop += 4.0 * (spans[h] + RAMP + 1) * 64 * D * n_stream;
     check(cudaMemcpy(span, z, sizeof z, cudaMemcpyHostToDevice), "copy");
-    vd_cuda_attention a = {VD_BF16, n_stream, BLOCK, ROWS, N_HEAD, 64, SPAN, RAMP, 1, 0,
-                           N_HEAD,       ROWS,     span,  plan, 0,      {}, 0};
+    vd_cuda_attention a = {VD_BF16, n_stream, BLOCK, ROWS, N_HEAD, 64, SPAN, RAMP, 1,
+                           0,       N_HEAD,   ROWS,  span, plan,   0,  {},   0};
     if (l == 0) check(cudaMalloc(&scratch, vd_cuda_project_workspace_size(&a)), "cudaMalloc");
-    check(vd_cuda_attention_make_plan(&a, 0), "plan");
+    check(vd_cuda_attention_make_schedule(&a, 0), "plan");
     std::vector<float> t[2];
     for (int r = 0; r < N + 3; r++) {
       check(cudaEventRecord(event[0]), "event");
@@ -204,8 +203,8 @@ int main(int argc, char **argv) {
   for (const test_case &c : cases) {
     bool wanted = argc < 2;
     for (int i = 1; i < argc; i++) wanted = wanted || strcmp(argv[i], c.name) == 0;
-    for (int type = 0; wanted && type < 3; type++, n++)
-      bad += run_case(c, (vd_cuda_type)type, tolerance[type], (uint64_t)(n + 1) * 7919);
+    for (int type = VD_FP32; wanted && type <= VD_FP16; type++, n++)
+      bad += run_case(c, (vd_precision)type, tolerance[type - VD_FP32], (uint64_t)(n + 1) * 7919);
   }
   printf("%d cases, %d quantities FAILED\n", n, bad);
   return bad > 0 || n == 0;
