@@ -33,7 +33,7 @@ static void *workspace_new(const vd_attention_plan *plan, workspace *w) {
   return store;
 }
 
-/* The greatest of s[0..n-1], n > 0, by lanes, because compilers will not reorder the maximum of a plain loop. */
+/* The maximum of s[0..n-1], n > 0, by lanes: compilers do not vectorise the maximum of a plain loop. */
 static inline real greatest(const real *s, int64_t n) {
   enum { LANES = 4 * VD_VECTOR_BYTES / (int)sizeof(real) };
   real lane[LANES];
@@ -46,10 +46,9 @@ static inline real greatest(const real *s, int64_t n) {
   return lane[0];
 }
 
-/* Turns a row of scores, of which there are keys from u = `exists` on, into weights before normalisation, and returns
- * the sum that divides them; *top is the greatest
- * score that has a say, subtracted before the exponential. The constant `masked` says whether the sum is of m e^s or of
- * e^s. */
+/* Replaces a row of scores, whose keys exist from u = `exists` on, by the weights before normalisation, and returns the
+ * sum that normalises them: of m e^s where the constant `masked` is true, else of e^s. *top is the greatest score that
+ * enters the sum; it is subtracted before the exponential. */
 static inline __attribute__((always_inline)) real weigh_row(const bool masked, const vd_head_plan *head, int64_t exists,
                                                             uint32_t threshold, const uint16_t *restrict half,
                                                             real *restrict s, real *top) {

@@ -69,7 +69,7 @@ static inline __attribute__((always_inline)) real row_gradient(const bool masked
 #pragma omp simd reduction(+ : dz)
   for (int64_t u = first; u < n; u++) {
     real e = vd_exp(s[u] - lse), m = mask[u], w = half[u] >= threshold ? keep : 0;
-    real p = masked && m == 0 && e > faintest ? faintest : e; /* before m p: infinity times 0 is no number */
+    real p = masked && m == 0 && e > faintest ? faintest : e; /* before m p: 0 * infinity would be NaN */
     real A = w * da[u], weight = m * p;
     dz += p * (masked ? A - dot : A) * slope[u];
     s[u] = masked ? weight * (A - dot) : p * (m * A - dot);

@@ -1,5 +1,14 @@
-/* The CPU backend's simple operations; attention.h has the rest. Each fills the member of vd_ops of the same name: see
- * there for shapes. */
+/* src/cpu is the CPU backend: it fills the table of src/ops/ops.h with OpenBLAS and OpenMP, in float and in double.
+ *   cpu_ops.c    the table, memory and copies               dense.c     embedding, linear layers, layer norm, loss
+ *   update.c     memories and optimiser steps               relative.c  position encodings, scaled dropout
+ *   attention*.c attention by tiles, attention_tile.h       philox.c    dropout masks, 32 Philox counters at a time
+ *   openblas_kernel.c  chooses OpenBLAS's kernel before main starts MPI
+ * In: src/base and src/ops. Out: vd_ops_cpu (src/ops/ops.h) makes the backend; no other room calls the functions below
+ * by name. A result depends neither on the number of threads nor on their timing: sums over rows run over columns in
+ * parallel and over rows in order. The double build is the reference of the golden and CUDA tests.
+ *
+ * The prototypes below fill the members of vd_ops of the same names, which document shapes. attention.h has the
+ * others. */
 #ifndef VD_CPU_H
 #define VD_CPU_H
 
@@ -54,7 +63,7 @@ void vd_cpu_weight_gradient(vd_ops *o, int64_t n, int64_t in, int64_t out, const
                             real *dweight);
 
 /* Not collective. Applies the dropout mask of row `row` (counted from dropout->row0; `width` elements a row, see
- * random.h) to x [width]; kept elements are scaled. */
+ * random.h) to x [width]; elements that are not dropped are scaled. */
 void vd_cpu_dropout_row(const vd_dropout *dropout, int64_t row, int64_t width, real *x);
 
 #endif

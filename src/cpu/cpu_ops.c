@@ -52,12 +52,12 @@ static int cpu_synchronize(vd_ops *o, vd_error *err) {
   return err->status;
 }
 
-/* Letters: what is sent is there at once. */
+/* Pinned slots: on the CPU a push copies at once. */
 typedef struct cpu_self {
   void *slot[VD_PINNED_SLOTS];
 } cpu_self;
 
-static int cpu_send(vd_ops *o, int slot, int n, const vd_stats_part *part, vd_error *err) {
+static int cpu_push_stats(vd_ops *o, int slot, int n, const vd_stats_part *part, vd_error *err) {
   cpu_self *self = o->self;
   size_t bytes = 0, at = 0;
   for (int i = 0; i < n; i++) bytes += part[i].bytes;
@@ -67,7 +67,7 @@ static int cpu_send(vd_ops *o, int slot, int n, const vd_stats_part *part, vd_er
   for (int i = 0; i < n; at += part[i++].bytes) memcpy(copy + at, part[i].p, part[i].bytes);
   return VD_OK;
 }
-static const void *cpu_receive(vd_ops *o, int slot, vd_error *err) {
+static const void *cpu_pull_stats(vd_ops *o, int slot, vd_error *err) {
   (void)err;
   return ((cpu_self *)o->self)->slot[slot];
 }
@@ -103,8 +103,8 @@ int vd_ops_cpu(vd_ops **o, int threads, vd_error *err) {
                 .put_act = cpu_put_act,
                 .get_act = cpu_get_act,
                 .get_double = cpu_get_double,
-                .push_stats = cpu_send,
-                .pull_stats = cpu_receive,
+                .push_stats = cpu_push_stats,
+                .pull_stats = cpu_pull_stats,
                 .check = cpu_synchronize,
                 .synchronize = cpu_synchronize,
                 .destroy = cpu_destroy,

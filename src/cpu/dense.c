@@ -74,8 +74,8 @@ void vd_cpu_linear(vd_ops *o, const vd_linear *l, const vd_act *x, const real *w
   }
 }
 
-/* dy becomes the gradient before ReLU and dropout: y > 0 exactly where the unit was active and kept. A NaN in y passes
- * on, so that it is found and named. */
+/* dy becomes the gradient before ReLU and dropout: y > 0 exactly where the unit was active and kept. A NaN in y
+ * propagates, so that the gradient statistics report it. */
 static void relu_backward(const vd_linear *l, const real *y, real *dy) {
   real scale = l->dropout.p > 0 ? (real)vd_dropout_scale(vd_dropout_threshold(l->dropout.p)) : 1;
   int64_t total = l->n * l->out;

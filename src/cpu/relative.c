@@ -1,5 +1,5 @@
-/* What Transformer-XL needs beside attention (arXiv 1901.02860): encodings of distances, the weight gradient of
- * relative keys, scaled dropout between the parts of a layer. */
+/* The ops of Transformer-XL (arXiv 1901.02860) other than attention: sinusoidal position encodings, the weight gradient
+ * of relative keys, scaled dropout between the parts of a layer. */
 #include "src/cpu/blas.h"
 #include "src/cpu/cpu.h"
 

@@ -10,8 +10,8 @@ static void push_stream(int64_t d, const real *old, int64_t rows_old, int64_t ol
   int64_t kept = rows_new - fresh < rows_old ? rows_new - fresh : rows_old; /* rows taken from the old memory */
   int64_t zeros = rows_new - fresh - kept;
   size_t row = (size_t)d * sizeof(real);
-  /* Where there are no rows the pointer may be NULL, of which not even no bytes may be copied. */
-  int64_t at = rows_old > 0 ? (oldest + rows_old - kept) % rows_old : 0; /* the oldest that is taken */
+  /* A pointer may be NULL where there are no rows: memcpy must not get it, not even with size 0. */
+  int64_t at = rows_old > 0 ? (oldest + rows_old - kept) % rows_old : 0; /* the oldest row that is kept */
   int64_t straight = rows_old - at < kept ? rows_old - at : kept;
   if (straight > 0) memmove(memory + zeros * d, old + at * d, (size_t)straight * row);
   if (kept > straight) memcpy(memory + (zeros + straight) * d, old, (size_t)(kept - straight) * row);

@@ -1,10 +1,15 @@
-/* The table of operations that a backend fills: src/cpu (OpenBLAS, OpenMP; float and double), cuda/.
+/* src/ops is the interface between the model and the backends. It holds declarations only:
+ *   ops.h           vd_ops, the table of operations of a backend, and the structs that its members take
+ *   update_stats.h  the layout of an update's gradient statistics; kernels include it too
+ *   cuda_plugin.h, nccl_plugin.h  the tables that libviaduct_cuda.so exports; the host program owns the contract
+ * In: choices, errors, random numbers and `real` of src/base. Out: src/model calls the table; src/cpu (OpenBLAS,
+ * OpenMP; float and double) and cuda/ (cuBLASLt and kernels) fill it. No file here includes MPI, HDF5 or CUDA headers.
  *
- * Operations are coarse, so that a backend can fuse. They are stream-ordered: they return before the work is done
- * where the backend is asynchronous; `synchronize` waits and reports what went wrong since. On the CPU they are done
- * when they return. Pointers are in the backend's memory (`alloc`) unless a comment says host. `real *` is a parameter,
- * a gradient or a statistic; `vd_act *` an activation, of `act_size` bytes an element (the CPU backend: real). All
- * matrices are row-major; n is the number of rows = streams * block. */
+ * Operations are coarse, so that a backend can fuse. All members of vd_ops are stream-ordered and not collective: where
+ * the backend is asynchronous they return before the work is done, and `synchronize` waits and reports the first error
+ * since its last call. On the CPU the work is done when they return. Pointers point to the backend's memory (`alloc`)
+ * unless a comment says host. `real *` is a parameter, a gradient or a statistic; `vd_act *` an activation of
+ * `act_size` bytes (CPU backend: real). Matrices are row-major; n is the number of rows = streams * block. */
 #ifndef VD_OPS_H
 #define VD_OPS_H
 
@@ -30,8 +35,8 @@ typedef struct vd_linear {
 // clang-format off
 /* One relative-position attention layer over n_stream streams of `block` queries each, of width d = n_head * d_head.
  *
- * Keys of stream b are rows 0 .. window + block - 1: first the newest `window` rows of the memory, then the block. Query
- * i has key row j at distance x = window + i - j and sees distances first_distance .. reach[h] (reach[h] <= window).
+ * Keys of stream b are rows 0 .. window + block - 1: the newest `window` rows of the memory, then the block. Query i
+ * has key row j at distance x = window + i - j and sees distances first_distance .. reach[h] (reach[h] <= window).
  *
  *   s_ij = (q_i . k_j + q_i . pe(x)) / sqrt(d_head),  pe(x) = key_pe[:, attn_span - x]   (arXiv 1905.07799, eq. 1-2)
  *   m_h(x) = clamp((z_h attn_span - (x - 1)) / ramp + 1, 0, 1)                           (eq. 3-4)
@@ -47,7 +52,7 @@ typedef struct vd_linear {
  * first_distance 0, softmax VD_MASKED with m = 1:
  *   s_ij = ((q_i + u_h) . k_j + (q_i + v_h) . r_h(x)) / sqrt(d_head)
  * A reach may then exceed the window, up to window + block - 1: keys before row 0 do not exist, and a query sees those
- * that do. attn_span (>= window) only counts places for dropout's numbers. */
+ * that do. attn_span (>= window) then serves only the numbering of dropout's draws. */
 // clang-format on
 typedef struct vd_attention {
   int64_t n_stream, block, window;
@@ -55,9 +60,9 @@ typedef struct vd_attention {
   int64_t ramp;
   int first_distance; /* 1 */
   enum vd_softmax softmax;
-  /* host [n_head]. Where `bounds`, the spans may have moved since the host planned window and reach, which are then the
-   * most that may be used: a backend that reads the spans takes no more than the window that they ask for
-   * (vd_model_window); the CPU, whose host is never late, takes both as they are. */
+  /* host [n_head]. Where `bounds`, the spans may have moved since the host chose window and reach, which are then upper
+   * bounds: a backend that reads the spans on the device uses the window that they need (vd_model_window), at most this
+   * one. The CPU backend uses both as given, since its host always knows the current spans. */
   const int64_t *reach;
   bool bounds;
   const real *span;   /* [n_span] z in 0..1 */
@@ -74,14 +79,14 @@ typedef struct vd_attention {
 
 /* Queries, keys and values of a layer, or their gradients, d = n_head * d_head wide each. block [n_stream * block, 3,
  * d]: those of the block's rows, side by side. memory [n_stream, window, 2, d]: keys and values of the newest `window`
- * rows of the memory, of which head h has rows >= window - reach[h]; where no head has any it is not looked at. */
+ * rows of the memory, of which head h uses rows >= window - reach[h]; not read where no head uses any. */
 typedef struct vd_qkv {
   vd_act *block, *memory;
 } vd_qkv;
 
-/* Sinusoidal encodings of the distances 0 .. n - 1 (arXiv 1901.02860, as published): with y = min(x, clamp_len)
- * (clamp_len
- * <= 0: x) and w_i = 10000^(-2i/d), row x = dropout([sin(y w_0) .. sin(y w_(d/2-1)), cos(y w_0) ..]). d is even. */
+/* Sinusoidal position encodings of the distances 0 .. n - 1 (arXiv 1901.02860): with y = min(x, clamp_len), or y = x
+ * where clamp_len <= 0, and w_i = 10000^(-2i/d),
+ *   row x = dropout([sin(y w_0) .. sin(y w_(d/2-1)), cos(y w_0) .. cos(y w_(d/2-1))]).   d is even. */
 typedef struct vd_position_encoding {
   int64_t n, d, clamp_len;
   vd_dropout dropout; /* row-major; row = distance */
@@ -93,8 +98,8 @@ typedef struct vd_adam {
   int64_t t;
 } vd_adam;
 
-/* Where the layer's hidden states lie. memory [n_stream, memory_rows, d] is a ring: row `oldest` of each stream is the
- * oldest, and row 0 follows the last. The newest `window` rows are used; memory_rows >= window. */
+/* The hidden states that a layer attends to. memory [n_stream, memory_rows, d] is a ring: row `oldest` of each stream
+ * is the oldest, and row 0 follows the last. The newest `window` rows are used; memory_rows >= window. */
 typedef struct vd_attention_input {
   const vd_act *memory;
   int64_t memory_rows;
@@ -102,7 +107,8 @@ typedef struct vd_attention_input {
   const vd_act *hidden; /* [n_stream, block, d] */
 } vd_attention_input;
 
-/* One tensor for the optimiser: element counts and places within the parameter, gradient and state arenas. */
+/* One tensor for the optimiser: its first element and number of elements, the same in the arenas of parameters,
+ * gradients and optimiser state. */
 typedef struct vd_extent { /* host */
   size_t offset, size;
 } vd_extent;
@@ -111,11 +117,11 @@ typedef struct vd_ops vd_ops;
 struct vd_ops {
   const char *name; /* "cpu", "cuda" */
   size_t act_size;
-  bool memory_is_remote; /* not the host's: reached by put and get alone */
-  void *self;
+  bool memory_is_remote; /* the host cannot address it: only put and get reach it */
+  void *self;            /* the backend's state */
 
-  /* Memory: zeroed. Copies are of n real or int32 elements, converted where the backend stores activations otherwise.
-   */
+  /* `alloc` zeroes the memory. Copies take n real or int32 elements and convert activations to and from the backend's
+   * type. */
   int (*alloc)(vd_ops *o, size_t bytes, void **p, vd_error *err);
   void (*free)(vd_ops *o, void *p);
   void (*zero)(vd_ops *o, void *p, size_t bytes);
@@ -126,11 +132,12 @@ struct vd_ops {
   void (*get_act)(vd_ops *o, real *host, const vd_act *device, size_t n); /* waits */
   int (*synchronize)(vd_ops *o, vd_error *err);
   void (*destroy)(vd_ops *o);
-  /* What comes now, for a profiler's timeline (NVTX); NULL name: nothing of ours. May be NULL itself. */
+  /* Opens a named range on a profiler's timeline (NVTX) and closes the previous one; NULL name: only closes. The member
+   * may be NULL. */
   void (*phase)(vd_ops *o, const char *name);
 
-  /* Parameters [n] (from the start of an arena) have changed: a backend that multiplies in another type makes its copy
-   * anew. To be called before they are first used in an op and after every change. NULL: nothing to do. */
+  /* Parameters [n] (from the start of an arena) have changed: a backend that multiplies in another type converts them
+   * again. To be called before an op first uses them and after every change. NULL: nothing to do. */
   void (*weights_changed)(vd_ops *o, const real *params, size_t n);
 
   /* out[r, :] = dropout(weight[tokens[r], :]). tokens [n]; weight [vocab, d]. */
@@ -142,10 +149,10 @@ struct vd_ops {
                          const vd_dropout *dropout, vd_act *dout, real *dweight);
 
   void (*linear)(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const real *bias, vd_act *y);
-  /* From dy [n, out], the gradient of x W^T + bias. dx [n, in]: written, or added to where accumulate; NULL: not
-   * wanted. dweight, dbias (NULL: none): added to. Where x is the output of `before`, a layer with ReLU, dx becomes the
-   * gradient before its dropout and ReLU (x > 0 tells what was kept), and its column sums are added to dbefore, the
-   * gradient of that layer's bias; dx is then wanted, and not accumulated. NULL: x comes from elsewhere. */
+  /* dy [n, out] is the gradient of x W^T + bias. dx [n, in] = dy W, or += where accumulate; NULL: not computed. dweight
+   * += dy^T x; dbias (NULL: none) += column sums of dy. `before` (or NULL) is a layer with ReLU whose output is x: dx
+   * is then the gradient before its dropout and ReLU (units with x > 0 were active and not dropped), and dbefore, the
+   * gradient of its bias, += column sums of dx; dx is then required, and accumulate false. */
   void (*linear_backward)(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const vd_act *dy,
                           vd_act *dx, bool accumulate, real *dweight, real *dbias, const vd_linear *before,
                           real *dbefore);
@@ -153,35 +160,34 @@ struct vd_ops {
   /* sum = a + b; y = (sum - mean) * rstd * weight + bias, eps 1e-5. Saved for backward: sum [n,d], mean, rstd [n]. */
   void (*add_norm)(vd_ops *o, int64_t n, int64_t d, const vd_act *a, const vd_act *b, const real *weight,
                    const real *bias, vd_act *sum, real *mean, real *rstd, vd_act *y);
-  /* dsum [n, d]: the gradient of both a and b, written. dweight, dbias: added to; so are the sums of dsum's columns to
-   * dshift [d] (NULL: none), the gradient of a bias that a or b ends with. */
+  /* dsum [n, d]: the gradient of both a and b, written. dweight and dbias are added to. dshift [d] (NULL: none), the
+   * gradient of a bias whose output is a or b, += column sums of dsum. */
   void (*add_norm_backward)(vd_ops *o, int64_t n, int64_t d, const vd_act *sum, const real *mean, const real *rstd,
                             const real *weight, const vd_act *dy, vd_act *dsum, real *dweight, real *dbias,
                             real *dshift);
 
-  /* The attentions of all n layers, before the first op of a pass that is given one of them: what follows from spans
-   * and shapes can then be worked out for all at once. NULL: not wanted; an attention that was not announced is right
-   * too. `a` is host memory. */
+  /* Optional, before the first attention op of a pass: the attentions of all n layers, so that a backend makes their
+   * tile schedules in one launch. Attention ops work without it, too. The member may be NULL. `a` is host memory. */
   void (*attention_plan)(vd_ops *o, int n, const vd_attention *a);
-  /* x from the hidden states; of x->memory only what heads have is sure to be written. wq, wk, wv [d, d_model], no
-   * bias; memory and hidden are d_model wide, d = n_head * d_head. Weights that follow each other can be one product.
-   */
+  /* Projects the hidden states to x. wq, wk, wv [d, d_model], no bias; memory and hidden are d_model wide, d = n_head *
+   * d_head. Of x->memory only the rows that heads use are guaranteed to be written. Weights that are contiguous in
+   * memory take one product. */
   void (*attention_project)(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
                             const real *wk, const real *wv, const vd_qkv *x);
-  /* dhidden [n, d_model] is added to (memory rows get no gradient; the weights get theirs from memory rows too); dw*:
-   * added to. What no head has of dx->memory may be overwritten. */
+  /* dhidden [n, d_model] += gradient of the block's rows; memory rows get none. dwq, dwk, dwv += gradients from both
+   * the block's and the memory's rows. Rows of dx->memory that no head uses may be overwritten. */
   void (*attention_project_backward)(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
                                      const real *wk, const real *wv, const vd_qkv *dx, vd_act *dhidden, real *dwq,
                                      real *dwk, real *dwv);
   /* out [n, d]; lse [n_stream, n_head, block]: log of the softmax's denominator, saved for backward. */
   void (*attention)(vd_ops *o, const vd_attention *a, const vd_qkv *x, vd_act *out, real *lse);
-  /* dx is written (what no head has of dx->memory is not touched); dkey_pe [d_head, attn_span] and dspan [n_span] are
+  /* dx is written, except the rows of dx->memory that no head uses. dkey_pe [d_head, attn_span] and dspan [n_span] are
    * added to. */
   void (*attention_backward)(vd_ops *o, const vd_attention *a, const vd_qkv *x, const vd_act *out, const real *lse,
                              const vd_act *dout, const vd_qkv *dx, real *dkey_pe, real *dspan);
 
-  /* To be called once after the last attention_backward of a pass: gradients that a backend has kept aside are added to
-   * where they belong. NULL: nothing is kept aside. */
+  /* To be called once after the last attention_backward of a pass: adds gradients that the backend accumulates over
+   * layers in buffers of its own (that of the key table) to the gradient arena. NULL: there are none. */
   void (*backward_end)(vd_ops *o);
 
   /* memory' = newest `rows_new` rows of [zeros; memory (rows_old, a ring); hidden (block)], per stream, oldest first;
@@ -189,8 +195,8 @@ struct vd_ops {
    * number of rows changes. */
   void (*memory_push)(vd_ops *o, int64_t n_stream, int64_t d, const vd_act *old, int64_t rows_old, int64_t oldest,
                       const vd_act *hidden, int64_t block, vd_act *memory, int64_t rows_new);
-  /* The same for a ring of `rows` rows, where it lies: the block's rows take the places of the oldest, and (oldest +
-   * block) mod rows is the oldest then. */
+  /* Pushes a block into a ring buffer of `rows` rows, in place: the block's rows replace the oldest, and the oldest row
+   * is then (oldest + block) mod rows. */
   void (*memory_ring_push)(vd_ops *o, int64_t n_stream, int64_t d, vd_act *memory, int64_t rows, int64_t oldest,
                            const vd_act *hidden, int64_t block);
 
@@ -201,50 +207,51 @@ struct vd_ops {
                         double *loss_sum, real *nll, vd_act *dlogits);
   void (*get_double)(vd_ops *o, double *host, const double *device, size_t n); /* waits */
 
-  /* Letter `slot` (below VD_PINNED_SLOTS) becomes a copy of the parts, at most VD_STATS_PARTS, one after the other, as
-   * they are when the work before is done. Not to be sent again before it was received. VD_FAILED without memory. */
+  /* Enqueues an async copy of the parts (at most VD_STATS_PARTS), one after the other, to pinned slot `slot` (below
+   * VD_PINNED_SLOTS) in host memory. A slot must be pulled before it is pushed again. VD_FAILED without memory. */
   int (*push_stats)(vd_ops *o, int slot, int n, const vd_stats_part *part, vd_error *err);
-  /* Waits for the slot: host memory, aligned to 8 bytes, borrowed until it is sent again. NULL where the work before
-   * failed. */
+  /* Waits for the copy into the slot. Returns host memory, aligned to 8 bytes, borrowed until the slot is pushed again;
+   * NULL where earlier work failed. */
   const void *(*pull_stats)(vd_ops *o, int slot, vd_error *err);
-  /* What went wrong so far, as far as is known without waiting. */
+  /* Reports errors known so far. Does not wait. */
   int (*check)(vd_ops *o, vd_error *err);
 
   /* x[i] += value. */
   void (*add_constant)(vd_ops *o, real *x, size_t n, double value);
-  /* norm2[t] = sum of squares of extent t, in double. norm2: host [n_tensor]; waits. Non-finite sums come through. */
+  /* norm2[t] = sum of squares of tensor t, in double. norm2: host [n_tensor]; waits. Non-finite sums are returned as
+   * they are. */
   void (*square_sums)(vd_ops *o, const real *x, const vd_extent *tensor, int n_tensor, double *norm2);
-  /* Fills the grad_stats (backend memory, see VD_STATS_NORM2) on gradients that are to be multiplied by `scale` and,
-   * where clip_norm > 0 and their global norm times scale exceeds it, by clip_norm / (that norm + 1e-6) too. */
+  /* Fills grad_stats (backend memory, layout in update_stats.h) with the gradient statistics. Its VD_STATS_SCALE is
+   * scale * min(1, clip_norm / (norm + 1e-6)) with norm = scale * (global norm), or `scale` where clip_norm <= 0. */
   void (*gradient_stats)(vd_ops *o, const real *gradient, const vd_extent *tensor, int n_tensor, double scale,
                          double clip_norm, double *grad_stats);
-  /* Adagrad: g = gradient * factor; acc += g^2; p -= lr_t g / (sqrt(acc) + eps), lr_t = lr * min(1, clip_step / (|g_t|
-   * + 1e-10)) where |g_t| > clip_step > 0, |g_t| the norm of tensor t of g; factor and norms from the grad_stats.
-   * Nothing where that leaves the update out. */
+  /* Adagrad: g = gradient * factor; acc += g^2; p -= lr_t g / (sqrt(acc) + eps), lr_t = lr * clip_step / (|g_t| +
+   * 1e-10) where |g_t|, the norm of tensor t of g, exceeds clip_step > 0, else lr. `factor` is VD_STATS_SCALE and the
+   * norms come from grad_stats. Changes nothing where VD_STATS_NONFINITE >= 0: the step is skipped. */
   void (*adagrad)(vd_ops *o, real *param, const real *gradient, real *accumulator, const vd_extent *tensor,
                   int n_tensor, const double *grad_stats, double lr, double eps, double clip_step);
   /* param -= lr m^ / (sqrt(v^) + eps), with g = gradient * factor, m = beta1 m + (1 - beta1) g, v = beta2 v + (1 -
-   * beta2) g^2, m^ = m / (1 - beta1^t), v^ = v / (1 - beta2^t). param, gradient, m, v: arenas. The grad_stats as above.
-   */
+   * beta2) g^2, m^ = m / (1 - beta1^t), v^ = v / (1 - beta2^t). param, gradient, m, v: arenas. grad_stats as in
+   * adagrad. */
   void (*adam)(vd_ops *o, real *param, const real *gradient, real *m, real *v, const vd_extent *tensor, int n_tensor,
                const double *grad_stats, const vd_adam *a);
   /* x = clamp(x, 0, 1). */
   void (*clamp01)(vd_ops *o, real *x, size_t n);
 
-  /* What only Transformer-XL needs: with `adam` above these may be NULL in a backend that has only adaptive span. */
+  /* Used by Transformer-XL only: these and `adam` may be NULL in a backend that supports adaptive span alone. */
 
-  /* y = scale * dropout(x), [n, width]; y may be x. It is its own backward. */
+  /* y = scale * dropout(x), [n, width]; y may be x. The same call on the gradient is the backward. */
   void (*scale_dropout)(vd_ops *o, int64_t n, int64_t width, double scale, const vd_dropout *dropout, const vd_act *x,
                         vd_act *y);
-  /* out [n, d]: the encodings of distances 0 .. n - 1, row after row. */
+  /* out [n, d]: the sinusoidal position encodings of *e. */
   void (*position_encodings)(vd_ops *o, const vd_position_encoding *e, vd_act *out);
-  /* dweight [out, in] += dy^T x: the weight gradient of y = x W^T from a gradient dy [n, out] in real (that of relative
-   * keys: complete once the last attention_backward of the layer and update is done). x [n, in]. */
+  /* dweight [out, in] += dy^T x: the weight gradient of y = x W^T, x [n, in], from dy [n, out] in real. Serves the
+   * relative keys, whose gradient is complete after the update's last attention_backward of the layer. */
   void (*weight_gradient)(vd_ops *o, int64_t n, int64_t in, int64_t out, const vd_act *x, const real *dy,
                           real *dweight);
 };
 
-/* Not collective. The CPU backend; `threads` <= 0: OpenMP's own choice. Free with o->destroy(o). */
+/* Not collective. Makes the CPU backend with `threads` threads; <= 0: OpenMP's default. Free with o->destroy(o). */
 int vd_ops_cpu(vd_ops **o, int threads, vd_error *err);
 
 #endif

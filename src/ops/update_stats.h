@@ -1,19 +1,20 @@
-/* What comes of an update where its gradients are, and how it comes to the host. Host programs and kernels share it. */
+/* Gradient statistics of an update, and the parts of an async copy that brings them to the host. Host and kernels
+ * include this file. */
 #ifndef VD_UPDATE_STATS_H
 #define VD_UPDATE_STATS_H
 
 #include <stddef.h>
 
-/* What `gradient_stats` finds of an update's gradients: double [VD_STATS_TENSORS + n_tensor] in the backend's memory,
- * from where the optimiser's ops read it, so that the host need not wait. */
+/* Layout of what vd_ops.gradient_stats writes: double [VD_STATS_TENSORS + n_tensor] in the backend's memory. The
+ * optimiser's ops read it there, so the host need not wait for it. */
 enum {
-  VD_STATS_NORM2,     /* sum of the squares of all gradients */
-  VD_STATS_SCALE,     /* what gradients are to be multiplied by: the scale, and the clip of the global norm */
-  VD_STATS_NONFINITE, /* -1; or the first tensor with gradients that are not finite: then the update changes nothing */
-  VD_STATS_TENSORS    /* of each tensor from here on: sum of the squares of its gradients times the factor */
+  VD_STATS_NORM2,     /* squared global norm of the gradients, before scaling */
+  VD_STATS_SCALE,     /* the optimiser's factor of the gradients: the caller's scale and the clip of the global norm */
+  VD_STATS_NONFINITE, /* -1, or the index of the first tensor with a non-finite gradient: the step is then skipped */
+  VD_STATS_TENSORS    /* from here on: for each tensor, the squared norm of its gradient times the factor */
 };
 
-/* A piece of the backend's memory that a slot to the host encloses; bytes: a multiple of 4. */
+/* A contiguous part of the backend's memory that push_stats copies to a pinned slot. bytes is a multiple of 4. */
 typedef struct vd_stats_part {
   const void *p;
   size_t bytes;
