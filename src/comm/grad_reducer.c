@@ -23,13 +23,13 @@ struct vd_grad_reducer {
   vd_nccl *nccl;           /* NULL: MPI */
   real *gradients, *stage; /* stage: host [bucket] for gradients on a GPU */
   size_t n, bucket;        /* elements */
-  int64_t update, ended;   /* the last that began, its number in the run; updates of this reducer that ended */
+  int64_t update;          /* the last that began, counted from 1 */
+  int64_t timed;           /* updates whose times were read */
   FILE *timeline;          /* NULL: none */
   bool failed;             /* sums were given up */
   /* Of this update: gradients from `pending` on are final, those from `launched` on on their way. */
   size_t pending, launched;
-  struct times times[2]; /* of this update and the one before, by its number modulo 2 */
-  double exposed;        /* of the last that ended */
+  struct times times[2]; /* of the last two updates, at the update's number modulo 2 */
   vd_error error;
 };
 
@@ -205,15 +205,16 @@ static void write_timeline(vd_grad_reducer *r, int64_t update) {
     vd_fail(&r->error, VD_FAILED, "device%%timeline = '%s' cannot be written: %s", r->config.timeline, strerror(errno));
 }
 
-void vd_grad_reducer_end(vd_grad_reducer *r, int64_t update) {
+double vd_grad_reducer_exposed_seconds(vd_grad_reducer *r, int64_t update) {
   vd_all_reduce_times last;
   int before = update < r->update;
-  if (r->update - update > 1) vd_bug("update %lld ends late", (long long)update);
-  r->exposed = r->times[update & 1].waited;
+  if (r->update - update > 1) vd_bug("the times of update %lld are overwritten", (long long)update);
+  double exposed = r->times[update & 1].waited;
   if (r->nccl && nccl_of(r)->times(r->nccl, before, nccl_of(r)->count(r->nccl, before) - 1, &last))
-    r->exposed = (last.end - last.ready) * 1e-3;
-  r->ended++;
-  if (r->timeline && r->ended >= TIMELINE_FROM && r->ended <= TIMELINE_TO) write_timeline(r, update);
+    exposed = (last.end - last.ready) * 1e-3;
+  r->timed++;
+  if (r->timeline && r->timed >= TIMELINE_FROM && r->timed <= TIMELINE_TO) write_timeline(r, update);
+  return exposed;
 }
 
 void vd_grad_reducer_abort(vd_grad_reducer *r) {
@@ -223,10 +224,6 @@ void vd_grad_reducer_abort(vd_grad_reducer *r) {
   vd_grad_reducer_arm_watchdog(r, "the end of NCCL's sums");
   nccl_of(r)->abort(r->nccl);
   vd_grad_reducer_disarm_watchdog(r);
-}
-
-double vd_grad_reducer_exposed_seconds(const vd_grad_reducer *r) {
-  return r->exposed;
 }
 
 void vd_grad_reducer_destroy(vd_grad_reducer *r) {

@@ -1,5 +1,6 @@
-/* The sum of gradients over ranks, one interface for all ways: MPI in host memory, MPI through host memory for GPUs,
- * NCCL between GPUs while backward still runs. */
+/* The gradient all-reduce, one interface for MPI in host memory, MPI through host memory for GPUs, and NCCL between
+ * GPUs while the backward pass still runs. In each update: begin, ready for each range of final gradients, finish; the
+ * exposed time of an update can be read once its work is done, also after the next update has begun. */
 #ifndef VD_GRAD_REDUCER_H
 #define VD_GRAD_REDUCER_H
 
@@ -40,16 +41,15 @@ void vd_grad_reducer_all_reduce_scalars(vd_grad_reducer *r, double *x, int n);
  * afterwards finds their sums over the ranks. All ranks get the same bits, in a fixed order for a given number of
  * ranks. With NCCL the wait is the GPU's: who waits for the GPU says so by vd_grad_reducer_arm_all_reduce. */
 void vd_grad_reducer_finish(vd_grad_reducer *r);
-/* Not collective. The sums of update `update`, the last that began or the one before, were used: o has been waited for.
- * To be called once for each, in their order. Writes the timeline where it is due; an error is kept. */
-void vd_grad_reducer_end(vd_grad_reducer *r, int64_t update);
+/* Not collective. Seconds that update `update` waited for its all-reduce: with MPI all of it, with NCCL from the end of
+ * the backward pass to the end of the last bucket, by the GPU's clock. `update` is the last that began or the one
+ * before it, and the backend has completed its work. Call it once for each update, in their order: it also writes the
+ * update's lines of the timeline; an error of that file is kept for vd_grad_reducer_check. */
+double vd_grad_reducer_exposed_seconds(vd_grad_reducer *r, int64_t update);
 /* Not collective. Some rank failed: sums under way are given up, and the reducer is good for vd_grad_reducer_destroy
  * only.
  */
 void vd_grad_reducer_abort(vd_grad_reducer *r);
-/* Not collective. Seconds of the last update that ended that went into waiting for the sums: with NCCL from the end of
- * backward to the end of the last sum, by the GPU's clock. After vd_grad_reducer_end. */
-double vd_grad_reducer_exposed_seconds(const vd_grad_reducer *r);
 /* Collective(comm). Not so after vd_grad_reducer_abort. NULL is allowed. */
 void vd_grad_reducer_destroy(vd_grad_reducer *r);
 

@@ -183,9 +183,9 @@ const double *vd_model_loss(const vd_model *m) {
 int64_t vd_model_window(const vd_model *m, int layer) {
   return m->state[layer].window;
 }
-/* Span h of the layer, in 0..1, and a step of windows more for each update that the host has not heard of. */
+/* The longest, in 0..1, that span h of the layer can be: the host's copy, plus the margin where that copy is old. */
 static double longest(const vd_model *m, const struct vd_layer_state *s, int64_t h) {
-  double more = (double)m->unheard * VD_WINDOW_STEP / (double)m->config.attn_span;
+  double more = m->spans_moved ? (double)m->span_margin / (double)m->config.attn_span : 0.0;
   return fmin(fmax((double)s->z[m->n_span == 1 ? 0 : h] + more, 0.0), 1.0);
 }
 
@@ -208,26 +208,30 @@ void vd_model_plan(vd_model *m) {
   for (int l = 0; l < (int)m->config.n_layer; l++) plan_layer(m, &m->state[l]);
 }
 
-void vd_model_spans_are(vd_model *m, const real *spans, int unheard) {
+void vd_model_set_spans(vd_model *m, const real *spans) {
   for (int l = 0; l < (int)m->config.n_layer && m->span_room > 0; l++) {
     vd_extent at = m->param[m->layer[l].span].at;
     memcpy(m->state[l].z, spans + at.offset, at.size * sizeof *spans);
   }
-  m->unheard = unheard;
+  m->spans_moved = false;
   vd_model_plan(m);
 }
 
-void vd_model_stepped(vd_model *m) {
+void vd_model_set_span_margin(vd_model *m, int64_t tokens) {
+  m->span_margin = tokens;
+  vd_model_plan(m);
+}
+
+void vd_model_params_moved(vd_model *m) {
   if (m->ops->weights_changed) m->ops->weights_changed(m->ops, m->params, m->arena);
   if (m->span_room == 0) return;
-  m->unheard++;
+  m->spans_moved = true;
   vd_model_plan(m);
 }
 
 void vd_model_params_changed(vd_model *m) {
-  m->unheard = 0;
   if (m->owner) {
-    if (m->owner->unheard > 0) vd_bug("the spans of the model in training are not known");
+    if (m->owner->spans_moved) vd_bug("the spans of the model in training have not been read");
     for (int l = 0; l < (int)m->config.n_layer; l++)
       memcpy(m->state[l].z, m->owner->state[l].z, (size_t)m->n_span * sizeof(real));
     vd_model_plan(m);
@@ -236,7 +240,7 @@ void vd_model_params_changed(vd_model *m) {
   if (m->ops->weights_changed) m->ops->weights_changed(m->ops, m->params, m->arena);
   real *spans = vd_calloc(m->span_room + 1, sizeof *spans);
   if (m->span_room > 0) m->ops->get(m->ops, spans, m->params, m->span_room);
-  vd_model_spans_are(m, spans, 0);
+  vd_model_set_spans(m, spans);
   free(spans);
 }
 

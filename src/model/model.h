@@ -1,10 +1,21 @@
-/* The adaptive-span transformer (arXiv 1905.07799) and Transformer-XL (arXiv 1901.02860), wired out of ops; owns no
- * arithmetic of its own.
- * Host-side parameters are named as in the golden files. */
+/* src/model: the adaptive-span transformer (arXiv 1905.07799), Transformer-XL (arXiv 1901.02860) and their optimisers.
+ *
+ * Here live the layout and the initial values of the parameters, the buffers of activations, the memories of earlier
+ * hidden states, the forward and backward passes, spans and the windows that follow from them, and the optimisers'
+ * states and schedules. The files order ops (src/ops/ops.h) and compute nothing themselves.
+ * In:  a vd_model_config or vd_optimizer_config, a backend's vd_ops, and blocks of token ids of this rank's streams.
+ * Out: the loss, gradients in one arena, parameters in another (tensors are named as in the golden files), counts of
+ *      operations and bytes for logs and for checks of memory.
+ * The room knows nothing of MPI, files, decks or the training loop: src/train connects it with them.
+ * model.c: buffers and windows; model_params.c: layout and initial values; model_step.c: the passes; model_memory.c:
+ * the memories; model_cost.c: operations and bytes; optimizer.c: Adagrad, Adam, loss scaling. */
 #ifndef VD_MODEL_H
 #define VD_MODEL_H
 
 #include "src/ops/ops.h"
+
+/* Windows change in steps of this many tokens, as in the published code; a memory holds one step more. */
+enum { VD_WINDOW_STEP = 64 };
 
 typedef struct vd_model_config {
   enum vd_arch arch;
@@ -17,10 +28,10 @@ typedef struct vd_model_config {
   double aux_loss_scaler;
   enum vd_init init;
   uint64_t seed;
-  /* Only of Transformer-XL, which knows no spans, and drops the embedding with `dropout`. */
+  /* Transformer-XL alone, which has no spans and applies `dropout` to the embedding too. */
   double dropatt;    /* dropout of attention weights */
-  int64_t mem_len;   /* tokens of memory that a layer keeps at most; it begins empty */
-  int64_t clamp_len; /* greatest distance that is told apart; <= 0: all are */
+  int64_t mem_len;   /* most tokens in the memory of a layer; a memory begins empty */
+  int64_t clamp_len; /* longer distances get the encoding of this one; <= 0: every distance has its own */
   bool same_length;  /* every token sees mem_len tokens at most, itself included */
   bool untie_r;      /* biases of content and position in each layer; else one pair for all */
 } vd_model_config;
@@ -41,8 +52,8 @@ typedef struct vd_model vd_model;
  * memories are zeros, or empty. ops must outlive it. Errors: out of memory, with the size asked for. */
 int vd_model_create(vd_model **out, const vd_model_config *config, vd_ops *ops, int64_t stream0, int64_t n_stream,
                     int64_t micro_streams, int64_t max_block, bool training, vd_error *err);
-/* Not collective. A model for evaluation with the parameters of `owner`, which must outlive it; the rest as above. Tell
- * vd_model_params_changed of both when they change, of the owner first. */
+/* Not collective. A model for evaluation with the parameters of `owner`, which must outlive it; the rest as above. When
+ * they change, call vd_model_params_changed on the owner first, then on this model. */
 int vd_model_create_shared(vd_model **out, const vd_model *owner, int64_t stream0, int64_t n_stream,
                            int64_t micro_streams, int64_t max_block, vd_error *err);
 /* Not collective. Frees the model and all its buffers; NULL is allowed. */
@@ -69,16 +80,16 @@ const vd_param *vd_model_param(const vd_model *m, int i);
 size_t vd_model_arena(const vd_model *m);
 /* Not collective. Reals at the start of the arenas that hold the spans of all layers, padding included; 0: no spans. */
 size_t vd_model_span_extent(const vd_model *m);
-/* Not collective. The parameter arena, in the backend's memory. Borrowed; tell vd_model_params_changed after writing.
+/* Not collective. The parameter arena, in the backend's memory. Borrowed; call vd_model_params_changed after writing.
  */
 real *vd_model_params(vd_model *m);
 /* Not collective. The gradient arena, in the backend's memory; NULL when the model is not for training. Borrowed. */
 real *vd_model_gradients(vd_model *m);
 
-/* Stream-ordered. Gradients [first, first + n) of the arena have got all that this rank adds to them in this update:
- * what is enqueued on the backend after the call finds them whole. The first call, with n = 0, comes as the last
- * backward pass begins. Then every element comes once, from the end of the arena to its start, in the same ranges on
- * all ranks. */
+/* Stream-ordered. Gradients [first, first + n) of the arena are final in this update: this rank adds nothing more to
+ * them, and work that is enqueued on the backend after the call reads the final values. The first call has n = 0 and
+ * marks the start of the last backward pass. The calls after it cover the arena once, from its end to its start, in
+ * the same ranges on all ranks. */
 typedef void (*vd_gradients_ready)(void *receiver, size_t first, size_t n);
 
 /* One block of all the rank's streams. x, y: host [n_stream][block]; y = -1: not counted. */
@@ -88,17 +99,18 @@ typedef struct vd_step {
   int64_t update; /* for the dropout's counter */
   bool train;     /* dropout on, gradients ADDED to the arena (zero it first) */
   double scale;   /* gradient of the loss = scale * gradient of the sum of nll (1 / targets of the update, all ranks) */
-  bool deferred;  /* nothing waits for the backend, and nll_sum is not told: vd_model_loss has it */
-  real *nll;      /* host [n_stream][block] or NULL; not where `deferred` */
-  double nll_sum; /* out: nats */
-  int64_t n_target;         /* out */
-  real *logits;             /* host [n_stream][vocab] or NULL: logits of the block's last position */
-  vd_gradients_ready ready; /* where `train`, so that gradients can be summed while others are computed; NULL: none */
-  void *receiver;           /* what it is given */
+  /* Host memory for results, or NULL. Where all three are NULL the host does not wait for the backend. */
+  double *nll_sum;          /* one: the sum of nll, in nats */
+  real *nll;                /* [n_stream][block] nats */
+  real *logits;             /* [n_stream][vocab]: logits of the block's last position */
+  int64_t n_target;         /* out: targets that are counted */
+  vd_gradients_ready ready; /* where `train`: called for each range of final gradients; NULL: not called */
+  void *receiver;           /* its first argument */
 } vd_step;
 
-/* Not collective. Forward (and backward where s->train), then the memories move on by the block. The span penalty is
- * not part of it: vd_model_span_penalty. */
+/* Not collective. Forward (and backward where step->train), then appends the block to the memories. The span penalty is
+ * separate: vd_model_span_penalty. Waits for the backend only where step asks for results on the host. VD_FAILED where
+ * memory runs out, or the backend has failed as far as is known. */
 int vd_model_run(vd_model *m, vd_step *step, vd_error *err);
 /* Not collective. In the backend's memory: the sum of nll, in nats, of the last vd_model_run. Borrowed. */
 const double *vd_model_loss(const vd_model *m);
@@ -117,29 +129,35 @@ double vd_model_flops(const vd_model *m);
 /* Not collective. Spans in tokens into host span [n_layer][n_head] (per_layer: repeated over heads). In Transformer-XL
  * the greatest distance, in tokens, at which a token of the last block could see. */
 void vd_model_spans(vd_model *m, float *span);
-/* Not collective. Window, in tokens, of layer l: in Transformer-XL the rows that its memory holds, else with the
- * current spans (after vd_model_stepped: with spans 64 tokens longer) attn_span - 64 floor(min(attn_span - 1,
- * attn_span - cur) / 64), cur = min(attn_span, ceil(max_h z attn_span) + ramp). */
+/* Not collective. Window, in tokens, of layer l. Transformer-XL: the rows that its memory holds. Adaptive span:
+ * attn_span - 64 floor(min(attn_span - 1, attn_span - cur) / 64), cur = min(attn_span, ceil(max_h z attn_span) + ramp),
+ * with spans longer by the margin (vd_model_set_span_margin) where the host's copy z is older than the last step. */
 int64_t vd_model_window(const vd_model *m, int layer);
 
 /* Not collective. Rows (tokens) of memory that layer `layer` holds per stream, at most attn_span or mem_len. */
 int64_t vd_model_memory_rows(const vd_model *m, int layer);
 /* Not collective. Copies the memories of the rank's streams first .. first + n - 1 to host out [n][rows][d_model],
- * oldest row first. */
+ * oldest row first. Waits. */
 void vd_model_memory_get(vd_model *m, int layer, int64_t first, int64_t n, real *out);
-/* Not collective. The reverse; the layer's memory gets `rows` rows per stream first (those of other streams are kept or
- * zeroed; of more than mem_len the newest are kept). VD_FAILED when memory runs out. */
+/* Not collective. The reverse. First resizes the layer's memory to `rows` rows per stream: other streams keep their
+ * newest rows, with zeros before them; Transformer-XL takes the newest mem_len of `rows`. VD_FAILED when memory runs
+ * out. */
 int vd_model_memory_put(vd_model *m, int layer, int64_t rows, int64_t first, int64_t n, const real *in, vd_error *err);
 
-/* Not collective. Tells the model that its parameters were changed from outside (optimiser, checkpoint): it reads the
- * spans again and plans windows and reaches. */
+/* Not collective. The parameters were written from outside (a checkpoint, a test): reads the spans from the backend's
+ * memory, which waits, and plans windows and reaches for them. */
 void vd_model_params_changed(vd_model *m);
-/* Stream-ordered. Tells it that the optimiser moves the parameters. Until vd_model_spans_are tells what the spans are,
- * windows and reaches are planned for spans 64 tokens longer, which the backend takes as bounds: it sees no farther, if
- * a span should grow by more in one update, before the host has heard of it. Nothing waits. */
-void vd_model_stepped(vd_model *m);
-/* Not collective. What the first vd_model_span_extent reals of the arena were `unheard` calls of vd_model_stepped ago.
- * spans: host memory. */
-void vd_model_spans_are(vd_model *m, const real *spans, int unheard);
+/* Stream-ordered. An optimiser step that moves the parameters has been enqueued: the host's copy of the spans is old
+ * from here to vd_model_set_spans. Until then windows and reaches are planned for spans that are longer by the margin;
+ * the backend takes them as upper bounds and reads the spans themselves. Does not wait. */
+void vd_model_params_moved(vd_model *m);
+/* Not collective. spans: host copy of the first vd_model_span_extent reals of the arena, as they are after the last
+ * step. Plans windows and reaches for them. */
+void vd_model_set_spans(vd_model *m, const real *spans);
+/* Not collective. The one thing that the model knows of how updates are scheduled: the most tokens by which a span may
+ * grow before the host reads it. 0 (the default): every step is followed by vd_model_set_spans before the next block.
+ * Otherwise VD_WINDOW_STEP: a span that grows by more in one update is cut at 64 tokens more for the next block, and
+ * memories keep rows that a window planned without the margin would give up. */
+void vd_model_set_span_margin(vd_model *m, int64_t tokens);
 
 #endif

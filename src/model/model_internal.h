@@ -4,9 +4,6 @@
 
 #include "src/model/model.h"
 
-/* Windows change in steps of this many tokens, as the published code has it; a memory holds one step more. */
-enum { VD_WINDOW_STEP = 64 };
-
 /* Tensors of a layer, as indices into vd_model.param. */
 struct vd_layer_params {
   int span, query, key, value;               /* of adaptive span */
@@ -57,8 +54,8 @@ struct vd_model {
   struct vd_layer_params *layer;
   size_t arena;
   size_t output_begin;      /* in the arenas, of the tensors after those of the last layer */
-  int unheard;              /* updates since the host last heard of the spans */
-  bool late;                /* it hears of them late */
+  int64_t span_margin;      /* see vd_model_set_span_margin */
+  bool spans_moved;         /* vd_layer_state.z is older than the spans in the backend's memory */
   size_t span_room;         /* reals at the arena's start that hold the spans of all layers, padding included */
   real *params, *gradients; /* backend */
   size_t final_from;        /* gradients from here on are final in this update */

@@ -24,11 +24,12 @@ static int64_t rows_wanted(const vd_model *m, const struct vd_layer_state *s) {
   return rows < m->config.attn_span ? rows : m->config.attn_span;
 }
 
-/* Where the host hears of spans late, windows are planned a step longer or, each time that it knows them, not: memories
- * do not follow that down and up again. */
+/* Hysteresis. With a margin, windows alternate between one planned with it and one planned without it, each time that
+ * the host has read the spans. The memory keeps its rows then: a memory that shrank and grew again would be allocated
+ * twice and would have lost its oldest rows. */
 static int64_t rows_kept(const vd_model *m, const struct vd_layer_state *s) {
   int64_t wanted = rows_wanted(m, s);
-  bool keep = m->late && s->memory && s->rows > wanted && s->rows <= wanted + 2 * VD_WINDOW_STEP;
+  bool keep = m->span_margin > 0 && s->memory && s->rows > wanted && s->rows <= wanted + 2 * VD_WINDOW_STEP;
   return keep && s->rows <= m->config.attn_span ? s->rows : wanted;
 }
 

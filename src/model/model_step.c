@@ -74,7 +74,7 @@ static vd_attention attention_of(const vd_model *m, const struct micro *u, int l
                         .first_distance = 1,
                         .softmax = c->softmax,
                         .reach = m->state[l].reach,
-                        .bounds = m->unheard > 0,
+                        .bounds = m->spans_moved,
                         .span = weight(m, m->layer[l].span),
                         .n_span = m->n_span,
                         .key_pe = weight(m, m->key_pe),
@@ -281,7 +281,6 @@ static void run_micro(vd_model *m, const struct micro *u) {
 int vd_model_run(vd_model *m, vd_step *step, vd_error *err) {
   if (step->block < 1 || step->block > m->max_block) vd_bug("block of %lld tokens", (long long)step->block);
   if (step->train && !m->training) vd_bug("a model made for evaluation cannot train");
-  m->late = step->deferred;
   if (vd_model_reserve(m, step->block, err)) return err->status;
   m->ops->zero(m->ops, m->loss, sizeof *m->loss);
   if (vd_model_is_xl(m)) encode_positions(m, step);
@@ -299,7 +298,7 @@ int vd_model_run(vd_model *m, vd_step *step, vd_error *err) {
   }
   step->n_target = 0;
   for (int64_t i = 0; i < m->n_stream * step->block; i++) step->n_target += step->y[i] >= 0;
-  if (step->deferred) return m->ops->check(m->ops, err);
-  m->ops->get_double(m->ops, &step->nll_sum, m->loss, 1);
+  if (!step->nll_sum && !step->nll && !step->logits) return m->ops->check(m->ops, err);
+  if (step->nll_sum) m->ops->get_double(m->ops, step->nll_sum, m->loss, 1);
   return m->ops->synchronize(m->ops, err);
 }

@@ -78,9 +78,10 @@ static void run_block(vd_evaluator *e, vd_reader *reader, real *nll, vd_evaluati
   const int32_t *x, *y;
   int64_t b;
   if (vd_reader_next(reader, &b, &x, &y, err)) return;
-  vd_step step = {.x = x, .y = y, .block = e->geometry.block, .nll = nll};
+  double sum;
+  vd_step step = {.x = x, .y = y, .block = e->geometry.block, .nll_sum = &sum, .nll = nll};
   if (vd_model_run(e->model, &step, err)) return;
-  out->nll += step.nll_sum;
+  out->nll += sum;
   out->n_target += step.n_target;
   if (nll) keep_nll(e, b, nll, y, out);
 }

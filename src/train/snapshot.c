@@ -29,15 +29,30 @@ static int get_arena(vd_context *ctx, vd_ops *ops, vd_model *m, vd_checkpoint *c
   return err->status;
 }
 
-static void get_progress(vd_checkpoint *c, vd_progress *p, vd_error *err) {
+/* /position is redundant: an update is one block. A file whose counters contradict each other, or its attribute
+ * `update`, was damaged or made for other data. */
+static int check_position(vd_checkpoint *c, const int64_t position[N_POSITION], int64_t n_block, vd_error *err) {
+  int64_t update = position[0], named;
+  if (vd_checkpoint_get_i64(c, "update", &named, err)) return err->status;
+  if (update == named && update >= 0 && position[1] == 1 + update / n_block && position[2] == update % n_block)
+    return VD_OK;
+  return vd_fail(
+      err, VD_FAILED,
+      "/position says %lld updates, epoch %lld, block %lld, and the attribute `update` %lld: with %lld blocks "
+      "in an epoch %lld updates end at epoch %lld, block %lld",
+      (long long)update, (long long)position[1], (long long)position[2], (long long)named, (long long)n_block,
+      (long long)named, (long long)(1 + named / n_block), (long long)(named % n_block));
+}
+
+static void get_progress(vd_checkpoint *c, int64_t n_block, vd_progress *p, vd_error *err) {
   int64_t position[N_POSITION];
   double statistic[N_STATISTIC];
   const hsize_t n_position = N_POSITION, n_statistic = N_STATISTIC;
-  if (vd_checkpoint_get(c, "/position", VD_I64, 1, &n_position, position, err)) return;
+  if (vd_checkpoint_get(c, "/position", VD_I64, 1, &n_position, position, err) ||
+      check_position(c, position, n_block, err))
+    return;
   if (vd_checkpoint_get(c, "/statistics", VD_F64, 1, &n_statistic, statistic, err)) return;
   *p = (vd_progress){.update = position[0],
-                     .epoch = position[1],
-                     .block = position[2],
                      .valid_update = (int64_t)statistic[VALID_UPDATE],
                      .best_update = (int64_t)statistic[BEST_UPDATE],
                      .best_bpc = statistic[BEST_BPC],
@@ -98,7 +113,7 @@ static int read_tensors(const vd_snapshot *s, vd_checkpoint *c, vd_error *err) {
 
 int vd_snapshot_read(const vd_snapshot *s, const char *path, vd_progress *progress, vd_error *err) {
   vd_checkpoint *c = NULL;
-  if (vd_checkpoint_open(&c, s->ctx->h5, path, false, err) == VD_OK) get_progress(c, progress, err);
+  if (vd_checkpoint_open(&c, s->ctx->h5, path, false, err) == VD_OK) get_progress(c, s->n_block, progress, err);
   if (err->status == VD_OK) get_scaling(c, s->optimizer, err);
   if (vd_agree(s->ctx->comm, err) == VD_OK) read_tensors(s, c, err);
   if (c) vd_checkpoint_close(&c);

@@ -17,8 +17,7 @@ typedef struct vd_meter {
 
 /* Where a run stands, besides the tensors. */
 typedef struct vd_progress {
-  int64_t update;       /* updates done */
-  int64_t epoch, block; /* of the next update; epochs count from 1, blocks from 0 */
+  int64_t update;       /* updates done; each reads one block of the training split */
   int64_t valid_update; /* of the last validation; 0: none yet */
   int64_t best_update;  /* with the lowest valid bpc; 0: none yet */
   double best_bpc;
@@ -32,6 +31,7 @@ typedef struct vd_snapshot {
   vd_model *model;
   vd_optimizer *optimizer;
   int64_t n_stream;      /* global */
+  int64_t n_block;       /* blocks in an epoch of the training split */
   vd_task_queue *writer; /* rank 0, to write; else NULL */
 } vd_snapshot;
 
@@ -44,7 +44,8 @@ int vd_snapshot_write(const vd_snapshot *s, const char *path, const vd_progress 
 
 /* Collective(ctx->comm). The reverse: rank 0 reads parameters and optimiser state and broadcasts them, every rank reads
  * the memories of its own streams. The model and the number of streams must be those of the checkpoint: VD_FAILED
- * naming the tensor and both shapes otherwise. The error is agreed. */
+ * naming the tensor and both shapes otherwise, or where update, epoch and block in the file contradict each other. The
+ * error is agreed. */
 int vd_snapshot_read(const vd_snapshot *s, const char *path, vd_progress *progress, vd_error *err);
 
 /* Collective(ctx->comm). Only the parameters, into `model`. The error is agreed. */

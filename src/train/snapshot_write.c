@@ -44,9 +44,9 @@ static int put_scaling(vd_checkpoint *c, const vd_optimizer *o, vd_error *err) {
   return vd_checkpoint_put(c, &d, value, err);
 }
 
-static int put_progress(vd_checkpoint *c, const vd_progress *p, const char *echo, const char *corpus_id,
-                        vd_error *err) {
-  int64_t position[N_POSITION] = {p->update, p->epoch, p->block};
+static int put_progress(vd_checkpoint *c, const vd_progress *p, int64_t n_block, const char *echo,
+                        const char *corpus_id, vd_error *err) {
+  int64_t position[N_POSITION] = {p->update, 1 + p->update / n_block, p->update % n_block};
   double statistic[N_STATISTIC] = {
       [BEST_BPC] = p->best_bpc,   [BEST_UPDATE] = (double)p->best_update, [VALID_UPDATE] = (double)p->valid_update,
       [LOG_NLL] = p->log.nll,     [LOG_TARGETS] = p->log.targets,         [LOG_SECONDS] = p->log.seconds,
@@ -218,7 +218,7 @@ int vd_snapshot_write(const vd_snapshot *s, const char *path, const vd_progress 
                       const char *corpus_id, vd_error *err) {
   vd_checkpoint *c = NULL;
   if (s->ctx->rank == 0 && vd_checkpoint_begin(&c, s->ctx->h5, path, err) == VD_OK &&
-      (put_progress(c, progress, echo, corpus_id, err) || put_scaling(c, s->optimizer, err)))
+      (put_progress(c, progress, s->n_block, echo, corpus_id, err) || put_scaling(c, s->optimizer, err)))
     vd_checkpoint_abandon(&c);
   vd_wrap(err, "the checkpoint was not written");
   if (vd_broadcast_error(s->ctx->comm, err)) return err->status;

@@ -1,4 +1,12 @@
-/* A training run: what it holds, how it is set up, its loop, its dry run. */
+/* src/train: a training run over all ranks.
+ *
+ * Here live the set-up of a run, the loop, the update with its pipeline, validation, logs, checkpoints, resuming and
+ * the dry run. In:  a context (communicator, terminal) and the settings of a deck; the corpus, read through io/. Out: a
+ * run's folder: deck.nml, log.jsonl, trace.h5 and checkpoints; lines on the terminal. Connects src/model (what is
+ * computed) with src/comm (ranks and GPUs) and io (files). src/commands calls it. train_setup.c: plan, open, close;
+ * train_loop.c: the loop and its log; train_update.c: one update over the ranks; update_pipeline.c: how far the host
+ * runs ahead of the device; train_checkpoint.c: checkpoints and validation; train_memory.c: memory of a rank;
+ * dry_run.c: `--check`; snapshot*.c: a run as a file; resume.c: where a run begins. */
 #ifndef VD_TRAIN_H
 #define VD_TRAIN_H
 
@@ -13,6 +21,7 @@
 #include "src/train/resume.h"
 #include "src/train/run_lock.h"
 #include "src/train/snapshot.h"
+#include "src/train/update_pipeline.h"
 
 typedef struct vd_train {
   vd_context *ctx;
@@ -29,6 +38,7 @@ typedef struct vd_train {
   vd_device device;
   vd_model *model;
   vd_optimizer *optimizer;
+  vd_update_pipeline *pipeline;
   vd_task_queue *writer;   /* of checkpoints, rank 0; else NULL */
   vd_evaluator *evaluator; /* of validations; NULL until the first */
   vd_grad_reducer *reducer;
@@ -38,17 +48,16 @@ typedef struct vd_train {
   vd_monitor *monitor;
   float *span; /* [n_layer * n_head] tokens */
   vd_progress progress;
-  double grad_norm, span_penalty; /* of the last update of which is known what came of it */
-  double late_targets;            /* of this rank, of the update under way */
-  double sum_seconds;             /* waited for gradient sums since the last line of the log */
-  double seconds_before;          /* of progress.log, those of the run's earlier part, whose sums were not kept */
+  double grad_norm, span_penalty; /* of the last update that was pulled */
+  double sum_seconds;             /* exposed time of gradient all-reduces since the last line of the log */
+  double seconds_before;          /* those seconds of progress.log that were spent before the run was resumed */
   int64_t saved_update;           /* of the last checkpoint, written or being written; 0: none */
   char writing[VD_PATH + 64];     /* path of the checkpoint that is being written; "": none. The same on all ranks */
   char last_good[VD_PATH + 64];   /* path of the last one that was written; "": none */
 } vd_train;
 
 /* Collective(ctx->comm). Reads only: corpus, geometry, model configuration, where to begin; takes the lock of the run's
- * folder where there is one, but for a dry run. ctx and s are borrowed until vd_train_close, which is to be called also
+ * folder where there is one, but for a dry run. ctx and s are borrowed until vd_train_close, which must be called also
  * on error. The error is agreed. */
 int vd_train_plan(vd_train *t, vd_context *ctx, const vd_settings *s, vd_error *err);
 
@@ -57,7 +66,7 @@ int vd_train_plan(vd_train *t, vd_context *ctx, const vd_settings *s, vd_error *
 int vd_train_open(vd_train *t, vd_error *err);
 
 /* Collective(t->ctx->comm). After the plan: the dry run. Prints data, model, memory and the map of ranks on standard
- * output and writes nothing. VD_FAILED when the run could not be made, with the reason. */
+ * output and writes nothing. VD_FAILED, with the reason, where the run could not start. */
 int vd_train_dry_run(vd_train *t, vd_error *err);
 
 /* Bytes that a rank needs. */
@@ -71,39 +80,40 @@ typedef struct vd_train_need {
 double vd_train_memory(const vd_train *t, int64_t streams, int64_t window, vd_train_need *need);
 /* Not collective. Window, in tokens, of every layer as a run begins; in Transformer-XL that of full memories. */
 int64_t vd_train_first_window(const vd_model_config *c);
-/* Collective(t->ctx->comm). Before anything is allocated: VD_FAILED where a GPU has not the memory that its ranks need
- * as the run begins. What spans that grow will need is not judged. The same on all ranks. */
+/* Collective(t->ctx->comm). Before anything is allocated: VD_FAILED where a GPU has less free memory than its ranks
+ * need at the first spans. Spans that grow need more, which is not checked. The same on all ranks. */
 int vd_train_check_memory(const vd_train *t, vd_error *err);
 
 /* Collective(t->ctx->comm). Trains until run%max_updates (VD_OK), a signal (VD_STOPPED, after a checkpoint) or an error
  * (agreed). */
 int vd_train_loop(vd_train *t, vd_error *err);
 
-/* Collective(t->ctx->comm). One update, which may be under way still on return: what is known of a run then ends with
- * the update before. *signalled: a signal was noted on some rank. The error, which may be of the update before, is
- * agreed; a GPU that fails ends a run of several ranks here. */
+/* Collective(t->ctx->comm). One update, which may be pending on return (update_pipeline.h): log, meters and errors then
+ * are those of the update before it. *signalled: some rank has noted a signal. The error is agreed; in a run of several
+ * ranks a GPU that fails ends the run here. */
 int vd_train_update(vd_train *t, bool *signalled, vd_error *err);
-/* Collective(t->ctx->comm). Waits for the update under way, if any: before anything is told, kept or validated. The
- * error is agreed. */
-int vd_train_catch_up(vd_train *t, vd_error *err);
+/* Collective(t->ctx->comm). Waits for the pending update, if any: to be called before a log line, a validation or a
+ * checkpoint. The error is agreed. */
+int vd_train_drain(vd_train *t, vd_error *err);
 
-/* Collective(t->ctx->comm). Settles the checkpoint before. Then writes one of the run as it stands, links last.h5 (and
- * best.h5), removes old ones: beside the loop, once the run is copied. The error is agreed. */
+/* Collective(t->ctx->comm). Waits for the previous checkpoint. Then copies the run and returns; the task queue writes
+ * the copy beside the loop, links last.h5 (where `best` best.h5 too) and removes old checkpoints. The error is agreed.
+ */
 int vd_train_checkpoint(vd_train *t, bool best, vd_error *err);
 /* Collective(t->ctx->comm). Waits for the checkpoint that is being written, if any. The error is agreed. */
 int vd_train_wait_checkpoint(vd_train *t, vd_error *err);
 /* Not collective. Hands the rows of the trace so far to the writer, on the rank that has a trace. */
 void vd_train_write_trace(vd_train *t);
-/* Not collective. Waits for it on the rank that writes: what a rank may do that fails alone. */
+/* Not collective. The same on the rank that writes alone, for a rank that fails where the others do not. */
 int vd_train_wait_checkpoint_local(vd_train *t, vd_error *err);
 /* Not collective. The error of the checkpoint that is being written, on the rank that writes it, without waiting. */
 int vd_train_poll_checkpoint(vd_train *t, vd_error *err);
 
-/* Collective(t->ctx->comm). Rank 0's error of log and trace to all; a wait that takes too long ends the run. */
+/* Collective(t->ctx->comm). Broadcasts rank 0's error of log and trace. Under the watchdog. */
 int vd_train_broadcast_log_error(vd_train *t, vd_error *err);
 
-/* Collective(t->ctx->comm). Validates, tells log and trace, checkpoints when it is the best so far. *stopped: a
- * signal came before it was done. The error is agreed. */
+/* Collective(t->ctx->comm). Validates, writes the result to log and trace, and a checkpoint where it is the best so
+ * far. *stopped: a signal came before the end. The error is agreed. */
 int vd_train_validate(vd_train *t, bool *stopped, vd_error *err);
 
 /* Not collective. Frees everything; keeps the first error. */

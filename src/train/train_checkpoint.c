@@ -57,7 +57,7 @@ int vd_train_checkpoint(vd_train *t, bool best, vd_error *err) {
   if (vd_train_wait_checkpoint(t, err)) return err->status;
   char path[VD_PATH + 64];
   vd_checkpoint_path(t->settings->run.directory, t->progress.update, path, sizeof path);
-  vd_snapshot snapshot = {t->ctx, t->ops, t->model, t->optimizer, t->geometry.n_stream, t->writer};
+  vd_snapshot snapshot = {t->ctx, t->ops, t->model, t->optimizer, t->geometry.n_stream, t->blocks, t->writer};
   t->saved_update = t->progress.update;
   vd_train_write_trace(t); /* its rows up to the checkpoint are there once that is */
   if (vd_snapshot_write(&snapshot, path, &t->progress, t->echo, vd_corpus_id(t->corpus), err))

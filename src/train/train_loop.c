@@ -53,30 +53,30 @@ static void append_trace(vd_train *t, const vd_log_row *log_row) {
   if (t->trace) vd_trace_append(t->trace, &row);
 }
 
-static bool due(int64_t update, int64_t interval) {
+static bool is_due(int64_t update, int64_t interval) {
   return interval > 0 && update % interval == 0;
 }
 
 /* Log, live line, trace and monitor after an update. */
-static int tell(vd_train *t, vd_error *err) {
+static int log_update(vd_train *t, vd_error *err) {
   const vd_settings *s = t->settings;
   int64_t u = t->progress.update;
   bool end = u == s->run.max_updates;
   vd_log_row row;
   char warning[512] = "";
   fill_row(t, &row);
-  if (due(u, s->run.log_interval) || end) {
+  if (is_due(u, s->run.log_interval) || end) {
     vd_grad_reducer_arm_watchdog(t->reducer, "the other ranks' counts of symbols");
     vd_monitor_check(t->monitor, t->ctx->comm, u, row.bpc, warning, sizeof warning);
     vd_grad_reducer_disarm_watchdog(t->reducer);
     if (t->log) vd_log_update(t->log, &row, err);
     t->progress.log = (vd_meter){0};
     t->sum_seconds = t->seconds_before = 0;
-  } else if (t->progress.log.targets > 0) { /* else nothing is known yet */
+  } else if (t->progress.log.targets > 0) { /* with a lag the first update is not known yet */
     vd_log_live(t->log, &row);
   }
   if (warning[0] && t->log) vd_log_message(t->log, "%s", warning);
-  if (due(u, s->trace.interval) || end) {
+  if (is_due(u, s->trace.interval) || end) {
     append_trace(t, &row);
     t->progress.trace = (vd_meter){0};
   }
@@ -85,23 +85,24 @@ static int tell(vd_train *t, vd_error *err) {
   return vd_train_broadcast_log_error(t, err);
 }
 
-/* Must be known what came of all updates, since something is told, kept or validated now? */
-static bool is_due(const vd_train *t, bool signalled) {
+/* Does something after this update need the statistics of all updates: a log line, a trace row, a validation or a
+ * checkpoint? */
+static bool needs_drain(const vd_train *t, bool signalled) {
   const vd_settings *s = t->settings;
   int64_t u = t->progress.update;
-  return signalled || u == s->run.max_updates || due(u, s->run.log_interval) || due(u, s->trace.interval) ||
-         due(u, s->valid.interval) || due(u, s->checkpoint.interval);
+  return signalled || u == s->run.max_updates || is_due(u, s->run.log_interval) || is_due(u, s->trace.interval) ||
+         is_due(u, s->valid.interval) || is_due(u, s->checkpoint.interval);
 }
 
 /* Validation and checkpoint where they are due after an update, or at the end. */
-static int keep(vd_train *t, bool *signalled, vd_error *err) {
+static int save_if_due(vd_train *t, bool *signalled, vd_error *err) {
   const vd_settings *s = t->settings;
   int64_t u = t->progress.update;
   bool end = u == s->run.max_updates, stopped = false;
-  bool valid = s->valid.interval > 0 && u > 0 && (due(u, s->valid.interval) || end) && t->progress.valid_update != u;
+  bool valid = s->valid.interval > 0 && u > 0 && (is_due(u, s->valid.interval) || end) && t->progress.valid_update != u;
   if (valid && !(*signalled && !end) && vd_train_validate(t, &stopped, err)) return err->status;
   if (stopped) *signalled = true;
-  if ((due(u, s->checkpoint.interval) || end || *signalled) && t->saved_update != u)
+  if ((is_due(u, s->checkpoint.interval) || end || *signalled) && t->saved_update != u)
     return vd_train_checkpoint(t, false, err);
   return VD_OK;
 }
@@ -116,10 +117,10 @@ int vd_train_loop(vd_train *t, vd_error *err) {
     return VD_OK;
   }
   /* A run that was stopped while it validated does that first. */
-  if (keep(t, &signalled, err)) return err->status;
+  if (save_if_due(t, &signalled, err)) return err->status;
   while (t->progress.update < last && !signalled) {
-    if (vd_train_update(t, &signalled, err) || (is_due(t, signalled) && vd_train_catch_up(t, err)) || tell(t, err) ||
-        keep(t, &signalled, err))
+    if (vd_train_update(t, &signalled, err) || (needs_drain(t, signalled) && vd_train_drain(t, err)) ||
+        log_update(t, err) || save_if_due(t, &signalled, err))
       return err->status;
   }
   if (vd_train_wait_checkpoint(t, err)) return err->status;

@@ -1,4 +1,4 @@
-/* What memory a rank of a training run needs, and whether its GPU has it. */
+/* The memory that a rank of a training run needs, and whether its GPU has that much free. */
 #include "src/comm/collectives.h"
 #include "src/train/train.h"
 
@@ -14,7 +14,7 @@ int64_t vd_train_first_window(const vd_model_config *c) {
   double reach = ceil(c->span_init * (double)c->attn_span) + (double)c->ramp;
   int64_t cur = reach < (double)c->attn_span ? (int64_t)reach : c->attn_span;
   int64_t cut = c->attn_span - cur < c->attn_span - 1 ? c->attn_span - cur : c->attn_span - 1;
-  return c->attn_span - 64 * (cut / 64);
+  return c->attn_span - VD_WINDOW_STEP * (cut / VD_WINDOW_STEP);
 }
 
 /* The evaluator's model shares the parameters, and its layers one set of activations but for their inputs. */
@@ -31,36 +31,38 @@ static double evaluator_bytes(const vd_train *t, int64_t window) {
          rows * (layers * d + 2 * d + (double)c->vocab) * (double)t->ops->act_size;
 }
 
-/* Which attention weights dropout keeps, of all layers, from forward to backward (cuda/attention/attention.h): 512
- * bytes for each tile of 64 x 64. */
-static double kept_bytes(const vd_train *t, int64_t window) {
+/* Dropout masks of the attention weights of all layers, stored from forward to backward (cuda/attention/attention.h):
+ * 512 bytes for each tile of 64 x 64. */
+static double dropout_mask_bytes(const vd_train *t, int64_t window) {
   const vd_settings *s = t->settings;
   const vd_model_config *c = &t->config;
   int64_t block = s->data.tokens_per_sample, streams = s->data.micro_streams;
   bool xl = c->arch == VD_TRANSFORMER_XL;
   if (t->device.precision == VD_FP32 || c->d_head > 64 || (xl ? c->dropatt : c->dropout) <= 0) return 0;
   if (streams <= 0 || streams > t->n_own) streams = t->n_own;
-  int64_t far = xl ? window + block : window; /* the most that a head reaches */
+  int64_t far = xl ? window + block : window; /* the longest reach of a head */
   int64_t tiles = ((block + 63) / 64) * ((far + 63) / 64 + 1);
   return (double)(c->n_layer * streams * c->n_head * tiles) * 512.0;
 }
 
-/* Beside what the model asks for (cuda/backend/context.h): the parameters in the activations' type, the key table and
- * its gradient, dropout's draws; 128 MiB for workspaces of cuBLASLt, of sums over rows, of attention's plans and of the
- * optimiser, and as much again, since an H100 held 0.38 GiB (16 streams) and 0.75 (64) more than all that. */
+/* What the backend allocates besides the model's buffers (cuda/backend/context.h): the parameters in the activations'
+ * type, the key table and its gradient, dropout masks, and 256 MiB. Half of these are the workspaces of cuBLASLt, of
+ * reductions over rows, of attention's work lists and of the optimiser; the other half is a margin, since an H100 used
+ * 0.38 GiB (16 streams) and 0.75 GiB (64 streams) more than this sum without it. */
 static double cuda_bytes(const vd_train *t, const vd_memory_estimate *e, int64_t window) {
   const vd_model_config *c = &t->config;
   double act = (double)t->ops->act_size;
   double copy = t->device.precision == VD_FP32 ? 0 : e->parameters * act / (double)sizeof(real);
   double table = c->arch == VD_TRANSFORMER_XL ? 0 : (double)(c->attn_span * c->d_head) * (act + sizeof(float));
-  return copy + table + kept_bytes(t, window) + 256.0 * 1048576.0;
+  return copy + table + dropout_mask_bytes(t, window) + 256.0 * 1048576.0;
 }
 
 double vd_train_memory(const vd_train *t, int64_t streams, int64_t window, vd_train_need *need) {
   const vd_settings *s = t->settings;
   vd_memory_estimate *e = &need->model;
-  /* On a GPU windows are planned a step longer (vd_model_stepped). */
-  if (t->device.is_gpu && t->config.arch == VD_ADAPTIVE_SPAN && window + 64 <= t->config.attn_span) window += 64;
+  /* On a GPU windows are planned one step longer (update_pipeline.h). */
+  if (t->device.is_gpu && t->config.arch == VD_ADAPTIVE_SPAN && window + VD_WINDOW_STEP <= t->config.attn_span)
+    window += VD_WINDOW_STEP;
   vd_model_estimate(&t->config, t->ops->act_size, streams, s->data.micro_streams, s->data.tokens_per_sample, window, e);
   e->optimizer *= s->optimizer.method == VD_ADAM ? 2.0 : 1.0; /* states */
   need->evaluator = evaluator_bytes(t, window);
@@ -69,15 +71,16 @@ double vd_train_memory(const vd_train *t, int64_t streams, int64_t window, vd_tr
          need->backend;
 }
 
-/* What one rank asks of which GPU. */
+/* What one rank needs on which GPU, in bytes. */
 struct claim {
   char host[64], gpu[128];
   unsigned char uuid[16];
   double need, available;
 };
 
-/* All ranks of one GPU together, the first of them tells. */
-static void judge(const struct claim *all, int size, int first, vd_error *err) {
+/* Compares what all ranks of one GPU need with its free memory. `first`: a rank; does nothing unless it is the lowest
+ * of its GPU. */
+static void check_gpu(const struct claim *all, int size, int first, vd_error *err) {
   double need = 0, available = all[first].available;
   int ranks = 0;
   for (int r = 0; r < size; r++) {
@@ -106,7 +109,7 @@ int vd_train_check_memory(const vd_train *t, vd_error *err) {
   own.need = vd_train_memory(t, t->n_own, vd_train_first_window(&t->config), &need);
   struct claim *all = vd_calloc((size_t)t->ctx->size, sizeof *all);
   MPI_Allgather(&own, (int)sizeof own, MPI_BYTE, all, (int)sizeof own, MPI_BYTE, t->ctx->comm);
-  for (int r = 0; r < t->ctx->size; r++) judge(all, t->ctx->size, r, err);
+  for (int r = 0; r < t->ctx->size; r++) check_gpu(all, t->ctx->size, r, err);
   free(all);
   return err->status; /* all ranks saw the same */
 }

@@ -37,7 +37,7 @@ static int plan_data(vd_train *t, vd_error *err) {
 }
 
 int vd_train_plan(vd_train *t, vd_context *ctx, const vd_settings *s, vd_error *err) {
-  *t = (vd_train){.ctx = ctx, .settings = s, .progress = {.epoch = 1}};
+  *t = (vd_train){.ctx = ctx, .settings = s, .progress = {0}};
   t->echo = vd_settings_echo(s);
   if (plan_data(t, err)) return err->status;
   if (vd_configure_model(&t->config, s, vd_corpus_vocab(t->corpus), err)) return err->status;
@@ -88,6 +88,7 @@ static int make_model(vd_train *t, vd_error *err) {
                       s->data.tokens_per_sample, true, err) == VD_OK)
     vd_optimizer_create(&t->optimizer, &optimizer, t->model, t->ops, err);
   if (vd_agree(t->ctx->comm, err)) return err->status;
+  t->pipeline = vd_update_pipeline_create(t->model, t->optimizer, t->ops);
   vd_grad_reducer_config reducer;
   vd_configure_grad_reducer(&reducer, s, &t->device);
   return vd_grad_reducer_create(&t->reducer, t->ctx->comm, &reducer, t->ops, vd_model_gradients(t->model),
@@ -107,7 +108,7 @@ static void mend_links(const vd_train *t, vd_error *err) {
 
 static int restore(vd_train *t, vd_error *err) {
   if (!t->resume.path[0]) return VD_OK;
-  vd_snapshot snapshot = {t->ctx, t->ops, t->model, t->optimizer, t->geometry.n_stream, NULL};
+  vd_snapshot snapshot = {t->ctx, t->ops, t->model, t->optimizer, t->geometry.n_stream, t->blocks, NULL};
   if (vd_snapshot_read(&snapshot, t->resume.path, &t->progress, err)) return err->status;
   t->saved_update = t->progress.update;
   t->seconds_before = t->progress.log.seconds;
@@ -160,6 +161,7 @@ void vd_train_close(vd_train *t, vd_error *err) {
   vd_monitor_destroy(t->monitor);
   vd_evaluator_destroy(t->evaluator);
   vd_grad_reducer_destroy(t->reducer);
+  vd_update_pipeline_destroy(t->pipeline);
   vd_optimizer_destroy(t->optimizer);
   if (t->model) vd_model_destroy(t->model);
   if (t->ops) t->ops->destroy(t->ops);

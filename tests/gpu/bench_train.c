@@ -11,7 +11,7 @@
 #include "src/comm/collectives.h"
 #include "src/comm/grad_reducer.h"
 #include "src/model/model.h"
-#include "src/model/optimizer.h"
+#include "src/train/update_pipeline.h"
 #include "tests/gpu/gpu_ops.h"
 #include "tests/gpu/op_times.h"
 
@@ -26,6 +26,7 @@ struct bench {
   vd_ops *ops;
   vd_model *model;
   vd_optimizer *optimizer;
+  vd_update_pipeline *pipeline;
   int rank, size;
   const vd_cuda_plugin *table;
   vd_grad_reducer *reducer;
@@ -60,18 +61,17 @@ static void hold_spans(struct bench *b) {
   }
 }
 
-/* What came of the oldest update under way. */
-static int receive(struct bench *b, double *bpc, vd_error *err) {
-  vd_update_stats outcome;
-  if (vd_optimizer_receive(b->optimizer, &outcome, err)) return err->status;
-  vd_grad_reducer_end(b->reducer, outcome.update + 1);
-  b->exposed += vd_grad_reducer_exposed_seconds(b->reducer);
-  vd_grad_reducer_all_reduce_scalars(b->reducer, &outcome.nll, 1);
-  *bpc = outcome.nll / (double)(b->n_stream * BLOCK) / log(2.0);
+/* Waits for the pending update. */
+static int pull(struct bench *b, double *bpc, vd_error *err) {
+  vd_update_stats stats;
+  if (vd_update_pipeline_pull(b->pipeline, &stats, err)) return err->status;
+  b->exposed += vd_grad_reducer_exposed_seconds(b->reducer, stats.update + 1);
+  vd_grad_reducer_all_reduce_scalars(b->reducer, &stats.nll, 1);
+  *bpc = stats.nll / (double)(b->n_stream * BLOCK) / log(2.0);
   return VD_OK;
 }
 
-/* As a run does: the one before is waited for while this one is under way. */
+/* As a run does: with a lag the host waits for the update before while the device works on this one. */
 static int one_update(struct bench *b, double *bpc, vd_error *err) {
   vd_ops *o = b->ops;
   o->zero(o, vd_model_gradients(b->model), vd_model_arena(b->model) * sizeof(real));
@@ -80,20 +80,17 @@ static int one_update(struct bench *b, double *bpc, vd_error *err) {
                   .block = BLOCK,
                   .update = b->update,
                   .train = true,
-                  .deferred = true,
                   .scale = vd_optimizer_loss_scale(b->optimizer) / (double)(b->n_stream * BLOCK),
                   .ready = vd_grad_reducer_ready,
                   .receiver = b->reducer};
   vd_grad_reducer_begin(b->reducer, b->update + 1);
-  if (vd_model_run(b->model, &step, err) || vd_grad_reducer_check(b->reducer, err)) return err->status;
-  while (vd_optimizer_under_way(b->optimizer) > 0)
-    if (receive(b, bpc, err)) return err->status;
+  if (vd_update_pipeline_run(b->pipeline, &step, err) || vd_grad_reducer_check(b->reducer, err)) return err->status;
+  if (vd_update_pipeline_pending(b->pipeline) > 0 && pull(b, bpc, err)) return err->status;
   vd_grad_reducer_finish(b->reducer);
   vd_model_span_penalty(b->model, true);
   hold_spans(b);
-  if (vd_optimizer_send(b->optimizer, b->update++, err)) return err->status;
-  while (vd_optimizer_under_way(b->optimizer) > vd_optimizer_ahead(b->optimizer))
-    if (receive(b, bpc, err)) return err->status;
+  if (vd_update_pipeline_push(b->pipeline, b->update++, (double)step.n_target, false, err)) return err->status;
+  if (vd_update_pipeline_is_full(b->pipeline) && pull(b, bpc, err)) return err->status;
   return VD_OK;
 }
 
@@ -195,6 +192,7 @@ static int make(struct bench *b, vd_error *err) {
   if (vd_model_create(&b->model, &config, b->ops, b->stream0, b->n_own, 0, BLOCK, true, err) ||
       vd_optimizer_create(&b->optimizer, &optimizer, b->model, b->ops, err) || make_reducer(b, err))
     return err->status;
+  b->pipeline = vd_update_pipeline_create(b->model, b->optimizer, b->ops);
   set_spans(b);
   return vd_model_reset_memory(b->model, err);
 }
@@ -234,6 +232,7 @@ int main(int argc, char **argv) {
   vd_error_print(&err);
   if (err.status != VD_OK && b.size > 1) MPI_Abort(MPI_COMM_WORLD, err.status);
   vd_grad_reducer_destroy(b.reducer);
+  vd_update_pipeline_destroy(b.pipeline);
   vd_optimizer_destroy(b.optimizer);
   vd_model_destroy(b.model);
   if (b.ops) b.ops->destroy(b.ops);

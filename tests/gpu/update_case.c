@@ -99,15 +99,17 @@ int update_run(vd_ops *o, const vd_model_config *config, int64_t n_stream, const
   int status = vd_model_reset_memory(m, err);
   for (int64_t block = 0; block < 2 && status == VD_OK; block++) {
     int32_t *x = tokens(n_stream, block, 0), *y = tokens(n_stream, block, 1);
+    double nll = 0;
     vd_step step = {.x = x,
                     .y = y,
                     .block = BLOCK,
                     .update = block,
                     .train = block == 1,
-                    .scale = 1.0 / (double)(n_stream * BLOCK)};
+                    .scale = 1.0 / (double)(n_stream * BLOCK),
+                    .nll_sum = &nll};
     o->zero(o, vd_model_gradients(m), vd_model_arena(m) * sizeof(real));
     status = vd_model_run(m, &step, err);
-    out->nll = step.nll_sum * step.scale;
+    out->nll = nll * step.scale;
     free(x);
     free(y);
   }

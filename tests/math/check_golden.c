@@ -153,18 +153,20 @@ static void replay(vd_golden *g, vd_model *m, vd_optimizer *optimizer, vd_ops *o
   real *logits = vd_calloc((size_t)(g->n_stream * g->config.vocab), sizeof *logits);
   for (int64_t u = 0; u < g->n_step; u++) {
     size_t at = (size_t)(u * g->n_stream * g->block);
+    double nll;
     vd_step step = {.x = g->x + at,
                     .y = g->y + at,
                     .block = g->block,
                     .update = u,
                     .train = true,
                     .scale = 1.0 / (double)(g->n_stream * g->block),
+                    .nll_sum = &nll,
                     .logits = u == 0 ? logits : NULL};
     note_spans(g, ops, m, u, s);
     ops->zero(ops, vd_model_gradients(m), vd_model_arena(m) * sizeof(real));
     double norm;
     if (vd_model_run(m, &step, &err)) break;
-    s->loss[u] = (real)(step.nll_sum * step.scale);
+    s->loss[u] = (real)(nll * step.scale);
     s->aux[u] = (real)vd_model_span_penalty(m, true);
     char group[64];
     snprintf(group, sizeof group, "grad_step%d", (int)u);

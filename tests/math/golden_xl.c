@@ -22,15 +22,17 @@ static bool train(vd_golden *g, struct replay *r, real *loss, real *norm) {
   vd_error err = {0};
   for (int64_t u = 0; u < g->n_step; u++) {
     size_t at = (size_t)(u * g->n_stream * g->block);
+    double nll;
     vd_step step = {.x = g->x + at,
                     .y = g->y + at,
                     .block = g->block,
                     .update = u,
                     .train = true,
-                    .scale = 1.0 / (double)(g->n_stream * g->block)};
+                    .scale = 1.0 / (double)(g->n_stream * g->block),
+                    .nll_sum = &nll};
     r->ops->zero(r->ops, vd_model_gradients(r->m), vd_model_arena(r->m) * sizeof(real));
     if (vd_model_run(r->m, &step, &err)) return fail_with(&err);
-    loss[u] = (real)(step.nll_sum * step.scale);
+    loss[u] = (real)(nll * step.scale);
     char group[64];
     snprintf(group, sizeof group, "grad_step%d", (int)u);
     if (u == 0 || (VD_REAL_IS_DOUBLE && u == g->n_step - 1))

@@ -48,6 +48,12 @@ void small_run_open(struct small_run *f, const char *name, const char *run, cons
   assert_string_equal(err.message, "");
 }
 
+void small_run_set_remote(struct small_run *f, bool remote) {
+  f->t.ops->memory_is_remote = remote;
+  vd_update_pipeline_destroy(f->t.pipeline);
+  f->t.pipeline = vd_update_pipeline_create(f->t.model, f->t.optimizer, f->t.ops);
+}
+
 void small_run_log(const struct small_run *f, char *text, size_t size) {
   char path[400];
   snprintf(path, sizeof path, "%s/log.jsonl", f->run);

@@ -46,6 +46,8 @@ static void open_run(struct small_run *f, const char *name, int updates, const v
   vd_optimizer_destroy(f->t.optimizer);
   vd_optimizer_create(&f->t.optimizer, config, f->t.model, f->t.ops, &err);
   assert_string_equal(err.message, "");
+  vd_update_pipeline_destroy(f->t.pipeline);
+  f->t.pipeline = vd_update_pipeline_create(f->t.model, f->t.optimizer, f->t.ops);
 }
 
 static vd_loss_scale scaling_of(const vd_train *t) {
@@ -133,7 +135,7 @@ static void ends_without_a_loss_scale(void **state) {
 
 static void save(vd_train *t, const char *path) {
   vd_error err = {0};
-  vd_snapshot s = {t->ctx, t->ops, t->model, t->optimizer, t->geometry.n_stream, t->writer};
+  vd_snapshot s = {t->ctx, t->ops, t->model, t->optimizer, t->geometry.n_stream, t->blocks, t->writer};
   vd_snapshot_write(&s, path, &t->progress, t->echo, vd_corpus_id(t->corpus), &err);
   vd_task_queue_wait(t->writer, &err);
   assert_string_equal(err.message, "");
@@ -141,7 +143,7 @@ static void save(vd_train *t, const char *path) {
 
 static void load(vd_train *t, const char *path) {
   vd_error err = {0};
-  vd_snapshot s = {t->ctx, t->ops, t->model, t->optimizer, t->geometry.n_stream, NULL};
+  vd_snapshot s = {t->ctx, t->ops, t->model, t->optimizer, t->geometry.n_stream, t->blocks, NULL};
   vd_snapshot_read(&s, path, &t->progress, &err);
   assert_string_equal(err.message, "");
   vd_reader_stop(t->reader);
