@@ -185,8 +185,8 @@ static int put_all(const struct image *image, hid_t file, vd_error *err) {
   return put_valid(image, file, err);
 }
 
-void vd_trace_write(void *what, vd_error *err) {
-  struct image *image = what;
+void vd_trace_write(void *captured, vd_error *err) {
+  struct image *image = captured;
   const vd_trace *t = image->trace;
   if (err->status == VD_OK) {
     vd_h5_out out = {.file = -1};

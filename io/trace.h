@@ -35,9 +35,9 @@ bool vd_trace_is_due(const vd_trace *trace, double seconds);
 /* Not collective. An image of the rows so far, for vd_trace_write(). The trace must outlive it; rows may be appended
  * meanwhile. */
 void *vd_trace_capture(vd_trace *trace);
-/* Not collective. Writes an image as the file and frees the image; may run on another thread than the one that appends,
- * images in their order. Where *err holds an error already it only frees. VD_FAILED naming the file. */
-void vd_trace_write(void *image, vd_error *err);
+/* Not collective. Writes a captured image as the file and frees it; may run on another thread than the one that
+ * appends, images in their order. Where *err holds an error already it only frees. VD_FAILED naming the file. */
+void vd_trace_write(void *captured, vd_error *err);
 /* Not collective. One line on what was set aside, or ""; borrowed. */
 const char *vd_trace_notice(const vd_trace *trace);
 /* Not collective. Writes the rows that no image holds, frees and sets *trace to NULL, also on error. NULL is allowed.
