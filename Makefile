@@ -69,7 +69,7 @@ SAY := $(if $(V),@:,@printf '  %-5s %s\n')
 Q   := $(if $(V),,@)
 C_FILES = $(wildcard src/*.[ch] src/*/*.[ch] io/*.[ch] cuda/*/*.[ch] cuda/*/*.cu cuda/*/*.cuh tests/*.[ch] tests/*/*.[ch] tests/cuda/*.cu tests/cuda/*.cuh)
 
-.PHONY: bundle cuda cuda-c gpu-tests gpu-check gpu-bench all unit math tests fuzz help deps check check-run coverage quickstart quickstart-run bench \
+.PHONY: bundle cuda cuda-c gpu-tests gpu-check gpu-bench all unit math tests fuzz help deps check check-run check-tsan coverage quickstart quickstart-run bench \
   enwik8 format lint lint-quick lint-shell install clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
@@ -192,6 +192,12 @@ check: deps ## Every test; ends with 'N passed, N failed'
 # MAKE_COMMAND: a line that names MAKE itself runs even under `make -n`.
 check-run:
 	@BUILD='$(BUILD)' PYTHON='$(PYTHON)' CC='$(CC)' MAKE='$(MAKE_COMMAND)' bash tests/run.sh $(ONLY)
+# What runs on threads of its own, under ThreadSanitizer, in a build folder of its own. Libraries are not built with it.
+TSAN := $(addprefix $(BUILD)/tsan/tests/test_,thread watchdog task_queue reader)
+check-tsan: ## ThreadSanitizer: the tests of threads, watchdog, task queue and reader (clang)
+	@$(MAKE) --no-print-directory BUILD='$(BUILD)/tsan' CC=clang CUDA=no OPT='-O1 -fno-omit-frame-pointer' CFLAGS=-fsanitize=thread $(TSAN)
+	@export OMP_NUM_THREADS=1 TSAN_OPTIONS=ignore_noninstrumented_modules=1; \
+	  for t in $(TSAN); do $$t || exit 1; done
 # Counting each line slows the program down: a build folder of its own. The counters are variables, so that the test of
 # conventions, and all else that does not run the program, stay out.
 coverage: ## Which lines the tests run, by room; ONLY=NAME runs the tests whose name contains it

@@ -78,7 +78,7 @@ run() {
 
 wanted() { [[ $1 == *"$only"* ]] && ! { [ -n "$run_only" ] && reads_only "$1"; }; }
 # Tests that do not run the release build.
-reads_only() { [[ $1 =~ ^(test_(conventions|house|words)$|sanitized-|fuzz_|format$|lint-|shellcheck$) ]]; }
+reads_only() { [[ $1 =~ ^(test_(conventions|house|words)$|sanitized-|tsan$|fuzz_|format$|lint-|shellcheck$) ]]; }
 # pool NAME COMMAND...: like run, beside the others.
 pool() {
   wanted "$1" || return 0
@@ -103,6 +103,7 @@ run build "$MAKE" -k -j"$cores" BUILD="$BUILD" all tests
 pool lint-src "$MAKE" lint-quick JOBS=1 LINT='src/%'
 pool lint-io-cuda "$MAKE" lint-quick JOBS=1 LINT='io/% cuda/%'
 pool lint-tests "$MAKE" lint-quick JOBS=1 LINT='tests/%'
+pool tsan "$MAKE" check-tsan BUILD="$BUILD"
 for t in tests/test_*.sh; do [ ! -e "$t" ] || pool "$(basename "$t" .sh)" bash "$t"; done
 for t in tests/test_*.py; do [ ! -e "$t" ] || pool "$(basename "$t" .py)" "$PYTHON" "$t"; done
 for file in tests/golden/*.h5; do

@@ -1,3 +1,4 @@
+#include "io/atomic_file.h"
 #include "src/base/signals.h"
 #include "src/comm/collectives.h"
 #include "src/train/open_checkpoint.h"
@@ -8,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 static const char line_end[] = "</s>", blanks[] = " \t\r\v\f";
 
@@ -27,8 +29,9 @@ struct generate {
   struct choice {
     double weight;
     int64_t id;
-  } * choice; /* [vocab] */
-  FILE *out;
+  } * choice;          /* [vocab] */
+  FILE *out;           /* standard output, or the temporary of `file` */
+  vd_atomic_file file; /* generate%output, where it is named */
 };
 
 /* Feeds one token; its successor's logits are left in g->logits. */
@@ -107,11 +110,24 @@ static int encode_prompt(struct generate *g, vd_error *err) {
   return VD_OK;
 }
 
-static int write_text(struct generate *g, vd_error *err) {
+/* A regular file appears whole at the end; a device or a pipe gets each symbol at once. */
+static int open_output(struct generate *g, vd_error *err) {
   const char *path = g->s->generate.output;
-  if (encode_prompt(g, err)) return err->status;
-  g->out = path[0] ? fopen(path, "w") : stdout;
-  if (!g->out) return vd_fail(err, VD_FAILED, "cannot write generate%%output = '%s': %s", path, strerror(errno));
+  struct stat there;
+  int fd = -1;
+  if (!path[0]) {
+    g->out = stdout;
+  } else if (stat(path, &there) == 0 && !S_ISREG(there.st_mode)) {
+    g->out = fopen(path, "w");
+  } else if (vd_atomic_begin(&g->file, path, err) == VD_OK && vd_atomic_create(&g->file, 0, &fd, err) == VD_OK) {
+    g->out = fdopen(fd, "w");
+  }
+  if (!g->out && err->status == VD_OK) vd_fail(err, VD_FAILED, "cannot write %s: %s", path, strerror(errno));
+  return vd_wrap(err, "generate%%output");
+}
+
+static int write_text(struct generate *g, vd_error *err) {
+  if (encode_prompt(g, err) || open_output(g, err)) return err->status;
   for (size_t i = 0; i < g->n_prompt; i++)
     if (feed(g, g->prompt[i], err) || write_symbol(g, g->prompt[i], err)) return err->status;
   for (int64_t i = 0; i < g->s->generate.tokens; i++) {
@@ -131,6 +147,8 @@ static int generate_text(struct generate *g, vd_error *err) {
   write_text(g, err);
   if (g->out && g->out != stdout && fclose(g->out) != 0)
     vd_fail(err, VD_FAILED, "cannot write %s: %s", g->s->generate.output, strerror(errno));
+  if (g->file.temporary[0] && err->status == VD_OK) vd_atomic_commit(&g->file, err);
+  vd_atomic_abandon(&g->file);
   return err->status;
 }
 

@@ -11,7 +11,7 @@
 typedef struct vd_progress {
   const char *what; /* NULL: say nothing */
   bool is_live, said;
-  time_t last;
+  double last;
 } vd_progress;
 
 /* Not collective. Starts; what == NULL says nothing ever. */

@@ -1,3 +1,4 @@
+#include "src/base/clock.h"
 #include "src/base/signals.h"
 #include "src/commands/prepare.h"
 #include "src/commands/vocabulary.h"
@@ -14,11 +15,11 @@
 enum { BUFFER = 1 << 20 };
 
 void vd_progress_start(vd_progress *p, const char *what) {
-  *p = (vd_progress){.what = what, .is_live = isatty(STDOUT_FILENO) == 1, .last = time(NULL)};
+  *p = (vd_progress){.what = what, .is_live = isatty(STDOUT_FILENO) == 1, .last = vd_clock_seconds()};
 }
 
 void vd_progress_show(vd_progress *p, double fraction) {
-  time_t now = time(NULL);
+  double now = vd_clock_seconds();
   if (!p->what || now - p->last < (p->is_live ? 1 : 30)) return;
   p->last = now;
   p->said = true;

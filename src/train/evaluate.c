@@ -1,6 +1,7 @@
 #include "src/train/evaluate.h"
 
 #include "io/reader.h"
+#include "src/base/clock.h"
 #include "src/base/signals.h"
 #include "src/comm/collectives.h"
 
@@ -114,7 +115,7 @@ static void make_nll(const vd_evaluator *e, vd_evaluation *out) {
 
 int vd_evaluator_run(vd_evaluator *e, bool want_nll, vd_evaluation *out, vd_error *err) {
   const vd_evaluate_plan *p = &e->plan;
-  double start = MPI_Wtime();
+  double start = vd_clock_seconds();
   *out = (vd_evaluation){.n_token = e->geometry.n_token};
   real *nll = NULL;
   vd_reader *reader = NULL;
@@ -138,6 +139,6 @@ int vd_evaluator_run(vd_evaluator *e, bool want_nll, vd_evaluation *out, vd_erro
   if (err->status != VD_OK) return err->status;
   out->nll = sum[0];
   out->n_target = (int64_t)sum[1];
-  out->seconds = MPI_Wtime() - start;
+  out->seconds = vd_clock_seconds() - start;
   return VD_OK;
 }

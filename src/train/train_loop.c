@@ -1,8 +1,8 @@
+#include "src/base/clock.h"
 #include "src/comm/collectives.h"
 #include "src/train/train.h"
 
 #include <math.h>
-#include <time.h>
 
 static double bpc_of(const vd_meter *m) {
   return m->nll / m->targets / log(2.0);
@@ -49,7 +49,7 @@ static void append_trace(vd_train *t, const vd_log_row *log_row) {
                       .grad_norm = t->grad_norm,
                       .tokens_per_second = m->targets / m->seconds,
                       .wall = vd_log_wall(t->log),
-                      .time = (double)time(NULL)};
+                      .time = vd_clock_date()};
   if (t->trace) vd_trace_append(t->trace, &row);
 }
 
