@@ -71,8 +71,12 @@ void vd_checkpoint_path(const char *directory, int64_t update, char *path, size_
 /* Not collective. Points DIRECTORY/checkpoints/LINK.h5 (link: "last" or "best") at update's checkpoint, which must be
  * there: a relative symbolic link, replaced atomically. */
 int vd_checkpoint_link(const char *directory, const char *link, int64_t update, vd_error *err);
+/* Not collective. VD_USAGE where DIRECTORY/checkpoints holds checkpoints under names that a run would replace or not
+ * find: last.h5 or best.h5 that is no link, or files *.h5 where there is no update-NNNNNNNN.h5. Nothing is opened. */
+int vd_checkpoint_check_names(const char *directory, vd_error *err);
 /* Not collective. Removes all but the newest `keep` (>= 1) and those that last.h5 and best.h5 name, and temporaries
- * that a killed run left. Only the rank that writes may call it, and not while it writes a checkpoint. */
+ * that a killed run left; folders and other special files stay. Only the rank that writes may call it, and not while it
+ * writes a checkpoint. */
 int vd_checkpoint_prune(const char *directory, int64_t keep, vd_error *err);
 /* Not collective. The newest checkpoint of DIRECTORY that verifies and opens, its path into path [size]; empty when
  * there is none at all. A damaged one is named in warning [warning_size] (a line each) and the one before it is taken.

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum { NAME_BYTES = 64 };
@@ -51,6 +52,13 @@ static void *grow(void *list, size_t n, size_t size) {
   return more;
 }
 
+static bool is_regular(const char *folder, const char *name) {
+  char path[1300];
+  struct stat info;
+  snprintf(path, sizeof path, "%s/%s", folder, name);
+  return stat(path, &info) == 0 && S_ISREG(info.st_mode);
+}
+
 /* Reads the folder; one that does not exist is empty. Free with forget(). */
 static int list_folder(listing *l, const char *folder, vd_error *err) {
   *l = (listing){0};
@@ -91,6 +99,38 @@ int vd_checkpoint_link(const char *directory, const char *link, int64_t update, 
   return vd_atomic_replace(&f, err);
 }
 
+int vd_checkpoint_check_names(const char *directory, vd_error *err) {
+  char folder[1024];
+  snprintf(folder, sizeof folder, "%s/checkpoints", directory);
+  static const char *const links[] = {"last.h5", "best.h5"};
+  for (int i = 0; i < 2; i++) {
+    char path[1100];
+    struct stat info;
+    snprintf(path, sizeof path, "%s/%s", folder, links[i]);
+    if (lstat(path, &info) == 0 && !S_ISLNK(info.st_mode))
+      return vd_fail(err, VD_USAGE,
+                     "%s is not the link that a run makes and would replace: name it update-NNNNNNNN.h5 by its updates "
+                     "to resume from it, give it as run%%resume, or move it away",
+                     path);
+  }
+  listing l;
+  if (list_folder(&l, folder, err)) return err->status;
+  size_t n = l.n;
+  forget(&l);
+  DIR *dir = n == 0 ? opendir(folder) : NULL;
+  for (const struct dirent *entry; dir && err->status == VD_OK && (entry = readdir(dir)) != NULL;) {
+    size_t length = strlen(entry->d_name);
+    bool h5 = length > 3 && strcmp(entry->d_name + length - 3, ".h5") == 0 && entry->d_name[0] != '.';
+    if (h5 && is_regular(folder, entry->d_name))
+      vd_fail(err, VD_USAGE,
+              "%s holds %s but no checkpoint under the name of a run's own, update-NNNNNNNN.h5: name it so, give it as "
+              "run%%resume, or move it away",
+              folder, entry->d_name);
+  }
+  if (dir) closedir(dir);
+  return err->status;
+}
+
 /* The update that the link names, -1 when there is no such link. */
 static int64_t link_target(const char *folder, const char *link) {
   char path[1100], target[1024];
@@ -117,8 +157,8 @@ int vd_checkpoint_prune(const char *directory, int64_t keep, vd_error *err) {
   if (list_folder(&l, folder, err)) return err->status;
   int64_t last = link_target(folder, "last.h5"), best = link_target(folder, "best.h5");
   for (size_t i = (size_t)keep; i < l.n && err->status == VD_OK; i++) {
-    if (l.update[i] == last || l.update[i] == best) continue;
     file_name(l.update[i], name);
+    if (l.update[i] == last || l.update[i] == best || !is_regular(folder, name)) continue;
     remove_file(folder, name, err);
   }
   for (size_t i = 0; i < l.n_temporary && err->status == VD_OK; i++) remove_file(folder, l.temporary[i], err);

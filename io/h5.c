@@ -21,6 +21,8 @@ int vd_h5_create(vd_h5 **h5, vd_error *err) {
   *h5 = NULL;
   if (H5open() < 0 || H5Eset_auto2(H5E_DEFAULT, NULL, NULL) < 0)
     return vd_fail(err, VD_FAILED, "cannot start the HDF5 library");
+  /* Nothing outside the file that a user names is read: external links stop being a kind of link. */
+  H5Lunregister(H5L_TYPE_EXTERNAL);
   vd_h5 *lock = vd_calloc(1, sizeof *lock);
   pthread_mutex_init(&lock->mutex, NULL);
   pthread_cond_init(&lock->changed, NULL);

@@ -16,7 +16,8 @@
 typedef struct vd_h5 vd_h5;
 
 /* Not collective. Creates the lock and turns HDF5's own error printing off (its innermost message is put into vd_error
- * instead). One per process. The caller frees *h5 with vd_h5_destroy(). */
+ * instead); external links of HDF5 files are not followed from now on. One per process. The caller frees *h5 with
+ * vd_h5_destroy(). */
 int vd_h5_create(vd_h5 **h5, vd_error *err);
 /* Not collective. Frees the lock; nobody may hold it. NULL is allowed. */
 void vd_h5_destroy(vd_h5 *h5);
@@ -109,6 +110,10 @@ int vd_h5_room(hid_t file, const char *path, size_t more, vd_error *err);
 int vd_h5_commit(vd_h5_out *out, vd_error *err);
 /* Not collective. Closes and removes the temporary; harmless after commit or a failed begin. */
 void vd_h5_abandon(vd_h5_out *out);
+/* Not collective. VD_FAILED where an open dataset keeps its data in other files (external storage, a virtual dataset),
+ * or in chunks of more than 64 MiB, which HDF5 would allocate whole. `path` is for the message. */
+int vd_h5_check_storage(hid_t dataset, const char *path, vd_error *err);
+
 /* Not collective. Opens a file of Viaduct's read-only and checks its kind and its format version; the caller closes
  * *file with H5Fclose() while holding the lock. kind NULL: any. Missing, truncated, foreign, of another kind, written
  * by a newer Viaduct: VD_FAILED with a message that says which; *file is -1 then. */

@@ -9,6 +9,25 @@
 
 enum { CHUNK_BYTES = 512 * 1024, SCALE_USERS = 4000 };
 
+int vd_h5_check_storage(hid_t dataset, const char *path, vd_error *err) {
+  enum { MOST_CHUNK_BYTES = 64 << 20 };
+  hid_t list = H5Dget_create_plist(dataset), type = H5Dget_type(dataset);
+  if (list < 0 || type < 0) {
+    vd_h5_fail(err, "cannot read how %s is stored", path);
+  } else if (H5Pget_layout(list) == H5D_VIRTUAL || H5Pget_external_count(list) != 0) {
+    vd_fail(err, VD_FAILED, "%s keeps its data in another file, which is not read", path);
+  } else if (H5Pget_layout(list) == H5D_CHUNKED) {
+    hsize_t chunk[H5S_MAX_RANK], bytes = H5Tget_size(type);
+    int rank = H5Pget_chunk(list, H5S_MAX_RANK, chunk);
+    for (int i = 0; i < rank && bytes <= MOST_CHUNK_BYTES; i++)
+      bytes = chunk[i] > MOST_CHUNK_BYTES ? MOST_CHUNK_BYTES + 1 : bytes * chunk[i];
+    if (rank < 1 || bytes > MOST_CHUNK_BYTES) vd_fail(err, VD_FAILED, "%s has chunks of more than 64 MiB", path);
+  }
+  if (type >= 0) H5Tclose(type);
+  if (list >= 0) H5Pclose(list);
+  return err->status;
+}
+
 static hid_t file_type(enum vd_dtype dtype) {
   switch (dtype) {
   case VD_U8:

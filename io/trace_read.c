@@ -19,15 +19,13 @@ static int open_column(hid_t file, const char *path, H5T_class_t kind, int rank,
   hsize_t shape[H5S_MAX_RANK] = {0};
   c->id = H5Dopen2(file, path, H5P_DEFAULT);
   if (c->id < 0) return vd_h5_fail(err, "there is no dataset %s", path);
-  hid_t space = H5Dget_space(c->id), type = H5Dget_type(c->id), list = H5Dget_create_plist(c->id);
-  bool here = H5Pget_layout(list) != H5D_VIRTUAL && H5Pget_external_count(list) == 0;
+  if (vd_h5_check_storage(c->id, path, err)) return err->status;
+  hid_t space = H5Dget_space(c->id), type = H5Dget_type(c->id);
   bool right = H5Tget_class(type) == kind && H5Tget_size(type) <= 8 && H5Sget_simple_extent_ndims(space) == rank;
   if (right) H5Sget_simple_extent_dims(space, shape, NULL);
-  H5Pclose(list);
   H5Tclose(type);
   H5Sclose(space);
   c->rows = shape[0];
-  if (!here) return vd_fail(err, VD_FAILED, "%s keeps its data in another file", path);
   if (!right) return vd_fail(err, VD_FAILED, "%s has another type or rank than a trace's", path);
   if (rank == 3 && (shape[1] != tail[0] || shape[2] != tail[1]))
     return vd_fail(err, VD_FAILED, "it is the trace of %llu layers and %llu heads; this run has %llu and %llu",

@@ -98,6 +98,7 @@ static int choose(vd_context *ctx, const vd_settings *s, vd_resume *r, vd_error 
                    "run%%directory, or run%%resume = 'auto' to go on",
                    directory, (long long)newest);
   }
+  if (strcmp(resume, "auto") == 0 && vd_checkpoint_check_names(directory, err)) return err->status;
   if (strcmp(resume, "auto") == 0)
     return vd_checkpoint_newest(ctx->h5, directory, r->path, sizeof r->path, r->notice, sizeof r->notice / 2, err);
   snprintf(r->path, sizeof r->path, "%s", resume);

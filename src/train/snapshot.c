@@ -4,9 +4,24 @@
 #include "src/comm/collectives.h"
 #include "src/train/snapshot_internal.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+/* Values of one tensor that a run could not have written: not finite, spans outside 0..1, negative sums of squares. */
+static int check_values(const vd_param *p, const char *group, const char *path, const real *x, vd_error *err) {
+  bool model = strcmp(group, "/model") == 0;
+  bool squares = strcmp(group, "/optimizer/adagrad_sum") == 0 || strcmp(group, "/optimizer/adam_v") == 0;
+  for (size_t i = 0; i < p->at.size; i++) {
+    if (!isfinite(x[i])) return vd_fail(err, VD_FAILED, "%s holds a value that is not finite", path);
+    if (model && p->is_span && !(x[i] >= 0 && x[i] <= 1))
+      return vd_fail(err, VD_FAILED, "%s holds the span %g, outside 0..1", path, (double)x[i]);
+    if (squares && x[i] < 0)
+      return vd_fail(err, VD_FAILED, "%s holds the negative sum of squares %g", path, (double)x[i]);
+  }
+  return VD_OK;
+}
 
 /* One arena from the file to all ranks' backend memory. c: open on rank 0. */
 static int get_arena(vd_context *ctx, vd_ops *ops, vd_model *m, vd_checkpoint *c, const char *group, real *arena,
@@ -19,7 +34,8 @@ static int get_arena(vd_context *ctx, vd_ops *ops, vd_model *m, vd_checkpoint *c
     hsize_t shape[3];
     snprintf(path, sizeof path, "%s/%s", group, p->name);
     for (int k = 0; k < p->rank; k++) shape[k] = (hsize_t)p->shape[k];
-    vd_checkpoint_get(c, path, vd_snapshot_dtype, p->rank, shape, host + p->at.offset, err);
+    if (vd_checkpoint_get(c, path, vd_snapshot_dtype, p->rank, shape, host + p->at.offset, err) == VD_OK)
+      check_values(p, group, path, host + p->at.offset, err);
   }
   if (vd_broadcast_error(ctx->comm, err) == VD_OK) {
     vd_broadcast_reals(ctx->comm, 0, host, n);
@@ -27,6 +43,23 @@ static int get_arena(vd_context *ctx, vd_ops *ops, vd_model *m, vd_checkpoint *c
   }
   free(host);
   return err->status;
+}
+
+/* A count that was written as a double; -1: it is none. */
+static int64_t count_of(double x) {
+  return x >= 0 && x <= 9007199254740992.0 && x == floor(x) ? (int64_t)x : -1;
+}
+
+/* A run could not have written values that are not finite or negative, or updates after its own. */
+static int check_statistics(const double statistic[N_STATISTIC], int64_t update, vd_error *err) {
+  for (int i = 0; i < N_STATISTIC; i++)
+    if (!isfinite(statistic[i]) || (i != LOG_NLL && i != TRACE_NLL && statistic[i] < 0))
+      return vd_fail(err, VD_FAILED, "/statistics holds %g at place %d", statistic[i], i);
+  int64_t best = count_of(statistic[BEST_UPDATE]), valid = count_of(statistic[VALID_UPDATE]);
+  if (best < 0 || best > update || valid < 0 || valid > update)
+    return vd_fail(err, VD_FAILED, "/statistics names the updates %g and %g in a checkpoint of update %lld",
+                   statistic[BEST_UPDATE], statistic[VALID_UPDATE], (long long)update);
+  return VD_OK;
 }
 
 /* /position is redundant: an update is one block. A file whose counters contradict each other, or its attribute
@@ -51,7 +84,9 @@ static void get_progress(vd_checkpoint *c, int64_t n_block, vd_progress *p, vd_e
   if (vd_checkpoint_get(c, "/position", VD_I64, 1, &n_position, position, err) ||
       check_position(c, position, n_block, err))
     return;
-  if (vd_checkpoint_get(c, "/statistics", VD_F64, 1, &n_statistic, statistic, err)) return;
+  if (vd_checkpoint_get(c, "/statistics", VD_F64, 1, &n_statistic, statistic, err) ||
+      check_statistics(statistic, position[0], err))
+    return;
   *p = (vd_progress){.update = position[0],
                      .valid_update = (int64_t)statistic[VALID_UPDATE],
                      .best_update = (int64_t)statistic[BEST_UPDATE],
@@ -65,8 +100,8 @@ static void get_scaling(vd_checkpoint *c, vd_optimizer *o, vd_error *err) {
   double value[N_SCALING];
   const hsize_t n = N_SCALING;
   if (!vd_checkpoint_has(c, "/loss_scale") || vd_checkpoint_get(c, "/loss_scale", VD_F64, 1, &n, value, err)) return;
-  if (!(value[0] > 0)) {
-    vd_fail(err, VD_FAILED, "/loss_scale is %g", value[0]);
+  if (!(value[0] > 0) || !isfinite(value[0]) || count_of(value[1]) < 0 || count_of(value[2]) < 0) {
+    vd_fail(err, VD_FAILED, "/loss_scale is %g, %g, %g", value[0], value[1], value[2]);
     return;
   }
   vd_loss_scale l = {value[0], (int64_t)value[1], (int64_t)value[2]};
@@ -84,6 +119,11 @@ static int get_memory(const vd_snapshot *s, vd_checkpoint *c, int layer, vd_erro
   if (rank != 3 || (int64_t)shape[0] != s->n_stream || (int64_t)shape[2] != d_model)
     return vd_fail(err, VD_FAILED, "%s is not of %lld streams and %lld features", path, (long long)s->n_stream,
                    (long long)d_model);
+  const vd_model_config *config = vd_model_config_of(s->model);
+  int64_t most = config->arch == VD_TRANSFORMER_XL ? config->mem_len : config->attn_span;
+  if (shape[1] > (hsize_t)most)
+    return vd_fail(err, VD_FAILED, "%s has %llu rows a stream; the settings allow %lld", path,
+                   (unsigned long long)shape[1], (long long)most);
   int64_t rows = (int64_t)shape[1], first, last;
   vd_stream_share(s->n_stream, s->ctx->rank, s->ctx->size, &first, &last);
   if (rows == 0) return vd_model_memory_put(s->model, layer, 0, 0, last - first, NULL, err);
@@ -91,8 +131,10 @@ static int get_memory(const vd_snapshot *s, vd_checkpoint *c, int layer, vd_erro
   real *buffer = vd_calloc((size_t)(step * rows * d_model), sizeof *buffer);
   for (int64_t i = first; i < last && err->status == VD_OK; i += step) {
     int64_t n = i + step < last ? step : last - i;
-    if (vd_checkpoint_get_rows(c, path, vd_snapshot_dtype, i, n, buffer, err) == VD_OK)
-      vd_model_memory_put(s->model, layer, rows, i - first, n, buffer, err);
+    if (vd_checkpoint_get_rows(c, path, vd_snapshot_dtype, i, n, buffer, err)) break;
+    for (int64_t k = 0; k < n * rows * d_model && err->status == VD_OK; k++)
+      if (!isfinite(buffer[k])) vd_fail(err, VD_FAILED, "%s holds a value that is not finite", path);
+    if (err->status == VD_OK) vd_model_memory_put(s->model, layer, rows, i - first, n, buffer, err);
   }
   free(buffer);
   return err->status;
@@ -134,7 +176,8 @@ static void read_description(vd_context *ctx, const char *path, vd_settings *set
                              int64_t *update, vd_error *err) {
   vd_checkpoint *c = NULL;
   char *echo = NULL, *id = NULL;
-  if (vd_checkpoint_open(&c, ctx->h5, path, false, err)) return;
+  /* Every command describes a checkpoint before it reads more of it: here the digest is compared. */
+  if (vd_checkpoint_open(&c, ctx->h5, path, true, err)) return;
   if (vd_checkpoint_get_text(c, "settings", &echo, err) == VD_OK &&
       vd_checkpoint_get_text(c, "corpus_id", &id, err) == VD_OK &&
       vd_checkpoint_get_i64(c, "update", update, err) == VD_OK) {
