@@ -7,16 +7,8 @@
 #include <string.h>
 
 hid_t vd_checkpoint_dataset(hid_t file, const char *path, vd_error *err) {
-  hid_t id = H5Oopen(file, path, H5P_DEFAULT);
-  if (id < 0 || H5Iget_type(id) != H5I_DATASET) {
-    if (id >= 0) H5Oclose(id);
-    vd_h5_fail(err, "there is no dataset %s", path);
-    return -1;
-  }
-  if (vd_h5_check_storage(id, path, err)) {
-    H5Oclose(id);
-    return -1;
-  }
+  hid_t id;
+  vd_h5_open_dataset(file, path, &id, err);
   return id;
 }
 

@@ -18,6 +18,7 @@ typedef struct open_shard {
 struct vd_corpus {
   vd_h5 *h5;
   char *path, *prefix, *id;
+  char *real; /* path with links followed: shards lie beside the real file */
   bool words;
   int64_t shard_tokens, n_token[VD_N_SPLIT];
   vd_vocabulary vocabulary;
@@ -29,11 +30,11 @@ static int64_t shard_length(const vd_corpus *c, int split, int64_t index) {
   return vd_shard_length(c->n_token[split], c->shard_tokens, index);
 }
 
-/* Length and element size of an open dataset of rank 1; 0 where it is anything else. */
+/* Length and element size of an open dataset of rank 1 of unsigned integers; 0 where it is anything else. */
 static int64_t length_of(hid_t dataset, size_t *size) {
   hid_t space = H5Dget_space(dataset), type = H5Dget_type(dataset);
   hsize_t n = 0;
-  if (H5Sget_simple_extent_ndims(space) == 1 && H5Tget_class(type) == H5T_INTEGER)
+  if (H5Sget_simple_extent_ndims(space) == 1 && H5Tget_class(type) == H5T_INTEGER && H5Tget_sign(type) == H5T_SGN_NONE)
     H5Sget_simple_extent_dims(space, &n, NULL);
   *size = H5Tget_size(type);
   H5Tclose(type);
@@ -58,8 +59,7 @@ static int check_shard(const vd_corpus *c, hid_t file, int split, int64_t index,
 }
 
 static int open_tokens(const vd_corpus *c, open_shard *s, vd_error *err) {
-  s->tokens = H5Dopen2(s->file, "/tokens", H5P_DEFAULT);
-  if (s->tokens < 0) return vd_h5_fail(err, "it has no tokens");
+  if (vd_h5_open_dataset(s->file, "/tokens", &s->tokens, err)) return err->status;
   size_t size, wanted = c->vocabulary.n > 256 ? 2 : 1;
   int64_t n = length_of(s->tokens, &size);
   if (n != shard_length(c, s->split, s->index) || size != wanted)
@@ -88,7 +88,7 @@ static open_shard *shard_of(vd_corpus *c, int split, int64_t index, vd_error *er
   }
   close_shard(s);
   char path[1100];
-  if (vd_shard_path(c->path, c->prefix, split, index, path, sizeof path, err)) return NULL;
+  if (vd_shard_path(c->real, c->prefix, split, index, path, sizeof path, err)) return NULL;
   s->split = split;
   s->index = index;
   s->used = c->reads;
@@ -105,8 +105,8 @@ static open_shard *shard_of(vd_corpus *c, int split, int64_t index, vd_error *er
 }
 
 static int read_whole(hid_t file, const char *path, hid_t type, hsize_t n, void *out, vd_error *err) {
-  hid_t id = H5Dopen2(file, path, H5P_DEFAULT);
-  if (id < 0) return vd_h5_fail(err, "there is no dataset %s", path);
+  hid_t id;
+  if (vd_h5_open_dataset(file, path, &id, err)) return err->status;
   hid_t space = H5Dget_space(id);
   if (H5Sget_simple_extent_npoints(space) != (hssize_t)n)
     vd_fail(err, VD_FAILED, "%s has another shape than expected", path);
@@ -118,8 +118,8 @@ static int read_whole(hid_t file, const char *path, hid_t type, hsize_t n, void 
 }
 
 static int read_vocabulary(hid_t file, vd_vocabulary *v, vd_error *err) {
-  hid_t id = H5Dopen2(file, "/vocabulary/symbol", H5P_DEFAULT);
-  if (id < 0) return vd_h5_fail(err, "there is no dataset /vocabulary/symbol");
+  hid_t id;
+  if (vd_h5_open_dataset(file, "/vocabulary/symbol", &id, err)) return err->status;
   hid_t space = H5Dget_space(id);
   hsize_t shape[2] = {0, 0};
   if (H5Sget_simple_extent_ndims(space) == 2) H5Sget_simple_extent_dims(space, shape, NULL);
@@ -147,6 +147,8 @@ static int read_index(vd_corpus *c, hid_t file, vd_error *err) {
     return err->status;
   c->words = strcmp(symbols, "words") == 0;
   free(symbols);
+  if (!c->prefix[0] || c->prefix[0] == '.' || strchr(c->prefix, '/'))
+    return vd_fail(err, VD_FAILED, "shard_prefix is '%s', no plain name of files beside the corpus", c->prefix);
   if (c->shard_tokens < 1) return vd_fail(err, VD_FAILED, "shard_tokens is %lld", (long long)c->shard_tokens);
   if (read_vocabulary(file, &c->vocabulary, err)) return err->status;
   for (int k = 0; k < VD_N_SPLIT; k++) {
@@ -179,6 +181,9 @@ int vd_corpus_open(vd_corpus **corpus, vd_h5 *h5, const char *path, vd_error *er
   c->h5 = h5;
   c->path = vd_calloc(strlen(path) + 1, 1);
   memcpy(c->path, path, strlen(path));
+  c->real = realpath(path, NULL);
+  if (!c->real) c->real = strdup(path); /* it is not there: opening it says so */
+  if (!c->real) vd_bug("no memory for a path");
   for (int i = 0; i < OPEN_SHARDS; i++) c->open[i].file = c->open[i].tokens = -1;
   bool sealed = false;
   vd_error seal = {0};
@@ -204,6 +209,7 @@ void vd_corpus_close(vd_corpus *c) {
   free(c->vocabulary.length);
   free(c->path);
   free(c->prefix);
+  free(c->real);
   free(c->id);
   free(c);
 }
@@ -238,7 +244,7 @@ static int read_part(vd_corpus *c, int split, int64_t index, hsize_t first, hsiz
   if (err->status == VD_OK) return VD_OK;
   char path[1100];
   vd_error none = {0};
-  vd_shard_path(c->path, c->prefix, split, index, path, sizeof path, &none);
+  vd_shard_path(c->real, c->prefix, split, index, path, sizeof path, &none);
   close_shard(s);
   return vd_wrap(err, "shard %s", path);
 }

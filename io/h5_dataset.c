@@ -28,6 +28,15 @@ int vd_h5_check_storage(hid_t dataset, const char *path, vd_error *err) {
   return err->status;
 }
 
+int vd_h5_open_dataset(hid_t file, const char *path, hid_t *id, vd_error *err) {
+  *id = H5Oopen(file, path, H5P_DEFAULT);
+  if (*id >= 0 && H5Iget_type(*id) == H5I_DATASET && vd_h5_check_storage(*id, path, err) == VD_OK) return VD_OK;
+  if (err->status == VD_OK) vd_h5_fail(err, "there is no dataset %s", path);
+  if (*id >= 0) H5Oclose(*id);
+  *id = -1;
+  return err->status;
+}
+
 static hid_t file_type(enum vd_dtype dtype) {
   switch (dtype) {
   case VD_U8:

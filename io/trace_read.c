@@ -17,9 +17,7 @@ struct column {
 static int open_column(hid_t file, const char *path, H5T_class_t kind, int rank, const hsize_t tail[2],
                        struct column *c, vd_error *err) {
   hsize_t shape[H5S_MAX_RANK] = {0};
-  c->id = H5Dopen2(file, path, H5P_DEFAULT);
-  if (c->id < 0) return vd_h5_fail(err, "there is no dataset %s", path);
-  if (vd_h5_check_storage(c->id, path, err)) return err->status;
+  if (vd_h5_open_dataset(file, path, &c->id, err)) return err->status;
   hid_t space = H5Dget_space(c->id), type = H5Dget_type(c->id);
   bool right = H5Tget_class(type) == kind && H5Tget_size(type) <= 8 && H5Sget_simple_extent_ndims(space) == rank;
   if (right) H5Sget_simple_extent_dims(space, shape, NULL);

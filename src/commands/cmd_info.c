@@ -56,8 +56,8 @@ static int print_head(hid_t file, const char *path, const char *kind, const char
 /* Number of rows of a dataset. */
 static int rows_of(hid_t file, const char *path, int64_t *n, vd_error *err) {
   char shape[96];
-  hid_t id = H5Dopen2(file, path, H5P_DEFAULT);
-  if (id < 0) return vd_h5_fail(err, "there is no dataset %s", path);
+  hid_t id;
+  if (vd_h5_open_dataset(file, path, &id, err)) return err->status;
   hsize_t dims[H5S_MAX_RANK] = {0};
   hid_t space = H5Dget_space(id);
   vd_info_shape(id, shape);
@@ -70,8 +70,8 @@ static int rows_of(hid_t file, const char *path, int64_t *n, vd_error *err) {
 
 /* Reads values [first, first + n) of a dataset of rank 1 as float64. */
 static int read_values(hid_t file, const char *path, int64_t first, int64_t n, double *out, vd_error *err) {
-  hid_t id = H5Dopen2(file, path, H5P_DEFAULT);
-  if (id < 0) return vd_h5_fail(err, "there is no dataset %s", path);
+  hid_t id;
+  if (vd_h5_open_dataset(file, path, &id, err)) return err->status;
   hsize_t start = (hsize_t)first, count = (hsize_t)n;
   hid_t memory = H5Screate_simple(1, &count, NULL), space = H5Dget_space(id);
   if (H5Sget_simple_extent_ndims(space) != 1 ||
@@ -193,8 +193,8 @@ static int info_corpus(vd_h5 *h5, hid_t file, const char *path, vd_error *err) {
 
 /* The spans of the last row. */
 static int print_last_spans(hid_t file, int64_t rows, vd_error *err) {
-  hid_t id = H5Dopen2(file, "/span", H5P_DEFAULT);
-  if (id < 0) return vd_h5_fail(err, "there is no dataset /span");
+  hid_t id;
+  if (vd_h5_open_dataset(file, "/span", &id, err)) return err->status;
   hsize_t shape[3] = {0}, start[3] = {(hsize_t)rows - 1, 0, 0}, count[3] = {1, 0, 0};
   hid_t space = H5Dget_space(id), memory = H5I_INVALID_HID;
   double *span = NULL;

@@ -47,8 +47,8 @@ static herr_t visit(hid_t group, const char *name, const H5L_info_t *info, void 
   if (H5Oget_info_by_name(group, name, &what, H5P_DEFAULT) < 0)
     return vd_h5_fail(w->err, "cannot read what %s/%s is", w->group, name), -1;
   if (what.type != H5O_TYPE_DATASET) return 0;
-  hid_t id = H5Dopen2(group, name, H5P_DEFAULT);
-  if (id < 0) return vd_h5_fail(w->err, "cannot open %s/%s", w->group, name), -1;
+  hid_t id;
+  if (vd_h5_open_dataset(group, name, &id, w->err)) return vd_wrap(w->err, "%s", w->group), -1;
   if (H5DSis_scale(id) <= 0) { /* dimensions are no tensors */
     char shape[96];
     int64_t n = vd_info_shape(id, shape);
@@ -79,8 +79,8 @@ static int visit_all(hid_t file, walk *w) {
 static int print_scaling(hid_t file, vd_error *err) {
   double scaling[3];
   char shape[96];
-  hid_t id = H5Dopen2(file, "/loss_scale", H5P_DEFAULT);
-  if (id < 0 || vd_info_shape(id, shape) != 3 ||
+  hid_t id;
+  if (vd_h5_open_dataset(file, "/loss_scale", &id, err) || vd_info_shape(id, shape) != 3 ||
       H5Dread(id, H5T_NATIVE_DOUBLE, H5S_ALL, H5S_ALL, H5P_DEFAULT, scaling) < 0)
     vd_h5_fail(err, "cannot read /loss_scale");
   else
@@ -93,9 +93,9 @@ static int print_place(hid_t file, vd_error *err) {
   int64_t position[3], update;
   double best;
   if (vd_h5_get_i64(file, "update", &update, err)) return err->status;
-  hid_t id = H5Dopen2(file, "/position", H5P_DEFAULT);
+  hid_t id;
   char shape[96];
-  if (id < 0 || vd_info_shape(id, shape) != 3 ||
+  if (vd_h5_open_dataset(file, "/position", &id, err) || vd_info_shape(id, shape) != 3 ||
       H5Dread(id, H5T_NATIVE_INT64, H5S_ALL, H5S_ALL, H5P_DEFAULT, position) < 0)
     vd_h5_fail(err, "cannot read /position");
   if (id >= 0) H5Dclose(id);
