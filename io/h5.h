@@ -110,21 +110,10 @@ int vd_h5_room(hid_t file, const char *path, size_t more, vd_error *err);
 int vd_h5_commit(vd_h5_out *out, vd_error *err);
 /* Not collective. Closes and removes the temporary; harmless after commit or a failed begin. */
 void vd_h5_abandon(vd_h5_out *out);
-<<<<<<< HEAD
-=======
-/* Not collective. Writes the four root attributes (see above) to a file that was created otherwise (the trace). */
-int vd_h5_stamp(hid_t file, const char *kind, vd_error *err);
-/* Not collective. fsyncs the folder that holds `path`, so that a rename there lasts. */
-int vd_sync_folder(const char *path, vd_error *err);
-/* Not collective. True when `name` (without folder) is what vd_h5_begin() calls a temporary of the file `of` (NULL: of
- * any file). */
-bool vd_is_temporary(const char *name, const char *of);
-
 /* Not collective. Opens the dataset `path` for reading, its storage checked as below: *id, which the caller closes, or
  * -1 and VD_FAILED. */
 int vd_h5_open_dataset(hid_t file, const char *path, hid_t *id, vd_error *err);
 
->>>>>>> 632ec4c (Read no dataset whose data lie elsewhere, and no signed tokens)
 /* Not collective. VD_FAILED where an open dataset keeps its data in other files (external storage, a virtual dataset),
  * or in chunks of more than 64 MiB, which HDF5 would allocate whole. `path` is for the message. */
 int vd_h5_check_storage(hid_t dataset, const char *path, vd_error *err);
