@@ -93,8 +93,8 @@ def command_lines():
 
 
 def decks():
-    case("deck missing", ["train", place.path("none.nml")], 1, "none.nml: cannot read the deck")
-    case("deck is a folder", ["train", place.folder], 1, "cannot read the deck")
+    case("deck missing", ["train", place.path("none.nml")], 2, "none.nml: cannot read the deck")
+    case("deck is a folder", ["train", place.folder], 2, "cannot read the deck")
     for name, text, message in (
             ("group without end", "&run title='x',\n", r"1\.nml:\d+:\d+: "),
             ("unknown group", "&runn title='x' /\n", "runn.*run"),

@@ -2,6 +2,8 @@
  */
 #include "src/deck/namelist.h"
 
+#include "src/deck/namelist_encoding.h"
+
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -14,6 +16,7 @@ typedef struct reader {
   vd_deck *deck;
   const char *text;
   size_t length, pos;
+  size_t string;    /* where the last string begins, behind its quote */
   int line, column; /* of text[pos] */
   size_t pool_used; /* bytes of deck->pool */
   size_t room[3];   /* of groups, assignments, values */
@@ -30,6 +33,10 @@ static int peek(const reader *r) {
 }
 static bool is_space(int c) {
   return c == ' ' || c == '\t' || c == '\n' || c == '\r';
+}
+/* A line ends with LF, CR LF or, as on old Macs and out of some spreadsheets, CR alone. */
+static bool is_line_end(int c) {
+  return c == '\n' || c == '\r';
 }
 static bool is_digit(int c) {
   return c >= '0' && c <= '9';
@@ -53,7 +60,7 @@ static vd_deck_place here(const reader *r) {
 static void advance(reader *r) {
   int c = peek(r);
   r->pos++;
-  if (c == '\n') {
+  if (c == '\n' || (c == '\r' && peek(r) != '\n')) {
     r->line++;
     r->column = 1;
   } else if ((peek(r) & 0xC0) != 0x80 || peek(r) < 0) {
@@ -65,7 +72,7 @@ static void advance(reader *r) {
 static size_t after_blank(const reader *r, size_t pos) {
   for (; is_space(at(r, pos)) || at(r, pos) == '!'; pos++)
     if (at(r, pos) == '!')
-      while (pos < r->length && at(r, pos) != '\n') pos++;
+      while (pos < r->length && !is_line_end(at(r, pos))) pos++;
   return pos < r->length ? pos : r->length;
 }
 
@@ -86,16 +93,25 @@ static int fail(reader *r, vd_deck_place place, const char *format, ...) {
   return vd_deck_fail(r->deck, place, r->err, "%s", message);
 }
 
-/* What stands at the reader's position, for messages: a word in quotes, "the end of the file" and so on. */
+/* vd_lookalike of the character at pos; NULL in the middle of a character. */
+static const char *lookalike_at(const reader *r, size_t pos) {
+  bool inside = pos > 0 && (at(r, pos) & 0xC0) == 0x80 && at(r, pos - 1) >= 0x80;
+  return inside ? NULL : vd_lookalike(r->text + pos, r->length - pos);
+}
+
+/* What stands at the reader's position, for messages: a word in quotes, "the end of the text" and so on. */
 static const char *found(const reader *r, char out[64]) {
   int c = peek(r);
   size_t n = 0;
   if (c < 0) return "the end of the text";
+  const char *lookalike = lookalike_at(r, r->pos);
+  if (lookalike) return lookalike;
   while (n < 30 && !is_end(at(r, r->pos + n)) && at(r, r->pos + n) >= 32 && at(r, r->pos + n) != 127) n++;
   if (n == 0 && (c < 32 || c == 127)) {
     snprintf(out, 64, "the control character %d", c);
   } else {
     if (n == 0) n = 1;
+    while (n > 1 && (at(r, r->pos + n) & 0xC0) == 0x80 && at(r, r->pos + n) >= 0) n--; /* no half of a character */
     snprintf(out, 64, "\"%.*s\"", (int)n, r->text + r->pos);
   }
   return out;
@@ -145,7 +161,7 @@ static bool is_assignment(const reader *r, size_t pos) {
   if (end == pos) return false;
   if (at(r, end) == '(') {
     do end++; /* stopping at a second parenthesis keeps this linear in the length of the text */
-    while (end < r->length && at(r, end) != ')' && at(r, end) != '(' && at(r, end) != '\n');
+    while (end < r->length && at(r, end) != ')' && at(r, end) != '(' && !is_line_end(at(r, end)));
     if (at(r, end) != ')') return false;
     end++;
   }
@@ -205,6 +221,16 @@ static int parse_subscript(reader *r, vd_deck_assignment *a) {
 
 /* ---- values ---- */
 
+/* A quote of a word processor does not close a string: where one stands in its first line it is named. */
+static int fail_unclosed(reader *r, vd_deck_place open, int quote) {
+  for (r->pos = r->string; r->pos < r->length && !is_line_end(peek(r)); advance(r)) {
+    const char *lookalike = lookalike_at(r, r->pos);
+    if (lookalike && strstr(lookalike, "quote"))
+      return fail(r, open, "the string that begins here has no closing %c: in it stands %s", quote, lookalike);
+  }
+  return fail(r, open, "the string that begins here has no closing %c", quote);
+}
+
 /* A quoted string: a doubled quote stands for one, and a line's end inside it is dropped, as gfortran does. */
 static int parse_string(reader *r, vd_deck_value *v) {
   vd_deck_place open = here(r);
@@ -212,15 +238,16 @@ static int parse_string(reader *r, vd_deck_value *v) {
   char *out = r->deck->pool + r->pool_used, word[64];
   size_t n = 0;
   advance(r);
+  r->string = r->pos;
   while ((c = peek(r)) >= 0) {
     advance(r);
     if (c == quote) {
       if (peek(r) != quote) break;
       advance(r);
     }
-    if (c != '\n' && c != '\r') out[n++] = (char)c;
+    if (!is_line_end(c)) out[n++] = (char)c;
   }
-  if (c < 0) return fail(r, open, "the string that begins here has no closing %c", quote);
+  if (c < 0) return fail_unclosed(r, open, quote);
   if (!is_end(peek(r)))
     return fail(r, here(r), "expected a separator after the string, found %s (a quote inside a string is doubled)",
                 found(r, word));
@@ -238,8 +265,10 @@ static int parse_word(reader *r, vd_deck_value *v) {
   int c;
   while (!is_end(c = at(r, end))) {
     char word[64];
-    if (c == '\'' || c == '"' || c == '=' || c == '&' || c == '$' || c < 32 || c == 127) {
+    bool lookalike = lookalike_at(r, end) != NULL;
+    if (c == '\'' || c == '"' || c == '=' || c == '&' || c == '$' || c < 32 || c == 127 || lookalike) {
       skip_to(r, end);
+      if (lookalike) return fail(r, here(r), "in a value stands %s", found(r, word));
       return fail(r, here(r), "%s in the middle of a value", found(r, word));
     }
     end++;
@@ -374,13 +403,20 @@ static int parse_group(reader *r) {
 
 static int parse_deck(reader *r) {
   char word[64];
+  const char *encoding = vd_encoding_of(r->text, r->length);
+  if (encoding)
+    return fail(r, here(r), "this is %s text: save the deck as UTF-8 or ASCII (iconv -f %s -t UTF-8)", encoding,
+                encoding);
   if (r->length >= 3 && memcmp(r->text, "\xEF\xBB\xBF", 3) == 0) r->pos = 3; /* the mark that some editors leave */
   for (;;) {
     skip_blank(r);
     if (peek(r) < 0) return VD_OK;
-    if (peek(r) != '&' && peek(r) != '$')
+    if (peek(r) != '&' && peek(r) != '$') {
+      const char *lookalike = lookalike_at(r, r->pos);
+      if (lookalike) return fail(r, here(r), "outside of any group stands %s", lookalike);
       return fail(r, here(r), "%s outside of any group: a group begins with &NAME and ends with /, a comment with !",
                   found(r, word));
+    }
     if (parse_group(r)) return r->err->status;
   }
 }
@@ -405,12 +441,13 @@ int vd_deck_read(vd_deck **deck, const char *path, vd_error *err) {
   *deck = NULL;
   errno = 0;
   FILE *f = fopen(path, "rb");
-  if (!f) return vd_fail(err, VD_FAILED, "%s: cannot read the deck: %s", path, strerror(errno));
+  if (!f) return vd_fail(err, VD_USAGE, "%s: cannot read the deck: %s", path, strerror(errno));
   char *text = vd_calloc(DECK_BYTES + 1, 1);
   size_t n = fread(text, 1, DECK_BYTES + 1, f);
   int status = VD_OK;
   if (ferror(f))
-    status = vd_fail(err, VD_FAILED, "%s: cannot read the deck: %s", path, strerror(errno));
+    status =
+        vd_fail(err, errno == EISDIR ? VD_USAGE : VD_FAILED, "%s: cannot read the deck: %s", path, strerror(errno));
   else if (n > DECK_BYTES)
     status = vd_fail(err, VD_USAGE, "%s: this is no deck: it is larger than %d bytes", path, DECK_BYTES);
   else

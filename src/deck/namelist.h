@@ -59,8 +59,8 @@ typedef struct vd_deck {
 int vd_deck_parse(vd_deck **deck, const char *text, size_t length, const char *origin, vd_deck_place start,
                   vd_error *err);
 
-/* Not collective. Reads the file `path` (at most 1 MiB) and parses it, as vd_deck_parse. VD_FAILED: it cannot be read.
- */
+/* Not collective. Reads the file `path` (at most 1 MiB) and parses it, as vd_deck_parse. VD_USAGE also where there is
+ * no such file, or none that may be opened; VD_FAILED: it cannot be read. */
 int vd_deck_read(vd_deck **deck, const char *path, vd_error *err);
 
 /* Not collective. Frees a deck; NULL is allowed. */

@@ -1,6 +1,11 @@
-/* Every variable of a deck, in one struct. settings_table.c holds ONE row for each: group, name, type, default,
- * allowed range or choices, unit, documentation; parsing, checks, `viaduct input`, doc/INPUT.md and the echo in
- * every output file come from that table. */
+/* The main header of src/deck/: a deck becomes settings.
+ *
+ * A deck (a Fortran namelist file, or the settings stored in a checkpoint) and the --set arguments come in; one
+ * vd_settings, checked, goes out, with its choices as enums of base/choices.h. The parser (namelist*.c) knows nothing
+ * of Viaduct. settings_table.c holds one row for each variable: group, name, type, default, allowed range or choices,
+ * unit, documentation. Reading and checking (settings.c), the rules between variables (settings_rules.c), the echo in
+ * every output file (settings_text.c), `viaduct input` and doc/INPUT.md (settings_doc.c) work from these rows.
+ * Nothing here is collective: main broadcasts what rank 0 reads. Errors are VD_USAGE and name their place. */
 #ifndef VD_SETTINGS_H
 #define VD_SETTINGS_H
 

@@ -32,7 +32,7 @@ static void help_variable(const vd_variable *v, FILE *out) {
   wrapped(out, 4, v->doc);
   fprintf(out, "    allowed: %s\n", allowed);
   if (*v->unit) fprintf(out, "    unit: %s\n", v->unit);
-  if (*v->flag) fprintf(out, "    in the tutorial: %s\n", v->flag);
+  if (*v->flag) fprintf(out, "    fairseq's flag: %s\n", v->flag);
 }
 
 static void help_group(const vd_group_row *g, FILE *out) {
@@ -87,6 +87,11 @@ static const char *const preface[] = {
     "prints the same in a terminal, `viaduct input GROUP%NAME` one variable. input/ holds commented decks for every",
     "command.",
     "",
+    "Where a variable has a counterpart in fairseq, its flag is named: of the example",
+    "[adaptive_span](https://github.com/facebookresearch/fairseq/tree/main/examples/adaptive_span), or of fairseq's "
+    "own",
+    "command line.",
+    "",
     "## How a deck is written",
     "",
     "A deck is a Fortran namelist file:",
@@ -105,6 +110,8 @@ static const char *const preface[] = {
     "- Values are separated by blanks, line ends, `,` or `;`. Nothing between two separators is a null value, which",
     "  leaves the variable as it was. `r*c` stands for r times the value c, `r*` for r nulls. Arrays (none of",
     "  Viaduct's variables is one today) take elements `a(3) = 1, 2, 3` and sections `a(1:6:2) = ...`.",
+    "- A line ends with LF, CR LF or CR. The text is UTF-8 or ASCII, with or without a byte order mark. UTF-16 and",
+    "  typographic quotes outside of strings are refused by name.",
     "- Paths are relative to the working directory of the program, not to the deck.",
     "- `--set GROUP%NAME=VALUE` on the command line overrules the deck, and the last `--set` of a variable wins. VALUE",
     "  is written as in a deck, but a string may come without its quotes, since shells eat them:",
@@ -116,7 +123,8 @@ static const char *const preface[] = {
     "## Where Viaduct differs from gfortran",
     "",
     "What this reader accepts, gfortran accepts too, with the same values, but for this: a comment may stand wherever",
-    "a blank may; a comma may begin a line; the last line needs no end. In lists of several values gfortran 12",
+    "a blank may; a comma may begin a line; the last line needs no end; a comment ends with a CR too, where gfortran",
+    "skips all up to the next LF without a word. In lists of several values gfortran 12",
     "stumbles over such commas and comments, and over true and false without their dots. This reader refuses some of",
     "what gfortran lets pass, because it is more often a slip than meant:",
     "",
@@ -151,7 +159,7 @@ static void markdown_variable(const vd_variable *v, FILE *out) {
   cell(out, text);
   cell(out, v->unit);
   fprintf(out, "%s", v->doc);
-  if (*v->flag) fprintf(out, " In the tutorial: `%s`.", v->flag);
+  if (*v->flag) fprintf(out, " Fairseq's flag: `%s`.", v->flag);
   fprintf(out, " |\n");
 }
 

@@ -23,17 +23,17 @@
 /* clang-format on */
 
 const vd_group_row vd_groups[] = {
-    {"run", "The run as a whole: where it writes, how long it goes on, how it begins."},
+    {"run", "The run as a whole: its folder, its length, and whether it resumes."},
     {"data", "The corpus, and how it is cut into streams and blocks."},
     {"model", "The architecture and its sizes."},
     {"span", "How far back a head looks: the adaptive span of arXiv 1905.07799."},
-    {"memory", "What Transformer-XL remembers of the tokens before a block (arXiv 1901.02860). `viaduct eval` may set "
-               "other values than the model was trained with."},
-    {"optimizer", "How parameters follow their gradients."},
+    {"memory", "The memory of Transformer-XL (arXiv 1901.02860): hidden states of the tokens before a block. `viaduct "
+               "eval` may set other values than the model was trained with."},
+    {"optimizer", "The optimizer, gradient clipping and the learning-rate schedule."},
     {"valid", "Validation while training."},
     {"checkpoint", "Checkpoints while training, in checkpoints/ of run%directory."},
     {"trace", "The trace of a training run, trace.h5 in run%directory."},
-    {"device", "What computes, in which precision, and how ranks exchange gradients."},
+    {"device", "The backend, its precision, and how gradients are all-reduced over ranks."},
     {"eval", "Used by `viaduct eval`: bits per character of a split."},
     {"generate", "Used by `viaduct generate`: text from a trained model."},
     {"prepare", "Used by `viaduct prepare`: raw bytes or texts become a corpus, written to data%path."},
@@ -43,21 +43,18 @@ const size_t vd_n_groups = sizeof vd_groups / sizeof *vd_groups;
 const vd_variable vd_variables[] = {
     STRING(run, title, "''", "",
            "Free text that goes into every file the run writes, and into the titles of pictures."),
-    STRING(
-        run, directory, "'runs/default'", "--save-dir",
-        "Folder for everything that a run writes (log.jsonl, trace.h5, checkpoints/); made when missing. Relative to "
-        "the working directory."),
+    STRING(run, directory, "'runs/default'", "--save-dir",
+           "Folder for everything that a run writes (log.jsonl, trace.h5, checkpoints/); made when missing. Relative "
+           "to the working directory."),
+    INTEGER(run, seed, "1", 0, 9007199254740992.0, "", "--seed",
+            "Seed of the initial parameters, of dropout and of sampling. Random numbers depend on the seed and on "
+            "global positions only, never on the number of ranks."),
     INTEGER(
-        run, seed, "1", 0, 9007199254740992.0, "", "--seed",
-        "Seed of the initial parameters, of dropout and of sampling. Random numbers depend on the seed and on global "
-        "positions only, never on the number of ranks."),
-    INTEGER(run, max_updates, "0", 0, 1e15, "updates", "--max-update",
-            "Training ends after this many updates, counted from the very first one, also when a run was resumed. "
-            "`viaduct train` needs at least 1."),
-    STRING(
-        run, resume, "'auto'", "--restore-file",
-        "'auto': go on from the newest whole checkpoint in run%directory, or start anew where there is none; 'never': "
-        "start anew; anything else: the path of a checkpoint to go on from."),
+        run, max_updates, "0", 0, 1e15, "updates", "--max-update",
+        "Training ends after this many updates. Updates before a resumption count. `viaduct train` needs at least 1."),
+    STRING(run, resume, "'auto'", "--restore-file",
+           "'auto': resume from the newest whole checkpoint in run%directory, or start a new run where there is none; "
+           "'never': start a new run; anything else: the path of the checkpoint to resume from."),
     INTEGER(run, log_interval, "25", 1, 1e15, "updates", "--log-interval",
             "Updates between two lines of log.jsonl and of the progress report."),
 
@@ -84,29 +81,25 @@ const vd_variable vd_variables[] = {
     INTEGER(model, d_head, "0", 0, 65536, "", "",
             "Width of a head. 0: d_model / n_head, which it must be in 'adaptive_span'."),
     INTEGER(model, d_inner, "2048", 1, 1048576, "", "--d-inner", "Hidden units of the feed-forward part of a layer."),
-    REAL(
-        model, dropout, "0.0", 0, false, 0.99, false, "", "--dropout",
-        "Probability that a hidden unit of the feed-forward part, or an attention weight, is set to zero in training. "
-        "In "
-        "'transformer_xl': that an element of the embedding, of the encodings of distances, of a layer's two branches, "
-        "of their hidden units or of the last layer's output is."),
+    REAL(model, dropout, "0.0", 0, false, 0.99, false, "", "--dropout",
+         "Probability that a hidden unit of the feed-forward part, or an attention weight, is set to zero in training. "
+         "In 'transformer_xl': that an element of the embedding, of the sinusoidal position encodings, of a layer's "
+         "two branches, of their hidden units or of the last layer's output is set to zero."),
     REAL(model, emb_dropout, "0.0", 0, false, 0.99, false, "", "--emb-dropout",
-         "The same for the elements of the embedding, in 'adaptive_span'."),
+         "Dropout probability of the elements of the embedding, in 'adaptive_span'."),
     REAL(model, dropatt, "0.0", 0, false, 0.99, false, "", "--dropatt",
-         "The same for attention weights, in 'transformer_xl'."),
+         "Dropout probability of attention weights, in 'transformer_xl'."),
     LOGICAL(model, untie_r, ".true.", "",
             "In 'transformer_xl', .true.: each layer has its own biases of content and position; .false.: all layers "
             "share one pair."),
     CHOICE(model, init, "'published'", "published fairseq", "",
            "Initial parameters. 'published': embedding N(0,1), linear weights and biases uniform in +-1/sqrt(fan in). "
            "'fairseq': as fairseq's adaptive_span example does, embedding with standard deviation 1/sqrt(d_model), "
-           "attention "
-           "Xavier normal, feed-forward Xavier uniform, the rest as 'published'. In 'transformer_xl' both mean N(0, "
-           "0.02), "
-           "N(1, 0.02) for the weights of layer norms, and zero biases."),
+           "attention Xavier normal, feed-forward Xavier uniform, the rest as 'published'. In 'transformer_xl' both "
+           "mean N(0, 0.02), N(1, 0.02) for the weights of layer norms, and zero biases."),
 
     INTEGER(span, attn_span, "8192", 1, 16777216, "tokens", "--attn-span",
-            "The longest span that a head can learn. A token attends to at most so many tokens before it."),
+            "The longest span that a head can learn. A token attends to at most this many tokens before it."),
     INTEGER(span, ramp, "32", 1, 16777216, "tokens", "--adapt-span-ramp",
             "Length of the soft edge of the mask, over which attention falls from full to none."),
     REAL(span, init, "0.0", 0, false, 1, false, "fraction of attn_span", "--adapt-span-init",
@@ -121,9 +114,10 @@ const vd_variable vd_variables[] = {
            "'trimmed': normalised over the layer's window before the mask, as in fairseq's adaptive_span example."),
 
     INTEGER(memory, mem_len, "512", 0, 16777216, "tokens", "--mem-len",
-            "Tokens that each layer remembers of those before the block. The memory begins empty."),
+            "Tokens before the block whose hidden states each layer keeps. The memory begins empty."),
     INTEGER(memory, clamp_len, "0", -1, 16777216, "tokens", "--clamp-len",
-            "Greatest distance that is told apart: farther tokens look as if they were so far. 0 or -1: no bound."),
+            "Largest distance that position encodings distinguish: greater distances are clamped to it. 0 or -1: no "
+            "clamp."),
     LOGICAL(memory, same_length, ".false.", "--same-length",
             ".true.: every token sees mem_len tokens at most, itself included; .false.: a block's last token sees more "
             "than its first."),
@@ -135,89 +129,85 @@ const vd_variable vd_variables[] = {
     REAL(optimizer, min_lr, "0.0", 0, false, NONE, true, "", "--min-lr",
          "Learning rate at the end of schedule = 'cosine'."),
     REAL(optimizer, eps, "0.0", 0, false, NONE, true, "", "--adam-eps",
-         "Added to the root of Adagrad's accumulator or Adam's second moment, against division by zero. 0: 1e-10 for "
-         "'adagrad', 1e-8 for 'adam'."),
+         "Added to the square root of Adagrad's accumulator or Adam's second moment, against division by zero. 0: "
+         "1e-10 for 'adagrad', 1e-8 for 'adam'."),
     REAL(optimizer, beta1, "0.9", 0, false, 1, true, "", "--adam-betas", "Decay of Adam's mean gradient."),
     REAL(optimizer, beta2, "0.999", 0, false, 1, true, "", "--adam-betas", "Decay of Adam's mean squared gradient."),
     CHOICE(optimizer, schedule, "'constant'", "constant cosine", "--lr-scheduler",
-           "Learning rate after the warmup: 'constant' (fairseq's fixed), or 'cosine': half a turn from lr down to "
+           "Learning rate after the warmup: 'constant' (fairseq's fixed), or 'cosine': half a cosine from lr down to "
            "min_lr at run%max_updates."),
     INTEGER(optimizer, warmup_updates, "0", 0, 1e15, "updates", "--warmup-updates",
-            "The learning rate rises linearly from zero to lr over so many updates. 0: no warmup."),
+            "The learning rate rises linearly from zero to lr over this many updates. 0: no warmup."),
     REAL(optimizer, clip_step, "0.0", 0, false, NONE, true, "gradient norm", "--adagrad-clip",
          "With 'adagrad': a tensor whose gradient norm exceeds this takes a step scaled down by clip_step / norm; the "
-         "accumulator sees "
-         "the whole gradient. 0: off."),
+         "accumulator sees the whole gradient. 0: off."),
     REAL(optimizer, clip_norm, "0.0", 0, false, NONE, true, "gradient norm", "--clip-norm",
          "The gradient of all parameters together is scaled down to this norm where it exceeds it. 0: off."),
 
     INTEGER(valid, interval, "1000", 0, 1e15, "updates", "--validate-interval-updates",
             "Updates between two validations. 0: never."),
     INTEGER(valid, streams, "32", 1, 1048576, "streams", "--batch-size-valid",
-            "Streams that the split is cut into, shared out over the ranks. Fewer streams mean fewer tokens that are "
-            "predicted with little memory behind them, and more time."),
-    INTEGER(valid, max_blocks, "0", 0, 1e15, "blocks", "",
-            "Validation ends after this many blocks of data%tokens_per_sample tokens of each stream. 0: the whole "
-            "split."),
+            "Streams that the split is cut into, shared out over the ranks. With fewer streams fewer tokens are "
+            "predicted with little context, and validation takes longer."),
+    INTEGER(
+        valid, max_blocks, "0", 0, 1e15, "blocks", "",
+        "Validation ends after this many blocks of data%tokens_per_sample tokens of each stream. 0: the whole split."),
     CHOICE(valid, split, "'valid'", "train valid test", "--valid-subset", "The split that validation reads."),
 
     INTEGER(checkpoint, interval, "1000", 1, 1e15, "updates", "--save-interval-updates",
             "Updates between two checkpoints. One more is written at the end, and one when the run is stopped by a "
             "signal."),
     INTEGER(checkpoint, keep, "3", 1, 1e15, "files", "--keep-interval-updates",
-            "So many of the newest checkpoints are kept, and the best one besides."),
+            "This many of the newest checkpoints are kept, and the best one besides."),
 
     INTEGER(trace, interval, "25", 1, 1e15, "updates", "",
             "Updates between two rows of the trace (span of every head, bpc, learning rate, speed)."),
     REAL(trace, max_age, "30.0", 0, false, 1e9, false, "s", "",
-         "trace.h5 is written anew, beside the loop, when it lacks rows and is at least this old, before every "
-         "checkpoint and at the end. Between two writes rows are in memory only."),
+         "Seconds between two writes of trace.h5, at least, while rows are missing from it. It is also written before "
+         "every checkpoint and at the end. The writer thread writes it; rows that are not yet written are in memory "
+         "only."),
 
     CHOICE(device, backend, "'auto'", "auto cpu cuda", "",
-           "What computes. 'cpu': OpenBLAS and OpenMP. 'cuda': a GPU, one rank on each. 'auto': the GPU where there is "
+           "The backend. 'cpu': OpenBLAS and OpenMP. 'cuda': a GPU, one rank on each. 'auto': the GPU where there is "
            "one that can be used, else the CPU."),
-    CHOICE(device, precision, "'auto'", "auto fp32 bf16 fp16", "--fp16",
-           "Type of activations and of the operands of matrix products; parameters, sums and statistics are 'fp32' "
-           "always. 'auto': 'bf16' on a GPU, 'fp32' on a CPU, which knows no other. 'fp16' scales its losses."),
     CHOICE(
-        device, comm, "'auto'", "auto nccl mpi", "--ddp-backend",
-        "How gradients are summed over ranks. 'nccl': by NCCL, between GPUs while backward still runs; every rank "
-        "needs a GPU of its own, and the loader must find libnccl.so.2. 'mpi': MPI_Allreduce after backward, through "
-        "host memory where GPUs compute. 'auto': 'nccl' where it can be had and there are several ranks, else 'mpi'."),
-    INTEGER(
-        device, bucket_bytes, "25000000", 4096, 1e12, "bytes", "--bucket-cap-mb",
-        "With 'nccl' gradients of so many bytes, or a layer where it has more, are summed at once while backward goes "
-        "on; with 'mpi' on GPUs so many pass through host memory at once."),
+        device, precision, "'auto'", "auto fp32 bf16 fp16", "--fp16",
+        "Type of activations and of the operands of matrix products; parameters, reductions and statistics are always "
+        "'fp32'. 'auto': 'bf16' on a GPU, 'fp32' on a CPU, which supports no other. 'fp16' uses loss scaling."),
+    CHOICE(device, comm, "'auto'", "auto nccl mpi", "--ddp-backend",
+           "How gradients are all-reduced over ranks. 'nccl': by NCCL, between GPUs, overlapped with backward; every "
+           "rank needs a GPU of its own, and the loader must find libnccl.so.2. 'mpi': MPI_Allreduce after backward, "
+           "through host memory where GPUs compute. 'auto': 'nccl' where it is available and there are several ranks, "
+           "else 'mpi'."),
+    INTEGER(device, bucket_bytes, "25000000", 4096, 1e12, "bytes", "--bucket-cap-mb",
+            "With 'nccl': size of a gradient bucket, at least one layer; each bucket is all-reduced as soon as "
+            "backward has filled it. With 'mpi' on GPUs: bytes that pass through host memory at a time."),
     REAL(device, timeout, "300.0", 0, false, NONE, true, "s", "",
-         "With several ranks: a run ends where a rank waits longer than this for the others in an update, because one "
-         "of "
-         "them hangs or has died. 0: it waits for ever."),
+         "With several ranks: the watchdog ends the run when a rank waits longer than this for the others in an "
+         "update, because one of them hangs or has died. 0: no limit."),
     STRING(device, timeline, "''", "",
-           "File for the times at which gradients were ready and their sums began and ended, in the updates 11 to 20 "
-           "after the start of the program: JSON lines, of rank 0 (doc/FILES.md). '': none."),
-    REAL(
-        device, loss_scale, "128.0", 1e-4, false, 1e9, false, "", "--fp16-init-scale",
-        "Precision 'fp16' only: gradients are computed of the loss times this, so that small ones are not lost. It is "
-        "halved after an update whose loss or gradients are not finite, which is skipped but counts as an update, and "
-        "doubled after device%loss_scale_window updates without one; below 0.0001 the run ends. A run that goes on has "
-        "that of its checkpoint."),
+           "File for the times at which gradients were ready and their all-reduces began and ended, in updates 11 to "
+           "20 after the start of the program: JSON lines, of rank 0 (doc/FILES.md). '': none."),
+    REAL(device, loss_scale, "128.0", 1e-4, false, 1e9, false, "", "--fp16-init-scale",
+         "Precision 'fp16' only: the first loss scale. The loss is multiplied by it before backward, so that small "
+         "gradients do not underflow. It is halved after an update whose loss or gradients are not finite, which is "
+         "skipped but counts as an update, and doubled after device%loss_scale_window updates without one; below "
+         "0.0001 the run ends. A resumed run takes the loss scale of its checkpoint."),
     INTEGER(device, loss_scale_window, "2000", 1, 1e9, "updates", "--fp16-scale-window",
             "Precision 'fp16' only: updates without overflow after which the loss scale is doubled."),
-    INTEGER(
-        device, threads, "0", 0, 4096, "threads", "",
-        "OpenMP threads of a rank. 0: as OMP_NUM_THREADS says, and without it the cores of the node shared out over "
-        "its ranks."),
+    INTEGER(device, threads, "0", 0, 4096, "threads", "",
+            "OpenMP threads of a rank. 0: as OMP_NUM_THREADS says, and without it the cores of the node shared out "
+            "over its ranks."),
 
     STRING(eval, checkpoint, "''", "--path", "The checkpoint to evaluate. '': best.h5 of run%directory, else last.h5."),
     CHOICE(eval, split, "'test'", "train valid test", "--gen-subset", "The split to evaluate."),
     INTEGER(eval, streams, "8", 1, 1048576, "streams", "--batch-size",
             "Streams that the split is cut into, shared out over the ranks. Every token is predicted once whatever the "
-            "number; only the first tokens of each stream have little memory behind them."),
+            "number; only the first tokens of each stream are predicted with little context."),
     INTEGER(eval, tokens_per_sample, "512", 1, 1048576, "tokens", "--tokens-per-sample",
             "Length of a block in evaluation; the memory carries over from block to block."),
     INTEGER(eval, max_blocks, "0", 0, 1e15, "blocks", "",
-            "Evaluation ends after so many blocks of each stream. 0: the "
-            "whole split."),
+            "Evaluation ends after this many blocks of each stream. 0: the whole split."),
     STRING(eval, nll_file, "''", "", "HDF5 file for the negative log likelihood of every token, in nats. '': none."),
 
     STRING(generate, checkpoint, "''", "--path",
@@ -225,18 +215,17 @@ const vd_variable vd_variables[] = {
     STRING(generate, prompt, "''", "", "The text that is continued, in symbols of the corpus's vocabulary."),
     INTEGER(generate, tokens, "512", 1, 1e15, "tokens", "", "How many tokens to generate."),
     REAL(generate, temperature, "1.0", 0, true, NONE, true, "", "--temperature",
-         "Logits are divided by this before sampling: below 1 more likely symbols, above 1 more surprising ones."),
+         "Logits are divided by this before sampling: below 1 favours likely symbols, above 1 unlikely ones."),
     INTEGER(generate, top_k, "0", 0, 16777216, "symbols", "--sampling-topk",
-            "Only the so many most likely symbols are drawn from. 0: all of them; 1: always the most likely one."),
+            "Only this many most likely symbols are sampled from. 0: all of them; 1: always the most likely one."),
     STRING(generate, output, "''", "", "File for the text. '': standard output."),
 
-    STRING(
-        prepare, source, "''", "",
-        "A file of raw bytes, plain or .zip, .gz, .xz; each byte is a token, and the splits are consecutive parts of "
-        "it. Instead of the three texts below."),
+    STRING(prepare, source, "''", "",
+           "A file of raw bytes, plain or .zip, .gz, .xz; each byte is a token, and the splits are consecutive parts "
+           "of it. Instead of the three texts below."),
     STRING(prepare, train_text, "''", "--trainpref",
-           "Pre-tokenised text of the training split, symbols with blanks between, as fairseq's preprocessing "
-           "leaves it. Given together with valid_text and test_text."),
+           "Pre-tokenised text of the training split, symbols with blanks between, as fairseq's preprocessing leaves "
+           "it. Given together with valid_text and test_text."),
     STRING(prepare, valid_text, "''", "--validpref", "The same for the validation split."),
     STRING(prepare, test_text, "''", "--testpref", "The same for the test split."),
     REAL(prepare, train, "90e6", 0, true, 1e15, false, "tokens, or fraction of the source below 1", "",

@@ -67,6 +67,28 @@ static void test_strings(void **state) {
   vd_deck_free(d);
 }
 
+/* CR alone, as LF and CR LF, ends a line and a comment. */
+static void test_line_ends(void **state) {
+  (void)state;
+  static const char *const ends[] = {"\n", "\r\n", "\r"};
+  for (size_t i = 0; i < 3; i++) {
+    char text[128];
+    snprintf(text, sizeof text, "! head%s&g a=1 ! c%s  b='x%sy'%s c=3 /! tail%s&h d=4 /", ends[i], ends[i], ends[i],
+             ends[i], ends[i]);
+    vd_deck *d = parse(text);
+    assert_int_equal(d->n_group, 2);
+    assert_int_equal(d->n_assignment, 4);
+    assert_int_equal(d->groups[0].at.line, 2);
+    assert_int_equal(d->assignments[1].at.line, 3);
+    assert_int_equal(d->assignments[1].at.column, 3);
+    assert_string_equal(d->values[1].text, "xy");
+    assert_int_equal(d->assignments[2].at.line, 5);
+    assert_int_equal(d->assignments[2].at.column, 2);
+    assert_int_equal(d->groups[1].at.line, 6);
+    vd_deck_free(d);
+  }
+}
+
 static void test_resolve(void **state) {
   (void)state;
   vd_deck *d = parse("&g a(2)=1,,3 a(6:5:-1)=4,5 b=7 c=, /");
@@ -149,6 +171,44 @@ static void test_messages(void **state) {
   expect_message("&g a=3\0 /", 9, "t.nml:1:7: the control character 0 in the middle of a value");
 }
 
+/* What word processors and other encodings leave is named for what it is. */
+static void test_encodings(void **state) {
+  (void)state;
+  static const char utf16[] =
+      "t.nml:1:1: this is UTF-16 text: save the deck as UTF-8 or ASCII (iconv -f UTF-16 -t UTF-8)";
+  expect_message("\xFF\xFE&\0g\0 \0/\0", 10, utf16);
+  expect_message("\xFE\xFF\0&\0g\0 \0/", 10, utf16);
+  expect_message("&\0g\0 \0/\0", 8, utf16);
+  expect_message("\0&\0g\0 \0/", 8, utf16);
+  expect_message("\xFF\xFE\0\0&\0\0\0", 8,
+                 "t.nml:1:1: this is UTF-32 text: save the deck as UTF-8 or ASCII (iconv -f UTF-32 -t UTF-8)");
+  static const char *const cases[][2] = {
+      {"&g a=\xE2\x80\x9Cx y\xE2\x80\x9D /",
+       "t.nml:1:6: in a value stands U+201C, a typographic quote; a deck's strings stand in ' or \""},
+      {"&g a=\xE2\x80\x98x\xE2\x80\x99 /",
+       "t.nml:1:6: in a value stands U+2018, a typographic quote; a deck's strings stand in ' or \""},
+      {"&g a=\x93x\x94 /", "t.nml:1:5: in a value stands the byte 0x93, in Windows-1252 a typographic quote; a deck's "
+                           "strings stand in ' or \""},
+      {"&g a='x\xE2\x80\x99 /\n", "t.nml:1:6: the string that begins here has no closing ': in it stands U+2019, a "
+                                  "typographic quote; a deck's strings stand in ' or \""},
+      {"&g a=\xE2\x88\x92"
+       "3 /",
+       "t.nml:1:6: in a value stands U+2212, a typographic dash; a minus sign is written -"},
+      {"&g\xC2\xA0"
+       "a=3 /",
+       "t.nml:1:3: expected a blank after &g, found U+00A0, a blank of a word processor; write an ordinary one"},
+      {"&g a='\xC3\x93 /", "t.nml:1:6: the string that begins here has no closing '"}, /* a letter, no byte 0x93 */
+      {"&g a=3 /\n\xEF\xBB\xBF&h /",
+       "t.nml:2:1: outside of any group stands U+FEFF, a byte order mark, which belongs at "
+       "the beginning of a file only"},
+  };
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+    expect_message(cases[i][0], strlen(cases[i][0]), cases[i][1]);
+  vd_deck *d = parse("\xEF\xBB\xBF&g a='\xE2\x80\x9Cx\xE2\x80\x9D' ! \xE2\x80\x99\n /"); /* right inside strings */
+  assert_string_equal(d->values[0].text, "\xE2\x80\x9Cx\xE2\x80\x9D");
+  vd_deck_free(d);
+}
+
 /* Every beginning of a deck is read without a fault, and only the whole of it is accepted. */
 static void test_truncated(void **state) {
   (void)state;
@@ -166,10 +226,10 @@ static void test_files(void **state) {
   (void)state;
   vd_deck *d;
   vd_error err = {0};
-  assert_int_equal(vd_deck_read(&d, "/nonexistent/x.nml", &err), VD_FAILED);
+  assert_int_equal(vd_deck_read(&d, "/nonexistent/x.nml", &err), VD_USAGE);
   assert_string_equal(err.message, "/nonexistent/x.nml: cannot read the deck: No such file or directory");
   err = (vd_error){0};
-  assert_int_equal(vd_deck_read(&d, "/", &err), VD_FAILED);
+  assert_int_equal(vd_deck_read(&d, "/", &err), VD_USAGE);
   assert_string_equal(err.message, "/: cannot read the deck: Is a directory");
   err = (vd_error){0};
   assert_int_equal(vd_deck_read(&d, "/dev/zero", &err), VD_USAGE);
@@ -177,9 +237,9 @@ static void test_files(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_places),   cmocka_unit_test(test_strings),
-                                     cmocka_unit_test(test_resolve),  cmocka_unit_test(test_numbers),
-                                     cmocka_unit_test(test_messages), cmocka_unit_test(test_truncated),
-                                     cmocka_unit_test(test_files)};
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_places),  cmocka_unit_test(test_strings),   cmocka_unit_test(test_resolve),
+      cmocka_unit_test(test_numbers), cmocka_unit_test(test_messages),  cmocka_unit_test(test_truncated),
+      cmocka_unit_test(test_files),   cmocka_unit_test(test_line_ends), cmocka_unit_test(test_encodings)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -315,7 +315,7 @@ static void test_help(void **state) {
   assert_int_equal(help("SPAN%Ramp", out, N, &err), VD_OK);
   assert_non_null(strstr(out, "span%ramp = 32\n"));
   assert_non_null(strstr(out, "allowed: an integer from 1 to"));
-  assert_non_null(strstr(out, "in the tutorial: --adapt-span-ramp"));
+  assert_non_null(strstr(out, "fairseq's flag: --adapt-span-ramp"));
   assert_int_equal(help("&span", out, N, &err), VD_OK);
   assert_non_null(strstr(out, "span%softmax = 'masked'"));
   assert_null(strstr(out, "run%seed"));

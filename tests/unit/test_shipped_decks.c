@@ -67,7 +67,7 @@ static void test_list(void **state) {
   globfree(&found);
 }
 
-/* The tutorial's recipe, and the paper's which differs from it in two words. */
+/* The recipe of fairseq's adaptive_span example, and the paper's, which differs from it in two choices. */
 static void test_recipe(void **state) {
   (void)state;
   vd_settings *s = vd_calloc(1, sizeof *s);
