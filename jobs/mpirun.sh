@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A training run on this machine alone, or over a host file: jobs/mpirun.sh RANKS DECK [--set GROUP%NAME=VALUE]...
-# The cores are shared out over the ranks. HOSTFILE names the machines where there are several. Ctrl-C ends the run;
-# `kill -USR1` to this script makes it write a checkpoint first (exit status 75). The same command goes on from there.
+# The cores are divided among the ranks. HOSTFILE names the machines if there are several. Ctrl-C stops the run;
+# `kill -USR1` to this script makes it write a checkpoint first (exit status 75). The same command resumes the run.
 set -u
 ranks=${1:?usage: jobs/mpirun.sh RANKS DECK [--set GROUP%NAME=VALUE]...}
 deck=${2:?usage: jobs/mpirun.sh RANKS DECK [--set GROUP%NAME=VALUE]...}
@@ -21,7 +21,7 @@ while kill -0 $run 2>/dev/null; do # wait returns on each signal
   wait $run
   status=$?
 done
-# The step may have ended while wait returned for a signal; then its status is still to be had.
+# If the step ended while wait returned for a signal, its status has not been collected yet.
 if [ $status -gt 128 ]; then
   wait $run 2>/dev/null
   last=$?

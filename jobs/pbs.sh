@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A training run under PBS.  qsub -v DECK=input/enwik8_adaptive_span.nml jobs/pbs.sh
-# PBS sends TERM before the limit; this script sends USR1 on, and Viaduct writes a checkpoint and ends with status 75. The
-# same command then goes on from there: this script submits itself again.
+# PBS sends TERM before the limit; this script sends USR1 to mpirun, and Viaduct writes a checkpoint and exits with status
+# 75. This script then submits itself again, and the new job resumes the run.
 #PBS -N viaduct
 #PBS -l select=2:ncpus=16:mpiprocs=2:ompthreads=8
 #PBS -l walltime=04:00:00
@@ -11,7 +11,7 @@ cd "${PBS_O_WORKDIR:-.}" || exit 1
 deck=${DECK:?usage: qsub -v DECK=input/NAME.nml jobs/pbs.sh}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8} OMP_PLACES=cores OMP_PROC_BIND=close
 
-# mpirun kills its ranks some seconds after a TERM, perhaps amid a checkpoint; USR1 it only passes on.
+# mpirun kills its ranks some seconds after a TERM, perhaps during a checkpoint; it forwards USR1 and does nothing else.
 mpirun --map-by ppr:2:node:PE="$OMP_NUM_THREADS" -x OMP_NUM_THREADS "${VIADUCT:-build/viaduct}" train "$deck" &
 step=$!
 trap 'kill -USR1 $step' TERM USR1
@@ -20,7 +20,7 @@ while kill -0 $step 2>/dev/null; do # wait returns on each signal
   wait $step
   status=$?
 done
-# The step may have ended while wait returned for a signal; then its status is still to be had.
+# If the step ended while wait returned for a signal, its status has not been collected yet.
 if [ $status -gt 128 ]; then
   wait $step 2>/dev/null
   last=$?

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A training run under Slurm that survives its time limit: it is told 120 s before, writes a checkpoint, and is requeued.
+# A training run under Slurm that survives its time limit: it receives SIGUSR1 120 s before, writes a checkpoint, and is requeued.
 #   sbatch jobs/slurm.sh input/enwik8_adaptive_span.nml [--set GROUP%NAME=VALUE]...
 #SBATCH --job-name=viaduct
 #SBATCH --nodes=2
@@ -23,13 +23,13 @@ srun --mpi=pmix "${VIADUCT:-build/viaduct}" train "$deck" "$@" &
 step=$!
 trap 'kill -USR1 $step' USR1 TERM
 
-# wait returns on each signal, while the step still writes its checkpoint: go on until it is gone.
+# wait returns on each signal, while the step still writes its checkpoint: repeat until the step has ended.
 status=0
 while kill -0 $step 2>/dev/null; do
   wait $step
   status=$?
 done
-# The step may have ended while wait returned for a signal; then its status is still to be had.
+# If the step ended while wait returned for a signal, its status has not been collected yet.
 if [ $status -gt 128 ]; then
   wait $step 2>/dev/null
   last=$?

@@ -5,8 +5,8 @@
 
 reads log.jsonl and deck.nml of each RUN_DIRECTORY and prints two tables of bits per symbol in training and validation:
 after the same number of updates, and after the same time. The time is that of training: tokens over tokens a second;
-validations and checkpoints do not count. With -o a picture of both is written (PNG, or what its name ends on). Between
-two lines of a log values are interpolated; nothing is told beyond the end of the shortest run. Exit status: 0 done, 1 a
+validations and checkpoints do not count. With -o a picture of both is written (the format follows its extension, PNG by default). Between
+two lines of a log values are interpolated; the tables end where the shortest run ends. Exit status: 0 done, 1 a
 log cannot be read or the picture cannot be written, 2 the command line is wrong.
 
 The tables need Python alone; the picture needs matplotlib (Debian: python3-matplotlib). The log: doc/FILES.md.

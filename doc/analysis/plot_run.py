@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Pictures of a run of Viaduct's, also of one that is still going on:
+"""Pictures of a run of Viaduct, finished or still in progress:
 
     plot_run.py RUN_DIRECTORY [-o DIRECTORY]
 

@@ -41,7 +41,7 @@ static const char doc[] =
     "  info      describe one of the HDF5 files\n"
     "\n"
     "prepare, train and eval run on any number of ranks, under mpirun, srun or alone. Exit status: 0 done; 2 the "
-    "command line or the deck is wrong; 75 stopped on a signal after a checkpoint was written: run again to go on; "
+    "command line or the deck is wrong; 75 stopped on a signal after a checkpoint was written: run again to resume; "
     "1 anything else.";
 
 /* What the parser gathers. */
