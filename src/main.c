@@ -2,8 +2,8 @@
 #include "src/base/signals.h"
 #include "src/base/version.h"
 #include "src/comm/collectives.h"
-#include "src/comm/context.h"
 #include "src/commands/command_line.h"
+#include "src/commands/commands.h"
 #include "src/cpu/openblas_kernel.h"
 
 #include <stdlib.h>

@@ -3,6 +3,7 @@
 #define VD_DEVICE_H
 
 #include "src/comm/context.h"
+#include "src/deck/settings.h"
 #include "src/model/model.h"
 #include "src/ops/cuda_plugin.h"
 

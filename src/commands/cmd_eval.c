@@ -2,6 +2,7 @@
 #include "io/nll.h"
 #include "src/base/signals.h"
 #include "src/comm/collectives.h"
+#include "src/commands/commands.h"
 #include "src/train/evaluate.h"
 #include "src/train/open_checkpoint.h"
 #include "src/train/snapshot.h"

@@ -1,6 +1,7 @@
 #include "io/atomic_file.h"
 #include "src/base/signals.h"
 #include "src/comm/collectives.h"
+#include "src/commands/commands.h"
 #include "src/train/open_checkpoint.h"
 #include "src/train/snapshot.h"
 

@@ -2,7 +2,7 @@
  * rank 0 writes NAME.h5 when every shard is in its place, so that nothing looks whole before it is. */
 #include "io/corpus_write.h"
 #include "src/comm/collectives.h"
-#include "src/comm/context.h"
+#include "src/commands/commands.h"
 #include "src/commands/prepare.h"
 
 #include <errno.h>

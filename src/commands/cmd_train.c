@@ -1,5 +1,6 @@
 #include "src/base/signals.h"
 #include "src/comm/collectives.h"
+#include "src/commands/commands.h"
 #include "src/train/train.h"
 
 /* A signal that came before the first update ends the run with nothing to save: VD_STOPPED on all ranks. */

@@ -1,5 +1,6 @@
 /* `viaduct info` of a checkpoint: where the run stands, tensors, optimiser state, memories, spans. */
-#include "src/commands/info.h"
+#include "src/commands/info_checkpoint.h"
+#include "src/commands/info_print.h"
 #include "src/deck/settings.h"
 
 #include <hdf5_hl.h>

@@ -4,6 +4,7 @@
 
 #include "io/corpus_write.h"
 #include "src/comm/context.h"
+#include "src/deck/settings.h"
 
 #include <time.h>
 

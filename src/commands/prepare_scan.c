@@ -58,7 +58,7 @@ int vd_prepare_unchanged(const vd_corpus_plan *plan, const vd_prepare_stamp stam
 
 /* md5, size and count of each byte of the whole source. */
 static int scan_bytes(vd_corpus_plan *plan, const char **kind, int64_t count[256], vd_error *err) {
-  vd_source *source;
+  vd_source_file *source;
   if (vd_source_open(&source, plan->source[0], err)) return err->status;
   *kind = vd_source_kind(source);
   uint8_t *buffer = vd_calloc(BUFFER, 1);

@@ -10,7 +10,7 @@ enum { TOKENS = 1 << 18 }; /* converted at once */
 /* The tokens of the sources, one after another. */
 typedef struct token_source {
   const vd_corpus_plan *plan;
-  vd_source *bytes;         /* of raw bytes */
+  vd_source_file *bytes;    /* of raw bytes */
   int32_t id[256];          /* of each byte; -1: not in the vocabulary */
   vd_word_scanner *scanner; /* of text */
   vd_vocabulary_builder *words;

@@ -12,7 +12,7 @@
 
 enum { BUFFER = 1 << 20 };
 
-struct vd_source {
+struct vd_source_file {
   char *path;
   const char *kind;
   int fd;                  /* plain files and, below the archive, the others */
@@ -41,12 +41,12 @@ static int next_file(struct archive *a) {
   return status;
 }
 
-static int damaged(const vd_source *s, vd_error *err) {
+static int damaged(const vd_source_file *s, vd_error *err) {
   const char *reason = archive_error_string(s->archive);
   return vd_fail(err, VD_FAILED, "cannot read %s (%s): %s", s->path, s->kind, reason ? reason : "it is damaged");
 }
 
-static int open_archive(vd_source *s, vd_error *err) {
+static int open_archive(vd_source_file *s, vd_error *err) {
   s->archive = archive_read_new();
   if (!s->archive) return vd_fail(err, VD_FAILED, "cannot start libarchive");
   if (strcmp(s->kind, "zip") == 0) {
@@ -65,9 +65,9 @@ static int open_archive(vd_source *s, vd_error *err) {
   return VD_OK;
 }
 
-int vd_source_open(vd_source **source, const char *path, vd_error *err) {
+int vd_source_open(vd_source_file **source, const char *path, vd_error *err) {
   *source = NULL;
-  vd_source *s = vd_calloc(1, sizeof *s);
+  vd_source_file *s = vd_calloc(1, sizeof *s);
   s->path = vd_calloc(strlen(path) + 1, 1);
   memcpy(s->path, path, strlen(path));
   s->fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -91,7 +91,7 @@ int vd_source_open(vd_source **source, const char *path, vd_error *err) {
   return err->status;
 }
 
-static int read_archive(vd_source *s, uint8_t *to, int64_t size, int64_t *n, vd_error *err) {
+static int read_archive(vd_source_file *s, uint8_t *to, int64_t size, int64_t *n, vd_error *err) {
   la_ssize_t got = archive_read_data(s->archive, to, (size_t)size);
   if (got < 0) return damaged(s, err);
   *n = got;
@@ -102,7 +102,7 @@ static int read_archive(vd_source *s, uint8_t *to, int64_t size, int64_t *n, vd_
   return VD_OK;
 }
 
-int vd_source_read(vd_source *s, uint8_t *to, int64_t size, int64_t *n, vd_error *err) {
+int vd_source_read(vd_source_file *s, uint8_t *to, int64_t size, int64_t *n, vd_error *err) {
   *n = 0;
   if (s->archive) return read_archive(s, to, size, n, err);
   ssize_t got;
@@ -114,7 +114,7 @@ int vd_source_read(vd_source *s, uint8_t *to, int64_t size, int64_t *n, vd_error
   return VD_OK;
 }
 
-int vd_source_skip(vd_source *s, int64_t n, vd_error *err) {
+int vd_source_skip(vd_source_file *s, int64_t n, vd_error *err) {
   if (!s->archive && s->size - s->at >= n) {
     s->at += n;
     return VD_OK;
@@ -129,16 +129,16 @@ int vd_source_skip(vd_source *s, int64_t n, vd_error *err) {
   return VD_OK;
 }
 
-const char *vd_source_kind(const vd_source *source) {
+const char *vd_source_kind(const vd_source_file *source) {
   return source->kind;
 }
 
-double vd_source_fraction(const vd_source *s) {
+double vd_source_fraction(const vd_source_file *s) {
   if (s->size <= 0) return 1;
   return (double)(s->archive ? archive_filter_bytes(s->archive, -1) : s->at) / (double)s->size;
 }
 
-void vd_source_close(vd_source *s) {
+void vd_source_close(vd_source_file *s) {
   if (!s) return;
   if (s->archive) archive_read_free(s->archive);
   if (s->fd >= 0) close(s->fd);

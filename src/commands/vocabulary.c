@@ -92,7 +92,7 @@ void vd_vocabulary_builder_sorted(const vd_vocabulary_builder *words, vd_vocabul
 }
 
 struct vd_word_scanner {
-  vd_source *source;
+  vd_source_file *source;
   char *path;
   struct md5_ctx md5;
   int64_t bytes;
@@ -104,7 +104,7 @@ struct vd_word_scanner {
 
 int vd_word_scanner_open(vd_word_scanner **scanner, const char *path, vd_error *err) {
   *scanner = NULL;
-  vd_source *source;
+  vd_source_file *source;
   if (vd_source_open(&source, path, err)) return err->status;
   vd_word_scanner *s = vd_calloc(1, sizeof *s);
   s->source = source;
@@ -170,7 +170,7 @@ struct md5_ctx *vd_word_scanner_md5(vd_word_scanner *scanner) {
   return &scanner->md5;
 }
 
-const vd_source *vd_word_scanner_source(const vd_word_scanner *scanner) {
+const vd_source_file *vd_word_scanner_source(const vd_word_scanner *scanner) {
   return scanner->source;
 }
 

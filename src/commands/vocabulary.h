@@ -39,7 +39,7 @@ int64_t vd_word_scanner_bytes(const vd_word_scanner *scanner);
 /* Not collective. The running md5 of the bytes read so far; borrowed. */
 struct md5_ctx *vd_word_scanner_md5(vd_word_scanner *scanner);
 /* Not collective. The source below; borrowed. */
-const vd_source *vd_word_scanner_source(const vd_word_scanner *scanner);
+const vd_source_file *vd_word_scanner_source(const vd_word_scanner *scanner);
 /* Not collective. Closes and frees. NULL is allowed. */
 void vd_word_scanner_close(vd_word_scanner *scanner);
 

@@ -6,6 +6,7 @@
 #include "src/comm/context.h"
 #include "src/comm/device.h"
 #include "src/comm/grad_reducer.h"
+#include "src/deck/settings.h"
 #include "src/model/model.h"
 #include "src/model/optimizer.h"
 

@@ -3,6 +3,7 @@
 #define VD_RESUME_H
 
 #include "src/comm/context.h"
+#include "src/deck/settings.h"
 
 typedef struct vd_resume {
   char path[VD_PATH]; /* the checkpoint; "": a fresh start */

@@ -4,6 +4,7 @@
 #define VD_SNAPSHOT_H
 
 #include "src/comm/context.h"
+#include "src/deck/settings.h"
 #include "src/model/model.h"
 #include "src/model/optimizer.h"
 #include "src/train/task_queue.h"
