@@ -271,7 +271,7 @@ def two_runs():
     third = viaduct(*train(**words, run__max_updates=update + 1))
     left = [n for n in os.listdir(folder) if ".tmp-" in n]
     report("after kill -9 the next run goes on, and removes what was left",
-           third.returncode == 0 and f"goes on after update {update} " in third.stdout and left == [".notes.tmp-1"]
+           third.returncode == 0 and f"continues after update {update} " in third.stdout and left == [".notes.tmp-1"]
            and f"process {first.pid}" not in read(lock), f"{third.returncode} {third.stderr} {third.stdout} {left}")
 
 

@@ -7,9 +7,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { TIMELINE_FROM = 11, TIMELINE_TO = 20 }; /* updates: the first ones choose kernels and make room */
+enum { TIMELINE_FROM = 11, TIMELINE_TO = 20 }; /* updates; the first ones choose kernels and allocate */
 
-/* When an update's last backward pass began and ended, and what its sum took then; NCCL keeps its own. */
+/* MPI: when an update's last backward pass began and ended, and the seconds of its all-reduce. NCCL has its own events.
+ */
 struct times {
   double began, ended, waited;
 };
@@ -19,15 +20,15 @@ struct vd_grad_reducer {
   int rank, size;
   vd_grad_reducer_config config;
   vd_ops *ops;
-  vd_watchdog *watch;      /* NULL: there is nobody to wait for */
+  vd_watchdog *watch;      /* NULL: one rank, MPI */
   vd_nccl *nccl;           /* NULL: MPI */
   real *gradients, *stage; /* stage: host [bucket] for gradients on a GPU */
   size_t n, bucket;        /* elements */
   int64_t update;          /* the last that began, counted from 1 */
   int64_t timed;           /* updates whose times were read */
   FILE *timeline;          /* NULL: none */
-  bool failed;             /* sums were given up */
-  /* Of this update: gradients from `pending` on are final, those from `launched` on on their way. */
+  bool failed;             /* aborted */
+  /* Of this update: gradients from `pending` on are final; the all-reduce of those from `launched` on has started. */
   size_t pending, launched;
   struct times times[2]; /* of the last two updates, at the update's number modulo 2 */
   vd_error error;
@@ -53,14 +54,14 @@ void vd_grad_reducer_arm_watchdog(vd_grad_reducer *r, const char *what) {
   expect(r, what, r->update);
 }
 void vd_grad_reducer_arm_all_reduce(vd_grad_reducer *r, int64_t update) {
-  expect(r, "the gradient sum", update);
+  expect(r, "the gradient all-reduce", update);
 }
 void vd_grad_reducer_disarm_watchdog(vd_grad_reducer *r) {
   if (r->watch) vd_watchdog_disarm(r->watch);
 }
 
-/* The first sums of a size open connections that a run would otherwise wait for in its first update: of a bucket, and
- * of the largest that there can be. The gradients are zeros still. */
+/* NCCL opens connections in the first all-reduce of a size, here of a bucket and of the whole arena, so that the first
+ * update does not wait for them. The gradients are still zeros. */
 static int warm_up(vd_grad_reducer *r, vd_error *err) {
   const vd_nccl_plugin *nccl = nccl_of(r);
   nccl->begin_update(r->nccl);
@@ -138,7 +139,7 @@ void vd_grad_reducer_ready(void *reducer, size_t first, size_t n) {
   if (n == 0) nccl_of(r)->begin_update(r->nccl);
   if (r->launched == first || (first > 0 && r->launched - first < r->bucket)) return;
   /* From here on this rank may wait for others: on the GPU, or in a call that waits for the GPU. */
-  if (r->launched == r->n) vd_grad_reducer_arm_watchdog(r, "the gradient sum");
+  if (r->launched == r->n) vd_grad_reducer_arm_watchdog(r, "the gradient all-reduce");
   nccl_of(r)->all_reduce(r->nccl, r->gradients, first, r->launched - first, &r->error);
   r->launched = first;
 }
@@ -221,7 +222,7 @@ void vd_grad_reducer_abort(vd_grad_reducer *r) {
   if (r->failed) return;
   r->failed = true;
   if (!r->nccl) return;
-  vd_grad_reducer_arm_watchdog(r, "the end of NCCL's sums");
+  vd_grad_reducer_arm_watchdog(r, "the abort of NCCL");
   nccl_of(r)->abort(r->nccl);
   vd_grad_reducer_disarm_watchdog(r);
 }
@@ -229,7 +230,7 @@ void vd_grad_reducer_abort(vd_grad_reducer *r) {
 void vd_grad_reducer_destroy(vd_grad_reducer *r) {
   if (!r) return;
   if (r->nccl) {
-    vd_grad_reducer_arm_watchdog(r, "the end of NCCL, after the sums");
+    vd_grad_reducer_arm_watchdog(r, "the end of NCCL");
     nccl_of(r)->destroy(r->nccl);
     vd_grad_reducer_disarm_watchdog(r);
     r->nccl = NULL;

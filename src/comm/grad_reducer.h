@@ -10,8 +10,8 @@
 typedef struct vd_grad_reducer_config {
   enum vd_comm comm;          /* VD_COMM_MPI or VD_COMM_NCCL */
   const vd_nccl_plugin *nccl; /* with VD_COMM_NCCL */
-  size_t bucket;        /* bytes of gradients that are summed at once, at least; in MPI through host memory at most */
-  double timeout;       /* seconds that a wait for other ranks may take; 0: no limit */
+  size_t bucket;              /* bytes of a gradient bucket: NCCL at least, MPI through host memory at most */
+  double timeout;             /* seconds that a wait for other ranks may take; 0: no limit */
   const char *timeline; /* file for the times of rank 0 in the updates 11 to 20 of the reducer; "": none. Borrowed */
 } vd_grad_reducer_config;
 
@@ -21,36 +21,36 @@ typedef struct vd_grad_reducer vd_grad_reducer;
  * The error is agreed. A rank that does not come within the timeout ends the run (watchdog.h). */
 int vd_grad_reducer_create(vd_grad_reducer **out, MPI_Comm comm, const vd_grad_reducer_config *config, vd_ops *o,
                            real *gradients, size_t n, vd_error *err);
-/* Not collective. From here to vd_grad_reducer_disarm_watchdog other ranks are waited for, for `what` of the update:
- * not longer than the timeout. The functions below do so themselves. */
+/* Not collective. From here to vd_grad_reducer_disarm_watchdog this rank waits for other ranks, for `what` of the
+ * update; the watchdog ends the run after the timeout. The functions below arm and disarm it themselves. */
 void vd_grad_reducer_arm_watchdog(vd_grad_reducer *r, const char *what);
-/* Not collective. The same for the gradient sum of update `update`, of which a GPU may be waited for. */
+/* Not collective. The same around a wait for the GPU, which may itself wait for the all-reduce of update `update`. */
 void vd_grad_reducer_arm_all_reduce(vd_grad_reducer *r, int64_t update);
-/* Not collective. The wait is over. */
+/* Not collective. Ends the wait. */
 void vd_grad_reducer_disarm_watchdog(vd_grad_reducer *r);
 /* Not collective. Update `update`, counted from 1, begins: no gradient is final. */
 void vd_grad_reducer_begin(vd_grad_reducer *r, int64_t update);
 /* Stream-ordered. With NCCL also collective, in the order of calls. A vd_gradients_ready (model.h);
- * `reducer` is the vd_grad_reducer. Whole buckets go on their way. Errors are kept for vd_grad_reducer_check. */
+ * `reducer` is the vd_grad_reducer. Starts the all-reduce of each bucket that is full. Errors are kept for
+ * vd_grad_reducer_check. */
 void vd_grad_reducer_ready(void *reducer, size_t first, size_t n);
-/* Not collective. What has gone wrong so far on this rank. */
+/* Not collective. The first error of this rank, if any. */
 int vd_grad_reducer_check(const vd_grad_reducer *r, vd_error *err);
 /* Collective(comm). Sums n doubles in place, all ranks get the same bits; a rank that does not come ends the run. */
 void vd_grad_reducer_all_reduce_scalars(vd_grad_reducer *r, double *x, int n);
-/* Collective(comm). Stream-ordered. After vd_grad_reducer_ready has told of all gradients: what is enqueued in o
- * afterwards finds their sums over the ranks. All ranks get the same bits, in a fixed order for a given number of
- * ranks. With NCCL the wait is the GPU's: who waits for the GPU says so by vd_grad_reducer_arm_all_reduce. */
+/* Collective(comm). Stream-ordered. To be called after vd_grad_reducer_ready for all gradients: ops that are enqueued
+ * afterwards read the sums over the ranks. All ranks get the same bits, in a fixed order for a given number of ranks.
+ * With NCCL the GPU waits, not the host: a later wait for the GPU is put under the watchdog by
+ * vd_grad_reducer_arm_all_reduce. */
 void vd_grad_reducer_finish(vd_grad_reducer *r);
 /* Not collective. Seconds that update `update` waited for its all-reduce: with MPI all of it, with NCCL from the end of
  * the backward pass to the end of the last bucket, by the GPU's clock. `update` is the last that began or the one
  * before it, and the backend has completed its work. Call it once for each update, in their order: it also writes the
  * update's lines of the timeline; an error of that file is kept for vd_grad_reducer_check. */
 double vd_grad_reducer_exposed_seconds(vd_grad_reducer *r, int64_t update);
-/* Not collective. Some rank failed: sums under way are given up, and the reducer is good for vd_grad_reducer_destroy
- * only.
- */
+/* Not collective. Some rank failed: aborts all-reduces that are in flight. Only vd_grad_reducer_destroy may follow. */
 void vd_grad_reducer_abort(vd_grad_reducer *r);
-/* Collective(comm). Not so after vd_grad_reducer_abort. NULL is allowed. */
+/* Collective(comm); after vd_grad_reducer_abort not collective. NULL is allowed. */
 void vd_grad_reducer_destroy(vd_grad_reducer *r);
 
 #endif

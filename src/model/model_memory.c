@@ -33,7 +33,7 @@ static int64_t rows_kept(const vd_model *m, const struct vd_layer_state *s) {
   return keep && s->rows <= m->config.attn_span ? s->rows : wanted;
 }
 
-/* Gives keys and values of memory room for `wanted` rows per stream; what they held is lost. */
+/* Enlarges keys and values of memory to `wanted` rows per stream; their contents are dropped. */
 static int grow_memory(vd_model *m, vd_qkv *x, int64_t *rows, int64_t wanted, vd_error *err) {
   if (x->memory && wanted <= *rows) return VD_OK;
   m->ops->free(m->ops, x->memory);

@@ -9,15 +9,15 @@
 
 static const double VD_GIB = 1073741824.0;
 
-/* One rank's line of the map. */
-struct seat {
+/* Where one rank runs: its line of the map. */
+struct placement {
   char host[64], device[192];
   int local_rank, threads;
   int64_t first, last; /* streams */
 };
 
-/* The nearest existing folder above (or at) `path` must be writable. Root may write anywhere: then only a missing or
- * foreign folder shows here, the rest when the run begins. */
+/* The nearest existing folder above (or at) `path` must be writable. Root may write anywhere: what root cannot write
+ * shows when the run begins. */
 static int check_folder(const char *path, vd_error *err) {
   char part[VD_PATH];
   snprintf(part, sizeof part, "%s", path);
@@ -58,7 +58,7 @@ static void print_plan(const vd_train *t) {
          (long long)t->geometry.block, (long long)t->blocks);
   printf("run: %s, %lld updates, ", s->run.directory, (long long)s->run.max_updates);
   if (t->resume.path[0])
-    printf("goes on after update %lld of %s\n%s", (long long)t->resume.update, t->resume.path, t->resume.notice);
+    printf("continues after update %lld of %s\n%s", (long long)t->resume.update, t->resume.path, t->resume.notice);
   else
     printf("starts afresh\n");
   printf("memory a rank (the one with most streams), without the program and its libraries:\n");
@@ -73,8 +73,8 @@ static void print_plan(const vd_train *t) {
            (double)t->device.gpu.free_bytes / VD_GIB);
 }
 
-static void print_seats(const vd_train *t) {
-  struct seat own = {.threads = t->device.threads, .first = t->stream0, .last = t->stream0 + t->n_own};
+static void print_placement(const vd_train *t) {
+  struct placement own = {.threads = t->device.threads, .first = t->stream0, .last = t->stream0 + t->n_own};
   int local_size;
   gethostname(own.host, sizeof own.host - 1);
   const vd_device *d = &t->device;
@@ -84,7 +84,7 @@ static void print_seats(const vd_train *t) {
   else
     snprintf(own.device, sizeof own.device, "%s", t->ops->name);
   vd_local_rank(t->ctx->comm, &own.local_rank, &local_size);
-  struct seat *all = vd_calloc((size_t)t->ctx->size, sizeof *all);
+  struct placement *all = vd_calloc((size_t)t->ctx->size, sizeof *all);
   MPI_Gather(&own, (int)sizeof own, MPI_BYTE, all, (int)sizeof own, MPI_BYTE, 0, t->ctx->comm);
   for (int r = 0; r < t->ctx->size && t->ctx->rank == 0; r++)
     printf("rank %d: host %s, local rank %d, device %s, %d threads, streams %lld to %lld\n", r, all[r].host,
@@ -109,7 +109,7 @@ int vd_train_dry_run(vd_train *t, vd_error *err) {
   if (vd_broadcast_error(t->ctx->comm, err)) return err->status;
   if (t->ctx->rank == 0) print_plan(t);
   if (t->ctx->rank == 0) print_comm(t);
-  print_seats(t);
+  print_placement(t);
   if (vd_train_check_memory(t, err)) return err->status;
   if (t->ctx->rank == 0 && t->device.notice[0]) printf("note: %s\n", t->device.notice);
   if (t->ctx->rank == 0) printf("nothing was written\n");

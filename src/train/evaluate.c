@@ -37,7 +37,7 @@ int vd_evaluator_create(vd_evaluator **out, const vd_evaluate_plan *plan, const 
   vd_evaluator *e = vd_calloc(1, sizeof *e);
   e->plan = *plan;
   set_geometry(e, err);
-  /* A rank without streams keeps a model of one, so that parameters can be broadcast alike. */
+  /* A rank without streams has a model of one stream, so that every rank takes part in the broadcast of parameters. */
   int64_t n = e->n_own > 0 ? e->n_own : 1;
   if (err->status == VD_OK && trained)
     vd_model_create_shared(&e->model, trained, e->stream0, n, plan->micro_streams, plan->block, err);
@@ -66,7 +66,7 @@ const vd_streams *vd_evaluator_streams(const vd_evaluator *e) {
 }
 
 /* Puts the nll of one block where its targets stand. */
-static void keep_nll(const vd_evaluator *e, int64_t b, const real *nll, const int32_t *y, vd_evaluation *out) {
+static void store_nll(const vd_evaluator *e, int64_t b, const real *nll, const int32_t *y, vd_evaluation *out) {
   int64_t block = e->geometry.block;
   for (int64_t s = 0; s < e->n_own; s++) {
     int64_t target = vd_stream_first(&e->geometry, e->stream0 + s) + b * block;
@@ -84,23 +84,23 @@ static void run_block(vd_evaluator *e, vd_reader *reader, real *nll, vd_evaluati
   if (vd_model_run(e->model, &step, err)) return;
   out->nll += sum;
   out->n_target += step.n_target;
-  if (nll) keep_nll(e, b, nll, y, out);
+  if (nll) store_nll(e, b, nll, y, out);
 }
 
-/* What follows waits for the other ranks, until `over`. */
-static void expect(const vd_evaluator *e, const char *what) {
+/* A wait for the other ranks begins; it ends at disarm. */
+static void arm(const vd_evaluator *e, const char *what) {
   if (e->plan.reducer) vd_grad_reducer_arm_watchdog(e->plan.reducer, what);
 }
-static void over(const vd_evaluator *e) {
+static void disarm(const vd_evaluator *e) {
   if (e->plan.reducer) vd_grad_reducer_disarm_watchdog(e->plan.reducer);
 }
 
-/* Do all go on? A failing rank must not leave the others waiting, nor one that was sent a signal. */
-static bool go_on(const vd_evaluator *e, vd_evaluation *out, const vd_error *err) {
+/* False on all ranks where one has failed, or was sent a signal: none may wait for a rank that has stopped. */
+static bool all_continue(const vd_evaluator *e, vd_evaluation *out, const vd_error *err) {
   int mine[2] = {err->status != VD_OK, e->plan.stoppable && vd_signals_noted()}, any[2];
-  expect(e, "a block of the validation");
+  arm(e, "a block of the validation");
   MPI_Allreduce(mine, any, 2, MPI_INT, MPI_MAX, e->plan.ctx->comm);
-  over(e);
+  disarm(e);
   out->stopped = any[1] != 0;
   return !any[0] && !any[1];
 }
@@ -128,14 +128,14 @@ int vd_evaluator_run(vd_evaluator *e, bool want_nll, vd_evaluation *out, vd_erro
   if (e->n_own > 0 && err->status == VD_OK)
     vd_reader_start(&reader, p->corpus, p->split, &e->geometry, e->stream0, e->stream0 + e->n_own, 0, e->n_block,
                     p->read_ahead, err);
-  for (int64_t b = 0; b < e->n_block && go_on(e, out, err); b++)
+  for (int64_t b = 0; b < e->n_block && all_continue(e, out, err); b++)
     if (e->n_own > 0) run_block(e, reader, nll, out, err);
   vd_reader_stop(reader);
   free(nll);
   double sum[2] = {out->nll, (double)out->n_target};
-  expect(e, "the end of the validation");
+  arm(e, "the end of the validation");
   if (vd_agree(p->ctx->comm, err) == VD_OK) vd_all_reduce_doubles(p->ctx->comm, sum, 2);
-  over(e);
+  disarm(e);
   if (err->status != VD_OK) return err->status;
   out->nll = sum[0];
   out->n_target = (int64_t)sum[1];

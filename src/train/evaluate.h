@@ -8,7 +8,7 @@
 #include "src/comm/grad_reducer.h"
 #include "src/model/model.h"
 
-/* What is evaluated, and how it is cut up. Borrowed. */
+/* The split and its division into streams and blocks. Borrowed. */
 typedef struct vd_evaluate_plan {
   vd_context *ctx;
   vd_corpus *corpus;
@@ -17,7 +17,7 @@ typedef struct vd_evaluate_plan {
   int64_t micro_streams;              /* of a rank at once; 0: all */
   int read_ahead;
   bool stoppable;           /* give up when a signal is noted on any rank */
-  vd_grad_reducer *reducer; /* ends the run where a wait for other ranks takes too long; NULL: nobody does */
+  vd_grad_reducer *reducer; /* its watchdog ends waits for other ranks that take too long; NULL: none */
 } vd_evaluate_plan;
 
 typedef struct vd_evaluation {
@@ -25,7 +25,7 @@ typedef struct vd_evaluation {
   int64_t n_target; /* predicted tokens */
   int64_t n_token;  /* of the split */
   double seconds;
-  bool stopped;     /* a signal came: the figures are not whole */
+  bool stopped;     /* a signal came, and the sums cover a part of the split */
   float *token_nll; /* of the rank's streams where wanted: targets [first_target, last_target); NaN where not
                        predicted; caller frees */
   int64_t first_target, last_target;
@@ -35,7 +35,7 @@ typedef struct vd_evaluator vd_evaluator;
 
 /* Collective(plan->ctx->comm). Geometry and a model without gradients for the rank's streams. Ranks beyond the number
  * of streams idle. trained: the model whose parameters are evaluated, as they are at each run; it must outlive the
- * evaluator. NULL: a model of `config` on `ops` with parameters of its own, which are to be filled
+ * evaluator. NULL: a model of `config` on `ops` with parameters of its own, which the caller fills
  * (vd_evaluator_model). VD_USAGE for an unknown or too short split. The error is agreed. */
 int vd_evaluator_create(vd_evaluator **out, const vd_evaluate_plan *plan, const vd_model *trained,
                         const vd_model_config *config, vd_ops *ops, vd_error *err);

@@ -1,5 +1,5 @@
-/* Watches a run for what ends it or makes it pointless: values that are not finite, a loss that stalls where a model
- * only knows how frequent each symbol is, a loss that rises again. */
+/* Checks a run for values that are not finite, for a loss that stalls at the entropy of single symbols, and for a loss
+ * that rises again. */
 #ifndef VD_MONITOR_H
 #define VD_MONITOR_H
 
@@ -15,10 +15,10 @@ vd_monitor *vd_monitor_create(int64_t vocab);
 void vd_monitor_destroy(vd_monitor *m);
 /* Not collective. Counts the targets y [n] of this rank, -1 left out, for the entropy of single symbols. */
 void vd_monitor_count(vd_monitor *m, const int32_t *y, int64_t n);
-/* Collective(comm). Judges the mean bpc (bits per symbol) of the updates up to `update`; the same on all ranks.
- * warning [size] gets what a person should know, "" mostly: for 200 updates bpc has been less than 0.1 above and less
+/* Collective(comm). Checks the mean bpc (bits per symbol) of the updates up to `update`; the same on all ranks.
+ * warning [size] gets a warning, or "": for 200 updates bpc has been less than 0.1 above and less
  * than 0.5 below the entropy of single symbols and has not fallen by 0.1, or it has risen more than 1 above its lowest.
- * Each is said once until it is over. A bpc that is not finite is not judged. */
+ * Each is given once until its condition ends. A bpc that is not finite is not checked. */
 void vd_monitor_check(vd_monitor *m, MPI_Comm comm, int64_t update, double bpc, char *warning, size_t size);
 /* Not collective. The first tensor of an arena (parameters or gradients, backend memory) with a value that is not
  * finite; NULL: none. */

@@ -73,7 +73,7 @@ int vd_train_dry_run(vd_train *t, vd_error *err);
 typedef struct vd_train_need {
   vd_memory_estimate model; /* optimizer: all its states */
   double evaluator;         /* of validations */
-  double backend;           /* what a GPU's backend keeps beside the model */
+  double backend;           /* what a GPU's backend allocates besides the model */
 } vd_train_need;
 /* Not collective. Fills *need for a rank of `streams` streams whose layers all have this window (tokens); t->ops and
  * t->device are there. The sum. */

@@ -60,7 +60,7 @@ static int lock_folder(vd_train *t, vd_error *err) {
   if (vd_run_lock_take(&t->lock, directory, true, err)) return err->status;
   if (vd_resume_newest(directory) != t->resume.newest)
     return vd_fail(err, VD_FAILED,
-                   "another run has just written checkpoints into run%%directory %s: run again to go on", directory);
+                   "another run has just written checkpoints into run%%directory %s: run again to continue", directory);
   return vd_run_lock_sweep(t->lock, err);
 }
 
@@ -117,11 +117,11 @@ static int restore(vd_train *t, vd_error *err) {
   return vd_broadcast_error(t->ctx->comm, err);
 }
 
-static void tell_notices(vd_train *t) {
+static void log_notices(vd_train *t) {
   char *line = t->resume.notice, *rest = NULL;
   for (line = strtok_r(line, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) vd_log_message(t->log, "%s", line);
   if (t->resume.path[0])
-    vd_log_message(t->log, "goes on after update %lld of %s", (long long)t->progress.update, t->resume.path);
+    vd_log_message(t->log, "continues after update %lld of %s", (long long)t->progress.update, t->resume.path);
   const char *notices[] = {vd_run_lock_notice(t->lock), vd_trace_notice(t->trace), t->device.notice,
                            t->device.comm_notice};
   for (int i = 0; i < 4; i++)
@@ -136,7 +136,7 @@ static int open_logs(vd_train *t, vd_error *err) {
       vd_log_open(&t->log, s->run.directory, t->progress.update, s->run.max_updates, stdout, err) == VD_OK &&
       vd_trace_open(&t->trace, t->ctx->h5, path, (int)t->config.n_layer, (int)t->config.n_head, t->progress.update,
                     t->echo, err) == VD_OK)
-    tell_notices(t);
+    log_notices(t);
   return vd_broadcast_error(t->ctx->comm, err);
 }
 

@@ -79,7 +79,7 @@ static int skip_step(vd_train *t, double shared[N_SHARED], vd_error *err) {
  * message reaches them: this rank prints the reason and ends the run. Alone it returns. */
 static void end_run(const vd_train *t, vd_error *err) {
   if (t->ctx->size == 1) return;
-  vd_wrap(err, "rank %d, whose sums the other ranks wait for", t->ctx->rank);
+  vd_wrap(err, "rank %d, whose all-reduce the other ranks wait for", t->ctx->rank);
   vd_error_print(err);
   MPI_Abort(t->ctx->comm, VD_FAILED);
 }
@@ -99,7 +99,7 @@ static int reduce_and_step(vd_train *t, double targets, bool skip, vd_error *err
   vd_ops *o = t->ops;
   vd_update_stats stats;
   int64_t update = t->progress.update;
-  if (o->phase) o->phase(o, "gradient sum");
+  if (o->phase) o->phase(o, "gradient all-reduce");
   vd_grad_reducer_finish(t->reducer);
   if (o->phase) o->phase(o, "update");
   vd_model_span_penalty(t->model, vd_optimizer_loss_scale(t->optimizer));

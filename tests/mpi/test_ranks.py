@@ -175,7 +175,7 @@ def check_damage():
         again = place.train(run, valid__interval=0)
         said = again.stdout + again.stderr
         report(f"{name} newest checkpoint: the one before is used, the damaged one named",
-               again.returncode == 0 and "update-00000020.h5" in said and "goes on after update 10" in said, said)
+               again.returncode == 0 and "update-00000020.h5" in said and "continues after update 10" in said, said)
 
 
 def flip(f):

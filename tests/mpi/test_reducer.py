@@ -67,7 +67,7 @@ def check_strikes():
            f"{status} {seconds} {said}")
     again = place.train("kill", ranks=2, run__max_updates=place.lines("kill") + 3)
     report("a run that was ended so goes on from its checkpoint",
-           again.returncode == 0 and "goes on after update" in again.stdout + again.stderr, again.stdout + again.stderr)
+           again.returncode == 0 and "continues after update" in again.stdout + again.stderr, again.stdout + again.stderr)
 
 
 def check_pause():

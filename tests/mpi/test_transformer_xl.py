@@ -108,7 +108,7 @@ report("a run goes on with a shorter memory, and tells it and the bent schedule"
        and tensors(place.checkpoint("shorter"))["memory/layer0"].shape[1] == 50, str(shorter))
 for updates in (6, 9):
     none = place.train("none", memory__mem_len=0, run__max_updates=updates)
-report("a run without any memory trains and goes on", none.returncode == 0 and "goes on after update 6" in none.stdout,
+report("a run without any memory trains and goes on", none.returncode == 0 and "continues after update 6" in none.stdout,
        str(none))
 tied = place.train("tied", run__max_updates=5, model__untie_r="F", memory__same_length="T", memory__clamp_len=20)
 report("shared biases, same_length and clamp_len train", tied.returncode == 0 and "model/r_w" in

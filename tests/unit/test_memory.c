@@ -1,5 +1,5 @@
-/* The memory that a run is told to need: against what model, optimiser and the evaluation's model really ask for, and
- * against a GPU that is too small. */
+/* The estimate of a run's memory against what model, optimiser and the evaluation's model allocate, and against a GPU
+ * that is too small. */
 #include "src/train/train.h"
 
 #include <setjmp.h>
@@ -66,9 +66,9 @@ static void matches_what_is_allocated(void **state) {
   double total = vd_train_memory(&t, STREAMS, window, &need);
   assert_true(need.backend == 0);
   if (need.evaluator < 0.97 * validation || need.evaluator > 1.1 * validation)
-    fail_msg("validation: %.0f bytes told, %.0f asked for", need.evaluator, validation);
+    fail_msg("validation: %.0f bytes estimated, %.0f allocated", need.evaluator, validation);
   if (total - need.evaluator < 0.97 * training || total - need.evaluator > 1.03 * training)
-    fail_msg("training: %.0f bytes told, %.0f asked for", total - need.evaluator, training);
+    fail_msg("training: %.0f bytes estimated, %.0f allocated", total - need.evaluator, training);
   vd_model_destroy(evaluation);
   vd_optimizer_destroy(t.optimizer);
   vd_model_destroy(t.model);
@@ -127,7 +127,7 @@ static void is_near_what_a_gpu_took(void **state) {
     t.n_own = took[i].streams;
     double gib = vd_train_memory(&t, took[i].streams, 1584, &need) / 1073741824.0 + 0.5;
     if (gib < 0.9 * took[i].gib || gib > 1.1 * took[i].gib)
-      fail_msg("%d streams: %.2f GiB told, %.2f taken", (int)took[i].streams, gib, took[i].gib);
+      fail_msg("%d streams: %.2f GiB estimated, %.2f used", (int)took[i].streams, gib, took[i].gib);
   }
   t.ops->destroy(t.ops);
 }
@@ -140,7 +140,7 @@ static void refuses_a_gpu_that_is_too_small(void **state) {
   vd_train_need need;
   vd_error err = {0};
   make(&t, &ctx, &s, true);
-  assert_int_equal(vd_train_check_memory(&t, &err), VD_OK); /* the CPU is not judged */
+  assert_int_equal(vd_train_check_memory(&t, &err), VD_OK); /* the CPU is not checked */
   t.device.is_gpu = true;
   t.device.precision = VD_BF16;
   strcpy(t.device.gpu.name, "A small one");

@@ -1,5 +1,5 @@
-/* The gradient sum on any number of ranks (tests/mpi/test_reducer.py starts it on several), and when the model tells
- * that gradients are final. */
+/* The gradient all-reduce on any number of ranks (tests/mpi/test_reducer.py starts it on several), and the calls by
+ * which the model reports final gradients. */
 #include "src/comm/collectives.h"
 #include "src/comm/grad_reducer.h"
 #include "src/model/model.h"
@@ -201,8 +201,8 @@ static void times_the_update_before(void **state) {
   o->destroy(o);
 }
 
-/* Buckets are at least as large as asked, begin where a told range begins, and cover the arena once, from its end on:
- * the timeline of rank 0 tells. */
+/* The timeline of rank 0 shows the buckets: at least as large as asked, each beginning where a reported range begins,
+ * covering the arena once from its end. */
 static void cuts_buckets(void **state) {
   (void)state;
   vd_ops *o;
@@ -225,7 +225,7 @@ static void cuts_buckets(void **state) {
     assert_int_equal(sscanf(at, "\"first\": %zu, \"elements\": %zu", &first, &n), 2);
     assert_int_equal(first + n, end);
     assert_true(n * sizeof(real) >= 400 || first == 0);
-    assert_true(n <= 2 * PIECE); /* 100 elements asked for, 96 told at a time */
+    assert_true(n <= 2 * PIECE); /* 100 elements asked for, 96 reported at a time */
     end = first > 0 ? first : N;
     number++;
   }
@@ -257,8 +257,8 @@ static void keeps_errors(void **state) {
   o->destroy(o);
 }
 
-/* What the model told, and the gradients as they were then. */
-struct told {
+/* The ranges that the model reported, and the gradients at that time. */
+struct reported {
   const real *gradient;
   real *then;
   int *times;
@@ -268,7 +268,7 @@ struct told {
 };
 
 static void note(void *receiver, size_t first, size_t n) {
-  struct told *t = receiver;
+  struct reported *t = receiver;
   t->n_call++;
   t->n_empty += n == 0;
   if (first + n != t->next || first + n > t->arena) t->in_order = false;
@@ -283,7 +283,7 @@ static void tokens(int32_t *x, size_t n, int32_t vocab, uint64_t seed) {
   for (size_t i = 0; i < n; i++) x[i] = (int32_t)(vd_philox((vd_rng){.seed = seed}, i).v[0] % (uint32_t)vocab);
 }
 
-/* Every gradient is told of once, and is then what it is in the end. */
+/* Every gradient is reported once, and has its final value then. */
 static void check_model(const vd_model_config *config, int64_t streams, int64_t micro) {
   enum { BLOCK = 6 };
   vd_error err = {0};
@@ -294,7 +294,7 @@ static void check_model(const vd_model_config *config, int64_t streams, int64_t 
   assert_int_equal(vd_model_create(&m, config, o, 0, streams, micro, BLOCK, true, &err), VD_OK);
   assert_int_equal(vd_model_reset_memory(m, &err), VD_OK);
   size_t n = vd_model_arena(m), moved = 0;
-  struct told t = {.gradient = vd_model_gradients(m), .arena = n};
+  struct reported t = {.gradient = vd_model_gradients(m), .arena = n};
   t.then = vd_calloc(n, sizeof *t.then);
   t.times = vd_calloc(n, sizeof *t.times);
   for (int64_t update = 0; update < 3; update++) {
@@ -325,7 +325,7 @@ static void check_model(const vd_model_config *config, int64_t streams, int64_t 
   o->destroy(o);
 }
 
-static void tells_final_gradients(void **state) {
+static void reports_final_gradients(void **state) {
   (void)state;
   for (int kind = 0; kind < 5; kind++) {
     vd_model_config c = {.arch = kind < 2 ? VD_ADAPTIVE_SPAN : VD_TRANSFORMER_XL,
@@ -350,8 +350,8 @@ static void tells_final_gradients(void **state) {
   }
 }
 
-/* Without training, or without a receiver, nobody is told. */
-static void tells_nobody_in_evaluation(void **state) {
+/* Nothing is reported without training, or without a receiver. */
+static void reports_nothing_in_evaluation(void **state) {
   (void)state;
   vd_error err = {0};
   vd_ops *o;
@@ -366,7 +366,7 @@ static void tells_nobody_in_evaluation(void **state) {
                        .ramp = 4,
                        .seed = 1};
   int32_t x[4] = {1, 2, 3, 4};
-  struct told t = {0};
+  struct reported t = {0};
   assert_int_equal(vd_ops_cpu(&o, 1, &err), VD_OK);
   assert_int_equal(vd_model_create(&m, &c, o, 0, 1, 0, 4, true, &err), VD_OK);
   vd_step step = {.x = x, .y = x, .block = 4, .scale = 1, .ready = note, .receiver = &t};
@@ -384,8 +384,8 @@ int main(int argc, char **argv) {
                                      cmocka_unit_test(times_the_update_before),
                                      cmocka_unit_test(cuts_buckets),
                                      cmocka_unit_test(keeps_errors),
-                                     cmocka_unit_test(tells_final_gradients),
-                                     cmocka_unit_test(tells_nobody_in_evaluation)};
+                                     cmocka_unit_test(reports_final_gradients),
+                                     cmocka_unit_test(reports_nothing_in_evaluation)};
   MPI_Init(&argc, &argv);
   int failed = cmocka_run_group_tests(tests, NULL, NULL);
   MPI_Finalize();

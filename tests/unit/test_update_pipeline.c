@@ -258,7 +258,7 @@ static void memory_keeps_its_rows(void **state) {
   o->destroy(o);
 }
 
-/* The ops of an update that tell in which order host and device work, recorded by a backend in front of the CPU's:
+/* The ops that show in which order host and device work, recorded by a backend in front of the CPU's:
  * F forward, B end of backward, P pull, C gradient of the penalty, G gradient statistics, A Adagrad, K clamp of the
  * spans, W copy of the weights, S push; lower case: the host waits (g get, d get_double, s synchronize). */
 static vd_ops plain;
