@@ -1,4 +1,4 @@
-/* Attention and its projections: src/ops/ops.h's words for the kernels of attention.h. */
+/* See attention_ops.h: translates vd_attention into the kernels' arguments; owns schedules, masks and the key table. */
 #include "cuda/backend/attention_ops.h"
 #include "cuda/attention/memory_projection.h"
 
@@ -8,30 +8,30 @@
 #include <stdlib.h>
 #include <string.h>
 
-_Static_assert((int)VD_CUDA_MOST_HEADS == (int)VD_CUDA_MAX_HEADS, "heads that the program is told of");
+_Static_assert((int)VD_CUDA_MOST_HEADS == (int)VD_CUDA_MAX_HEADS, "the plugin's limit of heads is the kernels'");
 
 static int64_t width_of(const vd_attention *a) {
   return a->n_head * a->d_head;
 }
 
-/* Other models have come and gone. */
-static void drop_plans(vd_cuda_backend *c) {
+/* Frees all schedules, once those of models that no longer exist have filled the cache. */
+static void free_schedules(vd_cuda_backend *c) {
   vd_cuda_record_error(c, cudaStreamSynchronize(c->stream), "waiting");
-  while (c->n_layer > 0) cudaFree(c->layer[--c->n_layer].plan);
+  while (c->n_layer > 0) cudaFree(c->layer[--c->n_layer].schedule);
 }
 
-/* The layer's plan, the same for the same spans. NULL: no memory for it. */
-static vd_layer_plan *plan_of(vd_cuda_backend *c, const real *span) {
+/* The cached schedule of the layer with these spans; a new one is zeroed. NULL: out of memory. */
+static vd_layer_schedule *schedule_of(vd_cuda_backend *c, const real *span) {
   for (int i = 0; i < c->n_layer; i++)
     if (c->layer[i].span == span) return &c->layer[i];
-  if (c->n_layer == VD_MAX_LAYERS) drop_plans(c);
-  void *plan = NULL;
+  if (c->n_layer == VD_MAX_LAYERS) free_schedules(c);
+  void *schedule = NULL;
   size_t bytes = vd_cuda_attention_schedule_size();
-  cudaError_t e = cudaMalloc(&plan, bytes);
-  vd_cuda_record_error(c, e, "allocating a plan");
+  cudaError_t e = cudaMalloc(&schedule, bytes);
+  vd_cuda_record_error(c, e, "allocating a tile schedule");
   if (e != cudaSuccess) return NULL;
-  vd_cuda_record_error(c, cudaMemsetAsync(plan, 0, bytes, c->stream), "zeroing a plan");
-  c->layer[c->n_layer] = (vd_layer_plan){.span = span, .plan = plan};
+  vd_cuda_record_error(c, cudaMemsetAsync(schedule, 0, bytes, c->stream), "zeroing a tile schedule");
+  c->layer[c->n_layer] = (vd_layer_schedule){.span = span, .schedule = schedule};
   return &c->layer[c->n_layer++];
 }
 
@@ -40,9 +40,9 @@ void vd_cuda_attention_changed(vd_cuda_backend *c) {
   for (int i = 0; i < c->n_layer; i++) c->layer[i].made = false;
 }
 
-/* What every kernel is told. Relative keys know no spans, and one plan and one room serve all layers. */
+/* The kernels' arguments. With relative keys there are no spans, so all layers share one schedule. */
 static vd_cuda_attention kernel_of(vd_cuda_backend *c, const vd_attention *a) {
-  const vd_layer_plan *plan = plan_of(c, a->span);
+  const vd_layer_schedule *schedule = schedule_of(c, a->span);
   vd_cuda_attention x = {.type = c->type,
                          .n_stream = (int32_t)a->n_stream,
                          .block = (int32_t)a->block,
@@ -57,7 +57,7 @@ static vd_cuda_attention kernel_of(vd_cuda_backend *c, const vd_attention *a) {
                          .n_span = (int32_t)a->n_span,
                          .kv_rows = a->window,
                          .span = a->span,
-                         .schedule = plan ? plan->plan : NULL,
+                         .schedule = schedule ? schedule->schedule : NULL,
                          .dropout = a->dropout.p,
                          .rng = a->dropout.rng,
                          .row0 = a->dropout.row0,
@@ -71,55 +71,55 @@ static vd_cuda_attention kernel_of(vd_cuda_backend *c, const vd_attention *a) {
   return x;
 }
 
-/* Does a plan made for `x` serve `y` with the same spans? */
-static bool alike(const vd_cuda_attention *x, const vd_cuda_attention *y) {
+/* True where a schedule made for `x` is that of `y`, given the same spans. */
+static bool same_shape(const vd_cuda_attention *x, const vd_cuda_attention *y) {
   return x->n_stream == y->n_stream && x->block == y->block && x->window == y->window && x->bounds == y->bounds &&
          x->n_head == y->n_head && x->attn_span == y->attn_span && x->ramp == y->ramp &&
          x->first_distance == y->first_distance && x->trimmed == y->trimmed && x->n_span == y->n_span &&
          !x->rel_key == !y->rel_key && x->reach == y->reach;
 }
 
-/* Makes those plans that are not there yet. False, with a noted error, where that fails. */
-static bool make_plans(vd_cuda_backend *c, int n, const vd_cuda_attention *x) {
+/* Makes the schedules that are missing or stale, in one launch. False, with a recorded error, where that fails. */
+static bool make_schedules(vd_cuda_backend *c, int n, const vd_cuda_attention *x) {
   vd_cuda_attention *wanted = vd_calloc((size_t)n, sizeof *wanted);
   int32_t n_wanted = 0;
-  bool whole = true;
+  bool ok = true;
   for (int i = 0; i < n; i++) {
-    vd_layer_plan *plan = plan_of(c, x[i].span);
-    whole = whole && plan;
-    if (!plan || (plan->made && alike(&plan->shape, &x[i]))) continue;
-    wanted[n_wanted++] = plan->shape = x[i];
-    plan->made = true;
+    vd_layer_schedule *schedule = schedule_of(c, x[i].span);
+    ok = ok && schedule;
+    if (!schedule || (schedule->made && same_shape(&schedule->shape, &x[i]))) continue;
+    wanted[n_wanted++] = schedule->shape = x[i];
+    schedule->made = true;
   }
   if (n_wanted > 0) {
     cudaError_t e = vd_cuda_attention_make_schedules(n_wanted, wanted, c->stream);
-    vd_cuda_record_error(c, e, "attention's plans");
-    whole = whole && e == cudaSuccess;
+    vd_cuda_record_error(c, e, "tile schedules");
+    ok = ok && e == cudaSuccess;
     if (e != cudaSuccess) vd_cuda_attention_changed(c);
   }
   free(wanted);
-  return whole;
+  return ok;
 }
 
 void vd_cuda_attention_plan_op(vd_ops *o, int n, const vd_attention *a) {
   vd_cuda_backend *c = vd_cuda_of(o);
   if (n > VD_MAX_LAYERS) return;
-  if (c->n_layer + n > VD_MAX_LAYERS) drop_plans(c);
+  if (c->n_layer + n > VD_MAX_LAYERS) free_schedules(c);
   vd_cuda_attention *x = vd_calloc((size_t)n, sizeof *x);
   for (int i = 0; i < n; i++) x[i] = kernel_of(c, &a[i]);
-  make_plans(c, n, x);
+  make_schedules(c, n, x);
   free(x);
 }
 
 void vd_cuda_attention_end(vd_cuda_backend *c) {
-  while (c->n_layer > 0) cudaFree(c->layer[--c->n_layer].plan);
-  for (int i = 0; i < VD_MAX_LAYERS; i++) cudaFree(c->kept[i].room.p);
+  while (c->n_layer > 0) cudaFree(c->layer[--c->n_layer].schedule);
+  for (int i = 0; i < VD_MAX_LAYERS; i++) cudaFree(c->dropout_mask[i].mask.p);
   cudaFree(c->key_table.table);
   cudaFree(c->key_table.gradient);
   c->key_table = (vd_key_table){0};
 }
 
-/* The key table of a->key_pe, up to date. */
+/* The key table of a->key_pe, converted again where the parameters have changed. NULL: out of memory. */
 static vd_key_table *table_of(vd_cuda_backend *c, const vd_attention *a) {
   vd_key_table *t = &c->key_table;
   size_t n = (size_t)(a->d_head * a->attn_span);
@@ -151,39 +151,39 @@ void vd_cuda_backward_end(vd_ops *o) {
   t->dkey_pe = NULL;
 }
 
-/* Are the weights that dropout keeps of `x` those of `y`, in the same places? */
-static bool drawn_alike(const vd_cuda_attention *x, const vd_cuda_attention *y) {
-  return alike(x, y) && x->span == y->span && x->row0 == y->row0 && x->dropout == y->dropout &&
+/* True where `x` and `y` draw the same dropout mask, in the same layout. */
+static bool same_mask(const vd_cuda_attention *x, const vd_cuda_attention *y) {
+  return same_shape(x, y) && x->span == y->span && x->row0 == y->row0 && x->dropout == y->dropout &&
          x->rng.seed == y->rng.seed && x->rng.update == y->rng.update && x->rng.layer == y->rng.layer &&
          x->rng.site == y->rng.site;
 }
 
-/* Where forward leaves them: the layer's room, which it is from now on. */
-static uint32_t *keep_drawn(vd_cuda_backend *c, const vd_cuda_attention *x) {
+/* The layer's mask buffer, which forward fills for `x`. NULL: the kernels keep no mask. */
+static uint32_t *mask_to_write(vd_cuda_backend *c, const vd_cuda_attention *x) {
   size_t bytes = vd_cuda_attention_dropout_mask_size(x);
   if (bytes == 0 || x->rng.layer >= VD_MAX_LAYERS) return NULL;
-  vd_layer_kept *l = &c->kept[x->rng.layer];
+  vd_layer_mask *l = &c->dropout_mask[x->rng.layer];
   l->shape = *x;
-  return vd_cuda_workspace(c, &l->room, bytes);
+  return vd_cuda_workspace(c, &l->mask, bytes);
 }
-/* What it left, or NULL where that was for something else. */
-static uint32_t *find_drawn(vd_cuda_backend *c, const vd_cuda_attention *x) {
+/* The mask that forward left for `x`; NULL where it was for another call: backward then draws again. */
+static uint32_t *mask_to_read(vd_cuda_backend *c, const vd_cuda_attention *x) {
   if (x->rng.layer >= VD_MAX_LAYERS) return NULL;
-  const vd_layer_kept *l = &c->kept[x->rng.layer];
-  return l->room.p && drawn_alike(&l->shape, x) ? l->room.p : NULL;
+  const vd_layer_mask *l = &c->dropout_mask[x->rng.layer];
+  return l->mask.p && same_mask(&l->shape, x) ? l->mask.p : NULL;
 }
 
 void vd_cuda_attention_op(vd_ops *o, const vd_attention *a, const vd_qkv *qkv, vd_act *out, real *lse) {
   vd_cuda_backend *c = vd_cuda_of(o);
   vd_cuda_attention x = kernel_of(c, a);
   const vd_key_table *t = a->rel_key ? NULL : table_of(c, a);
-  if ((!t && !a->rel_key) || !make_plans(c, 1, &x)) return;
-  x.dropout_mask = keep_drawn(c, &x);
+  if ((!t && !a->rel_key) || !make_schedules(c, 1, &x)) return;
+  x.dropout_mask = mask_to_write(c, &x);
   vd_cuda_record_error(
       c, vd_cuda_attention_forward(&x, qkv->block, qkv->memory, t ? t->table : NULL, out, lse, c->stream), "attention");
 }
 
-/* The gradient of the table is summed over the layers, and goes to dkey_pe at the end. */
+/* Zeroes the table's gradient at the first layer of a pass. All layers add to it; backward_end adds it to dkey_pe. */
 static void begin_table_gradient(vd_ops *o, vd_key_table *t, real *dkey_pe) {
   vd_cuda_backend *c = vd_cuda_of(o);
   if (t->dkey_pe == dkey_pe) return;
@@ -200,7 +200,7 @@ void vd_cuda_attention_backward_op(vd_ops *o, const vd_attention *a, const vd_qk
   vd_cuda_backend *c = vd_cuda_of(o);
   vd_cuda_attention x = kernel_of(c, a);
   vd_key_table *t = a->rel_key ? NULL : table_of(c, a);
-  x.dropout_mask = find_drawn(c, &x);
+  x.dropout_mask = mask_to_read(c, &x);
   void *workspace = vd_cuda_workspace(c, &c->partial, vd_cuda_attention_workspace_size(&x));
   if (!x.schedule || (!t && !a->rel_key) || !workspace) return;
   if (t) begin_table_gradient(o, t, dkey_pe);
@@ -224,7 +224,7 @@ void vd_cuda_attention_backward_op(vd_ops *o, const vd_attention *a, const vd_qk
   vd_cuda_record_error(c, vd_cuda_attention_backward(&x, &g, c->stream), "attention backward");
 }
 
-/* Queries, keys and values of the block, in one product where the weights allow. */
+/* Queries, keys and values of the block, by one product where the weights are contiguous. */
 static void project_block(vd_cuda_backend *c, const vd_attention *a, const vd_act *hidden, const real *const weight[3],
                           vd_act *block) {
   int64_t d = width_of(a), in = a->d_model > 0 ? a->d_model : d;
@@ -267,7 +267,7 @@ void vd_cuda_attention_project(vd_ops *o, const vd_attention *a, const vd_attent
   }
   vd_cuda_attention x = kernel_of(c, a);
   const vd_cuda_ring memory = {in->memory, in->memory_rows, in->oldest};
-  if (!make_plans(c, 1, &x)) return;
+  if (!make_schedules(c, 1, &x)) return;
   vd_cuda_record_error(
       c, vd_cuda_project_memory(&x, &memory, vd_cuda_weight(c, wk), vd_cuda_weight(c, wv), qkv->memory, c->stream),
       "projecting memory rows");

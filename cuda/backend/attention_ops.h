@@ -4,9 +4,9 @@
 
 #include "cuda/backend/context.h"
 
-/* Stream-ordered. vd_ops.attention_plan; these are in attention_ops.c. */
+/* Stream-ordered. vd_ops.attention_plan: makes the layers' tile schedules. */
 void vd_cuda_attention_plan_op(vd_ops *o, int n, const vd_attention *a);
-/* Not collective. Parameters have changed, or memory was freed: plans and tables are made anew when next wanted. */
+/* Not collective. Parameters have changed, or memory was freed: invalidates tile schedules and the key table. */
 void vd_cuda_attention_changed(vd_cuda_backend *c);
 /* Stream-ordered. vd_ops.attention_project. */
 void vd_cuda_attention_project(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
@@ -22,7 +22,7 @@ void vd_cuda_attention_backward_op(vd_ops *o, const vd_attention *a, const vd_qk
                                    const real *lse, const vd_act *dout, const vd_qkv *dqkv, real *dkey_pe, real *dspan);
 /* Stream-ordered. vd_ops.backward_end. */
 void vd_cuda_backward_end(vd_ops *o);
-/* Not collective. Frees plans and tables. */
+/* Not collective. Frees tile schedules, dropout masks and the key table. */
 void vd_cuda_attention_end(vd_cuda_backend *c);
 
 #endif

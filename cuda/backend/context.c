@@ -1,4 +1,4 @@
-/* What all files of the backend use: errors, workspaces, arenas of parameters and their copies. */
+/* See context.h. */
 #include "cuda/backend/context.h"
 
 void vd_cuda_record_error(vd_cuda_backend *c, cudaError_t e, const char *what) {
@@ -6,26 +6,26 @@ void vd_cuda_record_error(vd_cuda_backend *c, cudaError_t e, const char *what) {
 }
 
 bool vd_cuda_trim_pool(vd_cuda_backend *c) {
-  cudaGetLastError(); /* running out is no fault of later calls */
+  cudaGetLastError(); /* clears cudaErrorMemoryAllocation, which later calls would report */
   return c->pooled && cudaStreamSynchronize(c->stream) == cudaSuccess && cudaMemPoolTrimTo(c->pool, 0) == cudaSuccess;
 }
 
 void *vd_cuda_workspace(vd_cuda_backend *c, vd_workspace *s, size_t bytes) {
   if (bytes <= s->bytes) return s->p;
   bool pinned = s == &c->pinned;
-  /* What grows with the windows grows in steps, since each of them waits. */
-  size_t step = s->bytes / 4 * 5, room = bytes > step ? bytes : step;
+  /* Growth waits for the stream, so workspaces that grow with the windows grow by a quarter at least. */
+  size_t step = s->bytes / 4 * 5, capacity = bytes > step ? bytes : step;
   vd_cuda_record_error(c, cudaStreamSynchronize(c->stream), "waiting");
   if (pinned)
     cudaFreeHost(s->p);
   else
     cudaFree(s->p);
   *s = (vd_workspace){0};
-  cudaError_t e = pinned ? cudaMallocHost(&s->p, room) : cudaMalloc(&s->p, room);
-  if (e != cudaSuccess && !pinned && vd_cuda_trim_pool(c)) e = cudaMalloc(&s->p, room = bytes);
+  cudaError_t e = pinned ? cudaMallocHost(&s->p, capacity) : cudaMalloc(&s->p, capacity);
+  if (e != cudaSuccess && !pinned && vd_cuda_trim_pool(c)) e = cudaMalloc(&s->p, capacity = bytes);
   vd_cuda_record_error(c, e, "allocating scratch memory");
   if (e != cudaSuccess) s->p = NULL;
-  s->bytes = e == cudaSuccess ? room : 0;
+  s->bytes = e == cudaSuccess ? capacity : 0;
   return s->p;
 }
 
@@ -38,12 +38,12 @@ vd_arena *vd_cuda_arena_of(vd_cuda_backend *c, const real *p) {
 const void *vd_cuda_weight(vd_cuda_backend *c, const real *weight) {
   if (c->type == VD_FP32) return weight;
   const vd_arena *a = vd_cuda_arena_of(c, weight);
-  if (!a) vd_bug("a weight that weights_changed was not told of");
+  if (!a) vd_bug("weights_changed was not called for the arena of a weight");
   return (const char *)a->copy + (size_t)(weight - a->params) * c->act_size;
 }
 
 bool vd_cuda_are_contiguous(int n, const real *const tensor[], int64_t size) {
-  bool follow = true;
-  for (int i = 1; i < n; i++) follow = follow && tensor[i] == tensor[0] + i * size;
-  return follow;
+  bool contiguous = true;
+  for (int i = 1; i < n; i++) contiguous = contiguous && tensor[i] == tensor[0] + i * size;
+  return contiguous;
 }

@@ -1,4 +1,4 @@
-/* What GPUs there are; the table that the library exports. */
+/* The exported table vd_cuda: GPUs of the node, the backend on one of them, timing, NCCL. */
 #include "cuda/backend/context.h"
 #include "cuda/backend/nccl.h"
 #include "cuda/backend/plugin.h"
@@ -7,7 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
-/* The kernels are built for compute capability 9.0 alone (sm_90a): the tensor instructions of other makes differ. */
+/* The kernels are built for compute capability 9.0 alone (sm_90a): wgmma exists on Hopper only. */
 enum { VD_MAJOR = 9, VD_MINOR = 0 };
 
 static int gpu_count(int *n, vd_error *err) {
@@ -19,14 +19,14 @@ static int gpu_count(int *n, vd_error *err) {
   if (driver == 0) return vd_fail(err, VD_FAILED, "this node has no NVIDIA driver");
   if (e == cudaErrorInsufficientDriver)
     return vd_fail(err, VD_FAILED,
-                   "the NVIDIA driver is too old: it knows CUDA %d.%d, this program was built with %d.%d",
+                   "the NVIDIA driver is too old: it supports CUDA %d.%d, this program was built with %d.%d",
                    driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
   if (e == cudaErrorNoDevice || e == cudaSuccess)
     return vd_fail(err, VD_FAILED, "no GPU is visible on this node (is CUDA_VISIBLE_DEVICES set?)");
-  return vd_fail(err, VD_FAILED, "the GPUs cannot be asked: %s", cudaGetErrorString(e));
+  return vd_fail(err, VD_FAILED, "cudaGetDeviceCount failed: %s", cudaGetErrorString(e));
 }
 
-/* Dense bf16 rate of the makes that the kernels run on (NVIDIA H100 Tensor Core GPU datasheet, 2023: SXM 989 TFLOP/s,
+/* Dense bf16 FLOP/s of the GPUs that the kernels run on (NVIDIA H100 Tensor Core GPU datasheet, 2023: SXM 989 TFLOP/s,
  * PCIe 756; H200 as H100 SXM). */
 static double peak_of(const char *name) {
   if (strstr(name, "H100 PCIe") || strstr(name, "H200 NVL")) return 756e12;

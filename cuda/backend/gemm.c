@@ -1,14 +1,13 @@
-/* Dense products through cuBLASLt: descriptions, the choice of a kernel for each shape, the calls. */
+/* See gemm.h: descriptors, the choice of an algorithm for each shape and its cache, the calls. */
 #include "cuda/backend/gemm.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { VD_BLAS_WORKSPACE = 64 << 20, VD_CANDIDATES = 8 };
+enum { VD_BLAS_WORKSPACE = 64 << 20, VD_CANDIDATES = 8, VD_MAX_GEMMS = 256 };
 
-/* What decides which of cuBLASLt's kernels serves a call; compared as bytes, so that it is zeroed before it is filled.
- */
+/* Key of the algorithm cache. Compared by memcmp, so it is zeroed before it is filled. */
 typedef struct vd_gemm_key {
   int64_t m, n, k, n_batch, lda, ldb, ldc, stride_a, stride_b, stride_c;
   int32_t transposed, c_float, epilogue, align;
@@ -18,7 +17,7 @@ struct vd_gemm_algo {
   vd_gemm_key key;
   cublasLtMatmulDesc_t desc;
   cublasLtMatrixLayout_t a, b, c;
-  bool exists; /* cuBLASLt has a kernel for it */
+  bool exists; /* cuBLASLt has an algorithm for it */
   cublasLtMatmulAlgo_t algo;
 };
 
@@ -72,14 +71,14 @@ static cublasLtEpilogue_t epilogue_of(const vd_gemm_call *x) {
   return x->relu ? CUBLASLT_EPILOGUE_RELU : CUBLASLT_EPILOGUE_DEFAULT;
 }
 
-/* What an epilogue reads beside the product. */
-static cublasStatus_t point(const vd_gemm_call *x, struct vd_gemm_algo *p) {
+/* Sets the bias pointer, which differs from call to call. */
+static cublasStatus_t set_bias(const vd_gemm_call *x, struct vd_gemm_algo *p) {
   if (!x->bias) return CUBLAS_STATUS_SUCCESS;
   return cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, (const void *)&x->bias,
                                         sizeof x->bias);
 }
 
-/* cuBLAS counts in columns: a row-major C = A B is the column-major C^T = B^T A^T, so that B comes first. */
+/* cuBLASLt is column-major: the row-major C = A B is its C^T = B^T A^T, so that B comes first. */
 static cublasStatus_t describe(const vd_cuda_backend *c, const vd_gemm_call *x, struct vd_gemm_algo *p) {
   cudaDataType_t type = data_type(c->type), c_type = x->c_float ? CUDA_R_32F : type;
   cublasOperation_t first = x->b.transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
@@ -92,7 +91,7 @@ static cublasStatus_t describe(const vd_cuda_backend *c, const vd_gemm_call *x, 
     s = cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second);
   if (s == CUBLAS_STATUS_SUCCESS)
     s = cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue);
-  if (s == CUBLAS_STATUS_SUCCESS) s = point(x, p);
+  if (s == CUBLAS_STATUS_SUCCESS) s = set_bias(x, p);
   if (s == CUBLAS_STATUS_SUCCESS)
     s = make_layout(&p->a, type, x->b.transposed ? x->k : x->n, x->b.transposed ? x->n : x->k, x->b.ld, x->n_batch,
                     x->b.stride);
@@ -109,7 +108,7 @@ static cublasStatus_t multiply(const vd_cuda_backend *c, const vd_gemm_call *x, 
                         c->blas_workspace.p, VD_BLAS_WORKSPACE, c->stream);
 }
 
-/* ms of one of VD_RUNS calls in a row, the least of three such rows; NAN where the kernel does not run. */
+/* Milliseconds of a call: the mean of VD_RUNS calls, the least of VD_ROWS such means. NAN where the algorithm fails. */
 static double time_of(const vd_cuda_backend *c, const vd_gemm_call *x, const struct vd_gemm_algo *p,
                       const cublasLtMatmulAlgo_t *algo, void *d, cudaEvent_t event[2]) {
   enum { VD_RUNS = 4, VD_ROWS = 3 };
@@ -130,12 +129,11 @@ static double time_of(const vd_cuda_backend *c, const vd_gemm_call *x, const str
 
 /* cuBLASLt orders its kernels by a heuristic. This times the candidates on the operands of the first call, writing into
  * a temporary buffer, and replaces the first only by one that is faster by more than the noise of a measurement. Each
- * candidate gives the same bits on every call: split-K reductions are sequential or a separate step, none uses
- * floating-point atomics. Two candidates may differ in rounding, so two processes whose timings choose differently may
- * too. */
+ * candidate gives the same bits on every call: by cublasLt.h, split-K reductions run in sequence or as a separate step.
+ * Two candidates may differ in rounding, and so may two processes whose timings choose differently. */
 static int fastest(const vd_cuda_backend *c, const vd_gemm_call *x, const struct vd_gemm_algo *p,
                    const cublasLtMatmulHeuristicResult_t *result, int n) {
-  enum { VD_SMALL = 1 << 26 }; /* products of fewer multiplications are over before a choice could pay */
+  enum { VD_SMALL = 1 << 26 }; /* for smaller products the choice saves too little */
   int best = 0;
   void *d = NULL;
   cudaEvent_t event[2] = {NULL, NULL};
@@ -156,7 +154,7 @@ static int fastest(const vd_cuda_backend *c, const vd_gemm_call *x, const struct
   if (event[0]) cudaEventDestroy(event[0]);
   if (event[1]) cudaEventDestroy(event[1]);
   cudaFree(d);
-  cudaGetLastError(); /* without room for the trial the first one it is */
+  cudaGetLastError(); /* out of memory for the trial: the first candidate */
   return best;
 }
 
@@ -189,22 +187,22 @@ static cublasStatus_t choose(const vd_cuda_backend *c, const vd_gemm_call *x, st
   return s;
 }
 
-static void forget(struct vd_gemm_algo *p) {
+static void free_algo(struct vd_gemm_algo *p) {
   if (p->desc) cublasLtMatmulDescDestroy(p->desc);
   if (p->a) cublasLtMatrixLayoutDestroy(p->a);
   if (p->b) cublasLtMatrixLayoutDestroy(p->b);
   if (p->c) cublasLtMatrixLayoutDestroy(p->c);
 }
 
-/* Windows move during a run, and shapes with them: the cache starts anew when it is full. Shapes that cuBLASLt does not
- * take are remembered too. */
+/* The algorithm of a call's shape, from the cache. Shapes change with the windows during a run, so a full cache is
+ * emptied. Shapes that cuBLASLt does not support are cached, too. */
 static struct vd_gemm_algo *find(vd_cuda_backend *c, const vd_gemm_call *x) {
   vd_gemm_key key = key_of(x);
   for (int i = 0; i < c->n_product; i++)
     if (memcmp(&c->product[i].key, &key, sizeof key) == 0) return &c->product[i];
   if (!c->product) c->product = vd_calloc(VD_MAX_GEMMS, sizeof *c->product);
   if (c->n_product == VD_MAX_GEMMS) {
-    for (int i = 0; i < c->n_product; i++) forget(&c->product[i]);
+    for (int i = 0; i < c->n_product; i++) free_algo(&c->product[i]);
     c->n_product = 0;
   }
   struct vd_gemm_algo *p = &c->product[c->n_product];
@@ -219,15 +217,47 @@ void vd_cuda_gemm(vd_cuda_backend *c, const vd_gemm_call *x) {
   if (x->m == 0 || x->n == 0 || x->k == 0 || x->n_batch == 0) return;
   if (!vd_cuda_workspace(c, &c->blas_workspace, VD_BLAS_WORKSPACE)) return;
   struct vd_gemm_algo *p = find(c, x);
-  cublasStatus_t s = p->exists ? point(x, p) : CUBLAS_STATUS_NOT_SUPPORTED;
+  cublasStatus_t s = p->exists ? set_bias(x, p) : CUBLAS_STATUS_NOT_SUPPORTED;
   if (s == CUBLAS_STATUS_SUCCESS) s = multiply(c, x, p, &p->algo, x->c);
   if (s != CUBLAS_STATUS_SUCCESS)
-    vd_fail(&c->error, VD_FAILED, "GPU %d: a product of %lld x %lld x %lld (x %lld) failed: %s", c->device,
+    vd_fail(&c->error, VD_FAILED, "GPU %d: a matrix product of %lld x %lld x %lld (x %lld) failed: %s", c->device,
             (long long)x->m, (long long)x->n, (long long)x->k, (long long)x->n_batch, cublasLtGetStatusString(s));
 }
 
+void vd_cuda_weight_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,
+                             /* NOLINTNEXTLINE(readability-non-const-parameter): written through a struct */
+                             const void *x, real *dweight) {
+  vd_gemm_call call = {.m = out,
+                       .n = in,
+                       .k = rows,
+                       .n_batch = 1,
+                       .a = {dy, ld, 0, true},
+                       .b = {x, in, 0, false},
+                       .c = dweight,
+                       .ldc = in,
+                       .c_float = true,
+                       .alpha = 1,
+                       .beta = 1};
+  vd_cuda_gemm(c, &call);
+}
+
+void vd_cuda_input_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,
+                            const real *weight, void *dx, bool accumulate) {
+  vd_gemm_call call = {.m = rows,
+                       .n = in,
+                       .k = out,
+                       .n_batch = 1,
+                       .a = {dy, ld, 0, false},
+                       .b = {vd_cuda_weight(c, weight), in, 0, false},
+                       .c = dx,
+                       .ldc = in,
+                       .alpha = 1,
+                       .beta = accumulate ? 1.0F : 0.0F};
+  vd_cuda_gemm(c, &call);
+}
+
 void vd_cuda_gemm_end(vd_cuda_backend *c) {
-  for (int i = 0; i < c->n_product; i++) forget(&c->product[i]);
+  for (int i = 0; i < c->n_product; i++) free_algo(&c->product[i]);
   free(c->product);
   if (c->blas) cublasLtDestroy(c->blas);
 }

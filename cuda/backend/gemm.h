@@ -1,4 +1,4 @@
-/* Matrix products through cuBLASLt, whose kernel for each shape is chosen by timing. */
+/* Matrix products by cuBLASLt. The algorithm for each shape is chosen by timing, once a process. */
 #ifndef VD_CUDA_GEMM_H
 #define VD_CUDA_GEMM_H
 
@@ -21,8 +21,8 @@ typedef struct vd_gemm_call {
   const void *bias; /* [n] of the activations' type, or NULL */
   bool relu;
 } vd_gemm_call;
-/* Stream-ordered. Enqueues the product through cuBLASLt; errors are noted. The first call of a shape tries several of
- * cuBLASLt's kernels on its operands, and waits. */
+/* Stream-ordered. Enqueues the product; errors are recorded. The first call of a shape times several of cuBLASLt's
+ * algorithms on its operands, and waits. */
 void vd_cuda_gemm(vd_cuda_backend *c, const vd_gemm_call *x);
 /* Stream-ordered. dweight [out, in] += dy^T x; dy [rows, out] of leading dimension ld, x [rows, in]. */
 void vd_cuda_weight_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,
@@ -30,7 +30,7 @@ void vd_cuda_weight_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int6
 /* Stream-ordered. dx [rows, in] = dy weight, or += where accumulate; dy as above, weight [out, in]. */
 void vd_cuda_input_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,
                             const real *weight, void *dx, bool accumulate);
-/* Not collective. Frees what the products keep. */
+/* Not collective. Frees the cache of algorithms and the handle. */
 void vd_cuda_gemm_end(vd_cuda_backend *c);
 
 #endif

@@ -1,4 +1,4 @@
-/* The linear layers: cuBLASLt's products and the kernels beside them, or those of ffn.h. */
+/* See linear.h. */
 #include "cuda/backend/linear.h"
 #include "cuda/backend/gemm.h"
 #include "cuda/kernels/ffn.h"
@@ -9,7 +9,7 @@ void vd_cuda_linear(vd_ops *o, const vd_linear *l, const vd_act *x, const real *
   if (l->relu && bias && vd_cuda_ffn_supports(c->type, l->in, l->out)) {
     vd_cuda_record_error(
         c, vd_cuda_ffn(c->type, l->n, l->in, l->out, x, vd_cuda_weight(c, weight), bias, &drop, y, c->stream),
-        "hidden units");
+        "feed-forward");
     return;
   }
   vd_gemm_call call = {.m = l->n,
@@ -28,43 +28,12 @@ void vd_cuda_linear(vd_ops *o, const vd_linear *l, const vd_act *x, const real *
     vd_cuda_record_error(c, vd_cuda_drop_rows(c->type, l->n, l->out, &drop, y, c->stream), "dropout");
 }
 
-void vd_cuda_weight_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,
-                             /* NOLINTNEXTLINE(readability-non-const-parameter): written through a struct */
-                             const void *x, real *dweight) {
-  vd_gemm_call call = {.m = out,
-                       .n = in,
-                       .k = rows,
-                       .n_batch = 1,
-                       .a = {dy, ld, 0, true},
-                       .b = {x, in, 0, false},
-                       .c = dweight,
-                       .ldc = in,
-                       .c_float = true,
-                       .alpha = 1,
-                       .beta = 1};
-  vd_cuda_gemm(c, &call);
-}
-
-void vd_cuda_input_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,
-                            const real *weight, void *dx, bool accumulate) {
-  vd_gemm_call call = {.m = rows,
-                       .n = in,
-                       .k = out,
-                       .n_batch = 1,
-                       .a = {dy, ld, 0, false},
-                       .b = {vd_cuda_weight(c, weight), in, 0, false},
-                       .c = dx,
-                       .ldc = in,
-                       .alpha = 1,
-                       .beta = accumulate ? 1.0F : 0.0F};
-  vd_cuda_gemm(c, &call);
-}
-
 static float scale_of(const vd_dropout *dropout) {
   return dropout->p > 0 ? (float)vd_dropout_scale(vd_dropout_threshold(dropout->p)) : 1.0F;
 }
 
-/* dx = dy weight, less what dropout and the ReLU of `before` held back, whose output is x; its bias gets the sums. */
+/* dx = dy weight, times the derivative of dropout and ReLU of `before`, whose output is x; dbefore += its column sums.
+ */
 static void relu_backward(vd_cuda_backend *c, const vd_linear *l, const vd_act *x, const real *weight, const vd_act *dy,
                           vd_act *dx, const vd_linear *before, real *dbefore) {
   float scale = scale_of(&before->dropout),
@@ -75,7 +44,7 @@ static void relu_backward(vd_cuda_backend *c, const vd_linear *l, const vd_act *
     vd_cuda_record_error(c,
                          vd_cuda_ffn_backward(c->type, l->n, l->out, l->in, dy, vd_cuda_weight(c, weight), x, scale, dx,
                                               partial, c->stream),
-                         "hidden units' gradient");
+                         "feed-forward backward");
   else
     vd_cuda_input_gradient(c, l->n, l->out, l->in, dy, l->out, weight, dx, false);
   if (!fits)

@@ -1,10 +1,11 @@
-/* The linear layers of vd_ops: products with bias, ReLU and dropout. */
+/* The linear layers of vd_ops: products with bias, ReLU and dropout, by ffn.h's kernels where they support the shape,
+ * else by cuBLASLt and elementwise kernels. */
 #ifndef VD_CUDA_LINEAR_H
 #define VD_CUDA_LINEAR_H
 
 #include "cuda/backend/context.h"
 
-/* Stream-ordered. Members of vd_ops of the same names, in linear.c; the products are in gemm.c. */
+/* Stream-ordered. vd_ops.linear. */
 void vd_cuda_linear(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const real *bias, vd_act *y);
 /* Stream-ordered. vd_ops.linear_backward. */
 void vd_cuda_linear_backward(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const vd_act *dy,

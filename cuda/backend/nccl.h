@@ -4,7 +4,7 @@
 
 #include "src/ops/nccl_plugin.h"
 
-/* Not collective. vd_cuda_plugin.nccl, in nccl.c. */
+/* Not collective. vd_cuda_plugin.nccl. */
 const vd_nccl_plugin *vd_cuda_nccl(void);
 
 #endif

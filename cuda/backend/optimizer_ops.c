@@ -1,6 +1,5 @@
-/* Norms and the optimiser: the host's side. */
+/* See optimizer_ops.h. The tensors' pieces are made once and cached on the device. */
 #include "cuda/backend/optimizer_ops.h"
-#include "cuda/backend/attention_ops.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -14,7 +13,8 @@ static void *take(vd_cuda_backend *c, size_t bytes) {
 
 static void put(vd_cuda_backend *c, void *device, const void *host, size_t bytes) {
   if (device)
-    vd_cuda_record_error(c, cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, c->stream), "copying a table");
+    vd_cuda_record_error(c, cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, c->stream),
+                         "copying the optimiser's tables");
 }
 
 void vd_cuda_optimizer_end(vd_cuda_backend *c) {
@@ -25,7 +25,7 @@ void vd_cuda_optimizer_end(vd_cuda_backend *c) {
   *p = (vd_pieces){0};
 }
 
-/* The extents' pieces; made anew only for other extents. */
+/* The pieces of these extents, from the cache of one set of extents. */
 static const vd_pieces *pieces_of(vd_cuda_backend *c, const vd_extent *tensor, int n_tensor) {
   vd_pieces *p = &c->pieces;
   size_t bytes = (size_t)n_tensor * sizeof *tensor;
@@ -61,7 +61,7 @@ static const vd_pieces *pieces_of(vd_cuda_backend *c, const vd_extent *tensor, i
 void vd_cuda_square_sums_op(vd_ops *o, const real *x, const vd_extent *tensor, int n_tensor, double *norm2) {
   vd_cuda_backend *c = vd_cuda_of(o);
   const vd_pieces *p = pieces_of(c, tensor, n_tensor);
-  for (int t = 0; t < n_tensor; t++) norm2[t] = NAN; /* what stays where the GPU fails */
+  for (int t = 0; t < n_tensor; t++) norm2[t] = NAN; /* stays NAN where the GPU fails */
   if (c->error.status != VD_OK) return;
   vd_cuda_record_error(
       c, vd_cuda_square_sums(x, p->piece, p->n_piece, p->tensor_piece, n_tensor, p->partial, p->norm2, c->stream),
@@ -78,10 +78,10 @@ void vd_cuda_gradient_stats_op(vd_ops *o, const real *gradient, const vd_extent 
                                            grad_stats + VD_STATS_TENSORS, c->stream),
                        "norms");
   vd_cuda_record_error(c, vd_cuda_gradient_stats(n_tensor, scale, clip_norm, grad_stats, c->stream),
-                       "the grad_stats on gradients");
+                       "gradient statistics");
 }
 
-/* The parameters' copy in the activations' type, which the optimiser's kernel writes together with them. */
+/* The parameters' copy in the activations' type, which the optimiser's kernel writes with them: marks it fresh. */
 static void *copy_of(vd_cuda_backend *c, const real *param) {
   vd_arena *arena = vd_cuda_arena_of(c, param);
   if (!arena) return NULL;

@@ -4,7 +4,7 @@
 
 #include "cuda/backend/context.h"
 
-/* Stream-ordered. vd_ops.square_sums; these are in optimizer_ops.c. */
+/* Stream-ordered. vd_ops.square_sums. */
 void vd_cuda_square_sums_op(vd_ops *o, const real *x, const vd_extent *tensor, int n_tensor, double *norm2);
 /* Stream-ordered. vd_ops.gradient_stats. */
 void vd_cuda_gradient_stats_op(vd_ops *o, const real *gradient, const vd_extent *tensor, int n_tensor, double scale,
@@ -15,7 +15,7 @@ void vd_cuda_adagrad_op(vd_ops *o, real *param, const real *gradient, real *accu
 /* Stream-ordered. vd_ops.adam. */
 void vd_cuda_adam_op(vd_ops *o, real *param, const real *gradient, real *m, real *v, const vd_extent *tensor,
                      int n_tensor, const double *grad_stats, const vd_adam *a);
-/* Not collective. Frees the pieces. */
+/* Not collective. Frees the tables of pieces. */
 void vd_cuda_optimizer_end(vd_cuda_backend *c);
 
 #endif

@@ -1,4 +1,4 @@
-/* The CUDA backend's table: memory, copies, the simple ops, its making and its end. */
+/* The CUDA backend's table of operations: memory, copies, the simple ops, creation and destruction. */
 #include "cuda/backend/plugin.h"
 
 #include "cuda/backend/attention_ops.h"
@@ -16,17 +16,17 @@
 
 static int cuda_alloc(vd_ops *o, size_t bytes, void **p, vd_error *err) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  size_t room = bytes > 0 ? bytes : 1, free_bytes = 0, total = 0;
-  cudaError_t e = c->pooled ? cudaMallocAsync(p, room, c->stream) : cudaMalloc(p, room);
-  if (e != cudaSuccess && vd_cuda_trim_pool(c)) e = cudaMallocAsync(p, room, c->stream);
+  size_t size = bytes > 0 ? bytes : 1, free_bytes = 0, total = 0;
+  cudaError_t e = c->pooled ? cudaMallocAsync(p, size, c->stream) : cudaMalloc(p, size);
+  if (e != cudaSuccess && vd_cuda_trim_pool(c)) e = cudaMallocAsync(p, size, c->stream);
   if (e != cudaSuccess) {
-    cudaGetLastError(); /* running out is no fault of later calls */
+    cudaGetLastError(); /* clears cudaErrorMemoryAllocation, which later calls would report */
     cudaMemGetInfo(&free_bytes, &total);
     return vd_fail(err, VD_FAILED, "GPU %d: no memory for %.1f MiB (%.1f MiB of %.1f are free): %s", c->device,
                    (double)bytes / 1048576.0, (double)free_bytes / 1048576.0, (double)total / 1048576.0,
                    cudaGetErrorString(e));
   }
-  vd_cuda_record_error(c, cudaMemsetAsync(*p, 0, room, c->stream), "zeroing memory");
+  vd_cuda_record_error(c, cudaMemsetAsync(*p, 0, size, c->stream), "zeroing memory");
   return VD_OK;
 }
 
@@ -38,7 +38,7 @@ static void cuda_free(vd_ops *o, void *p) {
       cudaFree(c->arena[i].copy);
       c->arena[i] = c->arena[--c->n_arena];
     }
-  /* What was planned for spans or tables in this memory must not be found by what takes its place. */
+  /* Schedules and tables are found by address: none may be found by what is allocated here next. */
   vd_cuda_attention_changed(c);
   vd_cuda_record_error(c, c->pooled ? cudaFreeAsync(p, c->stream) : cudaFree(p), "freeing memory");
   c->freed = true;
@@ -54,7 +54,7 @@ static void copy_in(vd_cuda_backend *c, void *device, const void *host, size_t b
                        "copying to the GPU");
 }
 
-/* Through pinned memory, in pieces. Waits. */
+/* Copies through pinned memory, in pieces. Waits. */
 static void copy_out(vd_cuda_backend *c, void *host, const void *device, size_t bytes) {
   enum { PIECE = 1 << 24 };
   char *stage = vd_cuda_workspace(c, &c->pinned, bytes < PIECE ? bytes : PIECE);
@@ -83,7 +83,7 @@ static void cuda_get_double(vd_ops *o, double *host, const double *device, size_
   copy_out(vd_cuda_of(o), host, device, n * sizeof *host);
 }
 
-/* Activations are converted on the GPU, a bounded piece at a time. */
+/* Activations are converted on the GPU, at most VD_CONVERT elements at a time. */
 enum { VD_CONVERT = 1 << 22 };
 
 static void cuda_put_act(vd_ops *o, vd_act *device, const real *host, size_t n) {
@@ -124,8 +124,8 @@ static int cuda_check(vd_ops *o, vd_error *err) {
 static int cuda_synchronize(vd_ops *o, vd_error *err) {
   vd_cuda_backend *c = vd_cuda_of(o);
   vd_cuda_record_error(c, cudaStreamSynchronize(c->stream), "waiting for the GPU");
-  /* Who waits has time to give back what others may want: windows that grew have left holes. */
-  if (c->pooled && c->freed) vd_cuda_record_error(c, cudaMemPoolTrimTo(c->pool, 0), "giving memory back");
+  /* A caller that waits can afford to return the pool's free memory, which windows that grew have left. */
+  if (c->pooled && c->freed) vd_cuda_record_error(c, cudaMemPoolTrimTo(c->pool, 0), "trimming the memory pool");
   c->freed = false;
   return cuda_check(o, err);
 }
@@ -202,8 +202,9 @@ static void cuda_memory_push(vd_ops *o, int64_t n_stream, int64_t d, const vd_ac
 static void cuda_memory_ring_push(vd_ops *o, int64_t n_stream, int64_t d, vd_act *memory, int64_t rows, int64_t oldest,
                                   const vd_act *hidden, int64_t block) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  vd_cuda_record_error(
-      c, vd_cuda_memory_ring_push(c->type, n_stream, d, memory, rows, oldest, hidden, block, c->stream), "memory turn");
+  vd_cuda_record_error(c,
+                       vd_cuda_memory_ring_push(c->type, n_stream, d, memory, rows, oldest, hidden, block, c->stream),
+                       "memory ring push");
 }
 
 static void cuda_cross_entropy(vd_ops *o, int64_t n, int64_t vocab, const vd_act *logits, const int32_t *targets,
@@ -226,7 +227,7 @@ static void cuda_clamp01(vd_ops *o, real *x, size_t n) {
   vd_cuda_record_error(c, vd_cuda_clamp01(x, n, c->stream), "clamp");
 }
 
-/* The host's time line: a profiler projects the ranges onto the GPU's. */
+/* NVTX ranges are on the host's timeline; a profiler projects them onto the GPU's. */
 static void cuda_phase(vd_ops *o, const char *name) {
   vd_cuda_backend *c = vd_cuda_of(o);
   if (c->in_phase) nvtxRangePop();
@@ -302,8 +303,8 @@ static vd_ops table_of(vd_cuda_backend *c) {
                   .weight_gradient = vd_cuda_weight_gradient_op};
 }
 
-/* Memory of the model comes from a pool that keeps what is freed until somebody synchronizes (a validation) or finds no
- * memory: when windows move, neither side waits. */
+/* The model's memory comes from a pool that keeps freed memory until the next synchronize (a validation) or a failed
+ * allocation, so that neither host nor GPU waits when windows move. */
 static cudaError_t open_pool(vd_cuda_backend *c) {
   int has = 0;
   uint64_t all = UINT64_MAX;
@@ -334,5 +335,5 @@ int vd_cuda_ops(vd_ops **o, int device, enum vd_precision precision, vd_error *e
   cuda_destroy(ops);
   *o = NULL;
   if (e != cudaSuccess) return vd_fail(err, VD_FAILED, "GPU %d: %s", device, cudaGetErrorString(e));
-  return vd_fail(err, VD_FAILED, "GPU %d: cuBLASLt does not start", device);
+  return vd_fail(err, VD_FAILED, "GPU %d: cublasLtCreate failed", device);
 }

@@ -1,36 +1,36 @@
-/* Marks in the backend's stream, for who times ops from outside. */
+/* See timing.h. The array of events grows on demand. */
 #include "cuda/backend/timing.h"
 
 #include <stdlib.h>
 
 void vd_cuda_event_record(vd_ops *o, int i) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  if (i >= c->n_mark) {
+  if (i >= c->n_event) {
     int n = 2 * i + 64;
-    cudaEvent_t *mark = vd_calloc((size_t)n, sizeof(cudaEvent_t));
+    cudaEvent_t *event = vd_calloc((size_t)n, sizeof(cudaEvent_t));
     for (int k = 0; k < n; k++) {
-      if (k < c->n_mark)
-        mark[k] = c->mark[k];
+      if (k < c->n_event)
+        event[k] = c->event[k];
       else
-        vd_cuda_record_error(c, cudaEventCreate(&mark[k]), "making a mark");
+        vd_cuda_record_error(c, cudaEventCreate(&event[k]), "creating a timing event");
     }
-    free(c->mark);
-    c->mark = mark;
-    c->n_mark = n;
+    free(c->event);
+    c->event = event;
+    c->n_event = n;
   }
-  vd_cuda_record_error(c, cudaEventRecord(c->mark[i], c->stream), "marking");
+  vd_cuda_record_error(c, cudaEventRecord(c->event[i], c->stream), "recording a timing event");
 }
 
 double vd_cuda_event_elapsed(vd_ops *o, int i, int j) {
   vd_cuda_backend *c = vd_cuda_of(o);
   float ms = 0;
-  cudaError_t e = cudaEventSynchronize(c->mark[j]);
-  if (e == cudaSuccess) e = cudaEventElapsedTime(&ms, c->mark[i], c->mark[j]);
-  vd_cuda_record_error(c, e, "reading marks");
+  cudaError_t e = cudaEventSynchronize(c->event[j]);
+  if (e == cudaSuccess) e = cudaEventElapsedTime(&ms, c->event[i], c->event[j]);
+  vd_cuda_record_error(c, e, "reading timing events");
   return (double)ms;
 }
 
 void vd_cuda_timing_end(vd_cuda_backend *c) {
-  for (int i = 0; i < c->n_mark; i++) cudaEventDestroy(c->mark[i]);
-  free(c->mark);
+  for (int i = 0; i < c->n_event; i++) cudaEventDestroy(c->event[i]);
+  free(c->event);
 }

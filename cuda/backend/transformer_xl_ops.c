@@ -1,5 +1,4 @@
-/* What Transformer-XL alone needs: src/ops/ops.h's words for the kernels of relative.cu, and the projections of its
- * attention, which are plain products because all heads reach the same rows. */
+/* See transformer_xl_ops.h. The projections are plain products, because all heads reach the same memory rows. */
 #include "cuda/backend/transformer_xl_ops.h"
 #include "cuda/backend/gemm.h"
 
@@ -15,7 +14,7 @@ void vd_cuda_position_encodings_op(vd_ops *o, const vd_position_encoding *e, vd_
   vd_cuda_backend *c = vd_cuda_of(o);
   vd_dropout drop = {e->dropout.p, e->dropout.rng, e->dropout.row0};
   vd_cuda_record_error(c, vd_cuda_position_encodings(c->type, e->n, e->d, e->clamp_len, &drop, out, c->stream),
-                       "encoding distances");
+                       "position encodings");
 }
 
 void vd_cuda_weight_gradient_op(vd_ops *o, int64_t n, int64_t in, int64_t out, const vd_act *x, const real *dy,
@@ -32,9 +31,10 @@ void vd_cuda_weight_gradient_op(vd_ops *o, int64_t n, int64_t in, int64_t out, c
   vd_cuda_weight_gradient(c, n, out, in, left, out, x, dweight);
 }
 
-/* Widths and rows of one call. */
 typedef struct shape {
-  int64_t d, width, used; /* hidden states, heads together; rows of memory that are reached */
+  int64_t d;     /* width of the hidden states */
+  int64_t width; /* of all heads together */
+  int64_t used;  /* memory rows within reach */
 } shape;
 
 static shape shape_of(const vd_attention *a) {
@@ -56,7 +56,7 @@ void vd_cuda_relative_project(vd_cuda_backend *c, const vd_attention *a, const v
   shape s = shape_of(a);
   int64_t n = a->n_stream, skip = a->window - s.used;
   int joined = vd_cuda_are_contiguous(2, weight, s.width * s.d) ? 2 : 1;
-  bool one = n == 1 || (s.used == in->memory_rows && skip == 0); /* the streams follow each other on both sides */
+  bool one = n == 1 || (s.used == in->memory_rows && skip == 0); /* contiguous over streams on both sides */
   for (int i = 0; i < 2; i += joined) {
     vd_gemm_call call = {.m = one ? n * s.used : s.used,
                          .n = joined * s.width,
@@ -72,19 +72,19 @@ void vd_cuda_relative_project(vd_cuda_backend *c, const vd_attention *a, const v
   }
 }
 
-/* The window's rows of all streams' memories, one after the other: as they lie, or copied to scratch. NULL: no room. */
+/* The window's rows of all streams' memories, contiguous: in place, or copied to scratch. NULL: out of memory. */
 static const void *packed_memory(vd_cuda_backend *c, const vd_attention *a, const vd_attention_input *in,
                                  const shape *s) {
   size_t row = (size_t)s->d * c->act_size, mine = (size_t)a->window * row;
   const void *from = newest_rows(c, in, s, a->window);
   if (a->n_stream == 1 || a->window == in->memory_rows) return from;
-  void *room = vd_cuda_workspace(c, &c->scratch, (size_t)a->n_stream * mine);
-  if (!room) return NULL;
+  void *packed = vd_cuda_workspace(c, &c->scratch, (size_t)a->n_stream * mine);
+  if (!packed) return NULL;
   vd_cuda_record_error(c,
-                       cudaMemcpy2DAsync(room, mine, from, (size_t)in->memory_rows * row, mine, (size_t)a->n_stream,
+                       cudaMemcpy2DAsync(packed, mine, from, (size_t)in->memory_rows * row, mine, (size_t)a->n_stream,
                                          cudaMemcpyDeviceToDevice, c->stream),
                        "gathering memory rows");
-  return room;
+  return packed;
 }
 
 void vd_cuda_relative_project_backward(vd_cuda_backend *c, const vd_attention *a, const vd_attention_input *in,
@@ -92,7 +92,7 @@ void vd_cuda_relative_project_backward(vd_cuda_backend *c, const vd_attention *a
   shape s = shape_of(a);
   size_t row = (size_t)(2 * s.width) * c->act_size;
   if (s.used == 0) return;
-  if (s.used < a->window) /* rows out of reach take part in the product as zeros */
+  if (s.used < a->window) /* rows out of reach enter the product as zeros */
     vd_cuda_record_error(c,
                          cudaMemset2DAsync(dmemory, (size_t)a->window * row, 0, (size_t)(a->window - s.used) * row,
                                            (size_t)a->n_stream, c->stream),

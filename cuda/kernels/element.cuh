@@ -1,4 +1,5 @@
-/* What the simple kernels share: elements of the activation types, vectors of them, dropout of row-major sites. */
+/* Shared by the kernels of this room: conversions of the activation types, vectors of elements, dropout of row-major
+ * sites, the choice of an instance by type. */
 #ifndef VD_CUDA_ELEMENT_CUH
 #define VD_CUDA_ELEMENT_CUH
 
@@ -28,7 +29,7 @@ VD_GPU void vd_set(__half *to, float x) {
   *to = __float2half(x);
 }
 
-/* N neighbouring elements, moved as one where N > 1 (the address is then a multiple of their size). */
+/* N neighbouring elements, moved by one instruction where N > 1; the address must be a multiple of their size. */
 template <typename T, int N> struct __align__(sizeof(T) * N) vd_pack {
   T at[N];
 };
@@ -44,21 +45,23 @@ template <typename T, int N> VD_GPU void vd_write(T *to, const float in[N]) {
   *(vd_pack<T, N> *)to = p;
 }
 
-/* Dropout as the kernels want it. */
+/* The dropout of a row-major site, as a kernel argument. */
 typedef struct vd_drop {
   vd_rng rng;
-  int64_t first; /* global number of element 0 */
+  int64_t first; /* global position of element 0 */
   uint32_t threshold;
   float scale;
 } vd_drop;
 
+/* Not collective. `width` elements a row. */
 static inline vd_drop vd_make_drop(const vd_dropout *d, int64_t width) {
   vd_drop drop = {d->rng, d->row0 * width, vd_dropout_threshold(d->p), 1.0f};
   drop.scale = (float)vd_dropout_scale(drop.threshold);
   return drop;
 }
 
-/* x[0..N-1], elements e.. of the site; N is 1, or 8 where the site's first element is a multiple of 8 too. */
+/* Applies dropout to x[0..N-1], elements e .. e + N - 1 of the site. N is 1, or 8: e and d.first are then multiples of
+ * 8, and one Philox call draws all of them. */
 template <int N> VD_GPU void vd_apply_drop(const vd_drop &d, int64_t e, float x[N]) {
   int64_t global = d.first + e;
   philox4x32_ctr_t words = vd_philox(d.rng, (uint64_t)global / 8);
@@ -69,7 +72,7 @@ template <int N> VD_GPU void vd_apply_drop(const vd_drop &d, int64_t e, float x[
   }
 }
 
-/* Calls a kernel launch for the type of activations. */
+/* Expands CALL(T) with the C++ type of `type`. */
 #define VD_BY_TYPE(type, CALL)                                                                                         \
   do {                                                                                                                 \
     if ((type) == VD_FP32) {                                                                                           \
@@ -81,6 +84,7 @@ template <int N> VD_GPU void vd_apply_drop(const vd_drop &d, int64_t e, float x[
     }                                                                                                                  \
   } while (0)
 
+/* Not collective. Number of blocks of `per_block` items each that n items need. */
 static inline unsigned vd_blocks(int64_t n, int64_t per_block) {
   return (unsigned)((n + per_block - 1) / per_block);
 }

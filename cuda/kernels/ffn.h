@@ -1,8 +1,8 @@
-/* The two products whose results are hidden units of a feed-forward layer, with what else happens to these: bias, ReLU
- * and dropout on the way out; on the way back the derivative of both and the sums for the bias. In 16 bits and for
- * shapes that a block can hold the weights of; other calls go through cuBLASLt and passes of their own. */
-#ifndef VD_CUDA_HIDDEN_H
-#define VD_CUDA_HIDDEN_H
+/* The two products of a feed-forward layer that produce hidden units or their gradient, with fused epilogues: bias,
+ * ReLU and dropout forward; the derivative of both and the column sums for the bias backward. For 16-bit types and the
+ * shapes that vd_cuda_ffn_supports accepts; other calls use cuBLASLt and elementwise kernels. */
+#ifndef VD_CUDA_FFN_H
+#define VD_CUDA_FFN_H
 
 #include "cuda/kernels/kernels.h"
 
@@ -10,18 +10,18 @@
 extern "C" {
 #endif
 
-/* Not collective. Are there kernels for `width` hidden units and `d` inputs or gradients that each is made of? */
+/* Not collective. True where the kernels support `width` hidden units and `d` contracted elements. */
 bool vd_cuda_ffn_supports(enum vd_precision type, int64_t d, int64_t width);
 
 /* Stream-ordered. out [n, width] = dropout(ReLU(x W^T + bias)); x [n, d], weight [width, d] of `type`, bias fp32. */
 cudaError_t vd_cuda_ffn(enum vd_precision type, int64_t n, int64_t d, int64_t width, const void *x, const void *weight,
                         const float *bias, const vd_dropout *dropout, void *out, cudaStream_t stream);
 
-/* Not collective. Rows of partial sums that vd_cuda_ffn_backward leaves. */
+/* Not collective. Rows of partial sums that vd_cuda_ffn_backward writes. */
 int64_t vd_cuda_ffn_partials(int64_t width);
 
 /* Stream-ordered. dx [n, width] = y <= 0 ? 0 : scale * dy W; dy [n, d], weight [d, width], y [n, width]. partial
- * [vd_cuda_ffn_partials, width]: sums over rows of dx, which together are its columns' sums. */
+ * [vd_cuda_ffn_partials, width]: partial sums of dx's columns. */
 cudaError_t vd_cuda_ffn_backward(enum vd_precision type, int64_t n, int64_t d, int64_t width, const void *dy,
                                  const void *weight, const void *y, float scale, void *dx, float *partial,
                                  cudaStream_t stream);

@@ -1,6 +1,13 @@
-/* The CUDA backend's simple kernels, as plain C functions. All are stream-ordered and return what the launch said.
- * Arrays are device memory; `void *` ones hold elements of `type`. Equations and shapes are those of the ops of the
- * same names in src/ops/ops.h. Sums have a fixed order. */
+/* cuda/kernels holds the kernels other than attention, and what kernels share:
+ *   elementwise.cu  conversions, embedding, dropout, ReLU's backward, column sums, memories
+ *   norm.cu         residual sum and layer norm             ffn.cu, ffn.h     feed-forward products with their
+ * epilogues optimizer.cu    loss, gradient statistics, optimisers   transformer_xl.cu scaled dropout, position
+ * encodings element.cuh     activation types, vectors, dropout      mma.cuh, wgmma.cuh, pdl.cuh  tensor cores, launches
+ * In: src/base and src/ops (enums, Philox, layout of the statistics). Out: the plain C functions below, which
+ * cuda/backend calls; they check no error but that of the launch, which they return.
+ *
+ * Arrays are device memory; `void *` arrays hold elements of `type`. Equations and shapes are those of the members of
+ * vd_ops (src/ops/ops.h) of the same names. Every sum has a fixed order. */
 #ifndef VD_CUDA_KERNELS_H
 #define VD_CUDA_KERNELS_H
 
@@ -32,12 +39,12 @@ cudaError_t vd_cuda_embed_backward(enum vd_precision type, int64_t n, int64_t d,
 cudaError_t vd_cuda_drop_rows(enum vd_precision type, int64_t n, int64_t width, const vd_dropout *dropout, void *x,
                               cudaStream_t stream);
 
-/* Bytes of workspace that the sums over rows of [n, width] need (column_sums, add_norm_backward). */
+/* Not collective. Bytes of workspace for sums over rows of [n, width] (column_sums, add_norm_backward). */
 size_t vd_cuda_rows_workspace(int64_t n, int64_t width);
-/* Not collective. Rows of partial sums that n rows leave. */
+/* Not collective. Rows of partial sums for n rows. */
 int64_t vd_cuda_partial_rows(int64_t n);
-/* Stream-ordered. dy [n, width] = y <= 0 ? 0 : dy * scale; its columns' partial sums to partial
- * [vd_cuda_partial_rows(n), width]. */
+/* Stream-ordered. dy [n, width] = y <= 0 ? 0 : dy * scale; partial [vd_cuda_partial_rows(n), width] = partial sums of
+ * its columns. */
 cudaError_t vd_cuda_relu_backward(enum vd_precision type, int64_t n, int64_t width, const void *y, float scale,
                                   void *dy, float *partial, cudaStream_t stream);
 /* Stream-ordered. sum [width] += the sums of partial's columns. */
@@ -64,12 +71,12 @@ cudaError_t vd_cuda_memory_push(enum vd_precision type, int64_t n_stream, int64_
 /* Stream-ordered. vd_ops.memory_ring_push. */
 cudaError_t vd_cuda_memory_ring_push(enum vd_precision type, int64_t n_stream, int64_t d, void *memory, int64_t rows,
                                      int64_t oldest, const void *hidden, int64_t block, cudaStream_t stream);
-/* Stream-ordered. vd_ops.cross_entropy; row_nll [n] is written always. */
+/* Stream-ordered. vd_ops.cross_entropy; row_nll [n] is required. */
 cudaError_t vd_cuda_cross_entropy(enum vd_precision type, int64_t n, int64_t vocab, const void *logits,
                                   const int32_t *targets, float scale, double *loss_sum, float *row_nll, void *dlogits,
                                   cudaStream_t stream);
 
-/* One piece of a tensor, for kernels that walk over all tensors in one launch. */
+/* One piece of a tensor, for kernels that process all tensors in one launch. */
 typedef struct vd_cuda_piece {
   size_t first; /* element of the arena */
   int32_t n;    /* at most VD_PIECE */
@@ -85,13 +92,12 @@ cudaError_t vd_cuda_square_sums(const float *x, const vd_cuda_piece *piece, int 
  * + VD_STATS_TENSORS. */
 cudaError_t vd_cuda_gradient_stats(int n_tensor, double scale, double clip_norm, double *grad_stats,
                                    cudaStream_t stream);
-/* Stream-ordered. Adagrad over all pieces, as vd_ops.adagrad. Where copy is not NULL it gets the new parameters in
- * `type`. */
+/* Stream-ordered. Adagrad over all pieces, as vd_ops.adagrad. copy (NULL: none) = the new parameters in `type`. */
 cudaError_t vd_cuda_adagrad(enum vd_precision type, float *param, const float *gradient, float *accumulator, void *copy,
                             const vd_cuda_piece *piece, int n_piece, const double *grad_stats, double lr, float eps,
                             double clip_step, cudaStream_t stream);
-/* Adam's factors as fp32, worked out on the host: m = beta1 m + rest1 g, v = beta2 v + rest2 g^2 with g = the
- * grad_stats's factor times the gradient, p -= step m / (correct sqrt(v) + eps). */
+/* Adam's factors as fp32, computed on the host: m = beta1 m + rest1 g, v = beta2 v + rest2 g^2 with g =
+ * VD_STATS_SCALE times the gradient, p -= step m / (correct sqrt(v) + eps). */
 typedef struct vd_cuda_adam_step {
   float beta1, rest1, beta2, rest2, step, correct, eps;
 } vd_cuda_adam_step;
@@ -99,17 +105,17 @@ typedef struct vd_cuda_adam_step {
 cudaError_t vd_cuda_adam(enum vd_precision type, float *param, const float *gradient, float *m, float *v, void *copy,
                          const vd_cuda_piece *piece, int n_piece, const double *grad_stats,
                          const vd_cuda_adam_step *step, cudaStream_t stream);
-/* Stream-ordered. n words from pinned host memory: a kernel fetches few of them sooner than a copy would begin. */
+/* Stream-ordered. Copies n words from pinned host memory by a kernel, which for few words ends before a copy starts. */
 cudaError_t vd_cuda_fetch(size_t n, const uint32_t *from, uint32_t *to, cudaStream_t stream);
 /* Stream-ordered. Copies the parts, one after the other, to `to`, which may be pinned host memory; n <= VD_STATS_PARTS.
  */
-cudaError_t vd_cuda_letter(int n, const vd_stats_part *part, void *to, cudaStream_t stream);
+cudaError_t vd_cuda_copy_parts(int n, const vd_stats_part *part, void *to, cudaStream_t stream);
 /* Stream-ordered. x[i] += value. */
 cudaError_t vd_cuda_add_constant(float *x, size_t n, float value, cudaStream_t stream);
 /* Stream-ordered. x[i] = clamp(x[i], 0, 1). */
 cudaError_t vd_cuda_clamp01(float *x, size_t n, cudaStream_t stream);
 
-/* Stream-ordered. vd_ops.scale_dropout; these are in relative.cu. */
+/* Stream-ordered. vd_ops.scale_dropout. */
 cudaError_t vd_cuda_scale_dropout(enum vd_precision type, int64_t n, int64_t width, float scale,
                                   const vd_dropout *dropout, const void *x, void *y, cudaStream_t stream);
 /* Stream-ordered. vd_ops.position_encodings, computed in double. */

@@ -1,24 +1,36 @@
-/* Residual sum and layer norm: a warp a row, the row in registers (K chunks of N elements a lane). A warp takes rows
- * one after the other and reads the next one before it works on this one; weights stay in registers where a row is
- * short: read anew for each row they would, by count, take more of the level-1 cache's cycles than the row itself. */
+/* Residual sum and layer norm, forward and backward:
+ *   sum = a + b, y = (sum - mean) rstd weight + bias;
+ *   with g = dy weight and xhat = (sum - mean) rstd: dsum = rstd (g - mean(g) - xhat mean(g xhat)),
+ *   dweight += sum over rows of dy xhat, dbias += sum of dy, dshift += sum of dsum.
+ *
+ * Blocks of 8 warps, at most 264 of them: two on each of an H100's 132 multiprocessors (one where a row has more than
+ * 512 elements). A warp owns a row, in registers: K chunks of N neighbouring elements a lane. It takes every
+ * (8 gridDim)-th row and loads the next one before it computes this one. Weights stay in registers where a row has at
+ * most 512 elements: loading them for each row would cost more cycles of the L1 cache than the row itself.
+ * Shared memory: none forward; backward weights [d] float, then per warp 4 stages (1 where they do not fit into 112 KB)
+ * of [dy, sum][d] filled by cp.async; at the end [8][d] float of the warps' sums, in the same place. A lane reads only
+ * what it fetched itself, so stages need no barrier, only the wait for its own copies.
+ * add_partials: 32 x 32 threads, a block per 32 columns.
+ * Bound by memory bandwidth: forward and backward of all norms take 0.78 ms of an update of 16 streams and 2.24 of 64,
+ * against 0.42 and 1.68 ms at 3.35 TB/s (doc/PERFORMANCE.md). */
 #include "cuda/kernels/element.cuh"
 #include "cuda/kernels/pdl.cuh"
 
 #include <cuda_pipeline.h>
 
-enum { VD_WARPS = 8, VD_HELD = 16, VD_STAGES = 4, VD_NORM_BLOCKS = 264 };
-/* Two blocks on each of an H100's multiprocessors, and the shared memory that each of them may then have. */
-enum { VD_NORM_SHARED = 112 << 10 };
+enum { WARPS = 8, IN_REGISTERS = 16 /* elements of a lane */, STAGES = 4, MAX_BLOCKS = 264 };
+/* Shared memory of a block when two share a multiprocessor of an H100. */
+enum { MAX_SHARED = 112 << 10 };
 
-VD_GPU float vd_warp_sum(float x) {
+VD_GPU float warp_sum(float x) {
 #pragma unroll
   for (int i = 16; i > 0; i >>= 1) x += __shfl_xor_sync(0xffffffffU, x, i);
   return x;
 }
 
-/* A lane's share of a row, as it is stored. */
-template <typename T, int N, int K> struct vd_row { vd_pack<T, N> at[K]; };
-template <typename T, int N, int K> VD_GPU void vd_read_row(const T *from, int lane, int d, vd_row<T, N, K> &row) {
+/* The elements of a row that a lane holds, in the type that memory holds. */
+template <typename T, int N, int K> struct lane_row { vd_pack<T, N> at[K]; };
+template <typename T, int N, int K> VD_GPU void read_row(const T *from, int lane, int d, lane_row<T, N, K> &row) {
 #pragma unroll
   for (int k = 0; k < K; k++) {
     int c = (k * 32 + lane) * N;
@@ -26,11 +38,11 @@ template <typename T, int N, int K> VD_GPU void vd_read_row(const T *from, int l
   }
 }
 
-/* A lane's share of a vector of d weights: held in registers, or read where it is wanted. */
-template <int N, int K, bool HELD> struct vd_weights;
-template <int N, int K> struct vd_weights<N, K, true> {
+/* The elements of a vector of d weights that a lane needs: held in registers, or loaded at each use. */
+template <int N, int K, bool HELD> struct lane_weights;
+template <int N, int K> struct lane_weights<N, K, true> {
   float x[K][N];
-  __device__ __forceinline__ vd_weights(const float *from, int lane, int d) {
+  __device__ __forceinline__ lane_weights(const float *from, int lane, int d) {
 #pragma unroll
     for (int k = 0; k < K; k++) {
       int c = (k * 32 + lane) * N;
@@ -42,32 +54,32 @@ template <int N, int K> struct vd_weights<N, K, true> {
     for (int i = 0; i < N; i++) out[i] = x[k][i];
   }
 };
-template <int N, int K> struct vd_weights<N, K, false> {
+template <int N, int K> struct lane_weights<N, K, false> {
   const float *from;
   int lane;
-  __device__ __forceinline__ vd_weights(const float *p, int l, int) : from(p), lane(l) {}
+  __device__ __forceinline__ lane_weights(const float *p, int l, int) : from(p), lane(l) {}
   __device__ __forceinline__ void get(int k, float out[N]) const { vd_read<float, N>(from + (k * 32 + lane) * N, out); }
 };
 
 template <typename T, int N, int K>
-__global__ void __launch_bounds__(VD_WARPS * 32, K *N <= VD_HELD ? 2 : 1)
-    vd_add_norm_kernel(int64_t n, int d, const T *a, const T *b, const float *weight, const float *bias, T *sum,
-                       float *mean, float *rstd, T *y) {
+static __global__ void __launch_bounds__(WARPS * 32, K *N <= IN_REGISTERS ? 2 : 1)
+    add_norm_kernel(int64_t n, int d, const T *a, const T *b, const float *weight, const float *bias, T *sum,
+                    float *mean, float *rstd, T *y) {
   vd_pdl_wait();
   int lane = (int)threadIdx.x % 32;
-  int64_t r = (int64_t)blockIdx.x * VD_WARPS + threadIdx.x / 32, step = (int64_t)gridDim.x * VD_WARPS;
+  int64_t r = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32, step = (int64_t)gridDim.x * WARPS;
   if (r >= n) return;
-  vd_weights<N, K, (K * N <= VD_HELD)> w(weight, lane, d), shift(bias, lane, d);
-  vd_row<T, N, K> next_a, next_b;
-  vd_read_row<T, N, K>(a + r * d, lane, d, next_a);
-  vd_read_row<T, N, K>(b + r * d, lane, d, next_b);
+  lane_weights<N, K, (K * N <= IN_REGISTERS)> w(weight, lane, d), shift(bias, lane, d);
+  lane_row<T, N, K> next_a, next_b;
+  read_row<T, N, K>(a + r * d, lane, d, next_a);
+  read_row<T, N, K>(b + r * d, lane, d, next_b);
   for (; r < n; r += step) {
     float x[K][N], total = 0, square = 0;
 #pragma unroll
     for (int k = 0; k < K; k++) {
       int c = (k * 32 + lane) * N;
       if (c >= d) continue;
-      vd_pack<T, N> rounded; /* backward reads the sum as it is stored: the statistics are of that too */
+      vd_pack<T, N> rounded; /* backward reads the rounded sum, so mean and rstd are those of it */
 #pragma unroll
       for (int i = 0; i < N; i++) {
         vd_set(&rounded.at[i], vd_load(next_a.at[k].at[i]) + vd_load(next_b.at[k].at[i]));
@@ -77,17 +89,17 @@ __global__ void __launch_bounds__(VD_WARPS * 32, K *N <= VD_HELD ? 2 : 1)
       *(vd_pack<T, N> *)(sum + r * d + c) = rounded;
     }
     if (r + step < n) {
-      vd_read_row<T, N, K>(a + (r + step) * d, lane, d, next_a);
-      vd_read_row<T, N, K>(b + (r + step) * d, lane, d, next_b);
+      read_row<T, N, K>(a + (r + step) * d, lane, d, next_a);
+      read_row<T, N, K>(b + (r + step) * d, lane, d, next_b);
     }
-    float mu = vd_warp_sum(total) / (float)d;
+    float mu = warp_sum(total) / (float)d;
 #pragma unroll
     for (int k = 0; k < K; k++) {
       if ((k * 32 + lane) * N >= d) continue;
 #pragma unroll
       for (int i = 0; i < N; i++) square += (x[k][i] - mu) * (x[k][i] - mu);
     }
-    float scale = rsqrtf(vd_warp_sum(square) / (float)d + 1e-5f);
+    float scale = rsqrtf(warp_sum(square) / (float)d + 1e-5f);
     if (lane == 0) {
       mean[r] = mu;
       rstd[r] = scale;
@@ -106,8 +118,9 @@ __global__ void __launch_bounds__(VD_WARPS * 32, K *N <= VD_HELD ? 2 : 1)
   }
 }
 
-/* Begins to copy a lane's share of a row to shared memory, 16 bytes at a time; what is shorter is copied at once. */
-template <typename T, int N, int K> VD_GPU void vd_fetch_row(const T *from, int lane, int d, T *to) {
+/* Starts the async copy of a lane's elements of a row to shared memory, 16 bytes at a time; chunks shorter than that
+ * are copied synchronously. */
+template <typename T, int N, int K> VD_GPU void fetch_row(const T *from, int lane, int d, T *to) {
 #pragma unroll
   for (int k = 0; k < K; k++) {
     int c = (k * 32 + lane) * N;
@@ -121,27 +134,46 @@ template <typename T, int N, int K> VD_GPU void vd_fetch_row(const T *from, int 
   }
 }
 
-/* With g = dy * weight and xhat = (sum - mean) rstd: dsum = rstd (g - mean(g) - xhat mean(g xhat)). Each warp keeps its
- * rows' share of dweight, dbias and the sums of dsum; the block leaves one partial row of those three vectors of d.
- * The sums fill the registers, so that coming rows are fetched to shared memory: `stages` of them a warp, [2, d] each,
- * of which a lane reads only what it fetched itself. */
+/* Adds the warps' column sums in order, through shared memory [WARPS][d], to the block's partial row. */
+template <int N, int K> VD_GPU void write_partials(const float column[3][K][N], int d, float *sums, float *partial) {
+  const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
+#pragma unroll
+  for (int pass = 0; pass < 3; pass++) {
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < K; k++) {
+      int c = (k * 32 + lane) * N;
+      if (c < d) vd_write<float, N>(sums + warp * d + c, column[pass][k]);
+    }
+    __syncthreads();
+    for (int c = (int)threadIdx.x; c < d; c += WARPS * 32) {
+      float total = 0;
+      for (int i = 0; i < WARPS; i++) total += sums[i * d + c];
+      partial[((int64_t)blockIdx.x * 3 + pass) * d + c] = total;
+    }
+  }
+}
+
+/* Each warp accumulates dweight, dbias and the column sums of dsum over its rows in registers; the block writes one
+ * partial row of these three vectors. The sums fill the registers, so the next rows are prefetched to shared memory,
+ * `stages` rows of [dy, sum][d] a warp. */
 template <typename T, int N, int K>
-__global__ void __launch_bounds__(VD_WARPS * 32, K *N <= VD_HELD ? 2 : 1)
-    vd_add_norm_backward_kernel(int64_t n, int d, int stages, const T *sum, const float *mean, const float *rstd,
-                                const float *weight, const T *dy, T *dsum, float *partial) {
+static __global__ void __launch_bounds__(WARPS * 32, K *N <= IN_REGISTERS ? 2 : 1)
+    add_norm_backward_kernel(int64_t n, int d, int stages, const T *sum, const float *mean, const float *rstd,
+                             const float *weight, const T *dy, T *dsum, float *partial) {
   vd_pdl_wait();
-  extern __shared__ __align__(128) char shared[]; /* weights [d]; then fetched rows, and at last [VD_WARPS][d] floats */
+  extern __shared__ __align__(128) char shared[]; /* weights [d]; then stages, at the end [WARPS][d] floats */
   float *held = (float *)shared, *sums = held + d;
   int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
-  int64_t first = (int64_t)blockIdx.x * VD_WARPS + warp, step = (int64_t)gridDim.x * VD_WARPS;
+  int64_t first = (int64_t)blockIdx.x * WARPS + warp, step = (int64_t)gridDim.x * WARPS;
   T *stage = (T *)(held + d) + (int64_t)warp * stages * 2 * d;
-  float kept[3][K][N] = {};
-  for (int c = (int)threadIdx.x; c < d; c += VD_WARPS * 32) held[c] = weight[c];
+  float column[3][K][N] = {}; /* dweight, dbias, column sums of dsum */
+  for (int c = (int)threadIdx.x; c < d; c += WARPS * 32) held[c] = weight[c];
   for (int s = 0; s < stages; s++) {
     int64_t r = first + s * step;
     if (r < n) {
-      vd_fetch_row<T, N, K>(dy + r * d, lane, d, stage + s * 2 * d);
-      vd_fetch_row<T, N, K>(sum + r * d, lane, d, stage + (s * 2 + 1) * d);
+      fetch_row<T, N, K>(dy + r * d, lane, d, stage + s * 2 * d);
+      fetch_row<T, N, K>(sum + r * d, lane, d, stage + (s * 2 + 1) * d);
     }
     __pipeline_commit();
   }
@@ -155,8 +187,8 @@ __global__ void __launch_bounds__(VD_WARPS * 32, K *N <= VD_HELD ? 2 : 1)
       next_mu = mean[r + step];
       next_scale = rstd[r + step];
     }
-    if (stages == VD_STAGES) {
-      __pipeline_wait_prior(VD_STAGES - 1);
+    if (stages == STAGES) {
+      __pipeline_wait_prior(STAGES - 1);
     } else {
       __pipeline_wait_prior(0);
     }
@@ -171,8 +203,8 @@ __global__ void __launch_bounds__(VD_WARPS * 32, K *N <= VD_HELD ? 2 : 1)
 #pragma unroll
       for (int i = 0; i < N; i++) {
         xhat[k][i] = (xhat[k][i] - mu) * scale;
-        kept[0][k][i] += g[k][i] * xhat[k][i];
-        kept[1][k][i] += g[k][i];
+        column[0][k][i] += g[k][i] * xhat[k][i];
+        column[1][k][i] += g[k][i];
         g[k][i] *= wk[i];
         m1 += g[k][i];
         m2 += g[k][i] * xhat[k][i];
@@ -180,13 +212,13 @@ __global__ void __launch_bounds__(VD_WARPS * 32, K *N <= VD_HELD ? 2 : 1)
     }
     int64_t next = r + stages * step;
     if (next < n) {
-      vd_fetch_row<T, N, K>(dy + next * d, lane, d, mine);
-      vd_fetch_row<T, N, K>(sum + next * d, lane, d, mine + d);
+      fetch_row<T, N, K>(dy + next * d, lane, d, mine);
+      fetch_row<T, N, K>(sum + next * d, lane, d, mine + d);
     }
     __pipeline_commit();
     at = at + 1 == stages ? 0 : at + 1;
-    m1 = vd_warp_sum(m1) / (float)d;
-    m2 = vd_warp_sum(m2) / (float)d;
+    m1 = warp_sum(m1) / (float)d;
+    m2 = warp_sum(m2) / (float)d;
 #pragma unroll
     for (int k = 0; k < K; k++) {
       int c = (k * 32 + lane) * N;
@@ -194,32 +226,18 @@ __global__ void __launch_bounds__(VD_WARPS * 32, K *N <= VD_HELD ? 2 : 1)
 #pragma unroll
       for (int i = 0; i < N; i++) {
         g[k][i] = scale * (g[k][i] - m1 - xhat[k][i] * m2);
-        kept[2][k][i] += g[k][i];
+        column[2][k][i] += g[k][i];
       }
       vd_write<T, N>(dsum + r * d + c, g[k]);
     }
   }
-#pragma unroll
-  for (int pass = 0; pass < 3; pass++) {
-    __syncthreads();
-#pragma unroll
-    for (int k = 0; k < K; k++) {
-      int c = (k * 32 + lane) * N;
-      if (c < d) vd_write<float, N>(sums + warp * d + c, kept[pass][k]);
-    }
-    __syncthreads();
-    for (int c = (int)threadIdx.x; c < d; c += VD_WARPS * 32) {
-      float total = 0;
-      for (int i = 0; i < VD_WARPS; i++) total += sums[i * d + c];
-      partial[((int64_t)blockIdx.x * 3 + pass) * d + c] = total;
-    }
-  }
+  write_partials<N, K>(column, d, sums, partial);
 }
 
 /* dweight, dbias and, where it is not NULL, dshift [d] += the sums of partial's columns [rows, 3 d]; 32 columns x 32
  * lanes of rows a block. */
-static __global__ void vd_norm_partials_kernel(int rows, int d, const float *partial, float *dweight, float *dbias,
-                                               float *dshift) {
+static __global__ void add_partials_kernel(int rows, int d, const float *partial, float *dweight, float *dbias,
+                                           float *dshift) {
   __shared__ float lane[32][33];
   vd_pdl_wait();
   int c = (int)(blockIdx.x * 32 + threadIdx.x), width = (dshift ? 3 : 2) * d;
@@ -230,15 +248,15 @@ static __global__ void vd_norm_partials_kernel(int rows, int d, const float *par
   }
   lane[threadIdx.y][threadIdx.x] = mine;
   __syncthreads();
-  float total = vd_warp_sum(lane[threadIdx.x][threadIdx.y]);
+  float total = warp_sum(lane[threadIdx.x][threadIdx.y]);
   c = (int)(blockIdx.x * 32 + threadIdx.y);
   if (threadIdx.x > 0 || c >= width) return;
   float *to = c < d ? dweight : c < 2 * d ? dbias : dshift;
   to[c % d] += total;
 }
 
-/* Picks the number of chunks: CALL(T, elements of a chunk, chunks). */
-#define VD_BY_WIDTH(T, d, CALL)                                                                                        \
+/* Selects the instance for a width: CALL(T, elements of a chunk, chunks of a lane). */
+#define BY_WIDTH(T, d, CALL)                                                                                           \
   if ((d) % 8 == 0 && (d) <= 256) {                                                                                    \
     CALL(T, 8, 1);                                                                                                     \
   } else if ((d) % 8 == 0 && (d) <= 512) {                                                                             \
@@ -255,19 +273,19 @@ static __global__ void vd_norm_partials_kernel(int rows, int d, const float *par
     return cudaErrorInvalidValue;                                                                                      \
   }
 
-static unsigned vd_norm_blocks(int64_t n) {
-  unsigned blocks = vd_blocks(n, VD_WARPS);
-  return blocks < VD_NORM_BLOCKS ? blocks : (unsigned)VD_NORM_BLOCKS;
+static unsigned norm_blocks(int64_t n) {
+  unsigned blocks = vd_blocks(n, WARPS);
+  return blocks < MAX_BLOCKS ? blocks : (unsigned)MAX_BLOCKS;
 }
 
 cudaError_t vd_cuda_add_norm(enum vd_precision type, int64_t n, int64_t d, const void *a, const void *b,
                              const float *weight, const float *bias, void *sum, float *mean, float *rstd, void *y,
                              cudaStream_t stream) {
-  unsigned blocks = vd_norm_blocks(n);
+  unsigned blocks = norm_blocks(n);
 #define WIDTH(T, N, K)                                                                                                 \
-  return vd_launch_pdl(vd_add_norm_kernel<T, N, K>, blocks, VD_WARPS * 32, 0, stream, n, (int)d, (const T *)a,         \
-                       (const T *)b, weight, bias, (T *)sum, mean, rstd, (T *)y)
-#define CALL(T) VD_BY_WIDTH(T, d, WIDTH)
+  return vd_launch_pdl(add_norm_kernel<T, N, K>, blocks, WARPS * 32, 0, stream, n, (int)d, (const T *)a, (const T *)b, \
+                       weight, bias, (T *)sum, mean, rstd, (T *)y)
+#define CALL(T) BY_WIDTH(T, d, WIDTH)
   VD_BY_TYPE(type, CALL);
 #undef CALL
 #undef WIDTH
@@ -278,21 +296,20 @@ cudaError_t vd_cuda_add_norm_backward(enum vd_precision type, int64_t n, int64_t
                                       const float *rstd, const float *weight, const void *dy, void *dsum,
                                       float *dweight, float *dbias, float *dshift, float *workspace,
                                       cudaStream_t stream) {
-  unsigned blocks = vd_norm_blocks(n);
-  size_t size = type == VD_FP32 ? 4 : 2, row = 2 * (size_t)d * size * VD_WARPS, weights = (size_t)d * sizeof(float);
-  int stages = weights + row * VD_STAGES <= VD_NORM_SHARED ? VD_STAGES : 1;
+  unsigned blocks = norm_blocks(n);
+  size_t size = type == VD_FP32 ? 4 : 2, row = 2 * (size_t)d * size * WARPS, weights = (size_t)d * sizeof(float);
+  int stages = weights + row * STAGES <= MAX_SHARED ? STAGES : 1;
   cudaError_t e = cudaSuccess;
-  size_t sums = VD_WARPS * weights, shared = weights + (row * stages > sums ? row * stages : sums);
+  size_t sums = WARPS * weights, shared = weights + (row * stages > sums ? row * stages : sums);
 #define WIDTH(T, N, K)                                                                                                 \
-  cudaFuncSetAttribute(vd_add_norm_backward_kernel<T, N, K>, cudaFuncAttributeMaxDynamicSharedMemorySize,              \
-                       (int)shared);                                                                                   \
-  e = vd_launch_pdl(vd_add_norm_backward_kernel<T, N, K>, blocks, VD_WARPS * 32, shared, stream, n, (int)d, stages,    \
+  cudaFuncSetAttribute(add_norm_backward_kernel<T, N, K>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);   \
+  e = vd_launch_pdl(add_norm_backward_kernel<T, N, K>, blocks, WARPS * 32, shared, stream, n, (int)d, stages,          \
                     (const T *)sum, mean, rstd, weight, (const T *)dy, (T *)dsum, workspace)
-#define CALL(T) VD_BY_WIDTH(T, d, WIDTH)
+#define CALL(T) BY_WIDTH(T, d, WIDTH)
   VD_BY_TYPE(type, CALL);
 #undef CALL
 #undef WIDTH
   if (e != cudaSuccess) return e;
-  return vd_launch_pdl(vd_norm_partials_kernel, vd_blocks((dshift ? 3 : 2) * d, 32), dim3(32, 32), 0, stream,
-                       (int)blocks, (int)d, workspace, dweight, dbias, dshift);
+  return vd_launch_pdl(add_partials_kernel, vd_blocks((dshift ? 3 : 2) * d, 32), dim3(32, 32), 0, stream, (int)blocks,
+                       (int)d, workspace, dweight, dbias, dshift);
 }

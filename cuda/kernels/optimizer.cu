@@ -1,14 +1,25 @@
-/* The loss, sums of squares, the optimiser: what begins and ends a backward pass. */
+/* Kernels at the two ends of a backward pass: cross entropy; gradient norms and statistics, Adagrad, Adam, small copies
+ * between host and device. Blocks of 256 threads.
+ *
+ * cross_entropy: a warp per row, three passes over its logits (maximum, sum, gradient), of which the last two hit the
+ * caches; no shared memory. sum_nll: one block, 2 KB of shared memory, a tree sum in double. A few hundred logits a row
+ * are few bytes beside an update's activations.
+ * Norms and optimisers walk over pieces of at most VD_PIECE elements, a block per piece, 4 elements a thread at a time,
+ * so that tensors of all sizes take one launch. They are bound by memory bandwidth: norms read 4 bytes a parameter;
+ * Adagrad reads 12 and writes 8, Adam 16 and 12, each 2 more for the 16-bit copy of the parameters. Zeroing, norms and
+ * Adagrad together take 0.45 ms of an update against 0.35 ms at 3.35 TB/s (doc/PERFORMANCE.md).
+ * Every sum has a fixed order. */
 #include "cuda/kernels/element.cuh"
 
-enum { VD_BLOCK = 256 };
+enum { BLOCK = 256 };
 
-/* A warp a row; three passes over it. dlogits may be logits: a lane writes only what it alone reads again. */
+/* A warp per row, three passes over it. dlogits may be logits: a lane overwrites only elements that no other lane reads
+ * any more. */
 template <typename T>
-__global__ void vd_cross_entropy_kernel(int64_t n, int vocab, const T *logits, const int32_t *targets, float scale,
-                                        float *row_nll, T *dlogits) {
+static __global__ void cross_entropy_kernel(int64_t n, int vocab, const T *logits, const int32_t *targets, float scale,
+                                            float *row_nll, T *dlogits) {
   int lane = (int)threadIdx.x % 32;
-  int64_t r = (int64_t)blockIdx.x * (VD_BLOCK / 32) + threadIdx.x / 32;
+  int64_t r = (int64_t)blockIdx.x * (BLOCK / 32) + threadIdx.x / 32;
   if (r >= n) return;
   const T *row = logits + r * vocab;
   int32_t target = targets[r];
@@ -28,13 +39,14 @@ __global__ void vd_cross_entropy_kernel(int64_t n, int vocab, const T *logits, c
   }
 }
 
-static __global__ void vd_add_rows_kernel(int64_t n, const float *row, double *sum) {
-  __shared__ double part[VD_BLOCK];
+/* *sum += row[0] + ... + row[n - 1], by one block. */
+static __global__ void sum_nll_kernel(int64_t n, const float *row, double *sum) {
+  __shared__ double part[BLOCK];
   double mine = 0;
-  for (int64_t i = threadIdx.x; i < n; i += VD_BLOCK) mine += (double)row[i];
+  for (int64_t i = threadIdx.x; i < n; i += BLOCK) mine += (double)row[i];
   part[threadIdx.x] = mine;
   __syncthreads();
-  for (int half = VD_BLOCK / 2; half > 0; half /= 2) {
+  for (int half = BLOCK / 2; half > 0; half /= 2) {
     if ((int)threadIdx.x < half) part[threadIdx.x] += part[threadIdx.x + half];
     __syncthreads();
   }
@@ -45,21 +57,22 @@ cudaError_t vd_cuda_cross_entropy(enum vd_precision type, int64_t n, int64_t voc
                                   const int32_t *targets, float scale, double *loss_sum, float *row_nll, void *dlogits,
                                   cudaStream_t stream) {
 #define CALL(T)                                                                                                        \
-  vd_cross_entropy_kernel<T><<<vd_blocks(n, VD_BLOCK / 32), VD_BLOCK, 0, stream>>>(                                    \
-      n, (int)vocab, (const T *)logits, targets, scale, row_nll, (T *)dlogits)
+  cross_entropy_kernel<T><<<vd_blocks(n, BLOCK / 32), BLOCK, 0, stream>>>(n, (int)vocab, (const T *)logits, targets,   \
+                                                                          scale, row_nll, (T *)dlogits)
   VD_BY_TYPE(type, CALL);
 #undef CALL
-  vd_add_rows_kernel<<<1, VD_BLOCK, 0, stream>>>(n, row_nll, loss_sum);
+  sum_nll_kernel<<<1, BLOCK, 0, stream>>>(n, row_nll, loss_sum);
   return cudaGetLastError();
 }
 
-static __global__ void vd_square_kernel(const float *x, const vd_cuda_piece *piece, double *partial) {
-  __shared__ double part[VD_BLOCK / 32];
+/* partial[p] = sum of squares of piece p. */
+static __global__ void square_pieces_kernel(const float *x, const vd_cuda_piece *piece, double *partial) {
+  __shared__ double part[BLOCK / 32];
   vd_cuda_piece p = piece[blockIdx.x];
   const float *v = x + p.first;
-  /* 16 squares of floats are added in float at most: what is lost is below what they carry. */
+  /* A thread adds 4 squares in float and the rest in double: the rounding of 4 float additions is below 4e-7. */
   double mine = 0;
-  for (int i = (int)threadIdx.x * 4; i < p.n; i += VD_BLOCK * 4) {
+  for (int i = (int)threadIdx.x * 4; i < p.n; i += BLOCK * 4) {
     float s = 0;
     if (i + 4 <= p.n) {
       float4 q = *(const float4 *)(v + i);
@@ -74,12 +87,13 @@ static __global__ void vd_square_kernel(const float *x, const vd_cuda_piece *pie
   if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = mine;
   __syncthreads();
   if (threadIdx.x > 0) return;
-  for (int w = 1; w < VD_BLOCK / 32; w++) part[0] += part[w];
+  for (int w = 1; w < BLOCK / 32; w++) part[0] += part[w];
   partial[blockIdx.x] = part[0];
 }
 
-static __global__ void vd_square_tensor_kernel(const double *partial, const int32_t *tensor_piece, int n_tensor,
-                                               double *norm2) {
+/* norm2[t] = sum of the partial sums of tensor t's pieces, a warp per tensor. */
+static __global__ void square_tensors_kernel(const double *partial, const int32_t *tensor_piece, int n_tensor,
+                                             double *norm2) {
   int t = (int)(blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = (int)threadIdx.x % 32;
   if (t >= n_tensor) return;
   double sum = 0;
@@ -91,14 +105,14 @@ static __global__ void vd_square_tensor_kernel(const double *partial, const int3
 
 cudaError_t vd_cuda_square_sums(const float *x, const vd_cuda_piece *piece, int n_piece, const int32_t *tensor_piece,
                                 int n_tensor, double *partial, double *norm2, cudaStream_t stream) {
-  vd_square_kernel<<<(unsigned)n_piece, VD_BLOCK, 0, stream>>>(x, piece, partial);
-  vd_square_tensor_kernel<<<vd_blocks(n_tensor, VD_BLOCK / 32), VD_BLOCK, 0, stream>>>(partial, tensor_piece, n_tensor,
-                                                                                       norm2);
+  square_pieces_kernel<<<(unsigned)n_piece, BLOCK, 0, stream>>>(x, piece, partial);
+  square_tensors_kernel<<<vd_blocks(n_tensor, BLOCK / 32), BLOCK, 0, stream>>>(partial, tensor_piece, n_tensor, norm2);
   return cudaGetLastError();
 }
 
-/* One warp: the norms are few. The total is added up in order, as the CPU backend does. */
-static __global__ void vd_judge_kernel(int n_tensor, double scale, double clip_norm, double *grad_stats) {
+/* Gradient statistics by one warp, since there are few tensors: global norm, factor with the clip, first non-finite
+ * tensor. The global norm is added in the order of the tensors, as on the CPU. */
+static __global__ void gradient_stats_kernel(int n_tensor, double scale, double clip_norm, double *grad_stats) {
   int lane = (int)threadIdx.x, bad = n_tensor;
   double total = 0, *norm2 = grad_stats + VD_STATS_TENSORS;
   for (int first = 0; first < n_tensor; first += 32) {
@@ -118,34 +132,35 @@ static __global__ void vd_judge_kernel(int n_tensor, double scale, double clip_n
 
 cudaError_t vd_cuda_gradient_stats(int n_tensor, double scale, double clip_norm, double *grad_stats,
                                    cudaStream_t stream) {
-  vd_judge_kernel<<<1, 32, 0, stream>>>(n_tensor, scale, clip_norm, grad_stats);
+  gradient_stats_kernel<<<1, 32, 0, stream>>>(n_tensor, scale, clip_norm, grad_stats);
   return cudaGetLastError();
 }
 
-VD_GPU float vd_adagrad_step(float g, float scale, float rate, float eps, float *acc, float p) {
+/* One parameter: adds the scaled gradient's square to *acc and returns the new parameter. */
+VD_GPU float adagrad_step(float g, float scale, float rate, float eps, float *acc, float p) {
   g *= scale;
   *acc += g * g;
   return p - rate * g / (sqrtf(*acc) + eps);
 }
 
 template <typename T>
-__global__ void vd_adagrad_kernel(float *param, const float *gradient, float *accumulator, T *copy,
-                                  const vd_cuda_piece *piece, const double *grad_stats, double lr, float eps,
-                                  double clip_step) {
+static __global__ void adagrad_kernel(float *param, const float *gradient, float *accumulator, T *copy,
+                                      const vd_cuda_piece *piece, const double *grad_stats, double lr, float eps,
+                                      double clip_step) {
   if (grad_stats[VD_STATS_NONFINITE] >= 0) return;
   vd_cuda_piece where = piece[blockIdx.x];
   double norm = sqrt(grad_stats[VD_STATS_TENSORS + where.tensor]);
   float step = (float)(clip_step > 0 && norm > clip_step ? lr * clip_step / (norm + 1e-10) : lr);
   float scale = (float)grad_stats[VD_STATS_SCALE];
   size_t first = where.first;
-  for (int i = (int)threadIdx.x * 4; i < where.n; i += VD_BLOCK * 4) {
+  for (int i = (int)threadIdx.x * 4; i < where.n; i += BLOCK * 4) {
     if (i + 4 <= where.n) {
       float4 g = *(const float4 *)(gradient + first + i), acc = *(float4 *)(accumulator + first + i);
       float4 p = *(float4 *)(param + first + i);
-      p.x = vd_adagrad_step(g.x, scale, step, eps, &acc.x, p.x);
-      p.y = vd_adagrad_step(g.y, scale, step, eps, &acc.y, p.y);
-      p.z = vd_adagrad_step(g.z, scale, step, eps, &acc.z, p.z);
-      p.w = vd_adagrad_step(g.w, scale, step, eps, &acc.w, p.w);
+      p.x = adagrad_step(g.x, scale, step, eps, &acc.x, p.x);
+      p.y = adagrad_step(g.y, scale, step, eps, &acc.y, p.y);
+      p.z = adagrad_step(g.z, scale, step, eps, &acc.z, p.z);
+      p.w = adagrad_step(g.w, scale, step, eps, &acc.w, p.w);
       *(float4 *)(accumulator + first + i) = acc;
       *(float4 *)(param + first + i) = p;
       float out[4] = {p.x, p.y, p.z, p.w};
@@ -153,7 +168,7 @@ __global__ void vd_adagrad_kernel(float *param, const float *gradient, float *ac
     } else {
       for (int k = i; k < where.n; k++) {
         float acc = accumulator[first + k];
-        float p = vd_adagrad_step(gradient[first + k], scale, step, eps, &acc, param[first + k]);
+        float p = adagrad_step(gradient[first + k], scale, step, eps, &acc, param[first + k]);
         accumulator[first + k] = acc;
         param[first + k] = p;
         if (copy) vd_set(&copy[first + k], p);
@@ -166,23 +181,24 @@ cudaError_t vd_cuda_adagrad(enum vd_precision type, float *param, const float *g
                             const vd_cuda_piece *piece, int n_piece, const double *grad_stats, double lr, float eps,
                             double clip_step, cudaStream_t stream) {
 #define CALL(T)                                                                                                        \
-  vd_adagrad_kernel<T><<<(unsigned)n_piece, VD_BLOCK, 0, stream>>>(param, gradient, accumulator, (T *)copy, piece,     \
-                                                                   grad_stats, lr, eps, clip_step)
+  adagrad_kernel<T><<<(unsigned)n_piece, BLOCK, 0, stream>>>(param, gradient, accumulator, (T *)copy, piece,           \
+                                                             grad_stats, lr, eps, clip_step)
   VD_BY_TYPE(type, CALL);
 #undef CALL
   return cudaGetLastError();
 }
 
-VD_GPU float vd_adam_step(float g, const vd_cuda_adam_step &a, float *m, float *v, float p) {
+/* One parameter: updates both moments and returns the new parameter. */
+VD_GPU float adam_step(float g, const vd_cuda_adam_step &a, float *m, float *v, float p) {
   *m = a.beta1 * *m + a.rest1 * g;
   *v = a.beta2 * *v + a.rest2 * g * g;
   return p - a.step * *m / (sqrtf(*v) * a.correct + a.eps);
 }
 
-/* Four neighbouring elements, or the `last` of a piece that are fewer. */
+/* Four neighbouring elements, or the `last` < 4 at the end of a piece. */
 template <typename T>
-VD_GPU void vd_adam_four(const vd_cuda_adam_step &a, float scale, int last, float *param, const float *gradient,
-                         float *m, float *v, T *copy) {
+VD_GPU void adam_four(const vd_cuda_adam_step &a, float scale, int last, float *param, const float *gradient, float *m,
+                      float *v, T *copy) {
   float p[4], g[4], first[4], second[4];
   if (last >= 4) {
     vd_read<float, 4>(param, p);
@@ -190,7 +206,7 @@ VD_GPU void vd_adam_four(const vd_cuda_adam_step &a, float scale, int last, floa
     vd_read<float, 4>(m, first);
     vd_read<float, 4>(v, second);
 #pragma unroll
-    for (int i = 0; i < 4; i++) p[i] = vd_adam_step(g[i] * scale, a, &first[i], &second[i], p[i]);
+    for (int i = 0; i < 4; i++) p[i] = adam_step(g[i] * scale, a, &first[i], &second[i], p[i]);
     vd_write<float, 4>(m, first);
     vd_write<float, 4>(v, second);
     vd_write<float, 4>(param, p);
@@ -198,20 +214,20 @@ VD_GPU void vd_adam_four(const vd_cuda_adam_step &a, float scale, int last, floa
     return;
   }
   for (int i = 0; i < last; i++) {
-    param[i] = vd_adam_step(gradient[i] * scale, a, &m[i], &v[i], param[i]);
+    param[i] = adam_step(gradient[i] * scale, a, &m[i], &v[i], param[i]);
     if (copy) vd_set(&copy[i], param[i]);
   }
 }
 
 template <typename T>
-__global__ void vd_adam_kernel(float *param, const float *gradient, float *m, float *v, T *copy,
-                               const vd_cuda_piece *piece, const double *grad_stats, vd_cuda_adam_step a) {
+static __global__ void adam_kernel(float *param, const float *gradient, float *m, float *v, T *copy,
+                                   const vd_cuda_piece *piece, const double *grad_stats, vd_cuda_adam_step a) {
   if (grad_stats[VD_STATS_NONFINITE] >= 0) return;
   vd_cuda_piece where = piece[blockIdx.x];
   float scale = (float)grad_stats[VD_STATS_SCALE];
-  for (int i = (int)threadIdx.x * 4; i < where.n; i += VD_BLOCK * 4) {
+  for (int i = (int)threadIdx.x * 4; i < where.n; i += BLOCK * 4) {
     size_t at = where.first + (size_t)i;
-    vd_adam_four<T>(a, scale, where.n - i, param + at, gradient + at, m + at, v + at, copy ? copy + at : NULL);
+    adam_four<T>(a, scale, where.n - i, param + at, gradient + at, m + at, v + at, copy ? copy + at : NULL);
   }
 }
 
@@ -219,61 +235,62 @@ cudaError_t vd_cuda_adam(enum vd_precision type, float *param, const float *grad
                          const vd_cuda_piece *piece, int n_piece, const double *grad_stats,
                          const vd_cuda_adam_step *step, cudaStream_t stream) {
 #define CALL(T)                                                                                                        \
-  vd_adam_kernel<T>                                                                                                    \
-      <<<(unsigned)n_piece, VD_BLOCK, 0, stream>>>(param, gradient, m, v, (T *)copy, piece, grad_stats, *step)
+  adam_kernel<T><<<(unsigned)n_piece, BLOCK, 0, stream>>>(param, gradient, m, v, (T *)copy, piece, grad_stats, *step)
   VD_BY_TYPE(type, CALL);
 #undef CALL
   return cudaGetLastError();
 }
 
-static __global__ void vd_fetch_kernel(size_t n, const uint32_t *from, uint32_t *to) {
-  size_t i = (size_t)blockIdx.x * VD_BLOCK + threadIdx.x;
+/* Reads pinned host memory through the bus: for few words faster than the start of a copy. */
+static __global__ void fetch_kernel(size_t n, const uint32_t *from, uint32_t *to) {
+  size_t i = (size_t)blockIdx.x * BLOCK + threadIdx.x;
   if (i < n) to[i] = from[i];
 }
 
 cudaError_t vd_cuda_fetch(size_t n, const uint32_t *from, uint32_t *to, cudaStream_t stream) {
-  vd_fetch_kernel<<<vd_blocks((int64_t)n, VD_BLOCK), VD_BLOCK, 0, stream>>>(n, from, to);
+  fetch_kernel<<<vd_blocks((int64_t)n, BLOCK), BLOCK, 0, stream>>>(n, from, to);
   return cudaGetLastError();
 }
 
-typedef struct vd_letter_parts {
+typedef struct stats_parts {
   const uint32_t *from[VD_STATS_PARTS];
   int n[VD_STATS_PARTS]; /* words */
-} vd_letter_parts;
+} stats_parts;
 
-static __global__ void vd_letter_kernel(const __grid_constant__ vd_letter_parts part, uint32_t *to) {
+/* One block writes the parts, one after the other, to pinned host memory. */
+static __global__ void copy_parts_kernel(const __grid_constant__ stats_parts part, uint32_t *to) {
 #pragma unroll
   for (int i = 0; i < VD_STATS_PARTS; i++) {
-    for (int w = (int)threadIdx.x; w < part.n[i]; w += VD_BLOCK) to[w] = part.from[i][w];
+    for (int w = (int)threadIdx.x; w < part.n[i]; w += BLOCK) to[w] = part.from[i][w];
     to += part.n[i];
   }
 }
 
-cudaError_t vd_cuda_letter(int n, const vd_stats_part *part, void *to, cudaStream_t stream) {
-  vd_letter_parts parts = {};
+cudaError_t vd_cuda_copy_parts(int n, const vd_stats_part *part, void *to, cudaStream_t stream) {
+  stats_parts parts = {};
   for (int i = 0; i < n; i++) {
     parts.from[i] = (const uint32_t *)part[i].p;
     parts.n[i] = (int)(part[i].bytes / sizeof(uint32_t));
   }
-  vd_letter_kernel<<<1, VD_BLOCK, 0, stream>>>(parts, (uint32_t *)to);
+  copy_parts_kernel<<<1, BLOCK, 0, stream>>>(parts, (uint32_t *)to);
   return cudaGetLastError();
 }
 
-static __global__ void vd_add_constant_kernel(float *x, size_t n, float value) {
-  size_t i = (size_t)blockIdx.x * VD_BLOCK + threadIdx.x;
+static __global__ void add_constant_kernel(float *x, size_t n, float value) {
+  size_t i = (size_t)blockIdx.x * BLOCK + threadIdx.x;
   if (i < n) x[i] += value;
 }
 cudaError_t vd_cuda_add_constant(float *x, size_t n, float value, cudaStream_t stream) {
-  vd_add_constant_kernel<<<vd_blocks((int64_t)n, VD_BLOCK), VD_BLOCK, 0, stream>>>(x, n, value);
+  add_constant_kernel<<<vd_blocks((int64_t)n, BLOCK), BLOCK, 0, stream>>>(x, n, value);
   return cudaGetLastError();
 }
 
-/* NaN stays NaN. */
-static __global__ void vd_clamp01_kernel(float *x, size_t n) {
-  size_t i = (size_t)blockIdx.x * VD_BLOCK + threadIdx.x;
+/* x = clamp(x, 0, 1); NaN stays NaN. */
+static __global__ void clamp01_kernel(float *x, size_t n) {
+  size_t i = (size_t)blockIdx.x * BLOCK + threadIdx.x;
   if (i < n) x[i] = x[i] < 0 ? 0.0f : x[i] > 1 ? 1.0f : x[i];
 }
 cudaError_t vd_cuda_clamp01(float *x, size_t n, cudaStream_t stream) {
-  vd_clamp01_kernel<<<vd_blocks((int64_t)n, VD_BLOCK), VD_BLOCK, 0, stream>>>(x, n);
+  clamp01_kernel<<<vd_blocks((int64_t)n, BLOCK), BLOCK, 0, stream>>>(x, n);
   return cudaGetLastError();
 }

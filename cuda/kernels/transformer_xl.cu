@@ -1,12 +1,17 @@
-/* What Transformer-XL needs beside attention: scaled dropout between the parts of a layer, encodings of distances. */
+/* Kernels of Transformer-XL other than attention: scaled dropout between the parts of a layer, sinusoidal position
+ * encodings. Blocks of 256 threads, no shared memory.
+ *
+ * scale_dropout: 8 elements a thread where the width is a multiple of 8, else one; bound by memory bandwidth.
+ * position_encodings: a thread computes one frequency of 16 distances; bound by fp64 sine and cosine, once an update.
+ */
 #include "cuda/kernels/element.cuh"
 
-enum { VD_BLOCK = 256 };
+enum { BLOCK = 256 };
 
-/* x and y may be one array. */
+/* y = scale * dropout(x); x and y may be one array. */
 template <typename T, int N>
-__global__ void vd_scale_dropout_kernel(int64_t total, float scale, vd_drop drop, const T *x, T *y) {
-  int64_t e = ((int64_t)blockIdx.x * VD_BLOCK + threadIdx.x) * N;
+static __global__ void scale_dropout_kernel(int64_t total, float scale, vd_drop drop, const T *x, T *y) {
+  int64_t e = ((int64_t)blockIdx.x * BLOCK + threadIdx.x) * N;
   if (e >= total) return;
   float v[N];
   vd_read<T, N>(x + e, v);
@@ -23,24 +28,24 @@ cudaError_t vd_cuda_scale_dropout(enum vd_precision type, int64_t n, int64_t wid
   if (total == 0) return cudaSuccess;
 #define CALL(T)                                                                                                        \
   if (width % 8 == 0)                                                                                                  \
-    vd_scale_dropout_kernel<T, 8>                                                                                      \
-        <<<vd_blocks(total, VD_BLOCK * 8), VD_BLOCK, 0, stream>>>(total, scale, drop, (const T *)x, (T *)y);           \
+    scale_dropout_kernel<T, 8>                                                                                         \
+        <<<vd_blocks(total, BLOCK * 8), BLOCK, 0, stream>>>(total, scale, drop, (const T *)x, (T *)y);                 \
   else                                                                                                                 \
-    vd_scale_dropout_kernel<T, 1>                                                                                      \
-        <<<vd_blocks(total, VD_BLOCK), VD_BLOCK, 0, stream>>>(total, scale, drop, (const T *)x, (T *)y)
+    scale_dropout_kernel<T, 1><<<vd_blocks(total, BLOCK), BLOCK, 0, stream>>>(total, scale, drop, (const T *)x, (T *)y)
   VD_BY_TYPE(type, CALL);
 #undef CALL
   return cudaGetLastError();
 }
 
-/* A thread a frequency and VD_ROWS distances. In double: in fp32 the angle of distance 1000 would be off by 3e-5 and
- * more, and this is done once an update. */
-enum { VD_ROWS = 16 };
-template <typename T> __global__ void vd_encode_kernel(int64_t n, int64_t d, int64_t clamp_len, vd_drop drop, T *out) {
-  int64_t i = (int64_t)blockIdx.x * VD_BLOCK + threadIdx.x, half = d / 2, first = (int64_t)blockIdx.y * VD_ROWS;
+/* A thread computes one frequency of DISTANCES distances. In double: an fp32 angle of distance 1000 has an error of
+ * 3e-5 and more, and the encodings are made only once an update. */
+enum { DISTANCES = 16 };
+template <typename T>
+static __global__ void position_encodings_kernel(int64_t n, int64_t d, int64_t clamp_len, vd_drop drop, T *out) {
+  int64_t i = (int64_t)blockIdx.x * BLOCK + threadIdx.x, half = d / 2, first = (int64_t)blockIdx.y * DISTANCES;
   if (i >= half) return;
   double w = pow(10000.0, -2.0 * (double)i / (double)d);
-  for (int64_t x = first; x < first + VD_ROWS && x < n; x++) {
+  for (int64_t x = first; x < first + DISTANCES && x < n; x++) {
     double sine, cosine;
     sincos((double)(clamp_len > 0 && x > clamp_len ? clamp_len : x) * w, &sine, &cosine);
     float at[2] = {(float)sine, (float)cosine};
@@ -57,8 +62,8 @@ cudaError_t vd_cuda_position_encodings(enum vd_precision type, int64_t n, int64_
   vd_drop drop = vd_make_drop(dropout, d);
   if (n == 0 || d < 2) return cudaSuccess;
 #define CALL(T)                                                                                                        \
-  vd_encode_kernel<T><<<dim3(vd_blocks(d / 2, VD_BLOCK), vd_blocks(n, VD_ROWS)), VD_BLOCK, 0, stream>>>(               \
-      n, d, clamp_len, drop, (T *)out)
+  position_encodings_kernel<T>                                                                                         \
+      <<<dim3(vd_blocks(d / 2, BLOCK), vd_blocks(n, DISTANCES)), BLOCK, 0, stream>>>(n, d, clamp_len, drop, (T *)out)
   VD_BY_TYPE(type, CALL);
 #undef CALL
   return cudaGetLastError();
