@@ -1,6 +1,6 @@
-/* A seal at the end of a file: the SHA-256 of every byte before it. HDF5 ignores what stands after its own end, so that
- * every reader opens a sealed file as if nothing were there; and a damaged file is known before HDF5 parses it, whose
- * checksums do not cover everything and whose parser may crash on what they miss. */
+/* A seal at the end of a file: the SHA-256 of all bytes before it. HDF5 ignores bytes after its own end, so that every
+ * HDF5 reader opens a sealed file. Viaduct compares the digest before HDF5 parses the file: HDF5's checksums do not
+ * cover all bytes, and its parser may crash on damage that they miss. */
 #ifndef VD_DIGEST_H
 #define VD_DIGEST_H
 

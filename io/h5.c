@@ -7,14 +7,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* First come, first served: who writes a checkpoint takes the lock hundreds of times in a row, and a plain mutex would
- * let it have its way while training waits. */
+/* A ticket lock: threads get it in the order in which they asked. The writer of a checkpoint takes it hundreds of times
+ * in a row, and a plain mutex would starve the reader. */
 struct vd_h5 {
   pthread_mutex_t mutex;
   pthread_cond_t changed;
-  uint64_t next, served; /* tickets: who holds the lock has `served` */
+  uint64_t next, served; /* tickets: the holder of the lock has ticket `served` */
   pthread_t holder;
-  int depth; /* locks that the holder has to give back; 0: nobody holds it */
+  int depth; /* nested locks of the holder; 0: the lock is free */
 };
 
 int vd_h5_create(vd_h5 **h5, vd_error *err) {

@@ -1,6 +1,12 @@
-/* What all HDF5 files of Viaduct share: the library's lock, checked calls, self-describing datasets, files that appear
- * whole or not at all. This folder knows tensors by name and shape and nothing of the model, and makes no MPI call:
- * every function is serial, callers decide which rank does what. */
+/* The main header of io/: reading and writing files.
+ *
+ * Here live the lock of the HDF5 library, checked calls, self-describing datasets and files that appear whole or not at
+ * all (this header, atomic_file.h), the digest at the end of a file (digest.h), corpora (corpus.h, corpus_write.h,
+ * corpus_layout.h), the cut of a split into streams and blocks (streams.h), the reader that fetches tokens ahead of use
+ * (reader.h), checkpoints (checkpoint.h), traces (trace.h) and nll files (nll.h).
+ *
+ * Tensors come in and go out by name and shape; this folder knows nothing of the model and includes src/base/ alone. It
+ * makes no MPI call: every function is serial, and callers decide which rank calls it. */
 #ifndef VD_H5_H
 #define VD_H5_H
 
@@ -11,8 +17,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Debian's HDF5 is not thread safe: whoever calls it holds this lock, and whoever calls a function of this header that
- * takes no vd_h5 holds it too. The public functions of the other headers of io/ take it themselves. */
+/* The lock of the HDF5 library, which Debian builds without thread safety. A thread holds it while it calls HDF5 or a
+ * function of this header that has no vd_h5 parameter. The functions of the other headers of io/ take it themselves. */
 typedef struct vd_h5 vd_h5;
 
 /* Not collective. Creates the lock and turns HDF5's own error printing off (its innermost message is put into vd_error
@@ -100,10 +106,9 @@ int vd_h5_begin(vd_h5_out *out, const char *path, const char *kind, vd_error *er
 /* Not collective. Flushes and closes out->file, which is -1 then; the temporary stays, for what is to be done with it
  * before vd_h5_commit() (which does this itself otherwise). All objects must be closed before (a bug otherwise). */
 int vd_h5_finish(vd_h5_out *out, vd_error *err);
-/* Not collective. Makes sure of room on the disk for what HDF5 still holds back of an open file and `more` bytes: call
- * it before a flush, since one that fails leaves HDF5 in a state in which the file can never be closed, and HDF5
- * crashes over it when the program ends. File systems that cannot reserve room are left alone. VD_FAILED naming `path`.
- */
+/* Not collective. Reserves disk space for the data that HDF5 buffers for an open file and `more` bytes. Call it before
+ * a flush: after a flush that fails HDF5 can never close the file, and crashes when the program ends. Does nothing on
+ * file systems that cannot reserve space. VD_FAILED naming `path`. */
 int vd_h5_room(hid_t file, const char *path, size_t more, vd_error *err);
 /* Not collective. Puts the file in its place, replacing an older one; out->file is closed, also on error, when the
  * temporary is removed. All objects of the file must be closed before (a bug otherwise). */

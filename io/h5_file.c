@@ -35,7 +35,7 @@ int vd_h5_begin(vd_h5_out *out, const char *path, const char *kind, vd_error *er
   out->file = -1;
   if (vd_atomic_begin(&out->at, path, err)) return err->status;
   hid_t access_list = vd_h5_access(), list = H5Pcreate(H5P_FILE_CREATE);
-  /* STRONG, so that giving up leaves nothing open; commit takes objects left open for the bug they are. */
+  /* STRONG: abandoning closes the objects of the file too. vd_h5_finish() reports objects that are open as a bug. */
   H5Pset_fclose_degree(access_list, H5F_CLOSE_STRONG);
   H5Pset_link_creation_order(list, H5P_CRT_ORDER_TRACKED | H5P_CRT_ORDER_INDEXED);
   out->file = H5Fcreate(out->at.temporary, H5F_ACC_TRUNC, list, access_list);
@@ -87,7 +87,7 @@ int vd_h5_commit(vd_h5_out *out, vd_error *err) {
 
 /* Gives HDF5 memory to write to instead of the disk, through the same descriptor. A file that cannot be flushed (a full
  * disk) could not be closed either, and HDF5 crashes over it when the program ends. */
-static void let_it_close(hid_t file) {
+static void redirect_to_memory(hid_t file) {
   hid_t access_list = H5Fget_access_plist(file);
   void *handle = NULL;
   int memory = memfd_create("viaduct", MFD_CLOEXEC);
@@ -103,7 +103,7 @@ void vd_h5_abandon(vd_h5_out *out) {
     bool limited = getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur < limit.rlim_max;
     most = (struct rlimit){limit.rlim_max, limit.rlim_max};
     limited = limited && setrlimit(RLIMIT_FSIZE, &most) == 0;
-    let_it_close(out->file);
+    redirect_to_memory(out->file);
     H5Fclose(out->file);
     if (limited) setrlimit(RLIMIT_FSIZE, &limit);
   }

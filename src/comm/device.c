@@ -9,8 +9,8 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Beside the program (as built), in ../lib (as installed), else where the loader looks. The library stays loaded: CUDA
- * does not take kindly to being unloaded. */
+/* Loads the CUDA part from the program's folder (as built), from ../lib (as installed), or from the loader's path. It
+ * stays loaded: CUDA's own threads and exit handlers refer to it until the process ends. */
 static void *load(char *why, size_t size) {
   char program[VD_PATH], path[VD_PATH + 64];
   ssize_t n = readlink("/proc/self/exe", program, sizeof program - 1);
@@ -84,16 +84,16 @@ static int open_cpu(const vd_settings *s, int threads, vd_ops **ops, vd_error *e
   return vd_ops_cpu(ops, threads, err);
 }
 
-/* What tells a rank's GPU from others: launchers may show each rank GPUs of its own, so that numbers say nothing of
- * which GPU it is; UUIDs do. */
+/* Placement of a rank. The UUID identifies its GPU: device numbers do not, since launchers may show each rank GPUs of
+ * its own. */
 struct place {
   unsigned char uuid[sizeof((vd_gpu *)0)->uuid];
   char host[64];
   int number;
 };
 
-/* The ranks of one GPU, in words, where they are several. */
-static void tell_sharing(const struct place *all, int size, int first, char *out, size_t room) {
+/* Text that names the ranks of one GPU. */
+static void describe_sharing(const struct place *all, int size, int first, char *out, size_t room) {
   const struct place *p = &all[first];
   const unsigned char *u = p->uuid;
   int n = 0;
@@ -121,7 +121,7 @@ static void count_gpus(vd_context *ctx, vd_device *d) {
     if (seen == r)
       d->n_gpu++;
     else if (!d->sharing[0])
-      tell_sharing(all, ctx->size, seen, d->sharing, sizeof d->sharing);
+      describe_sharing(all, ctx->size, seen, d->sharing, sizeof d->sharing);
   }
   free(all);
   d->shared = d->n_gpu < ctx->size;
@@ -130,7 +130,7 @@ static void count_gpus(vd_context *ctx, vd_device *d) {
              d->n_gpu > 1 ? "s" : "");
 }
 
-/* True where GPUs compute; else *why holds the reason, agreed. */
+/* Collective. True when every rank has a GPU; else *why holds the reason, the same on all ranks. */
 static bool all_have_gpus(vd_context *ctx, const vd_settings *s, const vd_model_config *model, vd_ops **ops,
                           vd_device *d, vd_error *why) {
   open_gpu(s, model, ops, d, why);
@@ -161,7 +161,7 @@ int vd_device_open(vd_context *ctx, const vd_settings *s, const vd_model_config 
   return vd_agree(ctx->comm, err);
 }
 
-/* VD_OK where NCCL can sum, else the reason, agreed. */
+/* Collective. VD_OK when NCCL can all-reduce, else the reason, the same on all ranks. */
 static int find_nccl(vd_context *ctx, vd_device *d, vd_error *why) {
   if (d->shared)
     return vd_fail(why, VD_FAILED, "NCCL wants a GPU for every rank, and %s; start at most one rank a GPU", d->sharing);

@@ -1,4 +1,4 @@
-/* Which backend computes, and on which GPU: the CUDA part is a library that is loaded at run time. */
+/* The choice of the backend and of each rank's GPU. The CUDA part is a library that is loaded at run time. */
 #ifndef VD_DEVICE_H
 #define VD_DEVICE_H
 
@@ -22,7 +22,7 @@ typedef struct vd_device {
   char sharing[512];          /* where `shared`: which ranks have which GPU together */
   enum vd_comm comm;          /* of vd_device_choose_comm */
   int nccl_version;           /* with VD_COMM_NCCL: 10000 major + 100 minor + patch */
-  char comm_notice[1200];     /* why gradients are not summed by NCCL although GPUs compute; "": nothing to say */
+  char comm_notice[1200];     /* why MPI and not NCCL all-reduces gradients although GPUs compute; "": no notice */
 } vd_device;
 
 /* Not collective. VD_FAILED, with the reason, where the GPU's kernels do not take the heads of this model. */
@@ -32,14 +32,15 @@ int vd_device_supports(enum vd_precision precision, const vd_model_config *c, vd
  * *ops, to be freed with (*ops)->destroy(*ops). Fills *d. All ranks compute on the same kind of device. Local ranks
  * take the node's GPUs in turn and share them where there are more ranks than GPUs; d->notice then says so, or why
  * 'auto' takes the CPU. VD_FAILED where 'cuda' is asked for and cannot be had, with the reason; VD_USAGE for a
- * precision that the CPU does not compute in. The error is agreed. */
+ * precision that the CPU does not compute in. All ranks return the same error. */
 int vd_device_open(vd_context *ctx, const vd_settings *s, const vd_model_config *model, vd_ops **ops, vd_device *d,
                    vd_error *err);
 
-/* Collective(ctx->comm). After vd_device_open: chooses d->comm by device%comm. 'nccl' wants a GPU of its own for every
- * rank and libnccl.so.2; VD_FAILED with the reason, naming ranks and GPUs, where something is missing. 'auto' then
- * takes MPI and gives the reason as d->comm_notice; with one rank, and on CPUs, it takes MPI and says nothing. The
- * error is agreed. */
+/* Collective(ctx->comm). After vd_device_open: chooses d->comm by device%comm. 'nccl' needs libnccl.so.2 and a GPU of
+ * its own for every rank; VD_FAILED otherwise, with the reason, naming ranks and GPUs. 'auto' falls back to MPI and
+ * puts the reason into d->comm_notice; with one rank, and on CPUs, it takes MPI without a notice. All ranks return the
+ * same error.
+ */
 int vd_device_choose_comm(vd_context *ctx, const vd_settings *s, vd_device *d, vd_error *err);
 
 #endif

@@ -27,9 +27,9 @@ double vd_log_wall(const vd_log *log) {
   return log ? log->wall_before + vd_clock_seconds() - log->opened : 0.0;
 }
 
-/* One line of the old log. Dropped: a torn last line, and lines of later updates. A line that cannot be read is none of
- * these, and not ours to throw away: it is kept, and said. */
-static int keep_line(vd_log *log, const char *line, size_t n, int64_t number, int64_t update, vd_error *err) {
+/* Copies one line of the old log unless it is a torn last line or of a later update. A line that cannot be read may be
+ * the user's own: it stays, with a message. */
+static int copy_line(vd_log *log, const char *line, size_t n, int64_t number, int64_t update, vd_error *err) {
   bool whole = line[n - 1] == '\n';
   json_t *row = json_loadb(line, n, 0, NULL);
   json_t *done = json_object_get(row, "num_updates"), *wall = json_object_get(row, "wall");
@@ -45,12 +45,12 @@ static int keep_line(vd_log *log, const char *line, size_t n, int64_t number, in
 }
 
 /* Copies the lines that are to be kept from the old log into the new one. */
-static int keep_lines(vd_log *log, FILE *old, int64_t update, vd_error *err) {
+static int copy_lines(vd_log *log, FILE *old, int64_t update, vd_error *err) {
   char *line = NULL;
   size_t room = 0;
   ssize_t n;
   for (int64_t number = 1; err->status == VD_OK && (n = getline(&line, &room, old)) > 0; number++)
-    keep_line(log, line, (size_t)n, number, update, err);
+    copy_line(log, line, (size_t)n, number, update, err);
   if (ferror(old)) vd_fail(err, VD_FAILED, "cannot read %s", log->path);
   free(line);
   return err->status;
@@ -62,7 +62,7 @@ static int cut_off(vd_log *log, int64_t update, vd_error *err) {
   FILE *old = fopen(log->path, "re");
   if (!old && errno != ENOENT) return vd_fail(err, VD_FAILED, "cannot read %s: %s", log->path, strerror(errno));
   if (vd_atomic_begin(&f, log->path, err) == VD_OK && vd_atomic_create(&f, O_APPEND, &log->fd, err) == VD_OK &&
-      (!old || keep_lines(log, old, update, err) == VD_OK))
+      (!old || copy_lines(log, old, update, err) == VD_OK))
     vd_atomic_commit(&f, err);
   if (err->status) vd_atomic_abandon(&f);
   if (old) fclose(old);

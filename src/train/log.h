@@ -1,6 +1,5 @@
-/* What a run tells while it runs: DIRECTORY/log.jsonl for programs, one line at a time on the terminal for people.
- * Rank 0 owns the log; the other ranks pass NULL, for which every function does nothing. Fields of a line:
- * doc/FILES.md. */
+/* The log of a run: DIRECTORY/log.jsonl for programs, lines on the terminal for people. Rank 0 owns the log; the other
+ * ranks pass NULL, for which every function does nothing. Fields of a line: doc/FILES.md. */
 #ifndef VD_LOG_H
 #define VD_LOG_H
 
@@ -23,18 +22,18 @@ typedef struct vd_log_row {
   double tokens_per_second; /* targets of all ranks */
   double mean_span;         /* tokens, mean over layers and heads */
   double max_span;          /* tokens, the longest of all heads */
-  double sum_share;         /* of the time since the row before that went into the gradient sum over ranks; NAN: none */
+  double sum_share;         /* share of the time since the row before that the gradient all-reduce took; NAN: none */
   double mfu;               /* model FLOP/s over the GPUs' peak; NAN: fp32, or no peak is known */
   double loss_scale;        /* fp16; NAN: gradients are not scaled */
   int64_t skipped;          /* updates skipped for overflow since the run was started or resumed */
 } vd_log_row;
 
-/* Not collective. Opens DIRECTORY/log.jsonl to go on after `update` (0: a new run). Lines of later updates, which a run
- * that died wrote after its last checkpoint, and a torn last line are dropped (the file is replaced atomically), so
- * that no update is told twice; any other line that cannot be read is kept, and named on the terminal; "wall" goes on
- * from the last line kept. `terminal` (stdout or stderr; borrowed; NULL:
- * say nothing) gets the lines for people, one live line where it is a terminal; `max_updates` is for the time left.
- * Errors: VD_FAILED naming the file. The caller ends with vd_log_close(). */
+/* Not collective. Opens DIRECTORY/log.jsonl to continue after `update` (0: a new run). Drops lines of later updates,
+ * which a run wrote that died after its last checkpoint, and a torn last line, so that no update is logged twice; the
+ * file is replaced atomically. A line that cannot be read otherwise stays, and a message names it. "wall" continues
+ * from the last line that stays. terminal (stdout or stderr; borrowed; NULL: none) gets the lines for people, one live
+ * line where it is a terminal; max_updates serves the estimate of the time left. Errors: VD_FAILED naming the file. The
+ * caller ends with vd_log_close(). */
 int vd_log_open(vd_log **log, const char *directory, int64_t update, int64_t max_updates, FILE *terminal,
                 vd_error *err);
 
