@@ -1,7 +1,8 @@
 /* See attention_ops.h: translates vd_attention into the kernels' arguments; owns schedules, masks and the key table. */
 #include "cuda/backend/attention_ops.h"
-#include "cuda/attention/memory_projection.h"
 
+#include "cuda/attention/attention.h"
+#include "cuda/attention/memory_projection.h"
 #include "cuda/backend/gemm.h"
 #include "cuda/backend/transformer_xl_ops.h"
 
@@ -10,6 +11,43 @@
 
 _Static_assert((int)VD_CUDA_MOST_HEADS == (int)VD_CUDA_MAX_HEADS, "the plugin's limit of heads is the kernels'");
 
+/* A layer's tile schedule, found again in backward by the address of its spans. */
+typedef struct layer_schedule {
+  const float *span;
+  void *schedule;
+  bool made;               /* since the parameters last changed */
+  vd_cuda_attention shape; /* what it was made for */
+} layer_schedule;
+
+/* The dropout mask of a layer's attention weights, from forward to backward, and the call that it was drawn for. */
+typedef struct layer_mask {
+  vd_workspace mask;
+  vd_cuda_attention shape;
+} layer_mask;
+
+/* The table of relative keys in the activations' type, and its gradient until backward_end. */
+typedef struct key_table {
+  const float *key_pe;
+  int32_t d_head, attn_span;
+  bool made;       /* since the parameters last changed */
+  void *table;     /* [attn_span, d_head] of type */
+  float *gradient; /* [attn_span, d_head] */
+  float *dkey_pe;  /* destination of the gradient; NULL: none pending */
+} key_table;
+
+enum { VD_MAX_LAYERS = 256 };
+struct vd_attention_state {
+  layer_schedule layer[VD_MAX_LAYERS];
+  int n_layer;
+  layer_mask dropout_mask[VD_MAX_LAYERS]; /* by the layer number of the random draws */
+  key_table key_table;
+};
+
+static struct vd_attention_state *state_of(vd_cuda_backend *c) {
+  if (!c->attention) c->attention = vd_calloc(1, sizeof *c->attention);
+  return c->attention;
+}
+
 static int64_t width_of(const vd_attention *a) {
   return a->n_head * a->d_head;
 }
@@ -17,32 +55,35 @@ static int64_t width_of(const vd_attention *a) {
 /* Frees all schedules, once those of models that no longer exist have filled the cache. */
 static void free_schedules(vd_cuda_backend *c) {
   vd_cuda_record_error(c, cudaStreamSynchronize(c->stream), "waiting");
-  while (c->n_layer > 0) cudaFree(c->layer[--c->n_layer].schedule);
+  struct vd_attention_state *s = state_of(c);
+  while (s->n_layer > 0) cudaFree(s->layer[--s->n_layer].schedule);
 }
 
 /* The cached schedule of the layer with these spans; a new one is zeroed. NULL: out of memory. */
-static vd_layer_schedule *schedule_of(vd_cuda_backend *c, const real *span) {
-  for (int i = 0; i < c->n_layer; i++)
-    if (c->layer[i].span == span) return &c->layer[i];
-  if (c->n_layer == VD_MAX_LAYERS) free_schedules(c);
+static layer_schedule *schedule_of(vd_cuda_backend *c, const real *span) {
+  struct vd_attention_state *s = state_of(c);
+  for (int i = 0; i < s->n_layer; i++)
+    if (s->layer[i].span == span) return &s->layer[i];
+  if (s->n_layer == VD_MAX_LAYERS) free_schedules(c);
   void *schedule = NULL;
   size_t bytes = vd_cuda_attention_schedule_size();
   cudaError_t e = cudaMalloc(&schedule, bytes);
   vd_cuda_record_error(c, e, "allocating a tile schedule");
   if (e != cudaSuccess) return NULL;
   vd_cuda_record_error(c, cudaMemsetAsync(schedule, 0, bytes, c->stream), "zeroing a tile schedule");
-  c->layer[c->n_layer] = (vd_layer_schedule){.span = span, .schedule = schedule};
-  return &c->layer[c->n_layer++];
+  s->layer[s->n_layer] = (layer_schedule){.span = span, .schedule = schedule};
+  return &s->layer[s->n_layer++];
 }
 
 void vd_cuda_attention_changed(vd_cuda_backend *c) {
-  c->key_table.made = false;
-  for (int i = 0; i < c->n_layer; i++) c->layer[i].made = false;
+  struct vd_attention_state *s = state_of(c);
+  s->key_table.made = false;
+  for (int i = 0; i < s->n_layer; i++) s->layer[i].made = false;
 }
 
 /* The kernels' arguments. With relative keys there are no spans, so all layers share one schedule. */
 static vd_cuda_attention kernel_of(vd_cuda_backend *c, const vd_attention *a) {
-  const vd_layer_schedule *schedule = schedule_of(c, a->span);
+  const layer_schedule *schedule = schedule_of(c, a->span);
   vd_cuda_attention x = {.type = c->type,
                          .n_stream = (int32_t)a->n_stream,
                          .block = (int32_t)a->block,
@@ -85,7 +126,7 @@ static bool make_schedules(vd_cuda_backend *c, int n, const vd_cuda_attention *x
   int32_t n_wanted = 0;
   bool ok = true;
   for (int i = 0; i < n; i++) {
-    vd_layer_schedule *schedule = schedule_of(c, x[i].span);
+    layer_schedule *schedule = schedule_of(c, x[i].span);
     ok = ok && schedule;
     if (!schedule || (schedule->made && same_shape(&schedule->shape, &x[i]))) continue;
     wanted[n_wanted++] = schedule->shape = x[i];
@@ -104,7 +145,7 @@ static bool make_schedules(vd_cuda_backend *c, int n, const vd_cuda_attention *x
 void vd_cuda_attention_plan_op(vd_ops *o, int n, const vd_attention *a) {
   vd_cuda_backend *c = vd_cuda_of(o);
   if (n > VD_MAX_LAYERS) return;
-  if (c->n_layer + n > VD_MAX_LAYERS) free_schedules(c);
+  if (state_of(c)->n_layer + n > VD_MAX_LAYERS) free_schedules(c);
   vd_cuda_attention *x = vd_calloc((size_t)n, sizeof *x);
   for (int i = 0; i < n; i++) x[i] = kernel_of(c, &a[i]);
   make_schedules(c, n, x);
@@ -112,22 +153,25 @@ void vd_cuda_attention_plan_op(vd_ops *o, int n, const vd_attention *a) {
 }
 
 void vd_cuda_attention_end(vd_cuda_backend *c) {
-  while (c->n_layer > 0) cudaFree(c->layer[--c->n_layer].schedule);
-  for (int i = 0; i < VD_MAX_LAYERS; i++) cudaFree(c->dropout_mask[i].mask.p);
-  cudaFree(c->key_table.table);
-  cudaFree(c->key_table.gradient);
-  c->key_table = (vd_key_table){0};
+  struct vd_attention_state *s = c->attention;
+  if (!s) return;
+  while (s->n_layer > 0) cudaFree(s->layer[--s->n_layer].schedule);
+  for (int i = 0; i < VD_MAX_LAYERS; i++) cudaFree(s->dropout_mask[i].mask.p);
+  cudaFree(s->key_table.table);
+  cudaFree(s->key_table.gradient);
+  free(s);
+  c->attention = NULL;
 }
 
 /* The key table of a->key_pe, converted again where the parameters have changed. NULL: out of memory. */
-static vd_key_table *table_of(vd_cuda_backend *c, const vd_attention *a) {
-  vd_key_table *t = &c->key_table;
+static key_table *table_of(vd_cuda_backend *c, const vd_attention *a) {
+  key_table *t = &state_of(c)->key_table;
   size_t n = (size_t)(a->d_head * a->attn_span);
   if (!t->table || t->d_head != a->d_head || t->attn_span != a->attn_span) {
     vd_cuda_record_error(c, cudaStreamSynchronize(c->stream), "waiting");
     cudaFree(t->table);
     cudaFree(t->gradient);
-    *t = (vd_key_table){.d_head = (int32_t)a->d_head, .attn_span = (int32_t)a->attn_span};
+    *t = (key_table){.d_head = (int32_t)a->d_head, .attn_span = (int32_t)a->attn_span};
     cudaError_t e = cudaMalloc(&t->table, n * c->act_size);
     if (e == cudaSuccess) e = cudaMalloc((void **)&t->gradient, n * sizeof(float));
     vd_cuda_record_error(c, e, "allocating the key table");
@@ -143,7 +187,7 @@ static vd_key_table *table_of(vd_cuda_backend *c, const vd_attention *a) {
 
 void vd_cuda_backward_end(vd_ops *o) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  vd_key_table *t = &c->key_table;
+  key_table *t = &state_of(c)->key_table;
   if (!t->dkey_pe) return;
   vd_cuda_record_error(c,
                        vd_cuda_attention_key_pe_backward(t->d_head, t->attn_span, t->gradient, t->dkey_pe, c->stream),
@@ -162,21 +206,21 @@ static bool same_mask(const vd_cuda_attention *x, const vd_cuda_attention *y) {
 static uint32_t *mask_to_write(vd_cuda_backend *c, const vd_cuda_attention *x) {
   size_t bytes = vd_cuda_attention_dropout_mask_size(x);
   if (bytes == 0 || x->rng.layer >= VD_MAX_LAYERS) return NULL;
-  vd_layer_mask *l = &c->dropout_mask[x->rng.layer];
+  layer_mask *l = &state_of(c)->dropout_mask[x->rng.layer];
   l->shape = *x;
   return vd_cuda_workspace(c, &l->mask, bytes);
 }
-/* The mask that forward left for `x`; NULL where it was for another call: backward then draws again. */
+/* The mask that forward left for `x`; NULL where it was for another call, which backward refuses. */
 static uint32_t *mask_to_read(vd_cuda_backend *c, const vd_cuda_attention *x) {
   if (x->rng.layer >= VD_MAX_LAYERS) return NULL;
-  const vd_layer_mask *l = &c->dropout_mask[x->rng.layer];
+  const layer_mask *l = &state_of(c)->dropout_mask[x->rng.layer];
   return l->mask.p && same_mask(&l->shape, x) ? l->mask.p : NULL;
 }
 
 void vd_cuda_attention_op(vd_ops *o, const vd_attention *a, const vd_qkv *qkv, vd_act *out, real *lse) {
   vd_cuda_backend *c = vd_cuda_of(o);
   vd_cuda_attention x = kernel_of(c, a);
-  const vd_key_table *t = a->rel_key ? NULL : table_of(c, a);
+  const key_table *t = a->rel_key ? NULL : table_of(c, a);
   if ((!t && !a->rel_key) || !make_schedules(c, 1, &x)) return;
   x.dropout_mask = mask_to_write(c, &x);
   vd_cuda_record_error(
@@ -184,7 +228,7 @@ void vd_cuda_attention_op(vd_ops *o, const vd_attention *a, const vd_qkv *qkv, v
 }
 
 /* Zeroes the table's gradient at the first layer of a pass. All layers add to it; backward_end adds it to dkey_pe. */
-static void begin_table_gradient(vd_ops *o, vd_key_table *t, real *dkey_pe) {
+static void begin_table_gradient(vd_ops *o, key_table *t, real *dkey_pe) {
   vd_cuda_backend *c = vd_cuda_of(o);
   if (t->dkey_pe == dkey_pe) return;
   vd_cuda_backward_end(o);
@@ -199,7 +243,7 @@ void vd_cuda_attention_backward_op(vd_ops *o, const vd_attention *a, const vd_qk
                                    real *dspan) {
   vd_cuda_backend *c = vd_cuda_of(o);
   vd_cuda_attention x = kernel_of(c, a);
-  vd_key_table *t = a->rel_key ? NULL : table_of(c, a);
+  key_table *t = a->rel_key ? NULL : table_of(c, a);
   x.dropout_mask = mask_to_read(c, &x);
   void *workspace = vd_cuda_workspace(c, &c->partial, vd_cuda_attention_workspace_size(&x));
   if (!x.schedule || (!t && !a->rel_key) || !workspace) return;

@@ -11,14 +11,13 @@
 #ifndef VD_CUDA_CONTEXT_H
 #define VD_CUDA_CONTEXT_H
 
-#include "cuda/attention/attention.h"
 #include "cuda/kernels/kernels.h"
 #include "src/ops/cuda_plugin.h"
 
 #include <cublasLt.h>
 #include <cuda_runtime_api.h>
 
-enum { VD_MAX_ARENAS = 16, VD_MAX_LAYERS = 256 };
+enum { VD_MAX_ARENAS = 16 };
 
 /* A parameter arena and its copy in the activations' type, made by weights_changed; none in fp32. */
 typedef struct vd_arena {
@@ -34,47 +33,6 @@ typedef struct vd_workspace {
   void *p;
   size_t bytes;
 } vd_workspace;
-
-/* A layer's tile schedule, found again in backward by the address of its spans. */
-typedef struct vd_layer_schedule {
-  const float *span;
-  void *schedule;
-  bool made;               /* since the parameters last changed */
-  vd_cuda_attention shape; /* what it was made for */
-} vd_layer_schedule;
-
-/* The dropout mask of a layer's attention weights, from forward to backward, and the call that it was drawn for. */
-typedef struct vd_layer_mask {
-  vd_workspace mask;
-  vd_cuda_attention shape;
-} vd_layer_mask;
-
-/* The table of relative keys in the activations' type, and its gradient until backward_end. */
-typedef struct vd_key_table {
-  const float *key_pe;
-  int32_t d_head, attn_span;
-  bool made;       /* since the parameters last changed */
-  void *table;     /* [attn_span, d_head] of type */
-  float *gradient; /* [attn_span, d_head] */
-  float *dkey_pe;  /* destination of the gradient; NULL: none pending */
-} vd_key_table;
-
-/* Pieces of the tensors that an optimiser or a norm processes, on the device. */
-typedef struct vd_pieces {
-  const vd_extent *tensor; /* the extents that it was made for; owned */
-  int n_tensor, n_piece;
-  vd_cuda_piece *piece;
-  int32_t *tensor_piece;
-  double *partial, *norm2;
-} vd_pieces;
-
-/* Pinned host memory for one async copy, and the event that says when the GPU has finished it. */
-typedef struct vd_pinned_slot {
-  void *p;
-  size_t bytes;
-  cudaEvent_t done; /* NULL: not used yet */
-} vd_pinned_slot;
-enum { VD_TOKEN_SLOTS = 16 };
 
 typedef struct vd_cuda_backend {
   int device;
@@ -94,13 +52,9 @@ typedef struct vd_cuda_backend {
   vd_error error; /* the first since the last synchronize */
   vd_arena arena[VD_MAX_ARENAS];
   int n_arena;
-  vd_layer_schedule layer[VD_MAX_LAYERS];
-  int n_layer;
-  vd_layer_mask dropout_mask[VD_MAX_LAYERS]; /* by the layer number of the random draws */
-  vd_key_table key_table;
-  vd_pieces pieces;
-  vd_pinned_slot slot[VD_PINNED_SLOTS], tokens[VD_TOKEN_SLOTS];
-  int next_tokens;
+  struct vd_attention_state *attention; /* of attention_ops.c; this and the next two are NULL until they are used */
+  struct vd_pieces *pieces;             /* of optimizer_ops.c */
+  struct vd_pinned_slots *slots;        /* of pinned.c */
   vd_workspace scratch, blas_workspace, pinned;
   vd_workspace partial; /* sums over rows; workspace of attention's backward */
 } vd_cuda_backend;

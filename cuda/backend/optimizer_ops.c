@@ -5,6 +5,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Pieces of the tensors that an optimiser or a norm processes, on the device. */
+struct vd_pieces {
+  const vd_extent *tensor; /* the extents that it was made for; owned */
+  int n_tensor, n_piece;
+  vd_cuda_piece *piece;
+  int32_t *tensor_piece;
+  double *partial, *norm2;
+};
+
 static void *take(vd_cuda_backend *c, size_t bytes) {
   void *p = NULL;
   vd_cuda_record_error(c, cudaMalloc(&p, bytes > 0 ? bytes : 1), "allocating the optimiser's tables");
@@ -18,18 +27,20 @@ static void put(vd_cuda_backend *c, void *device, const void *host, size_t bytes
 }
 
 void vd_cuda_optimizer_end(vd_cuda_backend *c) {
-  vd_pieces *p = &c->pieces;
+  struct vd_pieces *p = c->pieces;
+  if (!p) return;
   void *mine[] = {p->piece, p->tensor_piece, p->partial, p->norm2};
   for (size_t i = 0; i < sizeof mine / sizeof *mine; i++) cudaFree(mine[i]);
   free((void *)p->tensor);
-  *p = (vd_pieces){0};
+  free(p);
+  c->pieces = NULL;
 }
 
 /* The pieces of these extents, from the cache of one set of extents. */
-static const vd_pieces *pieces_of(vd_cuda_backend *c, const vd_extent *tensor, int n_tensor) {
-  vd_pieces *p = &c->pieces;
+static const struct vd_pieces *pieces_of(vd_cuda_backend *c, const vd_extent *tensor, int n_tensor) {
+  struct vd_pieces *p = c->pieces;
   size_t bytes = (size_t)n_tensor * sizeof *tensor;
-  if (p->n_tensor == n_tensor && n_tensor > 0 && memcmp(p->tensor, tensor, bytes) == 0) return p;
+  if (p && p->n_tensor == n_tensor && n_tensor > 0 && memcmp(p->tensor, tensor, bytes) == 0) return p;
   vd_cuda_optimizer_end(c);
   vd_extent *own = vd_calloc((size_t)n_tensor, sizeof *own);
   memcpy(own, tensor, bytes);
@@ -45,7 +56,8 @@ static const vd_pieces *pieces_of(vd_cuda_backend *c, const vd_extent *tensor, i
     }
   }
   first[n_tensor] = at;
-  *p = (vd_pieces){.tensor = own, .n_tensor = n_tensor, .n_piece = at};
+  c->pieces = p = vd_calloc(1, sizeof *p);
+  *p = (struct vd_pieces){.tensor = own, .n_tensor = n_tensor, .n_piece = at};
   p->piece = take(c, n * sizeof *piece);
   p->tensor_piece = take(c, ((size_t)n_tensor + 1) * sizeof *first);
   p->partial = take(c, n * sizeof *p->partial);
@@ -60,7 +72,7 @@ static const vd_pieces *pieces_of(vd_cuda_backend *c, const vd_extent *tensor, i
 
 void vd_cuda_square_sums_op(vd_ops *o, const real *x, const vd_extent *tensor, int n_tensor, double *norm2) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  const vd_pieces *p = pieces_of(c, tensor, n_tensor);
+  const struct vd_pieces *p = pieces_of(c, tensor, n_tensor);
   for (int t = 0; t < n_tensor; t++) norm2[t] = NAN; /* stays NAN where the GPU fails */
   if (c->error.status != VD_OK) return;
   vd_cuda_record_error(
@@ -72,7 +84,7 @@ void vd_cuda_square_sums_op(vd_ops *o, const real *x, const vd_extent *tensor, i
 void vd_cuda_gradient_stats_op(vd_ops *o, const real *gradient, const vd_extent *tensor, int n_tensor, double scale,
                                double clip_norm, double *grad_stats) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  const vd_pieces *p = pieces_of(c, tensor, n_tensor);
+  const struct vd_pieces *p = pieces_of(c, tensor, n_tensor);
   vd_cuda_record_error(c,
                        vd_cuda_square_sums(gradient, p->piece, p->n_piece, p->tensor_piece, n_tensor, p->partial,
                                            grad_stats + VD_STATS_TENSORS, c->stream),
@@ -92,7 +104,7 @@ static void *copy_of(vd_cuda_backend *c, const real *param) {
 void vd_cuda_adagrad_op(vd_ops *o, real *param, const real *gradient, real *accumulator, const vd_extent *tensor,
                         int n_tensor, const double *grad_stats, double lr, double eps, double clip_step) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  const vd_pieces *p = pieces_of(c, tensor, n_tensor);
+  const struct vd_pieces *p = pieces_of(c, tensor, n_tensor);
   vd_cuda_record_error(c,
                        vd_cuda_adagrad(c->type, param, gradient, accumulator, copy_of(c, param), p->piece, p->n_piece,
                                        grad_stats, lr, (float)eps, clip_step, c->stream),
@@ -102,7 +114,7 @@ void vd_cuda_adagrad_op(vd_ops *o, real *param, const real *gradient, real *accu
 void vd_cuda_adam_op(vd_ops *o, real *param, const real *gradient, real *m, real *v, const vd_extent *tensor,
                      int n_tensor, const double *grad_stats, const vd_adam *a) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  const vd_pieces *p = pieces_of(c, tensor, n_tensor);
+  const struct vd_pieces *p = pieces_of(c, tensor, n_tensor);
   vd_cuda_adam_step step = {.beta1 = (float)a->beta1,
                             .rest1 = (float)(1 - a->beta1),
                             .beta2 = (float)a->beta2,

@@ -1,10 +1,29 @@
 /* See pinned.h. A slot's event says when the GPU has finished its copy. */
 #include "cuda/backend/pinned.h"
 
+#include <stdlib.h>
 #include <string.h>
 
+/* Pinned host memory for one async copy, and the event that says when the GPU has finished it. */
+typedef struct pinned_slot {
+  void *p;
+  size_t bytes;
+  cudaEvent_t done; /* NULL: not used yet */
+} pinned_slot;
+
+enum { VD_TOKEN_SLOTS = 16 };
+struct vd_pinned_slots {
+  pinned_slot stats[VD_PINNED_SLOTS], tokens[VD_TOKEN_SLOTS];
+  int next_tokens;
+};
+
+static struct vd_pinned_slots *slots_of(vd_cuda_backend *c) {
+  if (!c->slots) c->slots = vd_calloc(1, sizeof *c->slots);
+  return c->slots;
+}
+
 /* Grows slot s, which the GPU does not use now, to at least `bytes`. Its address may change. */
-static cudaError_t grow(vd_pinned_slot *s, size_t bytes) {
+static cudaError_t grow(pinned_slot *s, size_t bytes) {
   if (!s->done) {
     cudaError_t e = cudaEventCreateWithFlags(&s->done, cudaEventDisableTiming);
     if (e != cudaSuccess) return e;
@@ -20,7 +39,7 @@ static cudaError_t grow(vd_pinned_slot *s, size_t bytes) {
 
 int vd_cuda_push_stats(vd_ops *o, int slot, int n, const vd_stats_part *part, vd_error *err) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  vd_pinned_slot *s = &c->slot[slot];
+  pinned_slot *s = &slots_of(c)->stats[slot];
   size_t bytes = 0;
   for (int i = 0; i < n; i++) bytes += part[i].bytes;
   cudaError_t e = grow(s, bytes);
@@ -32,16 +51,17 @@ int vd_cuda_push_stats(vd_ops *o, int slot, int n, const vd_stats_part *part, vd
 
 const void *vd_cuda_pull_stats(vd_ops *o, int slot, vd_error *err) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  vd_pinned_slot *s = &c->slot[slot];
+  pinned_slot *s = &slots_of(c)->stats[slot];
   vd_cuda_record_error(c, cudaEventSynchronize(s->done), "waiting for the GPU");
   return o->check(o, err) == VD_OK ? s->p : NULL;
 }
 
 void vd_cuda_put_tokens(vd_ops *o, int32_t *device, const int32_t *host, size_t n) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  vd_pinned_slot *s = &c->tokens[c->next_tokens];
+  struct vd_pinned_slots *slots = slots_of(c);
+  pinned_slot *s = &slots->tokens[slots->next_tokens];
   size_t bytes = n * sizeof *host;
-  c->next_tokens = (c->next_tokens + 1) % VD_TOKEN_SLOTS;
+  slots->next_tokens = (slots->next_tokens + 1) % VD_TOKEN_SLOTS;
   cudaError_t e = s->done ? cudaEventSynchronize(s->done) : cudaSuccess;
   if (e == cudaSuccess) e = grow(s, bytes > 0 ? bytes : 1);
   if (e == cudaSuccess && n > 0) {
@@ -52,15 +72,18 @@ void vd_cuda_put_tokens(vd_ops *o, int32_t *device, const int32_t *host, size_t 
   vd_cuda_record_error(c, e, "copying tokens to the GPU");
 }
 
-static void free_slots(vd_pinned_slot *s, int n) {
+static void free_slots(pinned_slot *s, int n) {
   for (int i = 0; i < n; i++) {
     cudaFreeHost(s[i].p);
     if (s[i].done) cudaEventDestroy(s[i].done);
-    s[i] = (vd_pinned_slot){0};
+    s[i] = (pinned_slot){0};
   }
 }
 
 void vd_cuda_pinned_end(vd_cuda_backend *c) {
-  free_slots(c->slot, VD_PINNED_SLOTS);
-  free_slots(c->tokens, VD_TOKEN_SLOTS);
+  if (!c->slots) return;
+  free_slots(c->slots->stats, VD_PINNED_SLOTS);
+  free_slots(c->slots->tokens, VD_TOKEN_SLOTS);
+  free(c->slots);
+  c->slots = NULL;
 }
