@@ -1,9 +1,9 @@
-/* What the cases of test_ops share: random inputs, both backends, the comparison.
+/* Shared by the cases of test_ops: random inputs, both backends, the comparison.
  *
- * Bounds, relative to the norm of what is compared. fp32 (unit roundoff 6e-8; products of fp32 accuracy): 1e-5 leaves
- * room for sums of some thousand terms. bf16 (8 bits, unit roundoff 2^-8 = 4e-3) and fp16: 2e-2. Inputs are rounded to
- * the type before either side sees them, so that what differs is only what an op rounds on its way and at its end: at
- * most five times in a row (attention backward: weights, their gradient, the score's gradient, the result, out), and
+ * Bounds, relative to the norm of what is compared. fp32 (unit roundoff 6e-8; products of fp32 accuracy): 1e-5 allows
+ * for sums of some thousand terms. bf16 (8 bits, unit roundoff 2^-8 = 4e-3) and fp16: 2e-2. Inputs are rounded to
+ * the type before either side sees them, so that only the op's own roundings differ: at most five
+ * in a row (attention backward: weights, their gradient, the score's gradient, the result, out), and
  * five roundings of 4e-3 are 2e-2. fp16 rounds eight times finer but has the smaller range; it gets the same bound. */
 #ifndef VD_TEST_OPS_CASE_H
 #define VD_TEST_OPS_CASE_H
@@ -40,7 +40,7 @@ typedef struct case_result {
 /* Not collective. Runs the call on both sides and compares the n results; one line 'ok NAME' or 'not ok NAME' each.
  * Frees the buffers of the call. */
 void case_check(ops_test *t, const char *name, side_call *call, const case_result *result, int n);
-/* Not collective. One line for a case of its own judgement. */
+/* Not collective. Prints one line for a case that compared its results itself. */
 void case_report(ops_test *t, const char *name, const char *result, bool good, double error, double bound);
 /* Not collective. Is a case of this name to be run? */
 bool case_selected(const ops_test *t, const char *name);
@@ -76,7 +76,7 @@ void test_attention_ops(ops_test *t);
 void test_project(ops_test *t);
 /* Not collective. */
 void test_update(ops_test *t);
-/* Not collective. What Transformer-XL alone needs. */
+/* Not collective. The ops of Transformer-XL. */
 void test_relative(ops_test *t);
 
 #endif

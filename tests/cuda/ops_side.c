@@ -24,7 +24,7 @@ struct side {
   real *arena;
 };
 
-/* The backend's places of a call's buffers. */
+/* Addresses of a call's buffers in the backend's memory. */
 struct place {
   void *p[SIDE_BUFFERS];
 };
@@ -84,7 +84,7 @@ void SIDE(close)(side *s) {
   free(s);
 }
 
-/* The values of a buffer in the type they cross in. Caller frees. */
+/* The values of a buffer in the type that the backend copies. The caller frees. */
 static void *to_host(const side_buffer *b) {
   real *x = vd_calloc(b->n, sizeof *x);
   int32_t *token = vd_calloc(b->n, sizeof *token);
@@ -271,7 +271,7 @@ static void run_xl(vd_ops *o, const side_call *c, void *const *p, const vd_exten
     o->adam(o, p[0], p[1], p[2], p[3], tensor, c->n_tensor, p[4], &adam);
   } else if (c->op == SIDE_SCALE_DROPOUT)
     o->scale_dropout(o, c->n, c->in, c->scale, &drop, p[0], c->same_buffer ? p[0] : p[1]);
-  else if (c->op == SIDE_ENCODE_DISTANCES)
+  else if (c->op == SIDE_POSITION_ENCODINGS)
     o->position_encodings(o, &e, p[0]);
   else
     o->weight_gradient(o, c->n, c->in, c->out, p[0], p[1], p[2]);
@@ -285,7 +285,7 @@ static void run_rest(vd_ops *o, side_call *c, void *const *p) {
     o->memory_push(o, c->n_stream, c->in, p[0], c->memory_rows, c->oldest, p[1], c->block, c->same_buffer ? p[0] : p[2],
                    c->window);
     break;
-  case SIDE_MEMORY_TURN:
+  case SIDE_MEMORY_RING_PUSH:
     o->memory_ring_push(o, c->n_stream, c->in, p[0], c->memory_rows, c->oldest, p[1], c->block);
     break;
   case SIDE_CROSS_ENTROPY:

@@ -1,4 +1,4 @@
-/* One op on one backend, with everything that crosses in plain doubles. ops_side.c is compiled twice: with VD_DOUBLE it
+/* One op on one backend. Arguments and results are arrays of double. ops_side.c is compiled twice: with VD_DOUBLE it
  * drives the double CPU reference, without it the GPU, through the table that libviaduct_cuda.so exports. */
 #ifndef VD_TEST_OPS_SIDE_H
 #define VD_TEST_OPS_SIDE_H
@@ -26,7 +26,7 @@ enum side_op {
   SIDE_RELATIVE_ATTENTION,
   SIDE_RELATIVE_ATTENTION_BACKWARD,
   SIDE_MEMORY_PUSH,
-  SIDE_MEMORY_TURN,
+  SIDE_MEMORY_RING_PUSH,
   SIDE_CROSS_ENTROPY,
   SIDE_ADD_CONSTANT,
   SIDE_SQUARE_SUMS,
@@ -34,11 +34,11 @@ enum side_op {
   SIDE_CLAMP,
   SIDE_ADAM,
   SIDE_SCALE_DROPOUT,
-  SIDE_ENCODE_DISTANCES,
+  SIDE_POSITION_ENCODINGS,
   SIDE_WEIGHT_GRADIENT
 };
 
-/* PARAM: a parameter, in the arena that weights_changed is told of. REAL: any other array of parameters' type. */
+/* PARAM: a parameter, in the arena that is passed to weights_changed. REAL: any other array of parameters' type. */
 enum side_kind { SIDE_PARAM, SIDE_REAL, SIDE_ACT, SIDE_TOKEN, SIDE_SUM };
 
 enum { SIDE_BUFFERS = 20, SIDE_HEADS = 16, SIDE_TENSORS = 8 };
@@ -64,7 +64,7 @@ typedef struct side_call {
   double scale, value, lr, eps, clip_step, clip_norm, beta1, beta2;
   int64_t t;         /* Adam's updates */
   uint16_t site;     /* scale_dropout's */
-  int64_t clamp_len; /* encodings' */
+  int64_t clamp_len; /* of the position encodings */
   /* attention */
   int64_t n_stream, block, window, n_head, d_head, attn_span, ramp, n_span, memory_rows, oldest;
   bool trimmed, same_buffer; /* same_buffer: memory_push, cross_entropy and scale_dropout in place */
@@ -81,7 +81,7 @@ typedef struct side_call {
 typedef struct side side;
 
 /* Not collective. Opens the backend of the side; precision and library (libviaduct_cuda.so's path) matter on the GPU
- * only. NULL, with the reason printed, where it cannot be had. Free with *_close. */
+ * only. NULL, after printing the reason, where it cannot be opened. Free with *_close. */
 side *side_cpu_open(enum side_precision precision, const char *library);
 /* Not collective. The same for the GPU. */
 side *side_gpu_open(enum side_precision precision, const char *library);

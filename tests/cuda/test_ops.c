@@ -1,6 +1,6 @@
-/* Every op of the CUDA backend against the double CPU reference, on fresh random inputs: odd sizes, the edges of spans
- * and of what each op may leave out. Usage: test_ops [fp32|bf16|fp16|all [NAME]]: only cases whose name contains NAME.
- * The library is VIADUCT_CUDA_LIBRARY, else libviaduct_cuda.so where the loader looks. Needs a GPU. */
+/* Every op of the CUDA backend against the double CPU reference, on fresh random inputs: odd sizes, spans at
+ * their limits, optional arguments left out. Usage: test_ops [fp32|bf16|fp16|all [NAME]]: only cases whose name
+ * contains NAME. The library is VIADUCT_CUDA_LIBRARY, else libviaduct_cuda.so where the loader looks. Needs a GPU. */
 #include "tests/cuda/ops_case.h"
 
 #include <mpi.h>

@@ -1,6 +1,6 @@
 /* Attention and its projections: spans at their edges (0, the ramp's ends on a key, the whole attn_span), both
  * softmaxes, one span for all heads, odd blocks and windows, memories longer than the window. Rows that a head does not
- * reach hold numbers fifty times as large as the others: whoever uses them shows. */
+ * reach hold numbers fifty times as large as the others, so that an op that reads them is found. */
 #include "tests/cuda/ops_case.h"
 
 #include <math.h>
@@ -89,7 +89,7 @@ static void backward(ops_test *t, const struct geometry *g) {
 }
 
 /* All scores are equal, and a group of keys has unit vectors for values: out holds those keys' weights, one in each
- * column, so that zeros tell which were dropped. Every key is in one of the groups. */
+ * column, so that zeros show which were dropped. Every key is in one of the groups. */
 static void mask(ops_test *t, bool trimmed) {
   struct geometry g = {"", 2, 70, 192, 2, 64, 256, 32, 2, 0, trimmed, 0.3, {30.5, 140.25}};
   for (int64_t group = 0; group * g.d_head < g.window + g.block; group++) {

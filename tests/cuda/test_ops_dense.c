@@ -50,8 +50,8 @@ static void forward(ops_test *t, const struct shape *s) {
   case_check(t, s->name, &c, &(case_result){.buffer = y, .name = "y"}, 1);
 }
 
-/* Of a shape with ReLU, backward is of the layer that follows it, as wide the other way round. The gradient is that of
- * the x that the op is given, which is rounded and has its zeros in the same places for both. */
+/* For a shape with ReLU, backward is tested on the layer that follows it, of the transposed shape. Both sides get the
+ * same rounded x, so that its zeros are the same. */
 static void backward(ops_test *t, const struct shape *s) {
   side_call c = shape_call(s, SIDE_LINEAR_BACKWARD);
   if (s->relu) c.in = s->out, c.out = s->in, c.accumulate = false;
@@ -75,7 +75,7 @@ static void backward(ops_test *t, const struct shape *s) {
   case_check(t, name, &c, results, k);
 }
 
-/* A bias far above zero: what is zero was dropped, and both backends must drop the same. */
+/* A bias far above zero: zeros are dropped units, and both backends must drop the same. */
 static void mask(ops_test *t, const char *name, int64_t in, int64_t out) {
   struct shape s = {name, 77, in, out, true, true, false, false, 0.3};
   side_call c = shape_call(&s, SIDE_LINEAR);

@@ -72,10 +72,10 @@ static void add_norm_backward(ops_test *t, const char *name, int64_t n, int64_t 
   case_check(t, name, &c, results, n > 3 ? 4 : 3);
 }
 
-static void turn(ops_test *t, const char *name, int64_t d, int64_t rows, int64_t oldest, int64_t block) {
+static void ring_push(ops_test *t, const char *name, int64_t d, int64_t rows, int64_t oldest, int64_t block) {
   int64_t streams = 3;
   side_call c = {
-      .op = SIDE_MEMORY_TURN, .n_stream = streams, .in = d, .memory_rows = rows, .oldest = oldest, .block = block};
+      .op = SIDE_MEMORY_RING_PUSH, .n_stream = streams, .in = d, .memory_rows = rows, .oldest = oldest, .block = block};
   case_noise(t, &c, SIDE_ACT, (size_t)(streams * rows * d), 1, 40);
   case_noise(t, &c, SIDE_ACT, (size_t)(streams * block * d), 1, 41);
   case_check(t, name, &c, &(case_result){.buffer = 0, .name = "memory", .exact_zeros = true}, 1);
@@ -102,16 +102,16 @@ static void copies(ops_test *t) {
   case_noise(t, &c, SIDE_ACT, 100003, 3, 50);
   case_noise(t, &c, SIDE_REAL, 100003, 3, 51);
   case_noise(t, &c, SIDE_PARAM, 1003, 3, 52);
-  side_call kept = case_copy(&c);
+  side_call original = case_copy(&c);
   if (!case_selected(t, "copies") || !side_gpu_run(t->gpu, &c)) {
     if (case_selected(t, "copies")) case_report(t, "copies", "runs", false, NAN, 0);
   } else {
     size_t wrong = 0;
     for (int b = 0; b < c.n_buffer; b++)
-      for (size_t i = 0; i < c.buffer[b].n; i++) wrong += c.buffer[b].x[i] != kept.buffer[b].x[i];
+      for (size_t i = 0; i < c.buffer[b].n; i++) wrong += c.buffer[b].x[i] != original.buffer[b].x[i];
     case_report(t, "copies", "there and back, exactly", wrong == 0, (double)wrong, 0);
   }
-  case_free(&kept);
+  case_free(&original);
   case_free(&c);
 }
 
@@ -138,8 +138,8 @@ void test_elementwise(ops_test *t) {
   push(t, "memory_push shrinks", 128, 100, 17, 64, false);
   push(t, "memory_push from nothing", 0, 0, 17, 64, false);
   push(t, "memory_push rows only", 64, 1, 0, 192, false);
-  turn(t, "memory_turn", 40, 100, 80, 33);
-  turn(t, "memory_turn odd", 37, 100, 3, 33);
-  turn(t, "memory_turn longer block", 40, 20, 7, 33);
-  turn(t, "memory_turn equal block", 40, 33, 5, 33);
+  ring_push(t, "memory_ring_push", 40, 100, 80, 33);
+  ring_push(t, "memory_ring_push odd", 37, 100, 3, 33);
+  ring_push(t, "memory_ring_push longer block", 40, 20, 7, 33);
+  ring_push(t, "memory_ring_push equal block", 40, 33, 5, 33);
 }

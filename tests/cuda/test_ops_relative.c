@@ -1,7 +1,7 @@
-/* What Transformer-XL alone needs: attention with relative keys and its projections (no memory, memories that still
- * grow, as many keys for every query, widths that differ from that of the hidden states), scaled dropout, encodings of
- * distances, the gradient of relative keys' weights. Rows that no query reaches hold numbers fifty times as large as
- * the others. */
+/* The ops of Transformer-XL: attention with relative keys and its projections (no memory, growing memories,
+ * same_length, heads whose width together differs from that of the hidden states), scaled dropout, sinusoidal position
+ * encodings, the weight gradient of relative keys. Rows that no query reaches hold numbers fifty times as large as the
+ * others, so that an op that reads them is found. */
 #include "tests/cuda/ops_case.h"
 
 #include <math.h>
@@ -166,9 +166,9 @@ static void scale_dropout(ops_test *t, const char *name, int64_t n, int64_t widt
   case_check(t, name, &c, &(case_result){.buffer = same ? 0 : 1, .name = "y", .exact_zeros = true}, 1);
 }
 
-static void encode(ops_test *t, const char *name, int64_t n, int64_t d, int64_t clamp_len, double p) {
+static void position_encodings(ops_test *t, const char *name, int64_t n, int64_t d, int64_t clamp_len, double p) {
   side_call c = {
-      .op = SIDE_ENCODE_DISTANCES, .n = n, .in = d, .clamp_len = clamp_len, .p = p, .seed = 4, .update = 70000};
+      .op = SIDE_POSITION_ENCODINGS, .n = n, .in = d, .clamp_len = clamp_len, .p = p, .seed = 4, .update = 70000};
   int out = case_fill(&c, SIDE_ACT, (size_t)(n * d), 9);
   case_check(t, name, &c, &(case_result){.buffer = out, .name = "out", .exact_zeros = true}, 1);
 }
@@ -186,11 +186,11 @@ void test_relative(ops_test *t) {
   scale_dropout(t, "scale_dropout in place", 301, 72, sqrt(512), 0.3, true);
   scale_dropout(t, "scale_dropout odd", 33, 37, 1, 0.3, false);
   scale_dropout(t, "scale_dropout scale only", 33, 40, sqrt(40), 0, true);
-  encode(t, "encode_distances", 1024, 512, -1, 0);
-  encode(t, "encode_distances far", 5000, 64, 0, 0);
-  encode(t, "encode_distances clamped", 700, 72, 400, 0);
-  encode(t, "encode_distances dropout", 1024, 512, -1, 0.1);
-  encode(t, "encode_distances odd", 33, 38, 20, 0.3);
+  position_encodings(t, "position_encodings", 1024, 512, -1, 0);
+  position_encodings(t, "position_encodings far", 5000, 64, 0, 0);
+  position_encodings(t, "position_encodings clamped", 700, 72, 400, 0);
+  position_encodings(t, "position_encodings dropout", 1024, 512, -1, 0.1);
+  position_encodings(t, "position_encodings odd", 33, 38, 20, 0.3);
   weight_gradient(t, "weight_gradient", 1024, 512, 512);
   weight_gradient(t, "weight_gradient odd", 77, 72, 96);
   for (int i = 0; i < N_CASES; i++) {

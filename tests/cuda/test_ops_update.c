@@ -65,7 +65,8 @@ static void square_sums(ops_test *t, bool infinite) {
   case_free(&c);
 }
 
-/* What the optimisers are told of their gradients: a buffer of its own. `bad`: a gradient that is not finite. */
+/* Appends the gradient statistics that the optimisers read, as a buffer of their own. `bad`: a gradient is not finite.
+ */
 static int grad_stats(side_call *c, int gradient, bool bad) {
   if (bad) c->buffer[gradient].x[c->offset[3] + 5] = INFINITY;
   return case_fill(c, SIDE_SUM, (size_t)(VD_STATS_TENSORS + c->n_tensor), 0);

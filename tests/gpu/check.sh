@@ -30,8 +30,8 @@ run() {
   timeout -k 5 "${CHECK_TIMEOUT:-240}" bash -c 'exec "$@"' check "$@" >"$log" 2>&1 </dev/null
   echo $? >"$log.status"
 }
-# tell NAME: counts its lines 'ok' and 'not ok'; a command that printed neither, or died, counts as one.
-tell() {
+# count NAME: counts its lines 'ok' and 'not ok'; a command that printed neither, or died, counts as one.
+count() {
   local name=$1 log p f status
   log=$(log_of "$name")
   status=$(cat "$log.status")
@@ -42,13 +42,13 @@ tell() {
   printf '%-6s %-52s %s passed, %s failed\n' "$([ "$f" = 0 ] && echo ok || echo FAIL)" "$name" "$p" "$f"
   [ "$f" = 0 ] || { grep '^not ok' "$log" | head -n 40; grep -v '^ok\|^not ok' "$log" | tail -n 12; echo "exit status $status"; } | sed 's/^/      | /'
 }
-# check NAME COMMAND...: runs and tells.
+# check NAME COMMAND...: runs and counts.
 check() {
   [[ $1 == *"$only"* ]] || return 0
   run "$@"
-  tell "$1"
+  count "$1"
 }
-# beside NAME COMMAND...: runs beside others, at most JOBS at once; tell_all tells in the order they were named in.
+# beside NAME COMMAND...: runs beside others, at most JOBS at once; count_all counts them in the order of their start.
 names=()
 beside() {
   [[ $1 == *"$only"* ]] || return 0
@@ -56,9 +56,9 @@ beside() {
   names+=("$1")
   run "$@" &
 }
-tell_all() {
+count_all() {
   wait
-  for name in "${names[@]}"; do tell "$name"; done
+  for name in "${names[@]}"; do count "$name"; done
 }
 export -f bundled
 export root
@@ -90,7 +90,7 @@ if [ -x "$sanitizer" ]; then
     [ ! -x "$cuda/test_project" ] || sanitize $tool project "$cuda/test_project"
     [ ! -x "$cuda/test_attention" ] || sanitize $tool attention "$cuda/test_attention" zero window trimmed xl_start xl_begin xl_odd
   done
-  tell_all
+  count_all
 else
   echo "skip   compute-sanitizer is not here"
 fi

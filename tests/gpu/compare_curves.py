@@ -36,7 +36,7 @@ def read_log(path):
     return ({r["num_updates"]: r for r in rows if "loss" in r}, {r["num_updates"]: r["valid_bpc"] for r in rows if "valid_bpc" in r})
 
 
-def told(values):
+def mean_and_seeds(values):
     return f"{mean(values):.3f} ({', '.join(f'{x:.3f}' for x in values)})"
 
 
@@ -58,7 +58,7 @@ def main():
             continue
         ours, theirs = [rows[u]["bpc"] for rows, _ in logs], [t[u][1] for t in train]
         ours_valid, theirs_valid = [bpc[u] for _, bpc in logs], [v[u] for v in valid]
-        print(f"# {u:6d}  {told(ours)}, {told(theirs)};  {told(ours_valid)}, {told(theirs_valid)}")
+        print(f"# {u:6d}  {mean_and_seeds(ours)}, {mean_and_seeds(theirs)};  {mean_and_seeds(ours_valid)}, {mean_and_seeds(theirs_valid)}")
         off = mean(ours) - mean(theirs)
         report(f"{curve} train at {u}", abs(off) <= train_bound, f"off by {off:+.3f} (bound {train_bound})")
         off = mean(ours_valid) - mean(theirs_valid)

@@ -5,7 +5,7 @@
  * parameters moved by 5e-7 of their size move gradients by 8e-4 (median over the tensors) and up to 2.3e-3. So the
  * median is held to 1e-3 of a tensor's norm, and every tensor to four times that. Then the same with hidden units that
  * are clear of the ReLU's edge, half of them on, half off: what is left is rounding, and each tensor is held to 2e-5.
- * Usage: one_update [STREAMS [masked|trimmed|transformer_xl [LAYERS]]], 8 streams of 'masked' unless told. */
+ * Usage: one_update [STREAMS [masked|trimmed|transformer_xl [LAYERS]]] (default: 8 streams, masked). */
 #include "tests/gpu/gpu_ops.h"
 #include "tests/gpu/update_case.h"
 
@@ -13,7 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-/* The update on both; returns how many quantities are out of bounds, 1 with *err filled where it could not be made. */
+/* The update on both; returns how many quantities are out of bounds, 1 with *err filled where the update failed. */
 static int compare(vd_ops *cpu, vd_ops *gpu, const vd_model_config *config, int64_t n_stream, bool clear,
                    vd_error *err) {
   const update_bounds bounds[2] = {{1e-5, 1e-3, 4e-3}, {1e-6, 1e-5, 2e-5}};

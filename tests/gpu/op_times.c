@@ -6,7 +6,7 @@
 
 enum { LINES = 64, CALLS = 2048, UPDATES = 512 };
 
-/* What bounds an op: dense bf16 products of random numbers as measured (H200), and the memory bandwidth of an H100,
+/* Floors of an op: dense bf16 products of random numbers as measured (H200), and the memory bandwidth of an H100,
  * where each byte read and each written counts. */
 static const double FLOP_A_MS = 0.79e12, BYTES_A_MS = 3.35e9;
 
@@ -291,7 +291,7 @@ vd_ops *op_times_wrap(vd_ops *inner, const vd_cuda_plugin *cuda) {
   struct op_times *t = vd_calloc(1, sizeof *t);
   t->inner = inner;
   t->cuda = cuda;
-  t->ops = *inner; /* what is not timed goes straight to the backend, which finds itself in `self` */
+  t->ops = *inner; /* ops that are not timed go straight to the backend, whose state is `self` */
   vd_ops *o = &t->ops;
   o->destroy = timed_destroy;
   o->zero = timed_zero;

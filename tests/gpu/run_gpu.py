@@ -132,8 +132,8 @@ def check_curves():
 
 
 def check_moving():
-    """Spans that are driven down by a whole window every few updates: the GPU plans windows of which the host hears an
-    update later; lines of the log apart, so that it is not waited for in between."""
+    """Spans that are driven down by a whole window every few updates: the GPU chooses windows that the host
+    learns an update later. The log has few lines, so that the host does not wait for the GPU between them."""
     for softmax in ("masked", "trimmed"):
         for backend in ("cpu", "cuda"):
             train(f"moving-{softmax}-{backend}", backend, span__softmax=softmax, span__attn_span=8192, span__init=0.05, optimizer__clip_step=0.0,
@@ -220,7 +220,7 @@ def check_half(deck="deck", prefix="", name=""):
 
 
 def check_nccl():
-    """What NCCL can be asked on one GPU: a group of one rank, refusals, a rank that never comes."""
+    """NCCL on one GPU: a communicator of one rank, refused settings, a rank that never arrives."""
     result = viaduct("train", os.path.join(folder, "deck.nml"), "--check", device__backend="cuda", device__comm="nccl")
     if "cannot be loaded" in result.stderr:
         print(f"# {result.stderr.strip()}")

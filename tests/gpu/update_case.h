@@ -1,22 +1,22 @@
-/* One update of the 12-layer model at spans of many lengths, and how far its gradients lie apart on two backends. */
+/* One update of the 12-layer model at spans of many lengths, and the distance of its gradients on two backends. */
 #ifndef VD_TEST_UPDATE_CASE_H
 #define VD_TEST_UPDATE_CASE_H
 
 #include "src/model/model.h"
 
-/* What an update gave: the mean nll in nats, and the gradients, host [vd_model_arena], to be freed. */
+/* Results of an update: the mean nll in nats, and the gradients, host [vd_model_arena], to be freed. */
 typedef struct update_outcome {
   double nll;
   real *gradient;
 } update_outcome;
 
-/* What is done to the initial parameters. */
+/* Changes of the initial parameters. */
 typedef struct update_change {
   double noise; /* each parameter but the spans is moved by up to this share of its size */
   bool clear;   /* every hidden unit is kept clear of the ReLU's edge, half of them on, half off */
 } update_change;
 
-/* How far two updates may lie apart: the loss, the median over the tensors, each tensor; relative. */
+/* Bounds of the difference of two updates: the loss, the median over the tensors, each tensor; relative. */
 typedef struct update_bounds {
   double loss, median, each;
 } update_bounds;

@@ -353,7 +353,7 @@ static void golden_comparison_keeps_nan(void **state) {
 }
 
 /* A ring that is turned holds what the same memory holds when it is pushed. */
-static void memory_turns(void **state) {
+static void memory_ring_pushes(void **state) {
   (void)state;
   vd_ops *o = ops();
   for (int rows = 1; rows < 7; rows++)
@@ -384,7 +384,7 @@ int main(void) {
       cmocka_unit_test(judges_gradients),
       cmocka_unit_test(sends_letters),
       cmocka_unit_test(golden_comparison_keeps_nan),
-      cmocka_unit_test(memory_turns),
+      cmocka_unit_test(memory_ring_pushes),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""What a validation and a best checkpoint cost a 12-layer bf16 run on a GPU: keep_cost.py CORPUS [UPDATES [INTERVAL]]
+"""What a validation and a best checkpoint cost a 12-layer bf16 run on a GPU: checkpoint_cost.py CORPUS [UPDATES [INTERVAL]]
 
-Trains with the tutorial's sizes (64 streams of 512, validation of 8 streams) and reads the cost off the log, which has
-a line for every update: from an update's line to its validation's, and from there to the next update's, less what an
-update takes. The checkpoint is written beside the loop: the updates right after it are told apart, too. One line of
+Trains with the sizes of fairseq's adaptive_span example (64 streams of 512, validation of 8 streams). The log has a line for
+every update: the cost is the time from an update's line to its validation's, and from there to the next update's, less the
+time of an update. A thread writes the checkpoint beside the loop, so the updates right after it are reported, too. One line of
 JSON. Environment: VIADUCT, the program.
 """
 import json
@@ -25,7 +25,7 @@ DECK = """&run title='cost', directory='{folder}/run', max_updates={updates}, lo
 &checkpoint interval=1000000, keep=1 /
 &device precision='bf16' /
 """
-AFTER = 40  # updates that may run beside the writing
+AFTER = 40  # updates during which the checkpoint may still be written
 
 
 def main(corpus, updates=320, interval=100):
