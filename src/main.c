@@ -9,11 +9,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Rank 0 alone reads the deck, so that a thousand ranks do not open the same file, and tells the others. */
+/* Rank 0 alone reads the deck, so that a thousand ranks do not open the same file, and broadcasts it. */
 static int read_settings(const vd_context *ctx, const vd_command_line *line, vd_settings *s, vd_error *err) {
   memset(s, 0, sizeof *s);
-  if (ctx->rank == 0 && vd_settings_read(s, line->argument, line->set, line->n_set, err) == VD_OK)
-    vd_settings_check(s, line->name, err);
+  if (ctx->rank == 0) vd_settings_read(s, line->argument, line->set, line->n_set, line->name, err);
   if (vd_broadcast_error(ctx->comm, err)) return err->status;
   MPI_Bcast(s, (int)sizeof *s, MPI_BYTE, 0, ctx->comm);
   return VD_OK;

@@ -425,6 +425,7 @@ int vd_deck_parse(vd_deck **deck, const char *text, size_t length, const char *o
                   vd_error *err) {
   vd_deck *d = vd_calloc(1, sizeof *d);
   *deck = NULL;
+  d->no_places = start.column == 0;
   d->origin = vd_calloc(strlen(origin) + 1, 1);
   memcpy(d->origin, origin, strlen(origin));
   d->pool = vd_calloc(2 * length + 2, 1); /* every text takes one byte or more of the source, and one for its 0 */
@@ -473,5 +474,6 @@ int vd_deck_fail(const vd_deck *deck, vd_deck_place at, vd_error *err, const cha
   va_start(args, format);
   vsnprintf(message, sizeof message, format, args);
   va_end(args);
-  return vd_fail(err, VD_USAGE, "%s:%d:%d: %s", deck->origin, at.line, at.column > 0 ? at.column : 1, message);
+  if (deck->no_places) return vd_fail(err, VD_USAGE, "%s: %s", deck->origin, message);
+  return vd_fail(err, VD_USAGE, "%s:%d:%d: %s", deck->origin, at.line, at.column, message);
 }

@@ -42,8 +42,9 @@ typedef struct vd_deck_group {
 } vd_deck_group;
 
 typedef struct vd_deck {
-  char *origin; /* the file's name, for messages */
-  bool of_file; /* settings out of a file that a run wrote: old spellings are translated */
+  char *origin;   /* the file's name, for messages */
+  bool no_places; /* messages name the origin alone */
+  bool of_file;   /* settings out of a file that a run wrote: old spellings are translated */
   vd_deck_group *groups;
   size_t n_group;
   vd_deck_assignment *assignments;
@@ -54,7 +55,8 @@ typedef struct vd_deck {
 } vd_deck;
 
 /* Not collective. Parses text [length] (need not end with a 0); `origin` names it in messages and `start` is
- * the place of its first character, {1, 1} for a file. *deck: to be freed with
+ * the place of its first character, {1, 1} for a file; column 0: the text is an argument in which places help nobody,
+ * and messages name the origin alone. *deck: to be freed with
  * vd_deck_free; NULL on error. VD_USAGE: what is not a namelist, with its place. */
 int vd_deck_parse(vd_deck **deck, const char *text, size_t length, const char *origin, vd_deck_place start,
                   vd_error *err);
@@ -66,14 +68,15 @@ int vd_deck_read(vd_deck **deck, const char *path, vd_error *err);
 /* Not collective. Frees a deck; NULL is allowed. */
 void vd_deck_free(vd_deck *deck);
 
-/* Not collective. VD_USAGE with "ORIGIN:LINE:COLUMN: MESSAGE", for the checks of the deck's readers. */
+/* Not collective. VD_USAGE with "ORIGIN:LINE:COLUMN: MESSAGE" (no_places: "ORIGIN: MESSAGE"), for the checks of the
+ * deck's readers. */
 int vd_deck_fail(const vd_deck *deck, vd_deck_place at, vd_error *err, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
 
 /* Not collective. What all assignments to `name` (lower case) in `group` put into the `size` elements of an array
  * (size 0: a scalar, one element): slots [max(size, 1)] gets borrowed values, NULL where the old value stays. *at: of
- * the first assignment, line 0 when there is none. VD_USAGE: too many values, a subscript out of range or on a scalar,
- * an element that is assigned twice. */
+ * the first assignment, line 0 when there is none; of the error where there is one. VD_USAGE: too many values, a
+ * subscript out of range or on a scalar, an element that is assigned twice. */
 int vd_deck_resolve(const vd_deck *deck, const vd_deck_group *group, const char *name, int64_t size,
                     const vd_deck_value **slots, vd_deck_place *at, vd_error *err);
 

@@ -28,17 +28,20 @@ static int find_range(const vd_deck *deck, const vd_deck_assignment *a, int64_t 
   return VD_OK;
 }
 
-/* Lays one assignment's values over the slots. */
+/* Lays one assignment's values over the slots. *failed: the place of an error. */
 static int place_values(const vd_deck *deck, const vd_deck_assignment *a, int64_t size, const vd_deck_value **slots,
-                        vd_error *err) {
+                        vd_deck_place *failed, vd_error *err) {
   range g = {1, 1, 1};
+  *failed = a->at;
   if (find_range(deck, a, size, &g, err)) return err->status;
   int64_t element = g.first, room = (g.last - g.first) / g.stride + 1;
   for (size_t i = 0; i < a->n_value; i++) {
     const vd_deck_value *v = &deck->values[a->value0 + i];
-    if (v->repeat > room)
+    if (v->repeat > room) {
+      *failed = v->at;
       return vd_deck_fail(deck, v->at, err, "too many values for %s: it takes %s", a->name,
                           size == 0 ? "one" : "no more from here on");
+    }
     room -= v->repeat;
     for (int64_t k = 0; k < v->repeat; k++, element += g.stride) {
       if (v->null) continue;
@@ -53,13 +56,17 @@ static int place_values(const vd_deck *deck, const vd_deck_assignment *a, int64_
 
 int vd_deck_resolve(const vd_deck *deck, const vd_deck_group *group, const char *name, int64_t size,
                     const vd_deck_value **slots, vd_deck_place *at, vd_error *err) {
+  vd_deck_place failed;
   *at = (vd_deck_place){0, 0};
   for (int64_t i = 0; i < (size > 0 ? size : 1); i++) slots[i] = NULL;
   for (size_t i = 0; i < group->n_assignment; i++) {
     const vd_deck_assignment *a = &deck->assignments[group->assignment0 + i];
     if (strcmp(a->name, name) != 0) continue;
     if (at->line == 0) *at = a->at;
-    if (place_values(deck, a, size, slots, err)) return err->status;
+    if (place_values(deck, a, size, slots, &failed, err)) {
+      *at = failed;
+      return err->status;
+    }
   }
   return VD_OK;
 }

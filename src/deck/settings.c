@@ -1,4 +1,5 @@
 /* Reads decks into settings, through the table. */
+#include "src/deck/settings_errors.h"
 #include "src/deck/settings_table.h"
 
 #include <ctype.h>
@@ -6,6 +7,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+/* Unknown names are counted up to this many: looking for the nearest of each takes time. */
+enum { VD_NAME_ERRORS = 1000 };
 
 /* ---- one value ---- */
 
@@ -120,42 +124,49 @@ int vd_variable_store(const vd_variable *v, vd_settings *s, const vd_deck *deck,
 
 /* ---- a whole deck ---- */
 
-static int check_names(const vd_deck *deck, const vd_deck_group *g, vd_error *err) {
+/* Groups and variables that nobody knows. */
+static void check_names(const vd_deck *deck, const vd_deck_group *g, int set, vd_deck_errors *errors) {
   bool known = false;
   for (size_t i = 0; i < vd_n_groups; i++) known = known || strcmp(vd_groups[i].name, g->name) == 0;
-  if (!known)
-    return vd_deck_fail(deck, g->at, err, "unknown group &%s; the nearest known group is &%s", g->name,
-                        vd_group_nearest(g->name));
+  if (!known) {
+    vd_error err = {0};
+    vd_deck_fail(deck, g->at, &err, "unknown group &%s; the nearest known group is &%s", g->name,
+                 vd_group_nearest(g->name));
+    vd_deck_errors_add(errors, set, g->at, &err);
+    return; /* of its variables nothing can be said */
+  }
   for (size_t i = 0; i < g->n_assignment; i++) {
     const vd_deck_assignment *a = &deck->assignments[g->assignment0 + i];
     if (vd_variable_find(g->name, a->name)) continue;
     const vd_variable *near = vd_variable_nearest(g->name, a->name);
-    return vd_deck_fail(deck, a->at, err, "unknown variable %s%%%s; the nearest known one is %s%%%s", g->name, a->name,
-                        near->group, near->name);
+    vd_error err = {0};
+    vd_deck_fail(deck, a->at, &err, "unknown variable %s%%%s; the nearest known one is %s%%%s", g->name, a->name,
+                 near->group, near->name);
+    vd_deck_errors_add(errors, set, a->at, &err);
+    if (errors->n_all >= VD_NAME_ERRORS) return;
   }
-  return VD_OK;
 }
 
-static int apply_group(vd_settings *s, const vd_deck *deck, const vd_deck_group *g, bool command, vd_error *err) {
+static void apply_group(vd_settings *s, const vd_deck *deck, const vd_deck_group *g, int set, vd_deck_errors *errors) {
   for (size_t i = 0; i < vd_n_variables; i++) {
     const vd_variable *v = &vd_variables[i];
     const vd_deck_value *value;
     vd_deck_place at;
+    vd_error err = {0};
     if (strcmp(v->group, g->name) != 0) continue;
-    if (vd_deck_resolve(deck, g, v->name, 0, &value, &at, err)) return err->status;
-    if (!value) continue;
-    if (vd_variable_store(v, s, deck, value, err)) return err->status;
-    s->source[i] = (vd_source){value->at.line, value->at.column, command};
+    if (vd_deck_resolve(deck, g, v->name, 0, &value, &at, &err) == VD_OK && value) {
+      at = value->at;
+      if (vd_variable_store(v, s, deck, value, &err) == VD_OK)
+        s->source[i] = (vd_source){at.line, at.column, set != VD_NO_SET};
+    }
+    vd_deck_errors_add(errors, set, at, &err);
   }
-  return VD_OK;
 }
 
-static int apply_deck(vd_settings *s, const vd_deck *deck, bool command, vd_error *err) {
-  for (size_t i = 0; i < deck->n_group; i++)
-    if (check_names(deck, &deck->groups[i], err)) return err->status;
-  for (size_t i = 0; i < deck->n_group; i++)
-    if (apply_group(s, deck, &deck->groups[i], command, err)) return err->status;
-  return VD_OK;
+static void apply_deck(vd_settings *s, const vd_deck *deck, int set, vd_deck_errors *errors) {
+  for (size_t i = 0; i < deck->n_group && errors->n_all < VD_NAME_ERRORS; i++)
+    check_names(deck, &deck->groups[i], set, errors);
+  for (size_t i = 0; i < deck->n_group; i++) apply_group(s, deck, &deck->groups[i], set, errors);
 }
 
 void vd_settings_default(vd_settings *s) {
@@ -211,56 +222,62 @@ static char *set_text(const char *arg, const char *value, bool bare) {
   return text;
 }
 
-static int apply_set(vd_settings *s, const char *arg, vd_error *err) {
+static int parse_set(vd_deck **deck, const char *arg, vd_error *err) {
   const char *percent = strchr(arg, '%'), *equals = strchr(arg, '=');
-  char group[VD_TEXT], name[VD_TEXT];
+  char group[VD_TEXT], name[VD_TEXT], origin[VD_TEXT];
+  *deck = NULL;
   if (!equals || !percent || percent > equals) return fail_set(arg, err, "this is no assignment");
   if (!fold(arg, (size_t)(percent - arg), group) || !fold(percent + 1, (size_t)(equals - percent - 1), name))
     return fail_set(arg, err, "the name is too long");
-  if (strchr(arg, '\n')) return fail_set(arg, err, "a line's end in it");
+  if (strpbrk(arg, "\n\r")) return fail_set(arg, err, "a line's end in it");
   char *text = set_text(arg, equals + 1, is_bare(group, name, equals + 1));
-  vd_deck *deck = NULL;
-  int status = vd_deck_parse(&deck, text, strlen(text), "--set", (vd_deck_place){1, 0}, err);
-  if (status != VD_OK) {
-    status = vd_wrap(err, "--set %.200s", arg);
-  } else {
-    if (deck->n_group != 1 || deck->n_assignment != 1)
-      status = fail_set(arg, err, "this is more or less than one assignment");
-    else if (deck->n_value == 0)
-      status = fail_set(arg, err, "there is no value");
-    else
-      status = apply_deck(s, deck, true, err);
+  snprintf(origin, sizeof origin, "--set %.200s", arg);
+  if (vd_deck_parse(deck, text, strlen(text), origin, (vd_deck_place){1, 0}, err) == VD_OK) {
+    if ((*deck)->n_group != 1 || (*deck)->n_assignment != 1)
+      fail_set(arg, err, "this is more or less than one assignment");
+    else if ((*deck)->n_value == 0)
+      fail_set(arg, err, "there is no value");
   }
-  vd_deck_free(deck);
   free(text);
-  return status;
+  return err->status;
+}
+
+static void apply_set(vd_settings *s, const char *arg, int set, vd_deck_errors *errors) {
+  vd_deck *deck;
+  vd_error err = {0};
+  if (parse_set(&deck, arg, &err) == VD_OK) apply_deck(s, deck, set, errors);
+  vd_deck_errors_add(errors, set, (vd_deck_place){1, 0}, &err);
+  vd_deck_free(deck);
 }
 
 /* ---- reading ---- */
 
-/* Takes the deck over. The settings change only when everything is right. */
-static int read_deck(vd_settings *s, vd_deck *deck, char *const *set, int n_set, vd_error *err) {
+/* Takes the deck over. The settings change only when everything is right. The rules between variables are not checked
+ * before all values are right: a value that was refused would break rules that its writer kept. */
+static int read_deck(vd_settings *s, vd_deck *deck, char *const *set, int n_set, const char *command, vd_error *err) {
   vd_settings *fresh = vd_calloc(1, sizeof *fresh);
+  vd_deck_errors *errors = vd_calloc(1, sizeof *errors);
   vd_settings_default(fresh);
   snprintf(fresh->origin, sizeof fresh->origin, "%s", deck->origin);
-  int status = apply_deck(fresh, deck, false, err);
-  for (int i = 0; i < n_set && status == VD_OK; i++) status = apply_set(fresh, set[i], err);
-  if (status == VD_OK) status = vd_settings_rules(fresh, err);
-  if (status == VD_OK) *s = *fresh;
+  apply_deck(fresh, deck, VD_NO_SET, errors);
+  for (int i = 0; i < n_set; i++) apply_set(fresh, set[i], i + 1, errors);
+  if (vd_deck_errors_join(errors, err) == VD_OK && vd_settings_check(fresh, command, err) == VD_OK) *s = *fresh;
+  free(errors);
   free(fresh);
   vd_deck_free(deck);
-  return status;
+  return err->status;
 }
 
-int vd_settings_read(vd_settings *s, const char *path, char *const *set, int n_set, vd_error *err) {
+int vd_settings_read(vd_settings *s, const char *path, char *const *set, int n_set, const char *command,
+                     vd_error *err) {
   vd_deck *deck;
   if (vd_deck_read(&deck, path, err)) return err->status;
-  return read_deck(s, deck, set, n_set, err);
+  return read_deck(s, deck, set, n_set, command, err);
 }
 
 int vd_settings_read_text(vd_settings *s, const char *text, const char *origin, vd_error *err) {
   vd_deck *deck;
   if (vd_deck_parse(&deck, text, strlen(text), origin, (vd_deck_place){1, 1}, err)) return err->status;
   deck->of_file = true;
-  return read_deck(s, deck, NULL, 0, err);
+  return read_deck(s, deck, NULL, 0, NULL, err);
 }

@@ -124,13 +124,15 @@ void vd_settings_default(vd_settings *s);
 
 /* Not collective. Fills *s with the defaults, reads the deck at `path` over them (whole file parsed before anything is
  * applied), then the n_set assignments "GROUP%NAME=VALUE" of the command line, of which the last wins, then checks
- * every range and the rules between variables. A string's VALUE may come without quotes, since shells eat them. Errors,
- * after which *s is as it was: VD_USAGE with file, line, column, variable, nearest known name, allowed range; VD_FAILED
- * when the file cannot be read. */
-int vd_settings_read(vd_settings *s, const char *path, char *const *set, int n_set, vd_error *err);
+ * every range and vd_settings_check(command). A string's VALUE may come without quotes, since shells eat them. Errors,
+ * after which *s is as it was: VD_USAGE with a line for each (at most 20) that names file, line and column or the
+ * --set, variable, nearest known name, allowed range, in the order of places; VD_FAILED when the file cannot be read.
+ * A text that is no namelist has one error, and the rules between variables are checked once all values are right. */
+int vd_settings_read(vd_settings *s, const char *path, char *const *set, int n_set, const char *command, vd_error *err);
 
-/* Not collective. Checks what only matters to one command ("prepare", "train", "eval", "generate"): e.g. train needs
- * data%path. Another word is a bug. VD_USAGE with the variables and, where one came from the deck, its place. */
+/* Not collective. Checks the rules between variables and, unless command is NULL, what only matters to one command
+ * ("prepare", "train", "eval", "generate"): e.g. train needs data%path. Another word is a bug. VD_USAGE with the
+ * variables and, where one came from the deck, its place. */
 int vd_settings_check(const vd_settings *s, const char *command, vd_error *err);
 
 /* Not collective. The resolved deck as namelist text that vd_settings_read reads back to the same settings (decimal

@@ -54,7 +54,10 @@ void vd_variable_value(const vd_variable *v, const vd_settings *s, char *out, si
 int vd_variable_store(const vd_variable *v, vd_settings *s, const vd_deck *deck, const vd_deck_value *value,
                       vd_error *err);
 
-/* Not collective. The rules between variables that hold for every command. VD_USAGE as vd_settings_check. */
-int vd_settings_rules(const vd_settings *s, vd_error *err);
+enum { VD_PLACE = VD_PATH + 32 };
+
+/* Not collective. Where the variable got its value in *s, for the beginning of a message: "DECK:LINE:COLUMN",
+ * "--set GROUP%NAME", or the deck alone where it has its default. */
+void vd_settings_place(const vd_settings *s, const vd_variable *v, char out[VD_PLACE]);
 
 #endif

@@ -46,10 +46,11 @@ static enum part part_of(const vd_variable *v) {
 static int refuse(const vd_settings *s, size_t i, const char *is, const char *was, const vd_open_checkpoint *r,
                   vd_error *err) {
   const vd_variable *v = &vd_variables[i];
-  const vd_source *from = &s->source[i];
+  char place[VD_PLACE];
+  vd_settings_place(s, v, place);
   return vd_fail(err, VD_USAGE,
-                 "%s:%d:%d: %s%%%s = %.100s, but the model of %s was trained with %.100s: it cannot be changed now",
-                 from->command ? "--set" : s->origin, from->line, from->column, v->group, v->name, is, r->path, was);
+                 "%s: %s%%%s = %.100s, but the model of %s was trained with %.100s: it cannot be changed now", place,
+                 v->group, v->name, is, r->path, was);
 }
 
 int vd_open_checkpoint_override(const vd_settings *s, vd_open_checkpoint *r, vd_error *err) {

@@ -13,26 +13,26 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* What a run may not change when it goes on: shapes, the function that is trained, the order of the data, the random
- * numbers, the optimiser's state. */
+/* What a resumed run may not change: shapes, the loss function, the order of the data, random numbers, the optimizer's
+ * state. */
 static const char *const fixed[] = {"run%seed",      "data%tokens_per_sample", "data%batch_streams", "model%arch",
                                     "model%n_layer", "model%d_model",          "model%n_head",       "model%d_head",
                                     "model%d_inner", "span%attn_span",         "span%ramp",          "span%per_layer",
                                     "span%softmax",  "optimizer%method",       "model%untie_r"};
-/* Groups and variables that change nothing of what is learnt, or only matter at the start: not worth a word. */
+/* Groups and variables that do not change what is learnt, or that act at the start only: no notice is given. */
 static const char *const ignored[] = {
     "run%",      "device%",  "valid%",    "checkpoint%",        "trace%",          "eval%",
     "generate%", "prepare%", "data%path", "data%micro_streams", "data%read_ahead", "model%init",
     "span%init"};
 
-enum kind { FIXED, IGNORED, TOLD };
+enum kind { FIXED, IGNORED, NOTICE };
 
 static enum kind kind_of(const char *name) {
   for (size_t i = 0; i < sizeof fixed / sizeof *fixed; i++)
     if (strcmp(name, fixed[i]) == 0) return FIXED;
   for (size_t i = 0; i < sizeof ignored / sizeof *ignored; i++)
     if (strncmp(name, ignored[i], strlen(ignored[i])) == 0) return IGNORED;
-  return TOLD;
+  return NOTICE;
 }
 
 static void add_notice(vd_resume *r, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -60,13 +60,13 @@ static int compare(const vd_settings *deck, const vd_settings *saved, vd_resume 
     if (strcmp(was, is) == 0) continue;
     snprintf(name, sizeof name, "%s%%%s", v->group, v->name);
     enum kind kind = kind_of(name);
-    if (cosine && strcmp(name, "run%max_updates") == 0) kind = TOLD; /* the schedule turns on it */
+    if (cosine && strcmp(name, "run%max_updates") == 0) kind = NOTICE; /* the cosine ends there */
     if (kind == FIXED)
       return vd_fail(err, VD_USAGE,
-                     "%s = %.200s, but the checkpoint %s was made with %.200s: a run cannot change it when it goes on "
+                     "%s = %.200s, but the checkpoint %s was made with %.200s: a resumed run cannot change it "
                      "(another run%%directory starts a new run)",
                      name, is, r->path, was);
-    if (kind == TOLD) add_notice(r, "goes on with %s = %.200s (was %.200s)\n", name, is, was);
+    if (kind == NOTICE) add_notice(r, "resumes with %s = %.200s (was %.200s)\n", name, is, was);
   }
   return VD_OK;
 }
@@ -87,21 +87,30 @@ int64_t vd_resume_newest(const char *directory) {
   return newest;
 }
 
+/* run%resume: one of two words, or the path of a checkpoint. */
+enum start { START_AUTO, START_NEVER, START_FROM_PATH };
+
+static enum start start_of(const vd_settings *s) {
+  if (strcmp(s->run.resume, "auto") == 0) return START_AUTO;
+  return strcmp(s->run.resume, "never") == 0 ? START_NEVER : START_FROM_PATH;
+}
+
 /* On rank 0: which checkpoint? */
 static int choose(vd_context *ctx, const vd_settings *s, vd_resume *r, vd_error *err) {
-  const char *resume = s->run.resume, *directory = s->run.directory;
-  if (strcmp(resume, "never") == 0) {
+  const char *directory = s->run.directory;
+  enum start start = start_of(s);
+  if (start == START_NEVER) {
     int64_t newest = vd_resume_newest(directory);
     if (newest < 0) return VD_OK;
     return vd_fail(err, VD_USAGE,
                    "run%%resume = 'never', but %s/checkpoints holds a checkpoint of update %lld: choose another "
-                   "run%%directory, or run%%resume = 'auto' to go on",
+                   "run%%directory, or run%%resume = 'auto' to resume",
                    directory, (long long)newest);
   }
-  if (strcmp(resume, "auto") == 0 && vd_checkpoint_check_names(directory, err)) return err->status;
-  if (strcmp(resume, "auto") == 0)
+  if (start == START_AUTO && vd_checkpoint_check_names(directory, err)) return err->status;
+  if (start == START_AUTO)
     return vd_checkpoint_newest(ctx->h5, directory, r->path, sizeof r->path, r->notice, sizeof r->notice / 2, err);
-  snprintf(r->path, sizeof r->path, "%s", resume);
+  snprintf(r->path, sizeof r->path, "%s", s->run.resume);
   return VD_OK;
 }
 
@@ -121,7 +130,7 @@ int vd_resume_find(vd_context *ctx, const vd_settings *s, const char *corpus_id,
   if (strcmp(id, corpus_id) != 0)
     return vd_fail(err, VD_USAGE, "data%%path = '%s' holds other tokens (%s) than the checkpoint %s was made with (%s)",
                    s->data.path, corpus_id, r->path, id);
-  bool named = strcmp(s->run.resume, "auto") != 0;
+  bool named = start_of(s) == START_FROM_PATH;
   int64_t newest = ctx->rank == 0 && named ? vd_resume_newest(s->run.directory) : -1;
   MPI_Bcast(&newest, 1, MPI_INT64_T, 0, ctx->comm);
   if (newest > r->update)

@@ -1,4 +1,4 @@
-/* Where a run begins: afresh or from a checkpoint, and whether the deck fits that checkpoint. */
+/* Chooses the checkpoint that a run resumes from, and compares its settings with the deck's. */
 #ifndef VD_RESUME_H
 #define VD_RESUME_H
 

@@ -104,7 +104,7 @@ report("info lists Adam's state and no spans", said.returncode == 0 and "adam_v"
        and "spans, tokens" not in said.stdout, str(said))
 shorter = place.train("shorter", run__resume=place.checkpoint("one", 9), memory__mem_len=50, run__max_updates=12)
 report("a run goes on with a shorter memory, and tells it and the bent schedule", shorter.returncode == 0
-       and "goes on with memory%mem_len = 50 (was 100)" in shorter.stdout and "run%max_updates = 12" in shorter.stdout
+       and "resumes with memory%mem_len = 50 (was 100)" in shorter.stdout and "run%max_updates = 12" in shorter.stdout
        and tensors(place.checkpoint("shorter"))["memory/layer0"].shape[1] == 50, str(shorter))
 for updates in (6, 9):
     none = place.train("none", memory__mem_len=0, run__max_updates=updates)

@@ -1,4 +1,5 @@
 /* The settings table and what is made of it: defaults, ranges, messages, --set, rules, echo. */
+#include "src/deck/settings_errors.h"
 #include "src/deck/settings_table.h"
 
 #include <math.h>
@@ -22,7 +23,7 @@ static int read_deck(vd_settings *s, const char *text, const char *set, vd_error
   assert_true(fputs(text, f) >= 0);
   assert_int_equal(fclose(f), 0);
   *err = (vd_error){0};
-  int status = vd_settings_read(s, path, sets, set ? 1 : 0, err);
+  int status = vd_settings_read(s, path, sets, set ? 1 : 0, NULL, err);
   remove(path);
   return status;
 }
@@ -45,7 +46,7 @@ static void test_table(void **state) {
   assert_true(s->optimizer.eps == 0);
   assert_int_equal(s->span.softmax, VD_MASKED);
   assert_false(s->prepare.overwrite);
-  assert_int_equal(vd_settings_rules(s, &err), VD_OK);
+  assert_int_equal(vd_settings_check(s, NULL, &err), VD_OK);
   free(s);
 }
 
@@ -123,16 +124,17 @@ static const message_case messages[] = {
     {"&prepare train=.9 valid=.1 test=.1 /", NULL,
      "test_settings.tmp.nml:1:16: the fractions prepare%train, prepare%valid and prepare%test add up to 1.1, more than "
      "1"},
-    {"", "run%sed=3", "--set:1:5: unknown variable run%sed; the nearest known one is run%seed"},
-    {"", "rnu%seed=3", "--set:1:1: unknown group &rnu; the nearest known group is &run"},
-    {"", "run%seed=x", "--set:1:10: run%seed = x is not an integer: it takes an integer from 0 to 9007199254740992"},
+    {"", "run%sed=3", "--set run%sed=3: unknown variable run%sed; the nearest known one is run%seed"},
+    {"", "rnu%seed=3", "--set rnu%seed=3: unknown group &rnu; the nearest known group is &run"},
+    {"", "run%seed=x",
+     "--set run%seed=x: run%seed = x is not an integer: it takes an integer from 0 to 9007199254740992"},
     {"", "run%seed", "--set run%seed: this is no assignment (write --set GROUP%NAME=VALUE)"},
     {"", "seed=3", "--set seed=3: this is no assignment (write --set GROUP%NAME=VALUE)"},
     {"", "run%seed=", "--set run%seed=: there is no value (write --set GROUP%NAME=VALUE)"},
     {"", "run%seed=1 max_updates=2",
      "--set run%seed=1 max_updates=2: this is more or less than one assignment (write --set GROUP%NAME=VALUE)"},
     {"", "model%d_model=100",
-     "--set:1:15: model%d_model = 100 is not a multiple of model%n_head = 8, and model%d_head is not given"},
+     "--set model%d_model: model%d_model = 100 is not a multiple of model%n_head = 8, and model%d_head is not given"},
 };
 
 static void test_messages(void **state) {
@@ -143,6 +145,90 @@ static void test_messages(void **state) {
     assert_int_equal(read_deck(s, messages[i].deck, messages[i].set, &err), VD_USAGE);
     assert_string_equal(err.message, messages[i].message);
   }
+  free(s);
+}
+
+/* All errors at once, in the order of their places, those of --set behind those of the deck. */
+static void test_several_errors(void **state) {
+  (void)state;
+  vd_settings *s = vd_calloc(1, sizeof *s);
+  vd_error err;
+  const char *deck =
+      "&span ramp=0\n sofmax='masked' /\n&run seed=1 seed=2\n sed=3 seed=4 /\n&modle x=1 /\n&data path=3 /";
+  assert_int_equal(read_deck(s, deck, "model%dropout=2", &err), VD_USAGE);
+  assert_string_equal(
+      err.message, "test_settings.tmp.nml:1:12: span%ramp = 0 is out of range: it takes an integer from 1 to 16777216\n"
+                   "test_settings.tmp.nml:2:2: unknown variable span%sofmax; the nearest known one is span%softmax\n"
+                   "test_settings.tmp.nml:3:13: seed is assigned a second time (first in line 3)\n"
+                   "test_settings.tmp.nml:4:2: unknown variable run%sed; the nearest known one is run%seed\n"
+                   "test_settings.tmp.nml:5:1: unknown group &modle; the nearest known group is &model\n"
+                   "test_settings.tmp.nml:6:12: data%path = 3 is not a string in quotes: it takes a string in quotes, "
+                   "of at most 1023 "
+                   "bytes\n"
+                   "--set model%dropout=2: model%dropout = 2 is out of range: it takes a real from 0 to 0.99");
+  free(s);
+}
+
+/* Rules and the needs of a command are one pass: the variables that nobody set come last. */
+static void test_several_rules(void **state) {
+  (void)state;
+  vd_settings *s = vd_calloc(1, sizeof *s);
+  vd_error err = {0};
+  char *sets[] = {"optimizer%min_lr=3", "run%seed=x"};
+  FILE *f = fopen(path, "w");
+  assert_non_null(f);
+  assert_true(fputs("&data batch_streams=2 micro_streams=3 /\n&model d_model=100 beta=1 /", f) >= 0);
+  assert_int_equal(fclose(f), 0);
+  assert_int_equal(vd_settings_read(s, path, sets, 2, "train", &err), VD_USAGE);
+  assert_string_equal(err.message, "test_settings.tmp.nml:2:20: unknown variable model%beta; the nearest known one is "
+                                   "optimizer%beta1\n"
+                                   "--set run%seed=x: run%seed = x is not an integer: it takes an integer from 0 to "
+                                   "9007199254740992");
+  f = fopen(path, "w");
+  assert_non_null(f);
+  assert_true(fputs("&data batch_streams=2 micro_streams=3 /\n&model d_model=100 /", f) >= 0);
+  assert_int_equal(fclose(f), 0);
+  err = (vd_error){0};
+  assert_int_equal(vd_settings_read(s, path, sets, 1, "train", &err), VD_USAGE);
+  remove(path);
+  assert_string_equal(
+      err.message, "test_settings.tmp.nml:1:37: data%micro_streams = 3 is more than data%batch_streams = 2\n"
+                   "test_settings.tmp.nml:2:16: model%d_model = 100 is not a multiple of model%n_head = 8, and "
+                   "model%d_head is not given\n"
+                   "--set optimizer%min_lr: optimizer%min_lr = 3 is more than optimizer%lr = 0.07\n"
+                   "--set optimizer%min_lr: optimizer%min_lr = 3.0 goes with optimizer%schedule = 'cosine' only, not "
+                   "with 'constant'\n"
+                   "test_settings.tmp.nml: train needs data%path, the corpus\n"
+                   "test_settings.tmp.nml: train needs run%max_updates, at least 1");
+  free(s);
+}
+
+/* As many errors as fit into the message; the others are counted. A huge deck of unknown names ends soon. */
+static void test_many_errors(void **state) {
+  (void)state;
+  enum { N = 200000 };
+  vd_settings *s = vd_calloc(1, sizeof *s);
+  char *text = vd_calloc(N, 5);
+  vd_error err = {0};
+  size_t used = (size_t)snprintf(text, 8, "&run\n");
+  for (int i = 0; i < 40; i++) used += (size_t)snprintf(text + used, 8, "x=\n");
+  snprintf(text + used, 4, "/");
+  assert_int_equal(vd_settings_read_text(s, text, "t", &err), VD_USAGE);
+  int lines = 1, more = 0;
+  for (const char *p = err.message; *p; p++) lines += *p == '\n';
+  const char *last = strrchr(err.message, '\n');
+  assert_non_null(last);
+  assert_int_equal(sscanf(last, "\nand %d more errors", &more), 1);
+  assert_int_equal(lines - 1, VD_DECK_ERRORS);
+  assert_int_equal(lines - 1 + more, 40);
+  assert_non_null(strstr(err.message, "\nt:21:1: unknown"));
+  assert_null(strstr(err.message, "\nt:22:1: unknown"));
+  used = (size_t)snprintf(text, 8, "&run\n");
+  for (int i = 0; i < N; i++) used += (size_t)snprintf(text + used, 8, "x=\n");
+  snprintf(text + used, 4, "/");
+  err = (vd_error){0};
+  assert_int_equal(vd_settings_read_text(s, text, "t", &err), VD_USAGE);
+  free(text);
   free(s);
 }
 
@@ -179,7 +265,7 @@ static void test_set(void **state) {
   FILE *f = fopen(path, "w");
   assert_non_null(f);
   assert_int_equal(fclose(f), 0);
-  assert_int_equal(vd_settings_read(s, path, twice, 2, &err), VD_OK);
+  assert_int_equal(vd_settings_read(s, path, twice, 2, NULL, &err), VD_OK);
   remove(path);
   assert_int_equal(s->run.seed, 9);
   free(s);
@@ -241,7 +327,7 @@ static void test_choices(void **state) {
   FILE *f = fopen(path, "w");
   fputs("&model init='toolkit' /\n", f);
   fclose(f);
-  assert_int_equal(vd_settings_read(&s, path, NULL, 0, &err), VD_USAGE);
+  assert_int_equal(vd_settings_read(&s, path, NULL, 0, NULL, &err), VD_USAGE);
   assert_non_null(strstr(err.message, "is called 'fairseq' now"));
   unlink(path);
   err = (vd_error){0};
@@ -349,10 +435,18 @@ static int teardown(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_table),    cmocka_unit_test(test_read),
-                                     cmocka_unit_test(test_messages), cmocka_unit_test(test_long_string),
-                                     cmocka_unit_test(test_set),      cmocka_unit_test(test_commands),
-                                     cmocka_unit_test(test_choices),  cmocka_unit_test(test_echo),
-                                     cmocka_unit_test(test_nearest),  cmocka_unit_test(test_help)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_table),
+                                     cmocka_unit_test(test_read),
+                                     cmocka_unit_test(test_messages),
+                                     cmocka_unit_test(test_long_string),
+                                     cmocka_unit_test(test_set),
+                                     cmocka_unit_test(test_commands),
+                                     cmocka_unit_test(test_choices),
+                                     cmocka_unit_test(test_echo),
+                                     cmocka_unit_test(test_nearest),
+                                     cmocka_unit_test(test_help),
+                                     cmocka_unit_test(test_several_errors),
+                                     cmocka_unit_test(test_several_rules),
+                                     cmocka_unit_test(test_many_errors)};
   return cmocka_run_group_tests(tests, setup, teardown);
 }

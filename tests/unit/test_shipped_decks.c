@@ -24,7 +24,7 @@ static void check_deck(const char *name, const char *commands, vd_settings *s) {
   int used;
   snprintf(file, sizeof file, "input/%s", name);
   source_path(path, sizeof path, file);
-  if (vd_settings_read(s, path, NULL, 0, &err)) fail_msg("%s", err.message);
+  if (vd_settings_read(s, path, NULL, 0, NULL, &err)) fail_msg("%s", err.message);
   for (const char *p = commands; sscanf(p, "%31s%n", command, &used) == 1; p += used)
     if (vd_settings_check(s, command, &err)) fail_msg("%s: %s", command, err.message);
 }
