@@ -294,3 +294,8 @@ bool vd_corpus_is_word_level(const vd_corpus *corpus) {
 const char *vd_corpus_id(const vd_corpus *corpus) {
   return corpus->id;
 }
+
+const char *vd_corpus_place(const vd_corpus *corpus, const char **prefix) {
+  *prefix = corpus->prefix;
+  return corpus->real;
+}

@@ -37,5 +37,8 @@ int64_t vd_corpus_encode(const vd_corpus *corpus, const char *text, size_t n, si
 bool vd_corpus_is_word_level(const vd_corpus *corpus);
 /* Not collective. A 32-hex-digit identity of the token stream (for checkpoints: same data?). Borrowed. */
 const char *vd_corpus_id(const vd_corpus *corpus);
+/* Not collective. The path of NAME.h5 with symbolic links followed, and in *prefix what the names of its shards, which
+ * lie beside it, begin with. Both borrowed. */
+const char *vd_corpus_place(const vd_corpus *corpus, const char **prefix);
 
 #endif

@@ -5,6 +5,7 @@
 #include "src/commands/commands.h"
 #include "src/train/evaluate.h"
 #include "src/train/open_checkpoint.h"
+#include "src/train/run_paths.h"
 #include "src/train/snapshot.h"
 
 #include <math.h>
@@ -97,12 +98,28 @@ static void report(const struct eval *e) {
          (long long)memory, (long long)e->from.update);
 }
 
+/* Before hours of work: may the nll file be written, and is it none of the files that are read? */
+static int check_output(const struct eval *e, vd_error *err) {
+  const char *path = e->s->eval.nll_file;
+  if (e->ctx->rank == 0 && path[0]) {
+    vd_path_list *list = vd_path_list_create();
+    vd_run_paths_inputs(list, e->s, e->corpus);
+    vd_path_list_add(list, VD_PATH_INPUT, "the checkpoint", e->from.path);
+    vd_path_list_add(list, VD_PATH_OUTPUT, "eval%nll_file", path);
+    vd_path_list_check(list, err);
+    vd_path_list_destroy(list);
+    vd_atomic_file file;
+    if (err->status == VD_OK && vd_atomic_begin(&file, path, err)) vd_wrap(err, "eval%%nll_file");
+  }
+  return vd_broadcast_error(e->ctx->comm, err);
+}
+
 static int evaluate(struct eval *e, vd_error *err) {
   const vd_settings *s = e->s;
   vd_device device;
   if (vd_open_checkpoint_find(e->ctx, s, s->eval.checkpoint, &e->from, err) ||
       vd_open_checkpoint_override(s, &e->from, err) || vd_configure_corpus(e->ctx, s, &e->corpus, err) ||
-      vd_open_checkpoint_config(&e->from, e->corpus, &e->config, err) ||
+      check_output(e, err) || vd_open_checkpoint_config(&e->from, e->corpus, &e->config, err) ||
       vd_device_open(e->ctx, s, &e->config, &e->ops, &device, err))
     return err->status;
   vd_evaluate_plan plan = {.ctx = e->ctx,
@@ -124,12 +141,13 @@ static int evaluate(struct eval *e, vd_error *err) {
   }
   if (!isfinite(e->result.nll))
     return vd_fail(err, VD_FAILED, "the loss of %s with %s is not finite", vd_split_name(s->eval.split), e->from.path);
-  if (s->eval.nll_file[0] && write_nll(e, err)) return err->status;
+  /* The result first: a disk that is full must not cost it. */
   if (e->ctx->rank == 0) {
     report(e);
     if (fflush(stdout) != 0) vd_fail(err, VD_FAILED, "cannot write to standard output");
   }
-  return vd_broadcast_error(e->ctx->comm, err);
+  if (vd_broadcast_error(e->ctx->comm, err)) return err->status;
+  return s->eval.nll_file[0] ? write_nll(e, err) : VD_OK;
 }
 
 int vd_cmd_eval(vd_context *ctx, const vd_settings *s, vd_error *err) {

@@ -3,6 +3,7 @@
 #include "src/comm/collectives.h"
 #include "src/commands/commands.h"
 #include "src/train/open_checkpoint.h"
+#include "src/train/run_paths.h"
 #include "src/train/snapshot.h"
 
 #include <errno.h>
@@ -153,13 +154,25 @@ static int generate_text(struct generate *g, vd_error *err) {
   return err->status;
 }
 
+static int check_output(const struct generate *g, vd_error *err) {
+  if (g->ctx->rank == 0 && g->s->generate.output[0]) {
+    vd_path_list *list = vd_path_list_create();
+    vd_run_paths_inputs(list, g->s, g->corpus);
+    vd_path_list_add(list, VD_PATH_INPUT, "the checkpoint", g->from.path);
+    vd_path_list_add(list, VD_PATH_OUTPUT, "generate%output", g->s->generate.output);
+    vd_path_list_check(list, err);
+    vd_path_list_destroy(list);
+  }
+  return vd_broadcast_error(g->ctx->comm, err);
+}
+
 static int generate(struct generate *g, vd_error *err) {
   const vd_settings *s = g->s;
   vd_model_config config;
   vd_device device;
   if (vd_open_checkpoint_find(g->ctx, s, s->generate.checkpoint, &g->from, err) ||
       vd_open_checkpoint_override(s, &g->from, err) || vd_configure_corpus(g->ctx, s, &g->corpus, err) ||
-      vd_open_checkpoint_config(&g->from, g->corpus, &config, err) ||
+      check_output(g, err) || vd_open_checkpoint_config(&g->from, g->corpus, &config, err) ||
       vd_device_open(g->ctx, s, &config, &g->ops, &device, err))
     return err->status;
   g->vocab = config.vocab;

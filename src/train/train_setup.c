@@ -1,6 +1,7 @@
 #include "io/checkpoint.h"
 #include "io/corpus_write.h"
 #include "src/comm/collectives.h"
+#include "src/train/run_paths.h"
 #include "src/train/train.h"
 
 #include <stdlib.h>
@@ -44,7 +45,9 @@ int vd_train_plan(vd_train *t, vd_context *ctx, const vd_settings *s, vd_error *
   /* Held while the folder is looked through, or what is found there may be gone a moment later. */
   if (ctx->rank == 0 && !ctx->check_only) vd_run_lock_take(&t->lock, s->run.directory, false, err);
   if (vd_broadcast_error(ctx->comm, err)) return err->status;
-  return vd_resume_find(ctx, s, vd_corpus_id(t->corpus), &t->resume, err);
+  if (vd_resume_find(ctx, s, vd_corpus_id(t->corpus), &t->resume, err)) return err->status;
+  if (ctx->rank == 0) vd_run_paths_check(s, t->corpus, t->resume.path, t->echo, err);
+  return vd_broadcast_error(ctx->comm, err);
 }
 
 /* The first file that a run writes, so that a folder that cannot be written is known before any work is done. */

@@ -1,0 +1,81 @@
+#include "src/train/run_paths.h"
+
+#include "io/atomic_file.h"
+#include "io/checkpoint.h"
+
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* The digits of a checkpoint's name are those of vd_checkpoint_path(). */
+#define CHECKPOINT_PATTERN "[0-9][0-9][0-9][0-9][0-9][0-9][0-9][0-9].h5"
+
+static void add_corpus(vd_path_list *list, const vd_settings *s, const vd_corpus *corpus) {
+  static const char *const patterns[] = {"-train-[0-9]*.h5", "-valid-[0-9]*.h5", "-test-[0-9]*.h5"};
+  char folder[VD_PATH];
+  const char *prefix, *place = vd_corpus_place(corpus, &prefix);
+  vd_path_list_add(list, VD_PATH_INPUT, "data%path", s->data.path);
+  vd_split_path(place, folder, sizeof folder);
+  for (int i = 0; i < 3; i++)
+    vd_path_list_add_pattern(list, VD_PATH_INPUT, "a shard of data%path", folder, prefix, patterns[i]);
+}
+
+void vd_run_paths_inputs(vd_path_list *list, const vd_settings *s, const vd_corpus *corpus) {
+  vd_path_list_add(list, VD_PATH_INPUT, "the deck", s->origin);
+  add_corpus(list, s, corpus);
+}
+
+/* True when the file at `path` holds this text and nothing else: writing the text again changes nothing. */
+static bool holds(const char *path, const char *text) {
+  size_t n = strlen(text);
+  char *found = vd_calloc(n + 1, 1);
+  FILE *file = fopen(path, "r");
+  bool same = file && fread(found, 1, n + 1, file) == n && memcmp(found, text, n) == 0;
+  if (file) fclose(file);
+  free(found);
+  return same;
+}
+
+static void add_outputs(vd_path_list *list, const vd_settings *s) {
+  static const char *const files[] = {"deck.nml", "log.jsonl", "trace.h5", ".lock"};
+  static const char *const links[] = {"checkpoints/last.h5", "checkpoints/best.h5"};
+  char path[VD_PATH + 64], folder[VD_PATH + 64];
+  for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+    snprintf(path, sizeof path, "%s/%s", s->run.directory, files[i]);
+    vd_path_list_add(list, VD_PATH_OUTPUT, "a file of run%directory", path);
+  }
+  snprintf(folder, sizeof folder, "%s/checkpoints", s->run.directory);
+  for (size_t i = 0; i < sizeof links / sizeof *links; i++)
+    vd_path_list_add_pattern(list, VD_PATH_OUTPUT, "a link of run%directory", folder, strchr(links[i], '/') + 1, "");
+  vd_path_list_add_pattern(list, VD_PATH_OUTPUT, "a checkpoint of run%directory", folder, "update-",
+                           CHECKPOINT_PATTERN);
+  vd_path_list_add(list, VD_PATH_OUTPUT, "device%timeline", s->device.timeline);
+}
+
+static int check_length(const vd_settings *s, vd_error *err) {
+  vd_atomic_file f;
+  char path[VD_PATH + 64];
+  vd_checkpoint_path(s->run.directory, 0, path, sizeof path);
+  if (strlen(path) < sizeof f.path) return VD_OK;
+  return vd_fail(err, VD_USAGE, "run%%directory is too long by %zu bytes: the paths of its checkpoints do not fit",
+                 strlen(path) + 1 - sizeof f.path);
+}
+
+int vd_run_paths_check(const vd_settings *s, const vd_corpus *corpus, const char *checkpoint, const char *echo,
+                       vd_error *err) {
+  char deck[VD_PATH + 64];
+  if (check_length(s, err)) return err->status;
+  snprintf(deck, sizeof deck, "%s/deck.nml", s->run.directory);
+  vd_path_list *list = vd_path_list_create();
+  bool unchanged = holds(deck, echo) && holds(s->origin, echo);
+  if (unchanged)
+    add_corpus(list, s, corpus);
+  else
+    vd_run_paths_inputs(list, s, corpus);
+  vd_path_list_add(list, VD_PATH_RESUMED, "the checkpoint to resume from", checkpoint);
+  add_outputs(list, s);
+  vd_path_list_check(list, err);
+  vd_path_list_destroy(list);
+  return err->status;
+}
