@@ -1,4 +1,5 @@
-/* viaduct: command line, MPI, the deck for all ranks, one command, one message, one exit status. */
+/* viaduct: parses the command line, starts MPI, reads the deck for all ranks, runs one command, prints its error once.
+ */
 #include "src/base/signals.h"
 #include "src/base/version.h"
 #include "src/comm/collectives.h"

@@ -71,7 +71,7 @@ typedef struct vd_settings {
     double clip_norm; /* 0: off; on the global gradient norm */
   } optimizer;
   struct {
-    int64_t interval, streams, max_blocks; /* 0: never; ; 0: the whole split */
+    int64_t interval, streams, max_blocks; /* interval 0: never; max_blocks 0: the whole split */
     enum vd_split split;
   } valid;
   struct {

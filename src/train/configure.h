@@ -1,4 +1,4 @@
-/* From settings to what the parts want: the one place that translates. */
+/* Settings become the configurations of the model, the optimizer, the gradient reducer and the corpus, here only. */
 #ifndef VD_CONFIGURE_H
 #define VD_CONFIGURE_H
 
@@ -10,16 +10,18 @@
 #include "src/model/model.h"
 #include "src/model/optimizer.h"
 
-/* Not collective. The model of the settings over a corpus of `vocab` symbols. VD_USAGE where the widths do not fit. */
+/* Not collective. Fills *config from &model, &span and &memory for a vocabulary of `vocab` symbols. VD_USAGE where the
+ * widths do not fit. */
 int vd_configure_model(vd_model_config *config, const vd_settings *s, int64_t vocab, vd_error *err);
 
 /* Not collective. optimizer%eps, or where that is 0 the method's own: 1e-8 of Adam, 1e-10 of Adagrad. */
 double vd_configure_eps(const vd_settings *s);
 
-/* Not collective. The optimiser of the settings. */
+/* Not collective. Fills *config from &optimizer and run%max_updates. */
 void vd_configure_optimizer(vd_optimizer_config *config, const vd_settings *s);
 
-/* Not collective. The gradient sum of the settings on a device whose comm is chosen. s must outlive the config. */
+/* Not collective. Fills *config from &device for the gradient all-reduce on d, whose comm is chosen. s must outlive
+ * *config. */
 void vd_configure_grad_reducer(vd_grad_reducer_config *config, const vd_settings *s, const vd_device *d);
 
 /* Collective(ctx->comm). Opens data%path on every rank. The error is agreed. */

@@ -33,7 +33,7 @@ int vd_open_checkpoint_find(vd_context *ctx, const vd_settings *s, const char *n
 
 enum part { ELSEWHERE, TRAINING, MEMORY, SHAPE };
 
-/* What a variable is to a model that is trained already. */
+/* What a variable sets: nothing of the model, its training alone, its memory, or its shape. */
 static enum part part_of(const vd_variable *v) {
   static const char *const training[] = {"dropout", "emb_dropout", "dropatt", "init", "aux_loss_scaler"};
   if (strcmp(v->group, "memory") == 0) return MEMORY;

@@ -1,4 +1,4 @@
-/* The checkpoint that a command which does not train works with. */
+/* Opens the checkpoint that eval and generate use, and applies what their deck changes of its settings. */
 #ifndef VD_OPEN_CHECKPOINT_H
 #define VD_OPEN_CHECKPOINT_H
 
@@ -8,12 +8,12 @@ typedef struct vd_open_checkpoint {
   char path[VD_PATH + 64];
   int64_t update;
   char corpus_id[64];   /* of the data it was trained on */
-  vd_settings settings; /* it was trained with; once overridden, what it works with now */
+  vd_settings settings; /* those it was trained with; after vd_open_checkpoint_override those in use */
   char notice[512];     /* a line for each variable that was overridden */
 } vd_open_checkpoint;
 
-/* Collective(ctx->comm). named: a checkpoint, or "": best.h5, else last.h5 of run%directory. Reads what it says of
- * itself. VD_FAILED when there is none. The error is agreed. */
+/* Collective(ctx->comm). named: a checkpoint, or "": best.h5, else last.h5 of run%directory. Reads its
+ * settings, corpus id and update. VD_FAILED when there is none. The error is agreed. */
 int vd_open_checkpoint_find(vd_context *ctx, const vd_settings *s, const char *named, vd_open_checkpoint *r,
                             vd_error *err);
 

@@ -52,8 +52,8 @@ int vd_snapshot_read(const vd_snapshot *s, const char *path, vd_progress *progre
 /* Collective(ctx->comm). Only the parameters, into `model`. The error is agreed. */
 int vd_snapshot_read_parameters(vd_context *ctx, vd_ops *ops, vd_model *model, const char *path, vd_error *err);
 
-/* Collective(ctx->comm). What a checkpoint says of itself: the settings it was made with, the corpus, the updates done.
- * Rank 0 reads. */
+/* Collective(ctx->comm). Reads a checkpoint's attributes: the settings it was written with, the id of its corpus, the
+ * updates done. Rank 0 reads and broadcasts. The error is agreed. */
 int vd_snapshot_describe(vd_context *ctx, const char *path, vd_settings *settings, char corpus_id[64], int64_t *update,
                          vd_error *err);
 
