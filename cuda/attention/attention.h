@@ -14,6 +14,7 @@
 
 #include "src/base/choices.h"
 #include "src/base/random.h"
+#include "src/ops/cuda_limits.h"
 
 #include <cuda_runtime_api.h>
 #include <stddef.h>
@@ -23,8 +24,6 @@
 extern "C" {
 #endif
 
-enum { VD_CUDA_MAX_HEADS = 128 };
-
 /* One layer's attention. Pointers are device memory; d_head is a multiple of 16 bytes. With width = n_head * d_head,
  * queries, keys and values of the block, and their gradients, are [n_stream * block, 3, width]; keys and values of the
  * memory before it are [n_stream, kv_rows, 2, width]; outputs are [n_stream * block, width]. Head h has the columns h *
@@ -32,7 +31,7 @@ enum { VD_CUDA_MAX_HEADS = 128 };
 typedef struct vd_cuda_attention {
   enum vd_precision type;
   int32_t n_stream, block, window;
-  int32_t n_head, d_head, attn_span; /* d_head <= 128 */
+  int32_t n_head, d_head, attn_span; /* at most VD_CUDA_MAX_HEADS, VD_CUDA_MAX_D_HEAD */
   int32_t ramp;
   int32_t first_distance; /* >= 1; 0 with relative keys */
   int32_t trimmed;        /* 0: VD_MASKED, 1: VD_TRIMMED */

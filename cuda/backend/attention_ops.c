@@ -9,8 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-_Static_assert((int)VD_CUDA_MOST_HEADS == (int)VD_CUDA_MAX_HEADS, "the plugin's limit of heads is the kernels'");
-
 /* A layer's tile schedule, found again in backward by the address of its spans. */
 typedef struct layer_schedule {
   const float *span;
@@ -142,7 +140,7 @@ static bool make_schedules(vd_cuda_backend *c, int n, const vd_cuda_attention *x
   return ok;
 }
 
-void vd_cuda_attention_plan_op(vd_ops *o, int n, const vd_attention *a) {
+void vd_cuda_attention_schedule_op(vd_ops *o, int n, const vd_attention *a) {
   vd_cuda_backend *c = vd_cuda_of(o);
   if (n > VD_MAX_LAYERS) return;
   if (state_of(c)->n_layer + n > VD_MAX_LAYERS) free_schedules(c);

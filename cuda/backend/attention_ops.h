@@ -4,8 +4,8 @@
 
 #include "cuda/backend/context.h"
 
-/* Stream-ordered. vd_ops.attention_plan: makes the layers' tile schedules. */
-void vd_cuda_attention_plan_op(vd_ops *o, int n, const vd_attention *a);
+/* Stream-ordered. vd_ops.attention_schedule: makes the layers' tile schedules. */
+void vd_cuda_attention_schedule_op(vd_ops *o, int n, const vd_attention *a);
 /* Not collective. Parameters have changed, or memory was freed: invalidates tile schedules and the key table. */
 void vd_cuda_attention_changed(vd_cuda_backend *c);
 /* Stream-ordered. vd_ops.attention_project. */

@@ -283,7 +283,7 @@ static vd_ops table_of(vd_cuda_backend *c) {
                   .linear_backward = vd_cuda_linear_backward,
                   .add_norm = cuda_add_norm,
                   .add_norm_backward = cuda_add_norm_backward,
-                  .attention_plan = vd_cuda_attention_plan_op,
+                  .attention_schedule = vd_cuda_attention_schedule_op,
                   .attention_project = vd_cuda_attention_project,
                   .attention_project_backward = vd_cuda_attention_project_backward,
                   .attention = vd_cuda_attention_op,

@@ -52,15 +52,15 @@ static enum vd_precision precision_of(const vd_settings *s) {
 
 int vd_device_supports(enum vd_precision precision, const vd_model_config *c, vd_error *err) {
   int64_t step = precision == VD_FP32 ? 4 : 8; /* 16 bytes */
-  if (c->n_head > VD_CUDA_MOST_HEADS)
-    return vd_fail(err, VD_FAILED, "a layer has at most %d heads on a GPU, and model%%n_head = %lld",
-                   VD_CUDA_MOST_HEADS, (long long)c->n_head);
-  if (c->d_head > VD_CUDA_WIDEST_HEAD || c->d_head % step != 0)
+  if (c->n_head > VD_CUDA_MAX_HEADS)
+    return vd_fail(err, VD_FAILED, "a layer has at most %d heads on a GPU, and model%%n_head = %lld", VD_CUDA_MAX_HEADS,
+                   (long long)c->n_head);
+  if (c->d_head > VD_CUDA_MAX_D_HEAD || c->d_head % step != 0)
     return vd_fail(
         err, VD_FAILED,
         "on a GPU heads are at most %d wide and a multiple of %lld (8 in 'bf16' and 'fp16', 4 in 'fp32'), and "
         "these have %lld (model%%d_head, or model%%d_model / model%%n_head)",
-        VD_CUDA_WIDEST_HEAD, (long long)step, (long long)c->d_head);
+        VD_CUDA_MAX_D_HEAD, (long long)step, (long long)c->d_head);
   return VD_OK;
 }
 

@@ -202,18 +202,18 @@ static void embed_backward(vd_model *m, const struct micro *u) {
                     gradient(m, m->in_emb));
 }
 
-static void plan_attention(vd_model *m, const struct micro *u) {
+static void schedule_attention(vd_model *m, const struct micro *u) {
   int n = (int)m->config.n_layer;
   vd_attention *a = vd_calloc((size_t)n, sizeof *a);
   for (int l = 0; l < n; l++) a[l] = attention_of(m, u, l);
-  m->ops->attention_plan(m->ops, n, a);
+  m->ops->attention_schedule(m->ops, n, a);
   free(a);
 }
 
 static void forward(vd_model *m, const struct micro *u) {
   vd_ops *o = m->ops;
   int last = (int)m->config.n_layer - 1;
-  if (o->attention_plan) plan_attention(m, u);
+  if (o->attention_schedule) schedule_attention(m, u);
   o->put_tokens(o, m->x, u->step->x + u->first * u->block, (size_t)u->rows);
   o->put_tokens(o, m->y, u->step->y + u->first * u->block, (size_t)u->rows);
   embed(m, u);

@@ -4,6 +4,7 @@
 #ifndef VD_CUDA_PLUGIN_H
 #define VD_CUDA_PLUGIN_H
 
+#include "src/ops/cuda_limits.h"
 #include "src/ops/nccl_plugin.h"
 #include "src/ops/ops.h"
 
@@ -16,9 +17,6 @@ typedef struct vd_gpu {
   int multiprocessors;
   double peak; /* dense bf16 FLOP/s of the tensor cores, from NVIDIA's data sheet; 0: unknown */
 } vd_gpu;
-
-/* Limits of the attention kernels: heads per layer, width of a head. */
-enum { VD_CUDA_MOST_HEADS = 128, VD_CUDA_WIDEST_HEAD = 128 };
 
 enum { VD_CUDA_INTERFACE = 4 };
 

@@ -1,6 +1,6 @@
 /* src/ops is the interface between the model and the backends. It holds declarations only:
  *   ops.h           vd_ops, the table of operations of a backend, and the structs that its members take
- *   update_stats.h  the layout of an update's gradient statistics; kernels include it too
+ *   update_stats.h, cuda_limits.h  the layout of the gradient statistics, limits of kernels; kernels include them too
  *   cuda_plugin.h, nccl_plugin.h  the tables that libviaduct_cuda.so exports; the host program owns the contract
  * In: choices, errors, random numbers and `real` of src/base. Out: src/model calls the table; src/cpu (OpenBLAS,
  * OpenMP; float and double) and cuda/ (cuBLASLt and kernels) fill it. No file here includes MPI, HDF5 or CUDA headers.
@@ -168,7 +168,7 @@ struct vd_ops {
 
   /* Optional, before the first attention op of a pass: the attentions of all n layers, so that a backend makes their
    * tile schedules in one launch. Attention ops work without it, too. The member may be NULL. `a` is host memory. */
-  void (*attention_plan)(vd_ops *o, int n, const vd_attention *a);
+  void (*attention_schedule)(vd_ops *o, int n, const vd_attention *a);
   /* Projects the hidden states to x. wq, wk, wv [d, d_model], no bias; memory and hidden are d_model wide, d = n_head *
    * d_head. Of x->memory only the rows that heads use are guaranteed to be written. Weights that are contiguous in
    * memory take one product. */

@@ -160,9 +160,9 @@ static double memory_rows(const vd_attention *a) {
   return sum * (double)a->n_stream;
 }
 
-static void timed_attention_plan(vd_ops *o, int n, const vd_attention *a) {
-  vd_ops *i = begin(o, "attention_plan", 0, 0);
-  i->attention_plan(i, n, a);
+static void timed_attention_schedule(vd_ops *o, int n, const vd_attention *a) {
+  vd_ops *i = begin(o, "attention_schedule", 0, 0);
+  i->attention_schedule(i, n, a);
   end(o);
 }
 
@@ -303,7 +303,7 @@ vd_ops *op_times_wrap(vd_ops *inner, const vd_cuda_plugin *cuda) {
   o->linear_backward = timed_linear_backward;
   o->add_norm = timed_add_norm;
   o->add_norm_backward = timed_add_norm_backward;
-  if (inner->attention_plan) o->attention_plan = timed_attention_plan;
+  if (inner->attention_schedule) o->attention_schedule = timed_attention_schedule;
   o->attention_project = timed_attention_project;
   o->attention_project_backward = timed_attention_project_backward;
   o->attention = timed_attention;
