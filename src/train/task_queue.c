@@ -38,6 +38,7 @@ static void run_tasks(vd_thread *thread, void *self) {
     vd_thread_unlock(thread);
     e->task(e->argument, &err);
     vd_thread_lock(thread);
+    vd_thread_clear(thread); /* the same error may have got context from this task */
     vd_thread_fail(thread, &err);
     q->held -= e->bytes;
     q->first = e->next;

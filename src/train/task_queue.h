@@ -9,7 +9,7 @@
 typedef struct vd_task_queue vd_task_queue;
 
 /* A task does its work and frees `argument`. When *err holds an error, an earlier task has failed: this one then only
- * frees. It makes no MPI call. */
+ * frees, and may put context before the message with vd_wrap(). It makes no MPI call. */
 typedef void vd_task(void *argument, vd_error *err);
 
 /* Not collective. Starts the worker. capacity: bytes that queued tasks may hold together. Free with

@@ -74,6 +74,29 @@ static void takes_a_task_beyond_the_room_alone(void **state) {
   vd_task_queue_destroy(w);
 }
 
+static void fail_at_once(void *what, vd_error *err) {
+  (void)what;
+  vd_fail(err, VD_FAILED, "the disk is full");
+}
+
+static void add_context(void *what, vd_error *err) {
+  vd_wrap(err, "%s", (const char *)what);
+}
+
+static void a_later_task_adds_context(void **state) {
+  (void)state;
+  vd_error err = {0};
+  vd_task_queue *w = NULL;
+  char context[] = "the checkpoint";
+  assert_int_equal(vd_task_queue_create(&w, BYTES, &err), VD_OK);
+  vd_task_queue_add(w, fail_at_once, NULL, 0);
+  vd_task_queue_add(w, fail_at_once, NULL, 0);
+  vd_task_queue_add(w, add_context, context, 0);
+  assert_int_equal(vd_task_queue_wait(w, &err), VD_FAILED);
+  assert_string_equal(err.message, "the checkpoint: the disk is full");
+  vd_task_queue_destroy(w);
+}
+
 static void an_error_stops_what_comes_after(void **state) {
   (void)state;
   struct board b = {.failing = 2, .slow = true};
@@ -89,7 +112,7 @@ static void an_error_stops_what_comes_after(void **state) {
   assert_string_equal(err.message, "task 2 has no luck");
   assert_int_equal(b.n_done, 3);
   assert_int_equal(b.n_freed, 6);
-  /* told once; the thread works on */
+  /* reported once; the queue runs further tasks */
   err = (vd_error){0};
   add(w, &b, 7);
   assert_int_equal(vd_task_queue_wait(w, &err), VD_OK);
@@ -176,6 +199,7 @@ int main(void) {
       cmocka_unit_test(keeps_order_and_room),
       cmocka_unit_test(takes_a_task_beyond_the_room_alone),
       cmocka_unit_test(an_error_stops_what_comes_after),
+      cmocka_unit_test(a_later_task_adds_context),
       cmocka_unit_test(ends_its_work_when_destroyed),
       cmocka_unit_test(hands_buffers_out_again),
       cmocka_unit_test(the_lock_is_fair),
