@@ -64,6 +64,13 @@ int vd_checkpoint_put_rows(vd_checkpoint *c, const char *path, int64_t first, in
   return vd_wrap(err, "%s", c->path);
 }
 
+int vd_checkpoint_put_vocabulary(vd_checkpoint *c, const vd_vocabulary *v, vd_error *err) {
+  vd_h5_lock(c->h5);
+  vd_vocabulary_write(c->out.file, v, err);
+  vd_h5_unlock(c->h5);
+  return vd_wrap(err, "%s", c->path);
+}
+
 int vd_checkpoint_put_text(vd_checkpoint *c, const char *attribute, const char *value, vd_error *err) {
   vd_h5_lock(c->h5);
   vd_h5_attr_text(c->out.file, attribute, value, err);

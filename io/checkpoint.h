@@ -3,6 +3,7 @@
 #ifndef VD_CHECKPOINT_H
 #define VD_CHECKPOINT_H
 
+#include "io/corpus_layout.h"
 #include "io/h5.h"
 
 typedef struct vd_checkpoint vd_checkpoint;
@@ -63,6 +64,12 @@ int vd_checkpoint_get_f64(vd_checkpoint *c, const char *attribute, double *value
 hid_t vd_checkpoint_file(vd_checkpoint *c);
 /* Not collective. Closes, frees, sets *c to NULL. *c NULL is allowed. */
 void vd_checkpoint_close(vd_checkpoint **c);
+
+/* Not collective. Writes the symbols that the model's ids stand for, as a corpus holds them. */
+int vd_checkpoint_put_vocabulary(vd_checkpoint *c, const vd_vocabulary *v, vd_error *err);
+/* Not collective. Reads them; the caller frees *v with vd_vocabulary_free(), also on error. VD_FAILED where there is no
+ * group /vocabulary (files of format version 1). */
+int vd_checkpoint_get_vocabulary(vd_checkpoint *c, vd_vocabulary *v, vd_error *err);
 
 /* The folder of checkpoints: DIRECTORY/checkpoints/update-00001000.h5 ..., links last.h5 and best.h5. */
 

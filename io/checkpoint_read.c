@@ -155,6 +155,13 @@ int vd_checkpoint_get_rows(vd_checkpoint *c, const char *path, enum vd_dtype dty
   return vd_wrap(err, "%s", c->path);
 }
 
+int vd_checkpoint_get_vocabulary(vd_checkpoint *c, vd_vocabulary *v, vd_error *err) {
+  vd_h5_lock(c->h5);
+  vd_vocabulary_read(c->file, v, err);
+  vd_h5_unlock(c->h5);
+  return vd_wrap(err, "%s", c->path);
+}
+
 int vd_checkpoint_get_text(vd_checkpoint *c, const char *attribute, char **value, vd_error *err) {
   vd_h5_lock(c->h5);
   vd_h5_get_text(c->file, attribute, value, err);

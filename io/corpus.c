@@ -21,7 +21,8 @@ struct vd_corpus {
   char *real; /* path with links followed: shards lie beside the real file */
   bool words;
   int64_t shard_tokens, n_token[VD_N_SPLIT];
-  vd_vocabulary vocabulary;
+  vd_vocabulary vocabulary, adopted; /* adopted: of a model, n = 0: none */
+  int32_t *map;                      /* [vocabulary.n] ids of the adopted one; NULL: none */
   open_shard open[OPEN_SHARDS];
   int64_t reads;
 };
@@ -104,42 +105,6 @@ static open_shard *shard_of(vd_corpus *c, int split, int64_t index, vd_error *er
   return s;
 }
 
-static int read_whole(hid_t file, const char *path, hid_t type, hsize_t n, void *out, vd_error *err) {
-  hid_t id;
-  if (vd_h5_open_dataset(file, path, &id, err)) return err->status;
-  hid_t space = H5Dget_space(id);
-  if (H5Sget_simple_extent_npoints(space) != (hssize_t)n)
-    vd_fail(err, VD_FAILED, "%s has another shape than expected", path);
-  else if (H5Dread(id, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, out) < 0)
-    vd_h5_fail(err, "cannot read %s", path);
-  H5Sclose(space);
-  H5Dclose(id);
-  return err->status;
-}
-
-static int read_vocabulary(hid_t file, vd_vocabulary *v, vd_error *err) {
-  hid_t id;
-  if (vd_h5_open_dataset(file, "/vocabulary/symbol", &id, err)) return err->status;
-  hid_t space = H5Dget_space(id);
-  hsize_t shape[2] = {0, 0};
-  if (H5Sget_simple_extent_ndims(space) == 2) H5Sget_simple_extent_dims(space, shape, NULL);
-  H5Sclose(space);
-  H5Dclose(id);
-  if (shape[0] < 1 || shape[0] > 65536 || shape[1] < 1 || shape[1] > VD_LONGEST_SYMBOL)
-    return vd_fail(err, VD_FAILED, "/vocabulary/symbol has an impossible shape");
-  v->n = (int64_t)shape[0];
-  v->width = (int64_t)shape[1];
-  v->symbol = vd_calloc(shape[0], shape[1]);
-  v->length = vd_calloc(shape[0], sizeof *v->length);
-  if (read_whole(file, "/vocabulary/symbol", H5T_NATIVE_UINT8, shape[0] * shape[1], v->symbol, err) ||
-      read_whole(file, "/vocabulary/length", H5T_NATIVE_INT32, shape[0], v->length, err))
-    return err->status;
-  for (int64_t i = 0; i < v->n; i++)
-    if (v->length[i] < 1 || v->length[i] > v->width)
-      return vd_fail(err, VD_FAILED, "symbol %lld has an impossible length", (long long)i);
-  return VD_OK;
-}
-
 static int read_index(vd_corpus *c, hid_t file, vd_error *err) {
   char *symbols = NULL;
   if (vd_h5_get_text(file, "corpus_id", &c->id, err) || vd_h5_get_text(file, "shard_prefix", &c->prefix, err) ||
@@ -150,7 +115,7 @@ static int read_index(vd_corpus *c, hid_t file, vd_error *err) {
   if (!c->prefix[0] || c->prefix[0] == '.' || strchr(c->prefix, '/'))
     return vd_fail(err, VD_FAILED, "shard_prefix is '%s', no plain name of files beside the corpus", c->prefix);
   if (c->shard_tokens < 1) return vd_fail(err, VD_FAILED, "shard_tokens is %lld", (long long)c->shard_tokens);
-  if (read_vocabulary(file, &c->vocabulary, err)) return err->status;
+  if (vd_vocabulary_read(file, &c->vocabulary, err)) return err->status;
   for (int k = 0; k < VD_N_SPLIT; k++) {
     hid_t id = H5Dopen2(file, vd_split_name(k), H5P_DEFAULT);
     if (id < 0) return vd_h5_fail(err, "there is no split %s", vd_split_name(k));
@@ -223,7 +188,7 @@ int vd_corpus_length(const vd_corpus *corpus, const char *split, int64_t *n, vd_
 }
 
 int64_t vd_corpus_vocab(const vd_corpus *corpus) {
-  return corpus->vocabulary.n;
+  return vd_corpus_vocabulary(corpus)->n;
 }
 
 /* Tokens [first, first + n) of one shard. Wants the lock. */
@@ -241,6 +206,11 @@ static int read_part(vd_corpus *c, int split, int64_t index, hsize_t first, hsiz
     if (out[i] >= c->vocabulary.n)
       vd_fail(err, VD_FAILED, "token %llu is %d, but there are only %lld symbols", (unsigned long long)(first + i),
               (int)out[i], (long long)c->vocabulary.n);
+  for (hsize_t i = 0; c->map && i < n && err->status == VD_OK; i++) {
+    if (c->map[out[i]] < 0)
+      vd_fail(err, VD_FAILED, "token %llu is a symbol that the corpus counts none of", (unsigned long long)(first + i));
+    out[i] = c->map[out[i]];
+  }
   if (err->status == VD_OK) return VD_OK;
   char path[1100];
   vd_error none = {0};
@@ -267,15 +237,46 @@ int vd_corpus_read(vd_corpus *corpus, const char *split, int64_t first, int64_t 
   return err->status;
 }
 
+const vd_vocabulary *vd_corpus_vocabulary(const vd_corpus *c) {
+  return c->map ? &c->adopted : &c->vocabulary;
+}
+
+int vd_corpus_adopt(vd_corpus *c, const vd_vocabulary *model, vd_error *err) {
+  const vd_vocabulary *own = &c->vocabulary;
+  int32_t *map = vd_calloc((size_t)own->n, sizeof *map);
+  if (vd_vocabulary_map(own, model, map, err)) {
+    free(map);
+    return vd_wrap(err, "%s", c->path);
+  }
+  bool same = own->n == model->n;
+  for (int64_t i = 0; same && i < own->n; i++) same = map[i] == i;
+  if (same) {
+    free(map);
+    return VD_OK;
+  }
+  vd_vocabulary_free(&c->adopted);
+  free(c->map);
+  c->map = map;
+  c->adopted = (vd_vocabulary){.n = model->n,
+                               .width = model->width,
+                               .symbol = vd_calloc((size_t)model->n, (size_t)model->width),
+                               .length = vd_calloc((size_t)model->n, sizeof *model->length),
+                               .count = vd_calloc((size_t)model->n, sizeof *model->count)};
+  memcpy(c->adopted.symbol, model->symbol, (size_t)(model->n * model->width));
+  memcpy(c->adopted.length, model->length, (size_t)model->n * sizeof *model->length);
+  memcpy(c->adopted.count, model->count, (size_t)model->n * sizeof *model->count);
+  return VD_OK;
+}
+
 const char *vd_corpus_symbol(const vd_corpus *corpus, int64_t id, size_t *n) {
-  const vd_vocabulary *v = &corpus->vocabulary;
+  const vd_vocabulary *v = vd_corpus_vocabulary(corpus);
   if (id < 0 || id >= v->n) vd_bug("there is no symbol %lld", (long long)id);
   *n = (size_t)v->length[id];
   return (const char *)v->symbol + id * v->width;
 }
 
 int64_t vd_corpus_encode(const vd_corpus *corpus, const char *text, size_t n, size_t *used) {
-  const vd_vocabulary *v = &corpus->vocabulary;
+  const vd_vocabulary *v = vd_corpus_vocabulary(corpus);
   int64_t best = -1;
   *used = 0;
   for (int64_t i = 0; i < v->n; i++) {

@@ -5,7 +5,7 @@
 #ifndef VD_CORPUS_H
 #define VD_CORPUS_H
 
-#include "io/h5.h"
+#include "io/corpus_layout.h"
 
 typedef struct vd_corpus vd_corpus;
 
@@ -22,6 +22,13 @@ void vd_corpus_close(vd_corpus *corpus);
 int vd_corpus_length(const vd_corpus *corpus, const char *split, int64_t *n, vd_error *err);
 /* Not collective. Number of symbols; every token read is below it. */
 int64_t vd_corpus_vocab(const vd_corpus *corpus);
+
+/* Not collective. The vocabulary that ids refer to: the corpus's own or the adopted one. Borrowed. */
+const vd_vocabulary *vd_corpus_vocabulary(const vd_corpus *corpus);
+/* Not collective. From now on ids are those of a model's vocabulary (copied): tokens that are read, symbols, encoding
+ * and vd_corpus_vocab(). Symbols are matched by their bytes. VD_USAGE naming the first few that the model lacks. Call
+ * it before a reader starts. */
+int vd_corpus_adopt(vd_corpus *corpus, const vd_vocabulary *model, vd_error *err);
 
 /* Not collective. Reads tokens [first, first + n) of a split, which must lie in it (a bug otherwise), into out [n],
  * int32. Several threads may read. A damaged, missing or replaced shard is named: VD_FAILED. */

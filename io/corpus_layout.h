@@ -2,8 +2,8 @@
 #ifndef VD_CORPUS_LAYOUT_H
 #define VD_CORPUS_LAYOUT_H
 
+#include "io/h5.h"
 #include "src/base/choices.h"
-#include "src/base/error.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -17,6 +17,19 @@ typedef struct vd_vocabulary {
   int32_t *length;  /* [n] bytes */
   int64_t *count;   /* [n] occurrences in the whole source */
 } vd_vocabulary;
+
+/* Not collective. Under the lock. Writes /vocabulary/symbol, length and count into an open file. Errors: HDF5's. */
+int vd_vocabulary_write(hid_t file, const vd_vocabulary *v, vd_error *err);
+/* Not collective. Under the lock. Reads them into *v, whose arrays the caller frees with vd_vocabulary_free(), also on
+ * error. VD_FAILED where a shape or a length is impossible. */
+int vd_vocabulary_read(hid_t file, vd_vocabulary *v, vd_error *err);
+/* Not collective. Frees the arrays. */
+void vd_vocabulary_free(vd_vocabulary *v);
+/* Not collective. The id of the symbol of these n bytes; -1: there is none. */
+int64_t vd_vocabulary_find(const vd_vocabulary *v, const uint8_t *symbol, int64_t n);
+/* Not collective. map [from->n]: the id in `to` of each symbol of `from`, by its bytes; -1 where `to` lacks it.
+ * VD_USAGE naming the first few that `to` lacks and that occur in the source (count > 0). */
+int vd_vocabulary_map(const vd_vocabulary *from, const vd_vocabulary *to, int32_t *map, vd_error *err);
 
 /* Not collective. "train", "valid" or "test" for an enum vd_split. */
 const char *vd_split_name(int split);

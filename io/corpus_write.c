@@ -173,35 +173,6 @@ static int write_split(hid_t file, const vd_corpus_plan *plan, int split, vd_err
   return err->status;
 }
 
-static int write_vocabulary(hid_t file, const vd_vocabulary *v, vd_error *err) {
-  vd_dataset symbol = {.path = "/vocabulary/symbol",
-                       .dtype = VD_U8,
-                       .rank = 2,
-                       .shape = {(hsize_t)v->n, (hsize_t)v->width},
-                       .dimension = {"symbol_id", "byte"},
-                       .units = "1",
-                       .long_name = "bytes of each symbol, padded with zeros behind vocabulary/length",
-                       .deflate = 4};
-  vd_dataset length = {.path = "/vocabulary/length",
-                       .dtype = VD_I32,
-                       .rank = 1,
-                       .shape = {(hsize_t)v->n},
-                       .dimension = {"symbol_id"},
-                       .units = "bytes",
-                       .long_name = "length of each symbol"};
-  vd_dataset count = {.path = "/vocabulary/count",
-                      .dtype = VD_I64,
-                      .rank = 1,
-                      .shape = {(hsize_t)v->n},
-                      .dimension = {"symbol_id"},
-                      .units = "tokens",
-                      .long_name = "occurrences of each symbol in the whole source"};
-  if (vd_h5_dataset(file, &symbol, v->symbol, NULL, err) || vd_h5_dataset(file, &length, v->length, NULL, err) ||
-      vd_h5_dataset(file, &count, v->count, NULL, err))
-    return err->status;
-  return VD_OK;
-}
-
 static int write_attributes(hid_t file, const vd_corpus_plan *plan, vd_error *err) {
   char prefix[1024];
   vd_corpus_prefix(plan->path, prefix, sizeof prefix);
@@ -231,7 +202,7 @@ int vd_corpus_write(vd_h5 *h5, const vd_corpus_plan *plan, vd_error *err) {
   if (vd_h5_begin(&out, plan->path, "corpus", err) == VD_OK) {
     write_attributes(out.file, plan, err);
     for (int k = 0; k < VD_N_SPLIT && err->status == VD_OK; k++) write_split(out.file, plan, k, err);
-    if (err->status == VD_OK) write_vocabulary(out.file, &plan->vocabulary, err);
+    if (err->status == VD_OK) vd_vocabulary_write(out.file, &plan->vocabulary, err);
     if (err->status == VD_OK && vd_h5_finish(&out, err) == VD_OK && vd_digest_seal(out.at.temporary, err) == VD_OK)
       vd_h5_commit(&out, err);
     if (err->status) vd_h5_abandon(&out);

@@ -65,6 +65,10 @@ static int run(vd_context *ctx, const vd_command_line *line, vd_error *err) {
   }
 }
 
+/* Runs before the constructors of the libraries, which take longer than a signal may: OpenBLAS looks at the processor,
+ * MPI and HDF5 start. */
+__attribute__((section(".preinit_array"), used)) static void (*const before_libraries)(void) = vd_signals_catch;
+
 int main(int argc, char **argv) {
   int level;
   vd_signals_catch();

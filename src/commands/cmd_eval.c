@@ -119,7 +119,8 @@ static int evaluate(struct eval *e, vd_error *err) {
   vd_device device;
   if (vd_open_checkpoint_find(e->ctx, s, s->eval.checkpoint, &e->from, err) ||
       vd_open_checkpoint_override(s, &e->from, err) || vd_configure_corpus(e->ctx, s, &e->corpus, err) ||
-      check_output(e, err) || vd_open_checkpoint_config(&e->from, e->corpus, &e->config, err) ||
+      check_output(e, err) || vd_snapshot_adopt_vocabulary(e->ctx, e->from.path, e->from.corpus_id, e->corpus, err) ||
+      vd_open_checkpoint_config(&e->from, e->corpus, &e->config, err) ||
       vd_device_open(e->ctx, s, &e->config, &e->ops, &device, err))
     return err->status;
   vd_evaluate_plan plan = {.ctx = e->ctx,

@@ -172,7 +172,8 @@ static int generate(struct generate *g, vd_error *err) {
   vd_device device;
   if (vd_open_checkpoint_find(g->ctx, s, s->generate.checkpoint, &g->from, err) ||
       vd_open_checkpoint_override(s, &g->from, err) || vd_configure_corpus(g->ctx, s, &g->corpus, err) ||
-      check_output(g, err) || vd_open_checkpoint_config(&g->from, g->corpus, &config, err) ||
+      check_output(g, err) || vd_snapshot_adopt_vocabulary(g->ctx, g->from.path, g->from.corpus_id, g->corpus, err) ||
+      vd_open_checkpoint_config(&g->from, g->corpus, &config, err) ||
       vd_device_open(g->ctx, s, &config, &g->ops, &device, err))
     return err->status;
   g->vocab = config.vocab;

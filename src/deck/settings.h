@@ -30,8 +30,9 @@ typedef struct vd_settings {
     char directory[VD_PATH]; /* everything a run writes goes here */
     int64_t seed;
     int64_t max_updates;
-    char resume[VD_PATH]; /* 'auto', 'never', or a checkpoint's path */
-    int64_t log_interval; /* updates between log lines */
+    char resume[VD_PATH];     /* 'auto', 'never', or a checkpoint's path */
+    char start_from[VD_PATH]; /* checkpoint whose parameters begin a new run; '': none */
+    int64_t log_interval;     /* updates between log lines */
   } run;
   struct {
     char path[VD_PATH]; /* the corpus NAME.h5 */

@@ -55,6 +55,11 @@ const vd_variable vd_variables[] = {
     STRING(run, resume, "'auto'", "--restore-file",
            "'auto': resume from the newest whole checkpoint in run%directory, or start a new run where there is none; "
            "'never': start a new run; anything else: the path of the checkpoint to resume from."),
+    STRING(
+        run, start_from, "''", "--finetune-from-model",
+        "A checkpoint whose parameters alone, spans included, begin a new run: update 0, a fresh optimiser, other data "
+        "allowed, with the model's vocabulary. Where the run has checkpoints of its own, as after a requeue, it "
+        "resumes from those. '': initial parameters are drawn."),
     INTEGER(run, log_interval, "25", 1, 1e15, "updates", "--log-interval",
             "Updates between two lines of log.jsonl and of the progress report."),
 

@@ -53,6 +53,29 @@ static int refuse(const vd_settings *s, size_t i, const char *is, const char *wa
                  v->group, v->name, is, r->path, was);
 }
 
+int vd_open_checkpoint_shape(const vd_settings *s, const vd_open_checkpoint *r, vd_error *err) {
+  static const char *const shape[] = {"model%arch",    "model%n_layer",  "model%d_model",
+                                      "model%n_head",  "model%d_head",   "model%d_inner",
+                                      "model%untie_r", "span%attn_span", "span%per_layer"};
+  vd_settings a = *s, b = r->settings;
+  if (a.model.d_head == 0) a.model.d_head = a.model.d_model / a.model.n_head;
+  if (b.model.d_head == 0) b.model.d_head = b.model.d_model / b.model.n_head;
+  for (size_t i = 0; i < vd_n_variables; i++) {
+    const vd_variable *v = &vd_variables[i];
+    char name[128], is[2 * VD_PATH + 3], was[2 * VD_PATH + 3];
+    snprintf(name, sizeof name, "%s%%%s", v->group, v->name);
+    bool matters = false;
+    for (size_t k = 0; k < sizeof shape / sizeof *shape; k++) matters = matters || strcmp(name, shape[k]) == 0;
+    if (!matters) continue;
+    vd_variable_value(v, &a, is, sizeof is);
+    vd_variable_value(v, &b, was, sizeof was);
+    if (strcmp(is, was) != 0)
+      return vd_fail(err, VD_USAGE, "%s = %.100s, but the model of %s has %.100s: its parameters do not fit", name, is,
+                     r->path, was);
+  }
+  return VD_OK;
+}
+
 int vd_open_checkpoint_override(const vd_settings *s, vd_open_checkpoint *r, vd_error *err) {
   vd_settings own = *s;
   if (own.model.d_head == 0) own.model.d_head = own.model.d_model / own.model.n_head;

@@ -22,6 +22,10 @@ int vd_open_checkpoint_find(vd_context *ctx, const vd_settings *s, const char *n
  * only training uses is left alone; VD_USAGE with the place in the deck where anything else differs. */
 int vd_open_checkpoint_override(const vd_settings *s, vd_open_checkpoint *r, vd_error *err);
 
+/* Not collective. Every variable of &model and &span that gives a tensor its shape must be the checkpoint's: VD_USAGE
+ * with both values where the deck's differs. */
+int vd_open_checkpoint_shape(const vd_settings *s, const vd_open_checkpoint *r, vd_error *err);
+
 /* Not collective. The model of the checkpoint, with the vocabulary of `corpus`: where that has another number of
  * symbols, reading the parameters fails and names both shapes. */
 int vd_open_checkpoint_config(const vd_open_checkpoint *r, const vd_corpus *corpus, vd_model_config *config,

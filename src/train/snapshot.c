@@ -202,3 +202,46 @@ int vd_snapshot_describe(vd_context *ctx, const char *path, vd_settings *setting
   MPI_Bcast(update, 1, MPI_INT64_T, 0, ctx->comm);
   return VD_OK;
 }
+
+/* The vocabulary of an open checkpoint on rank 0, to all ranks. */
+static int share_vocabulary(vd_context *ctx, vd_vocabulary *v) {
+  int64_t shape[2] = {v->n, v->width};
+  MPI_Bcast(shape, 2, MPI_INT64_T, 0, ctx->comm);
+  if (ctx->rank != 0)
+    *v = (vd_vocabulary){.n = shape[0],
+                         .width = shape[1],
+                         .symbol = vd_calloc((size_t)shape[0], (size_t)shape[1]),
+                         .length = vd_calloc((size_t)shape[0], sizeof *v->length),
+                         .count = vd_calloc((size_t)shape[0], sizeof *v->count)};
+  MPI_Bcast(v->symbol, (int)(shape[0] * shape[1]), MPI_BYTE, 0, ctx->comm);
+  MPI_Bcast(v->length, (int)shape[0], MPI_INT32_T, 0, ctx->comm);
+  return MPI_Bcast(v->count, (int)shape[0], MPI_INT64_T, 0, ctx->comm);
+}
+
+int vd_snapshot_adopt_vocabulary(vd_context *ctx, const char *path, const char *trained_id, vd_corpus *corpus,
+                                 vd_error *err) {
+  vd_checkpoint *c = NULL;
+  vd_vocabulary v = {0};
+  int has = 0;
+  if (ctx->rank == 0 && vd_checkpoint_open(&c, ctx->h5, path, false, err) == VD_OK) {
+    has = vd_checkpoint_has(c, "/vocabulary/symbol");
+    if (has)
+      vd_checkpoint_get_vocabulary(c, &v, err);
+    else if (strcmp(trained_id, vd_corpus_id(corpus)) != 0)
+      vd_fail(err, VD_FAILED,
+              "%s was written by an earlier version and does not hold its vocabulary: only the corpus that it was "
+              "trained on can be used with it (resume the run for one update to have it written anew)",
+              path);
+    vd_checkpoint_close(&c);
+  }
+  if (vd_broadcast_error(ctx->comm, err) == VD_OK) {
+    MPI_Bcast(&has, 1, MPI_INT, 0, ctx->comm);
+    if (has) {
+      share_vocabulary(ctx, &v);
+      vd_corpus_adopt(corpus, &v, err);
+    }
+    if (vd_agree(ctx->comm, err)) vd_wrap(err, "the vocabulary of %s", path);
+  }
+  vd_vocabulary_free(&v);
+  return err->status;
+}

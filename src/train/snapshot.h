@@ -3,6 +3,7 @@
 #ifndef VD_SNAPSHOT_H
 #define VD_SNAPSHOT_H
 
+#include "io/corpus.h"
 #include "src/comm/context.h"
 #include "src/deck/settings.h"
 #include "src/model/model.h"
@@ -31,17 +32,18 @@ typedef struct vd_snapshot {
   vd_ops *ops;
   vd_model *model;
   vd_optimizer *optimizer;
-  int64_t n_stream;      /* global */
-  int64_t n_block;       /* blocks in an epoch of the training split */
-  vd_task_queue *writer; /* rank 0, to write; else NULL */
+  int64_t n_stream;        /* global */
+  int64_t n_block;         /* blocks in an epoch of the training split */
+  vd_task_queue *writer;   /* rank 0, to write; else NULL */
+  const vd_corpus *corpus; /* to write: its id and the vocabulary; else NULL */
 } vd_snapshot;
 
 /* Collective(ctx->comm). Writes a checkpoint to `path`, whole or not at all. When it returns the run is copied, and may
  * go on; the file is there once rank 0's s->writer has done its tasks, whose error is that of the file. Rank 0 writes,
- * the others send their memories in bounded pieces; the model's shape must outlive the tasks. echo: the resolved deck;
- * corpus_id: as vd_corpus_id. The error, of the file's beginning, is agreed. */
+ * the others send their memories in bounded pieces; the model's shape must outlive the tasks. echo: the resolved deck.
+ * The error, of the file's beginning, is agreed. */
 int vd_snapshot_write(const vd_snapshot *s, const char *path, const vd_progress *progress, const char *echo,
-                      const char *corpus_id, vd_error *err);
+                      vd_error *err);
 
 /* Collective(ctx->comm). The reverse: rank 0 reads parameters and optimiser state and broadcasts them, every rank reads
  * the memories of its own streams. The model and the number of streams must be those of the checkpoint: VD_FAILED
@@ -56,5 +58,11 @@ int vd_snapshot_read_parameters(vd_context *ctx, vd_ops *ops, vd_model *model, c
  * updates done. Rank 0 reads and broadcasts. The error is agreed. */
 int vd_snapshot_describe(vd_context *ctx, const char *path, vd_settings *settings, char corpus_id[64], int64_t *update,
                          vd_error *err);
+
+/* Collective(ctx->comm). The corpus adopts the vocabulary of the checkpoint at `path` (vd_corpus_adopt), so that ids
+ * are the model's. Rank 0 reads. A file of format version 1 holds none: then the corpus must be the one of trained_id.
+ * VD_USAGE naming symbols that the model lacks. The error is agreed. */
+int vd_snapshot_adopt_vocabulary(vd_context *ctx, const char *path, const char *trained_id, vd_corpus *corpus,
+                                 vd_error *err);
 
 #endif

@@ -45,7 +45,7 @@ static int put_scaling(vd_checkpoint *c, const vd_optimizer *o, vd_error *err) {
 }
 
 static int put_progress(vd_checkpoint *c, const vd_progress *p, int64_t n_block, const char *echo,
-                        const char *corpus_id, vd_error *err) {
+                        const vd_corpus *corpus, vd_error *err) {
   int64_t position[N_POSITION] = {p->update, 1 + p->update / n_block, p->update % n_block};
   double statistic[N_STATISTIC] = {
       [BEST_BPC] = p->best_bpc,   [BEST_UPDATE] = (double)p->best_update, [VALID_UPDATE] = (double)p->valid_update,
@@ -70,7 +70,8 @@ static int put_progress(vd_checkpoint *c, const vd_progress *p, int64_t n_block,
   vd_checkpoint_put(c, &where, position, err);
   if (err->status == VD_OK) vd_checkpoint_put(c, &sums, statistic, err);
   if (err->status == VD_OK) vd_checkpoint_put_text(c, "settings", echo, err);
-  if (err->status == VD_OK) vd_checkpoint_put_text(c, "corpus_id", corpus_id, err);
+  if (err->status == VD_OK) vd_checkpoint_put_text(c, "corpus_id", vd_corpus_id(corpus), err);
+  if (err->status == VD_OK) vd_checkpoint_put_vocabulary(c, vd_corpus_vocabulary(corpus), err);
   if (err->status == VD_OK) vd_checkpoint_put_i64(c, "update", p->update, err);
   if (err->status == VD_OK && p->best_update > 0) vd_checkpoint_put_f64(c, "best_valid_bpc", p->best_bpc, err);
   return err->status;
@@ -215,10 +216,10 @@ static void send_memories(const vd_snapshot *s, vd_checkpoint *c, int layer) {
 }
 
 int vd_snapshot_write(const vd_snapshot *s, const char *path, const vd_progress *progress, const char *echo,
-                      const char *corpus_id, vd_error *err) {
+                      vd_error *err) {
   vd_checkpoint *c = NULL;
   if (s->ctx->rank == 0 && vd_checkpoint_begin(&c, s->ctx->h5, path, err) == VD_OK &&
-      (put_progress(c, progress, s->n_block, echo, corpus_id, err) || put_scaling(c, s->optimizer, err)))
+      (put_progress(c, progress, s->n_block, echo, s->corpus, err) || put_scaling(c, s->optimizer, err)))
     vd_checkpoint_abandon(&c);
   vd_wrap(err, "the checkpoint was not written");
   if (vd_broadcast_error(s->ctx->comm, err)) return err->status;

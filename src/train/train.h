@@ -18,6 +18,7 @@
 #include "src/train/evaluate.h"
 #include "src/train/log.h"
 #include "src/train/monitor.h"
+#include "src/train/open_checkpoint.h"
 #include "src/train/resume.h"
 #include "src/train/run_lock.h"
 #include "src/train/snapshot.h"
@@ -34,6 +35,7 @@ typedef struct vd_train {
   vd_model_config config;
   vd_run_lock *lock; /* rank 0, once it is taken; else NULL */
   vd_resume resume;
+  vd_open_checkpoint start; /* of run%start_from, where the run begins from its parameters; path "": none */
   vd_ops *ops;
   vd_device device;
   vd_model *model;

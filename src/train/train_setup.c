@@ -37,17 +37,30 @@ static int plan_data(vd_train *t, vd_error *err) {
   return VD_OK;
 }
 
+/* The vocabulary is that of the checkpoint that the run resumes or takes its first parameters from. */
+static int plan_start(vd_train *t, vd_error *err) {
+  const vd_settings *s = t->settings;
+  if (t->resume.path[0])
+    return vd_snapshot_adopt_vocabulary(t->ctx, t->resume.path, vd_corpus_id(t->corpus), t->corpus, err);
+  if (!s->run.start_from[0]) return VD_OK;
+  if (vd_open_checkpoint_find(t->ctx, s, s->run.start_from, &t->start, err) ||
+      vd_open_checkpoint_shape(s, &t->start, err))
+    return vd_wrap(err, "run%%start_from");
+  return vd_snapshot_adopt_vocabulary(t->ctx, t->start.path, t->start.corpus_id, t->corpus, err);
+}
+
 int vd_train_plan(vd_train *t, vd_context *ctx, const vd_settings *s, vd_error *err) {
   *t = (vd_train){.ctx = ctx, .settings = s, .progress = {0}};
   t->echo = vd_settings_echo(s);
   if (plan_data(t, err)) return err->status;
-  if (vd_configure_model(&t->config, s, vd_corpus_vocab(t->corpus), err)) return err->status;
   /* Held while the folder is looked through, or what is found there may be gone a moment later. */
   if (ctx->rank == 0 && !ctx->check_only) vd_run_lock_take(&t->lock, s->run.directory, false, err);
   if (vd_broadcast_error(ctx->comm, err)) return err->status;
-  if (vd_resume_find(ctx, s, vd_corpus_id(t->corpus), &t->resume, err)) return err->status;
-  if (ctx->rank == 0) vd_run_paths_check(s, t->corpus, t->resume.path, t->echo, err);
-  return vd_broadcast_error(ctx->comm, err);
+  if (vd_resume_find(ctx, s, vd_corpus_id(t->corpus), &t->resume, err) || plan_start(t, err)) return err->status;
+  const char *from = t->resume.path[0] ? t->resume.path : t->start.path;
+  if (ctx->rank == 0) vd_run_paths_check(s, t->corpus, from, t->echo, err);
+  if (vd_broadcast_error(ctx->comm, err)) return err->status;
+  return vd_configure_model(&t->config, s, vd_corpus_vocab(t->corpus), err);
 }
 
 /* The first file that a run writes, so that a folder that cannot be written is known before any work is done. */
@@ -110,8 +123,10 @@ static void mend_links(const vd_train *t, vd_error *err) {
 }
 
 static int restore(vd_train *t, vd_error *err) {
+  if (!t->resume.path[0] && t->start.path[0])
+    return vd_snapshot_read_parameters(t->ctx, t->ops, t->model, t->start.path, err);
   if (!t->resume.path[0]) return VD_OK;
-  vd_snapshot snapshot = {t->ctx, t->ops, t->model, t->optimizer, t->geometry.n_stream, t->blocks, NULL};
+  vd_snapshot snapshot = {t->ctx, t->ops, t->model, t->optimizer, t->geometry.n_stream, t->blocks, NULL, NULL};
   if (vd_snapshot_read(&snapshot, t->resume.path, &t->progress, err)) return err->status;
   t->saved_update = t->progress.update;
   t->seconds_before = t->progress.log.seconds;
