@@ -1,6 +1,6 @@
 # Viaduct. `make help` lists the targets. Everything that is built lies under BUILD.
 #
-# On a cluster with modules:  make CC=mpicc PKGS="hdf5 openblas libarchive nettle jansson" ARCH=x86-64-v3
+# On a cluster with modules:  make CC=mpicc PKGS="hdf5 openblas libarchive zlib nettle jansson" ARCH=x86-64-v3
 ifeq ($(origin CC),default)
 CC := gcc
 endif
@@ -16,7 +16,7 @@ VERSION := 0.1.0
 GIT     := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 
 DEBIAN_PACKAGES := gcc make pkgconf libhdf5-openmpi-dev hdf5-tools libopenmpi-dev openmpi-bin libopenblas-openmp-dev \
-  libarchive-dev librandom123-dev libjansson-dev nettle-dev zip xz-utils git python3 python3-h5py python3-matplotlib \
+  libarchive-dev zlib1g-dev librandom123-dev libjansson-dev nettle-dev zip xz-utils git python3 python3-h5py python3-matplotlib \
   python3-xarray python3-netcdf4 python3-h5netcdf libcmocka-dev gfortran clang clang-format clang-tidy \
   libomp-14-dev libclang-rt-14-dev libfuzzer-14-dev shellcheck
 
@@ -24,7 +24,7 @@ DEBIAN_PACKAGES := gcc make pkgconf libhdf5-openmpi-dev hdf5-tools libopenmpi-de
 OPENBLAS_DIR := $(firstword $(wildcard /usr/lib/*/openblas-openmp))
 PKG_CONFIG   := $(if $(OPENBLAS_DIR),PKG_CONFIG_PATH=$(OPENBLAS_DIR)/pkgconfig:$$PKG_CONFIG_PATH )pkg-config
 HDF5 := $(shell for p in hdf5-openmpi hdf5-serial hdf5; do pkg-config --exists $$p 2>/dev/null && echo $$p && break; done)
-PKGS ?= $(or $(HDF5),hdf5) mpi openblas libarchive nettle jansson
+PKGS ?= $(or $(HDF5),hdf5) mpi openblas libarchive zlib nettle jansson
 PKGS_MISSING := $(shell for p in $(PKGS); do $(PKG_CONFIG) --exists $$p 2>/dev/null || echo $$p; done)
 PKGS_CFLAGS  := $(patsubst -I%,-isystem %,$(shell $(PKG_CONFIG) --cflags $(PKGS) 2>/dev/null))
 PKGS_LIBS    := $(shell $(PKG_CONFIG) --libs $(PKGS) 2>/dev/null)

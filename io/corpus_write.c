@@ -129,6 +129,17 @@ void vd_shard_abandon(vd_shard **shard) {
   free_shard(shard);
 }
 
+/* HDF5 takes the names of a virtual dataset's sources for patterns: %b is the number of a block, %% is a percent sign.
+ */
+static void escape_percent(const char *name, char *escaped, size_t size) {
+  size_t n = 0;
+  for (; *name && n + 2 < size; name++) {
+    if (*name == '%') escaped[n++] = '%';
+    escaped[n++] = *name;
+  }
+  escaped[n] = '\0';
+}
+
 /* /train, /valid or /test: a virtual dataset over its shards, named relative to NAME.h5 so that the folder can move. */
 static int write_split(hid_t file, const vd_corpus_plan *plan, int split, vd_error *err) {
   char path[16], dimension[32], long_name[128];
@@ -150,7 +161,7 @@ static int write_split(hid_t file, const vd_corpus_plan *plan, int split, vd_err
   uint16_t missing = is_wide(plan) ? UINT16_MAX : UINT8_MAX;
   H5Pset_fill_value(list, H5T_NATIVE_UINT16, &missing);
   int64_t shards = vd_shard_count(plan->n_token[split], plan->shard_tokens);
-  char prefix[1024], shard[1100];
+  char prefix[1024], shard[1100], name[2200];
   vd_corpus_prefix(plan->path, prefix, sizeof prefix);
   for (int64_t i = 0; i < shards && err->status == VD_OK; i++) {
     hsize_t first = (hsize_t)i * (hsize_t)plan->shard_tokens;
@@ -158,7 +169,8 @@ static int write_split(hid_t file, const vd_corpus_plan *plan, int split, vd_err
     vd_shard_name(prefix, split, i, shard, sizeof shard);
     hid_t source = H5Screate_simple(1, &count, NULL);
     H5Sselect_hyperslab(space, H5S_SELECT_SET, &first, NULL, &count, NULL);
-    if (H5Pset_virtual(list, space, shard, "/tokens", source) < 0) vd_h5_fail(err, "cannot map %s", shard);
+    escape_percent(shard, name, sizeof name);
+    if (H5Pset_virtual(list, space, name, "/tokens", source) < 0) vd_h5_fail(err, "cannot map %s", shard);
     H5Sclose(source);
   }
   H5Sselect_all(space);
@@ -211,8 +223,20 @@ int vd_corpus_write(vd_h5 *h5, const vd_corpus_plan *plan, vd_error *err) {
   return err->status;
 }
 
-int vd_corpus_remove(const char *path, vd_error *err) {
-  char folder[1024], prefix[1024];
+/* True when the file at `path` is a shard of the corpus `id`. */
+static bool is_shard_of(const char *path, const char *id) {
+  vd_error none = {0};
+  hid_t file;
+  char *found = NULL;
+  if (vd_h5_open(path, "shard", &file, &none)) return false;
+  bool is_ours = vd_h5_get_text(file, "corpus_id", &found, &none) == VD_OK && strcmp(found, id) == 0;
+  free(found);
+  H5Fclose(file);
+  return is_ours;
+}
+
+int vd_corpus_remove(vd_h5 *h5, const char *path, const char *id, vd_error *err) {
+  char folder[1024], prefix[1024], shard[2100];
   vd_split_path(path, folder, sizeof folder);
   vd_corpus_prefix(path, prefix, sizeof prefix);
   if (unlink(path) != 0 && errno != ENOENT)
@@ -221,11 +245,14 @@ int vd_corpus_remove(const char *path, vd_error *err) {
   if (vd_sync_folder(path, err)) return err->status;
   DIR *dir = opendir(folder);
   if (!dir) return vd_fail(err, VD_FAILED, "cannot read the folder %s: %s", folder, strerror(errno));
+  vd_h5_lock(h5);
   for (struct dirent *e; (e = readdir(dir)) != NULL;) {
-    if (!vd_corpus_owns(prefix, e->d_name)) continue;
+    snprintf(shard, sizeof shard, "%s/%s", folder, e->d_name);
+    if (!vd_corpus_owns(prefix, e->d_name) || !(vd_is_temporary(e->d_name, NULL) || is_shard_of(shard, id))) continue;
     if (unlinkat(dirfd(dir), e->d_name, 0) != 0 && errno != ENOENT)
-      vd_fail(err, VD_FAILED, "cannot remove %s/%s: %s", folder, e->d_name, strerror(errno));
+      vd_fail(err, VD_FAILED, "cannot remove %s: %s", shard, strerror(errno));
   }
+  vd_h5_unlock(h5);
   closedir(dir);
   return err->status;
 }

@@ -37,9 +37,10 @@ void vd_shard_abandon(vd_shard **shard);
 
 /* Not collective. Writes NAME.h5, when all shards are in place. Errors: the file cannot be written. */
 int vd_corpus_write(vd_h5 *h5, const vd_corpus_plan *plan, vd_error *err);
-/* Not collective. Removes NAME.h5 first, then all its shards and the temporaries of killed runs, whatever run made
- * them. Errors: a file that cannot be removed. */
-int vd_corpus_remove(const char *path, vd_error *err);
+/* Not collective. Removes NAME.h5 first, then those files named like its shards that carry the corpus id `id`, and the
+ * temporaries of killed runs. Other files stay. VD_FAILED naming a file that cannot be removed. The caller makes sure
+ * that no other process writes this corpus. */
+int vd_corpus_remove(vd_h5 *h5, const char *path, const char *id, vd_error *err);
 
 /* What lies at plan->path already. */
 enum vd_corpus_state {

@@ -178,7 +178,7 @@ def wrong():
     raw = path("raw")
     expect("a short source", prepare("w", source=raw), 2, "has 400000 bytes", "ask for 100000000", "prepare%train = 0.9")
     expect("a missing source", prepare("w", source=path("absent"), **RULE), 1, "absent: No such file")
-    expect("a folder as source", prepare("w", source=FOLDER, **RULE), 1, "is not a file")
+    expect("a folder as source", prepare("w", source=FOLDER, **RULE), 1, "is not a regular file but a folder")
     expect("an empty source", prepare("w", source=write("empty", b""), **RULE), 2, "is empty")
     expect("a path without .h5", viaduct("prepare", write("x.nml", b"&prepare /"), *settings(
         data__path=f"'{path('w.hdf')}'", prepare__source=f"'{raw}'")), 2, "must end in NAME.h5")

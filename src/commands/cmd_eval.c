@@ -5,7 +5,7 @@
 #include "src/commands/commands.h"
 #include "src/train/evaluate.h"
 #include "src/train/open_checkpoint.h"
-#include "src/train/run_paths.h"
+#include "src/train/run_folder.h"
 #include "src/train/snapshot.h"
 
 #include <math.h>

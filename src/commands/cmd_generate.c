@@ -3,7 +3,7 @@
 #include "src/comm/collectives.h"
 #include "src/commands/commands.h"
 #include "src/train/open_checkpoint.h"
-#include "src/train/run_paths.h"
+#include "src/train/run_folder.h"
 #include "src/train/snapshot.h"
 
 #include <errno.h>

@@ -4,40 +4,13 @@
 #include "src/comm/collectives.h"
 #include "src/commands/commands.h"
 #include "src/commands/prepare.h"
+#include "src/commands/prepare_place.h"
 
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 static const char enwik8_md5[] = "a1fa5ffddb56f4953e226637dabbb36a";
-
-static int check_path(const char *path, vd_error *err) {
-  size_t n = strlen(path);
-  const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
-  if (n < 4 || strcmp(path + n - 3, ".h5") != 0 || strlen(name) < 4)
-    return vd_fail(err, VD_USAGE, "data%%path = '%s' must end in NAME.h5", path);
-  return VD_OK;
-}
-
-/* Makes the folder of `path` and those above it, or, without `make`, checks that they could be made. */
-static int check_folder(const char *path, bool make, vd_error *err) {
-  char folder[VD_PATH], above[VD_PATH];
-  struct stat st;
-  vd_split_path(path, folder, sizeof folder);
-  if (make && vd_make_folder(folder, err)) return vd_wrap(err, "cannot write %s", path);
-  while (access(folder, F_OK) != 0 && errno == ENOENT) {
-    vd_split_path(folder, above, sizeof above);
-    memcpy(folder, above, sizeof folder);
-  }
-  if (access(folder, W_OK | X_OK) != 0)
-    return vd_fail(err, VD_FAILED, "cannot write %s: folder %s: %s", path, folder, strerror(errno));
-  if (stat(folder, &st) != 0 || !S_ISDIR(st.st_mode))
-    return vd_fail(err, VD_FAILED, "cannot write %s: %s is not a folder", path, folder);
-  return VD_OK;
-}
 
 static void say_sources(const vd_corpus_plan *plan, const char *const kind[VD_N_SPLIT]) {
   for (int i = 0; i < plan->n_source; i++)
@@ -80,7 +53,7 @@ static int decide(vd_context *ctx, const vd_settings *s, const vd_corpus_plan *p
                      plan->path, why);
     printf("viaduct: %s is replaced, as prepare%%overwrite says (%s)\n", plan->path, why);
   }
-  return check_folder(plan->path, !ctx->check_only && *write, err);
+  return *write ? vd_prepare_place_shards(ctx->h5, plan, err) : VD_OK;
 }
 
 /* Everything that the other ranks need of rank 0's plan. */
@@ -109,7 +82,12 @@ static void share_plan(vd_context *ctx, vd_corpus_plan *plan, const vd_settings 
 /* All shards, then NAME.h5. What a failed run wrote is removed again. */
 static int write_corpus(vd_context *ctx, const vd_settings *s, vd_corpus_plan *plan, const vd_prepare_stamp *stamp,
                         vd_error *err) {
-  if (ctx->rank == 0) vd_corpus_remove(plan->path, err);
+  if (ctx->rank == 0) {
+    char replaced[64];
+    vd_prepare_place_id(ctx->h5, plan->path, replaced);
+    if (!replaced[0] || vd_corpus_remove(ctx->h5, plan->path, replaced, err) == VD_OK)
+      vd_corpus_remove(ctx->h5, plan->path, plan->id, err);
+  }
   if (vd_broadcast_error(ctx->comm, err)) return err->status;
   share_plan(ctx, plan, s);
   vd_prepare_shards(ctx->h5, plan, ctx->rank, ctx->size, err);
@@ -118,7 +96,7 @@ static int write_corpus(vd_context *ctx, const vd_settings *s, vd_corpus_plan *p
     if (err->status == VD_OK && vd_prepare_unchanged(plan, stamp, err) == VD_OK) vd_corpus_write(ctx->h5, plan, err);
     vd_error ignored = {0}; /* the first error is the one to tell */
     if (err->status)
-      vd_corpus_remove(plan->path, &ignored);
+      vd_corpus_remove(ctx->h5, plan->path, plan->id, &ignored);
     else
       printf("viaduct: wrote %s\n", plan->path);
   }
@@ -126,9 +104,14 @@ static int write_corpus(vd_context *ctx, const vd_settings *s, vd_corpus_plan *p
 }
 
 static int plan_corpus(vd_context *ctx, const vd_settings *s, vd_corpus_plan *plan, vd_prepare_stamp *stamp,
-                       bool *write, vd_error *err) {
+                       vd_prepare_lock *lock, bool *write, vd_error *err) {
   const char *kind[VD_N_SPLIT] = {"", "", ""};
-  if (check_path(plan->path, err) || vd_prepare_scan(plan, s, stamp, kind, err)) return err->status;
+  if (vd_prepare_place_check(ctx->h5, s, err)) return err->status;
+  /* The sources are looked at before a folder is made for what comes of them. */
+  if (vd_prepare_sources(s, plan, stamp, err)) return err->status;
+  if (!ctx->check_only && (vd_prepare_place_make(plan->path, err) || vd_prepare_lock_take(lock, plan->path, err)))
+    return err->status;
+  if (vd_prepare_scan(plan, s, kind, err)) return err->status;
   say_sources(plan, kind);
   if (decide(ctx, s, plan, write, err)) return err->status;
   if (*write && ctx->check_only) {
@@ -142,17 +125,19 @@ int vd_cmd_prepare(vd_context *ctx, const vd_settings *s, vd_error *err) {
   vd_corpus_plan plan = {
       .path = s->data.path, .shard_tokens = s->prepare.shard_tokens, .deflate = (int)s->prepare.deflate};
   vd_prepare_stamp stamp[VD_N_SPLIT];
+  vd_prepare_lock lock = {.fd = -1};
   char *echo = NULL;
   bool write = false;
   if (ctx->rank == 0) {
     plan.echo = echo = vd_settings_echo(s);
-    plan_corpus(ctx, s, &plan, stamp, &write, err);
+    plan_corpus(ctx, s, &plan, stamp, &lock, &write, err);
     fflush(stdout);
   }
   if (vd_broadcast_error(ctx->comm, err) == VD_OK) {
     MPI_Bcast(&write, 1, MPI_C_BOOL, 0, ctx->comm);
     if (write) write_corpus(ctx, s, &plan, stamp, err);
   }
+  vd_prepare_lock_release(&lock);
   vd_prepare_free(&plan);
   free(echo);
   return err->status;

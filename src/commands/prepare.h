@@ -28,11 +28,13 @@ typedef struct vd_prepare_stamp {
   struct timespec changed;
 } vd_prepare_stamp;
 
+/* Not collective. Names the sources of the settings in the plan and opens and closes each: VD_FAILED for one that is
+ * missing or that cannot be unpacked. stamp: as the files are now. */
+int vd_prepare_sources(const vd_settings *s, vd_corpus_plan *plan, vd_prepare_stamp stamp[VD_N_SPLIT], vd_error *err);
 /* Not collective. Reads all sources once and fills the plan: sizes, md5, vocabulary (its arrays are freed with
  * vd_prepare_free()), lengths of the splits, identity; kind [3]: how each file is packed. VD_USAGE: a source that is
  * shorter than the splits ask for, or empty; VD_FAILED: a file that cannot be read. */
-int vd_prepare_scan(vd_corpus_plan *plan, const vd_settings *s, vd_prepare_stamp stamp[VD_N_SPLIT],
-                    const char *kind[VD_N_SPLIT], vd_error *err);
+int vd_prepare_scan(vd_corpus_plan *plan, const vd_settings *s, const char *kind[VD_N_SPLIT], vd_error *err);
 /* Not collective. VD_FAILED when a source is not what it was when it was scanned. */
 int vd_prepare_unchanged(const vd_corpus_plan *plan, const vd_prepare_stamp stamp[VD_N_SPLIT], vd_error *err);
 /* Not collective. Frees the arrays of the vocabulary. */

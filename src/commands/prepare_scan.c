@@ -60,7 +60,7 @@ int vd_prepare_unchanged(const vd_corpus_plan *plan, const vd_prepare_stamp stam
 static int scan_bytes(vd_corpus_plan *plan, const char **kind, int64_t count[256], vd_error *err) {
   vd_source_file *source;
   if (vd_source_open(&source, plan->source[0], err)) return err->status;
-  *kind = vd_source_kind(source);
+  *kind = vd_source_packing(source);
   uint8_t *buffer = vd_calloc(BUFFER, 1);
   struct md5_ctx md5;
   md5_init(&md5);
@@ -101,9 +101,9 @@ static int split_bytes(vd_corpus_plan *plan, const vd_settings *s, vd_error *err
   double fractions = 0;
   for (int k = 0; k < VD_N_SPLIT; k++) {
     double before = fractions;
-    if (wanted[k] < 1) fractions += wanted[k];
-    plan->n_token[k] = wanted[k] >= 1 ? (int64_t)wanted[k]
-                                      : (int64_t)(llround(fractions * (double)size) - llround(before * (double)size));
+    if (wanted[k] <= 1) fractions += wanted[k];
+    plan->n_token[k] = wanted[k] > 1 ? (int64_t)wanted[k]
+                                     : (int64_t)(llround(fractions * (double)size) - llround(before * (double)size));
     sum += plan->n_token[k];
   }
   if (size == 0) return vd_fail(err, VD_USAGE, "the source %s is empty", plan->source[0]);
@@ -125,7 +125,7 @@ static int split_bytes(vd_corpus_plan *plan, const vd_settings *s, vd_error *err
 static int scan_text(vd_corpus_plan *plan, int k, const char **kind, vd_vocabulary_builder *words, vd_error *err) {
   vd_word_scanner *scanner;
   if (vd_word_scanner_open(&scanner, plan->source[k], err)) return err->status;
-  *kind = vd_source_kind(vd_word_scanner_source(scanner));
+  *kind = vd_source_packing(vd_word_scanner_source(scanner));
   vd_progress progress;
   vd_progress_start(&progress, plan->source[k]);
   for (;;) {
@@ -171,15 +171,21 @@ static void identify(vd_corpus_plan *plan) {
   hex(&md5, plan->id);
 }
 
-int vd_prepare_scan(vd_corpus_plan *plan, const vd_settings *s, vd_prepare_stamp stamp[VD_N_SPLIT],
-                    const char *kind[VD_N_SPLIT], vd_error *err) {
+int vd_prepare_sources(const vd_settings *s, vd_corpus_plan *plan, vd_prepare_stamp stamp[VD_N_SPLIT], vd_error *err) {
   plan->words = s->prepare.source[0] == '\0';
   plan->n_source = plan->words ? VD_N_SPLIT : 1;
   plan->source[0] = plan->words ? s->prepare.train_text : s->prepare.source;
   plan->source[1] = s->prepare.valid_text;
   plan->source[2] = s->prepare.test_text;
-  for (int i = 0; i < plan->n_source; i++)
-    if (stamp_of(plan->source[i], &stamp[i], err)) return err->status;
+  for (int i = 0; i < plan->n_source; i++) {
+    vd_source_file *source;
+    if (stamp_of(plan->source[i], &stamp[i], err) || vd_source_open(&source, plan->source[i], err)) return err->status;
+    vd_source_close(source);
+  }
+  return VD_OK;
+}
+
+int vd_prepare_scan(vd_corpus_plan *plan, const vd_settings *s, const char *kind[VD_N_SPLIT], vd_error *err) {
   if (plan->words) {
     scan_texts(plan, kind, err);
   } else {

@@ -1,110 +1,47 @@
 #include "src/commands/source.h"
 
+#include "src/base/regular_file.h"
+#include "src/commands/source_kind.h"
+
 #include <archive.h>
 #include <archive_entry.h>
 #include <errno.h>
-#include <fcntl.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
+#include <zlib.h>
 
 enum { BUFFER = 1 << 20 };
 
 struct vd_source_file {
   char *path;
-  const char *kind;
-  int fd;                  /* plain files and, below the archive, the others */
-  struct archive *archive; /* NULL where plain */
-  int64_t size, at;        /* of the file on disk; bytes of it read (plain) */
-  uint8_t *waste;          /* [BUFFER], for skipping */
+  vd_source_kind kind;
+  int fd;
+  int64_t size, at; /* of the file on disk; bytes of it read (plain, gzip) */
+
+  struct archive *archive; /* of all packings but gzip */
+
+  z_stream gzip;
+  bool gzip_is_open, in_member;
+  uint8_t *packed; /* [BUFFER] of gzip */
+
+  uint8_t head[VD_SOURCE_HEAD]; /* of the unpacked bytes: read ahead to tell what they are */
+  size_t head_n, head_at;
+  uint8_t *waste; /* [BUFFER], for skipping */
 };
 
-static const char *kind_of(const uint8_t *head, ssize_t n) {
-  if (n >= 4 && memcmp(head, "PK\3\4", 4) == 0) return "zip";
-  if (n >= 3 && memcmp(head, "\x1f\x8b\x08", 3) == 0) return "gzip";
-  if (n >= 6 && memcmp(head,
-                       "\xfd"
-                       "7zXZ\0",
-                       6) == 0)
-    return "xz";
-  return "plain";
+static int damaged(const vd_source_file *s, const char *reason, vd_error *err) {
+  return vd_fail(err, VD_FAILED, "cannot read %s (%s): %s", s->path, s->kind.name, reason);
 }
 
-/* The next regular file of a zip; ARCHIVE_EOF when there is none. */
-static int next_file(struct archive *a) {
-  struct archive_entry *entry;
-  int status;
-  do status = archive_read_next_header(a, &entry);
-  while (status == ARCHIVE_OK && archive_entry_filetype(entry) == AE_IFDIR);
-  return status;
-}
-
-static int damaged(const vd_source_file *s, vd_error *err) {
+static int archive_damaged(const vd_source_file *s, vd_error *err) {
   const char *reason = archive_error_string(s->archive);
-  return vd_fail(err, VD_FAILED, "cannot read %s (%s): %s", s->path, s->kind, reason ? reason : "it is damaged");
+  return damaged(s, reason ? reason : "it is damaged", err);
 }
 
-static int open_archive(vd_source_file *s, vd_error *err) {
-  s->archive = archive_read_new();
-  if (!s->archive) return vd_fail(err, VD_FAILED, "cannot start libarchive");
-  if (strcmp(s->kind, "zip") == 0) {
-    archive_read_support_format_zip(s->archive);
-  } else {
-    archive_read_support_format_raw(s->archive);
-    if (strcmp(s->kind, "gzip") == 0)
-      archive_read_support_filter_gzip(s->archive);
-    else
-      archive_read_support_filter_xz(s->archive);
-  }
-  if (archive_read_open_fd(s->archive, s->fd, BUFFER) != ARCHIVE_OK) return damaged(s, err);
-  int status = next_file(s->archive);
-  if (status == ARCHIVE_EOF) return vd_fail(err, VD_FAILED, "%s (%s) holds no file", s->path, s->kind);
-  if (status != ARCHIVE_OK) return damaged(s, err);
-  return VD_OK;
-}
-
-int vd_source_open(vd_source_file **source, const char *path, vd_error *err) {
-  *source = NULL;
-  vd_source_file *s = vd_calloc(1, sizeof *s);
-  s->path = vd_calloc(strlen(path) + 1, 1);
-  memcpy(s->path, path, strlen(path));
-  s->fd = open(path, O_RDONLY | O_CLOEXEC);
-  struct stat st;
-  uint8_t head[6];
-  if (s->fd < 0 || fstat(s->fd, &st) != 0)
-    vd_fail(err, VD_FAILED, "cannot open %s: %s", path, strerror(errno));
-  else if (!S_ISREG(st.st_mode))
-    vd_fail(err, VD_FAILED, "%s is not a file (a pipe cannot be read twice)", path);
-  if (err->status == VD_OK) {
-    s->size = st.st_size;
-    ssize_t n = pread(s->fd, head, sizeof head, 0);
-    if (n < 0) vd_fail(err, VD_FAILED, "cannot read %s: %s", path, strerror(errno));
-    s->kind = kind_of(head, n);
-    if (err->status == VD_OK && strcmp(s->kind, "plain") != 0) open_archive(s, err);
-  }
-  if (err->status)
-    vd_source_close(s);
-  else
-    *source = s;
-  return err->status;
-}
-
-static int read_archive(vd_source_file *s, uint8_t *to, int64_t size, int64_t *n, vd_error *err) {
-  la_ssize_t got = archive_read_data(s->archive, to, (size_t)size);
-  if (got < 0) return damaged(s, err);
-  *n = got;
-  if (got > 0 || strcmp(s->kind, "zip") != 0) return VD_OK;
-  int status = next_file(s->archive);
-  if (status == ARCHIVE_OK) return vd_fail(err, VD_FAILED, "%s (zip) holds more than one file", s->path);
-  if (status != ARCHIVE_EOF) return damaged(s, err);
-  return VD_OK;
-}
-
-int vd_source_read(vd_source_file *s, uint8_t *to, int64_t size, int64_t *n, vd_error *err) {
-  *n = 0;
-  if (s->archive) return read_archive(s, to, size, n, err);
+static int read_file(vd_source_file *s, uint8_t *to, int64_t size, int64_t *n, vd_error *err) {
   ssize_t got;
   do got = pread(s->fd, to, (size_t)size, s->at);
   while (got < 0 && errno == EINTR);
@@ -114,8 +51,179 @@ int vd_source_read(vd_source_file *s, uint8_t *to, int64_t size, int64_t *n, vd_
   return VD_OK;
 }
 
+/* gzip is unpacked with zlib itself, which compares the checksum and the length of each member; libarchive does not. */
+static int open_gzip(vd_source_file *s, vd_error *err) {
+  enum { GZIP_ONLY = 16 + MAX_WBITS };
+  s->gzip_is_open = inflateInit2(&s->gzip, GZIP_ONLY) == Z_OK;
+  if (!s->gzip_is_open) return vd_fail(err, VD_FAILED, "cannot start zlib");
+  s->packed = vd_calloc(BUFFER, 1);
+  s->in_member = true;
+  return VD_OK;
+}
+
+/* Fills the input where it is used up; none is left at the end of the file. */
+static int fill_gzip(vd_source_file *s, vd_error *err) {
+  int64_t n = 0;
+  if (s->gzip.avail_in > 0) return VD_OK;
+  if (read_file(s, s->packed, BUFFER, &n, err)) return err->status;
+  s->gzip.next_in = s->packed;
+  s->gzip.avail_in = (uInt)n;
+  return VD_OK;
+}
+
+/* Between members: the next one, the end of the file, or zeros up to it (tapes pad with them); nothing else. */
+static int begin_member(vd_source_file *s, vd_error *err) {
+  if (fill_gzip(s, err) || s->gzip.avail_in == 0) return err->status;
+  if (*s->gzip.next_in == 0) {
+    while (s->gzip.avail_in > 0) {
+      for (; s->gzip.avail_in > 0; s->gzip.avail_in--)
+        if (*s->gzip.next_in++ != 0) return damaged(s, "there is something else behind its last member", err);
+      if (fill_gzip(s, err)) return err->status;
+    }
+    return VD_OK;
+  }
+  if (*s->gzip.next_in != 0x1f) return damaged(s, "there is something else behind a member", err);
+  s->in_member = inflateReset(&s->gzip) == Z_OK;
+  return s->in_member ? VD_OK : damaged(s, "zlib failed", err);
+}
+
+static int read_gzip(vd_source_file *s, uint8_t *to, int64_t size, int64_t *n, vd_error *err) {
+  s->gzip.next_out = to;
+  s->gzip.avail_out = (uInt)(size < BUFFER ? size : BUFFER);
+  uInt room = s->gzip.avail_out;
+  while (s->gzip.avail_out == room) {
+    if (!s->in_member && (begin_member(s, err) || !s->in_member)) break; /* at the end */
+    if (fill_gzip(s, err)) break;
+    if (s->gzip.avail_in == 0) return damaged(s, "it is truncated", err);
+    int status = inflate(&s->gzip, Z_NO_FLUSH);
+    if (status == Z_STREAM_END)
+      s->in_member = false;
+    else if (status != Z_OK && status != Z_BUF_ERROR)
+      return damaged(s, s->gzip.msg ? s->gzip.msg : "it is damaged", err);
+  }
+  *n = room - s->gzip.avail_out;
+  return err->status;
+}
+
+/* The next regular file of a zip; ARCHIVE_EOF when there is none. A name that this locale cannot write is no error. */
+static int next_file(struct archive *a) {
+  struct archive_entry *entry;
+  int status;
+  do {
+    status = archive_read_next_header(a, &entry);
+    if (status == ARCHIVE_WARN) status = ARCHIVE_OK;
+  } while (status == ARCHIVE_OK && archive_entry_filetype(entry) == AE_IFDIR);
+  return status;
+}
+
+static int choose_filter(vd_source_file *s) {
+  static const struct {
+    const char *name;
+    int (*choose)(struct archive *);
+  } filters[] = {{"bzip2", archive_read_support_filter_bzip2},
+                 {"xz", archive_read_support_filter_xz},
+                 {"lzma", archive_read_support_filter_lzma},
+                 {"zstd", archive_read_support_filter_zstd},
+                 {"lz4", archive_read_support_filter_lz4}};
+  for (size_t i = 0; i < sizeof filters / sizeof *filters; i++)
+    if (strcmp(filters[i].name, s->kind.name) == 0) return filters[i].choose(s->archive);
+  return ARCHIVE_FATAL;
+}
+
+static int open_archive(vd_source_file *s, vd_error *err) {
+  s->archive = archive_read_new();
+  if (!s->archive) return vd_fail(err, VD_FAILED, "cannot start libarchive");
+  if (s->kind.packing == VD_PACKING_ZIP) {
+    archive_read_support_format_zip(s->archive);
+  } else {
+    archive_read_support_format_raw(s->archive);
+    /* A warning says that libarchive would start another program for it. */
+    if (choose_filter(s) != ARCHIVE_OK)
+      return damaged(s, "the libarchive of this program does not unpack this; unpack it first", err);
+  }
+  if (archive_read_open_fd(s->archive, s->fd, BUFFER) != ARCHIVE_OK) return archive_damaged(s, err);
+  int status = next_file(s->archive);
+  if (status == ARCHIVE_EOF) return vd_fail(err, VD_FAILED, "%s (%s) holds no file", s->path, s->kind.name);
+  return status == ARCHIVE_OK ? VD_OK : archive_damaged(s, err);
+}
+
+static int read_archive(vd_source_file *s, uint8_t *to, int64_t size, int64_t *n, vd_error *err) {
+  la_ssize_t got = archive_read_data(s->archive, to, (size_t)size);
+  if (got < 0) return archive_damaged(s, err);
+  *n = got;
+  if (got > 0) return VD_OK;
+  if (s->kind.packing != VD_PACKING_ZIP) {
+    if (archive_filter_bytes(s->archive, -1) < s->size)
+      return damaged(s, "there is something else behind its end", err);
+    return VD_OK;
+  }
+  int status = next_file(s->archive);
+  if (status == ARCHIVE_OK) return vd_fail(err, VD_FAILED, "%s (zip) holds more than one file", s->path);
+  return status == ARCHIVE_EOF ? VD_OK : archive_damaged(s, err);
+}
+
+static int read_unpacked(vd_source_file *s, uint8_t *to, int64_t size, int64_t *n, vd_error *err) {
+  *n = 0;
+  if (s->archive) return read_archive(s, to, size, n, err);
+  return s->gzip_is_open ? read_gzip(s, to, size, n, err) : read_file(s, to, size, n, err);
+}
+
+static int refuse(const vd_source_file *s, const char *where, const char *kind, vd_error *err) {
+  return vd_fail(err, VD_FAILED, "%s %s %s file, which is not read: unpack it first", s->path, where, kind);
+}
+
+/* Packed bytes within packed bytes (.tar.gz) would make a corpus of noise. */
+static int check_unpacked(vd_source_file *s, vd_error *err) {
+  for (int64_t n = 1; n > 0 && s->head_n < sizeof s->head; s->head_n += (size_t)n)
+    if (read_unpacked(s, s->head + s->head_n, (int64_t)(sizeof s->head - s->head_n), &n, err)) return err->status;
+  vd_source_kind within = vd_source_kind_of(s->head, s->head_n);
+  if (within.packing == VD_PACKING_NONE) return VD_OK;
+  char where[64];
+  snprintf(where, sizeof where, "is a %s file that holds a", s->kind.name);
+  return refuse(s, where, within.name, err);
+}
+
+static int open_kind(vd_source_file *s, vd_error *err) {
+  uint8_t head[VD_SOURCE_HEAD];
+  ssize_t n = pread(s->fd, head, sizeof head, 0);
+  if (n < 0) return vd_fail(err, VD_FAILED, "cannot read %s: %s", s->path, strerror(errno));
+  s->kind = vd_source_kind_of(head, (size_t)n);
+  switch (s->kind.packing) {
+  case VD_PACKING_NONE:
+    return VD_OK;
+  case VD_PACKING_REFUSED:
+    return refuse(s, "is a", s->kind.name, err);
+  case VD_PACKING_GZIP:
+    return open_gzip(s, err) ? err->status : check_unpacked(s, err);
+  default:
+    return open_archive(s, err) ? err->status : check_unpacked(s, err);
+  }
+}
+
+int vd_source_open(vd_source_file **source, const char *path, vd_error *err) {
+  *source = NULL;
+  vd_source_file *s = vd_calloc(1, sizeof *s);
+  s->path = vd_calloc(strlen(path) + 1, 1);
+  memcpy(s->path, path, strlen(path));
+  if (vd_open_regular(path, &s->fd, &s->size, err) || open_kind(s, err))
+    vd_source_close(s);
+  else
+    *source = s;
+  return err->status;
+}
+
+int vd_source_read(vd_source_file *s, uint8_t *to, int64_t size, int64_t *n, vd_error *err) {
+  size_t ahead = s->head_n - s->head_at;
+  if (ahead == 0) return read_unpacked(s, to, size, n, err);
+  if ((int64_t)ahead > size) ahead = (size_t)size;
+  memcpy(to, s->head + s->head_at, ahead);
+  s->head_at += ahead;
+  *n = (int64_t)ahead;
+  return VD_OK;
+}
+
 int vd_source_skip(vd_source_file *s, int64_t n, vd_error *err) {
-  if (!s->archive && s->size - s->at >= n) {
+  if (s->kind.packing == VD_PACKING_NONE && s->size - s->at >= n) {
     s->at += n;
     return VD_OK;
   }
@@ -129,8 +237,8 @@ int vd_source_skip(vd_source_file *s, int64_t n, vd_error *err) {
   return VD_OK;
 }
 
-const char *vd_source_kind(const vd_source_file *source) {
-  return source->kind;
+const char *vd_source_packing(const vd_source_file *source) {
+  return source->kind.name;
 }
 
 double vd_source_fraction(const vd_source_file *s) {
@@ -141,7 +249,9 @@ double vd_source_fraction(const vd_source_file *s) {
 void vd_source_close(vd_source_file *s) {
   if (!s) return;
   if (s->archive) archive_read_free(s->archive);
+  if (s->gzip_is_open) inflateEnd(&s->gzip);
   if (s->fd >= 0) close(s->fd);
+  free(s->packed);
   free(s->waste);
   free(s->path);
   free(s);

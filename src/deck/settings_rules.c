@@ -59,17 +59,18 @@ static void broken(const check *c, const char *const *names, const char *format,
 #define BROKEN(c, names, ...) broken(c, (const char *const[]){names, NULL}, __VA_ARGS__)
 #define BOTH(a, b) a, b
 
-/* A split's size below 1 is a fraction; from 1 on it counts tokens and must be whole. */
+/* A split's size up to 1 is a fraction of the source; above 1 it counts tokens and must be whole. */
 static void check_sizes(const check *c) {
   const vd_settings *s = c->s;
   const char *names[] = {"prepare%train", "prepare%valid", "prepare%test"};
   const double sizes[] = {s->prepare.train, s->prepare.valid, s->prepare.test};
   double fractions = 0;
   for (int i = 0; i < 3; i++) {
-    if (sizes[i] < 1)
+    if (sizes[i] <= 1)
       fractions += sizes[i];
     else if (sizes[i] != floor(sizes[i]))
-      BROKEN(c, names[i], "%s = %.17g is neither a fraction below 1 nor a whole number of tokens", names[i], sizes[i]);
+      BROKEN(c, names[i], "%s = %.17g is neither a fraction of at most 1 nor a whole number of tokens", names[i],
+             sizes[i]);
   }
   if (fractions > 1 + 1e-12)
     broken(c, (const char *const[]){names[0], names[1], names[2], NULL},
@@ -182,8 +183,38 @@ static void check_train(const check *c) {
   check_belongings(c);
 }
 
+/* A deck is no shell: '~/runs' would be a folder named ~ in the working directory. Decks inside checkpoints are exempt.
+ */
+static void check_paths(const check *c) {
+  const vd_settings *s = c->s;
+  const struct {
+    const char *name, *path;
+  } paths[] = {{"run%directory", s->run.directory},
+               {"run%resume", s->run.resume},
+               {"data%path", s->data.path},
+               {"device%timeline", s->device.timeline},
+               {"eval%checkpoint", s->eval.checkpoint},
+               {"eval%nll_file", s->eval.nll_file},
+               {"generate%checkpoint", s->generate.checkpoint},
+               {"generate%output", s->generate.output},
+               {"prepare%source", s->prepare.source},
+               {"prepare%train_text", s->prepare.train_text},
+               {"prepare%valid_text", s->prepare.valid_text},
+               {"prepare%test_text", s->prepare.test_text}};
+  for (size_t i = 0; i < sizeof paths / sizeof *paths; i++) {
+    char first = paths[i].path[0];
+    if (first == '~' || first == '$')
+      BROKEN(
+          c, paths[i].name,
+          "%s = '%.200s' begins with '%c', which a shell replaces and a deck does not: write the path out ('./%c...' "
+          "for a file of that very name)",
+          paths[i].name, paths[i].path, first, first);
+  }
+}
+
 static void check_command(const check *c) {
   const vd_settings *s = c->s;
+  check_paths(c);
   if (strcmp(c->command, "prepare") == 0) {
     check_prepare(c);
     return;

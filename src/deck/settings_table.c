@@ -226,18 +226,19 @@ const vd_variable vd_variables[] = {
     STRING(generate, output, "''", "", "File for the text. '': standard output."),
 
     STRING(prepare, source, "''", "",
-           "A file of raw bytes, plain or .zip, .gz, .xz; each byte is a token, and the splits are consecutive parts "
+           "A file of raw bytes, plain or packed (zip, gzip, bzip2, xz, lzma, zstd, lz4); each byte is a token, and "
+           "the splits are consecutive parts "
            "of it. Instead of the three texts below."),
     STRING(prepare, train_text, "''", "--trainpref",
            "Pre-tokenised text of the training split, symbols with blanks between, as fairseq's preprocessing leaves "
            "it. Given together with valid_text and test_text."),
     STRING(prepare, valid_text, "''", "--validpref", "The same for the validation split."),
     STRING(prepare, test_text, "''", "--testpref", "The same for the test split."),
-    REAL(prepare, train, "90e6", 0, true, 1e15, false, "tokens, or fraction of the source below 1", "",
+    REAL(prepare, train, "90e6", 0, true, 1e15, false, "tokens, or fraction of the source up to 1", "",
          "Size of the training split, the first part of the source."),
-    REAL(prepare, valid, "5e6", 0, false, 1e15, false, "tokens, or fraction of the source below 1", "",
+    REAL(prepare, valid, "5e6", 0, false, 1e15, false, "tokens, or fraction of the source up to 1", "",
          "Size of the validation split, which follows the training split."),
-    REAL(prepare, test, "5e6", 0, false, 1e15, false, "tokens, or fraction of the source below 1", "",
+    REAL(prepare, test, "5e6", 0, false, 1e15, false, "tokens, or fraction of the source up to 1", "",
          "Size of the test split, which follows the validation split."),
     INTEGER(prepare, shard_tokens, "16777216", 1, 1e15, "tokens", "",
             "Tokens in one shard file; the last shard of a split may hold fewer."),

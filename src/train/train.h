@@ -20,7 +20,7 @@
 #include "src/train/monitor.h"
 #include "src/train/open_checkpoint.h"
 #include "src/train/resume.h"
-#include "src/train/run_lock.h"
+#include "src/train/run_folder.h"
 #include "src/train/snapshot.h"
 #include "src/train/update_pipeline.h"
 

@@ -1,7 +1,7 @@
 #include "io/checkpoint.h"
 #include "io/corpus_write.h"
 #include "src/comm/collectives.h"
-#include "src/train/run_paths.h"
+#include "src/train/run_folder.h"
 #include "src/train/train.h"
 
 #include <stdlib.h>

@@ -71,8 +71,12 @@ static void check_round_trip(fixture *f, int64_t shard_tokens, int deflate, int6
     int64_t first = rand() % n[0];
     check_read(c, 0, first, rand() % (n[0] - first + 1), vocab);
   }
+  char id[64];
+  snprintf(id, sizeof id, "%s", vd_corpus_id(c));
   vd_corpus_close(c);
-  assert_int_equal(vd_corpus_remove(f->path, &err), VD_OK);
+  assert_int_equal(vd_corpus_remove(f->h5, f->path, "another corpus", &err), VD_OK);
+  assert_int_not_equal(rmdir(f->folder), 0); /* the shards are another corpus's */
+  assert_int_equal(vd_corpus_remove(f->h5, f->path, id, &err), VD_OK);
   assert_int_equal(rmdir(f->folder), 0); /* nothing is left behind */
   assert_int_equal(mkdir(f->folder, 0700), 0);
 }

@@ -120,7 +120,7 @@ static const message_case messages[] = {
      "test_settings.tmp.nml:1:32: prepare%valid_text and prepare%source exclude each other: give the source or three "
      "texts"},
     {"&prepare train=1.5 /", NULL,
-     "test_settings.tmp.nml:1:16: prepare%train = 1.5 is neither a fraction below 1 nor a whole number of tokens"},
+     "test_settings.tmp.nml:1:16: prepare%train = 1.5 is neither a fraction of at most 1 nor a whole number of tokens"},
     {"&prepare train=.9 valid=.1 test=.1 /", NULL,
      "test_settings.tmp.nml:1:16: the fractions prepare%train, prepare%valid and prepare%test add up to 1.1, more than "
      "1"},

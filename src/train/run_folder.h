@@ -1,8 +1,11 @@
-/* One run at a time in a folder: two would replace each other's log and trace and remove each other's checkpoints. */
-#ifndef VD_RUN_LOCK_H
-#define VD_RUN_LOCK_H
+/* The folder of a run: its lock, since two runs would replace each other's log and trace and remove each other's
+ * checkpoints; and the check that no file which a run writes is one that it reads. */
+#ifndef VD_RUN_FOLDER_H
+#define VD_RUN_FOLDER_H
 
-#include "src/base/error.h"
+#include "io/corpus.h"
+#include "src/base/path_identity.h"
+#include "src/deck/settings.h"
 
 #include <stdbool.h>
 
@@ -27,5 +30,15 @@ int vd_run_lock_sweep(const vd_run_lock *lock, vd_error *err);
 
 /* Not collective. Gives the lock back, frees, sets *lock to NULL. NULL is allowed. */
 void vd_run_lock_release(vd_run_lock **lock);
+
+/* Not collective. Adds what every command reads that opens a corpus: the deck, data%path and its shards. */
+void vd_run_paths_inputs(vd_path_list *list, const vd_settings *s, const vd_corpus *corpus);
+
+/* Not collective. On rank 0. Compares all files that training writes (run%directory's, device%timeline) with all that
+ * it reads and with each other. checkpoint: the one to resume from, or "". echo: the text of deck.nml; a deck that is
+ * this very file with this very text is no conflict. VD_USAGE naming both paths, or a run%directory whose checkpoints
+ * would have too long a path. */
+int vd_run_paths_check(const vd_settings *s, const vd_corpus *corpus, const char *checkpoint, const char *echo,
+                       vd_error *err);
 
 #endif

@@ -1,15 +1,91 @@
-#include "src/train/run_paths.h"
+#include "src/train/run_folder.h"
 
 #include "io/atomic_file.h"
 #include "io/checkpoint.h"
+#include "src/base/file_lock.h"
 
-#include <stdbool.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* The digits of a checkpoint's name are those of vd_checkpoint_path(). */
 #define CHECKPOINT_PATTERN "[0-9][0-9][0-9][0-9][0-9][0-9][0-9][0-9].h5"
+
+struct vd_run_lock {
+  int fd;
+  bool held; /* false: the file system has no locks */
+  char directory[1024];
+  char notice[1200];
+};
+
+/* Takes the lock of an open file. */
+static int lock_file(vd_run_lock *l, vd_error *err) {
+  char owner[VD_LOCK_OWNER];
+  switch (vd_file_lock(l->fd, owner)) {
+  case VD_LOCK_HELD:
+    l->held = true;
+    return VD_OK;
+  case VD_LOCK_UNSUPPORTED:
+    snprintf(l->notice, sizeof l->notice, "%s cannot be locked (%s): make sure that no other run uses this folder",
+             l->directory, strerror(errno));
+    return VD_OK;
+  default:
+    return vd_fail(
+        err, VD_FAILED,
+        "another run is at work in run%%directory %s (%s): wait for its end, or choose another run%%directory",
+        l->directory, owner[0] ? owner : "it did not say which");
+  }
+}
+
+int vd_run_lock_take(vd_run_lock **lock, const char *directory, bool create, vd_error *err) {
+  if (!*lock) {
+    char path[1100];
+    snprintf(path, sizeof path, "%s/.lock", directory);
+    int fd = open(path, O_RDWR | O_CLOEXEC | (create ? O_CREAT : 0), 0666);
+    if (fd < 0 && !create && (errno == ENOENT || errno == ENOTDIR)) return VD_OK;
+    if (fd < 0) return vd_fail(err, VD_FAILED, "cannot open %s: %s", path, strerror(errno));
+    vd_run_lock *made = vd_calloc(1, sizeof *made);
+    made->fd = fd;
+    snprintf(made->directory, sizeof made->directory, "%s", directory);
+    if (lock_file(made, err)) {
+      vd_run_lock_release(&made);
+      return err->status;
+    }
+    *lock = made;
+  }
+  if (create) vd_file_lock_sign((*lock)->fd);
+  return VD_OK;
+}
+
+const char *vd_run_lock_notice(const vd_run_lock *lock) {
+  return lock ? lock->notice : "";
+}
+
+int vd_run_lock_sweep(const vd_run_lock *lock, vd_error *err) {
+  static const char *const ours[] = {"deck.nml", "log.jsonl", "trace.h5"};
+  if (!lock || !lock->held) return VD_OK;
+  DIR *folder = opendir(lock->directory);
+  if (!folder) return vd_fail(err, VD_FAILED, "cannot read the folder %s: %s", lock->directory, strerror(errno));
+  for (const struct dirent *e; (e = readdir(folder)) != NULL;) {
+    bool left = false;
+    for (size_t i = 0; i < sizeof ours / sizeof *ours; i++) left = left || vd_is_temporary(e->d_name, ours[i]);
+    if (left && unlinkat(dirfd(folder), e->d_name, 0) != 0 && errno != ENOENT)
+      vd_fail(err, VD_FAILED, "cannot remove %s/%s: %s", lock->directory, e->d_name, strerror(errno));
+  }
+  closedir(folder);
+  return err->status;
+}
+
+void vd_run_lock_release(vd_run_lock **lock) {
+  if (!*lock) return;
+  close((*lock)->fd);
+  free(*lock);
+  *lock = NULL;
+}
 
 static void add_corpus(vd_path_list *list, const vd_settings *s, const vd_corpus *corpus) {
   static const char *const patterns[] = {"-train-[0-9]*.h5", "-valid-[0-9]*.h5", "-test-[0-9]*.h5"};
