@@ -53,10 +53,8 @@ static size_t round_up_16(size_t bytes) {
 static size_t lay_out(const vd_cuda_attention *a, void *base, vd_backward_workspace *ws) {
   size_t pairs = (size_t)a->n_stream * (size_t)a->n_head, items = pairs * (size_t)vd_ceil_div(a->block, VD_TILE);
   size_t rows = (size_t)a->n_stream * (size_t)a->block, element = a->type == VD_FP32 ? 4 : 2;
-  size_t dropout_mask = a->dropout_mask ? 0 : vd_cuda_attention_dropout_mask_size(a);
-  size_t delta = dropout_mask + round_up_16(pairs * (size_t)a->block * 4);
-  ws->dropout_mask = a->dropout_mask ? a->dropout_mask : (uint32_t *)base,
-  ws->delta = (float *)((char *)base + dropout_mask);
+  size_t delta = round_up_16(pairs * (size_t)a->block * 4);
+  ws->dropout_mask = a->dropout_mask, ws->delta = (float *)base;
   if (a->rel_key) {
     size_t bias = delta + round_up_16(rows * (size_t)a->n_head * (size_t)a->d_head * element);
     size_t sum = bias + round_up_16(items * 2 * (size_t)a->d_head * 4);
@@ -99,21 +97,6 @@ static cudaError_t sum_partials(const vd_cuda_attention *a, const vd_cuda_attent
                        g->dspan);
 }
 
-/* What comes before the two kernels. Where draws are wanted, the side stream makes them. */
-static cudaError_t prepare(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
-                           const vd_backward_workspace *ws, cudaStream_t stream, cudaStream_t side) {
-  const bool draws = vd_uses_wgmma(a) && !a->dropout_mask && a->dropout > 0, forks = side != stream;
-  cudaError_t e = cudaSuccess;
-  if (draws && forks) e = cudaEventRecord(g->fork, stream);
-  if (e == cudaSuccess && draws && forks) e = cudaStreamWaitEvent(side, g->fork, 0);
-  if (e == cudaSuccess && draws) e = vd_draw_kept(a, ws->dropout_mask, side);
-  if (e == cudaSuccess && draws && forks) e = cudaEventRecord(g->join, side);
-  if (e == cudaSuccess) e = fill_delta(a, g, ws->delta, stream);
-  if (e == cudaSuccess && a->rel_key) e = vd_relative_begin(a, g, ws, stream);
-  if (e == cudaSuccess && draws && forks) e = cudaStreamWaitEvent(stream, g->join, 0);
-  return e;
-}
-
 /* The two kernels, which both come after what was prepared. The one by queries has the longest items: that by keys,
  * which fills what they leave, must not take the multiprocessors before it. */
 static cudaError_t run_both(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
@@ -133,7 +116,9 @@ cudaError_t vd_cuda_attention_backward(const vd_cuda_attention *a, const vd_cuda
   vd_backward_workspace ws = {};
   cudaStream_t side = g->side ? g->side : stream;
   lay_out(a, g->workspace, &ws);
-  cudaError_t e = prepare(a, g, &ws, stream, side);
+  if (vd_cuda_attention_dropout_mask_size(a) > 0 && !a->dropout_mask) return cudaErrorInvalidValue;
+  cudaError_t e = fill_delta(a, g, ws.delta, stream);
+  if (e == cudaSuccess && a->rel_key) e = vd_relative_begin(a, g, &ws, stream);
   if (e == cudaSuccess) e = run_both(a, g, &ws, stream, side);
   if (e == cudaSuccess) e = sum_partials(a, g, &ws, stream);
   if (e == cudaSuccess && side != stream) e = cudaEventRecord(g->join, side);

@@ -33,9 +33,6 @@ VD_DEV vd_row_view<const T> vd_query_rows(const vd_cuda_attention &a, const vd_c
   return vd_block_rows(a, (const T *)g.block, VD_QUERY, head, stream);
 }
 
-/* Stream-ordered. Draws which weights dropout keeps where forward has not left them; dropout.cu. */
-cudaError_t vd_draw_kept(const vd_cuda_attention *a, uint32_t *dropout_mask, cudaStream_t stream);
-
 /* Stream-ordered. The kernels by queries and by keys, with relative keys or without; bwd_dq_mma.cu,
  * bwd_dkv_mma.cu. */
 cudaError_t vd_dq_mma(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g, const vd_backward_workspace *ws,

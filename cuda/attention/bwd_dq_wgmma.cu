@@ -137,37 +137,24 @@ VD_DEV void write_skewed(T skewed[2][VD_TILE * VD_HEAD_WIDTH], int block, const 
   *(uint16_t *)(to + 1024 + skewed_chunk(((first - 2) >> 3) - 1, g)) = (uint16_t)gradient[0].x[1];
 }
 
-/* Column sums of a turned tile: rows g (0, 1) and g + 8 (2, 3) of this warp's 16 distances. */
-VD_DEV void start_column_sums(float c[4], uint64_t a, uint64_t b, bool add, __nv_bfloat16) {
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %6, 0;\n"
-               "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0,%1,%2,%3}, %4, %5, p, 1, 1, 1, 0;\n}"
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-               : "l"(a), "l"(b), "r"((int)add));
-}
-VD_DEV void start_column_sums(float c[4], uint64_t a, uint64_t b, bool add, __half) {
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %6, 0;\n"
-               "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%0,%1,%2,%3}, %4, %5, p, 1, 1, 1, 0;\n}"
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-               : "l"(a), "l"(b), "r"((int)add));
-}
-
 /* Block c of e, whole, which begins with e0: its rows of the table's gradient, and meanwhile dq, the position part from
  * this block and the other from key tile c. With relative keys and LAST it is the block that begins with distance 0,
  * and ends there. */
 template <typename T, bool REL, bool LAST>
 VD_DEV void add_block(dq_smem<T> *m, dq_state<T, REL> &w, const vd_position_gradients &p, const vd_frag_a<T> *gradient,
                       const T *q, int c, int e0, float factor) {
-  float sum[8][4], rows[4] = {0, 0, 0, 0};
+  float sum[8][4], rows[1][4] = {{0, 0, 0, 0}}; /* rows: column sums of the skewed tile, with relative keys */
   float(*dq)[4] = REL ? w.dq_position : w.dq;
   const T *skewed = m->skewed[c & 1], *table = m->table[c % 3];
   vd_wgmma_fence();
   vd_tile_product<T, VD_MN_MAJOR, VD_MN_MAJOR>(sum, skewed, q, false);
 #pragma unroll
   for (int i = 0; REL && i < 4; i++)
-    start_column_sums(rows, vd_tile_of(skewed) + i * VD_MN_MAJOR, vd_tile_of(m->ones), i > 0, T());
+    vd_wgmma_ss<T, 8, VD_MN_MAJOR, VD_K_MAJOR>(rows, vd_smem_descriptor(skewed) + i * VD_MN_MAJOR,
+                                               vd_smem_descriptor(m->ones), i > 0);
   vd_wgmma_commit();
   if constexpr (LAST) {
-    vd_tile_step<VD_K_MAJOR, VD_MN_MAJOR>(dq, vd_tile_of(skewed), vd_tile_of(table), true, T());
+    vd_wgmma_ss<T, 64, VD_K_MAJOR, VD_MN_MAJOR>(dq, vd_smem_descriptor(skewed), vd_smem_descriptor(table), true);
   } else {
     vd_tile_product_rs<T, VD_MN_MAJOR>(w.dq, gradient, m->k[c & 1], true);
     vd_tile_product<T, VD_K_MAJOR, VD_MN_MAJOR>(dq, skewed, table, true);
@@ -175,12 +162,9 @@ VD_DEV void add_block(dq_smem<T> *m, dq_state<T, REL> &w, const vd_position_grad
   vd_wgmma_commit();
   vd_wgmma_wait<1>();
   vd_wgmma_fence_operand<8>(sum);
-  if constexpr (REL) {
-#pragma unroll
-    for (int i = 0; i < 4; i++) asm volatile("" : "+f"(rows[i])::"memory");
-  }
+  if constexpr (REL) vd_wgmma_fence_operand<1>(rows);
   e0 += 16 * (int)(threadIdx.x >> 5);
-  if (e0 + 15 >= p.lowest && e0 < p.end) vd_add_rows<VD_HEAD_WIDTH, REL>(p, sum, rows, e0, factor);
+  if (e0 + 15 >= p.lowest && e0 < p.end) vd_add_rows<VD_HEAD_WIDTH, REL>(p, sum, rows[0], e0, factor);
   vd_wgmma_wait<0>();
   vd_wgmma_fence_operand<8>(w.dq);
   if constexpr (REL) vd_wgmma_fence_operand<8>(w.dq_position);

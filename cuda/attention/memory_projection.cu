@@ -95,14 +95,12 @@ template <typename T, bool ACROSS> VD_DEV void stage_mma(const T *left, const T 
 /* The same by wgmma, begun: this warpgroup's 64 x 128. */
 template <typename T, bool ACROSS> VD_DEV void stage_wgmma(const T *left, const T *right, float c[16][4]) {
   constexpr int depth = projection_layout<T>::depth, panel = projection_layout<T>::panel * (int)sizeof(T);
-  uint64_t x = vd_smem_descriptor(left + (threadIdx.x >> 7) * (64 * depth), panel),
-           y = vd_smem_descriptor(right, panel);
+  constexpr int major = ACROSS ? VD_MN_MAJOR : VD_K_MAJOR;
+  static_assert(depth == 64, "contracted by one call");
+  uint64_t x = vd_smem_descriptor<true>(left + (threadIdx.x >> 7) * (64 * depth), panel);
+  uint64_t y = vd_smem_descriptor<true>(right, panel);
   vd_wgmma_fence();
-#pragma unroll
-  for (int k = 0; k < depth; k += 16) { /* 16 elements of 2 bytes, or 16 rows of 128 bytes, in units of 16 bytes */
-    int along = ACROSS ? k * 8 : k / 8;
-    vd_wgmma<T, ACROSS, ACROSS>(c, x + along, y + along);
-  }
+  vd_wgmma_k64_ss<T, 128, major, major>(c, x, y, true);
   vd_wgmma_commit();
 }
 

@@ -14,64 +14,17 @@
 
 enum { VD_HEAD_WIDTH = 64, VD_TILE_BYTES = VD_TILE * VD_HEAD_WIDTH * 2 };
 
-/* What the products are told of a tile: address, swizzle of 128 bytes, 1024 bytes from 8 rows to the next 8. */
-VD_DEV uint64_t vd_tile_of(const void *tile) {
-  return (uint64_t)(vd_smem_address(tile) >> 4) | (uint64_t)1 << 16 | (uint64_t)64 << 32 | (uint64_t)1 << 62;
-}
-/* From 16 of what is summed over to the next 16, in units of 16 bytes: columns, or rows. */
-enum { VD_K_MAJOR = 2, VD_MN_MAJOR = 128 };
-
-#define VD_SUMS(c)                                                                                                     \
-  "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]), "+f"(c[1][0]), "+f"(c[1][1]), "+f"(c[1][2]),             \
-      "+f"(c[1][3]), "+f"(c[2][0]), "+f"(c[2][1]), "+f"(c[2][2]), "+f"(c[2][3]), "+f"(c[3][0]), "+f"(c[3][1]),         \
-      "+f"(c[3][2]), "+f"(c[3][3]), "+f"(c[4][0]), "+f"(c[4][1]), "+f"(c[4][2]), "+f"(c[4][3]), "+f"(c[5][0]),         \
-      "+f"(c[5][1]), "+f"(c[5][2]), "+f"(c[5][3]), "+f"(c[6][0]), "+f"(c[6][1]), "+f"(c[6][2]), "+f"(c[6][3]),         \
-      "+f"(c[7][0]), "+f"(c[7][1]), "+f"(c[7][2]), "+f"(c[7][3])
-#define VD_SUM_NAMES                                                                                                   \
-  "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30" \
-  ",%31}"
-/* One step: c (64 x 64) = or += a b, 16 summed over; a and b are tiles. */
-#define VD_TILE_STEP(type)                                                                                             \
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"                                                            \
-               "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " " VD_SUM_NAMES                            \
-               ", %32, %33, p, 1, 1, %35, %36;\n}"                                                                     \
-               : VD_SUMS(c)                                                                                            \
-               : "l"(a), "l"(b), "r"((int)add), "n"(A == VD_MN_MAJOR), "n"(B == VD_MN_MAJOR))
-/* The same with the left operand in registers: a warp's 16 rows. */
-#define VD_HELD_STEP(type)                                                                                             \
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"                                                            \
-               "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " " VD_SUM_NAMES                            \
-               ", {%32,%33,%34,%35}, %36, p, 1, 1, %38;\n}"                                                            \
-               : VD_SUMS(c)                                                                                            \
-               : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "l"(b), "r"((int)add), "n"(B == VD_MN_MAJOR))
-
-template <int A, int B> VD_DEV void vd_tile_step(float c[8][4], uint64_t a, uint64_t b, bool add, __nv_bfloat16) {
-  VD_TILE_STEP("bf16");
-}
-template <int A, int B> VD_DEV void vd_tile_step(float c[8][4], uint64_t a, uint64_t b, bool add, __half) {
-  VD_TILE_STEP("f16");
-}
-template <int B> VD_DEV void vd_held_step(float c[8][4], const vd_frag_a<__nv_bfloat16> &a, uint64_t b, bool add) {
-  VD_HELD_STEP("bf16");
-}
-template <int B> VD_DEV void vd_held_step(float c[8][4], const vd_frag_a<__half> &a, uint64_t b, bool add) {
-  VD_HELD_STEP("f16");
-}
-
-/* Starts c = or += the product of two tiles; A, B: what each is summed over by. */
+/* Starts c = a b, or += where `add`, of two tiles; A, B: how each lies (VD_K_MAJOR, VD_MN_MAJOR). Asynchronous. */
 template <typename T, int A, int B> VD_DEV void vd_tile_product(float c[8][4], const T *a, const T *b, bool add) {
-  uint64_t x = vd_tile_of(a), y = vd_tile_of(b);
-#pragma unroll
-  for (int i = 0; i < 4; i++) vd_tile_step<A, B>(c, x + i * A, y + i * B, add || i > 0, T());
+  vd_wgmma_k64_ss<T, 64, A, B>(c, vd_smem_descriptor(a), vd_smem_descriptor(b), add);
 }
-/* The same with what the group holds in registers as left operand. */
+/* The same with the left operand in the registers of the warpgroup. */
 template <typename T, int B>
 VD_DEV void vd_tile_product_rs(float c[8][4], const vd_frag_a<T> a[4], const T *b, bool add) {
-  uint64_t y = vd_tile_of(b);
-#pragma unroll
-  for (int i = 0; i < 4; i++) vd_held_step<B>(c, a[i], y + i * B, add || i > 0);
+  vd_wgmma_k64_rs<T, 64, B>(c, a, vd_smem_descriptor(b), add);
 }
 
+/* Zeros a 64 x 64 accumulator. */
 VD_DEV void vd_clear_sums(float c[8][4]) {
 #pragma unroll
   for (int i = 0; i < 32; i++) c[i >> 2][i & 3] = 0;

@@ -239,10 +239,9 @@ static __global__ void __launch_bounds__(128 * WARPGROUPS, 1) ffn_kernel(const _
 #pragma unroll
       for (int k = 0; k < DEPTH_STEP / 16; k++)
         vd_load_a<T, DEPTH_STEP>(x[k], rows + slot * ROWS_STAGE, warp * 16, 16 * k);
-      uint64_t right = vd_smem_descriptor(weights + s * WEIGHT_STAGE, ROWS_STAGE * 2);
+      uint64_t right = vd_smem_descriptor<true>(weights + s * WEIGHT_STAGE, ROWS_STAGE * 2);
       vd_wgmma_fence();
-#pragma unroll
-      for (int k = 0; k < DEPTH_STEP / 16; k++) vd_wgmma_held<T, BACK>(c, x[k], right + (BACK ? k * 128 : k * 2));
+      vd_wgmma_k64_rs<T, 128, BACK ? VD_MN_MAJOR : VD_K_MAJOR>(c, x, right, true);
       vd_wgmma_commit();
       copy_rows<DEPTH>(a, rows, at);
       slot = slot == STAGES - 1 ? 0 : slot + 1;

@@ -79,7 +79,7 @@ const vd_variable vd_variables[] = {
     CHOICE(model, arch, "'adaptive_span'", "adaptive_span transformer_xl", "--arch",
            "Architecture: 'adaptive_span', the adaptive-span transformer, whose variables are in &span, or "
            "'transformer_xl', whose variables are in &memory. A variable of the one is refused in training the other."),
-    INTEGER(model, n_layer, "12", 1, 1024, "layers", "--n-layer", "Transformer layers."),
+    INTEGER(model, n_layer, "12", 1, 256, "layers", "--n-layer", "Transformer layers."),
     INTEGER(model, d_model, "512", 1, 65536, "", "--d-model",
             "Width of the hidden states. A multiple of n_head unless d_head is given."),
     INTEGER(model, n_head, "8", 1, 1024, "heads", "--n-head", "Attention heads of a layer."),

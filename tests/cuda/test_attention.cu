@@ -245,8 +245,8 @@ static int download(vd_precision type, const layer_shape &s, const layer_arrays 
   return wrong > 0;
 }
 
-/* Room for what forward says to backward of dropout, or NULL, where that draws for itself. */
-static uint32_t *kept_room(const vd_cuda_attention &a) {
+/* The dropout mask that forward writes and backward reads; NULL where the kernels use none. */
+static uint32_t *allocate_mask(const vd_cuda_attention &a) {
   size_t bytes = vd_cuda_attention_dropout_mask_size(&a);
   return bytes > 0 ? (uint32_t *)filled(bytes, 0x55) : NULL;
 }
@@ -291,7 +291,7 @@ static int run_case(const test_case &c, vd_precision type, double tolerance, uin
   float *lse = (float *)filled(nl * 4, 0xff), *dtable = (float *)filled(np * 4, 0), *dpe = (float *)filled(np * 4, 0);
   layer_arrays dx = {filled(shape.block_size() * size_of(type), 0xff),
                      filled(shape.memory_size() * size_of(type), 0xff)};
-  if (seed % 2 == 0) a.dropout_mask = kept_room(a);
+  a.dropout_mask = allocate_mask(a);
   float *dspan = (float *)filled((size_t)c.n_span * 4, 0),
         *scratch = (float *)filled(vd_cuda_attention_workspace_size(&a), 0xff);
   check(vd_cuda_attention_key_pe(type, c.d_head, c.attn_span, gpe, table, 0), "key_pe");
@@ -418,9 +418,8 @@ static int run_relative(const relative_case &c, vd_precision type, double tolera
   g.dblock = dx.block, g.dmemory = dx.memory;
   g.drel_key = drel, g.workspace = scratch;
   if (c.biases) g.dcontent_bias = du, g.dposition_bias = dw;
-  uint32_t *kept = kept_room(a);
+  a.dropout_mask = allocate_mask(a);
   for (int twice = 0; twice < 2; twice++) { /* gradients are added to: they double; counters must be ready again */
-    a.dropout_mask = twice ? kept : NULL;
     spoil_shared();
     check(vd_cuda_attention_forward(&a, x.block, x.memory, NULL, out, lse, 0), "forward");
     spoil_shared();
@@ -452,7 +451,7 @@ static int run_relative(const relative_case &c, vd_precision type, double tolera
   }
   printf("\n");
   void *all[] = {x.block, x.memory, gdo,      gr,        gu, gw, a.schedule, a.bias_scores, out,
-                 lse,     drel,     dx.block, dx.memory, du, dw, scratch,    kept};
+                 lse,     drel,     dx.block, dx.memory, du, dw, scratch,    a.dropout_mask};
   for (void *p : all) cudaFree(p);
   return bad;
 }
