@@ -181,20 +181,4 @@ VD_DEV vd_work_tile vd_key_tile_at(const vd_cuda_attention &a, const vd_tile_sch
   return at;
 }
 
-/* Calls LAUNCH<type, width> for the type and width of a head; not for those of groups. */
-template <template <typename, int> class LAUNCH, typename... ARGS>
-static cudaError_t vd_dispatch(const vd_cuda_attention *a, ARGS... args) {
-  switch (a->type) {
-  case VD_FP32:
-    if (a->d_head <= 32) return LAUNCH<float, 32>::run(a, args...);
-    if (a->d_head <= 64) return LAUNCH<float, 64>::run(a, args...);
-    return LAUNCH<float, 128>::run(a, args...);
-  case VD_BF16:
-    return LAUNCH<__nv_bfloat16, 128>::run(a, args...);
-  case VD_FP16:
-    return LAUNCH<__half, 128>::run(a, args...);
-  }
-  return cudaErrorInvalidValue;
-}
-
 #endif

@@ -2,6 +2,8 @@
  * weights and their gradients are left operands as they stand: dk and dv. */
 #include "cuda/attention/bwd_common.cuh"
 
+namespace {
+
 /* A warp's 16 keys over the query tiles. */
 template <typename T, int D> struct dkv_warp {
   vd_left_rows<T, D, vd_backward_layout<T, D>::hold_key> k, v;
@@ -85,6 +87,42 @@ VD_DEV void dkv_tile(const vd_cuda_attention &a, const vd_band &band, const vd_d
   vd_accumulate<T, D>(w.dk, x, q, query);
 }
 
+/* The t-th query tile of a key tile, from query i0 on, for this warp's 16 keys from kw on. Blocks t and t + 1 of the
+ * table are in the ring. */
+template <typename T, int D, bool DROP, bool REL>
+VD_DEV void dkv_query_tile(const vd_cuda_attention &a, const vd_band &band, const vd_dropout_draws &drop,
+                           dkv_warp<T, D> &w, const T *q, const T *dout, const T *ts, const float *bias_scores,
+                           const float *rows, int t, int i0, int kw, float factor) {
+  constexpr int ring = vd_backward_layout<T, D>::stages + 1;
+  const int warp = (int)threadIdx.x >> 5;
+#pragma unroll 1
+  for (int b = 0; b < 4; b++) {
+    int iq = i0 + 16 * b, unit = 3 + warp - b;
+    if (iq >= a.block || !vd_any_seen<false>(band, iq - kw, kw)) continue;
+    int row0 = (unit < 4 ? (t + 1) % ring * 4 + unit : t % ring * 4 + unit - 4) * 16;
+    int row1 = (unit < 3 ? (t + 1) % ring * 4 + unit + 1 : t % ring * 4 + unit - 3) * 16;
+    if (vd_all_full<false>(band, iq - kw, kw)) {
+      dkv_tile<T, D, true, DROP, REL>(a, band, drop, w, q, dout, ts, bias_scores, rows, 16 * b, row0, row1, iq, kw,
+                                      factor);
+    } else {
+      dkv_tile<T, D, false, DROP, REL>(a, band, drop, w, q, dout, ts, bias_scores, rows, 16 * b, row0, row1, iq, kw,
+                                       factor);
+    }
+  }
+}
+
+/* Writes dk and dv of this warp's keys. */
+template <typename T, int D>
+VD_DEV void dkv_end(const vd_cuda_attention &a, const vd_cuda_attention_gradient &g, vd_work_tile at, int lowest,
+                    int kw, dkv_warp<T, D> &w, float scale, float dropout_scale) {
+  const float scales[2] = {scale, scale}, dropped[2] = {dropout_scale, dropout_scale};
+  const vd_kv_view<T> gradients = vd_kv_view_of(a, (T *)g.dblock, (T *)g.dmemory, at.head, at.stream);
+  const vd_row_view<T> dkeys = gradients.at(at.tile * VD_TILE, VD_KEY);
+  const vd_row_view<T> dvalues = gradients.at(at.tile * VD_TILE, VD_VALUE);
+  vd_write_rows<T, D>(dkeys.row0, dkeys.stride, kw, lowest, a.block, a.d_head, w.dk, scales);
+  vd_write_rows<T, D>(dvalues.row0, dvalues.stride, kw, lowest, a.block, a.d_head, w.dv, dropped);
+}
+
 template <typename T, int D, bool DROP, bool REL>
 __global__ void __launch_bounds__(VD_WARPGROUP, vd_backward_layout<T, D>::key_blocks)
     dkv_mma_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ vd_cuda_attention_gradient g,
@@ -130,9 +168,7 @@ __global__ void __launch_bounds__(VD_WARPGROUP, vd_backward_layout<T, D>::key_bl
 #pragma unroll
     for (int i = 0; i < D / 8 * 4; i++) w.dk[i >> 2][i & 3] = w.dv[i >> 2][i & 3] = 0;
     const vd_kv_view<const T> memories = vd_kv_view_of(a, (const T *)g.block, (const T *)g.memory, at.head, at.stream);
-    const vd_row_view<const T> keys = memories.at(kappa0, VD_KEY), values = memories.at(kappa0, VD_VALUE);
-    vd_copy_tile<T, D>(ks, keys.row0, keys.stride, kappa0, lowest, a.block, a.d_head);
-    vd_copy_tile<T, D>(vs, values.row0, values.stride, kappa0, lowest, a.block, a.d_head);
+    vd_copy_kv_tile<T, D>(ks, vs, a, memories, kappa0, lowest);
     copy_table(0);
     copy(0);
     for (int t = 0; t < n; t++) {
@@ -141,30 +177,14 @@ __global__ void __launch_bounds__(VD_WARPGROUP, vd_backward_layout<T, D>::key_bl
       if (t == 0) w.k.set(ks, 16 * warp), w.v.set(vs, 16 * warp);
       if (stages == 2 && t + 1 < n) copy(t + 1);
       const int slot = t % stages, i0 = first + t * VD_TILE;
-#pragma unroll 1
-      for (int b = 0; b < 4; b++) {
-        int iq = i0 + 16 * b, unit = 3 + warp - b;
-        if (iq >= a.block || !vd_any_seen<false>(band, iq - kw, kw)) continue;
-        int row0 = (unit < 4 ? (t + 1) % ring * 4 + unit : t % ring * 4 + unit - 4) * 16;
-        int row1 = (unit < 3 ? (t + 1) % ring * 4 + unit + 1 : t % ring * 4 + unit - 3) * 16;
-        if (vd_all_full<false>(band, iq - kw, kw)) {
-          dkv_tile<T, D, true, DROP, REL>(a, band, drop, w, qs + slot * tile, dos + slot * tile, ts, bias_scores,
-                                          rows + slot * VD_WARPGROUP, 16 * b, row0, row1, iq, kw, factor);
-        } else {
-          dkv_tile<T, D, false, DROP, REL>(a, band, drop, w, qs + slot * tile, dos + slot * tile, ts, bias_scores,
-                                           rows + slot * VD_WARPGROUP, 16 * b, row0, row1, iq, kw, factor);
-        }
-      }
+      dkv_query_tile<T, D, DROP, REL>(a, band, drop, w, qs + slot * tile, dos + slot * tile, ts, bias_scores,
+                                      rows + slot * VD_WARPGROUP, t, i0, kw, factor);
       if (stages == 1 && t + 1 < n) {
         __syncthreads();
         copy(t + 1);
       }
     }
-    const float scales[2] = {scale, scale}, dropout_mask[2] = {drop.scale, drop.scale};
-    const vd_kv_view<T> gradients = vd_kv_view_of(a, (T *)g.dblock, (T *)g.dmemory, at.head, at.stream);
-    const vd_row_view<T> dkeys = gradients.at(kappa0, VD_KEY), dvalues = gradients.at(kappa0, VD_VALUE);
-    vd_write_rows<T, D>(dkeys.row0, dkeys.stride, kw, lowest, a.block, a.d_head, w.dk, scales);
-    vd_write_rows<T, D>(dvalues.row0, dvalues.stride, kw, lowest, a.block, a.d_head, w.dv, dropout_mask);
+    dkv_end<T, D>(a, g, at, lowest, kw, w, scale, drop.scale);
     tile_id = vd_receive_tile(requested, &next);
   }
   vd_finish_work(schedule, VD_WORK_DKV);
@@ -173,16 +193,14 @@ __global__ void __launch_bounds__(VD_WARPGROUP, vd_backward_layout<T, D>::key_bl
 template <typename T, int D> struct launch_dkv {
   static cudaError_t run(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                          const vd_backward_workspace *ws, cudaStream_t stream) {
-    int blocks, shared = vd_backward_layout<T, D>::key_bytes;
-    const vd_dropout_draws drop = vd_make_dropout_draws(a);
-    auto kernel = drop.threshold ? dkv_mma_kernel<T, D, true, false> : dkv_mma_kernel<T, D, false, false>;
-    if (a->rel_key) kernel = drop.threshold ? dkv_mma_kernel<T, D, true, true> : dkv_mma_kernel<T, D, false, true>;
-    cudaError_t e = vd_persistent_blocks((const void *)kernel, shared, &blocks);
-    if (e != cudaSuccess) return e;
-    kernel<<<blocks, VD_WARPGROUP, shared, stream>>>(*a, *g, *ws, drop);
-    return cudaGetLastError();
+    auto kernel = vd_variant(a, dkv_mma_kernel<T, D, false, false>, dkv_mma_kernel<T, D, true, false>,
+                             dkv_mma_kernel<T, D, false, true>, dkv_mma_kernel<T, D, true, true>);
+    return vd_launch_persistent(kernel, VD_WARPGROUP, vd_backward_layout<T, D>::key_bytes, stream, NULL, 0, *a, *g, *ws,
+                                vd_make_dropout_draws(a));
   }
 };
+
+} // namespace
 
 cudaError_t vd_dkv_mma(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g, const vd_backward_workspace *ws,
                        cudaStream_t stream) {

@@ -3,6 +3,8 @@
 #include "cuda/attention/bwd_common.cuh"
 #include "cuda/attention/pipeline.cuh"
 
+namespace {
+
 /* Position scores of a query tile: row 64 + e - e0 for e0 - 64 .. e0 + 63, e0 that of the tiles' first key and query.
  */
 enum { EXCHANGE_STRIDE = 72 };
@@ -318,17 +320,15 @@ __global__ void __launch_bounds__(VD_SPECIALIZED_THREADS, 2)
 }
 
 template <typename T>
-static cudaError_t launch_dkv(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
-                              const vd_backward_workspace *ws, cudaStream_t stream) {
-  int blocks, shared = (int)sizeof(dkv_smem<T>);
+cudaError_t launch_dkv(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g, const vd_backward_workspace *ws,
+                       cudaStream_t stream) {
   const dkv_task task = {*g, ws->query, ws->delta, ws->dropout_mask, vd_make_dropout_draws(a)};
-  auto kernel = task.drop.threshold ? dkv_wgmma_kernel<T, true, false> : dkv_wgmma_kernel<T, false, false>;
-  if (a->rel_key) kernel = task.drop.threshold ? dkv_wgmma_kernel<T, true, true> : dkv_wgmma_kernel<T, false, true>;
-  cudaError_t e = vd_persistent_blocks((const void *)kernel, shared, &blocks, VD_SPECIALIZED_THREADS);
-  if (e != cudaSuccess) return e;
-  kernel<<<blocks, VD_SPECIALIZED_THREADS, shared, stream>>>(*a, task);
-  return cudaGetLastError();
+  auto kernel = vd_variant(a, dkv_wgmma_kernel<T, false, false>, dkv_wgmma_kernel<T, true, false>,
+                           dkv_wgmma_kernel<T, false, true>, dkv_wgmma_kernel<T, true, true>);
+  return vd_launch_persistent(kernel, VD_SPECIALIZED_THREADS, (int)sizeof(dkv_smem<T>), stream, NULL, 0, *a, task);
 }
+
+} // namespace
 
 cudaError_t vd_dkv_wgmma(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                          const vd_backward_workspace *ws, cudaStream_t stream) {

@@ -4,6 +4,8 @@
  * before it is added to the table. */
 #include "cuda/attention/bwd_common.cuh"
 
+namespace {
+
 /* A warp's state over the key tiles. */
 template <typename T, int D, bool REL> struct dq_warp {
   vd_left_rows<T, D, vd_backward_layout<T, D>::hold_query> q, dout;
@@ -174,6 +176,34 @@ VD_DEV void dq_begin(const vd_cuda_attention &a, const float *lse, const float *
   w.have_before = w.have_turned = false, w.dspan = 0;
 }
 
+/* Starts the copies of a tile's queries and of their rows of dout. */
+template <typename T, int D, bool REL>
+VD_DEV void copy_queries(const vd_cuda_attention &a, const vd_cuda_attention_gradient &g,
+                         const vd_backward_workspace &ws, vd_work_tile at, T *qs, T *dos) {
+  const vd_row_view<const T> queries = vd_query_rows<T, REL>(a, g, ws.query, at.head, at.stream);
+  const vd_row_view<const T> douts = vd_output_rows(a, (const T *)g.dout, at.head, at.stream);
+  vd_copy_tile<T, D>(qs, queries.row0, queries.stride, at.tile * VD_TILE, 0, a.block, a.d_head);
+  vd_copy_tile<T, D>(dos, douts.row0, douts.stride, at.tile * VD_TILE, 0, a.block, a.d_head);
+}
+
+/* The end of a tile: the partial sums of bias or span gradients, and dq. `exchange`: shared memory for 8 D floats. */
+template <typename T, int D, bool REL>
+VD_DEV void dq_end(const vd_cuda_attention &a, const vd_cuda_attention_gradient &g, const vd_backward_workspace &ws,
+                   vd_work_tile at, int tile_id, dq_warp<T, D, REL> &w, float *exchange, float *sums, float scale) {
+  const int iw = at.tile * VD_TILE + 16 * ((int)threadIdx.x >> 5);
+  const float scales[2] = {scale, scale};
+  if constexpr (REL) {
+    vd_store_dbias<D>(w.dq, w.dq_position, exchange, scale, a.d_head, ws.dbias + (int64_t)tile_id * 2 * a.d_head);
+#pragma unroll
+    for (int i = 0; i < D / 8 * 4; i++) w.dq[i >> 2][i & 3] += w.dq_position[i >> 2][i & 3];
+  } else {
+    int n_tile = vd_ceil_div(a.block, VD_TILE);
+    vd_store_dspan(w.dspan, sums, ws.dspan + ((int64_t)at.head * a.n_stream + at.stream) * n_tile + at.tile);
+  }
+  const vd_row_view<T> to = vd_block_rows(a, (T *)g.dblock, VD_QUERY, at.head, at.stream);
+  vd_write_rows<T, D>(to.row0, to.stride, iw, 0, a.block, a.d_head, w.dq, scales);
+}
+
 template <typename T, int D, bool DROP, bool REL>
 __global__ void __launch_bounds__(VD_WARPGROUP, vd_backward_layout<T, D>::query_blocks)
     dq_mma_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ vd_cuda_attention_gradient g,
@@ -189,7 +219,7 @@ __global__ void __launch_bounds__(VD_WARPGROUP, vd_backward_layout<T, D>::query_
   vd_tile_schedule *schedule = (vd_tile_schedule *)a.schedule;
   const int n_tile = vd_ceil_div(a.block, VD_TILE), n_work_tile = a.n_head * a.n_stream * n_tile;
   const int warp = (int)threadIdx.x >> 5;
-  const float scale = rsqrtf((float)a.d_head), factor = scale * 1.44269504088896341f, scales[2] = {scale, scale};
+  const float scale = rsqrtf((float)a.d_head), factor = scale * 1.44269504088896341f;
   for (int tile_id = (int)blockIdx.x; tile_id < n_work_tile;) {
     const int requested = vd_request_tile(schedule, VD_WORK_DQ);
     const vd_work_tile at = vd_query_tile_at<REL>(a, schedule, tile_id);
@@ -199,33 +229,24 @@ __global__ void __launch_bounds__(VD_WARPGROUP, vd_backward_layout<T, D>::query_
     vd_seek_dropout(&drop, a, at.head, at.stream);
     const int i0 = at.tile * VD_TILE, iw = i0 + 16 * warp, n = vd_key_tiles<REL>(band, at.tile);
     const int start = i0 - (n - 1) * VD_TILE, lowest = vd_lowest<REL>(band);
-    const vd_row_view<const T> queries = vd_query_rows<T, REL>(a, g, ws.query, at.head, at.stream);
     const vd_kv_view<const T> memories = vd_kv_view_of(a, (const T *)g.block, (const T *)g.memory, at.head, at.stream);
-    const vd_row_view<const T> douts = vd_output_rows(a, (const T *)g.dout, at.head, at.stream);
-    const vd_row_view<T> dqueries = vd_block_rows(a, (T *)g.dblock, VD_QUERY, at.head, at.stream);
     auto copy_positions = [&](int y) {
       vd_copy_position_keys<T, D, REL>(ts + y % (stages + 1) * tile, bias_scores + y % (stages + 1) * VD_TILE,
                                        positions, start - i0 + (y - 1) * VD_TILE, a.d_head);
     };
-    auto copy = [&](int t) { /* as in the forward pass */
-                             int kappa0 = start + t * VD_TILE, slot = t % stages;
-                             const vd_row_view<const T> keys = memories.at(kappa0, VD_KEY);
-                             const vd_row_view<const T> values = memories.at(kappa0, VD_VALUE);
-                             vd_copy_tile<T, D>(ks + slot * tile, keys.row0, keys.stride, kappa0, lowest, a.block,
-                                                a.d_head);
-                             vd_copy_tile<T, D>(vs + slot * tile, values.row0, values.stride, kappa0, lowest, a.block,
-                                                a.d_head);
-                             if (REL && t == 0) copy_positions(0);
-                             if (REL || t + 1 < n) copy_positions(t + 1);
-                             vd_cp_async_commit();
+    auto copy = [&](int t) {
+      int kappa0 = start + t * VD_TILE, slot = t % stages;
+      vd_copy_kv_tile<T, D>(ks + slot * tile, vs + slot * tile, a, memories, kappa0, lowest);
+      if (REL && t == 0) copy_positions(0);
+      if (REL || t + 1 < n) copy_positions(t + 1);
+      vd_cp_async_commit();
     };
     auto add_block_to_table = [&](int y) {
       add_to_table<T, D, REL>(dpositions, skewed, qs, (4 * y + warp) % 8 * 16,
                               start - i0 + (y - 1) * VD_TILE + 16 * warp, scale);
     };
     dq_warp<T, D, REL> w;
-    vd_copy_tile<T, D>(qs, queries.row0, queries.stride, i0, 0, a.block, a.d_head);
-    vd_copy_tile<T, D>(dos, douts.row0, douts.stride, i0, 0, a.block, a.d_head);
+    copy_queries<T, D, REL>(a, g, ws, at, qs, dos);
     copy(0);
     if constexpr (REL) clear_first_block(skewed);
     vd_cp_async_wait_all();
@@ -247,14 +268,8 @@ __global__ void __launch_bounds__(VD_WARPGROUP, vd_backward_layout<T, D>::query_
       last_block<T, D>(w, ts, skewed, ring, 4 * n);
       __syncthreads();
       if (warp == 0) add_block_to_table(n);
-      vd_store_dbias<D>(w.dq, w.dq_position, (float *)ks, scale, a.d_head, ws.dbias + (int64_t)tile_id * 2 * a.d_head);
-#pragma unroll
-      for (int i = 0; i < D / 8 * 4; i++) w.dq[i >> 2][i & 3] += w.dq_position[i >> 2][i & 3];
-    } else {
-      float *place = ws.dspan + ((int64_t)at.head * a.n_stream + at.stream) * n_tile + at.tile;
-      vd_store_dspan(w.dspan, sums, place);
     }
-    vd_write_rows<T, D>(dqueries.row0, dqueries.stride, iw, 0, a.block, a.d_head, w.dq, scales);
+    dq_end<T, D, REL>(a, g, ws, at, tile_id, w, (float *)ks, sums, scale);
     tile_id = vd_receive_tile(requested, &next);
   }
   vd_finish_work(schedule, VD_WORK_DQ);
@@ -263,16 +278,14 @@ __global__ void __launch_bounds__(VD_WARPGROUP, vd_backward_layout<T, D>::query_
 template <typename T, int D> struct launch_dq {
   static cudaError_t run(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                          const vd_backward_workspace *ws, cudaStream_t stream) {
-    int blocks, shared = vd_backward_layout<T, D>::query_bytes;
-    const vd_dropout_draws drop = vd_make_dropout_draws(a);
-    auto kernel = drop.threshold ? dq_mma_kernel<T, D, true, false> : dq_mma_kernel<T, D, false, false>;
-    if (a->rel_key) kernel = drop.threshold ? dq_mma_kernel<T, D, true, true> : dq_mma_kernel<T, D, false, true>;
-    cudaError_t e = vd_persistent_blocks((const void *)kernel, shared, &blocks);
-    if (e != cudaSuccess) return e;
-    kernel<<<blocks, VD_WARPGROUP, shared, stream>>>(*a, *g, *ws, drop);
-    return cudaGetLastError();
+    auto kernel = vd_variant(a, dq_mma_kernel<T, D, false, false>, dq_mma_kernel<T, D, true, false>,
+                             dq_mma_kernel<T, D, false, true>, dq_mma_kernel<T, D, true, true>);
+    return vd_launch_persistent(kernel, VD_WARPGROUP, vd_backward_layout<T, D>::query_bytes, stream, NULL, 0, *a, *g,
+                                *ws, vd_make_dropout_draws(a));
   }
 };
+
+} // namespace
 
 cudaError_t vd_dq_mma(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g, const vd_backward_workspace *ws,
                       cudaStream_t stream) {

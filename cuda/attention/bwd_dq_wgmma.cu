@@ -3,7 +3,8 @@
  * which is whole when two key tiles have been seen, and then serves both the queries' and the table's gradient. */
 #include "cuda/attention/bwd_common.cuh"
 #include "cuda/attention/pipeline.cuh"
-#include "cuda/kernels/pdl.cuh"
+
+namespace {
 
 /* Key tiles of a block are counted through its items: tile c has keys, values and `kept` in place c & 1, and the block
  * of e that it ends with is number c + 1, in place (c + 1) & 1 of `turned` and (c + 1) % 3 of the table. */
@@ -343,19 +344,18 @@ __global__ void __launch_bounds__(VD_SPECIALIZED_THREADS, 2)
 }
 
 template <typename T>
-static cudaError_t launch_dq(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
-                             const vd_backward_workspace *ws, cudaStream_t stream) {
-  int blocks, shared = (int)sizeof(dq_smem<T>);
+cudaError_t launch_dq(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g, const vd_backward_workspace *ws,
+                      cudaStream_t stream) {
   const dq_task task = {*g, *ws, vd_make_dropout_draws(a)};
-  auto kernel = task.drop.threshold ? dq_wgmma_kernel<T, true, false> : dq_wgmma_kernel<T, false, false>;
-  if (a->rel_key) kernel = task.drop.threshold ? dq_wgmma_kernel<T, true, true> : dq_wgmma_kernel<T, false, true>;
-  cudaError_t e = vd_persistent_blocks((const void *)kernel, shared, &blocks, VD_SPECIALIZED_THREADS);
-  if (e != cudaSuccess) return e;
-  cudaLaunchAttribute begun = {};
-  begun.id = cudaLaunchAttributeLaunchCompletionEvent, begun.val.launchCompletionEvent.event = g->join;
-  return vd_launch_attributes(&begun, g->side ? 1 : 0, kernel, (unsigned)blocks, VD_SPECIALIZED_THREADS, (size_t)shared,
-                              stream, *a, task);
+  cudaLaunchAttribute launched = {};
+  launched.id = cudaLaunchAttributeLaunchCompletionEvent, launched.val.launchCompletionEvent.event = g->join;
+  auto kernel = vd_variant(a, dq_wgmma_kernel<T, false, false>, dq_wgmma_kernel<T, true, false>,
+                           dq_wgmma_kernel<T, false, true>, dq_wgmma_kernel<T, true, true>);
+  return vd_launch_persistent(kernel, VD_SPECIALIZED_THREADS, (int)sizeof(dq_smem<T>), stream, &launched,
+                              g->side ? 1 : 0, *a, task);
 }
+
+} // namespace
 
 cudaError_t vd_dq_wgmma(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                         const vd_backward_workspace *ws, cudaStream_t stream) {

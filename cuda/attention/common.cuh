@@ -11,6 +11,7 @@
 
 #include "cuda/attention/attention.h"
 #include "cuda/kernels/mma.cuh"
+#include "cuda/kernels/pdl.cuh"
 
 enum { VD_WARPGROUP = 128 };
 enum { VD_WORK_FORWARD, VD_WORK_DQ, VD_WORK_DKV, VD_WORK_KINDS };
@@ -138,6 +139,15 @@ VD_DEV vd_kv_view<T> vd_kv_view_of(const vd_cuda_attention &a, T *block, T *memo
   vd_kv_view<T> k = {vd_block_rows(a, block, VD_KEY, head, stream).row0,
                      memory + ((int64_t)stream * a.kv_rows + a.window) * 2 * width + head * a.d_head, width};
   return k;
+}
+
+/* Starts the copies of a tile of keys and of values, rows kappa0 .. kappa0 + 63, to shared memory. */
+template <typename T, int D>
+VD_DEV void vd_copy_kv_tile(T *k, T *v, const vd_cuda_attention &a, const vd_kv_view<const T> &from, int kappa0,
+                            int lowest) {
+  const vd_row_view<const T> keys = from.at(kappa0, VD_KEY), values = from.at(kappa0, VD_VALUE);
+  vd_copy_tile<T, D>(k, keys.row0, keys.stride, kappa0, lowest, a.block, a.d_head);
+  vd_copy_tile<T, D>(v, values.row0, values.stride, kappa0, lowest, a.block, a.d_head);
 }
 
 VD_DEV float vd_mask(const vd_band &b, int x) {
@@ -378,6 +388,46 @@ static inline cudaError_t vd_persistent_blocks(const void *kernel, int shared, i
   if (e == cudaSuccess && per_sm == 0) e = cudaErrorInvalidConfiguration;
   if (e == cudaSuccess) *blocks = n_sm * per_sm;
   return e;
+}
+
+/* Not collective. The variant of a kernel for this layer's keys and dropout. */
+template <typename KERNEL>
+static KERNEL *vd_variant(const vd_cuda_attention *a, KERNEL *plain, KERNEL *dropout, KERNEL *relative,
+                          KERNEL *relative_dropout) {
+  const bool drops = vd_dropout_threshold(a->dropout) > 0;
+  if (a->rel_key) return drops ? relative_dropout : relative;
+  return drops ? dropout : plain;
+}
+
+/* Stream-ordered. Launches a persistent kernel with as many blocks as are resident at once. attribute: n launch
+ * attributes. */
+template <typename... PARAMS, typename... ARGS>
+static cudaError_t vd_launch_persistent(void (*kernel)(PARAMS...), int threads, int shared, cudaStream_t stream,
+                                        cudaLaunchAttribute *attribute, unsigned n, ARGS... args) {
+  int blocks;
+  cudaError_t e = vd_persistent_blocks((const void *)kernel, shared, &blocks, threads);
+  if (e != cudaSuccess) return e;
+  return vd_launch_attributes(attribute, n, kernel, (unsigned)blocks, (unsigned)threads, (size_t)shared, stream,
+                              args...);
+}
+
+/* Stream-ordered. Calls LAUNCH<type, width>::run for the activation type and a tile width that holds a head, for the
+ * mma kernels: 16-bit heads up to 64 wide go to the wgmma kernels. */
+template <template <typename, int> class LAUNCH, typename... ARGS>
+static cudaError_t vd_dispatch(const vd_cuda_attention *a, ARGS... args) {
+  switch (a->type) {
+  case VD_FP32:
+    if (a->d_head <= 32) return LAUNCH<float, 32>::run(a, args...);
+    if (a->d_head <= 64) return LAUNCH<float, 64>::run(a, args...);
+    return LAUNCH<float, 128>::run(a, args...);
+  case VD_BF16:
+    return LAUNCH<__nv_bfloat16, 128>::run(a, args...);
+  case VD_FP16:
+    return LAUNCH<__half, 128>::run(a, args...);
+  case VD_PRECISION_AUTO:
+    break;
+  }
+  return cudaErrorInvalidValue;
 }
 
 /* Stream-ordered. Fills a->bias_scores; relative.cu. */

@@ -2,6 +2,8 @@
  * head's reach, from the farthest to the nearest, with an on-line softmax; each warp has 16 queries. */
 #include "cuda/attention/common.cuh"
 
+namespace {
+
 /* Sub-tiles of 16 keys that a warp takes at once. Straight code overlaps them, and more of it misses the instruction
  * cache: 2 is the fastest (4: 8 % slower). */
 enum { STEP = 2 };
@@ -160,6 +162,24 @@ VD_DEV void forward_step(const vd_cuda_attention &a, const vd_band &band, const 
   weigh_values<T, D, FULL, DROP, REL>(a, band, drop, w, v, active, iw, kappa0, s);
 }
 
+/* One key tile, from key kappa0 on, for this warp's 16 queries: STEP sub-tiles at a time. */
+template <typename T, int D, bool DROP, bool REL>
+VD_DEV void forward_key_tile(const vd_cuda_attention &a, const vd_band &band, const vd_dropout_draws &drop,
+                             forward_warp<T, D> &w, const T *kt, const T *vt, const T *ts, const float *bias_scores,
+                             int ring, int unit, int iw, int kappa0, float factor) {
+#pragma unroll 1
+  for (int b = 0; b < 4; b += STEP) {
+    int kappa = kappa0 + 16 * b, x0 = iw - kappa;
+    const T *kb = kt + 16 * b * D, *vb = vt + 16 * b * D;
+    if (vd_all_full<REL>(band, x0, kappa) && vd_all_full<REL>(band, x0 - 16 * (STEP - 1), kappa)) {
+      forward_step<T, D, true, DROP, REL>(a, band, drop, w, kb, vb, ts, bias_scores, ring, unit + b, iw, kappa, factor);
+    } else {
+      forward_step<T, D, false, DROP, REL>(a, band, drop, w, kb, vb, ts, bias_scores, ring, unit + b, iw, kappa,
+                                           factor);
+    }
+  }
+}
+
 /* Divides by the softmax's denominator; writes out and lse. */
 template <typename T, int D>
 VD_DEV void forward_finish(const vd_cuda_attention &a, const vd_dropout_draws &drop, vd_work_tile at,
@@ -209,10 +229,7 @@ __global__ void __launch_bounds__(VD_WARPGROUP, forward_layout<T, D>::blocks)
     };
     auto copy = [&](int t) {
       int kappa0 = start + t * VD_TILE, slot = t % stages;
-      const vd_row_view<const T> keys = memories.at(kappa0, VD_KEY);
-      const vd_row_view<const T> values = memories.at(kappa0, VD_VALUE);
-      vd_copy_tile<T, D>(ks + slot * tile, keys.row0, keys.stride, kappa0, lowest, a.block, a.d_head);
-      vd_copy_tile<T, D>(vs + slot * tile, values.row0, values.stride, kappa0, lowest, a.block, a.d_head);
+      vd_copy_kv_tile<T, D>(ks + slot * tile, vs + slot * tile, a, memories, kappa0, lowest);
       if (REL && t == 0) copy_positions(0);
       if (REL || t + 1 < n) copy_positions(t + 1);
       vd_cp_async_commit();
@@ -238,18 +255,7 @@ __global__ void __launch_bounds__(VD_WARPGROUP, forward_layout<T, D>::blocks)
       int kappa0 = start + t * VD_TILE, unit = (4 * t + 3 - warp) % ring;
       const T *kt = ks + t % stages * tile, *vt = vs + t % stages * tile;
       if (iw >= a.block) continue;
-#pragma unroll 1
-      for (int b = 0; b < 4; b += STEP) {
-        int kappa = kappa0 + 16 * b, x0 = iw - kappa;
-        const T *kb = kt + 16 * b * D, *vb = vt + 16 * b * D;
-        if (vd_all_full<REL>(band, x0, kappa) && vd_all_full<REL>(band, x0 - 16 * (STEP - 1), kappa)) {
-          forward_step<T, D, true, DROP, REL>(a, band, drop, w, kb, vb, ts, bias_scores, ring, unit + b, iw, kappa,
-                                              factor);
-        } else {
-          forward_step<T, D, false, DROP, REL>(a, band, drop, w, kb, vb, ts, bias_scores, ring, unit + b, iw, kappa,
-                                               factor);
-        }
-      }
+      forward_key_tile<T, D, DROP, REL>(a, band, drop, w, kt, vt, ts, bias_scores, ring, unit, iw, kappa0, factor);
     }
     forward_finish(a, drop, at, w, iw, out, lse);
     tile_id = vd_receive_tile(requested, &next);
@@ -257,35 +263,23 @@ __global__ void __launch_bounds__(VD_WARPGROUP, forward_layout<T, D>::blocks)
   vd_finish_work(schedule, VD_WORK_FORWARD);
 }
 
-template <typename T, int D>
-static cudaError_t launch_forward(const vd_cuda_attention *a, const void *block, const void *memory, const void *table,
-                                  void *out, float *lse, cudaStream_t stream) {
-  int blocks, shared = forward_layout<T, D>::bytes;
-  const vd_dropout_draws drop = vd_make_dropout_draws(a);
-  auto kernel = drop.threshold ? forward_mma_kernel<T, D, true, false> : forward_mma_kernel<T, D, false, false>;
-  if (a->rel_key)
-    kernel = drop.threshold ? forward_mma_kernel<T, D, true, true> : forward_mma_kernel<T, D, false, true>;
-  cudaError_t e = vd_persistent_blocks((const void *)kernel, shared, &blocks);
-  if (e != cudaSuccess) return e;
-  kernel<<<blocks, VD_WARPGROUP, shared, stream>>>(*a, (const T *)block, (const T *)memory, (const T *)table, (T *)out,
-                                                   lse, drop);
-  return cudaGetLastError();
-}
+template <typename T, int D> struct launch_forward {
+  static cudaError_t run(const vd_cuda_attention *a, const void *block, const void *memory, const void *table,
+                         void *out, float *lse, cudaStream_t stream) {
+    auto kernel = vd_variant(a, forward_mma_kernel<T, D, false, false>, forward_mma_kernel<T, D, true, false>,
+                             forward_mma_kernel<T, D, false, true>, forward_mma_kernel<T, D, true, true>);
+    return vd_launch_persistent(kernel, VD_WARPGROUP, forward_layout<T, D>::bytes, stream, NULL, 0, *a,
+                                (const T *)block, (const T *)memory, (const T *)table, (T *)out, lse,
+                                vd_make_dropout_draws(a));
+  }
+};
+
+} // namespace
 
 cudaError_t vd_cuda_attention_forward(const vd_cuda_attention *a, const void *block, const void *memory,
                                       const void *table, void *out, float *lse, cudaStream_t stream) {
   cudaError_t e = a->rel_key ? vd_fill_bias_scores(a, stream) : cudaSuccess;
   if (e != cudaSuccess) return e;
   if (vd_uses_wgmma(a)) return vd_forward_wgmma(a, block, memory, table, out, lse, stream);
-  switch (a->type) {
-  case VD_FP32:
-    if (a->d_head <= 32) return launch_forward<float, 32>(a, block, memory, table, out, lse, stream);
-    if (a->d_head <= 64) return launch_forward<float, 64>(a, block, memory, table, out, lse, stream);
-    return launch_forward<float, 128>(a, block, memory, table, out, lse, stream);
-  case VD_BF16:
-    return launch_forward<__nv_bfloat16, 128>(a, block, memory, table, out, lse, stream);
-  case VD_FP16:
-    return launch_forward<__half, 128>(a, block, memory, table, out, lse, stream);
-  }
-  return cudaErrorInvalidValue;
+  return vd_dispatch<launch_forward>(a, block, memory, table, out, lse, stream);
 }

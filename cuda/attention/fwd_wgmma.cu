@@ -1,6 +1,7 @@
 /* Forward pass of 16-bit types and heads up to 64 wide: as fwd_mma.cu, by groups of warps. */
 #include "cuda/attention/pipeline.cuh"
-#include "cuda/kernels/pdl.cuh"
+
+namespace {
 
 template <typename T> struct forward_smem {
   T q[2][VD_TILE * VD_HEAD_WIDTH], k[2][VD_TILE * VD_HEAD_WIDTH], v[2][VD_TILE * VD_HEAD_WIDTH];
@@ -309,26 +310,22 @@ __global__ void __launch_bounds__(VD_SPECIALIZED_THREADS, 2)
 }
 
 template <typename T>
-static cudaError_t launch_forward(const vd_cuda_attention *a, const forward_task<T> &task, cudaStream_t stream) {
-  int blocks, shared = (int)sizeof(forward_smem<T>);
-  const vd_dropout_draws drop = vd_make_dropout_draws(a);
-  auto kernel = drop.threshold ? forward_wgmma_kernel<T, true, false> : forward_wgmma_kernel<T, false, false>;
-  if (a->rel_key) kernel = drop.threshold ? forward_wgmma_kernel<T, true, true> : forward_wgmma_kernel<T, false, true>;
-  cudaError_t e = vd_persistent_blocks((const void *)kernel, shared, &blocks, VD_SPECIALIZED_THREADS);
-  if (e != cudaSuccess) return e;
-  return vd_launch_pdl(kernel, (unsigned)blocks, VD_SPECIALIZED_THREADS, (size_t)shared, stream, *a, task, drop);
+cudaError_t launch_forward(const vd_cuda_attention *a, const void *block, const void *memory, const void *table,
+                           void *out, float *lse, cudaStream_t stream) {
+  const forward_task<T> task = {(const T *)block, (const T *)memory, (const T *)table, (T *)out, lse};
+  cudaLaunchAttribute early = vd_pdl_attribute();
+  auto kernel = vd_variant(a, forward_wgmma_kernel<T, false, false>, forward_wgmma_kernel<T, true, false>,
+                           forward_wgmma_kernel<T, false, true>, forward_wgmma_kernel<T, true, true>);
+  return vd_launch_persistent(kernel, VD_SPECIALIZED_THREADS, (int)sizeof(forward_smem<T>), stream, &early, 1, *a, task,
+                              vd_make_dropout_draws(a));
 }
+
+} // namespace
 
 cudaError_t vd_forward_wgmma(const vd_cuda_attention *a, const void *block, const void *memory, const void *table,
                              void *out, float *lse, cudaStream_t stream) {
-  if (a->type == VD_BF16) {
-    typedef __nv_bfloat16 T;
-    forward_task<T> task = {(const T *)block, (const T *)memory, (const T *)table, (T *)out, lse};
-    return launch_forward<T>(a, task, stream);
-  }
-  forward_task<__half> task = {(const __half *)block, (const __half *)memory, (const __half *)table, (__half *)out,
-                               lse};
-  return launch_forward<__half>(a, task, stream);
+  return a->type == VD_BF16 ? launch_forward<__nv_bfloat16>(a, block, memory, table, out, lse, stream)
+                            : launch_forward<__half>(a, block, memory, table, out, lse, stream);
 }
 
 size_t vd_cuda_attention_dropout_mask_size(const vd_cuda_attention *a) {

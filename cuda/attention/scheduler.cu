@@ -83,7 +83,8 @@ static bool shapes_fit(const vd_cuda_attention *a) {
   if (!offsets_fit(a)) return false;
   int chunk = a->type == VD_FP32 ? 4 : 8;
   if (a->n_stream <= 0 || a->block <= 0 || a->window < 0 || a->n_head <= 0 || a->n_head > VD_CUDA_MAX_HEADS ||
-      a->d_head <= 0 || a->d_head > 128 || a->d_head % chunk != 0 || a->window > a->attn_span || a->kv_rows < a->window)
+      a->d_head <= 0 || a->d_head > VD_CUDA_MAX_D_HEAD || a->d_head % chunk != 0 || a->window > a->attn_span ||
+      a->kv_rows < a->window)
     return false;
   if (a->rel_key)
     return a->first_distance == 0 && a->rel_stride % chunk == 0 && a->reach >= 0 && a->reach < a->window + a->block &&

@@ -1,11 +1,12 @@
-/* Launches that get ready while the kernel before them in the stream ends (programmatic dependent launch, CUDA C++
- * Programming Guide): without it a kernel begins 1.5 us after the one before it, of some 400 in an update. */
-#ifndef VD_LAUNCH_CUH
-#define VD_LAUNCH_CUH
+/* Programmatic dependent launch (CUDA C++ Programming Guide): a kernel is launched, and its blocks become resident,
+ * while the previous kernel in the stream still runs. Without it each of the about 400 kernels of an update starts 1.5
+ * us after the previous one has ended. */
+#ifndef VD_PDL_CUH
+#define VD_PDL_CUH
 
 #include <cuda_runtime.h>
 
-/* Stream-ordered. A launch with n attributes. */
+/* Stream-ordered. Launches `kernel` with n launch attributes. Returns the error of the launch. */
 template <typename... PARAMS, typename... ARGS>
 static cudaError_t vd_launch_attributes(cudaLaunchAttribute *attribute, unsigned n, void (*kernel)(PARAMS...),
                                         dim3 grid, dim3 block, size_t shared, cudaStream_t stream, ARGS... args) {
@@ -15,18 +16,24 @@ static cudaError_t vd_launch_attributes(cudaLaunchAttribute *attribute, unsigned
   return cudaLaunchKernelEx(&config, kernel, (PARAMS)args...);
 }
 
-/* Stream-ordered. Launches a kernel that begins with vd_pdl_wait(). */
+/* Not collective. The attribute of a programmatic dependent launch. */
+static inline cudaLaunchAttribute vd_pdl_attribute() {
+  cudaLaunchAttribute early = {};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  return early;
+}
+
+/* Stream-ordered. Launches a kernel as a programmatic dependent launch; the kernel begins with vd_pdl_wait(). */
 template <typename... PARAMS, typename... ARGS>
 static cudaError_t vd_launch_pdl(void (*kernel)(PARAMS...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
                                  ARGS... args) {
-  cudaLaunchAttribute ready = {};
-  ready.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  ready.val.programmaticStreamSerializationAllowed = 1;
-  return vd_launch_attributes(&ready, 1, kernel, grid, block, shared, stream, args...);
+  cudaLaunchAttribute early = vd_pdl_attribute();
+  return vd_launch_attributes(&early, 1, kernel, grid, block, shared, stream, args...);
 }
 
-/* Before a kernel looks at memory: waits until the one before has ended and what it wrote can be read; lets the next
- * one get ready. */
+/* A kernel calls this before its first access to global memory. Waits until the previous kernel in the stream has ended
+ * and its writes are visible; then lets the next kernel be launched. */
 static __device__ __forceinline__ void vd_pdl_wait() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
