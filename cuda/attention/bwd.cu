@@ -1,5 +1,7 @@
-/* Backward pass: two kernels that both compute the weights again from lse, by queries (bwd_dq_mma.cu) and by keys
- * (bwd_dkv_mma.cu), what they need beforehand, and sums of what they leave behind. */
+/* Backward pass of attention. The dQ kernel (bwd_dq_*.cu) and the dK/dV kernel (bwd_dkv_*.cu) both recompute the
+ * weights from lse. Before them: delta_i = sum over a head's columns of out * dout, and with relative keys q + u.
+ * After them: the partial sums of the gradients of spans or biases are added up in a fixed order. The kernels here
+ * are bound by memory bandwidth. */
 #include "cuda/attention/bwd_common.cuh"
 #include "cuda/kernels/pdl.cuh"
 
@@ -30,7 +32,7 @@ __global__ void delta_kernel(const __grid_constant__ vd_cuda_attention a, const 
   if (valid && lane == 0) delta[(row / a.block * a.n_head + head) * a.block + row % a.block] = sum;
 }
 
-/* dspan[s] += attn_span / ramp * the sum of its items, in a fixed order. */
+/* dspan[s] += attn_span / ramp * the sum of its query tiles' partial sums, in a fixed order. */
 __global__ void dspan_kernel(int n, float factor, const float *tile_id, float *dspan) {
   __shared__ float sums[VD_WARPGROUP];
   vd_pdl_wait();
@@ -44,26 +46,26 @@ __global__ void dspan_kernel(int n, float factor, const float *tile_id, float *d
   if (threadIdx.x == 0) dspan[blockIdx.x] += sums[0] * factor;
 }
 
-/* Bytes that end at a multiple of 16. */
+/* Rounds bytes up to a multiple of 16. */
 static size_t round_up_16(size_t bytes) {
   return (bytes + 15) / 16 * 16;
 }
 
-/* Lays the room out from `base` on; returns its bytes. */
+/* Places the arrays of the workspace from `base` on; returns its size in bytes. */
 static size_t lay_out(const vd_cuda_attention *a, void *base, vd_backward_workspace *ws) {
-  size_t pairs = (size_t)a->n_stream * (size_t)a->n_head, items = pairs * (size_t)vd_ceil_div(a->block, VD_TILE);
+  size_t pairs = (size_t)a->n_stream * (size_t)a->n_head, tiles = pairs * (size_t)vd_ceil_div(a->block, VD_TILE);
   size_t rows = (size_t)a->n_stream * (size_t)a->block, element = a->type == VD_FP32 ? 4 : 2;
   size_t delta = round_up_16(pairs * (size_t)a->block * 4);
   ws->dropout_mask = a->dropout_mask, ws->delta = (float *)base;
   if (a->rel_key) {
     size_t bias = delta + round_up_16(rows * (size_t)a->n_head * (size_t)a->d_head * element);
-    size_t sum = bias + round_up_16(items * 2 * (size_t)a->d_head * 4);
+    size_t sum = bias + round_up_16(tiles * 2 * (size_t)a->d_head * 4);
     ws->query = (char *)base + delta, ws->dbias = (float *)((char *)base + bias);
     ws->dsum = (float *)((char *)base + sum);
     return sum + (size_t)a->n_head * ((size_t)a->reach + 1) * 4;
   }
   ws->dspan = (float *)((char *)base + delta);
-  return delta + items * 4;
+  return delta + tiles * 4;
 }
 
 size_t vd_cuda_attention_workspace_size(const vd_cuda_attention *a) {
@@ -87,27 +89,27 @@ static cudaError_t fill_delta(const vd_cuda_attention *a, const vd_cuda_attentio
   }
 }
 
-/* What the kernel by queries left behind: span or bias gradients. */
+/* Adds up the partial sums of the dQ kernel: gradients of spans or biases. */
 static cudaError_t sum_partials(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                                 const vd_backward_workspace *ws, cudaStream_t stream) {
   if (a->rel_key) return vd_relative_end(a, g, ws, stream);
-  int items = a->n_stream * a->n_head * vd_ceil_div(a->block, VD_TILE);
+  int tiles = a->n_stream * a->n_head * vd_ceil_div(a->block, VD_TILE);
   float factor = (float)a->attn_span / (float)a->ramp;
-  return vd_launch_pdl(dspan_kernel, (unsigned)a->n_span, VD_WARPGROUP, 0, stream, items / a->n_span, factor, ws->dspan,
+  return vd_launch_pdl(dspan_kernel, (unsigned)a->n_span, VD_WARPGROUP, 0, stream, tiles / a->n_span, factor, ws->dspan,
                        g->dspan);
 }
 
-/* The two kernels, which both come after what was prepared. The one by queries has the longest items: that by keys,
- * which fills what they leave, must not take the multiprocessors before it. */
+/* The two kernels, on two streams if there is a side stream. The dQ kernel has the longest tiles and goes first; the
+ * dK/dV kernel, which fills the multiprocessors that it leaves idle, must not occupy them before. */
 static cudaError_t run_both(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                             const vd_backward_workspace *ws, cudaStream_t stream, cudaStream_t side) {
-  const bool group = vd_uses_wgmma(a);
+  const bool wgmma = vd_uses_wgmma(a);
   cudaError_t e = cudaSuccess;
   if (side != stream) e = cudaEventRecord(g->fork, stream);
   if (e == cudaSuccess && side != stream) e = cudaStreamWaitEvent(side, g->fork, 0);
-  if (e == cudaSuccess) e = (group ? vd_dq_wgmma : vd_dq_mma)(a, g, ws, stream);
-  if (e == cudaSuccess && group && side != stream) e = cudaStreamWaitEvent(side, g->join, 0);
-  if (e == cudaSuccess) e = (group ? vd_dkv_wgmma : vd_dkv_mma)(a, g, ws, side);
+  if (e == cudaSuccess) e = (wgmma ? vd_dq_wgmma : vd_dq_mma)(a, g, ws, stream);
+  if (e == cudaSuccess && wgmma && side != stream) e = cudaStreamWaitEvent(side, g->join, 0);
+  if (e == cudaSuccess) e = (wgmma ? vd_dkv_wgmma : vd_dkv_mma)(a, g, ws, side);
   return e;
 }
 

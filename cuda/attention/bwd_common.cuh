@@ -1,4 +1,5 @@
-/* What the two kernels of the backward pass share. */
+/* Shared by the dQ and dK/dV kernels: the workspace, the gradient of a score, and the reductions of the gradients of
+ * position keys, biases and spans. */
 #ifndef VD_ATTENTION_BACKWARD_CUH
 #define VD_ATTENTION_BACKWARD_CUH
 
@@ -10,22 +11,22 @@ template <typename T, int D> struct vd_backward_layout {
   static constexpr int query_blocks = small ? 2 : 1, key_blocks = small ? 2 : 1;
   static constexpr int stages = sizeof(T) * D <= 256 ? 2 : 1;
   static constexpr int tile = VD_TILE * D, skewed = VD_TILE * 2 * VD_TILE;
-  static constexpr int bias_bytes = (stages + 1) * VD_TILE * 4; /* what scores with position keys begin with */
+  static constexpr int bias_bytes = (stages + 1) * VD_TILE * 4; /* bias scores of the table ring */
   static constexpr int query_bytes = ((2 + 2 * stages + stages + 1) * tile + skewed) * (int)sizeof(T) + bias_bytes;
   static constexpr int key_bytes = (2 + 2 * stages + stages + 1) * tile * (int)sizeof(T) + bias_bytes + stages * 512;
 };
 
-/* Places in the workspace. */
+/* Arrays of the backward pass; all but dropout_mask are in g->workspace. */
 typedef struct vd_backward_workspace {
   float *delta; /* [n_stream, n_head, block]: sum over a head's columns of out * dout */
   float *dspan; /* [n_head, n_stream, query tiles] */
   void *query;  /* with relative keys: q + u [n_stream * block, width] */
-  float *dbias; /* [query items, 2, d_head]: sums over an item's queries of the content and the position part of dq */
-  float *dsum;  /* [n_head, reach + 1]: sums of the gradients of scores over all queries at one distance */
-  uint32_t *dropout_mask; /* for groups, with dropout: see vd_draw_kept */
+  float *dbias; /* [query tiles, 2, d_head]: sums over a tile's queries of the content and position parts of dq */
+  float *dsum;  /* [n_head, reach + 1]: score gradients summed over all queries at one distance */
+  uint32_t *dropout_mask; /* wgmma kernels with dropout: a->dropout_mask */
 } vd_backward_workspace;
 
-/* The queries that the kernels take, with u added where keys are relative. */
+/* The queries that the kernels multiply, u added with relative keys. */
 template <typename T, bool REL>
 VD_DEV vd_row_view<const T> vd_query_rows(const vd_cuda_attention &a, const vd_cuda_attention_gradient &g,
                                           const void *with_u, int head, int stream) {
@@ -33,30 +34,30 @@ VD_DEV vd_row_view<const T> vd_query_rows(const vd_cuda_attention &a, const vd_c
   return vd_block_rows(a, (const T *)g.block, VD_QUERY, head, stream);
 }
 
-/* Stream-ordered. The kernels by queries and by keys, with relative keys or without; bwd_dq_mma.cu,
+/* Stream-ordered. The dQ and dK/dV kernels for fp32 and for 16-bit heads wider than 64; bwd_dq_mma.cu,
  * bwd_dkv_mma.cu. */
 cudaError_t vd_dq_mma(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g, const vd_backward_workspace *ws,
                       cudaStream_t stream);
 cudaError_t vd_dkv_mma(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g, const vd_backward_workspace *ws,
                        cudaStream_t stream);
 
-/* Stream-ordered. The same where vd_uses_wgmma(a); bwd_dq_wgmma.cu, bwd_dkv_wgmma.cu. Where there is a
- * side stream, g->join is recorded when all blocks of the kernel by queries have begun: a hint, as CUDA promises it. */
+/* Stream-ordered. The dQ and dK/dV kernels where vd_uses_wgmma(a); bwd_dq_wgmma.cu, bwd_dkv_wgmma.cu. With a side
+ * stream the dQ kernel records g->join when all its blocks have started, a hint that CUDA may delay. */
 cudaError_t vd_dq_wgmma(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                         const vd_backward_workspace *ws, cudaStream_t stream);
 cudaError_t vd_dkv_wgmma(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                          const vd_backward_workspace *ws, cudaStream_t stream);
 
-/* Stream-ordered. room->query = q + u, room->dsum = 0 before the kernels; the gradients of biases and, from dsum, the
- * rest of that of relative keys after them; relative.cu. */
+/* Stream-ordered. Before the kernels (begin): ws->query = q + u, ws->dsum = 0. After them (end): the gradients of
+ * the biases, and the share of drel_key that dsum gives; relative.cu. */
 cudaError_t vd_relative_begin(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                               const vd_backward_workspace *ws, cudaStream_t stream);
 cudaError_t vd_relative_end(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                             const vd_backward_workspace *ws, cudaStream_t stream);
 
-/* From score s (units of log 2, less lse) and gradient dp of the dropped-out weight: the gradient of the score,
- * returned; the weight after mask, *weight; what goes to the span, added to *dspan. x is the distance, kappa the key.
- * FULL: seen, with mask 1. */
+/* The gradient of a score: from score s (units of log 2, less lse) and the gradient dp of the weight after dropout.
+ * Also gives the masked weight and adds to the gradient of the span. x is the distance, kappa the key. FULL: the
+ * pair is seen with mask 1. */
 template <bool FULL, bool REL>
 VD_DEV float vd_score_gradient(const vd_band &band, bool trimmed, int x, int kappa, float s, float dp, float delta,
                                float *weight, float *dspan) {
@@ -68,13 +69,13 @@ VD_DEV float vd_score_gradient(const vd_band &band, bool trimmed, int x, int kap
   }
   p = vd_seen(band, x) ? p : 0;
   float m = vd_mask(band, x);
-  if (!trimmed && m == 0 && p > (float)band.ramp) p = (float)band.ramp; /* its pull is bounded: src/ops/ops.h */
+  if (!trimmed && m == 0 && p > (float)band.ramp) p = (float)band.ramp; /* bounded: see src/ops/ops.h */
   *weight = m * p;
   if (vd_mask_moves(band, x)) *dspan += p * (trimmed ? dp : dp - delta);
   return trimmed ? p * (m * dp - delta) : m * p * (dp - delta);
 }
 
-/* Where the gradients of a head's position keys are: as struct vd_position_keys. */
+/* Where the gradients of a head's position keys are accumulated; members as in struct vd_position_keys. */
 typedef struct vd_position_gradients {
   float *row0, *sum; /* sum: of distance 0, or NULL */
   int64_t stride;
@@ -98,15 +99,15 @@ VD_DEV vd_position_gradients vd_position_gradients_of(const vd_cuda_attention &a
   return p;
 }
 
-/* to[0], to[1] += x, y. Nothing comes back: atomicAdd(float2 *) becomes an atomic operation whose answer is dropped,
- * which the thread waits for where it next needs one of the hardware's few counters of what is under way. */
+/* to[0], to[1] += x, y. `red` returns nothing. atomicAdd(float2 *) compiles to an atomic with an unused result, for
+ * which the warp waits when it next needs a scoreboard. */
 VD_DEV void vd_add_pair(float *to, float x, float y) {
   asm volatile("red.relaxed.gpu.global.add.v2.f32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "f"(x), "f"(y)
                : "memory");
 }
 
-/* Rows e0 .. e0 + 15 of the position keys' gradients += factor * sum; with relative keys, factor * rows, whose columns
- * are alike, to p.sum. */
+/* Gradients of position keys e0 .. e0 + 15 += factor * sum. With relative keys p.sum += factor * rows, whose columns
+ * are equal. */
 template <int D, bool REL>
 VD_DEV void vd_add_rows(const vd_position_gradients &p, const float sum[D / 8][4], const float rows[4], int e0,
                         float factor) {
@@ -130,7 +131,7 @@ VD_DEV void vd_add_rows(const vd_position_gradients &p, const float sum[D / 8][4
   }
 }
 
-/* A warp's sums over its queries, into shared[part][warp][D]. */
+/* Sums of dq over a warp's 16 queries, to shared[part][warp][D]. */
 template <int D> VD_DEV void vd_sum_queries(const float dq[D / 8][4], float *shared) {
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
 #pragma unroll
@@ -140,7 +141,8 @@ template <int D> VD_DEV void vd_sum_queries(const float dq[D / 8][4], float *sha
     if (lane < 4) *(float2 *)(shared + warp * D + 8 * n + 2 * lane) = make_float2(x, y);
   }
 }
-/* Those of the block: the content and the position part into this item's place. `shared` may still be read. */
+/* Sums over the tile's queries of the content and position parts of dq, to `place`. Other warps may still read
+ * `shared`. */
 template <int D>
 VD_DEV void vd_store_dbias(const float dq[D / 8][4], const float dq_position[D / 8][4], float *shared, float scale,
                            int d_head, float *place) {
@@ -154,7 +156,7 @@ VD_DEV void vd_store_dbias(const float dq[D / 8][4], const float dq_position[D /
   }
 }
 
-/* Sum of the block's span gradient, into this item's place. */
+/* Sum of the tile's span gradient, to `place`. */
 VD_DEV void vd_store_dspan(float dspan, float *shared, float *place) {
   for (int m = 16; m; m >>= 1) dspan += __shfl_xor_sync(0xffffffffU, dspan, m);
   if ((threadIdx.x & 31) == 0) shared[threadIdx.x >> 5] = dspan;
@@ -162,7 +164,7 @@ VD_DEV void vd_store_dspan(float dspan, float *shared, float *place) {
   if (threadIdx.x == 0) *place = shared[0] + shared[1] + shared[2] + shared[3];
 }
 
-/* Key tiles that the first query of a block sees before the block. */
+/* Key tiles of the memory that the block's first query sees. */
 VD_DEV int vd_far_tiles(const vd_cuda_attention &a) {
   return vd_ceil_div(min(a.reach, a.window), VD_TILE);
 }

@@ -1,5 +1,14 @@
-/* Backward pass by keys: a block takes 64 keys and goes over the query tiles that see them, with keys as rows, so that
- * weights and their gradients are left operands as they stand: dk and dv. */
+/* dK/dV kernel of the backward pass by warp-level mma.sync, for fp32 (as three TF32 products) and for 16-bit heads
+ * wider than 64; the equations are in bwd_dkv_wgmma.cu.
+ *
+ * Tiles: a persistent block of four warps takes 64 keys of one head and stream, 16 a warp, and goes over the query
+ * tiles that see them. Keys are the rows of the results, so that weights and score gradients are left operands as
+ * they are. The dropout mask is drawn again.
+ *
+ * Shared memory: k and v; one or two stages of q, dout, lse and delta; a ring of stages + 1 blocks of 64 position
+ * keys; their bias scores. Barriers: __syncthreads() once for each query tile, when its cp.async copies have landed.
+ *
+ * Bound: instruction issue. */
 #include "cuda/attention/bwd_common.cuh"
 
 namespace {
@@ -10,7 +19,7 @@ template <typename T, int D> struct dkv_warp {
   float dk[D / 8][4], dv[D / 8][4];
 };
 
-/* As vd_init_position_scores, with position keys as rows. */
+/* vd_init_position_scores with position keys as rows. */
 template <bool REL> VD_DEV void init_position_rows(float c[2][4], const float *score) {
   vd_clear(c);
   if constexpr (REL) {
@@ -21,8 +30,8 @@ template <bool REL> VD_DEV void init_position_rows(float c[2][4], const float *s
   }
 }
 
-/* Scores of 16 keys (rows) and 16 queries: products with the keys and with two blocks of the table share the queries.
- */
+/* Scores of 16 keys (rows) and 16 queries: the products with keys and with two blocks of the table share the
+ * queries. */
 template <typename T, int D, bool REL>
 VD_DEV void dkv_scores(const dkv_warp<T, D> &w, const T *q, int query, const T *table, const float *bias_scores,
                        int row0, int row1, float s[2][4]) {
@@ -45,7 +54,7 @@ VD_DEV void dkv_scores(const dkv_warp<T, D> &w, const T *q, int query, const T *
   for (int i = 0; i < 8; i++) s[i >> 2][i & 3] += position[i >> 2][i & 3];
 }
 
-/* Which of this lane's eight elements (keys as rows) are kept: bytes of the two lanes that hold its queries. */
+/* Dropout mask of this lane's eight elements (keys as rows): bytes of the two lanes that have its queries. */
 VD_DEV void dropout_by_key(const vd_cuda_attention &a, const vd_dropout_draws &drop, int i0, int kappa0,
                            unsigned dropout_mask[2]) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
@@ -57,8 +66,8 @@ VD_DEV void dropout_by_key(const vd_cuda_attention &a, const vd_dropout_draws &d
   dropout_mask[1] = __shfl_sync(0xffffffffU, bits, 8 * t + 4 + (g >> 1)) >> (g & 1);
 }
 
-/* One 16 x 16 sub-tile: keys kappa0.. of this warp, queries i0.. which are rows `query`.. of the tiles. rows: lse and
- * delta of the tile's 64 queries. */
+/* One 16 x 16 sub-tile: this warp's keys from kappa0 on, queries from i0 on, which are rows `query`.. of the tiles.
+ * rows: lse and delta of the tile's 64 queries. */
 template <typename T, int D, bool FULL, bool DROP, bool REL>
 VD_DEV void dkv_tile(const vd_cuda_attention &a, const vd_band &band, const vd_dropout_draws &drop, dkv_warp<T, D> &w,
                      const T *q, const T *dout, const T *table, const float *bias_scores, const float *rows, int query,
@@ -75,7 +84,7 @@ VD_DEV void dkv_tile(const vd_cuda_attention &a, const vd_band &band, const vd_d
     bool keep = dropout_mask[e & 1] >> (2 * (e >> 1) + 4 * jn) & 1;
     float dp = keep ? ds[jn][e] * drop.scale : 0, weight;
     float score = s[jn][e] * factor - rows[query + column] * 1.44269504088896341f;
-    /* Keys that do not exist have rows of their own here, which are not written. */
+    /* Keys that do not exist have result rows of their own, which are not written. */
     ds[jn][e] = vd_score_gradient<FULL, REL>(band, a.trimmed, x, band.oldest, score, dp, rows[VD_TILE + query + column],
                                              &weight, &unused);
     s[jn][e] = keep ? weight : 0;

@@ -1,35 +1,57 @@
-/* Backward pass by keys of 16-bit types and heads up to 64 wide: as bwd_dkv_mma.cu, but a block's four warps multiply
- * as a group. Position scores, with distances as rows, change rows from warp to warp: they go through shared memory. */
+/* dK/dV kernel of the backward pass by wgmma, for 16-bit types and heads up to 64 wide:
+ *
+ *     dv_j = sum_i dropout(a_ij) dout_i
+ *     dk_j = sum_i ds_ij (q_i + u) / sqrt(d_head),  ds_ij = a_ij (dropout(dout_i . v_j) - delta_i)
+ *
+ * with the weights a_ij recomputed from lse (soft mask: vd_score_gradient).
+ *
+ * Tiles: a persistent block takes 64 keys of one head and stream and goes over the query tiles of 64 that see them.
+ * Keys are the rows of the results, so that weights and score gradients are left operands from registers. Six
+ * products of 64 x 64 x 64 for each query tile: two blocks of position scores, scores k q^T, v dout^T, dv += weights
+ * dout, dk += gradients q.
+ *
+ * Warps: the consumer warpgroup (200 registers) has 16 keys a warp. The producer warpgroup (56 registers) copies the
+ * tiles, lse and delta, and transposes the stored dropout mask to keys as rows.
+ *
+ * Shared memory, 109 KiB, two blocks for a multiprocessor: k, v, q, dout in two slots each (64 KiB), position keys
+ * in three (24 KiB), the exchange of position scores (18 KiB, half), lse, delta, bias scores, mask bits. Skewing
+ * position scores with keys as rows moves rows from warp to warp, hence the exchange through shared memory.
+ *
+ * Barriers: VD_TILE_FULL and VD_TILE_EMPTY for each query tile, vd_consumer_sync() after the exchange is written.
+ *
+ * Bound: instruction issue, as many instructions as the dQ kernel. Layer 11 of 12, 16 streams of 512, dropout 0.3 on
+ * one H100: 0.139 ms alone (doc/PERFORMANCE.md). */
 #include "cuda/attention/bwd_common.cuh"
 #include "cuda/attention/pipeline.cuh"
 
 namespace {
 
-/* Position scores of a query tile: row 64 + e - e0 for e0 - 64 .. e0 + 63, e0 that of the tiles' first key and query.
- */
+/* Row stride of the exchange: row 64 + e - e0 has position scores of e0 - 64 .. e0 + 63, e0 that of the tiles' first
+ * key and query. */
 enum { EXCHANGE_STRIDE = 72 };
 
-/* Query tiles of a block are counted through its items: tile c has queries, dout, `rows` and `kept` in place c & 1, and
- * the blocks c and c + 1 of the table in places c % 3 and (c + 1) % 3. Item i has keys and values in place i & 1. */
+/* Query tiles are counted through the work tiles of a block: tile c has queries, dout, `rows` and mask bits in slot
+ * c & 1, and blocks c and c + 1 of the table in slots c % 3 and (c + 1) % 3. Work tile i has keys and values in slot
+ * i & 1. */
 template <typename T> struct dkv_smem {
   T k[2][VD_TILE * VD_HEAD_WIDTH], v[2][VD_TILE * VD_HEAD_WIDTH], q[2][VD_TILE * VD_HEAD_WIDTH],
       dout[2][VD_TILE * VD_HEAD_WIDTH];
   T table[3][VD_TILE * VD_HEAD_WIDTH];
   __half exchange[2 * VD_TILE * EXCHANGE_STRIDE];
   float rows[2][2][VD_TILE];              /* of a query tile: lse, delta */
-  float bias_scores[3][VD_TILE];          /* what scores with the table's rows begin with */
-  uint32_t dropout_mask[2][VD_WARPGROUP]; /* of a query tile, for each thread of the first group */
+  float bias_scores[3][VD_TILE];          /* bias scores: initial accumulators of position scores */
+  uint32_t dropout_mask[2][VD_WARPGROUP]; /* mask bits of a query tile for each consumer thread */
   int next[2];
 };
 
 static_assert(2 * (sizeof(dkv_smem<__half>) + 1024) <= 228 * 1024, "two blocks for a multiprocessor");
 
-/* A warp's 16 keys over the query tiles. */
+/* Accumulators of a warp's 16 keys over the query tiles. */
 struct dkv_state {
   float dk[8][4], dv[8][4];
 };
 
-/* As vd_init_position_scores, with position keys as rows. */
+/* vd_init_position_scores with position keys as rows. */
 template <bool REL> VD_DEV void init_position_rows(float c[8][4], const float *score) {
   if constexpr (REL) {
     int row = 16 * (int)(threadIdx.x >> 5) + (int)((threadIdx.x & 31) >> 2);
@@ -38,7 +60,7 @@ template <bool REL> VD_DEV void init_position_rows(float c[8][4], const float *s
     for (int i = 0; i < 32; i++) c[i >> 2][i & 3] = i & 2 ? y : x;
   }
 }
-/* Stores a block of 64 distances, from row `block_row` on, in half precision as vd_write_ring(). */
+/* Stores position scores of 64 distances, from row `block_row` on, in half precision (as vd_write_ring()). */
 VD_DEV void write_exchange(__half *exchange, int block_row, const float c[8][4]) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   __half *to = exchange + (block_row + 16 * (int)(threadIdx.x >> 5) + g) * EXCHANGE_STRIDE + 2 * t;
@@ -47,7 +69,7 @@ VD_DEV void write_exchange(__half *exchange, int block_row, const float c[8][4])
     *(uint32_t *)(to + (i & 1) * 8 * EXCHANGE_STRIDE + 8 * (i >> 1)) =
         vd_half_pair(c[i >> 1][2 * (i & 1)], c[i >> 1][2 * (i & 1) + 1]);
 }
-/* s += position scores of this warp's keys and of the 16 queries from column 16 j on. */
+/* s += position scores of this warp's keys and the 16 queries from column 16 j on. */
 VD_DEV void add_exchange(float s[2][4], const __half *exchange, int j) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   const __half *from =
@@ -59,15 +81,15 @@ VD_DEV void add_exchange(float s[2][4], const __half *exchange, int j) {
   }
 }
 
-/* Which elements of a lane (keys as rows) are kept, for 64 queries: element (jn, k) of the sub-tile j is bit
- * vd_mask_bit(j, jn, k). words: those of this lane for 16 queries each, of which this warp's keys are a sub-tile. */
+/* Transposes the dropout mask to keys as rows: element (jn, k) of sub-tile j is bit vd_mask_bit(j, jn, k). words:
+ * the mask of 16 queries each, of which this warp's keys are one sub-tile. */
 VD_DEV uint32_t transpose_mask(const uint32_t words[4]) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, sub_tile = (int)(threadIdx.x >> 5) & 3;
   uint32_t x = 0;
 #pragma unroll
   for (int j = 0; j < 4; j++) x |= ((words[j] << (2 * sub_tile)) & 0xc0c0c0c0U) >> (2 * j);
-  /* Halves of queries and of keys change places. Then lane 4 g' + t' has queries g' and g' + 8, keys 2 t' + jj: here
-   * keys g and queries 2 t + jj are wanted. */
+  /* Swap the halves of queries and of keys. Then lane 4 g' + t' has queries g' and g' + 8 and keys 2 t' + jj; wanted
+   * are keys g and queries 2 t + jj. */
   x = (x & 0x5555aaaaU) | (x & 0x00005555U) << 17 | (x & 0xaaaa0000U) >> 17;
   uint32_t even = __shfl_sync(0xffffffffU, x, 8 * t + (g >> 1)),
            odd = __shfl_sync(0xffffffffU, x, 8 * t + 4 + (g >> 1));
@@ -75,8 +97,8 @@ VD_DEV uint32_t transpose_mask(const uint32_t words[4]) {
   return (even & 0x00ff00ffU) | (odd & 0x00ff00ffU) << 8;
 }
 
-/* The sub-tile j of this warp's keys and of 64 queries from i0 on: scores become weights as values have them, gradients
- * of weights become those of scores. rows: lse of the queries; delta is 64 further on. */
+/* Sub-tile j of this warp's keys and 64 queries from i0 on: scores s become the weights that multiply values,
+ * gradients of weights ds become gradients of scores. rows: lse of the queries; delta follows after 64. */
 template <bool FULL, bool DROP, bool REL>
 VD_DEV void score_gradients(const vd_cuda_attention &a, const vd_band &band, float scale, const float *rows, int i0,
                             int kappa0, uint32_t dropout_mask, int j, float factor, float s[2][4], float ds[2][4]) {
@@ -93,7 +115,7 @@ VD_DEV void score_gradients(const vd_cuda_attention &a, const vd_band &band, flo
       bool keep = !DROP || (dropout_mask >> vd_mask_bit(j, jn, e) & 1);
       float own = (e & 1) ? delta.y : delta.x, weight;
       float score = fmaf(s[jn][e], factor, -1.44269504088896341f * ((e & 1) ? lse.y : lse.x));
-      /* Keys that do not exist have rows of their own here, which are not written. */
+      /* Keys that do not exist have result rows of their own, which are not written. */
       if (!FULL && (i0 + 8 * jn + 2 * t + (e & 1) >= a.block || (REL && !vd_masks_seen(m, nearer)))) score = -INFINITY;
       if constexpr (FULL || REL) {
         weight = vd_exp2(score);
@@ -107,8 +129,9 @@ VD_DEV void score_gradients(const vd_cuda_attention &a, const vd_band &band, flo
   }
 }
 
-/* Starts scores and gradients of weights of the i-th item's query tile c, whose copies are there; brings position
- * scores to their keys. Where `near_alone`, what stands in for the far block is masked. */
+/* Starts the products s = k q^T and ds = v dout^T of work tile i and query tile c, whose copies have landed, after
+ * writing the position scores to the exchange. `near_alone`: the far block is not in shared memory; its scores are
+ * masked. */
 template <typename T, bool REL>
 VD_DEV void start_products(dkv_smem<T> *m, int i, int c, bool near_alone, float s[8][4], float ds[8][4]) {
   float near_[8][4], far[8][4];
@@ -133,8 +156,8 @@ VD_DEV void start_products(dkv_smem<T> *m, int i, int c, bool near_alone, float 
   vd_wgmma_commit();
 }
 
-/* A work item by keys: query tiles from `first` on. Query tile t needs blocks t (nearer keys) and t + 1 of the table.
- */
+/* A work tile of 64 keys: n query tiles from `first` on. Query tile t needs blocks t (nearer keys) and t + 1 of the
+ * table. */
 typedef struct dkv_work {
   vd_work_tile at;
   vd_band band;
@@ -149,7 +172,7 @@ VD_DEV dkv_work dkv_work_at(const vd_cuda_attention &a, const vd_tile_schedule *
   w.n = min(a.block - 1, w.kappa0 + VD_TILE - 1 + w.band.reach) / VD_TILE - w.first / VD_TILE + 1;
   return w;
 }
-/* Whether the item ends with its reach, not with the block: the last query tile then sees nothing of its far block. */
+/* Whether the reach ends the work tile, not the block: the last query tile then sees nothing of its far block. */
 VD_DEV bool ends_near_block(const dkv_work &w) {
   return w.first + (w.n - 1) * VD_TILE - w.kappa0 >= w.band.reach;
 }
@@ -158,7 +181,7 @@ template <bool REL> VD_DEV int dkv_tiles(const vd_cuda_attention &a, const vd_ti
              : schedule->dkv_first[a.n_head];
 }
 
-/* The i-th item's t-th query tile, the block's c-th, for this warp's keys. */
+/* The t-th query tile of work tile i, the c-th of the block, for this warp's keys. */
 template <typename T, bool DROP, bool REL>
 VD_DEV void dkv_tile(const vd_cuda_attention &a, const dkv_work &work, float scale, dkv_smem<T> *m, dkv_state &w, int i,
                      int t, int c, bool near_alone, uint32_t dropout_mask, float factor) {
@@ -201,16 +224,16 @@ VD_DEV void dkv_tile(const vd_cuda_attention &a, const dkv_work &work, float sca
   vd_wgmma_fence_operand<8>(w.dv), vd_wgmma_fence_operand<8>(w.dk);
 }
 
-/* What the kernel is told besides the shapes. */
+/* Operands of the kernel. */
 typedef struct dkv_task {
   vd_cuda_attention_gradient g;
-  const void *query; /* of the room */
+  const void *query; /* q + u, from the workspace */
   const float *delta;
   const uint32_t *dropout_mask;
   vd_dropout_draws drop;
 } dkv_task;
 
-/* The first group. */
+/* The consumer warpgroup. */
 template <typename T, bool DROP, bool REL>
 VD_DEV void dkv_consumer(const vd_cuda_attention &a, const dkv_task &task, dkv_smem<T> *m) {
   vd_tile_schedule *schedule = (vd_tile_schedule *)a.schedule;
@@ -229,7 +252,7 @@ VD_DEV void dkv_consumer(const vd_cuda_attention &a, const dkv_task &task, dkv_s
       const uint32_t dropout_mask = DROP ? m->dropout_mask[c & 1][threadIdx.x] : 0;
       if (!all) vd_barrier_arrive<VD_TILE_EMPTY>();
       dkv_tile<T, DROP, REL>(a, work, task.drop.scale, m, w, i, t, c, near_alone, dropout_mask, factor);
-      if (all) vd_barrier_arrive<VD_TILE_EMPTY>(); /* the next item's block 0 comes in place of the far one */
+      if (all) vd_barrier_arrive<VD_TILE_EMPTY>(); /* the next work tile's block 0 takes the slot of the far block */
     }
     tile_id = vd_announced_tile(&m->next[i & 1]);
     const float scales[2] = {scale, scale}, dropped[2] = {task.drop.scale, task.drop.scale};
@@ -241,7 +264,7 @@ VD_DEV void dkv_consumer(const vd_cuda_attention &a, const dkv_task &task, dkv_s
   vd_finish_work(schedule, VD_WORK_DKV);
 }
 
-/* The second group. */
+/* The producer warpgroup. */
 template <typename T, bool DROP, bool REL>
 VD_DEV void dkv_producer(const vd_cuda_attention &a, const dkv_task &task, dkv_smem<T> *m) {
   vd_tile_schedule *schedule = (vd_tile_schedule *)a.schedule;
@@ -262,7 +285,7 @@ VD_DEV void dkv_producer(const vd_cuda_attention &a, const dkv_task &task, dkv_s
                                                    work.kappa0 - work.first - y * VD_TILE, a.d_head);
     };
     const bool ends_near = ends_near_block(work);
-    const uint32_t *dropout_mask = nullptr; /* of the next query tile */
+    const uint32_t *dropout_mask = nullptr; /* the mask of the next query tile */
     uint32_t words[4] = {0, 0, 0, 0};
     if (DROP) {
       int tile = work.first / VD_TILE;

@@ -1,7 +1,16 @@
-/* Backward pass by queries: a block takes 64 queries and goes over the key tiles in reach: dq, the gradients of
- * position keys and of spans or biases. The gradient of position scores is turned from key order to columns of e; what
- * four warps have of one 64-wide block of e meets in shared memory, where one product with the queries sums over them
- * before it is added to the table. */
+/* dQ kernel of the backward pass by warp-level mma.sync, for fp32 (as three TF32 products) and for 16-bit heads
+ * wider than 64; the equations are in bwd_dq_wgmma.cu.
+ *
+ * Tiles: a persistent block of four warps takes 64 queries of one head and stream, 16 a warp, and goes over the key
+ * tiles in reach. Score gradients are unskewed from key order to columns of e; the four warps write their part of a
+ * 64-wide block of e to an exchange tile in shared memory, one product with the queries sums over all 64 of them,
+ * and atomics add it to the table's gradient. The dropout mask is drawn again.
+ *
+ * Shared memory: q and dout; one or two stages of k and v; a ring of stages + 1 blocks of 64 position keys; the
+ * exchange tile [64 queries, 128 columns of e]; bias scores. Barriers: two __syncthreads() for each key tile, before
+ * and after the exchange tile is written.
+ *
+ * Bound: instruction issue, about 500 instructions for a 16 x 16 sub-tile. */
 #include "cuda/attention/bwd_common.cuh"
 
 namespace {
@@ -10,15 +19,15 @@ namespace {
 template <typename T, int D, bool REL> struct dq_warp {
   vd_left_rows<T, D, vd_backward_layout<T, D>::hold_query> q, dout;
   float dq[D / 8][4];
-  float dq_position[REL ? D / 8 : 1][4]; /* with relative keys kept apart: its sum is the gradient of v */
+  float dq_position[REL ? D / 8 : 1][4]; /* with relative keys apart from dq: its sum is the gradient of v */
   float lse[2], delta[2];                /* of rows g and g + 8; lse in units of log 2 */
-  float before[2][4];                    /* position scores of the block of e before the next one */
-  float skewed[2][4];                    /* turned gradient of the sub-tile before the next one */
+  float before[2][4];                    /* position scores of the previous block of e */
+  float skewed[2][4];                    /* unskewed gradient of the previous sub-tile */
   bool have_before, have_turned;
   float dspan;
 };
 
-/* Gradient of the scores of one 16 x 16 sub-tile, queries as rows. */
+/* Score gradients of one 16 x 16 sub-tile, queries as rows. */
 template <typename T, int D, bool FULL, bool DROP, bool REL>
 VD_DEV void score_gradients(const vd_cuda_attention &a, const vd_band &band, const vd_dropout_draws &drop,
                             dq_warp<T, D, REL> &w, const T *k, const T *v, const T *table, const float *bias_scores,
@@ -51,7 +60,7 @@ VD_DEV void score_gradients(const vd_cuda_attention &a, const vd_band &band, con
   }
 }
 
-/* Stores a block of e of this warp's queries into the exchange tile [64 queries, 128 columns of e]. */
+/* Stores a 16-wide block of e of this warp's queries to the exchange tile [64 queries, 128 columns of e]. */
 template <typename T> VD_DEV void store_skewed(T *tile, int row0, int col0, const float c[2][4]) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
 #pragma unroll
@@ -66,7 +75,7 @@ template <typename T> VD_DEV void store_skewed(T *tile, int row0, int col0, cons
   }
 }
 
-/* Sixteen ones as each of eight columns of a right operand. */
+/* A right operand whose elements are all one: its product gives row sums. */
 template <typename T> VD_DEV void fill_ones(vd_frag_b<T> &b) {
   if constexpr (sizeof(T) == 4) {
     for (int i = 0; i < 4; i++) b.x[i] = 1;
@@ -75,8 +84,8 @@ template <typename T> VD_DEV void fill_ones(vd_frag_b<T> &b) {
   }
 }
 
-/* Rows e0 .. e0 + 15 of the position keys' gradients += factor * (columns col0.. of the exchange tile)^T q; with
- * relative keys, sums of those columns into p.sum: what is missing for v in place of u is added in the end. */
+/* Gradients of position keys e0 .. e0 + 15 += factor * (columns col0.. of the exchange tile)^T q. With relative keys
+ * also p.sum += the sums of those columns: the share of v - u is added at the end (relative.cu). */
 template <typename T, int D, bool REL>
 VD_DEV void add_to_table(const vd_position_gradients &p, const T *skewed, const T *q, int col0, int e0, float factor) {
   float sum[D / 8][4], rows[4] = {0, 0, 0, 0};
@@ -95,13 +104,13 @@ VD_DEV void add_to_table(const vd_position_gradients &p, const T *skewed, const 
   vd_add_rows<D, REL>(p, sum, rows, e0, factor);
 }
 
-/* One key tile for this warp: dq, and its blocks of e into the exchange tile. */
+/* One key tile for this warp: dq, and its blocks of e to the exchange tile. */
 template <typename T, int D, bool DROP, bool REL>
 VD_DEV void dq_step(const vd_cuda_attention &a, const vd_band &band, const vd_dropout_draws &drop,
                     dq_warp<T, D, REL> &w, const T *k, const T *v, const T *table, const float *bias_scores, T *skewed,
                     int ring, int unit, int n_unit, int iw, int kappa0, float factor) {
   int row0 = (threadIdx.x >> 5) * 16, base = unit % ring;
-  /* Not unrolled: warps are at different places of the code, which must fit the instruction cache. */
+  /* not unrolled: warps run different parts of the code, which must fit the instruction cache */
 #pragma unroll 1
   for (int b = 0; b < 4; b++) {
     float ds[2][4], here[2][4], block[2][4];
@@ -132,8 +141,8 @@ VD_DEV void dq_step(const vd_cuda_attention &a, const vd_band &band, const vd_dr
   }
 }
 
-/* With relative keys: the last block of e, which starts with distance 0. Warp 3 alone still has its part of it, and
- * stores zeros where its rows lie beyond the block: what shared memory held before may be NaN. */
+/* With relative keys: the last block of e, which begins with distance 0. Only warp 3 has a part of it; it stores
+ * zeros where its rows lie beyond the block, because shared memory may hold NaN. */
 template <typename T, int D>
 VD_DEV void last_block(dq_warp<T, D, true> &w, const T *table, T *skewed, int ring, int unit) {
   float block[2][4], none[2][4];
@@ -147,8 +156,7 @@ VD_DEV void last_block(dq_warp<T, D, true> &w, const T *table, T *skewed, int ri
   vd_accumulate<T, D>(w.dq_position, x, table, vd_ring_row(unit % ring, ring));
 }
 
-/* With relative keys: what an item before may have left in the rows of warps whose keys begin later than block 0 of e.
- */
+/* With relative keys: zeros block 0 of e in the exchange tile, of which warps whose keys begin later write nothing. */
 template <typename T> VD_DEV void clear_first_block(T *skewed) {
   int row0 = (threadIdx.x >> 5) * 16;
   float none[2][4];

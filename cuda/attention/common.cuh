@@ -1,11 +1,13 @@
-/* What the attention kernels share: work lists, each head's band, the skew of position scores, dropout.
+/* Shared by all attention kernels: the tile scheduler's work list, each head's band, strided views of the operands,
+ * the skew of position scores, dropout, persistent launches.
  *
- * Positions: query i and key kappa count from the block's first token (memory keys are negative), so that the distance
- * is x = i - kappa and a position score depends on e = kappa - i = -x: row attn_span + e of the key table. Tiles are 64
- * x 64 and start at multiples of 64; a warp works on sub-tiles of 16 x 16. In such a sub-tile e takes 31 values, which
- * two neighbouring 16-wide blocks of e cover: column c of row r comes from block 1 (columns c - r) where c >= r, and
- * from block 0 (column c - r + 16) elsewhere. Both are column (c - r) mod 16, so that turning row r by r columns,
- * which is one shuffle an element, takes position scores to key order, and the reverse takes gradients back. */
+ * Query i and key kappa are counted from the block's first token (keys in memory are negative), so that the distance
+ * is x = i - kappa, and a position score depends on e = kappa - i = -x, row attn_span + e of the key table. Tiles
+ * are 64 x 64 and start at multiples of 64; a warp works on sub-tiles of 16 x 16. In a sub-tile e takes 31 values,
+ * which two adjacent 16-wide blocks of e cover. Column c of row r is column c - r of block 1 where c >= r and column
+ * c - r + 16 of block 0 elsewhere; both are column (c - r) mod 16. Rotating row r by r columns, one shuffle per
+ * element, therefore brings position scores to key order ("skew"), and the inverse rotation brings gradients back to
+ * columns of e ("unskew"). */
 #ifndef VD_ATTENTION_CUH
 #define VD_ATTENTION_CUH
 
@@ -13,50 +15,51 @@
 #include "cuda/kernels/mma.cuh"
 #include "cuda/kernels/pdl.cuh"
 
-enum { VD_WARPGROUP = 128 };
+enum { VD_WARPGROUP = 128 }; /* threads */
 enum { VD_WORK_FORWARD, VD_WORK_DQ, VD_WORK_DKV, VD_WORK_KINDS };
 
-/* What a head sees: distances first .. reach, all of them with mask 1 up to `full`. The soft mask is (u + ramp +
- * fraction) / ramp clamped to 0..1, u = whole - (x - 1), where whole + fraction = z * attn_span. */
+/* The band of a head: queries see distances first .. reach, those up to `full` with mask 1. The soft mask is (u +
+ * ramp + fraction) / ramp clamped to 0..1, u = whole - (x - 1), where whole + fraction = z * attn_span. */
 typedef struct vd_band {
   int reach, first, full, whole, ramp;
   float fraction, inverse_ramp;
   int oldest; /* with relative keys: the first key that exists */
 } vd_band;
 
-/* A layer's work list, in device memory. `next` and `done` of a kind of work, `placed` and `later` are zero between
- * kernels. */
+/* A layer's schedule, in device memory: bands, the order of the heads, and the counters from which persistent blocks
+ * take tiles. All counters are zero between kernels. */
 enum { VD_MAX_SM = 256 };
 typedef struct vd_tile_schedule {
-  int sm_blocks[VD_MAX_SM]; /* see vd_place_first() in fwd_wgmma.cu */
+  int sm_blocks[VD_MAX_SM]; /* blocks seen on each multiprocessor; see first_tile() in fwd_wgmma.cu */
   int next[VD_WORK_KINDS], done[VD_WORK_KINDS], next_rest;
-  int head[VD_CUDA_MAX_HEADS];          /* from the longest reach to the shortest */
-  int dkv_first[VD_CUDA_MAX_HEADS + 1]; /* first key-tile item of the head of this rank; last: their number */
+  int head[VD_CUDA_MAX_HEADS];          /* heads by decreasing reach */
+  int dkv_first[VD_CUDA_MAX_HEADS + 1]; /* first dK/dV tile of the head of this rank; last: number of tiles */
   vd_band band[VD_CUDA_MAX_HEADS];      /* of head h */
 } vd_tile_schedule;
 
+/* a / b, rounded up. */
 static inline __host__ __device__ int vd_ceil_div(int a, int b) {
   return (a + b - 1) / b;
 }
 
-/* A barrier of the first 128 threads of a block. */
+/* Barrier of the consumer warpgroup, threads 0 .. 127 of a block (named barrier 1). */
 VD_DEV void vd_consumer_sync() {
   asm volatile("bar.sync 1, 128;" ::: "memory");
 }
 
-/* Work is taken from a counter: each block starts with the item of its own number and asks for the next one while it
- * works, so that the answer's latency is hidden. To be called by all threads at the start of an item. */
+/* Dynamic tile scheduling: a block starts with the tile of its own number and requests the next one from a counter
+ * while it works, which hides the latency of the atomic. All threads call this at the start of a tile. */
 VD_DEV int vd_request_tile(vd_tile_schedule *schedule, int kind) {
   return threadIdx.x == 0 ? (int)gridDim.x + atomicAdd(&schedule->next[kind], 1) : 0;
 }
-/* The item that was asked for, after all warps are done with the one before. */
+/* The tile that was requested. Barrier: all warps have finished the previous tile. */
 VD_DEV int vd_receive_tile(int requested, int *shared) {
   if (threadIdx.x == 0) *shared = requested;
   __syncthreads();
   return *shared;
 }
-/* The last block to find no work resets the counters for the next kernel. To be called once by every block, which has
- * asked once for each item that it worked on. */
+/* The last block without work resets the counters for the next kernel. Every block calls it once, having made one
+ * request for each tile that it worked on. */
 VD_DEV void vd_finish_work(vd_tile_schedule *schedule, int kind) {
   if (threadIdx.x == 0) {
     __threadfence();
@@ -64,13 +67,14 @@ VD_DEV void vd_finish_work(vd_tile_schedule *schedule, int kind) {
   }
 }
 
-/* Where in the layer a query tile or a key tile lies. */
+/* Position of a query tile or a key tile in the layer. */
 typedef struct vd_work_tile {
   int head, stream, tile;
 } vd_work_tile;
 
-/* REL, here and below: relative keys in place of spans, which leaves all heads alike. The heads of a stream are then
- * next to each other, which spreads what is added to the gradient of a head's relative keys; long tiles come first. */
+/* The query tile of a number. REL, here and below: relative keys in place of spans, where all heads have the same
+ * reach; the heads of a stream are then adjacent, which spreads the atomics on drel_key, and the longest tiles come
+ * first. */
 template <bool REL>
 VD_DEV vd_work_tile vd_query_tile_at(const vd_cuda_attention &a, const vd_tile_schedule *schedule, int tile_id) {
   int n_tile = vd_ceil_div(a.block, VD_TILE), per_head = a.n_stream * n_tile;
@@ -84,6 +88,7 @@ VD_DEV vd_work_tile vd_query_tile_at(const vd_cuda_attention &a, const vd_tile_s
   return at;
 }
 
+/* The band of a head. */
 template <bool REL> VD_DEV vd_band vd_band_of(const vd_cuda_attention &a, const vd_tile_schedule *schedule, int head) {
   if constexpr (REL) {
     vd_band b = {};
@@ -92,27 +97,28 @@ template <bool REL> VD_DEV vd_band vd_band_of(const vd_cuda_attention &a, const 
   }
   return schedule->band[head];
 }
-/* The first row of keys that the head sees. */
+/* The first key that the head sees. */
 template <bool REL> VD_DEV int vd_lowest(const vd_band &b) {
   return REL ? max(-b.reach, b.oldest) : -b.reach;
 }
-/* Key tiles that a query tile sees, up to its own. */
+/* Number of key tiles that a query tile sees, its own included. */
 template <bool REL> VD_DEV int vd_key_tiles(const vd_band &b, int query_tile) {
   int far = vd_ceil_div(b.reach, VD_TILE);
   return (REL ? min(far, query_tile + vd_ceil_div(-b.oldest, VD_TILE)) : far) + 1;
 }
 
-/* Rows of one head and stream: row r begins at row0 + r * stride. */
+/* View of one head and stream: row r begins at row0 + r * stride. */
 template <typename T> struct vd_row_view {
   T *row0;
   int stride;
 };
-/* What stands side by side in a row of the block. */
+/* The parts of a row of the block. */
 enum vd_part { VD_QUERY, VD_KEY, VD_VALUE };
+/* Width of the heads together. */
 VD_DEV int vd_width(const vd_cuda_attention &a) {
   return a.n_head * a.d_head;
 }
-/* Of out, dout and other arrays [n_stream * block, width]. */
+/* View of an array [n_stream * block, width], such as out or dout. */
 template <typename T> VD_DEV vd_row_view<T> vd_output_rows(const vd_cuda_attention &a, T *x, int head, int stream) {
   vd_row_view<T> l = {x + (int64_t)stream * a.block * vd_width(a) + head * a.d_head, vd_width(a)};
   return l;
@@ -123,11 +129,11 @@ VD_DEV vd_row_view<T> vd_block_rows(const vd_cuda_attention &a, T *block, vd_par
   vd_row_view<T> l = {block + ((int64_t)stream * a.block * 3 + part) * width + head * a.d_head, 3 * width};
   return l;
 }
-/* Keys and values: those of the block, and those of the memory before it (rows < 0), values `width` after keys. */
+/* View of keys and values of the block and of the memory before it (rows < 0); values follow keys after `width`. */
 template <typename T> struct vd_kv_view {
   T *block, *memory;
   int width;
-  /* Keys (or values) of the tile of rows that begins with kappa0: tiles lie in the block or before it. */
+  /* Keys or values of the tile from row kappa0 on; a tile lies wholly in the block or in the memory. */
   VD_DEV vd_row_view<T> at(int kappa0, vd_part part) const {
     vd_row_view<T> l = {(kappa0 >= 0 ? block : memory) + (part - VD_KEY) * width, kappa0 >= 0 ? 3 * width : 2 * width};
     return l;
@@ -150,19 +156,21 @@ VD_DEV void vd_copy_kv_tile(T *k, T *v, const vd_cuda_attention &a, const vd_kv_
   vd_copy_tile<T, D>(v, values.row0, values.stride, kappa0, lowest, a.block, a.d_head);
 }
 
+/* The soft mask at distance x. */
 VD_DEV float vd_mask(const vd_band &b, int x) {
   return __saturatef(((float)(b.whole - x + 1 + b.ramp) + b.fraction) * b.inverse_ramp);
 }
-/* Whether the unclamped mask lies in 0..1, ends included. */
+/* Whether the mask depends on the span at x: the unclamped mask is in 0..1, both ends included. */
 VD_DEV bool vd_mask_moves(const vd_band &b, int x) {
   int u = b.whole - x + 1;
   return u + b.ramp >= 0 && (u < 0 || (u == 0 && b.fraction == 0));
 }
+/* Whether the head sees distance x. */
 VD_DEV bool vd_seen(const vd_band &b, int x) {
   return x >= b.first && x <= b.reach;
 }
-/* Whether a 16 x 16 sub-tile has any pair seen, and whether all its pairs are seen with mask 1. x0 = distance of its
- * corner (query 0, key kappa0). */
+/* Whether a query of a 16 x 16 sub-tile sees a key of it (any_seen), and whether all pairs are seen with mask 1
+ * (all_full). x0: distance of query 0 and key kappa0 of the sub-tile. */
 template <bool REL> VD_DEV bool vd_any_seen(const vd_band &b, int x0, int kappa0) {
   return x0 + 15 >= b.first && x0 - 15 <= b.reach && (!REL || kappa0 + 15 >= b.oldest);
 }
@@ -186,7 +194,7 @@ VD_DEV vd_position_keys<T> vd_position_keys_of(const vd_cuda_attention &a, const
   vd_position_keys<T> p = {(const T *)table + (int64_t)a.attn_span * a.d_head, a.d_head, -a.attn_span, 0, nullptr};
   return p;
 }
-/* Starts the copy of rows e0 .. e0 + 63, and of what their scores begin with. */
+/* Starts the copies of position keys e0 .. e0 + 63 and of their bias scores. */
 template <typename T, int D, bool REL>
 VD_DEV void vd_copy_position_keys(T *tile, float *score, const vd_position_keys<T> &p, int e0, int width) {
   vd_copy_tile<T, D>(tile, p.row0, p.stride, e0, p.lowest, p.end, width);
@@ -196,8 +204,8 @@ VD_DEV void vd_copy_position_keys(T *tile, float *score, const vd_position_keys<
     vd_cp_async4(score + i, valid ? p.score - e0 - i : p.score, valid);
   }
 }
-/* What the products of queries + u (rows) with position keys (columns) begin with, so that they end as those of queries
- * + v. */
+/* Initial accumulators of (queries + u) x (position keys)^T: zero, or with relative keys (v - u).r(x), so that the
+ * result is that of queries + v. */
 template <bool REL> VD_DEV void vd_init_position_scores(float c[2][4], const float *score) {
   vd_clear(c);
   if constexpr (REL) {
@@ -209,12 +217,12 @@ template <bool REL> VD_DEV void vd_init_position_scores(float c[2][4], const flo
   }
 }
 
-/* Row in a ring of `ring` 16-row blocks; 0 <= unit < 2 ring. */
+/* Row of block `unit` in a ring buffer of `ring` 16-row blocks; 0 <= unit < 2 ring. */
 VD_DEV int vd_ring_row(int unit, int ring) {
   return (unit >= ring ? unit - ring : unit) * 16;
 }
 
-/* Position scores of 16 queries (rows) in columns of e, blocks 0 and 1, to key order. */
+/* Skew: position scores of 16 queries (rows) by columns of e, in blocks 0 and 1, to key order. */
 VD_DEV void vd_skew(float out[2][4], const float block0[2][4], const float block1[2][4]) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, odd = g & 1;
 #pragma unroll
@@ -236,7 +244,7 @@ VD_DEV void vd_skew(float out[2][4], const float block0[2][4], const float block
   }
 }
 
-/* The reverse turn: key order to columns (c - r) mod 16. */
+/* Unskew: key order to columns (c - r) mod 16. */
 VD_DEV void vd_unskew(float out[2][4], const float in[2][4]) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, odd = g & 1;
 #pragma unroll
@@ -251,7 +259,8 @@ VD_DEV void vd_unskew(float out[2][4], const float in[2][4]) {
       out[1][2 * ih + jj] = __shfl_sync(0xffffffffU, swap ? u0 : u1, from);
     }
 }
-/* A block of e is the turned gradient of key sub-tile k - 1 where column + row < 16, of sub-tile k elsewhere. */
+/* A block of e from unskewed gradients: those of key sub-tile k - 1 where column + row < 16, of sub-tile k
+ * elsewhere. */
 VD_DEV void vd_join(float out[2][4], const float before[2][4], const float here[2][4]) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
 #pragma unroll
@@ -261,7 +270,7 @@ VD_DEV void vd_join(float out[2][4], const float before[2][4], const float here[
   }
 }
 
-/* The same for scores with keys as rows: block0, block1 have rows e and columns i; out has rows kappa. */
+/* Skew of scores with keys as rows: block0 and block1 have rows e and columns i; out has rows kappa. */
 VD_DEV void vd_skew_keys(float out[2][4], const float block0[2][4], const float block1[2][4]) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
 #pragma unroll
@@ -276,14 +285,15 @@ VD_DEV void vd_skew_keys(float out[2][4], const float block0[2][4], const float 
   }
 }
 
-/* Dropout of one head and stream: see random.h. */
+/* Dropout of one head and stream (src/base/random.h numbers the draws). */
 typedef struct vd_dropout_draws {
   uint32_t threshold; /* 0: off */
   float scale;
-  int tiles, offset; /* tiles in a row of queries; tiles before the block */
-  uint64_t tile0;    /* number of the head's first tile */
+  int tiles, offset; /* sub-tiles of a row of queries; sub-tiles before the block */
+  uint64_t tile0;    /* number of the head's first sub-tile */
 } vd_dropout_draws;
 
+/* Not collective. Dropout of a layer, before vd_seek_dropout() chooses the head. */
 static inline vd_dropout_draws vd_make_dropout_draws(const vd_cuda_attention *a) {
   vd_dropout_draws d;
   d.threshold = vd_dropout_threshold(a->dropout);
@@ -293,15 +303,17 @@ static inline vd_dropout_draws vd_make_dropout_draws(const vd_cuda_attention *a)
   d.tile0 = 0;
   return d;
 }
+/* Chooses the head and stream. */
 VD_DEV void vd_seek_dropout(vd_dropout_draws *d, const vd_cuda_attention &a, int head, int stream) {
   int query = d->tiles - d->offset;
   d->tile0 = ((uint64_t)(a.row0 + stream) * (uint64_t)a.n_head + (uint64_t)head) * (uint64_t)(query * d->tiles);
 }
+/* The 64-bit product of two 32-bit words. */
 VD_DEV void vd_mul_wide(uint32_t x, uint32_t y, uint32_t *low, uint32_t *high) {
   asm("{\n.reg .b64 p;\nmul.wide.u32 p, %2, %3;\nmov.b64 {%0, %1}, p;\n}" : "=r"(*low), "=r"(*high) : "r"(x), "r"(y));
 }
-/* The four words that decide the elements of this lane in the sub-tile of queries i0.. and keys kappa0..: vd_philox(),
- * where each product is one instruction. */
+/* The four Philox words of this lane for the sub-tile of queries i0.. and keys kappa0.. The same as vd_philox(),
+ * with one instruction for each 32 x 32 bit product. */
 VD_DEV philox4x32_ctr_t vd_dropout_words(const vd_cuda_attention &a, const vd_dropout_draws &d, int i0, int kappa0) {
   uint64_t tile = d.tile0 + (uint64_t)((i0 >> 4) * d.tiles + (kappa0 >> 4) + d.offset);
   uint64_t call = tile * 32 + (threadIdx.x & 31);
@@ -317,17 +329,19 @@ VD_DEV philox4x32_ctr_t vd_dropout_words(const vd_cuda_attention &a, const vd_dr
   }
   return {{x[0], x[1], x[2], x[3]}};
 }
-/* Whether element [jn][2 ih + jj] is kept. */
+/* Whether dropout keeps element [jn][2 ih + jj]; k = 2 ih + jj. */
 VD_DEV bool vd_dropout_keeps(const philox4x32_ctr_t &words, uint32_t threshold, int jn, int k) {
   uint32_t w = words.v[jn + (k & 2)];
   return (k & 1) ? w >= (threshold << 16) : (w << 16) >= (threshold << 16);
 }
 
+/* 2^x. */
 VD_DEV float vd_exp2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+/* Maximum and sum over the four lanes of a quad, which share rows of a result. */
 VD_DEV float vd_quad_max(float x) {
   x = fmaxf(x, __shfl_xor_sync(0xffffffffU, x, 1));
   return fmaxf(x, __shfl_xor_sync(0xffffffffU, x, 2));
@@ -337,7 +351,8 @@ VD_DEV float vd_quad_sum(float x) {
   return x + __shfl_xor_sync(0xffffffffU, x, 2);
 }
 
-/* Writes a warp's 16 x D sums, times factor, to rows first.. of a matrix; only rows lowest .. end - 1. */
+/* Writes a warp's 16 x D accumulators, times factor (of rows g and g + 8), to rows first.., only rows lowest .. end
+ * - 1. */
 template <typename T, int D>
 VD_DEV void vd_write_rows(T *matrix, int stride, int first, int lowest, int end, int width, float sum[D / 8][4],
                           const float *factor) {
@@ -377,7 +392,7 @@ template <typename T, int D> VD_DEV void vd_add_content_bias(const vd_cuda_atten
   __syncwarp();
 }
 
-/* Blocks to launch so that all multiprocessors are full; kernels take their work from a list. */
+/* Not collective. Number of blocks of a persistent kernel: as many as the device holds at once. */
 static inline cudaError_t vd_persistent_blocks(const void *kernel, int shared, int *blocks,
                                                int threads = VD_WARPGROUP) {
   int device, n_sm, per_sm;
@@ -433,12 +448,11 @@ static cudaError_t vd_dispatch(const vd_cuda_attention *a, ARGS... args) {
 /* Stream-ordered. Fills a->bias_scores; relative.cu. */
 cudaError_t vd_fill_bias_scores(const vd_cuda_attention *a, cudaStream_t stream);
 
-/* Whether the kernels of warp groups take these shapes (pipeline.cuh). */
+/* Not collective. Whether the warp-specialized wgmma kernels (pipeline.cuh) support these shapes. */
 static inline bool vd_uses_wgmma(const vd_cuda_attention *a) {
   return a->type != VD_FP32 && a->d_head <= 64;
 }
-/* Stream-ordered. vd_cuda_attention_forward of these shapes, with a->bias_scores filled;
- * fwd_wgmma.cu. */
+/* Stream-ordered. vd_cuda_attention_forward by the wgmma kernel, fwd_wgmma.cu. a->bias_scores has been filled. */
 cudaError_t vd_forward_wgmma(const vd_cuda_attention *a, const void *block, const void *memory, const void *table,
                              void *out, float *lse, cudaStream_t stream);
 

@@ -1,32 +1,47 @@
-/* Forward pass: a block of four warps takes 64 queries of one head and stream and goes over the key tiles within the
- * head's reach, from the farthest to the nearest, with an on-line softmax; each warp has 16 queries. */
+/* Forward pass of attention by warp-level mma.sync, for fp32 (as three TF32 products) and for 16-bit heads wider
+ * than 64:
+ *
+ *      s_ij = ((q_i + u) . k_j + (q_i + v) . p(i - j)) / sqrt(d_head),  out_i = sum_j dropout(m_ij e^s_ij / l_i) v_j
+ *
+ * with position keys p, soft mask m, and u, v only with relative keys; lse_i = log l_i is stored.
+ *
+ * Tiles: a persistent block of four warps takes 64 queries of one head and stream, 16 a warp, and goes over the key
+ * tiles within the head's reach from the farthest to the nearest, with an on-line softmax. All warps copy and
+ * multiply.
+ *
+ * Shared memory: q; one or two stages of k and v; a ring of stages + 1 blocks of 64 position keys; their bias
+ * scores. A tile is 64 x D, D = 32, 64 or 128. Position scores are skewed in registers by shuffles (common.cuh).
+ *
+ * Barriers: __syncthreads() once for each key tile, when its cp.async copies have landed.
+ *
+ * Bound: instruction issue, about 400 instructions for a 16 x 16 sub-tile, a quarter of them for dropout. */
 #include "cuda/attention/common.cuh"
 
 namespace {
 
-/* Sub-tiles of 16 keys that a warp takes at once. Straight code overlaps them, and more of it misses the instruction
- * cache: 2 is the fastest (4: 8 % slower). */
+/* Sub-tiles of 16 keys in one step of a warp: unrolled code overlaps them, but longer code misses the instruction
+ * cache. 2 is the fastest; 4 is 8 % slower. */
 enum { STEP = 2 };
 
 template <typename T, int D> struct forward_layout {
   static constexpr bool hold = sizeof(T) * D <= 256;
   static constexpr int stages = sizeof(T) * D <= 256 ? 2 : 1;
-  static constexpr int blocks = sizeof(T) * D <= 128 ? 2 : 1; /* on a multiprocessor, at least */
+  static constexpr int blocks = sizeof(T) * D <= 128 ? 2 : 1; /* resident on a multiprocessor, at least */
   static constexpr int tile = VD_TILE * D;
   static constexpr int elements = (1 + 2 * stages + stages + 1) * tile;                /* q, k, v, table */
-  static constexpr int bytes = elements * (int)sizeof(T) + (stages + 1) * VD_TILE * 4; /* and what scores begin with */
+  static constexpr int bytes = elements * (int)sizeof(T) + (stages + 1) * VD_TILE * 4; /* and bias scores */
 };
 
 /* A warp's state over the key tiles. */
 template <typename T, int D> struct forward_warp {
   vd_left_rows<T, D, forward_layout<T, D>::hold> q;
   float sum[D / 8][4];
-  float highest[2], total[2]; /* of rows g and g + 8; total: this lane's columns only */
-  float before[2][4];         /* position scores of the block of e before the next one */
+  float highest[2], total[2]; /* of rows g and g + 8; total: only of this lane's columns */
+  float before[2][4];         /* position scores of the previous block of e */
   bool have_before;
 };
 
-/* Masks the scores of one sub-tile (in units of log 2) where it is not wholly within the full part. */
+/* Masks the scores (units of log 2) of a sub-tile that is partly seen or has mask < 1. */
 VD_DEV void mask_scores(const vd_band &band, bool trimmed, int x0, float s[2][4]) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
 #pragma unroll
@@ -40,7 +55,7 @@ VD_DEV void mask_scores(const vd_band &band, bool trimmed, int x0, float s[2][4]
   }
 }
 
-/* With relative keys: hides what is out of reach or does not exist. */
+/* With relative keys: masks keys that are out of reach or do not exist. */
 VD_DEV void hide_scores(const vd_band &band, int x0, int kappa0, float s[2][4]) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
 #pragma unroll
@@ -50,9 +65,9 @@ VD_DEV void hide_scores(const vd_band &band, int x0, int kappa0, float s[2][4]) 
   }
 }
 
-/* Scores of a warp's 16 queries (from iw) and the keys of STEP sub-tiles from kappa0, in units of log 2. `unit` is
- * the number of the 16-row block of the table ring where block 0 of the first sub-tile lies. Returns the bits of
- * sub-tiles with any pair seen; the others are not touched. */
+/* Scores, in units of log 2, of a warp's 16 queries from iw on and STEP sub-tiles of keys from kappa0 on. `unit`:
+ * the 16-row block of the table ring that is block 0 of the first sub-tile. Returns a bit for each sub-tile of which
+ * any pair is seen; the scores of the others are not written. */
 template <typename T, int D, bool FULL, bool REL>
 VD_DEV unsigned compute_scores(const vd_cuda_attention &a, const vd_band &band, forward_warp<T, D> &w, const T *k,
                                const T *table, const float *bias_scores, int ring, int unit, int iw, int kappa0,
@@ -91,7 +106,7 @@ VD_DEV unsigned compute_scores(const vd_cuda_attention &a, const vd_band &band, 
   return active;
 }
 
-/* Takes these keys into the softmax: scores become weights (not yet divided), earlier sums are rescaled. */
+/* One step of the on-line softmax: scores become weights (not yet divided by the sum), earlier sums are rescaled. */
 template <typename T, int D, bool FULL>
 VD_DEV void softmax_step(forward_warp<T, D> &w, unsigned active, float s[STEP][2][4]) {
 #pragma unroll
@@ -104,7 +119,7 @@ VD_DEV void softmax_step(forward_warp<T, D> &w, unsigned active, float s[STEP][2
         highest = fmaxf(highest, fmaxf(s[b][1][2 * ih], s[b][1][2 * ih + 1]));
       }
     highest = vd_quad_max(highest);
-    float base = highest == -INFINITY ? 0 : highest; /* no key seen yet */
+    float base = highest == -INFINITY ? 0 : highest; /* no key seen so far */
     float rescale = vd_exp2(w.highest[ih] - base), total = w.total[ih] * rescale;
     w.highest[ih] = highest;
 #pragma unroll
@@ -149,7 +164,7 @@ VD_DEV void weigh_values(const vd_cuda_attention &a, const vd_band &band, const 
   }
 }
 
-/* These keys for this warp. */
+/* STEP sub-tiles of keys for this warp: scores, softmax, values. */
 template <typename T, int D, bool FULL, bool DROP, bool REL>
 VD_DEV void forward_step(const vd_cuda_attention &a, const vd_band &band, const vd_dropout_draws &drop,
                          forward_warp<T, D> &w, const T *k, const T *v, const T *table, const float *bias_scores,
@@ -180,7 +195,7 @@ VD_DEV void forward_key_tile(const vd_cuda_attention &a, const vd_band &band, co
   }
 }
 
-/* Divides by the softmax's denominator; writes out and lse. */
+/* Divides by the softmax denominator; writes out and lse. */
 template <typename T, int D>
 VD_DEV void forward_finish(const vd_cuda_attention &a, const vd_dropout_draws &drop, vd_work_tile at,
                            forward_warp<T, D> &w, int iw, T *out, float *lse) {
@@ -218,11 +233,12 @@ __global__ void __launch_bounds__(VD_WARPGROUP, forward_layout<T, D>::blocks)
     const vd_position_keys<T> positions = vd_position_keys_of<REL, T>(a, table, at.head);
     vd_seek_dropout(&drop, a, at.head, at.stream);
     const int i0 = at.tile * VD_TILE, iw = i0 + 16 * warp, n = vd_key_tiles<REL>(band, at.tile);
-    const int start = i0 - (n - 1) * VD_TILE, lowest = vd_lowest<REL>(band); /* first key of tiles, of what is seen */
+    const int start = i0 - (n - 1) * VD_TILE,
+              lowest = vd_lowest<REL>(band); /* first key of the tiles; first key that the head sees */
     const vd_row_view<const T> queries = vd_block_rows(a, block, VD_QUERY, at.head, at.stream);
     const vd_kv_view<const T> memories = vd_kv_view_of(a, block, memory, at.head, at.stream);
-    /* Key tile t needs blocks t and t + 1 of the table. Block 0 is beyond a span's reach (not so with relative keys,
-     * where keys may begin within the reach), and block n has distances <= 0. */
+    /* Key tile t needs blocks t and t + 1 of the table. Block 0 is beyond a span's reach (with relative keys it may
+     * be within), and block n has distances <= 0. */
     auto copy_positions = [&](int y) {
       vd_copy_position_keys<T, D, REL>(ts + y % (stages + 1) * tile, bias_scores + y % (stages + 1) * VD_TILE,
                                        positions, start - i0 + (y - 1) * VD_TILE, a.d_head);

@@ -1,36 +1,55 @@
-/* Forward pass of 16-bit types and heads up to 64 wide: as fwd_mma.cu, by groups of warps. */
+/* Forward pass of attention by wgmma, for 16-bit types and heads up to 64 wide; the equations are in fwd_mma.cu.
+ *
+ * Tiles: a persistent block takes 64 queries of one head and stream and goes over key tiles of 64, from the farthest
+ * to the nearest, with an on-line softmax. Three products of 64 x 64 x 64 for each key tile: position scores q p^T,
+ * scores q k^T (in flight together), and out += weights v.
+ *
+ * Warps: the consumer warpgroup (threads 0 .. 127, 192 registers) has 16 queries a warp. The producer warpgroup
+ * (threads 128 .. 255, 64 registers) copies q, k, v, position keys and bias scores, draws the dropout mask one tile
+ * ahead of the copies, and stores it for the backward pass.
+ *
+ * Shared memory, 112 KiB, two blocks for a multiprocessor: q, k, v in two slots each (48 KiB), position keys in
+ * three (24 KiB), a ring buffer of position scores for each consumer warp (38 KiB, fp32), bias scores, three slots
+ * of mask bits.
+ *
+ * Barriers: VD_TILE_FULL and VD_TILE_EMPTY for each key tile (pipeline.cuh). The consumer releases a tile as soon as
+ * it has read the mask: with two slots the producer then fills the other one.
+ *
+ * Bound: instruction issue and waiting between few warps, 35 to 50 % of the issue slots are used. Layer 11 of 12, 16
+ * streams of 512, dropout 0.3 on one H100: 0.122 ms (doc/PERFORMANCE.md). */
 #include "cuda/attention/pipeline.cuh"
 
 namespace {
 
 template <typename T> struct forward_smem {
   T q[2][VD_TILE * VD_HEAD_WIDTH], k[2][VD_TILE * VD_HEAD_WIDTH], v[2][VD_TILE * VD_HEAD_WIDTH];
-  T table[3][VD_TILE * VD_HEAD_WIDTH]; /* the last one: with relative keys, the block before an item's first tile */
+  T table[3][VD_TILE *
+             VD_HEAD_WIDTH]; /* the last one: the block before a work tile's first key tile, with relative keys */
   float ring[VD_WARPGROUP / 32][VD_RING_BYTES / 4];
-  float bias_scores[3][VD_TILE]; /* what scores with the table's rows begin with */
-  /* Of a key tile, for each thread of the first group. Drawn a tile ahead of the copies: with three places, what is
-   * overwritten was read before the last wait of the group that read it, not only before it arrived. */
+  float bias_scores[3][VD_TILE]; /* bias scores: initial accumulators of position scores */
+  /* Mask bits of a key tile for each consumer thread, drawn one tile ahead of the copies. With three slots the
+   * producer overwrites one only after a barrier that the consumer reached after reading it. */
   uint32_t dropout_mask[3][VD_WARPGROUP];
   int next[2];
 };
 
 static_assert(2 * (sizeof(forward_smem<__half>) + 1024) <= 228 * 1024, "two blocks for a multiprocessor");
 
-/* What the kernel is told besides the shapes. */
+/* Operands of the kernel. */
 template <typename T> struct forward_task {
   const T *block, *memory, *table;
   T *out;
   float *lse;
 };
 
-/* A warp's 16 queries over the key tiles. Scores are in natural units times sqrt(d_head); factor brings them to units
- * of log 2. */
+/* A warp's 16 queries over the key tiles. Scores are multiplied by sqrt(d_head); `factor` brings them to units of
+ * log 2. */
 struct forward_state {
   float sum[8][4];
-  float highest[2], total[2]; /* of rows g and g + 8; total: this lane's columns only */
+  float highest[2], total[2]; /* of rows g and g + 8; total: only of this lane's columns */
 };
 
-/* Masks the scores of one sub-tile. */
+/* Masks the scores of a partly seen sub-tile. */
 template <bool REL>
 VD_DEV void mask_scores(const vd_band &band, bool trimmed, int x0, int kappa0, float unit, float s[2][4]) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
@@ -49,7 +68,7 @@ VD_DEV void mask_scores(const vd_band &band, bool trimmed, int x0, int kappa0, f
   }
 }
 
-/* Adds position scores to those of 64 keys, and masks what is not seen in full. */
+/* Adds position scores to the scores of 64 keys, and masks pairs that are not seen in full. */
 template <bool REL>
 VD_DEV void finish_scores(const vd_cuda_attention &a, const vd_band &band, const float *ring, int unit, int iw,
                           int kappa0, float factor, float s[8][4]) {
@@ -71,7 +90,8 @@ VD_DEV void finish_scores(const vd_cuda_attention &a, const vd_band &band, const
   }
 }
 
-/* Takes 64 keys into the softmax: scores become weights (not yet divided), earlier sums are rescaled. */
+/* One step of the on-line softmax with 64 keys: scores become weights (not yet divided by the sum), sums are
+ * rescaled. */
 VD_DEV void softmax_tile(forward_state &w, float factor, float s[8][4]) {
   float rescale[2];
 #pragma unroll
@@ -80,7 +100,7 @@ VD_DEV void softmax_tile(forward_state &w, float factor, float s[8][4]) {
 #pragma unroll
     for (int n = 0; n < 8; n++) highest = fmaxf(highest, fmaxf(s[n][2 * ih], s[n][2 * ih + 1]));
     highest = vd_quad_max(highest);
-    float base = highest == -INFINITY ? 0 : highest * factor; /* no key seen yet */
+    float base = highest == -INFINITY ? 0 : highest * factor; /* no key seen so far */
     rescale[ih] = vd_exp2(w.highest[ih] * factor - base);
     w.highest[ih] = highest;
 #pragma unroll
@@ -98,7 +118,7 @@ VD_DEV void softmax_tile(forward_state &w, float factor, float s[8][4]) {
   for (int i = 0; i < 32; i++) w.sum[i >> 2][i & 3] *= rescale[i >> 1 & 1];
 }
 
-/* The soft mask of 'trimmed'. */
+/* Multiplies weights by the soft mask ('trimmed'). */
 VD_DEV void apply_soft_mask(const vd_band &band, int x0, float s[2][4]) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   vd_masks m = vd_masks_of(band, x0 + g - 2 * t);
@@ -106,7 +126,7 @@ VD_DEV void apply_soft_mask(const vd_band &band, int x0, float s[2][4]) {
   for (int i = 0; i < 8; i++) s[i >> 2][i & 3] *= vd_masks_at(m, 8 * (i >> 2) + (i & 1) - 8 * (i >> 1 & 1));
 }
 
-/* Dropout of weights that are left operands: bits as vd_draw_dropout_mask() has them. */
+/* Dropout of weights that are left operands; `bits` as vd_draw_dropout_mask() makes them. */
 template <typename T> VD_DEV void drop_weights(vd_frag_a<T> p[4], uint32_t bits) {
 #pragma unroll
   for (int j = 0; j < 4; j++)
@@ -118,7 +138,7 @@ template <typename T> VD_DEV void drop_weights(vd_frag_a<T> p[4], uint32_t bits)
     }
 }
 
-/* One key tile, t-th of the item, c-th of the block, whose copies are there. */
+/* The t-th key tile of the work tile, the c-th of the block, whose copies have landed. */
 template <typename T, bool DROP, bool REL>
 VD_DEV void forward_tile(const vd_cuda_attention &a, const vd_query_work &work, forward_smem<T> *m, forward_state &w,
                          const T *q, int t, int c, uint32_t dropout_mask, float factor) {
@@ -153,7 +173,8 @@ VD_DEV void forward_tile(const vd_cuda_attention &a, const vd_query_work &work, 
   vd_wgmma_fence_operand<8>(w.sum);
 }
 
-/* With relative keys, before the first key tile: the content bias, and the scores of the block of e before it. */
+/* With relative keys, before the first key tile: adds the content bias to q, and computes the scores of the block of
+ * e before it. */
 template <typename T>
 VD_DEV void forward_begin(const vd_cuda_attention &a, forward_smem<T> *m, const vd_query_work &work, T *q, int c) {
   float position[8][4];
@@ -169,7 +190,7 @@ VD_DEV void forward_begin(const vd_cuda_attention &a, forward_smem<T> *m, const 
   vd_write_ring(m->ring[threadIdx.x >> 5], c, position);
 }
 
-/* Divides by the softmax's denominator; writes out and lse. */
+/* Divides by the softmax denominator; writes out and lse. */
 template <typename T>
 VD_DEV void forward_end(const vd_cuda_attention &a, float scale, const vd_query_work &work, forward_state &w,
                         float to_log2, T *out, float *lse) {
@@ -188,8 +209,8 @@ VD_DEV void forward_end(const vd_cuda_attention &a, float scale, const vd_query_
   vd_write_rows<T, VD_HEAD_WIDTH>(to.row0, to.stride, iw, 0, a.block, a.d_head, w.sum, factor);
 }
 
-/* The longest items, one for each multiprocessor, are given out apart from the others: of the two blocks on one, the
- * first begins with one of them and the second with another item, or two of the longest would share it to the end. */
+/* Work tiles are sorted by length. Each multiprocessor runs two blocks: the first to start there takes one of the
+ * longest tiles, the second takes a later tile, so that no two of the longest tiles share a multiprocessor. */
 VD_DEV int longest_tiles(int n_work_tile) {
   return min((int)gridDim.x / 2, n_work_tile);
 }
@@ -203,7 +224,7 @@ VD_DEV int first_tile(vd_tile_schedule *schedule, int n_longest) {
   return atomicAdd(&schedule->sm_blocks[place % VD_MAX_SM], 1) == 0 ? pop_tile(schedule, n_longest)
                                                                     : n_longest + atomicAdd(&schedule->next_rest, 1);
 }
-/* As vd_finish_work. */
+/* vd_finish_work for the counters of this kernel. */
 VD_DEV void finish_work(vd_tile_schedule *schedule) {
   if (threadIdx.x > 0) return;
   __threadfence();
@@ -212,7 +233,7 @@ VD_DEV void finish_work(vd_tile_schedule *schedule) {
   for (int i = 0; i < VD_MAX_SM / 4; i++) ((int4 *)schedule->sm_blocks)[i] = make_int4(0, 0, 0, 0);
 }
 
-/* The first group. */
+/* The consumer warpgroup. */
 template <typename T, bool DROP, bool REL>
 VD_DEV void forward_consumer(const vd_cuda_attention &a, const forward_task<T> &task, forward_smem<T> *m, float scale) {
   vd_tile_schedule *schedule = (vd_tile_schedule *)a.schedule;
@@ -237,7 +258,7 @@ VD_DEV void forward_consumer(const vd_cuda_attention &a, const forward_task<T> &
   finish_work(schedule);
 }
 
-/* The second group. */
+/* The producer warpgroup. */
 template <typename T, bool DROP, bool REL>
 VD_DEV void forward_producer(const vd_cuda_attention &a, const forward_task<T> &task, forward_smem<T> *m,
                              vd_dropout_draws drop) {
@@ -255,7 +276,7 @@ VD_DEV void forward_producer(const vd_cuda_attention &a, const forward_task<T> &
                                                    work.first_block + y * VD_TILE, a.d_head);
     };
     vd_seek_dropout(&drop, a, work.at.head, work.at.stream);
-    for (int t = -1; t < n; t++) { /* tile t is copied and tile t + 1 drawn meanwhile; before, tile 0 both */
+    for (int t = -1; t < n; t++) { /* copies tile t and draws the mask of tile t + 1; t = -1: copies and draws tile 0 */
       if (t > 0 || (t < 0 && i > 0)) vd_barrier_sync<VD_TILE_EMPTY>();
       if (t < 0) {
         const vd_row_view<const T> queries = vd_block_rows(a, task.block, VD_QUERY, work.at.head, work.at.stream);

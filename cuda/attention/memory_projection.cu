@@ -1,23 +1,37 @@
-/* Projection of memory to keys and values, and the gradient of its weights: products of 128 x 128 tiles by blocks of
- * eight warps, each with 16 rows of results; operands by asynchronous copies, three stages deep, which run on from tile
- * to tile. Keys and values of one head stand side by side as 2 d_head columns, so that both share the memory rows that
- * are read. 16-bit operands go through wgmma, which reads them where copies have put them; fp32 ones through mma. */
+/* Projection of a layer's memory to keys and values, and the gradient of its weights, each head only as far back as
+ * it reaches:
+ *
+ *      kv = memory [W_k^T, W_v^T],   dW += dkv^T memory
+ *
+ * Tiles: 128 x 128 results by a block of two warpgroups (256 threads, 64 rows each). Keys and values of a head are
+ * adjacent as 2 d_head columns, so that both use the same memory rows. 16-bit operands are multiplied by wgmma from
+ * shared memory, fp32 by mma.sync. Forward is persistent; backward gives a block a fixed share of the rows, and a
+ * second kernel adds the partial sums in a fixed order.
+ *
+ * Warps: all copy and multiply. Operands pass through a pipeline of three stages of cp.async that runs on from tile
+ * to tile.
+ *
+ * Shared memory, 96 KiB: three stages of two operands of 16 KiB (128 rows of 128 bytes, or panels of 64 rows,
+ * wgmma.cuh). Barriers: __syncthreads() once a stage.
+ *
+ * Bound: bandwidth at short reaches: a memory row of 1 KB serves 131 kFLOP of one long head. 12 layers with learnt
+ * spans on one H200: forward 140 TFLOP/s with 16 streams and 179 with 64, backward 107 and 184 (doc/PERFORMANCE.md). */
 #include "cuda/attention/common.cuh"
 #include "cuda/attention/memory_projection.h"
 #include "cuda/kernels/pdl.cuh"
 #include "cuda/kernels/wgmma.cuh"
 
 enum {
-  SIDE = 128,            /* of a tile of results */
-  BLOCK_THREADS = 256,   /* of a block */
-  STAGES = 3,            /* of the pipeline */
-  COPIES = 4,            /* of 16 bytes that a thread makes for one operand of a stage */
-  BACKWARD_BLOCKS = 256, /* that share the rows in backward, about; a constant, to fix the order of sums */
-  MIN_UNITS = 4          /* of rows in one partial sum */
+  SIDE = 128,            /* rows and columns of a tile of results */
+  BLOCK_THREADS = 256,   /* threads of a block */
+  STAGES = 3,            /* stages of the pipeline */
+  COPIES = 4,            /* 16-byte copies of a thread for one operand of a stage */
+  BACKWARD_BLOCKS = 256, /* blocks of backward, about; a constant, which fixes the order of sums */
+  MIN_UNITS = 4          /* fewest units of rows in one partial sum */
 };
 
-/* Contracted in one stage: 128 bytes of a row, so that both operands and all types take 16 KiB each. Where it is rows
- * that are contracted, an operand lies in panels of `depth` columns (wgmma.cuh). */
+/* Elements contracted in one stage: 128 bytes of a row, so that an operand takes 16 KiB in all types. Where rows are
+ * contracted (MN-major), an operand lies in panels of `depth` columns (wgmma.cuh). */
 template <typename T> struct projection_layout {
   static constexpr int per_chunk = 16 / (int)sizeof(T), depth = 8 * per_chunk, operand = SIDE * depth;
   static constexpr int panel = depth * depth;
@@ -35,8 +49,7 @@ typedef struct projection_args {
   int slots;
 } projection_args;
 
-/* Rows of memory that each head reaches: brought to shared memory once, since a block asks for all of them often, one
- * after the other. To be called by all threads. */
+/* Rows of memory that each head reaches, in shared memory: a block searches them often. All threads call this. */
 VD_DEV const int *rows_reached(const vd_cuda_attention &a, const projection_args &p) {
   __shared__ int reached[VD_CUDA_MAX_HEADS];
   const vd_tile_schedule *schedule = (const vd_tile_schedule *)a.schedule;
@@ -46,15 +59,15 @@ VD_DEV const int *rows_reached(const vd_cuda_attention &a, const projection_args
   return reached;
 }
 
-/* Row of the ring where row r of the window is. */
+/* Row of the ring buffer that holds row r of the window. */
 VD_DEV int ring_row(const vd_cuda_attention &a, const projection_args &p, int r) {
   int rows = (int)p.memory.rows, at = (int)p.memory.oldest + rows - a.window + r;
   return at >= rows ? at - rows : at;
 }
 
-/* This thread's place among the copies of a stage of 128 rows of 128 bytes, or (ACROSS) of `depth` rows of 128
- * elements: its first row, the rows from one copy to the next, its 16-byte chunk of a row; where in an operand its
- * first chunk goes, and how far on the next. */
+/* A thread's copies of a stage of 128 rows of 128 bytes, or (ACROSS, MN-major) of `depth` rows of 128 elements: its
+ * first row, the rows from one copy to the next, its 16-byte chunk of a row; the offset of its first chunk in an
+ * operand, and the step to the next. */
 struct copier {
   int row, step, chunk, to, to_step;
 };
@@ -67,7 +80,7 @@ template <typename T, bool ACROSS> VD_DEV copier copier_of() {
   return k;
 }
 
-/* One stage's products by mma: this warp's 16 x 128 of the tile. */
+/* The products of one stage by mma: this warp's 16 x 128 of the tile. */
 template <typename T, bool ACROSS> VD_DEV void stage_mma(const T *left, const T *right, float c[16][4]) {
   constexpr int depth = projection_layout<T>::depth, panel = projection_layout<T>::panel;
   const int m0 = (int)(threadIdx.x >> 5) * 16;
@@ -92,7 +105,7 @@ template <typename T, bool ACROSS> VD_DEV void stage_mma(const T *left, const T 
   }
 }
 
-/* The same by wgmma, begun: this warpgroup's 64 x 128. */
+/* The same by wgmma, started: this warpgroup's 64 x 128. */
 template <typename T, bool ACROSS> VD_DEV void stage_wgmma(const T *left, const T *right, float c[16][4]) {
   constexpr int depth = projection_layout<T>::depth, panel = projection_layout<T>::panel * (int)sizeof(T);
   constexpr int major = ACROSS ? VD_MN_MAJOR : VD_K_MAJOR;
@@ -104,7 +117,7 @@ template <typename T, bool ACROSS> VD_DEV void stage_wgmma(const T *left, const 
   vd_wgmma_commit();
 }
 
-/* The pipeline: copy(left, right) starts the copies of the stage that comes next, if there is one. */
+/* The pipeline of copies. copy(left, right) starts the copies of the next stage, if there is one. */
 template <typename T> struct copy_pipeline {
   T *shared;
   int slot;
@@ -119,8 +132,8 @@ template <typename T, typename Copy> VD_DEV copy_pipeline<T> start_pipeline(T *s
   return pipe;
 }
 
-/* c = left right^T over the next `steps` stages: row 16 warp + g + 8 ih of the tile, column 8 j + 2t + jj in c[j][2 ih
- * + jj]. */
+/* c = left right^T over the next `steps` stages: row 16 warp + g + 8 ih of the tile, column 8 j + 2 t + jj is c[j][2
+ * ih + jj]. */
 template <typename T, bool ACROSS, typename Copy>
 VD_DEV void multiply_stages(int steps, copy_pipeline<T> &pipe, Copy copy, float c[16][4]) {
   constexpr int operand = projection_layout<T>::operand;
@@ -130,7 +143,7 @@ VD_DEV void multiply_stages(int steps, copy_pipeline<T> &pipe, Copy copy, float 
   for (int s = 0; s < steps; s++) {
     vd_cp_async_wait<STAGES - 2>();
     if constexpr (sizeof(T) == 2) vd_fence_proxy_async(), vd_wgmma_wait<0>();
-    __syncthreads(); /* this stage is there, and the one before has been read */
+    __syncthreads(); /* this stage has landed, and the previous one has been read */
     const T *left = pipe.shared + 2 * pipe.slot * operand, *right = left + operand;
     if constexpr (sizeof(T) == 2) {
       stage_wgmma<T, ACROSS>(left, right, c);
@@ -165,7 +178,7 @@ VD_DEV bool find_tile(const vd_cuda_attention &a, const int *reached, int tile_i
   return false;
 }
 
-/* Where forward's copies stand: the stage of a tile, and the rows of this thread's copies; NULL: zeros. */
+/* State of forward's copies: the tile, its stage, and the rows of this thread's copies; NULL: zeros. */
 template <typename T> struct copy_cursor {
   int tile_id, stage;
   bool more;
@@ -246,15 +259,15 @@ __global__ void __launch_bounds__(BLOCK_THREADS, projection_layout<T>::blocks)
   }
 }
 
-/* How backward's rows are shared out: a unit is `depth` rows of one stream and head; a slot is `size` units of one
- * head, and has one partial sum. */
+/* Division of backward's rows: a unit is `depth` rows of one stream and head; a slot is `size` units of one head and
+ * has one partial sum. */
 typedef struct row_share {
   int size;              /* units of a slot */
   int head, slot, slots; /* of a head: its first slot and their number */
   int rows, units;       /* of the head: rows of a stream; units of all streams */
 } row_share;
 
-/* The share of the slot's head, or of `head` where slot < 0. False: no such slot. */
+/* The share of the slot's head, or of `head` where slot < 0. Returns false if there is no such slot. */
 VD_DEV bool find_share(const vd_cuda_attention &a, const int *reached, const projection_args &p, int depth, int slot,
                        int head, row_share *s) {
   int units = 0, first = 0;
@@ -321,7 +334,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS, projection_layout<T>::blocks)
   write_partial(a, p.partial + (int64_t)slot * 2 * a.d_head * d, column0, x0, c);
 }
 
-/* dwk, dwv += the partial sums, in the order of slots; four neighbouring elements a thread. */
+/* dwk, dwv += the partial sums, in the order of slots; a thread adds four adjacent elements. */
 static __global__ void sum_partials_kernel(const __grid_constant__ vd_cuda_attention a,
                                            const __grid_constant__ projection_args p, int depth, float *dwk,
                                            float *dwv) {
@@ -349,7 +362,7 @@ static __global__ void sum_partials_kernel(const __grid_constant__ vd_cuda_atten
 static int tiles_across(const vd_cuda_attention *a) {
   return vd_ceil_div(a->n_head * a->d_head, SIDE) * vd_ceil_div(2 * a->d_head, SIDE);
 }
-/* More than heads, as each head's last slot may be a partial one. */
+/* Number of slots: more than heads, since each head's last slot may be partly filled. */
 static int slot_count(const vd_cuda_attention *a) {
   int shared = BACKWARD_BLOCKS / tiles_across(a);
   return shared > 2 * a->n_head ? shared : 2 * a->n_head;

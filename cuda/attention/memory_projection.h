@@ -1,6 +1,6 @@
 /* Keys and values of a layer's memory on a GPU, only as far back as each head reaches: a head with a short span needs
- * them for a few of the rows that the longest head needs. The reaches are those of the plan, on the device, so that the
- * host reads nothing, the launches are always the same, and the cost follows the sum of the heads' reaches.
+ * them for a few of the rows that the longest head needs. The reaches are those of the schedule, on the device, so that
+ * the host reads nothing, the launches are always the same, and the cost follows the sum of the heads' reaches.
  */
 #ifndef VD_CUDA_PROJECT_H
 #define VD_CUDA_PROJECT_H
@@ -21,8 +21,8 @@ typedef struct vd_cuda_ring {
 /* Stream-ordered. Keys and values of the memory, kv as attention.h has it: for head h and rows r = window -
  * min(reach[h], memory->rows) .. window - 1 of each stream, its columns become those of memory W_k^T and memory W_v^T;
  * nothing else is written. wk and wv [d, d] are [out, in], row-major. All are device memory of the activation type,
- * aligned to 16 bytes. a->plan must have been made. Returns cudaErrorInvalidValue for shapes that the attention does
- * not take.
+ * aligned to 16 bytes. a->schedule must have been made. Returns cudaErrorInvalidValue for shapes that the attention
+ * does not take.
  */
 cudaError_t vd_cuda_project_memory(const vd_cuda_attention *a, const vd_cuda_ring *memory, const void *wk,
                                    const void *wv, void *kv, cudaStream_t stream);

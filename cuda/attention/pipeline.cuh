@@ -1,20 +1,28 @@
-/* 64 x 64 x 64 products of a group of four warps (wgmma), and what the attention kernels that use them share: 16-bit
- * types, heads up to 64 wide. A block has two groups: one multiplies, the other copies tiles and draws for dropout, one
- * tile ahead, in issue slots that the first leaves free, and with few registers.
+/* Shared by the warp-specialized attention kernels (fwd_wgmma.cu, bwd_dq_wgmma.cu, bwd_dkv_wgmma.cu): 16-bit types,
+ * heads up to 64 wide, tiles of 64 x 64.
  *
- * A tile is 64 rows of 128 bytes, swizzled as vd_swizzled_chunk() does, from a multiple of 1024 bytes on: both the rows
- * and the columns of such a tile can be what a product sums over. Warp w of the group has rows 16 w .. 16 w + 15 of a
- * result; in these its lanes have what they have in eight m16n8k16 results side by side (mma.cuh), so that c + 2 j is
- * the 16 x 16 sub-tile of columns 16 j. */
-#ifndef VD_GROUP_CUH
-#define VD_GROUP_CUH
+ * A block has two warpgroups. The consumer warpgroup (threads 0 .. 127) multiplies by wgmma and keeps accumulators
+ * in 192 to 208 registers a thread. The producer warpgroup (threads 128 .. 255), with 48 to 64 registers, copies the
+ * tiles by cp.async and, in the forward pass, draws the dropout mask, one tile ahead, in issue slots that the
+ * consumer leaves free; it starts the next work tile while the consumer ends the current one. Two blocks share a
+ * multiprocessor.
+ *
+ * Named barriers: 1, the consumer warpgroup alone; VD_TILE_FULL, the producer arrives when a tile's copies have
+ * landed and the consumer waits; VD_TILE_EMPTY, the consumer arrives once for each tile and the producer waits
+ * before it copies the next one; VD_PRODUCER, the producer warpgroup alone.
+ *
+ * A tile is 64 rows of 128 bytes, swizzled (vd_swizzled_chunk) and aligned to 1024 bytes; wgmma contracts over its
+ * columns (K-major) or its rows (MN-major). Warp w has rows 16 w .. 16 w + 15 of a result, laid out as eight
+ * adjacent m16n8k16 results (mma.cuh), so that c + 2 j is the 16 x 16 sub-tile of columns 16 j. */
+#ifndef VD_PIPELINE_CUH
+#define VD_PIPELINE_CUH
 
 #include "cuda/attention/common.cuh"
 #include "cuda/kernels/wgmma.cuh"
 
 enum { VD_HEAD_WIDTH = 64, VD_TILE_BYTES = VD_TILE * VD_HEAD_WIDTH * 2 };
 
-/* Starts c = a b, or += where `add`, of two tiles; A, B: how each lies (VD_K_MAJOR, VD_MN_MAJOR). Asynchronous. */
+/* Starts c = a b, or += where `add`, of two tiles. A, B: VD_K_MAJOR or VD_MN_MAJOR. Asynchronous. */
 template <typename T, int A, int B> VD_DEV void vd_tile_product(float c[8][4], const T *a, const T *b, bool add) {
   vd_wgmma_k64_ss<T, 64, A, B>(c, vd_smem_descriptor(a), vd_smem_descriptor(b), add);
 }
@@ -29,37 +37,41 @@ VD_DEV void vd_clear_sums(float c[8][4]) {
 #pragma unroll
   for (int i = 0; i < 32; i++) c[i >> 2][i & 3] = 0;
 }
+/* A 64 x 64 result as left operand. */
 template <typename T> VD_DEV void vd_results_to_a(vd_frag_a<T> a[4], const float c[8][4]) {
 #pragma unroll
   for (int i = 0; i < 4; i++) vd_result_to_a(a[i], c + 2 * i);
 }
 
-/* The two groups of a block, and how they wait for each other: the second says when a tile is there, the first, once
- * for each tile, when the next one may be brought, be it of the same item or of the one after. */
+/* Threads of a warp-specialized block, and its named barriers (above). */
 enum { VD_SPECIALIZED_THREADS = 2 * VD_WARPGROUP };
-enum { VD_TILE_FULL = 2, VD_TILE_EMPTY, VD_PRODUCER = 5 }; /* 1: vd_consumer_sync() */
+enum { VD_TILE_FULL = 2, VD_TILE_EMPTY, VD_PRODUCER = 5 }; /* 1 is vd_consumer_sync() */
+/* Waits at a named barrier of both warpgroups. */
 template <int BARRIER> VD_DEV void vd_barrier_sync() {
   asm volatile("bar.sync %0, %1;" ::"n"(BARRIER), "n"((int)VD_SPECIALIZED_THREADS) : "memory");
 }
+/* Arrives there without waiting. */
 template <int BARRIER> VD_DEV void vd_barrier_arrive() {
   asm volatile("bar.arrive %0, %1;" ::"n"(BARRIER), "n"((int)VD_SPECIALIZED_THREADS) : "memory");
 }
-/* The second group asks for the next item when it begins one, and says it to the first with the item's last tile:
- * vd_producer_announce before that tile is said to be there; then both read `said`. */
+/* The producer requests the next work tile when it starts one, and announces it with the last copies of the current
+ * one: it writes `announced` before VD_TILE_FULL; then both warpgroups read it. */
 VD_DEV int vd_producer_request(vd_tile_schedule *schedule, int kind) {
   return threadIdx.x == VD_WARPGROUP ? (int)gridDim.x + atomicAdd(&schedule->next[kind], 1) : 0;
 }
 VD_DEV void vd_producer_announce(int requested, int *announced) {
   if (threadIdx.x == VD_WARPGROUP) *announced = requested;
 }
+/* Barrier of the producer warpgroup. */
 VD_DEV void vd_producer_sync() {
   asm volatile("bar.sync %0, 128;" ::"n"((int)VD_PRODUCER) : "memory");
 }
 VD_DEV int vd_announced_tile(const int *announced) {
-  return __shfl_sync(0xffffffffU, *announced, 0); /* so that the compiler knows that it is the same in all lanes */
+  return __shfl_sync(0xffffffffU, *announced,
+                     0); /* the shuffle tells the compiler that the value is uniform in the warp */
 }
 
-/* Registers move from the second group to the first: 256 for a thread of each. */
+/* Registers move from the producer to the consumer warpgroup: 256 for a thread of each together. */
 template <int N> VD_DEV void vd_setmaxnreg_inc() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
 }
@@ -67,15 +79,15 @@ template <int N> VD_DEV void vd_setmaxnreg_dec() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
 }
 
-/* As vd_init_position_scores, of 64 columns. */
+/* vd_init_position_scores for 64 columns. */
 VD_DEV void vd_init_position_tile(float c[8][4], const float *score) {
 #pragma unroll
   for (int j = 0; j < 4; j++) vd_init_position_scores<true>(c + 2 * j, score + 16 * j);
 }
 
-/* Position scores of a warp's 16 queries in shared memory, to be read in key order: two 64-wide blocks of e, one with
- * an even and one with an odd number, and the first 16 columns once more after the last, so that 32 columns from any
- * multiple of 16 on lie side by side. The stride spreads what is written at once over the banks. */
+/* Ring buffer of a warp's position scores (16 queries) in shared memory, written by columns of e and read in key
+ * order: two 64-wide blocks of e, one of even and one of odd number, and the first 16 columns again after the last,
+ * so that 32 columns from any multiple of 16 on are contiguous. The row stride avoids bank conflicts of the writes. */
 enum { VD_RING_STRIDE = 152, VD_RING_BYTES = 16 * VD_RING_STRIDE * 4 };
 
 VD_DEV void vd_write_ring(float *ring, int block, const float c[8][4]) {
@@ -92,9 +104,9 @@ VD_DEV void vd_write_ring(float *ring, int block, const float c[8][4]) {
           make_float2(c[i >> 1][2 * (i & 1)], c[i >> 1][2 * (i & 1) + 1]);
   }
 }
-/* The same in half precision, which leaves the kernel by queries room to copy a tile ahead: a score (before it is
- * divided by the root of d_head) is off by 2^-11 of its position part at most, so that one of 80, ten in the exponent,
- * changes its weight by 0.5 %; bf16 does so by 0.4 % when the weight becomes an operand. Beyond 65504 it saturates. */
+/* The ring in half precision, which leaves the dQ kernel shared memory for a second tile. The position part of a
+ * score (before division by sqrt(d_head)) has a relative error of at most 2^-11: for a part of 80, 10 in the
+ * exponent, the weight changes by 0.5 %; rounding the weight to bf16 changes it by 0.4 %. Beyond 65504 it saturates. */
 VD_DEV uint32_t vd_half_pair(float x, float y) {
   uint32_t pair;
   asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(y), "f"(x));
@@ -111,8 +123,8 @@ VD_DEV void vd_write_ring(__half *ring, int block, const float c[8][4]) {
     if (i < 4 && !odd) *(uint32_t *)(at + 128) = pair;
   }
 }
-/* s += position scores of 16 keys, from a ring of either type. unit: where, in 16-wide blocks of e, the keys' block 0
- * is (common.cuh). */
+/* s += position scores of 16 keys, from a ring of either type. unit: the 16-wide block of e that is the keys' block
+ * 0 (common.cuh). */
 template <typename E> VD_DEV void vd_add_ring(float s[2][4], const E *ring, int unit) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   const E *from = ring + g * (VD_RING_STRIDE - 1) + 16 + 2 * t + (unit & 7) * 16;
@@ -123,9 +135,9 @@ template <typename E> VD_DEV void vd_add_ring(float s[2][4], const E *ring, int 
   }
 }
 
-/* A work item by queries. Key tile t needs scores with blocks t and t + 1 of the table, where block y begins with
- * e = first_block + 64 y. Block 0 is beyond a span's reach (not so with relative keys, where keys may begin within the
- * reach), and block n has distances <= 0: scores with what lies there are masked. */
+/* A work tile of the forward and dQ kernels: 64 queries. Key tile t needs blocks t and t + 1 of the table; block y
+ * begins with e = first_block + 64 y. Block 0 is beyond a span's reach (with relative keys it may be within), and
+ * block n has distances <= 0: scores from those entries are masked. */
 typedef struct vd_query_work {
   vd_work_tile at;
   vd_band band;
@@ -141,9 +153,9 @@ VD_DEV vd_query_work vd_query_work_at(const vd_cuda_attention &a, const vd_tile_
   return w;
 }
 
-/* Which elements of four sub-tiles side by side (keys kappa0.. of 16 queries from i0 on) are kept: element jj of row
- * half ih and column half jn of sub-tile j is bit 7 - 2 j - jn of byte 2 ih + jj, so that shifting left brings the bits
- * of two pairs of neighbours to signs of bytes. */
+/* The dropout mask of 16 queries from i0 on and 64 keys from kappa0 on, 32 bits a lane, 1 = kept: element jj of row
+ * half ih and column half jn of sub-tile j is bit 7 - 2 j - jn of byte 2 ih + jj, so that a left shift brings the
+ * bits of two adjacent pairs to the sign bits of bytes. */
 VD_DEV int vd_mask_bit(int j, int jn, int k) {
   return 8 * k + 7 - 2 * j - jn;
 }
@@ -159,9 +171,9 @@ VD_DEV uint32_t vd_draw_dropout_mask(const vd_cuda_attention &a, const vd_dropou
   return bits;
 }
 
-/* Which weights are kept, drawn once: [stream, head, query tile, far][128], far the key tiles from the query tile back,
- * a tile of 64 x 64 as vd_draw_dropout_mask() has it for the 128 threads of a group. Tiles back to the farthest that
- * any head may see. */
+/* The stored dropout mask: [stream, head, query tile, far][128], `far` counting key tiles from the query tile
+ * backwards; a 64 x 64 tile is the words of 128 threads as vd_draw_dropout_mask() makes them. vd_max_key_tiles:
+ * tiles back to the farthest that any head can see. */
 static inline __host__ __device__ int vd_max_key_tiles(const vd_cuda_attention &a) {
   return vd_ceil_div(a.rel_key ? a.reach : a.window, VD_TILE) + 1;
 }
@@ -171,17 +183,16 @@ VD_DEV U *vd_dropout_mask_tile(const vd_cuda_attention &a, U *dropout_mask, int 
   return dropout_mask + (tile_id * vd_max_key_tiles(a) + far) * VD_WARPGROUP;
 }
 
-/* Whether four sub-tiles side by side, 16 queries from i0 on and 64 keys from kappa0 on, are seen with mask 1. */
+/* Whether 16 queries from i0 on see all of 64 keys from kappa0 on with mask 1. */
 template <bool REL> VD_DEV bool vd_row_full(const vd_band &b, int i0, int kappa0) {
   return vd_all_full<REL>(b, i0 - kappa0, kappa0) && vd_all_full<REL>(b, i0 - kappa0 - 48, kappa0);
 }
 
-/* What the elements of a 16 x 16 sub-tile need that is not seen in full; `nearer`: by how much an element's distance is
- * less than that of the corner. */
+/* Masks of a partly seen 16 x 16 sub-tile. `nearer`: distance of the sub-tile's corner less that of the element. */
 typedef struct vd_masks {
   float least, fraction, factor, ramp; /* the mask is (least + nearer + fraction) factor in 0..1 */
-  unsigned x, seen;                    /* distance of the corner less the first; number of distances less 1 */
-  unsigned moving, moves;              /* it moves with the span where moving + nearer < moves */
+  unsigned x, seen;                    /* distance of the corner - first; number of distances - 1 */
+  unsigned moving, moves;              /* the mask depends on the span where moving + nearer < moves */
 } vd_masks;
 VD_DEV vd_masks vd_masks_of(const vd_band &b, int x) {
   int u = b.whole - x + 1 + b.ramp;
@@ -196,7 +207,7 @@ VD_DEV bool vd_masks_seen(const vd_masks &m, int nearer) {
 VD_DEV float vd_masks_at(const vd_masks &m, int nearer) {
   return __saturatef((m.least + (float)nearer + m.fraction) * m.factor);
 }
-/* As vd_score_gradient of spans, not in full. */
+/* vd_score_gradient of adaptive span for a partly seen sub-tile. */
 VD_DEV float vd_masked_gradient(const vd_masks &m, bool trimmed, int nearer, float s, float dp, float delta,
                                 float *weight, float *dspan) {
   float p = vd_masks_seen(m, nearer) ? vd_exp2(s) : 0, mask = vd_masks_at(m, nearer);

@@ -1,8 +1,9 @@
-/* What relative keys and query biases need around the attention kernels, which take queries with u added and scores of
- * position keys that begin with (v - u).r(x). */
+/* Relative keys and query biases around the attention kernels: those multiply queries with u added and start
+ * position scores with (v - u).r(x), which gives (q + u).k + (q + v).r. All kernels here are bound by memory
+ * bandwidth. */
 #include "cuda/attention/bwd_common.cuh"
 
-/* room[h, x] = (v - u).r(x), zero without biases. Eight lanes share a distance of a head. */
+/* bias_scores[h, x] = (v - u).r(x), zero without biases. Eight lanes share a distance of a head. */
 template <typename T> __global__ void bias_scores_kernel(const __grid_constant__ vd_cuda_attention a) {
   int64_t id = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / 8;
   int head = (int)(id % a.n_head), x = (int)(id / a.n_head), lane = (int)threadIdx.x % 8;
@@ -29,7 +30,7 @@ cudaError_t vd_fill_bias_scores(const vd_cuda_attention *a, cudaStream_t stream)
   return cudaGetLastError();
 }
 
-/* to = q + u, q in the block's rows, 16 bytes a thread; sum[0 .. n_sum - 1] = 0. */
+/* to = q + u for the queries of the block, 16 bytes a thread; sum[0 .. n_sum - 1] = 0. */
 template <typename T>
 __global__ void add_content_bias_kernel(const __grid_constant__ vd_cuda_attention a, const T *block, T *to, float *sum,
                                         int n_sum) {
@@ -70,7 +71,7 @@ cudaError_t vd_relative_begin(const vd_cuda_attention *a, const vd_cuda_attentio
   return cudaGetLastError();
 }
 
-/* drel[x, h] += sum[h, x] (v - u): the kernel by queries added what queries + u give. */
+/* drel[x, h] += sum[h, x] (v - u): the dQ kernel has added the share of q + u. */
 __global__ void drel_key_kernel(const __grid_constant__ vd_cuda_attention a, const float *sum, float *drel) {
   int width = a.n_head * a.d_head;
   int64_t id = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, x = id / width;
@@ -80,8 +81,8 @@ __global__ void drel_key_kernel(const __grid_constant__ vd_cuda_attention a, con
         sum[c / a.d_head * (int64_t)(a.reach + 1) + x] * (a.position_bias[c] - a.content_bias[c]);
 }
 
-/* dcontent_bias and dposition_bias += sums over streams and query tiles, in a fixed order. A block has 32 of a head's
- * 2 d_head columns; each of its eight warps takes every eighth item of the head. */
+/* dcontent_bias and dposition_bias += sums over streams and query tiles, in a fixed order. A block has 32 of a
+ * head's 2 d_head columns; each of its eight warps adds every eighth query tile of the head. */
 __global__ void dbias_kernel(const __grid_constant__ vd_cuda_attention a, int n_tile, const float *tile_id,
                              float *dcontent, float *dposition) {
   __shared__ float sums[8][32];

@@ -1,4 +1,5 @@
-/* The attention's work list and key table, made on the device. */
+/* The tile scheduler: a kernel derives each head's band and the work list from the spans on the device, so that the
+ * host reads nothing back. Also the key table and its gradient, as transposes. */
 #include "cuda/attention/common.cuh"
 
 size_t vd_cuda_attention_schedule_size(void) {
@@ -9,7 +10,7 @@ size_t vd_cuda_attention_bias_scores_size(const vd_cuda_attention *a) {
   return a->rel_key ? (size_t)a->n_head * ((size_t)a->reach + 1) * sizeof(float) : 0;
 }
 
-/* vd_model_window of src/model/model.h. */
+/* The layer's window for its current spans: vd_model_window of src/model/model.h. */
 VD_DEV int window_of_spans(const vd_cuda_attention &a) {
   double widest = 0;
   for (int i = 0; i < a.n_span; i++) widest = fmax(widest, (double)a.span[i]);
@@ -20,7 +21,7 @@ VD_DEV int window_of_spans(const vd_cuda_attention &a) {
 VD_DEV vd_band make_band(const vd_cuda_attention &a, int head) {
   if (a.rel_key) {
     vd_band same = vd_band_of<true>(a, nullptr, head);
-    same.reach = min(same.reach, a.window); /* for those who read of keys in memory */
+    same.reach = min(same.reach, a.window); /* limits the reach to the memory, for the projection of memory */
     return same;
   }
   int window = a.bounds ? min(a.window, window_of_spans(a)) : a.window;
@@ -32,19 +33,19 @@ VD_DEV vd_band make_band(const vd_cuda_attention &a, int head) {
   b.inverse_ramp = 1.0f / (float)a.ramp;
   b.first = a.first_distance;
   b.reach = a.trimmed ? window : min(window, b.whole + a.ramp + 1);
-  b.full = min(b.reach, b.whole + (b.fraction > 0 ? 1 : 0)); /* where the derivative is 0 too */
+  b.full = min(b.reach, b.whole + (b.fraction > 0 ? 1 : 0)); /* where the derivative of the mask is 0 too */
   b.oldest = -a.window;
   return b;
 }
 
-/* Layers planned by one launch; more would not fit a kernel's 4 KiB of arguments. */
+/* Layers of one launch; more would exceed the 4 KiB of kernel arguments. */
 enum { LAYERS_PER_LAUNCH = 24 };
 typedef struct schedule_layers {
   vd_cuda_attention at[LAYERS_PER_LAUNCH];
 } schedule_layers;
 static_assert(sizeof(schedule_layers) <= 4096, "arguments of a kernel");
 
-/* A block has a layer; thread h has head h. */
+/* One block a layer, one thread a head. */
 __global__ void schedule_kernel(const __grid_constant__ schedule_layers layers) {
   const vd_cuda_attention &a = layers.at[blockIdx.x];
   __shared__ int reach[VD_CUDA_MAX_HEADS], head[VD_CUDA_MAX_HEADS];
@@ -71,14 +72,14 @@ __global__ void schedule_kernel(const __grid_constant__ schedule_layers layers) 
   }
 }
 
-/* Whether offsets within a stream's rows fit the 32 bits that the kernels count them in. */
+/* Whether offsets within a stream's rows fit in the 32 bits that the kernels use. */
 static bool offsets_fit(const vd_cuda_attention *a) {
   int64_t width = (int64_t)a->n_head * a->d_head, most = INT32_MAX, keys = a->rel_key ? a->reach : a->attn_span;
   return 2 * width * (a->window + (int64_t)VD_TILE) <= most && 3 * width * (a->block + (int64_t)VD_TILE) <= most &&
          (a->rel_key ? a->rel_stride : a->d_head) * (keys + VD_TILE) <= most;
 }
 
-/* Whether the kernels take these shapes: 16-byte chunks lie within one head's columns. */
+/* Whether the kernels support these shapes: 16-byte chunks lie within one head's columns. */
 static bool shapes_fit(const vd_cuda_attention *a) {
   if (!offsets_fit(a)) return false;
   int chunk = a->type == VD_FP32 ? 4 : 8;
@@ -118,7 +119,7 @@ VD_DEV void store(__half *to, float x) {
   *to = __float2half(x);
 }
 
-/* to[column, row] = from[row, column] (or += ), 32 x 32 elements a block. */
+/* to[column, row] = from[row, column], or +=; a block transposes 32 x 32 elements. */
 template <typename T, bool ADD> __global__ void transpose_kernel(int rows, int columns, const float *from, T *to) {
   __shared__ float tile[32][33];
   int c = (int)(blockIdx.x * 32 + threadIdx.x), r = (int)(blockIdx.y * 32 + threadIdx.x);

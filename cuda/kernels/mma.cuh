@@ -24,6 +24,7 @@ template <typename T> struct vd_frag_b { /* 16 (k) x 8 */
 };
 template <> struct vd_frag_b<float> { float x[4]; };
 
+/* Two floats to a pair of 16-bit elements, and back; the last argument chooses the type. */
 VD_DEV uint32_t vd_pack(float lo, float hi, __nv_bfloat16) {
   __nv_bfloat162 p = __floats2bfloat162_rn(lo, hi);
   return *reinterpret_cast<uint32_t *>(&p);
@@ -39,18 +40,20 @@ VD_DEV float2 vd_unpack(uint32_t v, __half) {
   return __half22float2(*reinterpret_cast<__half2 *>(&v));
 }
 
-/* Element offset of 16-byte chunk `chunk` of row `row` in a tile of D columns. The exclusive or spreads eight rows of
- * one chunk column over all banks. */
+/* Element offset of 16-byte chunk `chunk` of row `row` in a swizzled tile of D columns: the exclusive or spreads eight
+ * rows of one chunk column over all banks. */
 template <typename T, int D> VD_DEV int vd_swizzled_chunk(int row, int chunk) {
   constexpr int per_chunk = 16 / (int)sizeof(T), chunks = D / per_chunk;
   constexpr int shift = chunks >= 8 ? 0 : 1, mask = chunks >= 8 ? 7 : 3;
   return row * D + ((chunk ^ ((row >> shift) & mask)) * per_chunk);
 }
+/* Element offset of an element of a swizzled tile. */
 template <typename T, int D> VD_DEV int vd_swizzled(int row, int col) {
   constexpr int per_chunk = 16 / (int)sizeof(T);
   return vd_swizzled_chunk<T, D>(row, col / per_chunk) + col % per_chunk;
 }
 
+/* Address in the shared window, as PTX instructions take it. */
 VD_DEV uint32_t vd_smem_address(const void *p) {
   return (uint32_t)__cvta_generic_to_shared(p);
 }
@@ -63,12 +66,14 @@ VD_DEV uint32_t vd_swizzled_address(const T *tile, int block, int row, int colum
   return (lane ^ (uint32_t)(column * 16)) + (uint32_t)(block * D * (int)sizeof(T));
 }
 
+/* Four 8 x 8 matrices of 16-bit elements; each lane gives the address of a row. */
 VD_DEV void vd_ldmatrix(uint32_t *x, uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
                : "r"(address)
                : "memory");
 }
+/* The same, transposed. */
 VD_DEV void vd_ldmatrix_trans(uint32_t *x, uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
@@ -150,19 +155,21 @@ VD_DEV void vd_mma(float *c, const vd_frag_a<__half> &a, const vd_frag_b<__half>
       : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "r"(b.x[0]), "r"(b.x[1]));
 }
 
+/* Rounds to TF32. */
 VD_DEV uint32_t vd_tf32(float x) {
   uint32_t y;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
   return y;
 }
+/* c += a b of TF32 operands, m16n8k8. */
 VD_DEV void vd_mma_tf32(float *c, const uint32_t *a, const uint32_t *b) {
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
       "{%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
-/* The tensor core truncates its sums; a fresh accumulator for each step, added with rounding, keeps fp32 accuracy over
- * long sums. */
+/* c += a b in fp32, as three TF32 products. The tensor core truncates its sums; a fresh accumulator for each step,
+ * added with rounding, keeps fp32 accuracy over long sums. */
 VD_DEV void vd_mma(float *c, const vd_frag_a<float> &a, const vd_frag_b<float> &b) {
   float sum[4] = {0, 0, 0, 0};
 #pragma unroll
@@ -222,6 +229,7 @@ template <typename T, int D, bool HOLD> struct vd_left_rows {
   }
 };
 
+/* Zeros a 16 x 16 accumulator. */
 VD_DEV void vd_clear(float c[2][4]) {
 #pragma unroll
   for (int i = 0; i < 8; i++) c[i >> 2][i & 3] = 0;
@@ -241,7 +249,7 @@ VD_DEV void vd_add_dots(float c[2][4], const vd_left_rows<T, D, HOLD> &rows, con
   }
 }
 
-/* c = the same. */
+/* c = rows * (rows n0.. + 15 of tile)^T. */
 template <typename T, int D, bool HOLD>
 VD_DEV void vd_dots(float c[2][4], const vd_left_rows<T, D, HOLD> &rows, const T *tile, int n0) {
   vd_clear(c);
@@ -260,35 +268,38 @@ VD_DEV void vd_accumulate(float sum[D / 8][4], const vd_frag_a<T> &a, const T *t
   }
 }
 
-/* Asynchronous copies to shared memory; zeros where !valid. */
+/* Starts an asynchronous copy of 16 bytes to shared memory; zeros where !valid. */
 VD_DEV void vd_cp_async16(void *to, const void *from, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(vd_smem_address(to)), "l"(from),
                "r"(valid ? 16 : 0)
                : "memory");
 }
+/* The same of 4 bytes. */
 VD_DEV void vd_cp_async4(void *to, const void *from, bool valid) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(vd_smem_address(to)), "l"(from), "r"(valid ? 4 : 0)
                : "memory");
 }
+/* Closes a batch of started copies. */
 VD_DEV void vd_cp_async_commit() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
+/* Waits until all committed copies have landed. */
 VD_DEV void vd_cp_async_wait_all() {
   asm volatile("cp.async.wait_group 0;" ::: "memory");
 }
-/* Waits for all groups of copies but the N last. */
+/* Waits until all committed batches of copies but the N newest have landed. */
 template <int N> VD_DEV void vd_cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
 /* Starts the copy of 64 rows into a tile: rows first .. first + 63 of a matrix, those outside lowest .. end - 1 as
  * zeros; columns beyond `width` as zeros. For 128 threads that begin at a multiple of 128. The matrix begins at row 0
- * of one stream and head, so that offsets fit 32 bits; what does not exist is not read. */
+ * of one stream and head, so that offsets fit 32 bits; rows that do not exist are not read. */
 template <typename T, int D>
 VD_DEV void vd_copy_tile(T *tile, const T *matrix, int stride, int first, int lowest, int end, int width) {
   constexpr int per_chunk = 16 / (int)sizeof(T), chunks = D / per_chunk, step = 128 / chunks;
   int thread = (int)threadIdx.x & 127, across = stride;
-  /* Worked out again for each tile: few registers are left for what the compiler would keep instead. */
+  /* The asm makes the compiler recompute addresses for each tile, since few registers are free to keep them. */
   asm volatile("" : "+r"(thread), "+r"(across));
   int row = thread / chunks, chunk = thread % chunks;
   unsigned above = (unsigned)(first + row - lowest), rows = chunk * per_chunk < width ? (unsigned)(end - lowest) : 0;
