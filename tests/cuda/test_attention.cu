@@ -251,6 +251,44 @@ static uint32_t *allocate_mask(const vd_cuda_attention &a) {
   return bytes > 0 ? (uint32_t *)filled(bytes, 0x55) : NULL;
 }
 
+/* The reach of each head. */
+static std::vector<int> reaches_of(const test_case &c) {
+  std::vector<int> reaches;
+  for (int h = 0; h < c.n_head; h++) {
+    int reach = (int)floor((double)c.z[(size_t)(c.n_span == 1 ? 0 : h)] * c.attn_span) + c.ramp + 1;
+    reaches.push_back(c.trimmed || reach > c.window ? c.window : reach);
+  }
+  return reaches;
+}
+
+/* Which elements of keys and values some query sees. */
+static std::vector<bool> seen_by(const test_case &c, const std::vector<int> &reach) {
+  int stride = c.n_head * c.d_head, rows = c.window + c.block;
+  std::vector<bool> seen((size_t)(c.n_stream * rows * stride));
+  for (size_t i = 0; i < seen.size(); i++) {
+    int column = (int)(i % (size_t)stride), row = (int)(i / (size_t)stride) % rows;
+    seen[i] = row >= c.window - reach[(size_t)(column / c.d_head)];
+  }
+  return seen;
+}
+
+/* Forward twice, since the work counters must be zero again for a second run, and backward on two streams. */
+static void run_kernels(const vd_cuda_attention &a, vd_cuda_attention_gradient g, void *out, float *lse) {
+  check(vd_cuda_attention_make_schedule(&a, 0), "make_schedule");
+  for (int run = 0; run < 2; run++) {
+    spoil_shared();
+    check(vd_cuda_attention_forward(&a, g.block, g.memory, g.table, out, lse, 0), "forward");
+  }
+  check(cudaDeviceSynchronize(), "forward");
+  check(cudaStreamCreateWithFlags(&g.side, cudaStreamNonBlocking), "stream");
+  check(cudaEventCreateWithFlags(&g.fork, cudaEventDisableTiming), "event");
+  check(cudaEventCreateWithFlags(&g.join, cudaEventDisableTiming), "event");
+  spoil_shared();
+  check(vd_cuda_attention_backward(&a, &g, 0), "backward");
+  check(cudaDeviceSynchronize(), "backward");
+  cudaStreamDestroy(g.side), cudaEventDestroy(g.fork), cudaEventDestroy(g.join);
+}
+
 static int run_case(const test_case &c, vd_precision type, double tolerance, uint64_t seed) {
   uint64_t state = seed;
   int stride = c.n_head * c.d_head, rows = c.window + c.block;
@@ -262,21 +300,14 @@ static int run_case(const test_case &c, vd_precision type, double tolerance, uin
   random_values(type, &q, nq, &state), random_values(type, &k, nk, &state), random_values(type, &v, nk, &state);
   float *gpe = (float *)random_array(VD_FP32, &pe, np, 1, &state);
   reference r = {vec(nq), vec(nl), vec(nq), vec(nk), vec(nk), vec(np), vec((size_t)c.n_span), 0, {}};
-  for (int h = 0; h < c.n_head; h++) {
-    int reach = (int)floor((double)c.z[(size_t)(c.n_span == 1 ? 0 : h)] * c.attn_span) + c.ramp + 1;
-    r.reach.push_back(c.trimmed || reach > c.window ? c.window : reach);
-  }
+  r.reach = reaches_of(c);
   /* The table as the device rounds it; NaN where no head may read. */
   for (size_t i = 0; type != VD_FP32 && i < np; i++) {
     char one[4];
     store(type, one, 0, pe[i]);
     pe[i] = load(type, one, 0);
   }
-  std::vector<bool> seen(nk);
-  for (size_t i = 0; i < nk; i++) {
-    int column = (int)(i % (size_t)stride), row = (int)(i / (size_t)stride) % rows;
-    seen[i] = row >= c.window - r.reach[(size_t)(column / c.d_head)];
-  }
+  const std::vector<bool> seen = seen_by(c, r.reach);
   layer_arrays x = upload(type, shape, q, k, v, seen);
 
   vd_rng rng = {1234567890123ULL + seed, 17, 3, VD_SITE_ATTENTION};
@@ -295,23 +326,10 @@ static int run_case(const test_case &c, vd_precision type, double tolerance, uin
   float *dspan = (float *)filled((size_t)c.n_span * 4, 0),
         *scratch = (float *)filled(vd_cuda_attention_workspace_size(&a), 0xff);
   check(vd_cuda_attention_key_pe(type, c.d_head, c.attn_span, gpe, table, 0), "key_pe");
-  check(vd_cuda_attention_make_schedule(&a, 0), "make_plan");
-  for (int twice = 0; twice < 2; twice++) { /* the work counters must be ready for a second run */
-    spoil_shared();
-    check(vd_cuda_attention_forward(&a, x.block, x.memory, table, out, lse, 0), "forward");
-  }
-  check(cudaDeviceSynchronize(), "forward");
-  cudaStream_t side;
-  cudaEvent_t fork, join;
-  check(cudaStreamCreateWithFlags(&side, cudaStreamNonBlocking), "stream");
-  check(cudaEventCreateWithFlags(&fork, cudaEventDisableTiming), "event");
-  check(cudaEventCreateWithFlags(&join, cudaEventDisableTiming), "event");
-  vd_cuda_attention_gradient g = {x.block,   x.memory, table, out,     lse,  gdo,  dx.block,
-                                  dx.memory, dtable,   dspan, scratch, side, fork, join};
-  spoil_shared();
-  check(vd_cuda_attention_backward(&a, &g, 0), "backward");
+  vd_cuda_attention_gradient g = {x.block, x.memory, table, out, lse, gdo, dx.block, dx.memory, dtable, dspan, scratch};
+  run_kernels(a, g, out, lse);
   check(vd_cuda_attention_key_pe_backward(c.d_head, c.attn_span, dtable, dpe, 0), "key_pe_backward");
-  check(cudaDeviceSynchronize(), "backward");
+  check(cudaDeviceSynchronize(), "key_pe_backward");
 
   for (int b = 0; b < c.n_stream; b++)
     for (int h = 0; h < c.n_head; h++)
@@ -331,7 +349,6 @@ static int run_case(const test_case &c, vd_precision type, double tolerance, uin
   void *all[] = {x.block, x.memory, gdo, gpe,      span,      a.schedule, table,   out,
                  lse,     dtable,   dpe, dx.block, dx.memory, dspan,      scratch, a.dropout_mask};
   for (void *p : all) cudaFree(p);
-  cudaStreamDestroy(side), cudaEventDestroy(fork), cudaEventDestroy(join);
   return bad;
 }
 
@@ -382,6 +399,22 @@ static void relative_row(const relative_case &c, vd_rng rng, int64_t row0, int b
   }
 }
 
+/* The layer of a case, with its schedule, bias scores and dropout mask on the device. */
+static vd_cuda_attention relative_layer(const relative_case &c, vd_precision type, uint64_t seed, const void *rel_key,
+                                        const float *u, const float *v) {
+  vd_cuda_attention a = {};
+  a.type = type, a.n_stream = c.n_stream, a.block = c.block, a.window = c.window, a.n_head = c.n_head;
+  a.d_head = c.d_head, a.attn_span = c.attn_span, a.rel_stride = c.n_head * c.d_head;
+  a.kv_rows = c.window + c.memory_spare;
+  a.dropout = c.dropout, a.rng = {1234567890123ULL + seed, 17, 3, VD_SITE_ATTENTION}, a.row0 = 5;
+  a.rel_key = rel_key, a.reach = c.reach;
+  if (c.biases) a.content_bias = u, a.position_bias = v;
+  a.schedule = filled(vd_cuda_attention_schedule_size(), 0);
+  a.bias_scores = (float *)filled(vd_cuda_attention_bias_scores_size(&a), 0xff);
+  a.dropout_mask = allocate_mask(a);
+  return a;
+}
+
 static int run_relative(const relative_case &c, vd_precision type, double tolerance, uint64_t seed) {
   uint64_t state = seed;
   int stride = c.n_head * c.d_head, rows = c.window + c.block;
@@ -398,27 +431,19 @@ static int run_relative(const relative_case &c, vd_precision type, double tolera
   for (size_t i = 0; i < nk; i++) seen[i] = (int)(i / width) % rows >= c.window - c.reach;
   layer_arrays x = upload(type, shape, q, k, v, seen);
 
-  vd_cuda_attention a = {};
-  a.type = type, a.n_stream = c.n_stream, a.block = c.block, a.window = c.window, a.n_head = c.n_head;
-  a.d_head = c.d_head, a.attn_span = c.attn_span, a.rel_stride = stride, a.kv_rows = c.window + c.memory_spare;
-  a.dropout = c.dropout, a.rng = {1234567890123ULL + seed, 17, 3, VD_SITE_ATTENTION}, a.row0 = 5;
-  a.rel_key = gr, a.reach = c.reach;
-  if (c.biases) a.content_bias = gu, a.position_bias = gw;
-  a.schedule = filled(vd_cuda_attention_schedule_size(), 0);
-  a.bias_scores = (float *)filled(vd_cuda_attention_bias_scores_size(&a), 0xff);
+  vd_cuda_attention a = relative_layer(c, type, seed, gr, gu, gw);
   void *out = filled(nq * size_of(type), 0xff);
   layer_arrays dx = {filled(shape.block_size() * size_of(type), 0xff),
                      filled(shape.memory_size() * size_of(type) + 16, 0xff)};
   float *lse = (float *)filled(nl * 4, 0xff), *drel = (float *)filled(nr * 4, 0);
   float *du = (float *)filled(width * 4, 0), *dw = (float *)filled(width * 4, 0);
   void *scratch = filled(vd_cuda_attention_workspace_size(&a), 0xff);
-  check(vd_cuda_attention_make_schedule(&a, 0), "make_plan");
+  check(vd_cuda_attention_make_schedule(&a, 0), "make_schedule");
   vd_cuda_attention_gradient g = {};
   g.block = x.block, g.memory = x.memory, g.out = out, g.lse = lse, g.dout = gdo;
   g.dblock = dx.block, g.dmemory = dx.memory;
   g.drel_key = drel, g.workspace = scratch;
   if (c.biases) g.dcontent_bias = du, g.dposition_bias = dw;
-  a.dropout_mask = allocate_mask(a);
   for (int twice = 0; twice < 2; twice++) { /* gradients are added to: they double; counters must be ready again */
     spoil_shared();
     check(vd_cuda_attention_forward(&a, x.block, x.memory, NULL, out, lse, 0), "forward");
