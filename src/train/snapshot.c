@@ -108,8 +108,25 @@ static void get_scaling(vd_checkpoint *c, vd_optimizer *o, vd_error *err) {
   vd_optimizer_set_scaling(o, &l);
 }
 
-/* The rank's own rows of one layer's memory. */
-static int get_memory(const vd_snapshot *s, vd_checkpoint *c, int layer, vd_error *err) {
+/* The most rows of memory that a checkpoint may hold for a stream. A resumed Transformer-XL may have a shorter memory
+ * than the run that wrote the checkpoint: then the settings in the checkpoint allow more rows than the model keeps. */
+static int most_rows(const vd_snapshot *s, vd_checkpoint *c, int64_t *most, vd_error *err) {
+  const vd_model_config *config = vd_model_config_of(s->model);
+  char *echo = NULL;
+  *most = config->attn_span;
+  if (config->arch != VD_TRANSFORMER_XL) return VD_OK;
+  vd_settings *written = vd_calloc(1, sizeof *written);
+  if (vd_checkpoint_get_text(c, "settings", &echo, err) == VD_OK &&
+      vd_settings_read_text(written, echo, "its settings", err) == VD_OK)
+    *most = written->memory.mem_len > config->mem_len ? written->memory.mem_len : config->mem_len;
+  if (err->status) err->status = VD_FAILED; /* a deck of the user's is not at fault */
+  free(echo);
+  free(written);
+  return err->status;
+}
+
+/* The rank's own rows of one layer's memory, at most `most` of a stream. */
+static int get_memory(const vd_snapshot *s, vd_checkpoint *c, int layer, int64_t most, vd_error *err) {
   char path[64];
   int rank;
   hsize_t shape[4];
@@ -119,8 +136,6 @@ static int get_memory(const vd_snapshot *s, vd_checkpoint *c, int layer, vd_erro
   if (rank != 3 || (int64_t)shape[0] != s->n_stream || (int64_t)shape[2] != d_model)
     return vd_fail(err, VD_FAILED, "%s is not of %lld streams and %lld features", path, (long long)s->n_stream,
                    (long long)d_model);
-  const vd_model_config *config = vd_model_config_of(s->model);
-  int64_t most = config->arch == VD_TRANSFORMER_XL ? config->mem_len : config->attn_span;
   if (shape[1] > (hsize_t)most)
     return vd_fail(err, VD_FAILED, "%s has %llu rows a stream; the settings allow %lld", path,
                    (unsigned long long)shape[1], (long long)most);
@@ -149,7 +164,10 @@ static int read_tensors(const vd_snapshot *s, vd_checkpoint *c, vd_error *err) {
     if (get_arena(ctx, s->ops, s->model, c, group, vd_optimizer_state(s->optimizer, i), err)) return err->status;
   }
   vd_model_params_changed(s->model);
-  for (int l = 0; l < (int)vd_model_config_of(s->model)->n_layer && err->status == VD_OK; l++) get_memory(s, c, l, err);
+  int64_t most = 0;
+  most_rows(s, c, &most, err);
+  for (int l = 0; l < (int)vd_model_config_of(s->model)->n_layer && err->status == VD_OK; l++)
+    get_memory(s, c, l, most, err);
   return vd_agree(ctx->comm, err);
 }
 
