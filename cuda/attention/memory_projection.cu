@@ -398,8 +398,8 @@ static cudaError_t launch_project_backward(const vd_cuda_attention *a, const pro
 static bool shapes_fit(const vd_cuda_attention *a, const vd_cuda_ring *memory) {
   int chunk = a->type == VD_FP32 ? 4 : 8;
   return a->n_stream > 0 && a->window > 0 && a->n_head > 0 && a->n_head <= VD_CUDA_MAX_HEADS && a->d_head > 0 &&
-         a->d_head <= VD_CUDA_MAX_D_HEAD && a->d_head % chunk == 0 && a->kv_rows >= a->window &&
-         memory->oldest >= 0 && memory->oldest <= memory->rows;
+         a->d_head <= VD_CUDA_MAX_D_HEAD && a->d_head % chunk == 0 && a->kv_rows >= a->window && memory->oldest >= 0 &&
+         memory->oldest <= memory->rows;
 }
 
 cudaError_t vd_cuda_project_memory(const vd_cuda_attention *a, const vd_cuda_ring *memory, const void *wk,
