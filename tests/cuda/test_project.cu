@@ -114,7 +114,7 @@ static int run_case(const test_case &c, vd_precision type, double tolerance, uin
   check(cudaMalloc(&scratch, vd_cuda_project_workspace_size(&a)), "cudaMalloc");
   check(cudaMemset(scratch, 0xff, vd_cuda_project_workspace_size(&a)), "cudaMemset");
   a.schedule = plan;
-  check(vd_cuda_attention_make_schedule(&a, 0), "make_plan");
+  check(vd_cuda_attention_make_schedule(&a, 0), "make_schedule");
   check(vd_cuda_project_memory(&a, &ring, gw[0], gw[1], gy, 0), "project");
   check(vd_cuda_project_memory_backward(&a, &ring, gdy, (float *)gdw[0], (float *)gdw[1], scratch, 0),
         "project backward");
