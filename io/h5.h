@@ -109,7 +109,7 @@ int vd_h5_finish(vd_h5_out *out, vd_error *err);
 /* Not collective. Reserves disk space for the data that HDF5 buffers for an open file and `more` bytes. Call it before
  * a flush: after a flush that fails HDF5 can never close the file, and crashes when the program ends. Does nothing on
  * file systems that cannot reserve space. VD_FAILED naming `path`. */
-int vd_h5_room(hid_t file, const char *path, size_t more, vd_error *err);
+int vd_h5_reserve(hid_t file, const char *path, size_t more, vd_error *err);
 /* Not collective. Puts the file in its place, replacing an older one; out->file is closed, also on error, when the
  * temporary is removed. All objects of the file must be closed before (a bug otherwise). */
 int vd_h5_commit(vd_h5_out *out, vd_error *err);

@@ -49,7 +49,7 @@ int vd_h5_begin(vd_h5_out *out, const char *path, const char *kind, vd_error *er
   return VD_OK;
 }
 
-int vd_h5_room(hid_t file, const char *path, size_t more, vd_error *err) {
+int vd_h5_reserve(hid_t file, const char *path, size_t more, vd_error *err) {
   hid_t access_list = H5Fget_access_plist(file);
   void *handle = NULL;
   hsize_t size = 0;
@@ -72,7 +72,7 @@ int vd_h5_finish(vd_h5_out *out, vd_error *err) {
   if (out->file < 0) return VD_OK;
   unsigned objects = H5F_OBJ_DATASET | H5F_OBJ_GROUP | H5F_OBJ_DATATYPE | H5F_OBJ_ATTR | H5F_OBJ_LOCAL;
   if (H5Fget_obj_count(out->file, objects) > 0) vd_bug("objects of %s are still open", out->at.path);
-  if (vd_h5_room(out->file, out->at.path, 64 * 1024, err)) return err->status;
+  if (vd_h5_reserve(out->file, out->at.path, 64 * 1024, err)) return err->status;
   if (H5Fflush(out->file, H5F_SCOPE_LOCAL) < 0) vd_h5_fail(err, "cannot write %s", out->at.path);
   if (err->status == VD_OK && H5Fclose(out->file) < 0) vd_h5_fail(err, "cannot close %s", out->at.path);
   if (err->status == VD_OK) out->file = -1;

@@ -177,7 +177,7 @@ static int put_all(const struct image *image, hid_t file, vd_error *err) {
   /* Rows that HDF5 holds back are as many as the image's at most; a flush that fails for want of space cannot be
    * undone. */
   size_t bytes = image->n_row * (width(t) * sizeof(float) + 64) + image->n_valid * 16;
-  if (vd_h5_room(file, t->path, 2 * bytes + 65536, err) || vd_h5_attr_text(file, "settings", t->echo, err) ||
+  if (vd_h5_reserve(file, t->path, 2 * bytes + 65536, err) || vd_h5_attr_text(file, "settings", t->echo, err) ||
       put_indices(file, "/layer", t->n_layer, "layer", "layer, counted from 0 at the input", err) ||
       put_indices(file, "/head", t->n_head, "head", "attention head", err))
     return err->status;

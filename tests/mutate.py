@@ -271,7 +271,7 @@ def prepare_mutant(place, target):
         else place.path("mutant", "trace.h5")
 
 
-def judge(result, size):
+def problem_of(result, size):
     status, text, seconds, memory = result
     if status is None:
         return f"waited {seconds:.0f} s"
@@ -306,7 +306,7 @@ def main():
             for words in commands(place, target, path):
                 result = run(words, place.folder)
                 slowest = max(slowest, result[2])
-                problem = judge(result, size)
+                problem = problem_of(result, size)
                 if problem.startswith("HDF5 crashed") and forged:
                     inside += 1
                     print(f"# mutant {i}: {target}, {what}, {words[0]}: {problem}", flush=True)

@@ -268,10 +268,10 @@ def decks(text):
         yield text[:-5] if text.endswith(b"<EOF>") else text.rstrip(b"\n") + b"\n"
 
 
-def random_values(rng, kind, room):
-    """Up to `room` values of a kind, with repeat counts and nulls, as (text, whether a value may stand behind it)."""
+def random_values(rng, kind, most):
+    """Up to `most` values of a kind, with repeat counts and nulls, as (text, whether a value may stand behind it)."""
     items, used = [], 0
-    target = rng.randint(1, room)
+    target = rng.randint(1, most)
     while used < target:
         r = rng.choice([0, 0, 0, 1, 2, 3])
         if used + max(r, 1) > target:
@@ -331,19 +331,19 @@ def random_deck(rng):
     mark = rng.choice("&&&$")
     out += mark + random_case(rng, "g") + rng.choice([" ", "\n", "\t", " ! c\n", "!c\n"])
     for name, kind, size in variables[: rng.randint(0, 8)]:
-        room = max(size, 1)
+        most = max(size, 1)
         subscript = ""
         if size and rng.random() < 0.5:
             first = rng.randint(1, size)
-            subscript, room = "(%d)" % first, size - first + 1
+            subscript, most = "(%d)" % first, size - first + 1
             if rng.random() < 0.6:
                 last = rng.randint(1, size)
                 stride = rng.randint(1, 3) * (1 if last >= first else -1)
-                room = (last - first) // stride + 1
+                most = (last - first) // stride + 1
                 subscript = "(%d:%d:%d)" % (first, last, stride)
                 if stride == 1 and rng.random() < 0.5:
                     subscript = "( %d: %d)" % (first, last)
-        out += random_case(rng, name) + subscript + rng.choice(["=", " = ", "\n=", " =\n  "]) + random_values(rng, kind, room)
+        out += random_case(rng, name) + subscript + rng.choice(["=", " = ", "\n=", " =\n  "]) + random_values(rng, kind, most)
         out += rng.choice([" ", ", ", "\n", " ! c\n", ",\n"])
     out += rng.choice([" ", "\n"]) + rng.choice(closing[mark]) + rng.choice(["\n", "\n! tail\n", "\n\n"])
     text = out.encode("latin-1")

@@ -258,7 +258,7 @@ def two_runs():
             dry = viaduct(*train(**words), "--check")
             report("a dry run beside a living one", dry.returncode == 0, dry.stderr)
             same = [os.stat(os.path.join(folder, "deck.nml")), os.stat(lock)]
-            report("the living run goes on, its files untouched", first.poll() is None and [
+            report("the living run continues, its files untouched", first.poll() is None and [
                 (x.st_ino, x.st_mtime_ns) for x in same] == [(x.st_ino, x.st_mtime_ns) for x in (deck_before, lock_before)],
                    str(same))
         finally:
@@ -270,8 +270,8 @@ def two_runs():
         update = int(f.attrs["update"])
     third = viaduct(*train(**words, run__max_updates=update + 1))
     left = [n for n in os.listdir(folder) if ".tmp-" in n]
-    report("after kill -9 the next run goes on, and removes what was left",
-           third.returncode == 0 and f"continues after update {update} " in third.stdout and left == [".notes.tmp-1"]
+    report("after kill -9 the next run continues, and removes what was left",
+           third.returncode == 0 and f"resumes after update {update} " in third.stdout and left == [".notes.tmp-1"]
            and f"process {first.pid}" not in read(lock), f"{third.returncode} {third.stderr} {third.stdout} {left}")
 
 

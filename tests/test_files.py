@@ -222,8 +222,8 @@ def reader_beside_writer():
             seen.append(rows_so_far("live/trace.h5"))
             time.sleep(0.02)
         expect(seen == sorted(seen) and seen[-1] > seen[0], f"the reader saw no growth: {seen}")
-        told = viaduct("info", "live/trace.h5").stdout
-        expect("kind         trace" in told, "viaduct info does not read a trace that is being written")
+        printed = viaduct("info", "live/trace.h5").stdout
+        expect("kind         trace" in printed, "viaduct info does not read a trace that is being written")
         expect(run.poll() is None, "the run ended under its reader")
     finally:
         kill(run)
@@ -253,7 +253,7 @@ def inode(path):
 
 
 def killed_writers():
-    """kill -9 at random moments: checkpoints that can be seen are whole, the next run goes on from the newest, and the
+    """kill -9 at random moments: checkpoints that can be seen are whole, the next run continues from the newest, and the
     trace and the log have each row once."""
     rng = random.Random(SEED)
     arguments = ("--set", "run%directory='killed'", "--set", "checkpoint%interval=5", "--set", "trace%interval=1",
@@ -283,8 +283,8 @@ def killed_writers():
 
 
 def full_disk():
-    """No room for a checkpoint (a limit on the size of files, set while the run goes on): it is said, the checkpoints
-    before it are whole, no temporary is left, and with room again the run goes on."""
+    """No room for a checkpoint (a limit on the size of files, set while the run continues): it is said, the checkpoints
+    before it are whole, no temporary is left, and with room again the run continues."""
     every = 500
     arguments = ("--set", "run%directory='full'", "--set", f"checkpoint%interval={every}", "--set", "valid%interval=0",
                  "--set", f"trace%interval={ENDLESS}", "--set", f"run%log_interval={ENDLESS}")
@@ -307,7 +307,7 @@ def full_disk():
     expect(left == [], f"left over: {left}")
     expect(os.readlink(os.path.join(folder, "last.h5")) == f"update-{newest:08d}.h5", "last.h5 points elsewhere")
     viaduct("train", "deck.nml", *arguments, "--set", f"run%max_updates={newest + every}")
-    expect(whole_checkpoints("full/checkpoints") == newest + every, "the run did not go on")
+    expect(whole_checkpoints("full/checkpoints") == newest + every, "the run did not continue")
 
 
 def full_disk_for_trace():
@@ -327,9 +327,9 @@ def full_disk_for_trace():
 
 
 def info_tells(kind, words):
-    told = viaduct("info", FILES[kind]).stdout
+    printed = viaduct("info", FILES[kind]).stdout
     for word in ["verified", "created", *words]:
-        expect(word in told, f"no '{word}' in:\n{told}")
+        expect(word in printed, f"no '{word}' in:\n{printed}")
 
 
 def info_refuses(kind):
@@ -364,7 +364,7 @@ def info_refuses_foreign():
     expect("c-valid-0000.h5" in message, f"a missing shard: {message}")
 
 
-TOLD = {"checkpoint": ["update       20", "layers.1.attn.proj_out.weight", "spans, tokens", "adagrad_sum", "layer1",
+PRINTED = {"checkpoint": ["update       20", "layers.1.attn.proj_out.weight", "spans, tokens", "adagrad_sum", "layer1",
                        "parameters in 30 tensors", "attn_span = 64", "SHA-256"],
         "corpus": ["train        49500 tokens in 3 shards", "md5", "vocabulary", "shard_tokens = 20000", "source"],
         "shard": ["20000, from token 20000", "train"], "nll": ["2750, of which 2749", "split        test"],
@@ -378,13 +378,13 @@ try:
         for e in ("netcdf4", "h5netcdf"):
             check(f"xarray ({e}) reads a {k}", lambda: with_xarray(k, e))
         check(f"h5dump reads a {k}", lambda: with_h5dump(k))
-        check(f"viaduct info tells what a {k} holds", lambda: info_tells(k, TOLD[k]))
+        check(f"viaduct info tells what a {k} holds", lambda: info_tells(k, PRINTED[k]))
         check(f"viaduct info refuses a damaged {k}", lambda: info_refuses(k))
     if made:
         check("virtual datasets are the shards, and these the source", virtual_is_shards)
         check("viaduct info refuses foreign files and names missing shards", info_refuses_foreign)
         check("a reader follows a trace that is being written", reader_beside_writer)
-        check("killed runs leave whole checkpoints, and go on", killed_writers)
+        check("killed runs leave whole checkpoints, and continue", killed_writers)
         check("a full disk leaves the checkpoint before it", full_disk)
         check("a full disk leaves the rows of the trace", full_disk_for_trace)
 finally:

@@ -14,7 +14,7 @@ enum vd_site {
   VD_SITE_ATTENTION = 3,
   VD_SITE_HIDDEN = 4,
   VD_SITE_SAMPLE = 5,
-  VD_SITE_POSITION = 6,    /* encodings of distances: row = distance, the same for all streams and layers */
+  VD_SITE_POSITION = 6,    /* sinusoidal position encodings: row = distance, the same for all streams and layers */
   VD_SITE_ATTENDED = 7,    /* attention's branch before the residual sum */
   VD_SITE_FED_FORWARD = 8, /* the feed-forward branch */
   VD_SITE_OUTPUT = 9       /* output of the last layer */

@@ -93,17 +93,18 @@ struct place {
 };
 
 /* Text that names the ranks of one GPU. */
-static void describe_sharing(const struct place *all, int size, int first, char *out, size_t room) {
+static void describe_sharing(const struct place *all, int size, int first, char *out, size_t capacity) {
   const struct place *p = &all[first];
   const unsigned char *u = p->uuid;
   int n = 0;
-  size_t used = (size_t)snprintf(out, room, "ranks");
+  size_t used = (size_t)snprintf(out, capacity, "ranks");
   for (int r = first; r < size; r++) {
     if (memcmp(all[r].uuid, p->uuid, sizeof p->uuid) != 0) continue;
-    if (++n <= 8 && used < room) used += (size_t)snprintf(out + used, room - used, "%s %d", n > 1 ? "," : "", r);
+    if (++n <= 8 && used < capacity)
+      used += (size_t)snprintf(out + used, capacity - used, "%s %d", n > 1 ? "," : "", r);
   }
-  if (used < room)
-    snprintf(out + used, room - used,
+  if (used < capacity)
+    snprintf(out + used, capacity - used,
              "%s have GPU %d of host %s together (GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-"
              "%02x%02x%02x%02x%02x%02x)",
              n > 8 ? ", ..." : "", p->number, p->host, u[0], u[1], u[2], u[3], u[4], u[5], u[6], u[7], u[8], u[9],

@@ -26,7 +26,7 @@ struct eval {
   vd_evaluation result;
 };
 
-/* A rank's tokens are contiguous: they travel piece by piece to rank 0, which goes on receiving after an error. */
+/* A rank's tokens are contiguous: they travel piece by piece to rank 0, which continues receiving after an error. */
 static void gather_nll(const struct eval *e, int owner, vd_nll *file, vd_error *err) {
   const vd_evaluation *r = &e->result;
   const vd_streams *g = vd_evaluator_streams(e->evaluator);

@@ -21,7 +21,7 @@ static int changed(const token_source *t, int split, vd_error *err) {
   return vd_fail(err, VD_FAILED, "%s changed while it was read", t->plan->source[t->plan->words ? split : 0]);
 }
 
-/* Opens what split k is read from; raw bytes go on where the split before ended. */
+/* Opens what split k is read from; raw bytes continue where the split before ended. */
 static int open_split(token_source *t, int k, vd_error *err) {
   const vd_vocabulary *v = &t->plan->vocabulary;
   if (t->plan->words) {

@@ -16,10 +16,10 @@ typedef struct reader {
   vd_deck *deck;
   const char *text;
   size_t length, pos;
-  size_t string;    /* where the last string begins, behind its quote */
-  int line, column; /* of text[pos] */
-  size_t pool_used; /* bytes of deck->pool */
-  size_t room[3];   /* of groups, assignments, values */
+  size_t string;      /* where the last string begins, behind its quote */
+  int line, column;   /* of text[pos] */
+  size_t pool_used;   /* bytes of deck->pool */
+  size_t capacity[3]; /* of groups, assignments, values */
   vd_error *err;
 } reader;
 
@@ -119,13 +119,13 @@ static const char *found(const reader *r, char out[64]) {
 
 /* ---- growing arrays and the pool ---- */
 
-static void *grown(void *array, size_t count, size_t *room, size_t size) {
-  if (count < *room) return array;
-  size_t wider = *room ? 2 * *room : 16;
+static void *grown(void *array, size_t count, size_t *capacity, size_t size) {
+  if (count < *capacity) return array;
+  size_t wider = *capacity ? 2 * *capacity : 16;
   char *copy = vd_calloc(wider, size);
   if (count > 0) memcpy(copy, array, count * size);
   free(array);
-  *room = wider;
+  *capacity = wider;
   return copy;
 }
 
@@ -140,7 +140,7 @@ static const char *pooled(reader *r, size_t pos, size_t n, bool fold) {
 
 static vd_deck_value *add_value(reader *r, vd_deck_place place, int64_t repeat) {
   vd_deck *d = r->deck;
-  d->values = grown(d->values, d->n_value, &r->room[2], sizeof *d->values);
+  d->values = grown(d->values, d->n_value, &r->capacity[2], sizeof *d->values);
   vd_deck_value *v = &d->values[d->n_value++];
   *v = (vd_deck_value){.repeat = repeat, .null = true, .text = "", .at = place};
   d->assignments[d->n_assignment - 1].n_value++;
@@ -342,7 +342,7 @@ static int parse_assignment(reader *r) {
   if (end == r->pos)
     return fail(r, here(r), "expected the name of a variable, or / to close group &%s, found %s",
                 d->groups[d->n_group - 1].name, found(r, word));
-  d->assignments = grown(d->assignments, d->n_assignment, &r->room[1], sizeof *d->assignments);
+  d->assignments = grown(d->assignments, d->n_assignment, &r->capacity[1], sizeof *d->assignments);
   vd_deck_assignment *a = &d->assignments[d->n_assignment++];
   *a = (vd_deck_assignment){.first = 1, .stride = 1, .value0 = d->n_value, .at = here(r)};
   a->name = pooled(r, r->pos, end - r->pos, true);
@@ -373,7 +373,7 @@ static void parse_close(reader *r, bool *closed) {
 static int parse_group(reader *r) {
   vd_deck *d = r->deck;
   char word[64];
-  d->groups = grown(d->groups, d->n_group, &r->room[0], sizeof *d->groups);
+  d->groups = grown(d->groups, d->n_group, &r->capacity[0], sizeof *d->groups);
   vd_deck_place place = here(r);
   advance(r);
   size_t end = name_end(r, r->pos);

@@ -34,15 +34,15 @@ static int place_values(const vd_deck *deck, const vd_deck_assignment *a, int64_
   range g = {1, 1, 1};
   *failed = a->at;
   if (find_range(deck, a, size, &g, err)) return err->status;
-  int64_t element = g.first, room = (g.last - g.first) / g.stride + 1;
+  int64_t element = g.first, left = (g.last - g.first) / g.stride + 1;
   for (size_t i = 0; i < a->n_value; i++) {
     const vd_deck_value *v = &deck->values[a->value0 + i];
-    if (v->repeat > room) {
+    if (v->repeat > left) {
       *failed = v->at;
       return vd_deck_fail(deck, v->at, err, "too many values for %s: it takes %s", a->name,
                           size == 0 ? "one" : "no more from here on");
     }
-    room -= v->repeat;
+    left -= v->repeat;
     for (int64_t k = 0; k < v->repeat; k++, element += g.stride) {
       if (v->null) continue;
       const vd_deck_value *old = slots[element - 1];
@@ -115,7 +115,7 @@ static bool special(const char *text, size_t n, double *out) {
   return true;
 }
 
-/* Copies a Fortran number as C writes it; false where it is none. out has room for n + 2. */
+/* Copies a Fortran number as C writes it; false where it is none. out holds n + 2. */
 static bool rewrite(const char *text, size_t n, char *out) {
   size_t i = 0, o = 0, digits = 0;
   if (i < n && (text[i] == '+' || text[i] == '-')) out[o++] = text[i++];

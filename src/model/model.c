@@ -169,7 +169,7 @@ size_t vd_model_arena(const vd_model *m) {
   return m->arena;
 }
 size_t vd_model_span_extent(const vd_model *m) {
-  return m->span_room;
+  return m->span_extent;
 }
 real *vd_model_params(vd_model *m) {
   return m->params;
@@ -209,7 +209,7 @@ void vd_model_plan(vd_model *m) {
 }
 
 void vd_model_set_spans(vd_model *m, const real *spans) {
-  for (int l = 0; l < (int)m->config.n_layer && m->span_room > 0; l++) {
+  for (int l = 0; l < (int)m->config.n_layer && m->span_extent > 0; l++) {
     vd_extent at = m->param[m->layer[l].span].at;
     memcpy(m->state[l].z, spans + at.offset, at.size * sizeof *spans);
   }
@@ -224,7 +224,7 @@ void vd_model_set_span_margin(vd_model *m, int64_t tokens) {
 
 void vd_model_params_moved(vd_model *m) {
   if (m->ops->weights_changed) m->ops->weights_changed(m->ops, m->params, m->arena);
-  if (m->span_room == 0) return;
+  if (m->span_extent == 0) return;
   m->spans_moved = true;
   vd_model_plan(m);
 }
@@ -238,8 +238,8 @@ void vd_model_params_changed(vd_model *m) {
     return;
   }
   if (m->ops->weights_changed) m->ops->weights_changed(m->ops, m->params, m->arena);
-  real *spans = vd_calloc(m->span_room + 1, sizeof *spans);
-  if (m->span_room > 0) m->ops->get(m->ops, spans, m->params, m->span_room);
+  real *spans = vd_calloc(m->span_extent + 1, sizeof *spans);
+  if (m->span_extent > 0) m->ops->get(m->ops, spans, m->params, m->span_extent);
   vd_model_set_spans(m, spans);
   free(spans);
 }
@@ -253,7 +253,7 @@ double vd_model_span_penalty(vd_model *m, double gradient_scale) {
     total += length * sum / (double)m->n_span;
   }
   if (gradient_scale != 0) /* padding between the layers' spans gets it too, and is never read */
-    m->ops->add_constant(m->ops, m->gradients, m->span_room,
+    m->ops->add_constant(m->ops, m->gradients, m->span_extent,
                          gradient_scale * m->config.aux_loss_scaler * length / (double)m->n_span);
   return m->config.aux_loss_scaler * total;
 }

@@ -56,7 +56,7 @@ struct vd_model {
   size_t output_begin;      /* in the arenas, of the tensors after those of the last layer */
   int64_t span_margin;      /* see vd_model_set_span_margin */
   bool spans_moved;         /* vd_layer_state.z is older than the spans in the backend's memory */
-  size_t span_room;         /* reals at the arena's start that hold the spans of all layers, padding included */
+  size_t span_extent;       /* reals at the arena's start that hold the spans of all layers, padding included */
   real *params, *gradients; /* backend */
   size_t final_from;        /* gradients from here on are final in this update */
 

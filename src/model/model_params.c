@@ -94,13 +94,13 @@ void vd_model_layout(vd_model *m) {
   m->param = vd_calloc((size_t)(4 + 14 * c->n_layer), sizeof *m->param);
   m->layer = vd_calloc((size_t)c->n_layer, sizeof *m->layer);
   m->n_param = 0;
-  m->arena = m->span_room = 0;
+  m->arena = m->span_extent = 0;
   if (vd_model_is_xl(m)) {
     layout_xl(m);
     return;
   }
   /* The spans of all layers begin the arena, so that they are read and clamped as one. */
-  m->span_room = m->arena = (size_t)c->n_layer * padded((size_t)m->n_span);
+  m->span_extent = m->arena = (size_t)c->n_layer * padded((size_t)m->n_span);
   m->in_emb = add(m, -1, "in_emb.weight", 2, c->vocab, m->d, 1);
   m->key_pe = add(m, -1, "key_pe", 3, 1, c->d_head, c->attn_span);
   for (int l = 0; l < (int)c->n_layer; l++) add_layer(m, l);

@@ -27,15 +27,15 @@ static vd_dropout dropout(const vd_model *m, const struct micro *u, double p, in
 }
 
 /* Transformer-XL's branches and last output are dropped in training, the adaptive-span transformer's are not. Where
- * there is no dropout, *x is passed on as it is; else what is dropped goes to `room`, which may be x. */
+ * there is no dropout, *x is passed on as it is; else what is dropped goes to `target`, which may be x. */
 static bool drops_branches(const vd_model *m, const struct micro *u) {
   return vd_model_is_xl(m) && u->step->train && m->config.dropout > 0;
 }
-static vd_act *drop(vd_model *m, const struct micro *u, int layer, enum vd_site site, vd_act *x, vd_act *room) {
+static vd_act *drop(vd_model *m, const struct micro *u, int layer, enum vd_site site, vd_act *x, vd_act *target) {
   if (!drops_branches(m, u)) return x;
   vd_dropout d = dropout(m, u, m->config.dropout, layer, site);
-  m->ops->scale_dropout(m->ops, u->rows, m->d, 1.0, &d, x, room);
-  return room;
+  m->ops->scale_dropout(m->ops, u->rows, m->d, 1.0, &d, x, target);
+  return target;
 }
 
 static vd_attention attention_xl(const vd_model *m, const struct micro *u, int l) {

@@ -58,7 +58,7 @@ static void print_plan(const vd_train *t) {
          (long long)t->geometry.block, (long long)t->blocks);
   printf("run: %s, %lld updates, ", s->run.directory, (long long)s->run.max_updates);
   if (t->resume.path[0])
-    printf("continues after update %lld of %s\n%s", (long long)t->resume.update, t->resume.path, t->resume.notice);
+    printf("resumes after update %lld of %s\n%s", (long long)t->resume.update, t->resume.path, t->resume.notice);
   else
     printf("starts afresh\n");
   printf("memory a rank (the one with most streams), without the program and its libraries:\n");

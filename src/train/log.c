@@ -47,9 +47,9 @@ static int copy_line(vd_log *log, const char *line, size_t n, int64_t number, in
 /* Copies the lines that are to be kept from the old log into the new one. */
 static int copy_lines(vd_log *log, FILE *old, int64_t update, vd_error *err) {
   char *line = NULL;
-  size_t room = 0;
+  size_t capacity = 0;
   ssize_t n;
-  for (int64_t number = 1; err->status == VD_OK && (n = getline(&line, &room, old)) > 0; number++)
+  for (int64_t number = 1; err->status == VD_OK && (n = getline(&line, &capacity, old)) > 0; number++)
     copy_line(log, line, (size_t)n, number, update, err);
   if (ferror(old)) vd_fail(err, VD_FAILED, "cannot read %s", log->path);
   free(line);

@@ -139,7 +139,7 @@ static void log_notices(vd_train *t) {
   char *line = t->resume.notice, *rest = NULL;
   for (line = strtok_r(line, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) vd_log_message(t->log, "%s", line);
   if (t->resume.path[0])
-    vd_log_message(t->log, "continues after update %lld of %s", (long long)t->progress.update, t->resume.path);
+    vd_log_message(t->log, "resumes after update %lld of %s", (long long)t->progress.update, t->resume.path);
   const char *notices[] = {vd_run_lock_notice(t->lock), vd_trace_notice(t->trace), t->device.notice,
                            t->device.comm_notice};
   for (int i = 0; i < 4; i++)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains both 12-layer models of input/ on the same text, and compares them after the same updates and after the same
 # time. Usage: compare_models.sh CORPUS.h5 [OUT]
-# First each is trained for UPDATES updates of STREAMS streams of 512 tokens; then the faster one goes on until it has
+# First each is trained for UPDATES updates of STREAMS streams of 512 tokens; then the faster one continues until it has
 # had about the time of the other (of training: validations and checkpoints do not count). OUT (default: a temporary folder) holds the runs, comparison.txt and, where python3 has
 # matplotlib, comparison.png. Schedules are cut to the budget: the rate of the adaptive spans rises over WARMUP updates
 # instead of 32,000, that of Transformer-XL stays, as it does within a budget that is short beside the 400,000 updates of
@@ -17,7 +17,7 @@ PYTHON=${PYTHON:-python3}
 UPDATES=${UPDATES:-1400}
 mkdir -p "$out"
 
-# train MODEL UPDATES: begins the run of the model, or goes on with it.
+# train MODEL UPDATES: begins the run of the model, or continues with it.
 train() {
   local deck own=()
   case $1 in

@@ -60,7 +60,7 @@ def strike(run, number):
             said = p.communicate(timeout=100)[1]
         except subprocess.TimeoutExpired:
             p.kill()
-            said = "it went on for 100 s: " + p.communicate()[1]
+            said = "it ran for 100 s: " + p.communicate()[1]
         return p.returncode, time.monotonic() - start, said, len(mine)
 
 

@@ -275,7 +275,7 @@ static void adagrad_step(void **state) {
 }
 
 /* The clip of the global norm, and gradients that are not finite, which change nothing. */
-static void judges_gradients(void **state) {
+static void measures_gradients(void **state) {
   (void)state;
   vd_ops *o = ops();
   real p[4] = {1, 2, 3, 4}, g[4] = {6, 8, 0, 0}, acc[4] = {0}, m[4] = {0};
@@ -301,7 +301,7 @@ static void judges_gradients(void **state) {
 }
 
 /* A slot holds what its parts were when it was sent, also after others were sent. */
-static void sends_letters(void **state) {
+static void sends_update_stats(void **state) {
   (void)state;
   vd_ops *o = ops();
   vd_error err = {0};
@@ -381,8 +381,8 @@ int main(void) {
       cmocka_unit_test(dropout_mask),
       cmocka_unit_test(adagrad_step),
       cmocka_unit_test(memory_push_rows),
-      cmocka_unit_test(judges_gradients),
-      cmocka_unit_test(sends_letters),
+      cmocka_unit_test(measures_gradients),
+      cmocka_unit_test(sends_update_stats),
       cmocka_unit_test(golden_comparison_keeps_nan),
       cmocka_unit_test(memory_ring_pushes),
   };

@@ -1,5 +1,5 @@
 /* What Transformer-XL asks of the CPU backend, against its equations in ops.h written as plain loops, in double:
- * attention with relative keys and query biases, its gradients by central differences, encodings of distances, scaled
+ * attention with relative keys and query biases, its gradients by central differences, position encodings, scaled
  * dropout, Adam. */
 #include "src/ops/ops.h"
 #include "tests/math/qkv.h"

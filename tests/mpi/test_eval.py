@@ -63,7 +63,7 @@ two = viaduct("generate", place.deck, *settings(generate__tokens=40), ranks=2)
 report("text is the same alone and on 2 ranks, and begins with the prompt",
        one.returncode == 0 and one.stdout == two.stdout and one.stdout.startswith("int ")
        and len(one.stdout.rstrip("\n")) >= 30, f"{one} {two}")
-report("and 2 ranks are told that one idles", "one rank" in two.stderr, two.stderr)
+report("and 2 ranks print that one idles", "one rank" in two.stderr, two.stderr)
 other = viaduct("generate", place.deck, *settings(generate__tokens=40, run__seed=7))
 report("another seed gives another text", other.returncode == 0 and other.stdout != one.stdout, other.stderr)
 kept = place.path("kept.txt")

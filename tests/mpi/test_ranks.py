@@ -57,7 +57,7 @@ def reseal(path):
 
 
 def check_share_after_resume():
-    """The first line after a resume tells the gradient sum's share of this run's own time: what went before, a million
+    """The first line after a resume tells the gradient all-reduce's share of this run's own time: what went before, a million
     seconds here, had its sums too."""
     words = {"checkpoint__interval": 5, "run__log_interval": 10, "valid__interval": 0}
     first = place.train("early", ranks=2, run__max_updates=10, **words)
@@ -67,7 +67,7 @@ def check_share_after_resume():
     reseal(early)
     second = place.train("late", ranks=2, run__max_updates=10, run__resume=early, **words)
     lines = place.log("late")[0]
-    report("the gradient sum's share after a resume", first.returncode == 0 and second.returncode == 0 and len(lines) == 1
+    report("the gradient all-reduce's share after a resume", first.returncode == 0 and second.returncode == 0 and len(lines) == 1
            and 1e-4 < lines[0]["sum_share"] < 1 and lines[0]["wps"] < 1, f"{second.stderr} {lines}")
 
 
@@ -175,7 +175,7 @@ def check_damage():
         again = place.train(run, valid__interval=0)
         said = again.stdout + again.stderr
         report(f"{name} newest checkpoint: the one before is used, the damaged one named",
-               again.returncode == 0 and "update-00000020.h5" in said and "continues after update 10" in said, said)
+               again.returncode == 0 and "update-00000020.h5" in said and "resumes after update 10" in said, said)
 
 
 def flip(f):

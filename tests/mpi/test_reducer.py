@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""The gradient sum on 1, 2 and 4 ranks; a rank that hangs or dies ends the run within the time that the deck says; what a
+"""The gradient all-reduce on 1, 2 and 4 ranks; a rank that hangs or dies ends the run within the time that the deck says; what a
 deck may ask for."""
 import json
 import os
@@ -46,7 +46,7 @@ def strike(run, number, victim, **variables):
             _, said = p.communicate(timeout=60)
         except subprocess.TimeoutExpired:
             p.kill()
-            said = p.communicate()[1] + "it went on for 60 s"
+            said = p.communicate()[1] + "it ran for 60 s"
         return p.returncode, time.monotonic() - start, said, before
 
 
@@ -66,8 +66,8 @@ def check_strikes():
     report("a rank that is killed ends the run in time", status != 0 and before >= 5 and seconds < TIMEOUT + 20,
            f"{status} {seconds} {said}")
     again = place.train("kill", ranks=2, run__max_updates=place.lines("kill") + 3)
-    report("a run that was ended so goes on from its checkpoint",
-           again.returncode == 0 and "continues after update" in again.stdout + again.stderr, again.stdout + again.stderr)
+    report("a run that was ended so continues from its checkpoint",
+           again.returncode == 0 and "resumes after update" in again.stdout + again.stderr, again.stdout + again.stderr)
 
 
 def check_pause():
@@ -85,7 +85,7 @@ def check_pause():
         for rank in ranks:
             os.kill(rank, signal.SIGCONT)
         _, said = p.communicate(timeout=100)
-        report("a run that was suspended whole goes on", p.returncode == 0 and 3 <= before < 400 and len(ranks) == 2,
+        report("a run that was suspended whole continues", p.returncode == 0 and 3 <= before < 400 and len(ranks) == 2,
                f"{p.returncode} {before} {said}")
 
 
@@ -99,7 +99,7 @@ def check_deck():
     result = place.train("word", device__comm="gloo")
     report("another word is refused", result.returncode == 2 and "'nccl'" in result.stderr, result.stderr)
     result = place.train("dark", ranks=2, device__timeline=place.path("no", "such", "folder"))
-    report("a timeline that cannot be written is told before work starts",
+    report("a timeline that cannot be written is an error before work starts",
            result.returncode == 1 and "device%timeline" in result.stderr and not os.path.exists(place.path("dark", "log.jsonl")),
            result.stderr)
     check = viaduct("train", place.deck, "--check", ranks=2)

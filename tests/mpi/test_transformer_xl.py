@@ -103,12 +103,12 @@ said = viaduct("info", place.checkpoint("one"))
 report("info lists Adam's state and no spans", said.returncode == 0 and "adam_v" in said.stdout
        and "spans, tokens" not in said.stdout, str(said))
 shorter = place.train("shorter", run__resume=place.checkpoint("one", 9), memory__mem_len=50, run__max_updates=12)
-report("a run goes on with a shorter memory, and tells it and the bent schedule", shorter.returncode == 0
+report("a run resumes with a shorter memory, and prints it and the bent schedule", shorter.returncode == 0
        and "resumes with memory%mem_len = 50 (was 100)" in shorter.stdout and "run%max_updates = 12" in shorter.stdout
        and tensors(place.checkpoint("shorter"))["memory/layer0"].shape[1] == 50, str(shorter))
 for updates in (6, 9):
     none = place.train("none", memory__mem_len=0, run__max_updates=updates)
-report("a run without any memory trains and goes on", none.returncode == 0 and "continues after update 6" in none.stdout,
+report("a run without any memory trains and continues", none.returncode == 0 and "resumes after update 6" in none.stdout,
        str(none))
 tied = place.train("tied", run__max_updates=5, model__untie_r="F", memory__same_length="T", memory__clamp_len=20)
 report("shared biases, same_length and clamp_len train", tied.returncode == 0 and "model/r_w" in

@@ -47,12 +47,12 @@ static void put_text(const char *path, const char *text) {
 
 /* The whole file, which is short; the caller frees. */
 static char *get_text(const char *path) {
-  enum { ROOM = 1 << 20 };
+  enum { CAPACITY = 1 << 20 };
   FILE *file = fopen(path, "r");
   assert_non_null(file);
-  char *text = calloc(1, ROOM);
+  char *text = calloc(1, CAPACITY);
   assert_non_null(text);
-  assert_true(fread(text, 1, ROOM, file) < ROOM);
+  assert_true(fread(text, 1, CAPACITY, file) < CAPACITY);
   fclose(file);
   return text;
 }
@@ -181,13 +181,13 @@ static void test_killed_writer(void **state) {
         if (write(to_parent[1], &u, sizeof u) != sizeof u) _exit(1);
       }
     }
-    int64_t told;
-    for (int i = 0; i < 7 + 3 * round; i++) assert_int_equal(read(to_parent[0], &told, sizeof told), sizeof told);
+    int64_t logged;
+    for (int i = 0; i < 7 + 3 * round; i++) assert_int_equal(read(to_parent[0], &logged, sizeof logged), sizeof logged);
     kill(child, SIGKILL);
     waitpid(child, NULL, 0);
     close(to_parent[0]);
     close(to_parent[1]);
-    done = told - 2; /* the last checkpoint was before the last rows */
+    done = logged - 2; /* the last checkpoint was before the last rows */
     assert_int_equal(vd_log_open(&log, f->folder, done, 100, NULL, &err), VD_OK);
     vd_log_close(&log);
     expect_updates(f->path, done);

@@ -63,7 +63,7 @@ static void assert_scaling(const vd_train *t, double scale, int64_t clean, int64
   assert_int_equal(l.skipped, skipped);
 }
 
-/* The third update of six is lost: nothing moves in it, the scale is halved, the log has it, the run goes on. */
+/* The third update of six is lost: nothing moves in it, the scale is halved, the log has it, the run continues. */
 static void skips_a_lost_loss(void **state) {
   struct small_run *f = *state;
   vd_error err = {0};

@@ -127,16 +127,16 @@ static void test_transformer_xl(void **state) {
 
 static void test_markdown(void **state) {
   (void)state;
-  enum { ROOM = 1 << 18 };
-  char path[VD_PATH], *made = vd_calloc(ROOM, 1), *stored = vd_calloc(ROOM, 1);
-  FILE *out = fmemopen(made, ROOM - 1, "w");
+  enum { CAPACITY = 1 << 18 };
+  char path[VD_PATH], *made = vd_calloc(CAPACITY, 1), *stored = vd_calloc(CAPACITY, 1);
+  FILE *out = fmemopen(made, CAPACITY - 1, "w");
   assert_non_null(out);
   vd_settings_markdown(out);
   assert_int_equal(fclose(out), 0);
   source_path(path, sizeof path, "doc/INPUT.md");
   FILE *in = fopen(path, "r");
   if (!in) fail_msg("cannot read %s", path);
-  assert_true(fread(stored, 1, ROOM - 1, in) > 0);
+  assert_true(fread(stored, 1, CAPACITY - 1, in) > 0);
   fclose(in);
   if (strcmp(made, stored) != 0) fail_msg("doc/INPUT.md is not what `viaduct input --markdown` prints");
   free(made);

@@ -47,7 +47,7 @@ static void add(vd_task_queue *w, struct board *b, int number) {
   if (held > atomic_load(&b->most)) atomic_store(&b->most, held);
 }
 
-static void keeps_order_and_room(void **state) {
+static void keeps_order_and_limit(void **state) {
   (void)state;
   struct board b = {.failing = -1, .slow = true};
   vd_error err = {0};
@@ -61,7 +61,7 @@ static void keeps_order_and_room(void **state) {
   vd_task_queue_destroy(w);
 }
 
-static void takes_a_task_beyond_the_room_alone(void **state) {
+static void takes_a_task_beyond_the_limit_alone(void **state) {
   (void)state;
   struct board b = {.failing = -1, .slow = true};
   vd_error err = {0};
