@@ -196,8 +196,8 @@ static void hands_buffers_out_again(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(keeps_order_and_room),
-      cmocka_unit_test(takes_a_task_beyond_the_room_alone),
+      cmocka_unit_test(keeps_order_and_limit),
+      cmocka_unit_test(takes_a_task_beyond_the_limit_alone),
       cmocka_unit_test(an_error_stops_what_comes_after),
       cmocka_unit_test(a_later_task_adds_context),
       cmocka_unit_test(ends_its_work_when_destroyed),
