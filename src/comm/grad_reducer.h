@@ -50,7 +50,7 @@ void vd_grad_reducer_finish(vd_grad_reducer *r);
 double vd_grad_reducer_exposed_seconds(vd_grad_reducer *r, int64_t update);
 /* Not collective. Some rank failed: aborts all-reduces that are in flight. Only vd_grad_reducer_destroy may follow. */
 void vd_grad_reducer_abort(vd_grad_reducer *r);
-/* Collective(comm); after vd_grad_reducer_abort not collective. NULL is allowed. */
+/* Collective(comm). Not collective after vd_grad_reducer_abort. NULL is allowed. */
 void vd_grad_reducer_destroy(vd_grad_reducer *r);
 
 #endif
