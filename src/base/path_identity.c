@@ -1,5 +1,6 @@
 #include "src/base/path_identity.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fnmatch.h>
 #include <limits.h>
@@ -18,12 +19,12 @@ typedef struct identity {
   bool exists;
   dev_t device, folder_device;
   ino_t inode, folder_inode;
-  char rest[PATH_MAX]; /* the file's name; with missing folders before it where some are missing; for a pattern, ours */
+  char *rest; /* the file's name; with missing folders before it where some are missing; for a pattern, ours */
 } identity;
 
 typedef struct entry {
   enum vd_path_role role;
-  bool is_pattern;
+  bool is_pattern, is_match; /* a pattern; a file that is there and matches one */
   char *name, *path;
   identity is;
 } entry;
@@ -42,6 +43,7 @@ void vd_path_list_destroy(vd_path_list *list) {
   for (size_t i = 0; i < list->n; i++) {
     free(list->entry[i].name);
     free(list->entry[i].path);
+    free(list->entry[i].is.rest);
   }
   free(list->entry);
   free(list);
@@ -93,10 +95,10 @@ static void identify_in_folder(const char *path, identity *is) {
       snprintf(rest, sizeof rest, "%.*s", PATH_MAX - 1, joined);
     }
   } while (stat(folder, &st) != 0 && errno == ENOENT && strcmp(folder, "/") != 0 && strcmp(folder, ".") != 0);
+  is->rest = copy(rest);
   if (stat(folder, &st) != 0) return;
   is->folder_device = st.st_dev;
   is->folder_inode = st.st_ino;
-  memcpy(is->rest, rest, sizeof rest);
 }
 
 static void identify(const char *path, identity *is) {
@@ -146,6 +148,17 @@ void vd_path_list_add_pattern(vd_path_list *list, enum vd_path_role role, const 
   entry *e = append(list, role, name, path);
   e->is_pattern = true;
   identify_in_folder(path, &e->is);
+  const char *match = strrchr(path, '/') + 1;
+  DIR *dir = opendir(folder);
+  for (struct dirent *d; dir && (d = readdir(dir)) != NULL;) {
+    char there[2 * PATH_MAX];
+    if (fnmatch(match, d->d_name, 0) != 0) continue;
+    snprintf(there, sizeof there, "%s/%s", folder, d->d_name);
+    e = append(list, role, name, there);
+    e->is_match = true;
+    identify(there, &e->is);
+  }
+  if (dir) closedir(dir);
 }
 
 static bool same_folder(const identity *a, const identity *b) {
@@ -153,7 +166,6 @@ static bool same_folder(const identity *a, const identity *b) {
 }
 
 static bool is_same(const entry *a, const entry *b) {
-  if (a->is_pattern && b->is_pattern) return false;
   if (a->is_pattern) return same_folder(&a->is, &b->is) && fnmatch(a->is.rest, b->is.rest, FNM_PATHNAME) == 0;
   if (b->is_pattern) return is_same(b, a);
   if (a->is.exists && b->is.exists && a->is.device == b->is.device && a->is.inode == b->is.inode) return true;
@@ -162,8 +174,9 @@ static bool is_same(const entry *a, const entry *b) {
 
 static bool is_conflict(const entry *a, const entry *b) {
   if (a->role != VD_PATH_OUTPUT && b->role != VD_PATH_OUTPUT) return false;
-  if (a->is_pattern && b->role == VD_PATH_RESUMED) return false;
-  if (b->is_pattern && a->role == VD_PATH_RESUMED) return false;
+  bool of_pattern_a = a->is_pattern || a->is_match, of_pattern_b = b->is_pattern || b->is_match;
+  if (of_pattern_a && (of_pattern_b || b->role == VD_PATH_RESUMED)) return false;
+  if (of_pattern_b && a->role == VD_PATH_RESUMED) return false;
   return is_same(a, b);
 }
 
