@@ -63,6 +63,23 @@ try:
     b, second = bpc(place, same)
     report("ids are mapped by the symbols' bytes", a is not None and a == b, f"{a} and {b}: {first.stderr}{second.stderr}")
 
+    # Vocabularies that are given: all bytes, a checkpoint's, one that lacks a symbol.
+    def given(name, vocabulary, source="less.txt"):
+        return viaduct("prepare", place.path("prepare.nml"), *settings(
+            data__path=place.path(name + ".h5"), prepare__source=place.path(source), prepare__train=46000,
+            prepare__valid=2000, prepare__test=2000, prepare__vocabulary=vocabulary))
+    told = given("bytes", "bytes")
+    report("prepare takes all bytes", told.returncode == 0
+           and vocabulary_of(place.path("bytes.h5")) == [bytes([i]) for i in range(256)], told.stderr)
+    told = given("taken", place.checkpoint("run"))
+    report("prepare takes over a checkpoint's vocabulary", told.returncode == 0
+           and vocabulary_of(place.path("taken.h5")) == vocabulary_of(place.corpus), told.stderr)
+    c, third = bpc(place, place.path("taken.h5"))
+    report("its tokens are the model's", c is not None and c == a, f"{a} and {c}: {third.stderr}")
+    told = given("refused", place.checkpoint("run"), "capitals.txt")
+    report("prepare refuses a vocabulary that lacks symbols",
+           told.returncode == 2 and "'~'" in told.stderr and not os.path.exists(place.path("refused.h5")), told.stderr)
+
     told = place.train("tuned", data__path=less, run__start_from=place.checkpoint("run"), run__max_updates=1,
                        optimizer__lr="1d-30", span__aux_loss_scaler=0)
     report("a run starts from a checkpoint's parameters on other data", told.returncode == 0, told.stderr)

@@ -111,7 +111,7 @@ static int plan_corpus(vd_context *ctx, const vd_settings *s, vd_corpus_plan *pl
   if (vd_prepare_sources(s, plan, stamp, err)) return err->status;
   if (!ctx->check_only && (vd_prepare_place_make(plan->path, err) || vd_prepare_lock_take(lock, plan->path, err)))
     return err->status;
-  if (vd_prepare_scan(plan, s, kind, err)) return err->status;
+  if (vd_prepare_scan(plan, s, ctx->h5, kind, err)) return err->status;
   say_sources(plan, kind);
   if (decide(ctx, s, plan, write, err)) return err->status;
   if (*write && ctx->check_only) {

@@ -34,7 +34,7 @@ int vd_prepare_sources(const vd_settings *s, vd_corpus_plan *plan, vd_prepare_st
 /* Not collective. Reads all sources once and fills the plan: sizes, md5, vocabulary (its arrays are freed with
  * vd_prepare_free()), lengths of the splits, identity; kind [3]: how each file is packed. VD_USAGE: a source that is
  * shorter than the splits ask for, or empty; VD_FAILED: a file that cannot be read. */
-int vd_prepare_scan(vd_corpus_plan *plan, const vd_settings *s, const char *kind[VD_N_SPLIT], vd_error *err);
+int vd_prepare_scan(vd_corpus_plan *plan, const vd_settings *s, vd_h5 *h5, const char *kind[VD_N_SPLIT], vd_error *err);
 /* Not collective. VD_FAILED when a source is not what it was when it was scanned. */
 int vd_prepare_unchanged(const vd_corpus_plan *plan, const vd_prepare_stamp stamp[VD_N_SPLIT], vd_error *err);
 /* Not collective. Frees the arrays of the vocabulary. */

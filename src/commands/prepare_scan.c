@@ -1,3 +1,4 @@
+#include "io/digest.h"
 #include "src/base/clock.h"
 #include "src/base/signals.h"
 #include "src/commands/prepare.h"
@@ -155,8 +156,9 @@ static int scan_texts(vd_corpus_plan *plan, const char *kind[VD_N_SPLIT], vd_err
   return err->status;
 }
 
-/* The same tokens in the same splits have the same id, whatever the shards are like. */
-static void identify(vd_corpus_plan *plan) {
+/* The same tokens in the same splits have the same id, whatever the shards are like. Ids of another vocabulary than the
+ * source's own are other tokens. */
+static void identify(vd_corpus_plan *plan, bool other_vocabulary) {
   struct md5_ctx md5;
   md5_init(&md5);
   char text[128];
@@ -167,6 +169,11 @@ static void identify(vd_corpus_plan *plan) {
   for (int k = 0; k < VD_N_SPLIT; k++) {
     snprintf(text, sizeof text, "%lld\n", (long long)plan->n_token[k]);
     md5_update(&md5, strlen(text), (const uint8_t *)text);
+  }
+  const vd_vocabulary *v = &plan->vocabulary;
+  for (int64_t i = 0; other_vocabulary && i < v->n; i++) {
+    md5_update(&md5, sizeof v->length[i], (const uint8_t *)&v->length[i]);
+    md5_update(&md5, (size_t)v->length[i], v->symbol + i * v->width);
   }
   hex(&md5, plan->id);
 }
@@ -185,7 +192,65 @@ int vd_prepare_sources(const vd_settings *s, vd_corpus_plan *plan, vd_prepare_st
   return VD_OK;
 }
 
-int vd_prepare_scan(vd_corpus_plan *plan, const vd_settings *s, const char *kind[VD_N_SPLIT], vd_error *err) {
+/* The vocabulary of a corpus or a checkpoint. */
+static int read_vocabulary(vd_h5 *h5, const char *path, vd_vocabulary *v, vd_error *err) {
+  char *kind = NULL;
+  hid_t file;
+  if (vd_digest_check(path, NULL, err)) return err->status;
+  vd_h5_lock(h5);
+  if (vd_h5_open(path, NULL, &file, err) == VD_OK) {
+    if (vd_h5_get_text(file, "viaduct_kind", &kind, err) == VD_OK && strcmp(kind, "corpus") != 0 &&
+        strcmp(kind, "checkpoint") != 0)
+      vd_fail(err, VD_FAILED, "%s is a %s: a corpus or a checkpoint holds a vocabulary", path, kind);
+    if (err->status == VD_OK) vd_vocabulary_read(file, v, err);
+    free(kind);
+    H5Fclose(file);
+  }
+  vd_h5_unlock(h5);
+  return vd_wrap(err, "prepare%%vocabulary");
+}
+
+static void all_bytes(vd_vocabulary *v) {
+  *v = (vd_vocabulary){.n = 256,
+                       .width = 1,
+                       .symbol = vd_calloc(256, 1),
+                       .length = vd_calloc(256, sizeof *v->length),
+                       .count = vd_calloc(256, sizeof *v->count)};
+  for (int byte = 0; byte < 256; byte++) {
+    v->symbol[byte] = (uint8_t)byte;
+    v->length[byte] = 1;
+  }
+}
+
+/* prepare%vocabulary: the symbols found in the source become those of another vocabulary, which must have them all. */
+static int choose_vocabulary(vd_corpus_plan *plan, const vd_settings *s, vd_h5 *h5, vd_error *err) {
+  const char *chosen = s->prepare.vocabulary;
+  vd_vocabulary *found = &plan->vocabulary, taken = {0};
+  if (strcmp(chosen, "found") == 0) return VD_OK;
+  if (strcmp(chosen, "bytes") == 0) {
+    if (plan->words)
+      return vd_fail(err, VD_USAGE, "prepare%%vocabulary = 'bytes' is for raw bytes, not for texts of words");
+    all_bytes(&taken);
+  } else if (read_vocabulary(h5, chosen, &taken, err)) {
+    vd_vocabulary_free(&taken);
+    return err->status;
+  }
+  int32_t *map = vd_calloc((size_t)found->n, sizeof *map);
+  if (vd_vocabulary_map(found, &taken, map, err) == VD_OK) {
+    memset(taken.count, 0, (size_t)taken.n * sizeof *taken.count);
+    for (int64_t i = 0; i < found->n; i++) taken.count[map[i]] = found->count[i];
+    vd_vocabulary_free(found);
+    *found = taken;
+  } else {
+    vd_vocabulary_free(&taken);
+    vd_wrap(err, "prepare%%vocabulary = '%s'", chosen);
+  }
+  free(map);
+  return err->status;
+}
+
+int vd_prepare_scan(vd_corpus_plan *plan, const vd_settings *s, vd_h5 *h5, const char *kind[VD_N_SPLIT],
+                    vd_error *err) {
   if (plan->words) {
     scan_texts(plan, kind, err);
   } else {
@@ -193,7 +258,8 @@ int vd_prepare_scan(vd_corpus_plan *plan, const vd_settings *s, const char *kind
     if (scan_bytes(plan, &kind[0], count, err) == VD_OK && split_bytes(plan, s, err) == VD_OK)
       vocabulary_of_bytes(count, &plan->vocabulary);
   }
-  if (err->status == VD_OK) identify(plan);
+  if (err->status == VD_OK && choose_vocabulary(plan, s, h5, err) == VD_OK)
+    identify(plan, strcmp(s->prepare.vocabulary, "found") != 0);
   return err->status;
 }
 

@@ -112,6 +112,7 @@ typedef struct vd_settings {
     char source[VD_PATH];                                              /* raw bytes; plain, .zip, .gz, .xz */
     char train_text[VD_PATH], valid_text[VD_PATH], test_text[VD_PATH]; /* or three pre-tokenised text files */
     double train, valid, test; /* >= 1: tokens; < 1: fraction of the source; default 90e6, 5e6, 5e6 */
+    char vocabulary[VD_PATH];  /* 'found', 'bytes', or the path of a corpus or checkpoint */
     int64_t shard_tokens;
     int64_t deflate; /* 0: off; 1..9 */
     bool overwrite;  /* replace an existing corpus made from something else */

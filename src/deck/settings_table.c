@@ -240,6 +240,10 @@ const vd_variable vd_variables[] = {
          "Size of the validation split, which follows the training split."),
     REAL(prepare, test, "5e6", 0, false, 1e15, false, "tokens, or fraction of the source up to 1", "",
          "Size of the test split, which follows the validation split."),
+    STRING(
+        prepare, vocabulary, "'found'", "--srcdict",
+        "The symbols of the corpus. 'found': those of the source. 'bytes': all 256 bytes. Anything else: the path of a "
+        "corpus or a checkpoint whose vocabulary is taken over; a symbol of the source that it lacks is an error."),
     INTEGER(prepare, shard_tokens, "16777216", 1, 1e15, "tokens", "",
             "Tokens in one shard file; the last shard of a split may hold fewer."),
     INTEGER(prepare, deflate, "0", 0, 9, "", "",
