@@ -202,7 +202,7 @@ def names():
             report(f"{name} through its virtual dataset", f["train"][:].tobytes() == wanted)
     for place in ("~/c.h5", "~user/c.h5", "$HOME/c.h5"):
         expect(f"data%path {place}", prepare(place, "raw.h5"), 2, "data%path", "begins with")
-    for variable in ("run__directory", "run__resume", "device__timeline", "eval__checkpoint", "eval__nll_file",
+    for variable in ("run__directory", "run__resume", "run__start_from", "device__timeline", "eval__checkpoint", "eval__nll_file",
                      "generate__checkpoint", "generate__output"):
         run = viaduct("train", "train.nml", *settings(**{variable: "'~/x'"}))
         expect(f"~ in {variable}", run, 2, variable.replace("__", "%"), "begins with '~'")
