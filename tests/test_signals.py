@@ -60,12 +60,31 @@ def in_training(folder, name):
     report(f"a run stopped by SIG{name} continues", again.returncode == 0, again.stderr)
 
 
+def seconds_before_caught(run, number):
+    """Waits until the process catches the signal: the time that it computed before."""
+    def caught():
+        with open(f"/proc/{run.pid}/status", encoding="ascii") as f:
+            masks = [int(line.split()[1], 16) for line in f if line.startswith("SigCgt:")]
+        return bool(masks and masks[0] >> (number - 1) & 1)
+    limit = time.monotonic() + 60
+    while not caught() and run.poll() is None and time.monotonic() < limit:
+        time.sleep(0.001)
+    with open(f"/proc/{run.pid}/schedstat", encoding="ascii") as f:
+        return int(f.read().split()[0]) / 1e9
+
+
 def before_training(folder, name, delay):
+    """`delay` seconds after the process catches signals, so that a slow loader does not count. The start of MPI and HDF5
+    takes more than the time that it may compute before."""
+    number = getattr(signal, "SIG" + name)
     run = start(folder, *train_words("run-USR1"))
+    before = seconds_before_caught(run, number)
     time.sleep(delay)
-    run.send_signal(getattr(signal, "SIG" + name))
+    run.send_signal(number)
     status, _, err = end(run)
-    report(f"SIG{name} {delay} s after the start ends a run with 75", status == 75, f"status {status}: {err}")
+    report(f"SIG{name} {delay} s after the loader ends a run with 75", status == 75 and before < 0.08,
+           f"status {status}, caught after {before} s of computing: {err}")
+    print(f"# caught after {1e3 * before:.0f} ms of computing")
 
 
 def twice(folder):
@@ -82,6 +101,19 @@ def twice(folder):
     status, _, err = end(run)
     report("a second signal ends a run at once with 128 + its number",
            alive and status == 143 and time.monotonic() - begin < 2, f"status {status}, alive {alive}: {err}")
+
+
+def duplicate(folder):
+    """A launcher and a batch system deliver one request each."""
+    run = start(folder, *train_words("run-duplicate"))
+    wait_for(lambda: place.lines("run-duplicate") >= 3, run)
+    run.send_signal(signal.SIGTERM)
+    time.sleep(0.02)
+    run.send_signal(signal.SIGTERM)
+    status, _, err = end(run)
+    there = os.path.exists(os.path.join(folder, "run-duplicate", "checkpoints", "last.h5"))
+    report("the same signal twice within 250 ms counts once: a checkpoint and 75", status == 75 and there,
+           f"status {status}, checkpoint {there}: {err}")
 
 
 def ignored(folder):
@@ -134,9 +166,10 @@ top = place.folder
 try:
     for each in SIGNALS:
         in_training(top, each)
-    for each, after in (("USR1", 0.05), ("TERM", 0.15), ("INT", 0.3), ("HUP", 0.45)):
+    for each, after in (("USR1", 0.0), ("TERM", 0.1), ("INT", 0.25), ("HUP", 0.4)):
         before_training(top, each, after)
     twice(top)
+    duplicate(top)
     ignored(top)
     closed_pipe(top)
     other_commands(top)
