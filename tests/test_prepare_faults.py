@@ -1,6 +1,6 @@
 #!/usr/bin/python3
-"""What prepare and its neighbours refuse, so that no file of the user's is lost: outputs that are inputs, shards of other
-corpora, two at once, damaged and special sources, names that HDF5 or a shell would read in another way."""
+"""What prepare and its neighbours refuse, so that no file of the user's is lost: outputs that are inputs, shards of
+other corpora, two at once, damaged and special sources, names that HDF5 or a shell would read in another way."""
 import bz2
 import glob
 import gzip
@@ -66,7 +66,8 @@ def outputs_that_are_inputs():
     expect("the deck as the corpus", viaduct("prepare", "deck.h5", *settings(
         data__path="'deck.h5'", prepare__source="'raw.h5'", **RULE)), 2, "the deck")
     write("other.h5", b"something else")
-    expect("overwrite of no corpus", prepare("other.h5", "raw.h5", prepare__overwrite=".true."), 2, "is not an HDF5 file")
+    expect("overwrite of no corpus", prepare("other.h5", "raw.h5", prepare__overwrite=".true."), 2,
+           "is not an HDF5 file")
     report("all of them are untouched", read("raw.h5") == read("shard-train-0000.h5") == RAW and
            read("other.h5") == b"something else" and read("deck.h5") == b"&prepare /\n")
 
@@ -123,8 +124,8 @@ def two_at_once():
     for _ in range(3):
         for p in glob.glob("many*.h5"):
             os.remove(p)
-        children = [subprocess.Popen(command("prepare", deck), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                                     env=ENVIRONMENT) for _ in range(4)]
+        children = [subprocess.Popen(command("prepare", deck), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                     text=True, env=ENVIRONMENT) for _ in range(4)]
         said = [c.communicate(timeout=60)[0] for c in children]
         good = all(c.returncode == 0 or "another prepare" in s for c, s in zip(children, said))
         report("four at once: one whole corpus", good and is_whole("many.h5"), str(said))
@@ -151,7 +152,8 @@ def packed():
                "after.bz2": (bz2.compress(RAW) + b"junk", "bzip2"), "cut.bz2": (bz2.compress(RAW)[:-9], "bzip2"),
                "after.xz": (lzma.compress(RAW) + b"junk", "xz"),
                "cut.lzma": (lzma.compress(RAW, format=lzma.FORMAT_ALONE)[:-40], "lzma"),
-               "tar": (tar.getvalue(), "tar"), "tar.gz": (gzip.compress(tar.getvalue()), "tar"), "old_tar": (old_tar, "tar"),
+               "tar": (tar.getvalue(), "tar"), "tar.gz": (gzip.compress(tar.getvalue()), "tar"),
+               "old_tar": (old_tar, "tar"),
                "twice.gz": (gzip.compress(whole), "gzip"), "empty.zip": (b"PK\5\6" + bytes(18), "zip"),
                "7z": (b"7z\xbc\xaf\x27\x1c" + RAW, "7z"), "Z": (b"\x1f\x9d\x90" + RAW, "compress"),
                "gone.zst": (b"\x28\xb5\x2f\xfd" + RAW, "zstd")}
@@ -169,8 +171,8 @@ def packed():
                  "short": b"BZh9 is no bzip2, ] no lzma\n" * 99}
     for tool, name in (("zstd", "raw.h5.zst"), ("lz4", "raw.h5.lz4")):
         if shutil.which(tool):
-            subprocess.run([tool, "-q", "-f", "raw.h5", "-o", name] if tool == "zstd" else [tool, "-q", "-f", "raw.h5", name],
-                           check=True)
+            out = ["-o", name] if tool == "zstd" else [name]
+            subprocess.run([tool, "-q", "-f", "raw.h5", *out], check=True)
             read_well[name] = read(name)
     with zipfile.ZipFile("name.zip", "w") as z:
         z.writestr("d\u00e9j\u00e0 \u4e2d.txt", RAW)
@@ -202,8 +204,8 @@ def names():
             report(f"{name} through its virtual dataset", f["train"][:].tobytes() == wanted)
     for place in ("~/c.h5", "~user/c.h5", "$HOME/c.h5"):
         expect(f"data%path {place}", prepare(place, "raw.h5"), 2, "data%path", "begins with")
-    for variable in ("run__directory", "run__resume", "run__start_from", "device__timeline", "eval__checkpoint", "eval__nll_file",
-                     "generate__checkpoint", "generate__output"):
+    for variable in ("run__directory", "run__resume", "run__start_from", "device__timeline", "eval__checkpoint",
+                     "eval__nll_file", "generate__checkpoint", "generate__output"):
         run = viaduct("train", "train.nml", *settings(**{variable: "'~/x'"}))
         expect(f"~ in {variable}", run, 2, variable.replace("__", "%"), "begins with '~'")
     report("no folder ~", not glob.glob("~*") and not glob.glob("$*"))
@@ -225,8 +227,8 @@ def splits():
 
 write("empty.nml", b"&prepare /\n")
 try:
-    for case in (outputs_that_are_inputs, outputs_of_runs, removing_by_name, two_at_once, packed, special_sources, names,
-                 splits):
+    for case in (outputs_that_are_inputs, outputs_of_runs, removing_by_name, two_at_once, packed, special_sources,
+                 names, splits):
         case()
 finally:
     os.chdir("/")
