@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-from glob import glob
 
 ROOT = os.environ.get("SOURCE") or os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BUILD = os.environ.get("BUILD") or os.path.join(ROOT, "build")
@@ -58,24 +57,63 @@ def tracked():
 
 
 FILES = tracked()
-SOURCES = sorted(p for p in FILES if re.search(r"\.[ch]$", p))
-HEADERS = sorted(p for p in SOURCES if re.match(r"(src/\w+|io|cuda/\w+)/[^/]+\.h$", p))
+SOURCES = sorted(p for p in FILES if re.search(r"\.(c|h|cu|cuh)$", p))
+HEADERS = sorted(p for p in SOURCES if re.match(r"(src/\w+|io|cuda/\w+)/[^/]+\.(h|cuh)$", p))
+KERNELS = sorted(p for p in SOURCES if re.match(r"cuda/.*\.(cu|cuh)$", p))
+DEVICE = re.compile(r"\b(__global__|__device__|VD_DEV)\b")
 
 
-def statements(text):
-    """(start, statement) of everything that ends in ';' at file scope of a header: bodies in braces belong to it."""
-    code = blank(text)
-    code = re.sub(r"^[ \t]*#(?:[^\n]*\\\n)*[^\n]*", lambda m: re.sub(r"[^\n]", " ", m.group(0)), code, flags=re.M)
-    depth, start = 0, 0
-    for i, c in enumerate(code):
+def bare(statement):
+    """A statement whose parameters in parentheses are '@' and whose template parameters are left out."""
+    for pattern, instead in ((r"\([^()]*\)", "@"), (r"<[^<>]*>", " ")):
+        while (shorter := re.sub(pattern, instead, statement)) != statement:
+            statement = shorter
+    return statement
+
+
+def is_function(head):
+    """Does this, which stands before a brace, begin a function? Else it is a type, or a variable and its values."""
+    return re.search(r"[\w@]\s*@\s*(const|noexcept)?$", bare(head)) is not None and "=" not in bare(head)
+
+
+def pieces(text):
+    """(start, end, head, is it a body?, is it inside a type?) of functions and of statements at file scope; of the members of
+    a type only functions with bodies. The head is what stands before the brace or the semicolon."""
+    code = re.sub(r"^[ \t]*#(?:[^\n]*\\\n)*[^\n]*", lambda m: re.sub(r"[^\n]", " ", m.group(0)), blank(text), flags=re.M)
+    start, stack = 0, []
+    for i in (m.start() for m in re.finditer("[{};]", code)):
+        c, kind = code[i], stack[-1][0] if stack else "file"
+        in_type = any(k == "type" for k, _, _ in stack)
+        if kind in ("body", "values"):
+            if c == "{":
+                stack.append(("body", None, None))
+            elif c == "}":
+                if code[i - 1] == "\n":  # the branches of an #if may each open a brace; a function ends in column 0
+                    while len(stack) > 1 and stack[-1][:2] == ("body", None):
+                        stack.pop()
+                kind, begin, head = stack.pop()
+                if begin is not None and kind == "body":
+                    yield begin, i + 1, head, True, any(k == "type" for k, _, _ in stack)
+                    start = i + 1
+            continue
+        head = code[start:i].strip()
+        begin = start + len(code[start:i]) - len(code[start:i].lstrip())
         if c == "{":
-            depth += 1
-        elif c == "}":
-            depth -= 1
-        elif c == ";" and depth == 0:
-            piece = code[start:i]
-            lead = len(piece) - len(piece.lstrip())
-            yield start + lead, piece.strip()
+            if re.fullmatch(r"(extern|namespace)\b\s*\w*", head):
+                stack.append(("file", begin, head))
+                start = i + 1
+            elif is_function(head):
+                stack.append(("body", begin, head))
+            elif re.search(r"\b(struct|class|union)\b", bare(head)) and "=" not in bare(head):
+                stack.append(("type", begin, head))
+                start = i + 1
+            else:
+                stack.append(("values", begin, head))
+        else:
+            if c == "}":
+                stack.pop()
+            elif not in_type:
+                yield begin, i, head, False, False
             start = i + 1
 
 
@@ -87,39 +125,63 @@ def comment_before(text, position):
     return None
 
 
+def name_of(head):
+    return re.findall(r"(\w+)\s*@", bare(head))[-1]
+
+
+def place(path, text, position):
+    return f"{path}:{text.count(chr(10), 0, position) + 1}"
+
+
 def check_prototypes():
-    problems = []
-    n = 0
+    """Functions of the host in headers say whether they are collective; those of the device say what they do."""
+    problems, silent, n, n_device = [], [], 0, 0
     for path in HEADERS:
         text = read(path)
-        for start, s in statements(text):
-            if s.startswith(("typedef", "struct", "enum", "union", "_Static_assert")) and "{" in s or s.startswith("typedef"):
+        for start, _, head, _, in_type in pieces(text):
+            if in_type or re.match(r"typedef|_Static_assert|static_assert", head) or not re.search(r"\w\s*@", bare(head)) or "=" in bare(head):
                 continue
-            if not re.search(r"\w\s*\(", s):
+            comment = comment_before(text, start)
+            if DEVICE.search(head):
+                n_device += 1
+                silent += [] if comment else [f"{place(path, text, start)}: {name_of(head)}: no comment of its own"]
                 continue
             n += 1
-            comment = comment_before(text, start)
             if comment is None or not FIRST_WORDS.match(comment):
-                name = re.search(r"(\w+)\s*\(", s).group(1)
-                problems.append(f"{path}:{text.count(chr(10), 0, start) + 1}: {name}: "
+                problems.append(f"{place(path, text, start)}: {name_of(head)}: "
                                 + ("no comment of its own" if comment is None else f"begins '{comment[:40]}'"))
     report("every prototype says first whether it is collective", problems or ([] if n else ["no prototype found"]))
+    report("every device function in a header has its comment", silent or ([] if n_device else ["no device function found"]))
+
+
+def check_kernels():
+    """A file of kernels opens with a comment, and so does each kernel."""
+    problems, n = [], 0
+    for path in KERNELS:
+        text = read(path)
+        if not text.startswith("/*"):
+            problems.append(f"{path}: does not open with a comment")
+        for start, _, head, body, _ in pieces(text):
+            if body and "__global__" in head:
+                n += 1
+                if comment_before(text, start) is None:
+                    problems.append(f"{place(path, text, start)}: {name_of(head)}: no comment of its own")
+    report("every file of kernels and every kernel opens with a comment", problems or ([] if n else ["no kernel found"]))
 
 
 def check_lengths():
     report(f"files have at most {MAX_FILE_LINES} lines",
-           [f"{p}: {n}" for p in FILES if re.search(r"\.([ch]|cu|py|sh|nml)$|Makefile$", p)
+           [f"{p}: {n}" for p in FILES if re.search(r"\.(c|h|cu|cuh|py|sh|nml)$|Makefile$", p)
             for n in [read(p).count("\n")] if n > MAX_FILE_LINES])
-    problems = []
+    problems, n = [], 0
     for path in SOURCES:
-        code = blank(read(path))
-        # clang-format puts a function's closing brace, and only that, the one of a struct or a table aside, in column 0
-        for m in re.finditer(r"^(?!typedef|struct|enum|union|static const|const)\w[^;{}=#]*\)\s*\{\n(.*?)^\}", code, flags=re.S | re.M):
-            lines = m.group(0).count("\n") + 1
-            if lines > MAX_FUNCTION_LINES:
-                name = re.search(r"(\w+)\s*\(", m.group(0)).group(1)
-                problems.append(f"{path}:{code.count(chr(10), 0, m.start()) + 1}: {name}: {lines} lines")
-    report(f"functions have at most {MAX_FUNCTION_LINES} lines", problems)
+        text = read(path)
+        for start, end, head, body, _ in pieces(text):
+            lines = text.count("\n", start, end) + 1
+            n += body
+            if body and lines > MAX_FUNCTION_LINES:
+                problems.append(f"{place(path, text, start)}: {name_of(head)}: {lines} lines")
+    report(f"functions have at most {MAX_FUNCTION_LINES} lines", problems or ([] if n else ["no function found"]))
 
 
 def check_state():
@@ -170,6 +232,7 @@ def check_tree():
 
 
 check_prototypes()
+check_kernels()
 check_lengths()
 check_state()
 check_words()
