@@ -124,7 +124,7 @@ for source in tests/fuzz_*.c tests/*/fuzz_*.c; do
   pool "$name" "$sanitized/tests/$name" -max_total_time=30 -timeout=10 -rss_limit_mb=2048 -artifact_prefix="$logs/$name-" \
     "$logs/corpus-$name"
 done
-pool format bash -c 'clang-format --dry-run --Werror $(find src io cuda tests -name "*.[ch]")'
+pool format bash -c 'clang-format --dry-run --Werror $(find src io cuda tests -name "*.[ch]" -o -name "*.cu" -o -name "*.cuh")'
 pool shellcheck "$MAKE" lint-shell
 wait
 

@@ -129,7 +129,7 @@ class Life:
 
 
 def disturb(life, draw, counts):
-    """One random event. What the exit status must be: a set, empty for any, or None where the run goes on."""
+    """One random event. What the exit status must be: a set, empty for any, or None where the run continues."""
     found = processes()
     ranks = [pid for pid, rank in found.items() if rank >= 0]
     kind = draw.choice(("kill rank", "kill rank", "kill mpirun", "kill all", "USR1 to mpirun", "USR1 to rank",

@@ -60,7 +60,7 @@ FILES = tracked()
 SOURCES = sorted(p for p in FILES if re.search(r"\.(c|h|cu|cuh)$", p))
 HEADERS = sorted(p for p in SOURCES if re.match(r"(src/\w+|io|cuda/\w+)/[^/]+\.(h|cuh)$", p))
 KERNELS = sorted(p for p in SOURCES if re.match(r"cuda/.*\.(cu|cuh)$", p))
-DEVICE = re.compile(r"\b(__global__|__device__|VD_DEV)\b")
+DEVICE = re.compile(r"\b(__global__|__device__|VD_DEV|VD_GPU)\b")
 
 
 def bare(statement):
@@ -111,7 +111,9 @@ def pieces(text):
                 stack.append(("values", begin, head))
         else:
             if c == "}":
-                stack.pop()
+                _, begin, _ = stack.pop()
+                if kind == "type":
+                    yield begin, i + 1, kind, False, any(k == "type" for k, _, _ in stack)
             elif not in_type:
                 yield begin, i, head, False, False
             start = i + 1
@@ -133,40 +135,50 @@ def place(path, text, position):
     return f"{path}:{text.count(chr(10), 0, position) + 1}"
 
 
+def uncommented(path, text, wanted):
+    """Functions of `wanted` that have neither a comment nor stand, without a blank line, below what has one."""
+    problems, commented, end_before = [], False, 0
+    for start, end, head, body, in_type in pieces(text):
+        below = commented and "\n\n" not in text[end_before:start]
+        commented, end_before = comment_before(text, start) is not None or below, end
+        if wanted(head, body) and not in_type and not commented:
+            problems.append(f"{place(path, text, start)}: {name_of(head)}: no comment")
+    return problems
+
+
 def check_prototypes():
     """Functions of the host in headers say whether they are collective; those of the device say what they do."""
     problems, silent, n, n_device = [], [], 0, 0
     for path in HEADERS:
         text = read(path)
+        silent += uncommented(path, text, lambda head, body: DEVICE.search(head))
         for start, _, head, _, in_type in pieces(text):
             if in_type or re.match(r"typedef|_Static_assert|static_assert", head) or not re.search(r"\w\s*@", bare(head)) or "=" in bare(head):
                 continue
-            comment = comment_before(text, start)
             if DEVICE.search(head):
                 n_device += 1
-                silent += [] if comment else [f"{place(path, text, start)}: {name_of(head)}: no comment of its own"]
                 continue
             n += 1
+            comment = comment_before(text, start)
             if comment is None or not FIRST_WORDS.match(comment):
                 problems.append(f"{place(path, text, start)}: {name_of(head)}: "
                                 + ("no comment of its own" if comment is None else f"begins '{comment[:40]}'"))
     report("every prototype says first whether it is collective", problems or ([] if n else ["no prototype found"]))
-    report("every device function in a header has its comment", silent or ([] if n_device else ["no device function found"]))
+    report("every device function in a header has a comment", silent or ([] if n_device else ["no device function found"]))
 
 
 def check_kernels():
-    """A file of kernels opens with a comment, and so does each kernel."""
+    """A file of kernels opens with a comment, which may do for a single kernel; where there are several, each has one."""
     problems, n = [], 0
     for path in KERNELS:
         text = read(path)
         if not text.startswith("/*"):
             problems.append(f"{path}: does not open with a comment")
-        for start, _, head, body, _ in pieces(text):
-            if body and "__global__" in head:
-                n += 1
-                if comment_before(text, start) is None:
-                    problems.append(f"{place(path, text, start)}: {name_of(head)}: no comment of its own")
-    report("every file of kernels and every kernel opens with a comment", problems or ([] if n else ["no kernel found"]))
+        kernels = sum(body and "__global__" in head for _, _, head, body, _ in pieces(text))
+        n += kernels
+        if kernels > 1:
+            problems += uncommented(path, text, lambda head, body: body and "__global__" in head)
+    report("every file of kernels and every kernel has a comment", problems or ([] if n else ["no kernel found"]))
 
 
 def check_lengths():

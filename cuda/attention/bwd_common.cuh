@@ -34,24 +34,25 @@ VD_DEV vd_row_view<const T> vd_query_rows(const vd_cuda_attention &a, const vd_c
   return vd_block_rows(a, (const T *)g.block, VD_QUERY, head, stream);
 }
 
-/* Stream-ordered. The dQ and dK/dV kernels for fp32 and for 16-bit heads wider than 64; bwd_dq_mma.cu,
- * bwd_dkv_mma.cu. */
+/* Stream-ordered. The dQ kernel for fp32 and for 16-bit heads wider than 64; bwd_dq_mma.cu. */
 cudaError_t vd_dq_mma(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g, const vd_backward_workspace *ws,
                       cudaStream_t stream);
+/* Stream-ordered. The dK/dV kernel for the same types and widths; bwd_dkv_mma.cu. */
 cudaError_t vd_dkv_mma(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g, const vd_backward_workspace *ws,
                        cudaStream_t stream);
 
-/* Stream-ordered. The dQ and dK/dV kernels where vd_uses_wgmma(a); bwd_dq_wgmma.cu, bwd_dkv_wgmma.cu. With a side
- * stream the dQ kernel records g->join when all its blocks have started, a hint that CUDA may delay. */
+/* Stream-ordered. The dQ kernel where vd_uses_wgmma(a); bwd_dq_wgmma.cu. With a side stream it records g->join when
+ * all its blocks have started, a hint that CUDA may delay. */
 cudaError_t vd_dq_wgmma(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                         const vd_backward_workspace *ws, cudaStream_t stream);
+/* Stream-ordered. The dK/dV kernel where vd_uses_wgmma(a); bwd_dkv_wgmma.cu. */
 cudaError_t vd_dkv_wgmma(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                          const vd_backward_workspace *ws, cudaStream_t stream);
 
-/* Stream-ordered. Before the kernels (begin): ws->query = q + u, ws->dsum = 0. After them (end): the gradients of
- * the biases, and the share of drel_key that dsum gives; relative.cu. */
+/* Stream-ordered. Before the kernels: ws->query = q + u, ws->dsum = 0; relative.cu. */
 cudaError_t vd_relative_begin(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                               const vd_backward_workspace *ws, cudaStream_t stream);
+/* Stream-ordered. After the kernels: the gradients of the biases, and the share of drel_key that dsum gives. */
 cudaError_t vd_relative_end(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                             const vd_backward_workspace *ws, cudaStream_t stream);
 
@@ -82,6 +83,7 @@ typedef struct vd_position_gradients {
   int lowest, end, width;
 } vd_position_gradients;
 
+/* The accumulators of head `head`: drel_key and dsum with relative keys, else the table's gradient. */
 template <bool REL>
 VD_DEV vd_position_gradients vd_position_gradients_of(const vd_cuda_attention &a, const vd_cuda_attention_gradient &g,
                                                       float *dsum, int head, const vd_band &band) {

@@ -225,6 +225,7 @@ VD_DEV void write_tile(const vd_cuda_attention &a, const projection_args &p, con
   }
 }
 
+/* Forward: a persistent block takes tiles of 128 x 128 keys and values. */
 template <typename T>
 __global__ void __launch_bounds__(BLOCK_THREADS, projection_layout<T>::blocks)
     project_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ projection_args p) {
@@ -297,6 +298,7 @@ VD_DEV void write_partial(const vd_cuda_attention &a, float *partial, int column
   }
 }
 
+/* Backward: a block writes the partial sum of its share of the rows to one tile of dW. */
 template <typename T>
 __global__ void __launch_bounds__(BLOCK_THREADS, projection_layout<T>::blocks)
     project_backward_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ projection_args p) {

@@ -90,6 +90,7 @@ VD_DEV void vd_init_position_tile(float c[8][4], const float *score) {
  * so that 32 columns from any multiple of 16 on are contiguous. The row stride avoids bank conflicts of the writes. */
 enum { VD_RING_STRIDE = 152, VD_RING_BYTES = 16 * VD_RING_STRIDE * 4 };
 
+/* Writes the scores of 64 columns, block number `block` of e. */
 VD_DEV void vd_write_ring(float *ring, int block, const float c[8][4]) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, odd = block & 1;
   float *to = ring + g * VD_RING_STRIDE + 64 * odd + 2 * t;

@@ -10,6 +10,7 @@
 
 #define VD_GPU static __device__ __forceinline__
 
+/* An element as fp32 (vd_load), and fp32 rounded to an element (vd_set). */
 VD_GPU float vd_load(float x) {
   return x;
 }

@@ -17,6 +17,7 @@
 
 enum { BLOCK = 256 };
 
+/* to = from rounded to T; a thread converts four elements. */
 template <typename T> static __global__ void from_float_kernel(size_t n, const float *from, T *to) {
   size_t i = ((size_t)blockIdx.x * BLOCK + threadIdx.x) * 4;
   if (i + 4 <= n) {
@@ -35,6 +36,7 @@ cudaError_t vd_cuda_from_float(enum vd_precision type, size_t n, const float *fr
   return cudaGetLastError();
 }
 
+/* to = from in fp32; a thread converts one element. */
 template <typename T> static __global__ void to_float_kernel(size_t n, const T *from, float *to) {
   size_t i = (size_t)blockIdx.x * BLOCK + threadIdx.x;
   if (i < n) to[i] = vd_load(from[i]);
@@ -47,6 +49,7 @@ cudaError_t vd_cuda_to_float(enum vd_precision type, size_t n, const void *from,
   return cudaGetLastError();
 }
 
+/* out[i] = dropout(weight[tokens[i]]), rows of d; a thread computes N adjacent elements. */
 template <typename T, int N>
 static __global__ void embed_kernel(int64_t n, int64_t d, const int32_t *tokens, const float *weight, vd_drop drop,
                                     T *out) {
@@ -101,6 +104,7 @@ VD_GPU int list_rows(int32_t v, int64_t from, int64_t end, const int32_t *tokens
   return total;
 }
 
+/* dweight[s] += the sum of dout over the rows whose token is s; a block per symbol and range of columns. */
 template <typename T, int N>
 static __global__ void embed_backward_kernel(int64_t n, int64_t d, const int32_t *tokens, const T *dout,
                                              float *dweight) {
@@ -150,6 +154,7 @@ cudaError_t vd_cuda_embed_backward(enum vd_precision type, int64_t n, int64_t d,
   return cudaGetLastError();
 }
 
+/* x = dropout(x) in place; a thread computes N adjacent elements. */
 template <typename T, int N> static __global__ void dropout_kernel(int64_t total, vd_drop drop, T *x) {
   int64_t e = ((int64_t)blockIdx.x * BLOCK + threadIdx.x) * N;
   if (e >= total) return;

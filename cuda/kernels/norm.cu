@@ -61,6 +61,7 @@ template <int N, int K> struct lane_weights<N, K, false> {
   __device__ __forceinline__ void get(int k, float out[N]) const { vd_read<float, N>(from + (k * 32 + lane) * N, out); }
 };
 
+/* sum = a + b, y = layer norm of sum; a warp computes a row at a time, N adjacent elements a lane in K chunks. */
 template <typename T, int N, int K>
 static __global__ void __launch_bounds__(WARPS * 32, K *N <= IN_REGISTERS ? 2 : 1)
     add_norm_kernel(int64_t n, int d, const T *a, const T *b, const float *weight, const float *bias, T *sum,
@@ -134,6 +135,13 @@ template <typename T, int N, int K> VD_GPU void fetch_row(const T *from, int lan
   }
 }
 
+/* Starts the async copies of row r of dy and of sum to [dy, sum][d]. */
+template <typename T, int N, int K>
+VD_GPU void fetch_rows(const T *dy, const T *sum, int64_t r, int lane, int d, T *to) {
+  fetch_row<T, N, K>(dy + r * d, lane, d, to);
+  fetch_row<T, N, K>(sum + r * d, lane, d, to + d);
+}
+
 /* Adds the warps' column sums in order, through shared memory [WARPS][d], to the block's partial row. */
 template <int N, int K> VD_GPU void write_partials(const float column[3][K][N], int d, float *sums, float *partial) {
   const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
@@ -171,10 +179,7 @@ static __global__ void __launch_bounds__(WARPS * 32, K *N <= IN_REGISTERS ? 2 : 
   for (int c = (int)threadIdx.x; c < d; c += WARPS * 32) held[c] = weight[c];
   for (int s = 0; s < stages; s++) {
     int64_t r = first + s * step;
-    if (r < n) {
-      fetch_row<T, N, K>(dy + r * d, lane, d, stage + s * 2 * d);
-      fetch_row<T, N, K>(sum + r * d, lane, d, stage + (s * 2 + 1) * d);
-    }
+    if (r < n) fetch_rows<T, N, K>(dy, sum, r, lane, d, stage + s * 2 * d);
     __pipeline_commit();
   }
   __syncthreads();
@@ -211,10 +216,7 @@ static __global__ void __launch_bounds__(WARPS * 32, K *N <= IN_REGISTERS ? 2 : 
       }
     }
     int64_t next = r + stages * step;
-    if (next < n) {
-      fetch_row<T, N, K>(dy + next * d, lane, d, mine);
-      fetch_row<T, N, K>(sum + next * d, lane, d, mine + d);
-    }
+    if (next < n) fetch_rows<T, N, K>(dy, sum, next, lane, d, mine);
     __pipeline_commit();
     at = at + 1 == stages ? 0 : at + 1;
     m1 = warp_sum(m1) / (float)d;

@@ -143,6 +143,7 @@ VD_GPU float adagrad_step(float g, float scale, float rate, float eps, float *ac
   return p - rate * g / (sqrtf(*acc) + eps);
 }
 
+/* Adagrad over one piece of a tensor a block; `copy`, where it is not NULL, gets the parameters rounded to T. */
 template <typename T>
 static __global__ void adagrad_kernel(float *param, const float *gradient, float *accumulator, T *copy,
                                       const vd_cuda_piece *piece, const double *grad_stats, double lr, float eps,
@@ -219,6 +220,7 @@ VD_GPU void adam_four(const vd_cuda_adam_step &a, float scale, int last, float *
   }
 }
 
+/* Adam over one piece of a tensor a block; `copy`, where it is not NULL, gets the parameters rounded to T. */
 template <typename T>
 static __global__ void adam_kernel(float *param, const float *gradient, float *m, float *v, T *copy,
                                    const vd_cuda_piece *piece, const double *grad_stats, vd_cuda_adam_step a) {
@@ -276,6 +278,7 @@ cudaError_t vd_cuda_copy_parts(int n, const vd_stats_part *part, void *to, cudaS
   return cudaGetLastError();
 }
 
+/* x += value; a thread computes one element. */
 static __global__ void add_constant_kernel(float *x, size_t n, float value) {
   size_t i = (size_t)blockIdx.x * BLOCK + threadIdx.x;
   if (i < n) x[i] += value;

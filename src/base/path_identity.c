@@ -31,7 +31,7 @@ typedef struct entry {
 
 struct vd_path_list {
   entry *entry; /* [n] */
-  size_t n, room;
+  size_t n, capacity;
 };
 
 vd_path_list *vd_path_list_create(void) {
@@ -119,13 +119,13 @@ static void identify(const char *path, identity *is) {
 }
 
 static entry *append(vd_path_list *list, enum vd_path_role role, const char *name, const char *path) {
-  if (list->n == list->room) {
-    size_t room = list->room ? 2 * list->room : 16;
-    entry *larger = vd_calloc(room, sizeof *larger);
+  if (list->n == list->capacity) {
+    size_t capacity = list->capacity ? 2 * list->capacity : 16;
+    entry *larger = vd_calloc(capacity, sizeof *larger);
     if (list->n > 0) memcpy(larger, list->entry, list->n * sizeof *larger);
     free(list->entry);
     list->entry = larger;
-    list->room = room;
+    list->capacity = capacity;
   }
   entry *e = &list->entry[list->n++];
   *e = (entry){.role = role, .name = copy(name), .path = copy(path)};

@@ -44,9 +44,11 @@ R123_CUDA_DEVICE R123_STATIC_INLINE philox4x32_ctr_t vd_philox(vd_rng rng, uint6
   return philox4x32(counter, key);
 }
 
-/* Dropout. One call serves 8 elements, 16 bits each: element `lane` (0..7) of a call uses the low (even lane) or high
- * (odd lane) half of word lane/2, and is dropped when that half is below the threshold round(p * 65536). Kept elements
- * are scaled by 65536 / (65536 - threshold), so that the expectation is exact.
+/* Not collective. The threshold of dropout with probability p: round(p * 65536).
+ *
+ * One call of vd_philox serves 8 elements, 16 bits each: element `lane` (0..7) of a call uses the low (even lane) or
+ * high (odd lane) half of word lane/2, and is dropped when that half is below the threshold. Kept elements are scaled
+ * by 65536 / (65536 - threshold), so that the expectation is exact.
  *
  * Row-major sites (embedding, hidden units): element e = row * width + column, row = global stream * block + position;
  * call = e / 8, lane = e % 8.
@@ -58,9 +60,11 @@ R123_CUDA_DEVICE R123_STATIC_INLINE philox4x32_ctr_t vd_philox(vd_rng rng, uint6
 R123_CUDA_DEVICE R123_STATIC_INLINE uint32_t vd_dropout_threshold(double p) {
   return (uint32_t)(p * 65536.0 + 0.5);
 }
+/* Not collective. The scale of kept elements, 65536 / (65536 - threshold). */
 R123_CUDA_DEVICE R123_STATIC_INLINE double vd_dropout_scale(uint32_t threshold) {
   return 65536.0 / (65536.0 - (double)threshold);
 }
+/* Not collective. The 16 bits of lane 0..7 of a call. The element is dropped where they are below the threshold. */
 R123_CUDA_DEVICE R123_STATIC_INLINE uint32_t vd_dropout_half(philox4x32_ctr_t words, int lane) {
   return (words.v[lane >> 1] >> ((lane & 1) * 16)) & 0xffffU;
 }

@@ -107,7 +107,7 @@ static int plan_corpus(vd_context *ctx, const vd_settings *s, vd_corpus_plan *pl
                        vd_prepare_lock *lock, bool *write, vd_error *err) {
   const char *kind[VD_N_SPLIT] = {"", "", ""};
   if (vd_prepare_place_check(ctx->h5, s, err)) return err->status;
-  /* The sources are looked at before a folder is made for what comes of them. */
+  /* A bad source is an error before the folder of the corpus is made. */
   if (vd_prepare_sources(s, plan, stamp, err)) return err->status;
   if (!ctx->check_only && (vd_prepare_place_make(plan->path, err) || vd_prepare_lock_take(lock, plan->path, err)))
     return err->status;

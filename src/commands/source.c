@@ -90,8 +90,8 @@ static int begin_member(vd_source_file *s, vd_error *err) {
 static int read_gzip(vd_source_file *s, uint8_t *to, int64_t size, int64_t *n, vd_error *err) {
   s->gzip.next_out = to;
   s->gzip.avail_out = (uInt)(size < BUFFER ? size : BUFFER);
-  uInt room = s->gzip.avail_out;
-  while (s->gzip.avail_out == room) {
+  uInt capacity = s->gzip.avail_out;
+  while (s->gzip.avail_out == capacity) {
     if (!s->in_member && (begin_member(s, err) || !s->in_member)) break; /* at the end */
     if (fill_gzip(s, err)) break;
     if (s->gzip.avail_in == 0) return damaged(s, "it is truncated", err);
@@ -101,7 +101,7 @@ static int read_gzip(vd_source_file *s, uint8_t *to, int64_t size, int64_t *n, v
     else if (status != Z_OK && status != Z_BUF_ERROR)
       return damaged(s, s->gzip.msg ? s->gzip.msg : "it is damaged", err);
   }
-  *n = room - s->gzip.avail_out;
+  *n = capacity - s->gzip.avail_out;
   return err->status;
 }
 

@@ -39,9 +39,9 @@ typedef struct vd_snapshot {
 } vd_snapshot;
 
 /* Collective(ctx->comm). Writes a checkpoint to `path`, whole or not at all. When it returns the run is copied, and may
- * go on; the file is there once rank 0's s->writer has done its tasks, whose error is that of the file. Rank 0 writes,
- * the others send their memories in bounded pieces; the model's shape must outlive the tasks. echo: the resolved deck.
- * The error, of the file's beginning, is agreed. */
+ * continue; the file is there once rank 0's s->writer has done its tasks, whose error is that of the file. Rank 0
+ * writes, the others send their memories in bounded pieces; the model's shape must outlive the tasks. echo: the
+ * resolved deck. The error, of the file's beginning, is agreed. */
 int vd_snapshot_write(const vd_snapshot *s, const char *path, const vd_progress *progress, const char *echo,
                       vd_error *err);
 

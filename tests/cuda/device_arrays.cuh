@@ -6,6 +6,8 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <math.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <vector>
@@ -42,6 +44,16 @@ static vec fetch(vd_precision type, const void *device, size_t n) {
   check(cudaMemcpy(host.data(), device, n * size_of(type), cudaMemcpyDeviceToHost), "copy");
   for (size_t i = 0; i < n; i++) x[i] = load(type, host.data(), i);
   return x;
+}
+
+/* Random numbers of a test: uniform in [0, 1), and normal. */
+static inline double uniform(uint64_t *state) {
+  *state = *state * 6364136223846793005ULL + 1442695040888963407ULL;
+  return (double)(*state >> 11) / 9007199254740992.0;
+}
+static inline double normal(uint64_t *state) {
+  double u = uniform(state) + 1e-18, v = uniform(state);
+  return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
 }
 
 #endif

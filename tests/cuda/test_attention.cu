@@ -56,15 +56,6 @@ struct reference {
   std::vector<int> reach;
 };
 
-static double uniform(uint64_t *state) {
-  *state = *state * 6364136223846793005ULL + 1442695040888963407ULL;
-  return (double)(*state >> 11) / 9007199254740992.0;
-}
-static double normal(uint64_t *state) {
-  double u = uniform(state) + 1e-18, v = uniform(state);
-  return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
-}
-
 static bool kept(const test_case &c, vd_rng rng, int64_t stream, int head, int i, int kappa) {
   uint32_t threshold = vd_dropout_threshold(c.dropout);
   if (threshold == 0) return true;
