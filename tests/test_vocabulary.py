@@ -23,8 +23,8 @@ def prepare(place, name, data, train, valid=2000, test=2000):
 
 
 def bpc(place, corpus, run="run"):
-    told = viaduct("eval", place.deck, *settings(data__path=corpus, eval__checkpoint=place.checkpoint(run)))
-    return (json.loads(told.stdout.splitlines()[-1])["bpc"] if told.returncode == 0 else None), told
+    done = viaduct("eval", place.deck, *settings(data__path=corpus, eval__checkpoint=place.checkpoint(run)))
+    return (json.loads(done.stdout.splitlines()[-1])["bpc"] if done.returncode == 0 else None), done
 
 
 def parameters(path):
@@ -48,11 +48,11 @@ try:
     report("a checkpoint holds its vocabulary", vocabulary_of(place.checkpoint("run")) == vocabulary_of(place.corpus))
 
     other = prepare(place, "capitals", whole_text.upper().swapcase().replace(b" ", b"~"), 50000)
-    value, told = bpc(place, other)
+    value, done = bpc(place, other)
     report("symbols that the model lacks are refused and named",
-           told.returncode == 2 and "not in the model's vocabulary" in told.stderr and "'~'" in told.stderr, told.stderr)
-    told = viaduct("generate", place.deck, *settings(data__path=other, generate__checkpoint=place.checkpoint("run")))
-    report("generate refuses them too", told.returncode == 2 and "'~'" in told.stderr, told.stderr)
+           done.returncode == 2 and "not in the model's vocabulary" in done.stderr and "'~'" in done.stderr, done.stderr)
+    done = viaduct("generate", place.deck, *settings(data__path=other, generate__checkpoint=place.checkpoint("run")))
+    report("generate refuses them too", done.returncode == 2 and "'~'" in done.stderr, done.stderr)
 
     # The same test split twice: once in a corpus that lacks a symbol, so that ids are others, once in one that has all.
     lacking = whole_text.replace(b"(", b"")[:50000]
@@ -68,35 +68,35 @@ try:
         return viaduct("prepare", place.path("prepare.nml"), *settings(
             data__path=place.path(name + ".h5"), prepare__source=place.path(source), prepare__train=46000,
             prepare__valid=2000, prepare__test=2000, prepare__vocabulary=vocabulary))
-    told = given("bytes", "bytes")
-    report("prepare takes all bytes", told.returncode == 0
-           and vocabulary_of(place.path("bytes.h5")) == [bytes([i]) for i in range(256)], told.stderr)
-    told = given("taken", place.checkpoint("run"))
-    report("prepare takes over a checkpoint's vocabulary", told.returncode == 0
-           and vocabulary_of(place.path("taken.h5")) == vocabulary_of(place.corpus), told.stderr)
+    done = given("bytes", "bytes")
+    report("prepare takes all bytes", done.returncode == 0
+           and vocabulary_of(place.path("bytes.h5")) == [bytes([i]) for i in range(256)], done.stderr)
+    done = given("taken", place.checkpoint("run"))
+    report("prepare takes over a checkpoint's vocabulary", done.returncode == 0
+           and vocabulary_of(place.path("taken.h5")) == vocabulary_of(place.corpus), done.stderr)
     c, third = bpc(place, place.path("taken.h5"))
     report("its tokens are the model's", c is not None and c == a, f"{a} and {c}: {third.stderr}")
-    told = given("refused", place.checkpoint("run"), "capitals.txt")
+    done = given("refused", place.checkpoint("run"), "capitals.txt")
     report("prepare refuses a vocabulary that lacks symbols",
-           told.returncode == 2 and "'~'" in told.stderr and not os.path.exists(place.path("refused.h5")), told.stderr)
+           done.returncode == 2 and "'~'" in done.stderr and not os.path.exists(place.path("refused.h5")), done.stderr)
 
-    told = place.train("tuned", data__path=less, run__start_from=place.checkpoint("run"), run__max_updates=1,
+    done = place.train("tuned", data__path=less, run__start_from=place.checkpoint("run"), run__max_updates=1,
                        optimizer__lr="1d-30", span__aux_loss_scaler=0)
-    report("a run starts from a checkpoint's parameters on other data", told.returncode == 0, told.stderr)
+    report("a run starts from a checkpoint's parameters on other data", done.returncode == 0, done.stderr)
     old, new = parameters(place.checkpoint("run")), parameters(place.checkpoint("tuned"))
     report("its parameters are the checkpoint's", set(old) == set(new) and all(np.array_equal(old[k], new[k]) for k in old))
     with h5py.File(place.checkpoint("tuned"), "r") as f:
         report("it begins at update 0 with a fresh optimiser", int(f.attrs["update"]) == 1)
     report("it has the model's vocabulary", vocabulary_of(place.checkpoint("tuned")) == vocabulary_of(place.corpus))
     shutil.move(place.path("run"), place.path("away"))
-    told = place.train("tuned", data__path=less, run__start_from=place.checkpoint("run"), run__max_updates=3)
-    report("after a requeue it resumes from its own checkpoints", told.returncode == 0, told.stderr)
+    done = place.train("tuned", data__path=less, run__start_from=place.checkpoint("run"), run__max_updates=3)
+    report("after a requeue it resumes from its own checkpoints", done.returncode == 0, done.stderr)
     shutil.move(place.path("away"), place.path("run"))
-    told = place.train("wrong", run__start_from=place.checkpoint("run"), run__max_updates=1, model__d_inner=32)
+    done = place.train("wrong", run__start_from=place.checkpoint("run"), run__max_updates=1, model__d_inner=32)
     report("a model of another shape is refused before anything is written",
-           told.returncode == 2 and "model%d_inner" in told.stderr and not os.path.exists(place.path("wrong")), told.stderr)
-    told = place.train("run", data__path=less, run__max_updates=22)
-    report("run%resume still refuses another corpus", told.returncode == 2 and "other tokens" in told.stderr, told.stderr)
+           done.returncode == 2 and "model%d_inner" in done.stderr and not os.path.exists(place.path("wrong")), done.stderr)
+    done = place.train("run", data__path=less, run__max_updates=22)
+    report("run%resume still refuses another corpus", done.returncode == 2 and "other tokens" in done.stderr, done.stderr)
 finally:
     place.remove()
 finish()
