@@ -217,9 +217,9 @@ format: ## Format all C sources with clang-format
 LINT_EXTRA = -isystem $(CUDA_HOME)/include $(VERSION_FLAGS)
 lint: lint-shell ## clang-tidy over the C sources, shellcheck over the scripts: warnings are errors
 lint-quick: private TIDY = -clang-analyzer-*
-lint-quick: ## clang-tidy without its analyser; LINT=io/% names the files
+lint-quick: ## clang-tidy without its analyser; TIDY_FILES=io/% names the files
 lint lint-quick:
-	@printf '%s\n' $(filter $(or $(LINT),%.c),$(filter %.c,$(C_FILES))) | xargs -P $(or $(JOBS),$$(nproc)) -I{} \
+	@printf '%s\n' $(or $(filter $(or $(TIDY_FILES),%.c),$(filter %.c,$(C_FILES))),$(error no file matches TIDY_FILES)) | xargs -P $(or $(JOBS),$$(nproc)) -I{} \
 	  clang-tidy --quiet --warnings-as-errors='*' $(if $(TIDY),--checks='$(TIDY)') {} -- $(filter-out -Werror,$(ALL_CFLAGS)) $(LINT_EXTRA)
 lint-shell:
 	@shellcheck $(wildcard .ci/run jobs/*.sh tests/*.sh tests/*/*.sh)

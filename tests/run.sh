@@ -100,9 +100,9 @@ run build "$MAKE" -k -j"$cores" BUILD="$BUILD" all tests
 [ -n "$run_only" ] || run build-clang "$MAKE" -k -j"$cores" "${sanitize[@]}" all tests fuzz cuda-c
 
 # 2. What needs one core each; the long ones first. make lint runs clang-tidy with its analyser, which takes four times as long.
-pool lint-src "$MAKE" lint-quick JOBS=1 LINT='src/%'
-pool lint-io-cuda "$MAKE" lint-quick JOBS=1 LINT='io/% cuda/%'
-pool lint-tests "$MAKE" lint-quick JOBS=1 LINT='tests/%'
+pool lint-src "$MAKE" lint-quick JOBS=1 TIDY_FILES='src/%'
+pool lint-io-cuda "$MAKE" lint-quick JOBS=1 TIDY_FILES='io/% cuda/%'
+pool lint-tests "$MAKE" lint-quick JOBS=1 TIDY_FILES='tests/%'
 pool tsan "$MAKE" check-tsan BUILD="$BUILD"
 for t in tests/test_*.sh; do [ ! -e "$t" ] || pool "$(basename "$t" .sh)" bash "$t"; done
 for t in tests/test_*.py; do [ ! -e "$t" ] || pool "$(basename "$t" .py)" "$PYTHON" "$t"; done

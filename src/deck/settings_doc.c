@@ -88,9 +88,8 @@ static const char *const preface[] = {
     "command.",
     "",
     "Where a variable has a counterpart in fairseq, its flag is named: of the example",
-    "[adaptive_span](https://github.com/facebookresearch/fairseq/tree/main/examples/adaptive_span), or of fairseq's "
-    "own",
-    "command line.",
+    "[adaptive_span](https://github.com/facebookresearch/fairseq/tree/main/examples/adaptive_span),",
+    "or of fairseq's own command line.",
     "",
     "## How a deck is written",
     "",

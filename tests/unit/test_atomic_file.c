@@ -18,7 +18,8 @@
 static int n_files(void) {
   int n = 0;
   DIR *dir = opendir(".");
-  for (const struct dirent *e; (e = readdir(dir)) != NULL;) n += strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..");
+  for (const struct dirent *e; (e = readdir(dir)) != NULL;)
+    n += strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0;
   closedir(dir);
   return n;
 }
