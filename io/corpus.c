@@ -170,8 +170,9 @@ void vd_corpus_close(vd_corpus *c) {
   vd_h5_lock(c->h5);
   for (int i = 0; i < OPEN_SHARDS; i++) close_shard(&c->open[i]);
   vd_h5_unlock(c->h5);
-  free(c->vocabulary.symbol);
-  free(c->vocabulary.length);
+  vd_vocabulary_free(&c->vocabulary);
+  vd_vocabulary_free(&c->adopted);
+  free(c->map);
   free(c->path);
   free(c->prefix);
   free(c->real);
