@@ -6,13 +6,21 @@ set -u
 ranks=${1:?usage: jobs/mpirun.sh RANKS DECK [--set GROUP%NAME=VALUE]...}
 deck=${2:?usage: jobs/mpirun.sh RANKS DECK [--set GROUP%NAME=VALUE]...}
 shift 2
+# The program and its decks: those of the installation that this script is part of, else those of the source tree, which
+# is the working folder. A batch system runs a copy of this script from elsewhere: `make install` writes its PREFIX here.
+prefix=
+here=$(cd "$(dirname "$0")" && pwd)
+[[ $here != */share/viaduct/jobs ]] || prefix=${here%/share/viaduct/jobs}
+program=build/viaduct
+[ -z "$prefix" ] || program=$prefix/bin/viaduct
+[ -e "$deck" ] || [ ! -e "$prefix/share/viaduct/$deck" ] || deck=$prefix/share/viaduct/$deck
 options=(--oversubscribe --bind-to none)
 [ -z "${HOSTFILE:-}" ] || options+=(--hostfile "$HOSTFILE")
 [ "$(id -u)" != 0 ] || options+=(--allow-run-as-root)
 threads=$(($(nproc) / ranks))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
 
-mpirun "${options[@]}" -n "$ranks" -x OMP_NUM_THREADS "${VIADUCT:-build/viaduct}" train "$deck" "$@" &
+mpirun "${options[@]}" -n "$ranks" -x OMP_NUM_THREADS "${VIADUCT:-$program}" train "$deck" "$@" &
 run=$!
 trap 'kill -USR1 $run' USR1
 trap 'kill -TERM $run' TERM

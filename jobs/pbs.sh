@@ -9,10 +9,18 @@
 set -u
 cd "${PBS_O_WORKDIR:-.}" || exit 1
 deck=${DECK:?usage: qsub -v DECK=input/NAME.nml jobs/pbs.sh}
+# The program and its decks: those of the installation that this script is part of, else those of the source tree, which
+# is the working folder. A batch system runs a copy of this script from elsewhere: `make install` writes its PREFIX here.
+prefix=
+here=$(cd "$(dirname "$0")" && pwd)
+[[ $here != */share/viaduct/jobs ]] || prefix=${here%/share/viaduct/jobs}
+program=build/viaduct
+[ -z "$prefix" ] || program=$prefix/bin/viaduct
+[ -e "$deck" ] || [ ! -e "$prefix/share/viaduct/$deck" ] || deck=$prefix/share/viaduct/$deck
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8} OMP_PLACES=cores OMP_PROC_BIND=close
 
 # mpirun kills its ranks some seconds after a TERM, perhaps during a checkpoint; it forwards USR1 and does nothing else.
-mpirun --map-by ppr:2:node:PE="$OMP_NUM_THREADS" -x OMP_NUM_THREADS "${VIADUCT:-build/viaduct}" train "$deck" &
+mpirun --map-by ppr:2:node:PE="$OMP_NUM_THREADS" -x OMP_NUM_THREADS "${VIADUCT:-$program}" train "$deck" &
 step=$!
 trap 'kill -USR1 $step' TERM USR1
 status=0
@@ -26,5 +34,5 @@ if [ $status -gt 128 ]; then
   last=$?
   [ $last = 127 ] || status=$last
 fi
-[ $status != 75 ] || qsub -v DECK="$deck" jobs/pbs.sh
+[ $status != 75 ] || qsub -v DECK="$deck" "${prefix:+$prefix/share/viaduct/}jobs/pbs.sh"
 exit $status

@@ -16,10 +16,18 @@ deck=${1:?usage: sbatch jobs/slurm.sh DECK [--set GROUP%NAME=VALUE]...}
 shift
 # Slurm runs a copy of this script: relative paths are those of the folder of submission.
 cd "${SLURM_SUBMIT_DIR:-.}" || exit 1
+# The program and its decks: those of the installation that this script is part of, else those of the source tree, which
+# is the working folder. A batch system runs a copy of this script from elsewhere: `make install` writes its PREFIX here.
+prefix=
+here=$(cd "$(dirname "$0")" && pwd)
+[[ $here != */share/viaduct/jobs ]] || prefix=${here%/share/viaduct/jobs}
+program=build/viaduct
+[ -z "$prefix" ] || program=$prefix/bin/viaduct
+[ -e "$deck" ] || [ ! -e "$prefix/share/viaduct/$deck" ] || deck=$prefix/share/viaduct/$deck
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1} OMP_PLACES=cores OMP_PROC_BIND=close
 
 # The signal comes to this shell alone (B:), which passes it on to every rank.
-srun --mpi=pmix "${VIADUCT:-build/viaduct}" train "$deck" "$@" &
+srun --mpi=pmix "${VIADUCT:-$program}" train "$deck" "$@" &
 step=$!
 trap 'kill -USR1 $step' USR1 TERM
 
