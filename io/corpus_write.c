@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum { SHARD_CHUNK = 65536 }; /* tokens; what a reader fetches at once */
@@ -235,12 +236,25 @@ static bool is_shard_of(const char *path, const char *id) {
   return is_ours;
 }
 
+/* Removes NAME.h5; refuses what is no corpus, whoever has put it there since the caller looked. */
+static int remove_index(vd_h5 *h5, const char *path, vd_error *err) {
+  struct stat st;
+  hid_t file;
+  if (lstat(path, &st) != 0) return VD_OK;
+  vd_h5_lock(h5);
+  if (vd_h5_open(path, "corpus", &file, err) == VD_OK) H5Fclose(file);
+  vd_h5_unlock(h5);
+  if (err->status) return vd_wrap(err, "%s is not replaced", path);
+  if (unlink(path) != 0 && errno != ENOENT)
+    return vd_fail(err, VD_FAILED, "cannot remove %s: %s", path, strerror(errno));
+  return VD_OK;
+}
+
 int vd_corpus_remove(vd_h5 *h5, const char *path, const char *id, vd_error *err) {
   char folder[1024], prefix[1024], shard[2100];
   vd_split_path(path, folder, sizeof folder);
   vd_corpus_prefix(path, prefix, sizeof prefix);
-  if (unlink(path) != 0 && errno != ENOENT)
-    return vd_fail(err, VD_FAILED, "cannot remove %s: %s", path, strerror(errno));
+  if (remove_index(h5, path, err)) return err->status;
   /* The removal of NAME.h5 must be durable before the shards that it maps are removed. */
   if (vd_sync_folder(path, err)) return err->status;
   DIR *dir = opendir(folder);

@@ -38,8 +38,8 @@ void vd_shard_abandon(vd_shard **shard);
 /* Not collective. Writes NAME.h5, when all shards are in place. Errors: the file cannot be written. */
 int vd_corpus_write(vd_h5 *h5, const vd_corpus_plan *plan, vd_error *err);
 /* Not collective. Removes NAME.h5 first, then those files named like its shards that carry the corpus id `id`, and the
- * temporaries of killed runs. Other files stay. VD_FAILED naming a file that cannot be removed. The caller makes sure
- * that no other process writes this corpus. */
+ * temporaries of killed runs. Other files stay. VD_FAILED naming a file that cannot be removed, or a NAME.h5 that is no
+ * corpus: then nothing is removed. The caller makes sure that no other process writes this corpus. */
 int vd_corpus_remove(vd_h5 *h5, const char *path, const char *id, vd_error *err);
 
 /* What lies at plan->path already. */

@@ -7,7 +7,6 @@ Each mutant must end a command with an exit status of its own (0, 1, 2) within 1
 without memory beyond twice its size and 400 MiB, and without opening anything outside its folder (a FIFO stands there: who
 opens it hangs). A crash inside HDF5 on a forged file with a right digest is counted apart (doc/RELIABILITY.md).
 """
-import hashlib
 import os
 import random
 import resource
@@ -20,30 +19,13 @@ import h5py
 import numpy as np
 
 import whole
-from whole import BUILD, ENVIRONMENT, Place, settings
+from whole import BUILD, ENVIRONMENT, Place, seal, settings, unseal
 
 COUNT = int(sys.argv[1]) if len(sys.argv) > 1 else 60
 SEED = int(sys.argv[2]) if len(sys.argv) > 2 else 1
 SANITIZED = os.path.join(BUILD, "clang", "viaduct")
 PROGRAM = os.environ.get("VIADUCT") or (SANITIZED if os.path.exists(SANITIZED) else whole.VIADUCT)
 SECONDS, ALLOWANCE = 10.0, 400 << 20
-SEAL = 81
-
-
-def seal(path):
-    with open(path, "rb") as f:
-        data = f.read()
-    with open(path, "ab") as f:
-        f.write(b"\nviaduct sha256 " + hashlib.sha256(data).hexdigest().encode() + b"\n")
-
-
-def unseal(path):
-    with open(path, "rb") as f:
-        data = f.read()
-    if data[-SEAL:].startswith(b"\nviaduct sha256 "):
-        os.truncate(path, len(data) - SEAL)
-        return True
-    return False
 
 
 # ---- mutations of bytes ----

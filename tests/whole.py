@@ -2,6 +2,7 @@
 
 Environment: BUILD (the build folder), SOURCE (the source tree), PYTHON, MPIRUN.
 """
+import hashlib
 import json
 import os
 import random
@@ -78,6 +79,27 @@ def text(n):
         lines.append(line)
         length += len(line) + 1
     return "\n".join(lines).encode()[:n]
+
+
+SEAL = 81  # bytes: the line with the SHA-256 of all that stands before it
+
+
+def seal(path):
+    """Writes the digest that Viaduct's files end with."""
+    with open(path, "rb") as f:
+        data = f.read()
+    with open(path, "ab") as f:
+        f.write(b"\nviaduct sha256 " + hashlib.sha256(data).hexdigest().encode() + b"\n")
+
+
+def unseal(path):
+    """Cuts the digest off; False where there is none."""
+    with open(path, "rb") as f:
+        data = f.read()
+    if data[-SEAL:].startswith(b"\nviaduct sha256 "):
+        os.truncate(path, len(data) - SEAL)
+        return True
+    return False
 
 
 class Place:

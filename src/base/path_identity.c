@@ -69,6 +69,33 @@ static void follow_dangling_links(char path[PATH_MAX]) {
   }
 }
 
+/* Where a folder does not exist yet, "folder/.." leads to its own parent as soon as a command has made it: removes both.
+ * Components that exist stay, since ".." behind a symbolic link does not lead back to the link's folder. */
+static void drop_missing_parents(char path[PATH_MAX]) {
+  char out[PATH_MAX], probe[PATH_MAX];
+  size_t n = 0;
+  if (path[0] == '/') out[n++] = '/';
+  for (const char *c = path; *c;) {
+    size_t length = strcspn(c, "/");
+    struct stat st;
+    memcpy(probe, out, n);
+    probe[n] = '\0';
+    bool is_parent = length == 2 && c[0] == '.' && c[1] == '.';
+    if (is_parent && n > 0 && lstat(probe, &st) != 0 && errno == ENOENT) {
+      while (n > 0 && out[n - 1] == '/') n--;
+      while (n > 0 && out[n - 1] != '/') n--;
+    } else if (length > 0 && !(length == 1 && c[0] == '.')) {
+      memcpy(out + n, c, length);
+      n += length;
+      if (c[length] == '/') out[n++] = '/';
+    }
+    c += length + (c[length] == '/');
+  }
+  if (n == 0) out[n++] = '.';
+  memcpy(path, out, n);
+  path[n] = '\0';
+}
+
 /* Splits off the last component, slashes before it included: `path` becomes the folder, *name a place behind it. */
 static void split_last(char *path, char *name, size_t size) {
   size_t n = strlen(path);
@@ -105,11 +132,12 @@ static void identify(const char *path, identity *is) {
   char place[PATH_MAX];
   struct stat st;
   snprintf(place, sizeof place, "%s", path);
-  is->exists = stat(path, &st) == 0;
+  drop_missing_parents(place);
+  is->exists = stat(place, &st) == 0;
   if (is->exists) {
     is->device = st.st_dev;
     is->inode = st.st_ino;
-    char *real = realpath(path, NULL);
+    char *real = realpath(place, NULL);
     if (real) snprintf(place, sizeof place, "%s", real);
     free(real);
   } else {
@@ -139,21 +167,23 @@ void vd_path_list_add(vd_path_list *list, enum vd_path_role role, const char *na
 
 void vd_path_list_add_pattern(vd_path_list *list, enum vd_path_role role, const char *name, const char *folder,
                               const char *prefix, const char *pattern) {
-  char path[PATH_MAX], escaped[2 * NAME_MAX + 2] = "";
+  char path[2 * PATH_MAX], place[PATH_MAX], escaped[2 * NAME_MAX + 2] = "";
   for (size_t n = 0; *prefix && n + 2 < sizeof escaped; prefix++) {
     if (strchr("*?[]\\", *prefix)) escaped[n++] = '\\';
     escaped[n++] = *prefix;
   }
-  snprintf(path, sizeof path, "%s/%s%s", folder, escaped, pattern);
+  snprintf(place, sizeof place, "%s", folder);
+  drop_missing_parents(place);
+  snprintf(path, sizeof path, "%s/%s%s", place, escaped, pattern);
   entry *e = append(list, role, name, path);
   e->is_pattern = true;
   identify_in_folder(path, &e->is);
   const char *match = strrchr(path, '/') + 1;
-  DIR *dir = opendir(folder);
+  DIR *dir = opendir(place);
   for (struct dirent *d; dir && (d = readdir(dir)) != NULL;) {
     char there[2 * PATH_MAX];
     if (fnmatch(match, d->d_name, 0) != 0) continue;
-    snprintf(there, sizeof there, "%s/%s", folder, d->d_name);
+    snprintf(there, sizeof there, "%s/%s", place, d->d_name);
     e = append(list, role, name, there);
     e->is_match = true;
     identify(there, &e->is);

@@ -109,7 +109,9 @@ static int plan_corpus(vd_context *ctx, const vd_settings *s, vd_corpus_plan *pl
   if (vd_prepare_place_check(ctx->h5, s, err)) return err->status;
   /* A bad source is an error before the folder of the corpus is made. */
   if (vd_prepare_sources(s, plan, stamp, err)) return err->status;
-  if (!ctx->check_only && (vd_prepare_place_make(plan->path, err) || vd_prepare_lock_take(lock, plan->path, err)))
+  /* Once more under the lock: what lies there may be new since the first look. */
+  if (!ctx->check_only && (vd_prepare_place_make(plan->path, err) || vd_prepare_lock_take(lock, plan->path, err) ||
+                           vd_prepare_place_check(ctx->h5, s, err)))
     return err->status;
   if (vd_prepare_scan(plan, s, ctx->h5, kind, err)) return err->status;
   say_sources(plan, kind);

@@ -1,0 +1,147 @@
+#!/usr/bin/python3
+"""Strange things in a run's folder: pipes, folders and other files among the checkpoints, links that became files,
+checkpoints that claim more than they hold. Nothing of them is lost, and nothing waits or allocates for them."""
+import os
+import resource
+import shutil
+
+import h5py
+
+from whole import Place, finish, report, seal, settings, unseal, viaduct
+
+place = Place(60000)
+
+
+def read(path):
+    with open(path, "rb") as f:
+        return f.read()
+
+
+def write(path, data):
+    with open(path, "wb") as f:
+        f.write(data)
+    return path
+
+
+def run_of(name):
+    """A copy of the good run: (its folder, the folder of its checkpoints)."""
+    folder = place.path(name)
+    shutil.copytree(place.path("good"), folder, symlinks=True)
+    return folder, os.path.join(folder, "checkpoints")
+
+
+def train(folder, **variables):
+    return viaduct("train", place.deck, *settings(run__directory=folder, valid__interval=0, **variables), timeout=60)
+
+
+def said(result):
+    return f"status {result.returncode}: {result.stdout} {result.stderr}"
+
+
+def foreign_among_checkpoints():
+    folder, checkpoints = run_of("foreign")
+    names = {name: os.path.join(checkpoints, name) for name in (
+        "update-00000300.h5", "update-00000400.h5", "update-00000500.h5", "notes.txt", "update-00000020.h5.bak")}
+    os.mkfifo(names["update-00000300.h5"])
+    os.mkdir(names["update-00000400.h5"])
+    write(os.path.join(names["update-00000400.h5"], "inside"), b"mine")
+    write(names["update-00000500.h5"], b"not a checkpoint\n" * 40)
+    write(names["notes.txt"], b"mine")
+    shutil.copy(os.path.join(checkpoints, "update-00000020.h5"), names["update-00000020.h5.bak"])
+    text = read(names["update-00000500.h5"])
+    result = train(folder, run__max_updates=60, checkpoint__keep=1)
+    output = result.stdout + result.stderr
+    report("a pipe, a folder and text named like checkpoints: the run resumes from the newest good one",
+           result.returncode == 0 and "resumes after update 20 " in output, said(result))
+    report("each of them is named once",
+           all(output.count(names[f"update-00000{n}00.h5"]) == 1 for n in (3, 4, 5)), said(result))
+    left = sorted(os.listdir(checkpoints))
+    report("they and other files stay while old checkpoints go",
+           set(names) < set(left) and read(names["update-00000500.h5"]) == text and
+           os.listdir(names["update-00000400.h5"]) == ["inside"] and "update-00000060.h5" in left and
+           "update-00000020.h5" not in left, str(left))
+
+
+def links_that_are_files(link):
+    """cp and rsync -L turn links into files; who keeps a single checkpoint may keep that one alone."""
+    for alone in (False, True):
+        name = f"{link} {'alone' if alone else 'beside others'}"
+        folder, checkpoints = run_of(name.replace(" ", "-"))
+        at = os.path.join(checkpoints, f"{link}.h5")
+        data = read(os.path.join(checkpoints, "update-00000020.h5"))
+        if os.path.lexists(at):
+            os.remove(at)
+        write(at, data)
+        for other in os.listdir(checkpoints) if alone else ():
+            if other != f"{link}.h5":
+                os.remove(os.path.join(checkpoints, other))
+        result = train(folder, run__max_updates=22)
+        output = result.stdout + result.stderr
+        resumed = result.returncode == 0 and "resumes after update 20 " in output
+        refused = result.returncode in (1, 2) and at in output
+        kept = [n for n in os.listdir(checkpoints) if os.path.isfile(os.path.join(checkpoints, n)) and
+                not os.path.islink(os.path.join(checkpoints, n)) and read(os.path.join(checkpoints, n)) == data]
+        report(f"a plain file {name} is resumed from or refused, and not lost", (resumed or refused) and kept, said(result))
+
+
+def wrong_names():
+    folder, checkpoints = run_of("renamed")
+    shutil.copy(os.path.join(checkpoints, "update-00000020.h5"), os.path.join(checkpoints, "update-00000900.h5"))
+    before = read(os.path.join(checkpoints, "update-00000900.h5"))
+    result = train(folder, run__max_updates=22)
+    output = result.stdout + result.stderr
+    report("a checkpoint under another update's name is named and kept",
+           "update-00000900.h5" in output and read(os.path.join(checkpoints, "update-00000900.h5")) == before and
+           (result.returncode in (1, 2) or "resumes after update 20 " in output), said(result))
+
+
+def limit():
+    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+
+
+def claims():
+    """A few hundred kilobytes that claim gigabytes: refused for what they say, before memory is asked for."""
+    good = place.checkpoint("good", 20)
+    with h5py.File(good, "r") as f:
+        rows = f["memory/layer0"].shape
+    for name, path, shape in (("memory rows", "memory/layer0", (rows[0], 10 ** 8, rows[2])),
+                              ("streams of memory", "memory/layer0", (10 ** 8, rows[1], rows[2])),
+                              ("weights", "model/layer0/attention/wq", (10 ** 5, 10 ** 5)),
+                              ("symbols", "vocabulary/symbol", (10 ** 8, 100))):
+        folder, checkpoints = run_of("claims-" + name.replace(" ", "-"))
+        target = os.path.join(checkpoints, "update-00000020.h5")
+        unseal(target)
+        with h5py.File(target, "r+", libver="latest") as f:
+            names = []
+            f.visit(names.append)
+            if path not in f:
+                path = next(n for n in names if n.startswith(path.split("/", maxsplit=1)[0] + "/") and isinstance(
+                    f[n], h5py.Dataset) and f[n].ndim == len(shape))
+            kind = f[path].dtype
+            del f[path]
+            f.create_dataset(path, shape=shape, dtype=kind, chunks=tuple(min(n, 64) for n in shape))
+        seal(target)
+        for other in os.listdir(checkpoints):
+            if other not in (os.path.basename(target), "last.h5"):
+                os.remove(os.path.join(checkpoints, other))
+        result = viaduct("train", place.deck, *settings(run__directory=folder, run__max_updates=22), timeout=60,
+                         preexec_fn=limit)
+        report(f"a checkpoint that claims 10^8 {name} is refused",
+               result.returncode == 1 and result.stderr.count("viaduct: error: ") == 1 and
+               path.split("/")[-1] in result.stderr and "out of memory" not in result.stderr and
+               "no memory" not in result.stderr, said(result))
+        result = viaduct("eval", place.deck, *settings(eval__checkpoint=target), timeout=60, preexec_fn=limit)
+        ignores = path.startswith("memory/")
+        report(f"eval of it {'does without memory rows' if ignores else 'refuses'}",
+               result.returncode == (0 if ignores else 1) and "out of memory" not in result.stderr, said(result))
+
+
+made = place.train("good", run__max_updates=20, checkpoint__keep=2, valid__interval=0)
+report("a good run for the cases", made.returncode == 0, made.stderr)
+foreign_among_checkpoints()
+links_that_are_files("last")
+links_that_are_files("best")
+wrong_names()
+claims()
+place.remove()
+finish()
