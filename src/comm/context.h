@@ -2,7 +2,8 @@
  *
  * Here live collectives whose errors and results are the same on all ranks (collectives.h), the choice of the backend
  * and the placement of ranks on GPUs (device.h), the gradient all-reduce over MPI or NCCL (grad_reducer.h), and the
- * watchdog that ends a run whose ranks wait too long for each other (watchdog.h).
+ * watchdog that ends a run whose ranks wait too long for each other (watchdog.h). run_facts.h gathers hosts, devices
+ * and sizes for the header on the terminal and for attributes of files.
  * In:  a communicator, the settings of &device, gradients in the backend's memory.
  * Out: a vd_ops for the model, summed gradients, errors that all ranks agree on.
  * The room knows nothing of checkpoints, logs or the training loop. This header is the context that main makes and

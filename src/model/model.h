@@ -69,6 +69,9 @@ typedef struct vd_memory_estimate {
 void vd_model_estimate(const vd_model_config *config, size_t act_size, int64_t n_stream, int64_t micro_streams,
                        int64_t block, int64_t window, vd_memory_estimate *e);
 
+/* Not collective. Number of parameters of such a model: the elements of all tensors, without padding. */
+int64_t vd_model_parameters(const vd_model_config *config);
+
 /* Not collective. The configuration the model was made with. Borrowed. */
 const vd_model_config *vd_model_config_of(const vd_model *m);
 /* Not collective. Number of parameter tensors. */

@@ -26,6 +26,16 @@ double vd_model_flops(const vd_model *m) {
   return 2 * (3 * forward + 2 * projected);
 }
 
+int64_t vd_model_parameters(const vd_model_config *config) {
+  vd_model shape = {.config = *config, .d = config->d_model, .n_span = config->span_per_layer ? 1 : config->n_head};
+  int64_t n = 0;
+  vd_model_layout(&shape);
+  for (int i = 0; i < shape.n_param; i++) n += (int64_t)shape.param[i].at.size;
+  free(shape.param);
+  free(shape.layer);
+  return n;
+}
+
 void vd_model_estimate(const vd_model_config *config, size_t act_size, int64_t n_stream, int64_t micro_streams,
                        int64_t block, int64_t window, vd_memory_estimate *e) {
   vd_model shape = {.config = *config, .d = config->d_model, .n_span = config->span_per_layer ? 1 : config->n_head};

@@ -14,6 +14,7 @@
 #include "io/streams.h"
 #include "io/trace.h"
 #include "src/comm/grad_reducer.h"
+#include "src/comm/run_facts.h"
 #include "src/train/configure.h"
 #include "src/train/evaluate.h"
 #include "src/train/log.h"
@@ -38,6 +39,7 @@ typedef struct vd_train {
   vd_open_checkpoint start; /* of run%start_from, where the run begins from its parameters; path "": none */
   vd_ops *ops;
   vd_device device;
+  vd_run_facts facts; /* once the device is open */
   vd_model *model;
   vd_optimizer *optimizer;
   vd_update_pipeline *pipeline;

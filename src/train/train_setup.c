@@ -94,6 +94,7 @@ static int make_model(vd_train *t, vd_error *err) {
   if (vd_device_open(t->ctx, s, &t->config, &t->ops, &t->device, err) ||
       vd_device_choose_comm(t->ctx, s, &t->device, err) || vd_train_check_memory(t, err))
     return err->status;
+  vd_run_facts_gather(t->ctx, &t->device, &t->config, t->corpus, &t->facts);
   vd_optimizer_config optimizer;
   vd_configure_optimizer(&optimizer, s);
   if (t->device.precision == VD_FP16) {
