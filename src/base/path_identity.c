@@ -69,8 +69,8 @@ static void follow_dangling_links(char path[PATH_MAX]) {
   }
 }
 
-/* Where a folder does not exist yet, "folder/.." leads to its own parent as soon as a command has made it: removes both.
- * Components that exist stay, since ".." behind a symbolic link does not lead back to the link's folder. */
+/* Where a folder does not exist yet, "folder/.." leads to its own parent as soon as a command has made it: removes
+ * both. Components that exist stay, since ".." behind a symbolic link does not lead back to the link's folder. */
 static void drop_missing_parents(char path[PATH_MAX]) {
   char out[PATH_MAX], probe[PATH_MAX];
   size_t n = 0;
