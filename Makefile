@@ -41,8 +41,15 @@ ALL_CFLAGS := -std=c11 -D_GNU_SOURCE -g $(OPT) -fopenmp $(WARN) -I. $(PKGS_CFLAG
 comma := ,
 CUDA_HOME ?= /usr/local/cuda
 NVCC ?= $(or $(shell command -v nvcc 2>/dev/null),$(wildcard $(CUDA_HOME)/bin/nvcc))
-# The CUDA part is built where there is a CUDA Toolkit; CUDA=no leaves it out.
+# The CUDA part is built where there is a CUDA Toolkit; CUDA=no leaves it out, CUDA=yes makes a missing one an error.
 HAVE_CUDA := $(if $(filter no,$(CUDA)),,$(and $(NVCC),$(wildcard $(CUDA_HOME)/include/cublasLt.h)))
+ifeq ($(CUDA)$(HAVE_CUDA),yes)
+$(error CUDA=yes, but there is no CUDA Toolkit: nvcc in PATH or under CUDA_HOME=$(CUDA_HOME), with include/cublasLt.h)
+endif
+# Whether this machine has an NVIDIA GPU. `make quickstart` asks, because it builds what this machine can run.
+HAVE_GPU = $(or $(wildcard /dev/nvidia0 /proc/driver/nvidia/gpus/*),$(shell nvidia-smi -L 2>/dev/null | grep '^GPU '))
+# As many jobs as cores for a recipe that calls make, unless the user chose -j: its job server then serves all.
+PARALLEL = $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(shell nproc))
 # One architecture for now: the kernels were written for and measured on Hopper.
 NVCC_FLAGS ?= -std=c++17 -O3 -lineinfo -gencode=arch=compute_90a,code=sm_90a -Xcompiler -fPIC,-fvisibility=hidden -I.
 LINK = $(CC) -fopenmp $(CFLAGS) $(LDFLAGS) $(if $(OPENBLAS_DIR),-Wl$(comma)-rpath$(comma)$(OPENBLAS_DIR))
@@ -70,7 +77,7 @@ Q   := $(if $(V),,@)
 C_FILES = $(wildcard src/*.[ch] src/*/*.[ch] io/*.[ch] cuda/*/*.[ch] cuda/*/*.cu cuda/*/*.cuh tests/*.[ch] tests/*/*.[ch] tests/cuda/*.cu tests/cuda/*.cuh)
 
 .PHONY: bundle cuda cuda-c gpu-tests gpu-check gpu-bench all unit math tests fuzz help deps check check-run check-tsan coverage quickstart quickstart-run bench \
-  enwik8 format lint lint-quick lint-shell install clean FORCE
+  enwik8 format lint lint-quick lint-shell install uninstall clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -205,7 +212,11 @@ coverage: ## Which lines the tests run, by room; ONLY=NAME runs the tests whose 
 	  bash tests/run.sh $(ONLY); status=$$?; $(PYTHON) tests/coverage.py '$(BUILD)/coverage' && exit $$status
 quickstart: deps ## Corpus, training on two ranks, evaluation and pictures, within 6 minutes on 2 cores
 	@$(MAKE) --no-print-directory quickstart-run
-quickstart-run: all
+# A CUDA part that was built before stays.
+quickstart-run: private WITH_CUDA = $(if $(CUDA),$(CUDA),$(if $(HAVE_CUDA),$(if $(HAVE_GPU),yes,no),no))
+quickstart-run:
+	@$(if $(HAVE_CUDA),echo "$(if $(filter no,$(WITH_CUDA)),No NVIDIA GPU here: the CUDA part is not built (CUDA=yes builds it).,The CUDA part is built; CUDA=no leaves it out.)")
+	@$(MAKE) --no-print-directory $(PARALLEL) CUDA=$(WITH_CUDA) all
 	@BUILD='$(BUILD)' PYTHON='$(PYTHON)' bash jobs/quickstart.sh
 bench: all ## Tokens per second beside the same model in PyTorch (TORCH_PYTHON=a python with torch)
 	@BUILD='$(BUILD)' bash tests/bench/run.sh
@@ -229,14 +240,11 @@ compile_commands.json: FORCE ## How each C file is compiled, for editors
 	@{ sep='['; for f in $(filter %.c,$(C_FILES)); do \
 	  printf '%s\n{"directory": "$(CURDIR)", "file": "%s", "command": "%s -c %s"}' "$$sep" "$$f" "$$COMPILE" "$$f"; sep=,; \
 	  done; printf '\n]\n'; } >$@
+INSTALL = @PREFIX='$(abspath $(PREFIX))' DESTDIR='$(DESTDIR)' BUILD='$(BUILD)' CUDA='$(if $(HAVE_CUDA),yes,no)' bash jobs/install.sh
 install: all ## Install under PREFIX (DESTDIR is honoured)
-	$(if $(HAVE_CUDA),install -D $(BUILD)/libviaduct_cuda.so $(DESTDIR)$(PREFIX)/lib/libviaduct_cuda.so)
-	install -D $(BUILD)/viaduct $(DESTDIR)$(PREFIX)/bin/viaduct
-	install -d $(DESTDIR)$(PREFIX)/share/viaduct/input $(DESTDIR)$(PREFIX)/share/viaduct/jobs $(DESTDIR)$(PREFIX)/share/viaduct/analysis $(DESTDIR)$(PREFIX)/share/doc/viaduct
-	install -m 644 $(wildcard input/*.nml) $(DESTDIR)$(PREFIX)/share/viaduct/input
-	install $(wildcard jobs/*) $(DESTDIR)$(PREFIX)/share/viaduct/jobs
-	install $(wildcard doc/analysis/*) $(DESTDIR)$(PREFIX)/share/viaduct/analysis
-	install -m 644 README.md LICENSE CHANGELOG.md $(wildcard doc/*.md) $(DESTDIR)$(PREFIX)/share/doc/viaduct
+	$(INSTALL) install
+uninstall: ## Remove what `make install` with the same PREFIX and DESTDIR installed
+	$(INSTALL) uninstall
 clean: ## Remove everything that was built
 	rm -rf $(BUILD)
 

@@ -14,7 +14,7 @@ fail() {
 
 by_hand() {
   fail "$1
-  Fetch $url on a machine with a network, put it at $zip, and run 'make enwik8' again: it will be verified.
+  Fetch $url on a machine with a network, put it at $zip, and run $0 again: it will be verified.
   The bare file enwik8 does as well: set prepare%source to it."
 }
 

@@ -1,0 +1,108 @@
+#!/usr/bin/python3
+"""`make install` into an empty folder: the installed job script trains with the installed program and an installed deck from
+a folder that is no source tree; `make uninstall` leaves what it did not install and nothing else."""
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+
+from whole import BUILD, ENVIRONMENT, SOURCE, finish, report, settings, text, viaduct
+
+MAKE = os.environ.get("MAKE", "make")
+FOLDER = tempfile.mkdtemp(prefix="viaduct-install-")
+
+
+def path(*parts):
+    return os.path.join(FOLDER, *parts)
+
+
+def make(target, prefix, destdir=""):
+    """The program is built already: `-o all` takes it as it is."""
+    words = [MAKE, "-o", "all", "--no-print-directory", target, f"BUILD={BUILD}", f"PREFIX={prefix}", f"DESTDIR={destdir}",
+             "CUDA=no"]
+    return subprocess.run(words, cwd=SOURCE, capture_output=True, text=True, timeout=60)
+
+
+def files(folder):
+    return sorted(os.path.relpath(os.path.join(d, f), folder) for d, _, fs in os.walk(folder) for f in fs)
+
+
+def prepare_corpus():
+    with open(path("text"), "wb") as f:
+        f.write(text(60000))
+    with open(path("prepare.nml"), "w", encoding="utf-8") as f:
+        f.write(f"&data path='{path('data.h5')}' /\n&prepare source='{path('text')}', train=0.9, valid=0.05, test=0.05 /\n")
+    made = viaduct("prepare", path("prepare.nml"))
+    report("a corpus is prepared", made.returncode == 0, made.stderr)
+
+
+def check_job_script(prefix):
+    """From an empty folder, by a deck that only the installation has."""
+    where = path("somewhere")
+    os.mkdir(where)
+    words = settings(data__path=f"'{path('data.h5')}'", run__directory="'run'", run__max_updates=2, model__n_layer=1,
+                     model__d_model=16, model__n_head=2, model__d_inner=16, data__batch_streams=4, data__tokens_per_sample=16,
+                     span__attn_span=32, span__ramp=8, valid__interval=0)
+    script = os.path.join(prefix, "share/viaduct/jobs/mpirun.sh")
+    environment = {k: v for k, v in ENVIRONMENT.items() if k != "VIADUCT"}
+    run = subprocess.run([script, "2", "input/quickstart.nml", *words], cwd=where, env=environment, capture_output=True,
+                         text=True, timeout=120)
+    report("an installed job script trains with the installed program and deck",
+           run.returncode == 0 and os.path.exists(os.path.join(where, "run/checkpoints/last.h5")),
+           f"status {run.returncode}: {run.stdout[-500:]} {run.stderr[-1500:]}")
+
+
+def check_scripts(prefix):
+    """A batch system runs a copy of a script from a folder of its own."""
+    jobs = os.path.join(prefix, "share/viaduct/jobs")
+    installed = set(os.listdir(jobs))
+    report("only scripts that work there are installed", installed >= {"mpirun.sh", "slurm.sh", "pbs.sh"} and
+           not installed & {"quickstart.sh", "bundle.sh", "deps.sh", "install.sh"}, str(sorted(installed)))
+    problems = []
+    for name in sorted(installed):
+        with open(os.path.join(jobs, name), encoding="utf-8") as f:
+            script = f.read()
+        if "$program" in script and not re.search(rf"^prefix='{re.escape(prefix)}'$", script, flags=re.M):
+            problems.append(f"{name}: no line with the prefix")
+    report("installed scripts know their prefix", not problems, str(problems))
+
+
+def check_prefix():
+    prefix = path("made", "by", "install")
+    made = make("install", prefix)
+    report("make install", made.returncode == 0, made.stdout + made.stderr)
+    check_job_script(prefix)
+    check_scripts(prefix)
+    with open(os.path.join(prefix, "share/viaduct/kept"), "w", encoding="utf-8") as f:
+        f.write("not ours\n")
+    again = make("install", prefix)
+    report("make install over an installation", again.returncode == 0, again.stdout + again.stderr)
+    gone = make("uninstall", prefix)
+    report("make uninstall leaves a file that is not its own", gone.returncode == 0 and files(prefix) == ["share/viaduct/kept"],
+           f"{gone.stdout}{gone.stderr}{files(prefix)}")
+    twice = make("uninstall", prefix)
+    report("make uninstall where nothing is installed is an error", twice.returncode != 0 and "Nothing is installed" in twice.stderr,
+           twice.stderr)
+
+
+def check_destdir():
+    """The prefix exists, and folders of its own stay; files lie under DESTDIR alone."""
+    destdir, prefix = path("stage"), "/usr/local"
+    os.makedirs(destdir + prefix + "/bin")
+    made = make("install", prefix, destdir)
+    report("make install with DESTDIR", made.returncode == 0 and os.access(destdir + prefix + "/bin/viaduct", os.X_OK),
+           made.stdout + made.stderr)
+    gone = make("uninstall", prefix, destdir)
+    left = sorted(os.path.relpath(os.path.join(d, x), destdir) for d, ds, fs in os.walk(destdir) for x in ds + fs)
+    report("make uninstall removes the folders that install made", gone.returncode == 0 and
+           left == ["usr", "usr/local", "usr/local/bin"], f"{gone.stdout}{gone.stderr}{left}")
+
+
+try:
+    prepare_corpus()
+    check_prefix()
+    check_destdir()
+finally:
+    shutil.rmtree(FOLDER, ignore_errors=True)
+finish()
