@@ -55,7 +55,7 @@ int vd_checkpoint_put_rows(vd_checkpoint *c, const char *path, int64_t first, in
   if (!part) vd_bug("%s was not made by vd_checkpoint_create()", path);
   vd_rows r;
   vd_h5_lock(c->h5);
-  if (vd_rows_open(&r, c->out.file, path, part->dtype, first, n, err) == VD_OK &&
+  if (vd_rows_open(&r, H5Dopen2(c->out.file, path, H5P_DEFAULT), path, part->dtype, first, n, err) == VD_OK &&
       H5Dwrite(r.id, vd_h5_type(part->dtype), r.memory_space, r.file_space, H5P_DEFAULT, data) < 0)
     vd_h5_fail(err, "cannot write %s", path);
   vd_rows_close(&r);

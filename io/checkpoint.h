@@ -44,7 +44,7 @@ void vd_checkpoint_abandon(vd_checkpoint **c);
 int vd_checkpoint_open(vd_checkpoint **c, vd_h5 *h5, const char *path, bool verify, vd_error *err);
 /* Not collective. Rank and shape of a dataset; VD_FAILED when there is none or its rank is above 4. */
 int vd_checkpoint_shape(vd_checkpoint *c, const char *path, int *rank, hsize_t shape[4], vd_error *err);
-/* Not collective. True when there is a dataset `path`. */
+/* Not collective. True when something is at `path` (which begins with a slash), readable or not. */
 bool vd_checkpoint_has(vd_checkpoint *c, const char *path);
 /* Not collective. Reads a whole dataset into out [shape] after checking that its type is `dtype` and its shape is
  * shape [rank] (the message names both otherwise). */

@@ -24,11 +24,10 @@ struct vd_checkpoint {
 typedef struct vd_rows {
   hid_t id, file_space, memory_space;
 } vd_rows;
-/* Not collective. Under the lock. Opens dataset `path` for rows [first, first + n) of its first dimension: *id, and the
- * selected *file_space and its *memory_space, which the caller closes with vd_rows_close(). dtype must be the file's.
- */
-int vd_rows_open(vd_rows *r, hid_t file, const char *path, enum vd_dtype dtype, int64_t first, int64_t n,
-                 vd_error *err);
+/* Not collective. Under the lock. Selects rows [first, first + n) of the first dimension of the open dataset `id` (or
+ * -1, after an error that *err holds): file_space and memory_space. r owns them and id; the caller ends with
+ * vd_rows_close(), also after an error. dtype must be the file's; `path` is for messages. */
+int vd_rows_open(vd_rows *r, hid_t id, const char *path, enum vd_dtype dtype, int64_t first, int64_t n, vd_error *err);
 /* Not collective. Under the lock. Closes what vd_rows_open() opened, also after its error. */
 void vd_rows_close(vd_rows *r);
 /* Not collective. Under the lock. Opens a dataset, and says clearly when there is none. Negative on error. */

@@ -43,13 +43,11 @@ static int shape_of(hid_t id, const char *path, int *rank, hsize_t shape[4], vd_
   return err->status;
 }
 
-int vd_rows_open(vd_rows *r, hid_t file, const char *path, enum vd_dtype dtype, int64_t first, int64_t n,
-                 vd_error *err) {
-  r->file_space = r->memory_space = -1;
+int vd_rows_open(vd_rows *r, hid_t id, const char *path, enum vd_dtype dtype, int64_t first, int64_t n, vd_error *err) {
+  *r = (vd_rows){.id = id, .file_space = -1, .memory_space = -1};
   int rank;
   hsize_t shape[4], start[4] = {(hsize_t)first};
-  r->id = vd_checkpoint_dataset(file, path, err);
-  if (r->id < 0 || vd_checkpoint_type(r->id, path, dtype, err) || shape_of(r->id, path, &rank, shape, err))
+  if (id < 0 || vd_checkpoint_type(r->id, path, dtype, err) || shape_of(r->id, path, &rank, shape, err))
     return err->status;
   if (rank < 1 || first < 0 || n < 0 || (hsize_t)(first + n) > shape[0])
     return vd_fail(err, VD_FAILED, "%s has %llu rows; there are none from %lld to %lld", path,
@@ -101,13 +99,18 @@ int vd_checkpoint_shape(vd_checkpoint *c, const char *path, int *rank, hsize_t s
   return vd_wrap(err, "%s", c->path);
 }
 
+/* By its links alone: what is there and cannot be read is an error when it is read, and never absent. */
 bool vd_checkpoint_has(vd_checkpoint *c, const char *path) {
-  vd_error none = {0};
+  char part[256];
+  bool has = true;
   vd_h5_lock(c->h5);
-  hid_t id = vd_checkpoint_dataset(c->file, path, &none);
-  if (id >= 0) H5Dclose(id);
+  for (const char *end = path; has && *end;) {
+    end += 1 + strcspn(end + 1, "/");
+    snprintf(part, sizeof part, "%.*s", (int)(end - path), path);
+    has = H5Lexists(c->file, part, H5P_DEFAULT) > 0;
+  }
   vd_h5_unlock(c->h5);
-  return id >= 0;
+  return has;
 }
 
 /* "[64, 8192, 512]", or "a scalar", into text [96]. */
@@ -147,7 +150,7 @@ int vd_checkpoint_get_rows(vd_checkpoint *c, const char *path, enum vd_dtype dty
                            vd_error *err) {
   vd_rows r;
   vd_h5_lock(c->h5);
-  if (vd_rows_open(&r, c->file, path, dtype, first, n, err) == VD_OK &&
+  if (vd_rows_open(&r, vd_checkpoint_dataset(c->file, path, err), path, dtype, first, n, err) == VD_OK &&
       H5Dread(r.id, vd_h5_type(dtype), r.memory_space, r.file_space, H5P_DEFAULT, out) < 0)
     vd_h5_fail(err, "cannot read %s", path);
   vd_rows_close(&r);

@@ -120,7 +120,8 @@ void vd_h5_abandon(vd_h5_out *out);
 int vd_h5_open_dataset(hid_t file, const char *path, hid_t *id, vd_error *err);
 
 /* Not collective. VD_FAILED where an open dataset keeps its data in other files (external storage, a virtual dataset),
- * or in chunks of more than 64 MiB, which HDF5 would allocate whole. `path` is for the message. */
+ * or in chunks of more than 64 MiB, which HDF5 would allocate whole, or where its shape claims values that the file
+ * does not store. `path` is for the message. */
 int vd_h5_check_storage(hid_t dataset, const char *path, vd_error *err);
 
 /* Not collective. Opens a file of Viaduct's read-only and checks its kind and its format version; the caller closes

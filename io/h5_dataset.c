@@ -9,20 +9,57 @@
 
 enum { CHUNK_BYTES = 512 * 1024, SCALE_USERS = 4000 };
 
-int vd_h5_check_storage(hid_t dataset, const char *path, vd_error *err) {
+/* All chunks of the dataset must be stored: a shape alone can claim any size. */
+static int check_chunks(hid_t dataset, hid_t list, size_t element, const char *path, vd_error *err) {
   enum { MOST_CHUNK_BYTES = 64 << 20 };
-  hid_t list = H5Dget_create_plist(dataset), type = H5Dget_type(dataset);
-  if (list < 0 || type < 0) {
+  static const hsize_t MOST_CHUNKS = (hsize_t)1 << 40;
+  hsize_t chunk[H5S_MAX_RANK], shape[H5S_MAX_RANK], bytes = element, wanted = 1, stored = 0;
+  hid_t space = H5Dget_space(dataset);
+  int rank = H5Pget_chunk(list, H5S_MAX_RANK, chunk);
+  if (space < 0 || rank < 1 || H5Sget_simple_extent_dims(space, shape, NULL) != rank) {
     vd_h5_fail(err, "cannot read how %s is stored", path);
-  } else if (H5Pget_layout(list) == H5D_VIRTUAL || H5Pget_external_count(list) != 0) {
-    vd_fail(err, VD_FAILED, "%s keeps its data in another file, which is not read", path);
-  } else if (H5Pget_layout(list) == H5D_CHUNKED) {
-    hsize_t chunk[H5S_MAX_RANK], bytes = H5Tget_size(type);
-    int rank = H5Pget_chunk(list, H5S_MAX_RANK, chunk);
-    for (int i = 0; i < rank && bytes <= MOST_CHUNK_BYTES; i++)
-      bytes = chunk[i] > MOST_CHUNK_BYTES ? MOST_CHUNK_BYTES + 1 : bytes * chunk[i];
-    if (rank < 1 || bytes > MOST_CHUNK_BYTES) vd_fail(err, VD_FAILED, "%s has chunks of more than 64 MiB", path);
+    rank = 0;
   }
+  for (int i = 0; i < rank && err->status == VD_OK; i++) {
+    hsize_t along = shape[i] / chunk[i] + (shape[i] % chunk[i] != 0);
+    if (chunk[i] > MOST_CHUNK_BYTES / bytes) vd_fail(err, VD_FAILED, "%s has chunks of more than 64 MiB", path);
+    bytes *= chunk[i];
+    wanted = along != 0 && wanted > MOST_CHUNKS / along ? MOST_CHUNKS : wanted * along;
+  }
+  if (err->status == VD_OK && H5Dget_num_chunks(dataset, space, &stored) < 0)
+    vd_h5_fail(err, "cannot read how %s is stored", path);
+  if (err->status == VD_OK && stored != wanted)
+    vd_fail(err, VD_FAILED, "%s has a shape of %llu chunks, but the file holds %llu of them", path,
+            (unsigned long long)wanted, (unsigned long long)stored);
+  if (space >= 0) H5Sclose(space);
+  return err->status;
+}
+
+/* The same of a dataset that is stored in one piece. */
+static int check_piece(hid_t dataset, size_t element, const char *path, vd_error *err) {
+  hid_t space = H5Dget_space(dataset);
+  hssize_t n = space < 0 ? -1 : H5Sget_simple_extent_npoints(space);
+  hsize_t stored = H5Dget_storage_size(dataset);
+  if (n < 0)
+    vd_h5_fail(err, "cannot read the shape of %s", path);
+  else if (stored / element < (hsize_t)n)
+    vd_fail(err, VD_FAILED, "%s has a shape of %lld values, but the file holds %llu of them", path, (long long)n,
+            (unsigned long long)(stored / element));
+  if (space >= 0) H5Sclose(space);
+  return err->status;
+}
+
+int vd_h5_check_storage(hid_t dataset, const char *path, vd_error *err) {
+  hid_t list = H5Dget_create_plist(dataset), type = H5Dget_type(dataset);
+  size_t element = type < 0 ? 0 : H5Tget_size(type);
+  if (list < 0 || element == 0)
+    vd_h5_fail(err, "cannot read how %s is stored", path);
+  else if (H5Pget_layout(list) == H5D_VIRTUAL || H5Pget_external_count(list) != 0)
+    vd_fail(err, VD_FAILED, "%s keeps its data in another file, which is not read", path);
+  else if (H5Pget_layout(list) == H5D_CHUNKED)
+    check_chunks(dataset, list, element, path, err);
+  else
+    check_piece(dataset, element, path, err);
   if (type >= 0) H5Tclose(type);
   if (list >= 0) H5Pclose(list);
   return err->status;

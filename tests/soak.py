@@ -26,7 +26,7 @@ SECONDS = float(sys.argv[1]) if len(sys.argv) > 1 else 60.0
 SEED = int(sys.argv[2]) if len(sys.argv) > 2 else 1
 UPDATES = int(os.environ.get("UPDATES") or 1500)
 MARK = f"VIADUCT_SOAK={os.getpid()}-{time.time_ns()}"
-SETTLED = 3.0     # seconds after which a rank has allocated what it needs and has its signal handlers
+SETTLED = 2.0     # seconds of processor time after which a rank has allocated what it needs and has its signal handlers
 GROWTH = 8 << 20  # bytes that rank 0 may grow after that
 whole.VIADUCT = os.path.abspath(os.environ.get("VIADUCT") or whole.VIADUCT)
 
@@ -66,6 +66,12 @@ def resident(pid):
     return 0
 
 
+def used(pid):
+    """Seconds of processor time: what a rank has done by then does not depend on what else the machine does."""
+    fields = read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if len(fields) > 12 else 0.0
+
+
 class Life:
     """One mpirun, from its start to its end."""
 
@@ -79,20 +85,17 @@ class Life:
         self.begin = time.monotonic()
         self.mpirun = subprocess.Popen(command("train", place.deck, *words, ranks=ranks), env=environment,
                                        stdin=subprocess.DEVNULL, stdout=self.output, stderr=self.output)
-        self.first = {}    # pid: the time when it was first seen
-        self.samples = []  # (age of rank 0, resident memory of rank 0)
+        self.samples = []  # (processor time of rank 0, its resident memory)
         self.traces = []   # errors of opening trace.h5
 
     def watch(self, seconds):
         """Samples for so long, or until mpirun ends; whether it still runs."""
         limit = time.monotonic() + seconds
         while self.mpirun.poll() is None and time.monotonic() < limit:
-            now = time.monotonic()
             for pid, rank in processes().items():
-                self.first.setdefault(pid, now)
-                memory = resident(pid) if rank == 0 else 0
+                seconds, memory = (used(pid), resident(pid)) if rank == 0 else (0.0, 0)
                 if memory:
-                    self.samples.append((now - self.first[pid], memory))
+                    self.samples.append((seconds, memory))
             trace = self.place.path(self.run, "trace.h5")
             if os.path.exists(trace):
                 try:
@@ -103,9 +106,8 @@ class Life:
         return self.mpirun.poll() is None
 
     def age(self):
-        """Seconds since the youngest rank was seen first; 0 before there is one."""
-        alive = [self.first.get(pid) for pid, rank in processes().items() if rank >= 0]
-        return time.monotonic() - max(alive) if alive and None not in alive else 0.0
+        """Processor time of the rank that has had the least; 0 before there is one."""
+        return min((used(pid) for pid, rank in processes().items() if rank >= 0), default=0.0)
 
     def end(self, seconds):
         """(exit status or None where it had to be ended, processes that outlived it, output)."""

@@ -188,7 +188,7 @@ def virtual_is_shards():
         expect(symbol[whole].tobytes() == f.read(), "the tokens are not the source")
 
 
-def wait_for(condition, process, seconds=20.0):
+def wait_for(condition, process, seconds=100.0):
     end = time.monotonic() + seconds
     while not condition():
         if process.poll() is not None:
@@ -248,6 +248,12 @@ def whole_checkpoints(folder):
     return newest
 
 
+def newest_of(folder):
+    """The newest update that a checkpoint is named after, or 0."""
+    names = os.listdir(at(folder)) if os.path.isdir(at(folder)) else []
+    return max((int(n[7:-3]) for n in names if re.fullmatch(r"update-\d+\.h5", n)), default=0)
+
+
 def inode(path):
     return os.stat(path).st_ino if os.path.exists(path) else None
 
@@ -259,12 +265,16 @@ def killed_writers():
     arguments = ("--set", "run%directory='killed'", "--set", "checkpoint%interval=5", "--set", "trace%interval=1",
                  "--set", "run%log_interval=1", "--set", "valid%interval=0")
     newest = 0
-    for _ in range(8):
+    for turn in range(8):
         log = inode(at("killed/log.jsonl"))
         run = start_training(*arguments)
         try:
-            wait_for(lambda: inode(at("killed/log.jsonl")) not in (None, log), run)  # it has started, or gone on
-            time.sleep(rng.uniform(0.0, 0.5))
+            wait_for(lambda: inode(at("killed/log.jsonl")) not in (None, log), run)  # it has started, or continued
+            if turn % 2:
+                time.sleep(rng.uniform(0.0, 0.5))
+            else:  # on a busy machine half a second may be too little for any update
+                there = newest_of("killed/checkpoints")
+                wait_for(lambda: newest_of("killed/checkpoints") > there, run)
             expect(run.poll() is None, "the run ended")
         finally:
             kill(run)
@@ -296,7 +306,7 @@ def full_disk():
         wait_for(lambda: os.path.exists(first), run)
         limit = os.path.getsize(first) * 3 // 4
         resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-        message = run.communicate(timeout=20)[1]
+        message = run.communicate(timeout=100)[1]
     finally:
         kill(run)
     newest = whole_checkpoints("full/checkpoints")
@@ -318,7 +328,7 @@ def full_disk_for_trace():
     try:
         wait_for(lambda: rows_so_far("rows/trace.h5") >= 1, run)
         resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
-        message = run.communicate(timeout=20)[1]
+        message = run.communicate(timeout=100)[1]
     finally:
         kill(run)
     expect(run.returncode == 1, f"exit status {run.returncode}: {message}")

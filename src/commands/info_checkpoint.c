@@ -48,9 +48,10 @@ static herr_t visit(hid_t group, const char *name, const H5L_info_t *info, void 
   if (H5Oget_info_by_name(group, name, &what, H5P_DEFAULT) < 0)
     return vd_h5_fail(w->err, "cannot read what %s/%s is", w->group, name), -1;
   if (what.type != H5O_TYPE_DATASET) return 0;
-  hid_t id;
-  if (vd_h5_open_dataset(group, name, &id, w->err)) return vd_wrap(w->err, "%s", w->group), -1;
-  if (H5DSis_scale(id) <= 0) { /* dimensions are no tensors */
+  hid_t id = H5Dopen2(group, name, H5P_DEFAULT);
+  if (id < 0) return vd_h5_fail(w->err, "cannot open %s/%s", w->group, name), -1;
+  /* Dimensions are no tensors, and may have a length without values. */
+  if (H5DSis_scale(id) <= 0 && vd_h5_check_storage(id, name, w->err) == VD_OK) {
     char shape[96];
     int64_t n = vd_info_shape(id, shape);
     hid_t type = H5Dget_type(id);
@@ -63,6 +64,7 @@ static herr_t visit(hid_t group, const char *name, const H5L_info_t *info, void 
     H5Tclose(type);
   }
   H5Dclose(id);
+  if (w->err->status) vd_wrap(w->err, "%s", w->group);
   return w->err->status ? -1 : 0;
 }
 
