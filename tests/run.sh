@@ -70,7 +70,9 @@ run() {
   { # one write, so that the lines of parallel tests do not mix
     printf '%-5s %7s s  %-36s %s passed, %s failed' "$word" "$seconds" "$name" "$p" "$f"
     [ "$s" = 0 ] && echo || echo ", $s skipped"
-    [ "$f" = 0 ] || { tail -n 40 "$log" | sed 's/^/      | /'; echo "      | exit status $status; all of it: $log"; }
+    # What failed first: whoever keeps only the first lines of a long log must see it.
+    [ "$f" = 0 ] || { { grep -aE '^(not ok|\[  FAILED)' "$log" | head -n 20; echo ...; tail -n 30 "$log"; } | cut -c -2000 | sed 's/^/      | /'
+      echo "      | exit status $status; all of it: $log"; }
   } >"$log.line"
   cat "$log.line"
   [ "$f" = 0 ]
