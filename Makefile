@@ -1,6 +1,6 @@
 # Viaduct. `make help` lists the targets. Everything that is built lies under BUILD.
 #
-# On a cluster with modules:  make CC=mpicc PKGS="hdf5 openblas libarchive zlib nettle jansson" ARCH=x86-64-v3
+# On a cluster with modules:  make CC=mpicc HDF5_ROOT=/its/folder ARCH=x86-64-v3  (doc/GUIDE.md, "Clusters' modules")
 ifeq ($(origin CC),default)
 CC := gcc
 endif
@@ -21,13 +21,23 @@ DEBIAN_PACKAGES := gcc make pkgconf libhdf5-openmpi-dev hdf5-tools libopenmpi-de
   libomp-14-dev libclang-rt-14-dev libfuzzer-14-dev shellcheck
 
 # Debian lets several OpenBLAS live side by side. Ours shares its threads with the program: the OpenMP one, by its path.
-OPENBLAS_DIR := $(firstword $(wildcard /usr/lib/*/openblas-openmp))
-PKG_CONFIG   := $(if $(OPENBLAS_DIR),PKG_CONFIG_PATH=$(OPENBLAS_DIR)/pkgconfig:$$PKG_CONFIG_PATH )pkg-config
+OPENBLAS_OPENMP := $(if $(OPENBLAS_ROOT),,$(firstword $(wildcard /usr/lib/*/openblas-openmp)))
+PKG_CONFIG := $(if $(OPENBLAS_OPENMP),PKG_CONFIG_PATH=$(OPENBLAS_OPENMP)/pkgconfig:$$PKG_CONFIG_PATH )pkg-config
 HDF5 := $(shell for p in hdf5-openmpi hdf5-serial hdf5; do pkg-config --exists $$p 2>/dev/null && echo $$p && break; done)
 PKGS ?= $(or $(HDF5),hdf5) mpi openblas libarchive zlib nettle jansson
-PKGS_MISSING := $(shell for p in $(PKGS); do $(PKG_CONFIG) --exists $$p 2>/dev/null || echo $$p; done)
-PKGS_CFLAGS  := $(patsubst -I%,-isystem %,$(shell $(PKG_CONFIG) --cflags $(PKGS) 2>/dev/null))
-PKGS_LIBS    := $(shell $(PKG_CONFIG) --libs $(PKGS) 2>/dev/null)
+# A folder that the user names goes before what pkg-config knows: HDF5_ROOT, MPI_ROOT, ...
+ROOTS := HDF5 MPI OPENBLAS LIBARCHIVE ZLIB NETTLE JANSSON RANDOM123
+PKGS_ROOTED := $(filter $(foreach r,$(ROOTS),$(if $($(r)_ROOT),$(shell echo $(r) | tr A-Z a-z)%)),$(PKGS))
+PKGS_KNOWN  := $(shell for p in $(filter-out $(PKGS_ROOTED),$(PKGS)); do $(PKG_CONFIG) --exists $$p 2>/dev/null && echo $$p; done)
+PKGS_CFLAGS := $(patsubst -I%,-isystem %,$(if $(PKGS_KNOWN),$(shell $(PKG_CONFIG) --cflags $(PKGS_KNOWN))))
+PKGS_LIBS   := $(if $(PKGS_KNOWN),$(shell $(PKG_CONFIG) --libs $(PKGS_KNOWN)))
+# The others are looked for by hand. Random123 is headers alone and has no .pc file.
+PKGS_OTHER := $(filter-out $(PKGS_KNOWN),$(PKGS)) $(if $(RANDOM123_ROOT),random123,$(if $(wildcard /usr/include/Random123/philox.h),,random123))
+FIND_LIBRARIES = $(foreach r,$(ROOTS),$(if $($(r)_ROOT),$(r)_ROOT='$($(r)_ROOT)')) CC='$(CC)' CFLAGS='$(PKGS_CFLAGS) $(CFLAGS)' sh jobs/find_libraries.sh
+PKGS_FOUND := $(if $(strip $(PKGS_OTHER)),$(shell $(FIND_LIBRARIES) $(PKGS_OTHER)))
+PKGS_MISSING := $(patsubst M%,%,$(filter M%,$(PKGS_FOUND)))
+PKGS_CFLAGS += $(patsubst C-I%,-isystem %,$(filter C%,$(PKGS_FOUND)))
+PKGS_LIBS += $(patsubst L%,%,$(filter L%,$(PKGS_FOUND)))
 
 # No -ffast-math: non-finite values must be seen. Contraction to fused multiply-adds is named because -std=c11 turns it
 # off. The release leaves out the checks that values agree on all ranks (NDEBUG); OPT="-O1" keeps them.
@@ -52,7 +62,7 @@ HAVE_GPU = $(or $(wildcard /dev/nvidia0 /proc/driver/nvidia/gpus/*),$(shell nvid
 PARALLEL = $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(shell nproc))
 # One architecture for now: the kernels were written for and measured on Hopper.
 NVCC_FLAGS ?= -std=c++17 -O3 -lineinfo -gencode=arch=compute_90a,code=sm_90a -Xcompiler -fPIC,-fvisibility=hidden -I.
-LINK = $(CC) -fopenmp $(CFLAGS) $(LDFLAGS) $(if $(OPENBLAS_DIR),-Wl$(comma)-rpath$(comma)$(OPENBLAS_DIR))
+LINK = $(CC) -fopenmp $(CFLAGS) $(LDFLAGS) $(if $(OPENBLAS_OPENMP),-Wl$(comma)-rpath$(comma)$(OPENBLAS_OPENMP))
 # Objects before archives, in whichever order the rules named them.
 LINKED = $(filter %.o,$^) $(filter %.a,$^)
 LIBS := -lhdf5_hl $(PKGS_LIBS) -lm -lpthread -ldl
@@ -184,7 +194,7 @@ $(foreach s,$(FUZZ_SRC),$(eval $(BUILD)/tests/$(basename $(notdir $s)): $(BUILD)
 
 # Files that change only when what they hold does, so that what depends on them is remade only then.
 $(BUILD)/flags: FORCE
-	@$(if $(PKGS_MISSING),echo "pkg-config does not find: $(PKGS_MISSING). Try 'make deps'." >&2; exit 1)
+	@$(if $(PKGS_MISSING),$(FIND_LIBRARIES) --explain $(PKGS_MISSING); echo "'make deps' installs all packages on Debian." >&2; exit 1)
 	@mkdir -p $(@D)
 	@printf '%s\n' '$(CC) $(ALL_CFLAGS)' | cmp -s - $@ || printf '%s\n' '$(CC) $(ALL_CFLAGS)' >$@
 $(BUILD)/version: FORCE

@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 root=${DESTDIR:-}$PREFIX
 list=$PREFIX/share/viaduct/installed
 # These work in a source tree only.
-source_tree_only=' quickstart.sh bundle.sh deps.sh install.sh '
+source_tree_only=' quickstart.sh bundle.sh deps.sh install.sh find_libraries.sh '
 files=() folders=()
 
 fail() {

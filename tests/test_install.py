@@ -58,7 +58,7 @@ def check_scripts(prefix):
     jobs = os.path.join(prefix, "share/viaduct/jobs")
     installed = set(os.listdir(jobs))
     report("only scripts that work there are installed", installed >= {"mpirun.sh", "slurm.sh", "pbs.sh"} and
-           not installed & {"quickstart.sh", "bundle.sh", "deps.sh", "install.sh"}, str(sorted(installed)))
+           not installed & {"quickstart.sh", "bundle.sh", "deps.sh", "install.sh", "find_libraries.sh"}, str(sorted(installed)))
     problems = []
     for name in sorted(installed):
         with open(os.path.join(jobs, name), encoding="utf-8") as f:

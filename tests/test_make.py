@@ -1,5 +1,7 @@
 #!/usr/bin/python3
-"""What the Makefile decides: what the quickstart builds on machines with and without a GPU."""
+"""What the Makefile decides: what the quickstart builds on machines with and without a GPU; where it finds libraries that
+pkg-config does not know."""
+import glob
 import os
 import shutil
 import subprocess
@@ -69,8 +71,62 @@ def check_quickstart():
     report("CUDA=yes without a Toolkit is an error", run.returncode != 0 and "no CUDA Toolkit" in run.stderr, run.stderr)
 
 
+# A program that uses every library, with its headers.
+PROBE = """#include <Random123/philox.h>
+#include <archive.h>
+#include <cblas.h>
+#include <hdf5_hl.h>
+#include <jansson.h>
+#include <mpi.h>
+#include <nettle/md5.h>
+#include <zlib.h>
+int main(void) {
+  float x[4] = {1, 2, 3, 4};
+  struct md5_ctx md5;
+  md5_init(&md5);
+  return H5open() + H5LTfind_dataset(0, "") + MPI_Finalize() + archive_version_number() + zlibVersion()[0] +
+         (cblas_sdot(4, x, 1, x, 1) > 0) + (json_object() != NULL);
+}
+"""
+PRINT = "print-flags: ; @echo 'CFLAGS $(PKGS_CFLAGS)'; echo 'LIBS $(LIBS)'; echo 'MISSING $(PKGS_MISSING)'\n"
+
+
+def libraries(*words):
+    """(flags of the compiler, of the linker, missing packages) without any .pc file."""
+    os.makedirs(path("no_pc_files"), exist_ok=True)
+    with open(path("print.mk"), "w", encoding="utf-8") as f:
+        f.write(f"include {SOURCE}/Makefile\n{PRINT}")
+    run = make("-f", path("print.mk"), "print-flags", *words, PKG_CONFIG_PATH="", PKG_CONFIG_LIBDIR=path("no_pc_files"))
+    lines = dict((line.split(" ", 1) + [""])[:2] for line in run.stdout.splitlines())
+    return [lines.get(key, f"status {run.returncode}: {run.stderr}").split() for key in ("CFLAGS", "LIBS", "MISSING")]
+
+
+def check_links(name, *words, compiler="gcc"):
+    cflags, libs, missing = libraries(*words)
+    with open(path("probe.c"), "w", encoding="utf-8") as f:
+        f.write(PROBE)
+    made = subprocess.run([compiler, *cflags, path("probe.c"), "-o", path("probe"), *libs], capture_output=True, text=True, timeout=60)
+    report(name, made.returncode == 0 and not missing, f"{cflags} {libs} {missing}: {made.stderr[-800:]}")
+
+
+def check_libraries():
+    wrapper = "mpicc" if shutil.which("mpicc") else "gcc"
+    check_links("without .pc files the wrappers h5pcc and mpicc give the flags", "OPENBLAS_OPENMP=")
+    root = max(glob.glob("/usr/lib/*/hdf5/openmpi"), default="/usr")
+    check_links("HDF5_ROOT names HDF5, and CC=mpicc needs no flags of MPI", f"HDF5_ROOT={root}", f"CC={wrapper}", compiler=wrapper)
+    cflags, libs, _ = libraries(f"HDF5_ROOT={root}", f"CC={wrapper}")
+    report("the flags are those of HDF5_ROOT", f"-L{root}/lib" in libs and not any("openmpi/include/openmpi" in x for x in cflags),
+           f"{cflags} {libs}")
+    run = make(path("build/flags"), "JANSSON_ROOT=/nowhere", "CC=gcc")
+    report("a folder without the library is named", run.returncode != 0 and "JANSSON_ROOT=/nowhere" in run.stderr, run.stderr)
+    run = make(path("build/flags"), "PKGS=no_such_package zlib", "CC=gcc")
+    report("a missing package is named", run.returncode != 0 and "no_such_package is missing" in run.stderr and
+           "zlib is missing" not in run.stderr, run.stderr)
+
+
 try:
     check_quickstart()
+    check_libraries()
 finally:
     shutil.rmtree(FOLDER, ignore_errors=True)
 finish()
