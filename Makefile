@@ -19,6 +19,8 @@ DEBIAN_PACKAGES := gcc make pkgconf libhdf5-openmpi-dev hdf5-tools libopenmpi-de
   libarchive-dev zlib1g-dev librandom123-dev libjansson-dev nettle-dev zip xz-utils git python3 python3-h5py python3-matplotlib \
   python3-xarray python3-netcdf4 python3-h5netcdf libcmocka-dev gfortran clang clang-format clang-tidy \
   libomp-14-dev libclang-rt-14-dev libfuzzer-14-dev shellcheck
+# What `make check-slurm` needs besides. srun --mpi=pmix loads libpmix.so, which only the -dev package has.
+SLURM_PACKAGES := slurm-wlm slurm-wlm-basic-plugins munge libpmix-dev
 
 # Debian lets several OpenBLAS live side by side. Ours shares its threads with the program: the OpenMP one, by its path.
 OPENBLAS_OPENMP := $(if $(OPENBLAS_ROOT),,$(firstword $(wildcard /usr/lib/*/openblas-openmp)))
@@ -86,7 +88,7 @@ SAY := $(if $(V),@:,@printf '  %-5s %s\n')
 Q   := $(if $(V),,@)
 C_FILES = $(wildcard src/*.[ch] src/*/*.[ch] io/*.[ch] cuda/*/*.[ch] cuda/*/*.cu cuda/*/*.cuh tests/*.[ch] tests/*/*.[ch] tests/cuda/*.cu tests/cuda/*.cuh)
 
-.PHONY: bundle cuda cuda-c gpu-tests gpu-check gpu-bench all unit math tests fuzz help deps check check-run check-tsan coverage quickstart quickstart-run bench \
+.PHONY: bundle cuda cuda-c gpu-tests gpu-check gpu-bench all unit math tests fuzz help deps check check-run check-slurm check-tsan coverage quickstart quickstart-run bench \
   enwik8 format lint lint-quick lint-shell install uninstall clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
@@ -209,6 +211,11 @@ check: deps ## Every test; ends with 'N passed, N failed'
 # MAKE_COMMAND: a line that names MAKE itself runs even under `make -n`.
 check-run:
 	@BUILD='$(BUILD)' PYTHON='$(PYTHON)' CC='$(CC)' MAKE='$(MAKE_COMMAND)' bash tests/run.sh $(ONLY)
+# Not part of `make check`: it takes some minutes of waiting, and installs Slurm.
+check-slurm: ## Job scripts under a Slurm of the test's own, two nodes on this machine (needs root); ONLY=NAME as above
+	@[ "$(DEPS)" = no ] || DEBIAN_PACKAGES="$(DEBIAN_PACKAGES) $(SLURM_PACKAGES)" sh jobs/deps.sh
+	@$(MAKE) --no-print-directory '$(BUILD)/viaduct'
+	@BUILD='$(BUILD)' $(PYTHON) tests/slurm/check_slurm.py $(ONLY)
 # What runs on threads of its own, under ThreadSanitizer, in a build folder of its own. Libraries are not built with it.
 TSAN := $(addprefix $(BUILD)/tsan/tests/test_,thread watchdog task_queue reader)
 check-tsan: ## ThreadSanitizer: the tests of threads, watchdog, task queue and reader (clang)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A training run on this machine alone, or over a host file: jobs/mpirun.sh RANKS DECK [--set GROUP%NAME=VALUE]...
 # The cores are divided among the ranks. HOSTFILE names the machines if there are several. Ctrl-C stops the run;
-# `kill -USR1` to this script makes it write a checkpoint first (exit status 75). The same command resumes the run.
+# `kill -USR1` or -TERM to this script makes it write a checkpoint first (exit status 75). The same command resumes the run.
 set -u
 ranks=${1:?usage: jobs/mpirun.sh RANKS DECK [--set GROUP%NAME=VALUE]...}
 deck=${2:?usage: jobs/mpirun.sh RANKS DECK [--set GROUP%NAME=VALUE]...}
@@ -20,10 +20,18 @@ options=(--oversubscribe --bind-to none)
 threads=$(($(nproc) / ranks))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
 
-mpirun "${options[@]}" -n "$ranks" -x OMP_NUM_THREADS "${VIADUCT:-$program}" train "$deck" "$@" &
+program=${VIADUCT:-$program}
+mpirun "${options[@]}" -n "$ranks" -x OMP_NUM_THREADS "$program" train "$deck" "$@" &
 run=$!
-trap 'kill -USR1 $run' USR1
-trap 'kill -TERM $run' TERM
+# One rank is enough, because all ranks stop together. mpirun's children on this node are ranks; without one the signal goes
+# to mpirun, which forwards it.
+# shellcheck disable=SC2317 # the trap calls it
+stop() {
+  local rank
+  rank=$(pgrep -P "$run" -x "$(basename "$program" | cut -c1-15)" | head -n 1)
+  kill -USR1 "${rank:-$run}"
+}
+trap stop USR1 TERM
 status=0
 while kill -0 $run 2>/dev/null; do # wait returns on each signal
   wait $run

@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
-# A training run under PBS.  qsub -v DECK=input/enwik8_adaptive_span.nml jobs/pbs.sh
-# PBS sends TERM before the limit; this script sends USR1 to mpirun, and Viaduct writes a checkpoint and exits with status
+# A training run under PBS.
+#   qsub -v DECK=input/enwik8_adaptive_span.nml jobs/pbs.sh
+#   SET='run%seed=2 run%directory=runs/two' DECK=input/enwik8_adaptive_span.nml qsub -v DECK,SET jobs/pbs.sh
+# SET holds GROUP%NAME=VALUE words, each for a --set, with blanks between them and none within.
+# PBS sends TERM before the limit; this script sends USR1 to a rank, and Viaduct writes a checkpoint and exits with status
 # 75. This script then submits itself again, and the new job resumes the run.
 #PBS -N viaduct
 #PBS -l select=2:ncpus=16:mpiprocs=2:ompthreads=8
@@ -17,12 +20,24 @@ here=$(cd "$(dirname "$0")" && pwd)
 program=build/viaduct
 [ -z "$prefix" ] || program=$prefix/bin/viaduct
 [ -e "$deck" ] || [ ! -e "$prefix/share/viaduct/$deck" ] || deck=$prefix/share/viaduct/$deck
+command=(train "$deck")
+read -r -a words <<<"${SET:-}"
+for word in ${words[@]+"${words[@]}"}; do command+=(--set "$word"); done
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8} OMP_PLACES=cores OMP_PROC_BIND=close
 
-# mpirun kills its ranks some seconds after a TERM, perhaps during a checkpoint; it forwards USR1 and does nothing else.
-mpirun --map-by ppr:2:node:PE="$OMP_NUM_THREADS" -x OMP_NUM_THREADS "${VIADUCT:-$program}" train "$deck" &
+program=${VIADUCT:-$program}
+mpirun --map-by ppr:2:node:PE="$OMP_NUM_THREADS" -x OMP_NUM_THREADS "$program" "${command[@]}" &
 step=$!
-trap 'kill -USR1 $step' TERM USR1
+# One rank is enough, because all ranks stop together. mpirun's children on this node are ranks; without one the signal goes
+# to mpirun, which forwards it.
+# shellcheck disable=SC2317 # the trap calls it
+stop() {
+  local rank
+  rank=$(pgrep -P "$step" -x "$(basename "$program" | cut -c1-15)" | head -n 1)
+  kill -USR1 "${rank:-$step}"
+}
+# As USR1, because mpirun kills its ranks some seconds after a TERM, perhaps during a checkpoint.
+trap stop TERM USR1
 status=0
 while kill -0 $step 2>/dev/null; do # wait returns on each signal
   wait $step
@@ -34,5 +49,5 @@ if [ $status -gt 128 ]; then
   last=$?
   [ $last = 127 ] || status=$last
 fi
-[ $status != 75 ] || qsub -v DECK="$deck" "${prefix:+$prefix/share/viaduct/}jobs/pbs.sh"
+[ $status != 75 ] || DECK=$deck SET=${SET:-} qsub -v DECK,SET "${prefix:+$prefix/share/viaduct/}jobs/pbs.sh"
 exit $status

@@ -1,0 +1,100 @@
+#!/usr/bin/python3
+"""jobs/mpirun.sh and jobs/pbs.sh: the --set words reach the ranks, a signal to the script ends a run with a checkpoint and 75,
+whether mpirun forwards it or not, and PBS gets the same job again. Slurm's scripts: tests/slurm/."""
+import os
+import signal
+import stat
+import subprocess
+import time
+
+from whole import ENVIRONMENT, SOURCE, VIADUCT, Place, finish, report, settings
+
+ENDLESS = 10 ** 6
+
+
+def script(name, text):
+    """An executable in a folder that PATH begins with."""
+    os.makedirs(place.path("bin"), exist_ok=True)
+    path = place.path("bin", name)
+    with open(path, "w", encoding="utf-8") as f:
+        f.write("#!/bin/sh\n" + text)
+    os.chmod(path, os.stat(path).st_mode | stat.S_IXUSR)
+    return path
+
+
+def environment(**more):
+    return dict(ENVIRONMENT, PATH=place.path("bin") + ":" + os.environ["PATH"], **more)
+
+
+def read(*parts):
+    try:
+        with open(place.path(*parts), encoding="utf-8") as f:
+            return f.read().split("\n")[:-1]
+    except OSError:
+        return []
+
+
+def endless(run):
+    return {"run__directory": place.path(run), "run__max_updates": ENDLESS, "valid__interval": 0, "checkpoint__interval": ENDLESS}
+
+
+def signalled(case, run, words, number, **more):
+    """A signal to the script, once the run has a few updates."""
+    words = [os.path.join(SOURCE, "jobs", words[0]), *words[1:]]
+    with subprocess.Popen(words, env=environment(**more), cwd=place.folder, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True) as job:
+        limit = time.monotonic() + 60
+        while place.lines(run) < 3 and job.poll() is None and time.monotonic() < limit:
+            time.sleep(0.02)
+        job.send_signal(number)
+        try:
+            said = job.communicate(timeout=60)[0]
+        except subprocess.TimeoutExpired:
+            job.kill()
+            said = "it did not end"
+    there = os.path.exists(place.path(run, "checkpoints", "last.h5"))
+    report(case + ": a checkpoint and 75", job.returncode == 75 and there, f"status {job.returncode}, checkpoint {there}: {said}")
+
+
+def mpirun_script():
+    # A program that begins as a script of another name, as a bundle's does.
+    script("another-name-of-the-program", f'exec "{VIADUCT}" "$@"\n')
+    for i, (case, name, more) in enumerate((
+            ("USR1 to mpirun.sh", "USR1", {}),
+            ("TERM to mpirun.sh", "TERM", {}),
+            # The signal would end such an mpirun.
+            ("USR1 to mpirun.sh, and mpirun forwards nothing", "USR1", {"OMPI_MCA_ess_base_forward_signals": "none"}),
+            ("USR1 to mpirun.sh, and the program is begun by a script", "USR1",
+             {"VIADUCT": place.path("bin", "another-name-of-the-program")}))):
+        words = ["mpirun.sh", "2", place.deck, *settings(**endless(f"run-{i}"))]
+        signalled(case, f"run-{i}", words, getattr(signal, "SIG" + name), **{"VIADUCT": VIADUCT, **more})
+
+
+def pbs_script():
+    """The first job ends with 75; qsub records what it gets."""
+    script("qsub", f'printf "%s\\n" "$DECK" "$SET" "$@" >"{place.path("qsub")}"\n')
+    program = script("recorder", f'printf "%s\\n" "$@" >"{place.folder}/rank-$OMPI_COMM_WORLD_RANK"\nexit $STATUS\n')
+    pbs = os.path.join(SOURCE, "jobs", "pbs.sh")
+    words = "run%seed=2 optimizer%lr=0.05 run%title='*'"
+    for status in (75, 0):
+        job = subprocess.run([pbs], env=environment(VIADUCT=program, DECK="some.nml", SET=words, OMP_NUM_THREADS="1", STATUS=str(status)),
+                             cwd=place.folder, capture_output=True, text=True, timeout=60)
+        wanted = ["train", "some.nml"] + [x for w in words.split() for x in ("--set", w)]
+        report(f"pbs.sh: ranks get deck and --set words, status {status}",
+               job.returncode == status and read("rank-0") == read("rank-1") == wanted, f"{job} {read('rank-0')}")
+        again = read("qsub")
+        report(f"pbs.sh: status {status}, " + ("and the same job is submitted" if status else "and nothing is submitted"),
+               again == (["some.nml", words, "-v", "DECK,SET", "jobs/pbs.sh"] if status else []), str(again))
+        if again:
+            os.remove(place.path("qsub"))
+    signalled("TERM to pbs.sh", "run-pbs", ["pbs.sh"], signal.SIGTERM, VIADUCT=VIADUCT, DECK=place.deck, OMP_NUM_THREADS="1",
+              SET=" ".join(settings(**endless("run-pbs"))[1::2]))
+
+
+place = Place()
+try:
+    mpirun_script()
+    pbs_script()
+finally:
+    place.remove()
+finish()
