@@ -54,6 +54,7 @@ put_all() {
   for file in input/*.nml; do put 644 "$file" share/viaduct/input; done
   for file in doc/analysis/*.py; do put 755 "$file" share/viaduct/analysis; done
   for file in README.md LICENSE CHANGELOG.md doc/*.md; do put 644 "$file" share/doc/viaduct; done
+  put 644 jobs/modulefiles/viaduct share/viaduct/modulefiles
   for file in jobs/*.sh; do
     [[ $source_tree_only != *" $(basename "$file") "* ]] || continue
     put 755 "$file" share/viaduct/jobs

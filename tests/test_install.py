@@ -68,12 +68,45 @@ def check_scripts(prefix):
     report("installed scripts know their prefix", not problems, str(problems))
 
 
+def check_module(prefix):
+    """The installed module file, read by Tcl with the commands that it uses of Environment Modules."""
+    if not shutil.which("tclsh"):
+        print("ok the module file names the prefix # SKIP no tclsh")
+        return
+    module = os.path.join(prefix, "share/viaduct/modulefiles/viaduct")
+    with open(path("load.tcl"), "w", encoding="utf-8") as f:
+        f.write("proc module-whatis {args} {}\nproc conflict {args} {}\nproc setenv {name value} { puts \"$name=$value\" }\n"
+                "proc prepend-path {name value} { puts \"$name+=$value\" }\n"
+                f"set ModulesCurrentModulefile {{{module}}}\nsource $ModulesCurrentModulefile\n")
+    run = subprocess.run(["tclsh", path("load.tcl")], capture_output=True, text=True, timeout=30)
+    named = dict(re.findall(r"^(\w+)\+?=(.*)$", run.stdout, flags=re.M))
+    report("the module file names the prefix", named.get("PATH") == prefix + "/bin" and
+           all(os.path.exists(named.get(x, "?")) for x in ("VIADUCT", "VIADUCT_DECKS", "VIADUCT_JOBS")), run.stdout + run.stderr)
+
+
+def check_recipes():
+    """As far as can be without Spack and GitHub: the recipe is Python, the workflow is YAML that runs .ci/run."""
+    with open(os.path.join(SOURCE, "jobs/spack/package.py"), encoding="utf-8") as f:
+        recipe = compile(f.read(), "package.py", "exec")
+    report("the Spack recipe has one package", "Viaduct" in recipe.co_names)
+    try:
+        import yaml
+    except ImportError:
+        print("ok the workflow runs .ci/run # SKIP no PyYAML")
+        return
+    with open(os.path.join(SOURCE, ".github/workflows/check.yml"), encoding="utf-8") as f:
+        job = yaml.safe_load(f)["jobs"]["check"]
+    report("the workflow runs .ci/run", job["container"] == "debian:12" and ".ci/run" in [s.get("run") for s in job["steps"]] and
+           os.access(os.path.join(SOURCE, ".ci/run"), os.X_OK), str(job))
+
+
 def check_prefix():
     prefix = path("made", "by", "install")
     made = make("install", prefix)
     report("make install", made.returncode == 0, made.stdout + made.stderr)
     check_job_script(prefix)
     check_scripts(prefix)
+    check_module(prefix)
     with open(os.path.join(prefix, "share/viaduct/kept"), "w", encoding="utf-8") as f:
         f.write("not ours\n")
     again = make("install", prefix)
@@ -103,6 +136,7 @@ try:
     prepare_corpus()
     check_prefix()
     check_destdir()
+    check_recipes()
 finally:
     shutil.rmtree(FOLDER, ignore_errors=True)
 finish()
