@@ -12,7 +12,7 @@
 #define VD_CUDA_ATTENTION_H
 
 #include "src/base/choices.h"
-#include "src/base/random.h"
+#include "src/base/rng.h"
 #include "src/ops/cuda_limits.h"
 
 #include <cuda_runtime_api.h>

@@ -8,7 +8,8 @@
  * Shared memory: k and v; one or two stages of q, dout, lse and delta; a ring of stages + 1 blocks of 64 position
  * keys; their bias scores. Barriers: __syncthreads() once for each query tile, when its cp.async copies have landed.
  *
- * Bound: instruction issue. */
+ * Bound: instruction issue. Whether all pairs are seen, and dropout, are decided at run time, after the products, so
+ * that these exist once: they are nearly all of the code and of the time that it takes to compile. */
 #include "cuda/attention/bwd_common.cuh"
 
 namespace {
@@ -37,7 +38,7 @@ VD_DEV void dkv_scores(const dkv_warp<T, D> &w, const T *q, int query, const T *
                        int row0, int row1, float s[2][4]) {
   float block0[2][4], block1[2][4], position[2][4];
   vd_clear(s), init_position_rows<REL>(block0, bias_scores + row0), init_position_rows<REL>(block1, bias_scores + row1);
-#pragma unroll
+#pragma unroll(vd_left_rows <T, D, vd_backward_layout <T, D>::hold_key>::unroll)
   for (int i = 0; i < D / 16; i++) {
     vd_frag_a<T> x;
     vd_frag_b<T> b[2];
@@ -58,36 +59,49 @@ VD_DEV void dkv_scores(const dkv_warp<T, D> &w, const T *q, int query, const T *
 VD_DEV void dropout_by_key(const vd_cuda_attention &a, const vd_dropout_draws &drop, int i0, int kappa0,
                            unsigned dropout_mask[2]) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-  philox4x32_ctr_t words = vd_dropout_words(a, drop, i0, kappa0);
+  vd_philox_words words = vd_dropout_words(a, drop, i0, kappa0);
   unsigned bits = 0;
 #pragma unroll
-  for (int i = 0; i < 8; i++) bits |= (vd_dropout_half(words, i) >= drop.threshold ? 1U : 0U) << i;
+  for (int i = 0; i < 8; i++) bits |= (vd_dropout_bits(words, i) >= drop.threshold ? 1U : 0U) << i;
   dropout_mask[0] = __shfl_sync(0xffffffffU, bits, 8 * t + (g >> 1)) >> (g & 1);
   dropout_mask[1] = __shfl_sync(0xffffffffU, bits, 8 * t + 4 + (g >> 1)) >> (g & 1);
 }
 
+/* Scores s of 16 keys and 16 queries become the weights that multiply values, gradients of weights ds become gradients
+ * of scores. FULL: all pairs are seen with mask 1. rows: lse of the queries; delta follows after 64. */
+template <bool FULL, bool REL>
+VD_DEV void score_gradients(const vd_cuda_attention &a, const vd_band &band, float scale, const float *rows,
+                            const unsigned dropout_mask[2], int x0, float factor, float s[2][4], float ds[2][4]) {
+  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+  float unused = 0;
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    int jn = i >> 2, e = i & 3, column = 8 * jn + 2 * t + (e & 1), x = x0 + column - g - 8 * (e >> 1);
+    bool keep = dropout_mask[e & 1] >> (2 * (e >> 1) + 4 * jn) & 1;
+    float dp = keep ? ds[jn][e] * scale : 0, weight;
+    float score = s[jn][e] * factor - rows[column] * 1.44269504088896341f;
+    /* Keys that do not exist have result rows of their own, which are not written. */
+    ds[jn][e] = vd_score_gradient<FULL, REL>(band, a.trimmed, x, band.oldest, score, dp, rows[VD_TILE + column],
+                                             &weight, &unused);
+    s[jn][e] = keep ? weight : 0;
+  }
+}
+
 /* One 16 x 16 sub-tile: this warp's keys from kappa0 on, queries from i0 on, which are rows `query`.. of the tiles.
  * rows: lse and delta of the tile's 64 queries. */
-template <typename T, int D, bool FULL, bool DROP, bool REL>
+template <typename T, int D, bool REL>
 VD_DEV void dkv_tile(const vd_cuda_attention &a, const vd_band &band, const vd_dropout_draws &drop, dkv_warp<T, D> &w,
                      const T *q, const T *dout, const T *table, const float *bias_scores, const float *rows, int query,
                      int row0, int row1, int i0, int kappa0, float factor) {
-  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-  float s[2][4], ds[2][4], unused = 0;
+  float s[2][4], ds[2][4];
   unsigned dropout_mask[2] = {0xff, 0xff};
   dkv_scores<T, D, REL>(w, q, query, table, bias_scores, row0, row1, s);
   vd_dots<T, D>(ds, w.v, dout, query);
-  if constexpr (DROP) dropout_by_key(a, drop, i0, kappa0, dropout_mask);
-#pragma unroll
-  for (int i = 0; i < 8; i++) {
-    int jn = i >> 2, e = i & 3, column = 8 * jn + 2 * t + (e & 1), x = i0 + column - kappa0 - g - 8 * (e >> 1);
-    bool keep = dropout_mask[e & 1] >> (2 * (e >> 1) + 4 * jn) & 1;
-    float dp = keep ? ds[jn][e] * drop.scale : 0, weight;
-    float score = s[jn][e] * factor - rows[query + column] * 1.44269504088896341f;
-    /* Keys that do not exist have result rows of their own, which are not written. */
-    ds[jn][e] = vd_score_gradient<FULL, REL>(band, a.trimmed, x, band.oldest, score, dp, rows[VD_TILE + query + column],
-                                             &weight, &unused);
-    s[jn][e] = keep ? weight : 0;
+  if (drop.threshold) dropout_by_key(a, drop, i0, kappa0, dropout_mask);
+  if (vd_all_full<false>(band, i0 - kappa0, kappa0)) {
+    score_gradients<true, REL>(a, band, drop.scale, rows + query, dropout_mask, i0 - kappa0, factor, s, ds);
+  } else {
+    score_gradients<false, REL>(a, band, drop.scale, rows + query, dropout_mask, i0 - kappa0, factor, s, ds);
   }
   vd_frag_a<T> x;
   vd_result_to_a(x, s);
@@ -98,7 +112,7 @@ VD_DEV void dkv_tile(const vd_cuda_attention &a, const vd_band &band, const vd_d
 
 /* The t-th query tile of a key tile, from query i0 on, for this warp's 16 keys from kw on. Blocks t and t + 1 of the
  * table are in the ring. */
-template <typename T, int D, bool DROP, bool REL>
+template <typename T, int D, bool REL>
 VD_DEV void dkv_query_tile(const vd_cuda_attention &a, const vd_band &band, const vd_dropout_draws &drop,
                            dkv_warp<T, D> &w, const T *q, const T *dout, const T *ts, const float *bias_scores,
                            const float *rows, int t, int i0, int kw, float factor) {
@@ -110,13 +124,7 @@ VD_DEV void dkv_query_tile(const vd_cuda_attention &a, const vd_band &band, cons
     if (iq >= a.block || !vd_any_seen<false>(band, iq - kw, kw)) continue;
     int row0 = (unit < 4 ? (t + 1) % ring * 4 + unit : t % ring * 4 + unit - 4) * 16;
     int row1 = (unit < 3 ? (t + 1) % ring * 4 + unit + 1 : t % ring * 4 + unit - 3) * 16;
-    if (vd_all_full<false>(band, iq - kw, kw)) {
-      dkv_tile<T, D, true, DROP, REL>(a, band, drop, w, q, dout, ts, bias_scores, rows, 16 * b, row0, row1, iq, kw,
-                                      factor);
-    } else {
-      dkv_tile<T, D, false, DROP, REL>(a, band, drop, w, q, dout, ts, bias_scores, rows, 16 * b, row0, row1, iq, kw,
-                                       factor);
-    }
+    dkv_tile<T, D, REL>(a, band, drop, w, q, dout, ts, bias_scores, rows, 16 * b, row0, row1, iq, kw, factor);
   }
 }
 
@@ -132,7 +140,7 @@ VD_DEV void dkv_end(const vd_cuda_attention &a, const vd_cuda_attention_gradient
   vd_write_rows<T, D>(dvalues.row0, dvalues.stride, kw, lowest, a.block, a.d_head, w.dv, dropped);
 }
 
-template <typename T, int D, bool DROP, bool REL>
+template <typename T, int D, bool REL>
 __global__ void __launch_bounds__(VD_WARPGROUP, vd_backward_layout<T, D>::key_blocks)
     dkv_mma_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ vd_cuda_attention_gradient g,
                    const __grid_constant__ vd_backward_workspace ws, vd_dropout_draws drop) {
@@ -186,8 +194,8 @@ __global__ void __launch_bounds__(VD_WARPGROUP, vd_backward_layout<T, D>::key_bl
       if (t == 0) w.k.set(ks, 16 * warp), w.v.set(vs, 16 * warp);
       if (stages == 2 && t + 1 < n) copy(t + 1);
       const int slot = t % stages, i0 = first + t * VD_TILE;
-      dkv_query_tile<T, D, DROP, REL>(a, band, drop, w, qs + slot * tile, dos + slot * tile, ts, bias_scores,
-                                      rows + slot * VD_WARPGROUP, t, i0, kw, factor);
+      dkv_query_tile<T, D, REL>(a, band, drop, w, qs + slot * tile, dos + slot * tile, ts, bias_scores,
+                                rows + slot * VD_WARPGROUP, t, i0, kw, factor);
       if (stages == 1 && t + 1 < n) {
         __syncthreads();
         copy(t + 1);
@@ -202,8 +210,7 @@ __global__ void __launch_bounds__(VD_WARPGROUP, vd_backward_layout<T, D>::key_bl
 template <typename T, int D> struct launch_dkv {
   static cudaError_t run(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                          const vd_backward_workspace *ws, cudaStream_t stream) {
-    auto kernel = vd_variant(a, dkv_mma_kernel<T, D, false, false>, dkv_mma_kernel<T, D, true, false>,
-                             dkv_mma_kernel<T, D, false, true>, dkv_mma_kernel<T, D, true, true>);
+    auto kernel = a->rel_key ? dkv_mma_kernel<T, D, true> : dkv_mma_kernel<T, D, false>;
     return vd_launch_persistent(kernel, VD_WARPGROUP, vd_backward_layout<T, D>::key_bytes, stream, NULL, 0, *a, *g, *ws,
                                 vd_make_dropout_draws(a));
   }

@@ -10,7 +10,9 @@
  * exchange tile [64 queries, 128 columns of e]; bias scores. Barriers: two __syncthreads() for each key tile, before
  * and after the exchange tile is written.
  *
- * Bound: instruction issue, about 500 instructions for a 16 x 16 sub-tile. */
+ * Bound: instruction issue, about 500 instructions for a 16 x 16 sub-tile in 16 bits. Whether all pairs are seen, and
+ * dropout, are decided at run time, after the products, so that these exist once: they are nearly all of the code and
+ * of the time that it takes to compile. */
 #include "cuda/attention/bwd_common.cuh"
 
 namespace {
@@ -27,12 +29,25 @@ template <typename T, int D, bool REL> struct dq_warp {
   float dspan;
 };
 
+/* Gradients of weights ds become gradients of scores s. FULL: all pairs are seen with mask 1. */
+template <typename T, int D, bool FULL, bool REL>
+VD_DEV void weight_gradients(const vd_cuda_attention &a, const vd_band &band, dq_warp<T, D, REL> &w, int x0, int kappa0,
+                             const float s[2][4], float ds[2][4]) {
+  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+  float weight;
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    int jn = i >> 2, e = i & 3, column = 8 * jn + 2 * t + (e & 1), x = x0 + g + 8 * (e >> 1) - column;
+    ds[jn][e] = vd_score_gradient<FULL, REL>(band, a.trimmed, x, kappa0 + column, s[jn][e], ds[jn][e], w.delta[e >> 1],
+                                             &weight, &w.dspan);
+  }
+}
+
 /* Score gradients of one 16 x 16 sub-tile, queries as rows. */
-template <typename T, int D, bool FULL, bool DROP, bool REL>
+template <typename T, int D, bool REL>
 VD_DEV void score_gradients(const vd_cuda_attention &a, const vd_band &band, const vd_dropout_draws &drop,
                             dq_warp<T, D, REL> &w, const T *k, const T *v, const T *table, const float *bias_scores,
                             int ring, int unit, int row, int iw, int kappa0, float factor, float ds[2][4]) {
-  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, x0 = iw - kappa0;
   float next[2][4], position[2][4], s[2][4];
   int first = vd_ring_row(unit, ring), second = vd_ring_row(unit + 1, ring);
   if (!w.have_before) {
@@ -47,16 +62,22 @@ VD_DEV void score_gradients(const vd_cuda_attention &a, const vd_band &band, con
 #pragma unroll
   for (int i = 0; i < 8; i++) w.before[i >> 2][i & 3] = next[i >> 2][i & 3];
   vd_dots<T, D>(ds, w.dout, v, row);
-  philox4x32_ctr_t words;
-  if constexpr (DROP) words = vd_dropout_words(a, drop, iw, kappa0);
+  if (drop.threshold) {
+    vd_philox_words words = vd_dropout_words(a, drop, iw, kappa0);
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+      if (!vd_dropout_keeps(words, drop.threshold, i >> 2, i & 3)) ds[i >> 2][i & 3] = 0;
+  }
 #pragma unroll
   for (int i = 0; i < 8; i++) {
-    int jn = i >> 2, e = i & 3, column = 8 * jn + 2 * t + (e & 1), x = x0 + g + 8 * (e >> 1) - column;
-    float dp = ds[jn][e] * drop.scale, weight;
-    if (DROP && !vd_dropout_keeps(words, drop.threshold, jn, e)) dp = 0;
-    float score = (s[jn][e] + position[jn][e]) * factor - w.lse[e >> 1];
-    ds[jn][e] = vd_score_gradient<FULL, REL>(band, a.trimmed, x, kappa0 + column, score, dp, w.delta[e >> 1], &weight,
-                                             &w.dspan);
+    int jn = i >> 2, e = i & 3;
+    s[jn][e] = (s[jn][e] + position[jn][e]) * factor - w.lse[e >> 1];
+    ds[jn][e] *= drop.scale;
+  }
+  if (vd_all_full<REL>(band, iw - kappa0, kappa0)) {
+    weight_gradients<T, D, true, REL>(a, band, w, iw - kappa0, kappa0, s, ds);
+  } else {
+    weight_gradients<T, D, false, REL>(a, band, w, iw - kappa0, kappa0, s, ds);
   }
 }
 
@@ -94,7 +115,7 @@ VD_DEV void add_to_table(const vd_position_gradients &p, const T *skewed, const 
   fill_ones(ones);
 #pragma unroll
   for (int i = 0; i < D / 8 * 4; i++) sum[i >> 2][i & 3] = 0;
-#pragma unroll
+#pragma unroll(sizeof(T) == 2 ? VD_TILE / 16 : 1) /* see vd_left_rows */
   for (int i = 0; i < VD_TILE; i += 16) {
     vd_frag_a<T> x;
     vd_load_a_trans<T, 2 * VD_TILE>(x, skewed, i, col0);
@@ -105,7 +126,7 @@ VD_DEV void add_to_table(const vd_position_gradients &p, const T *skewed, const 
 }
 
 /* One key tile for this warp: dq, and its blocks of e to the exchange tile. */
-template <typename T, int D, bool DROP, bool REL>
+template <typename T, int D, bool REL>
 VD_DEV void dq_step(const vd_cuda_attention &a, const vd_band &band, const vd_dropout_draws &drop,
                     dq_warp<T, D, REL> &w, const T *k, const T *v, const T *table, const float *bias_scores, T *skewed,
                     int ring, int unit, int n_unit, int iw, int kappa0, float factor) {
@@ -118,13 +139,8 @@ VD_DEV void dq_step(const vd_cuda_attention &a, const vd_band &band, const vd_dr
     vd_frag_a<T> x;
     vd_clear(here);
     if (active) {
-      if (vd_all_full<REL>(band, iw - kappa0 - 16 * b, kappa0 + 16 * b)) {
-        score_gradients<T, D, true, DROP, REL>(a, band, drop, w, k, v, table, bias_scores, ring, base + b, 16 * b, iw,
-                                               kappa0 + 16 * b, factor, ds);
-      } else {
-        score_gradients<T, D, false, DROP, REL>(a, band, drop, w, k, v, table, bias_scores, ring, base + b, 16 * b, iw,
-                                                kappa0 + 16 * b, factor, ds);
-      }
+      score_gradients<T, D, REL>(a, band, drop, w, k, v, table, bias_scores, ring, base + b, 16 * b, iw,
+                                 kappa0 + 16 * b, factor, ds);
       vd_result_to_a(x, ds);
       vd_accumulate<T, D>(w.dq, x, k, 16 * b);
       vd_unskew(here, ds);
@@ -212,7 +228,7 @@ VD_DEV void dq_end(const vd_cuda_attention &a, const vd_cuda_attention_gradient 
   vd_write_rows<T, D>(to.row0, to.stride, iw, 0, a.block, a.d_head, w.dq, scales);
 }
 
-template <typename T, int D, bool DROP, bool REL>
+template <typename T, int D, bool REL>
 __global__ void __launch_bounds__(VD_WARPGROUP, vd_backward_layout<T, D>::query_blocks)
     dq_mma_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ vd_cuda_attention_gradient g,
                   const __grid_constant__ vd_backward_workspace ws, vd_dropout_draws drop) {
@@ -266,8 +282,7 @@ __global__ void __launch_bounds__(VD_WARPGROUP, vd_backward_layout<T, D>::query_
       if (stages == 2 && t + 1 < n) copy(t + 1);
       const T *kt = ks + t % stages * tile, *vt = vs + t % stages * tile;
       int kappa0 = start + t * VD_TILE, unit = 4 * t + 3 - warp;
-      dq_step<T, D, DROP, REL>(a, band, drop, w, kt, vt, ts, bias_scores, skewed, ring, unit, 4 * n, iw, kappa0,
-                               factor);
+      dq_step<T, D, REL>(a, band, drop, w, kt, vt, ts, bias_scores, skewed, ring, unit, 4 * n, iw, kappa0, factor);
       __syncthreads();
       if (stages == 1 && t + 1 < n) copy(t + 1);
       if (REL || t > 0) add_block_to_table(t);
@@ -286,8 +301,7 @@ __global__ void __launch_bounds__(VD_WARPGROUP, vd_backward_layout<T, D>::query_
 template <typename T, int D> struct launch_dq {
   static cudaError_t run(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                          const vd_backward_workspace *ws, cudaStream_t stream) {
-    auto kernel = vd_variant(a, dq_mma_kernel<T, D, false, false>, dq_mma_kernel<T, D, true, false>,
-                             dq_mma_kernel<T, D, false, true>, dq_mma_kernel<T, D, true, true>);
+    auto kernel = a->rel_key ? dq_mma_kernel<T, D, true> : dq_mma_kernel<T, D, false>;
     return vd_launch_persistent(kernel, VD_WARPGROUP, vd_backward_layout<T, D>::query_bytes, stream, NULL, 0, *a, *g,
                                 *ws, vd_make_dropout_draws(a));
   }

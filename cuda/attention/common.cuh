@@ -312,9 +312,16 @@ VD_DEV void vd_seek_dropout(vd_dropout_draws *d, const vd_cuda_attention &a, int
 VD_DEV void vd_mul_wide(uint32_t x, uint32_t y, uint32_t *low, uint32_t *high) {
   asm("{\n.reg .b64 p;\nmul.wide.u32 p, %2, %3;\nmov.b64 {%0, %1}, p;\n}" : "=r"(*low), "=r"(*high) : "r"(x), "r"(y));
 }
+/* The four words of a call of Philox, and the 16 bits of its lane 0..7, as in src/base/random.h. */
+typedef struct vd_philox_words {
+  uint32_t v[4];
+} vd_philox_words;
+VD_DEV uint32_t vd_dropout_bits(const vd_philox_words &words, int lane) {
+  return (words.v[lane >> 1] >> ((lane & 1) * 16)) & 0xffffU;
+}
 /* The four Philox words of this lane for the sub-tile of queries i0.. and keys kappa0.. The same as vd_philox(),
  * with one instruction for each 32 x 32 bit product. */
-VD_DEV philox4x32_ctr_t vd_dropout_words(const vd_cuda_attention &a, const vd_dropout_draws &d, int i0, int kappa0) {
+VD_DEV vd_philox_words vd_dropout_words(const vd_cuda_attention &a, const vd_dropout_draws &d, int i0, int kappa0) {
   uint64_t tile = d.tile0 + (uint64_t)((i0 >> 4) * d.tiles + (kappa0 >> 4) + d.offset);
   uint64_t call = tile * 32 + (threadIdx.x & 31);
   uint32_t x[4] = {(uint32_t)call, (uint32_t)(call >> 32), a.rng.update,
@@ -330,7 +337,7 @@ VD_DEV philox4x32_ctr_t vd_dropout_words(const vd_cuda_attention &a, const vd_dr
   return {{x[0], x[1], x[2], x[3]}};
 }
 /* Whether dropout keeps element [jn][2 ih + jj]; k = 2 ih + jj. */
-VD_DEV bool vd_dropout_keeps(const philox4x32_ctr_t &words, uint32_t threshold, int jn, int k) {
+VD_DEV bool vd_dropout_keeps(const vd_philox_words &words, uint32_t threshold, int jn, int k) {
   uint32_t w = words.v[jn + (k & 2)];
   return (k & 1) ? w >= (threshold << 16) : (w << 16) >= (threshold << 16);
 }

@@ -19,9 +19,9 @@
 
 namespace {
 
-/* Sub-tiles of 16 keys in one step of a warp: unrolled code overlaps them, but longer code misses the instruction
- * cache. 2 is the fastest; 4 is 8 % slower. */
-enum { STEP = 2 };
+/* Sub-tiles of 16 keys in one step of a warp. In 16 bits unrolled code overlaps two of them; longer code misses the
+ * instruction cache: 4 is 8 % slower. The code of one in fp32 is as long as that of six. */
+template <typename T> constexpr int STEP = sizeof(T) == 2 ? 2 : 1;
 
 template <typename T, int D> struct forward_layout {
   static constexpr bool hold = sizeof(T) * D <= 256;
@@ -71,10 +71,10 @@ VD_DEV void hide_scores(const vd_band &band, int x0, int kappa0, float s[2][4]) 
 template <typename T, int D, bool FULL, bool REL>
 VD_DEV unsigned compute_scores(const vd_cuda_attention &a, const vd_band &band, forward_warp<T, D> &w, const T *k,
                                const T *table, const float *bias_scores, int ring, int unit, int iw, int kappa0,
-                               float factor, float s[STEP][2][4]) {
+                               float factor, float s[STEP<T>][2][4]) {
   unsigned active = 0;
 #pragma unroll
-  for (int b = 0; b < STEP; b++) {
+  for (int b = 0; b < STEP<T>; b++) {
     int x0 = iw - kappa0 - 16 * b;
     if (FULL || vd_any_seen<REL>(band, x0, kappa0 + 16 * b)) {
       float next[2][4], position[2][4];
@@ -108,12 +108,12 @@ VD_DEV unsigned compute_scores(const vd_cuda_attention &a, const vd_band &band, 
 
 /* One step of the on-line softmax: scores become weights (not yet divided by the sum), earlier sums are rescaled. */
 template <typename T, int D, bool FULL>
-VD_DEV void softmax_step(forward_warp<T, D> &w, unsigned active, float s[STEP][2][4]) {
+VD_DEV void softmax_step(forward_warp<T, D> &w, unsigned active, float s[STEP<T>][2][4]) {
 #pragma unroll
   for (int ih = 0; ih < 2; ih++) {
     float highest = w.highest[ih];
 #pragma unroll
-    for (int b = 0; b < STEP; b++)
+    for (int b = 0; b < STEP<T>; b++)
       if (FULL || (active >> b & 1)) {
         highest = fmaxf(highest, fmaxf(s[b][0][2 * ih], s[b][0][2 * ih + 1]));
         highest = fmaxf(highest, fmaxf(s[b][1][2 * ih], s[b][1][2 * ih + 1]));
@@ -123,7 +123,7 @@ VD_DEV void softmax_step(forward_warp<T, D> &w, unsigned active, float s[STEP][2
     float rescale = vd_exp2(w.highest[ih] - base), total = w.total[ih] * rescale;
     w.highest[ih] = highest;
 #pragma unroll
-    for (int b = 0; b < STEP; b++)
+    for (int b = 0; b < STEP<T>; b++)
       if (FULL || (active >> b & 1)) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -139,12 +139,13 @@ VD_DEV void softmax_step(forward_warp<T, D> &w, unsigned active, float s[STEP][2
 }
 
 /* sum += dropout(weights) v. */
-template <typename T, int D, bool FULL, bool DROP, bool REL>
+template <typename T, int D, bool FULL, bool REL>
 VD_DEV void weigh_values(const vd_cuda_attention &a, const vd_band &band, const vd_dropout_draws &drop,
-                         forward_warp<T, D> &w, const T *v, unsigned active, int iw, int kappa0, float s[STEP][2][4]) {
+                         forward_warp<T, D> &w, const T *v, unsigned active, int iw, int kappa0,
+                         float s[STEP<T>][2][4]) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
 #pragma unroll
-  for (int b = 0; b < STEP; b++) {
+  for (int b = 0; b < STEP<T>; b++) {
     if (!FULL && !(active >> b & 1)) continue;
     int x0 = iw - kappa0 - 16 * b;
     if (!FULL && !REL && a.trimmed) {
@@ -152,8 +153,8 @@ VD_DEV void weigh_values(const vd_cuda_attention &a, const vd_band &band, const 
       for (int i = 0; i < 8; i++)
         s[b][i >> 2][i & 3] *= vd_mask(band, x0 + g + 8 * ((i >> 1) & 1) - (8 * (i >> 2) + 2 * t + (i & 1)));
     }
-    if constexpr (DROP) {
-      philox4x32_ctr_t words = vd_dropout_words(a, drop, iw, kappa0 + 16 * b);
+    if (drop.threshold) {
+      vd_philox_words words = vd_dropout_words(a, drop, iw, kappa0 + 16 * b);
 #pragma unroll
       for (int i = 0; i < 8; i++)
         if (!vd_dropout_keeps(words, drop.threshold, i >> 2, i & 3)) s[b][i >> 2][i & 3] = 0;
@@ -165,32 +166,31 @@ VD_DEV void weigh_values(const vd_cuda_attention &a, const vd_band &band, const 
 }
 
 /* STEP sub-tiles of keys for this warp: scores, softmax, values. */
-template <typename T, int D, bool FULL, bool DROP, bool REL>
+template <typename T, int D, bool FULL, bool REL>
 VD_DEV void forward_step(const vd_cuda_attention &a, const vd_band &band, const vd_dropout_draws &drop,
                          forward_warp<T, D> &w, const T *k, const T *v, const T *table, const float *bias_scores,
                          int ring, int unit, int iw, int kappa0, float factor) {
-  float s[STEP][2][4];
+  float s[STEP<T>][2][4];
   unsigned active =
       compute_scores<T, D, FULL, REL>(a, band, w, k, table, bias_scores, ring, unit, iw, kappa0, factor, s);
   if (!FULL && !active) return;
   softmax_step<T, D, FULL>(w, active, s);
-  weigh_values<T, D, FULL, DROP, REL>(a, band, drop, w, v, active, iw, kappa0, s);
+  weigh_values<T, D, FULL, REL>(a, band, drop, w, v, active, iw, kappa0, s);
 }
 
 /* One key tile, from key kappa0 on, for this warp's 16 queries: STEP sub-tiles at a time. */
-template <typename T, int D, bool DROP, bool REL>
+template <typename T, int D, bool REL>
 VD_DEV void forward_key_tile(const vd_cuda_attention &a, const vd_band &band, const vd_dropout_draws &drop,
                              forward_warp<T, D> &w, const T *kt, const T *vt, const T *ts, const float *bias_scores,
                              int ring, int unit, int iw, int kappa0, float factor) {
 #pragma unroll 1
-  for (int b = 0; b < 4; b += STEP) {
+  for (int b = 0; b < 4; b += STEP<T>) {
     int kappa = kappa0 + 16 * b, x0 = iw - kappa;
     const T *kb = kt + 16 * b * D, *vb = vt + 16 * b * D;
-    if (vd_all_full<REL>(band, x0, kappa) && vd_all_full<REL>(band, x0 - 16 * (STEP - 1), kappa)) {
-      forward_step<T, D, true, DROP, REL>(a, band, drop, w, kb, vb, ts, bias_scores, ring, unit + b, iw, kappa, factor);
+    if (vd_all_full<REL>(band, x0, kappa) && vd_all_full<REL>(band, x0 - 16 * (STEP<T> - 1), kappa)) {
+      forward_step<T, D, true, REL>(a, band, drop, w, kb, vb, ts, bias_scores, ring, unit + b, iw, kappa, factor);
     } else {
-      forward_step<T, D, false, DROP, REL>(a, band, drop, w, kb, vb, ts, bias_scores, ring, unit + b, iw, kappa,
-                                           factor);
+      forward_step<T, D, false, REL>(a, band, drop, w, kb, vb, ts, bias_scores, ring, unit + b, iw, kappa, factor);
     }
   }
 }
@@ -213,7 +213,7 @@ VD_DEV void forward_finish(const vd_cuda_attention &a, const vd_dropout_draws &d
   vd_write_rows<T, D>(to.row0, to.stride, iw, 0, a.block, a.d_head, w.sum, factor);
 }
 
-template <typename T, int D, bool DROP, bool REL>
+template <typename T, int D, bool REL>
 __global__ void __launch_bounds__(VD_WARPGROUP, forward_layout<T, D>::blocks)
     forward_mma_kernel(const __grid_constant__ vd_cuda_attention a, const T *block, const T *memory, const T *table,
                        T *out, float *lse, vd_dropout_draws drop) {
@@ -271,7 +271,7 @@ __global__ void __launch_bounds__(VD_WARPGROUP, forward_layout<T, D>::blocks)
       int kappa0 = start + t * VD_TILE, unit = (4 * t + 3 - warp) % ring;
       const T *kt = ks + t % stages * tile, *vt = vs + t % stages * tile;
       if (iw >= a.block) continue;
-      forward_key_tile<T, D, DROP, REL>(a, band, drop, w, kt, vt, ts, bias_scores, ring, unit, iw, kappa0, factor);
+      forward_key_tile<T, D, REL>(a, band, drop, w, kt, vt, ts, bias_scores, ring, unit, iw, kappa0, factor);
     }
     forward_finish(a, drop, at, w, iw, out, lse);
     tile_id = vd_receive_tile(requested, &next);
@@ -282,8 +282,7 @@ __global__ void __launch_bounds__(VD_WARPGROUP, forward_layout<T, D>::blocks)
 template <typename T, int D> struct launch_forward {
   static cudaError_t run(const vd_cuda_attention *a, const void *block, const void *memory, const void *table,
                          void *out, float *lse, cudaStream_t stream) {
-    auto kernel = vd_variant(a, forward_mma_kernel<T, D, false, false>, forward_mma_kernel<T, D, true, false>,
-                             forward_mma_kernel<T, D, false, true>, forward_mma_kernel<T, D, true, true>);
+    auto kernel = a->rel_key ? forward_mma_kernel<T, D, true> : forward_mma_kernel<T, D, false>;
     return vd_launch_persistent(kernel, VD_WARPGROUP, forward_layout<T, D>::bytes, stream, NULL, 0, *a,
                                 (const T *)block, (const T *)memory, (const T *)table, (T *)out, lse,
                                 vd_make_dropout_draws(a));

@@ -12,7 +12,7 @@
  *   128 rows of the tensor, so the launch costs more than the bytes.
  *
  * Every sum has a fixed order. Measured times: doc/PERFORMANCE.md, rows "embedding" and "memories". */
-#include "cuda/kernels/element.cuh"
+#include "cuda/kernels/dropout.cuh"
 #include "cuda/kernels/pdl.cuh"
 
 enum { BLOCK = 256 };

@@ -17,6 +17,7 @@
 #include "cuda/kernels/ffn.h"
 #include "cuda/kernels/pdl.cuh"
 #include "cuda/kernels/wgmma.cuh"
+#include "src/base/random.h"
 
 enum {
   UNITS = 128,        /* hidden units of a block and of a tile */

@@ -1,8 +1,11 @@
 /* cuda/kernels holds the kernels other than attention, and what kernels share:
- *   elementwise.cu  conversions, embedding, dropout, ReLU's backward, column sums, memories
- *   norm.cu         residual sum and layer norm             ffn.cu, ffn.h     feed-forward products with their
- * epilogues optimizer.cu    loss, gradient statistics, optimisers   transformer_xl.cu scaled dropout, position
- * encodings element.cuh     activation types, vectors, dropout      mma.cuh, wgmma.cuh, pdl.cuh  tensor cores, launches
+ *   elementwise.cu     conversions, embedding, dropout, ReLU's backward, column sums, memories
+ *   norm.cu            residual sum and layer norm
+ *   ffn.cu, ffn.h      feed-forward products with their epilogues
+ *   optimizer.cu       loss, gradient statistics, optimisers
+ *   transformer_xl.cu  scaled dropout, position encodings
+ *   element.cuh, dropout.cuh      activation types, vectors; dropout of row-major sites
+ *   mma.cuh, wgmma.cuh, pdl.cuh   tensor cores, launches
  * In: src/base and src/ops (enums, Philox, layout of the statistics). Out: the plain C functions below, which
  * cuda/backend calls; they check no error but that of the launch, which they return.
  *
@@ -12,7 +15,7 @@
 #define VD_CUDA_KERNELS_H
 
 #include "src/base/choices.h"
-#include "src/base/random.h"
+#include "src/base/rng.h"
 #include "src/ops/update_stats.h"
 
 #include <cuda_runtime_api.h>

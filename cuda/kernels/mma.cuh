@@ -210,6 +210,9 @@ template <typename T> VD_DEV void vd_result_to_a(vd_frag_a<T> &a, const float c[
 /* Sixteen rows of a tile as left operand: in registers where they fit (HOLD), otherwise read again for every product.
  */
 template <typename T, int D, bool HOLD> struct vd_left_rows {
+  /* How far loops over the D / 16 steps of a contraction are unrolled: wholly where registers hold the operand, else so
+   * far that loads overlap and few registers spill. In fp32 a step has six times as many products as in 16 bits. */
+  static constexpr int unroll = HOLD ? D / 16 : sizeof(T) == 2 ? 4 : 2;
   vd_frag_a<T> held[HOLD ? D / 16 : 1];
   const T *tile;
   int row0;
@@ -238,7 +241,7 @@ VD_DEV void vd_clear(float c[2][4]) {
 /* c += rows * (rows n0.. + 15 of tile)^T, contracted over D columns. */
 template <typename T, int D, bool HOLD>
 VD_DEV void vd_add_dots(float c[2][4], const vd_left_rows<T, D, HOLD> &rows, const T *tile, int n0) {
-#pragma unroll
+#pragma unroll(vd_left_rows <T, D, HOLD>::unroll)
   for (int i = 0; i < D / 16; i++) {
     vd_frag_a<T> a;
     vd_frag_b<T> b[2];

@@ -4,7 +4,7 @@
  * scale_dropout: 8 elements a thread where the width is a multiple of 8, else one; bound by memory bandwidth.
  * position_encodings: a thread computes one frequency of 16 distances; bound by fp64 sine and cosine, once an update.
  */
-#include "cuda/kernels/element.cuh"
+#include "cuda/kernels/dropout.cuh"
 
 enum { BLOCK = 256 };
 

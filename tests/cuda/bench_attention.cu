@@ -3,6 +3,7 @@
  * input/enwik8_transformer_xl.nml instead. Medians of CUDA event times, in milliseconds;
  * tab-separated. With REPEATS 0 every kernel of layers 0 and 11 runs once, for a profiler. */
 #include "cuda/attention/attention.h"
+#include "src/base/random.h"
 
 #include <algorithm>
 #include <cuda_bf16.h>

@@ -3,6 +3,7 @@
 #define VD_DEVICE_ARRAYS_CUH
 
 #include "cuda/attention/attention.h"
+#include "src/base/random.h"
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
