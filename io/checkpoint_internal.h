@@ -30,9 +30,5 @@ typedef struct vd_rows {
 int vd_rows_open(vd_rows *r, hid_t id, const char *path, enum vd_dtype dtype, int64_t first, int64_t n, vd_error *err);
 /* Not collective. Under the lock. Closes what vd_rows_open() opened, also after its error. */
 void vd_rows_close(vd_rows *r);
-/* Not collective. Under the lock. Opens a dataset, and says clearly when there is none. Negative on error. */
-hid_t vd_checkpoint_dataset(hid_t file, const char *path, vd_error *err);
-/* Not collective. Under the lock. VD_FAILED unless the dataset's element type is `dtype` in class, sign and size. */
-int vd_checkpoint_type(hid_t id, const char *path, enum vd_dtype dtype, vd_error *err);
 
 #endif

@@ -6,48 +6,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-hid_t vd_checkpoint_dataset(hid_t file, const char *path, vd_error *err) {
-  hid_t id;
-  vd_h5_open_dataset(file, path, &id, err);
-  return id;
-}
-
-/* "float32" and so on, into text [16]. */
-static void type_name(hid_t type, char *text) {
-  H5T_class_t class = H5Tget_class(type);
-  const char *name = class == H5T_FLOAT ? "float" : class == H5T_INTEGER ? "int" : "other";
-  bool is_unsigned = class == H5T_INTEGER && H5Tget_sign(type) == H5T_SGN_NONE;
-  snprintf(text, 16, "%s%s%u", is_unsigned ? "u" : "", name, (unsigned)(8 * H5Tget_size(type)) % 1000);
-}
-
-int vd_checkpoint_type(hid_t id, const char *path, enum vd_dtype dtype, vd_error *err) {
-  char found[16], wanted[16];
-  hid_t type = H5Dget_type(id);
-  if (type < 0) return vd_h5_fail(err, "cannot read the type of %s", path);
-  type_name(type, found);
-  type_name(vd_h5_type(dtype), wanted);
-  H5Tclose(type);
-  if (strcmp(found, wanted) != 0) vd_fail(err, VD_FAILED, "%s holds %s, but %s is wanted", path, found, wanted);
-  return err->status;
-}
-
-/* Rank and shape of an open dataset. */
-static int shape_of(hid_t id, const char *path, int *rank, hsize_t shape[4], vd_error *err) {
-  hid_t space = H5Dget_space(id);
-  *rank = space < 0 ? -1 : H5Sget_simple_extent_ndims(space);
-  if (*rank < 0 || *rank > 4)
-    vd_h5_fail(err, "%s has no shape of at most 4 dimensions", path);
-  else if (H5Sget_simple_extent_dims(space, shape, NULL) < 0)
-    vd_h5_fail(err, "cannot read the shape of %s", path);
-  if (space >= 0) H5Sclose(space);
-  return err->status;
-}
-
 int vd_rows_open(vd_rows *r, hid_t id, const char *path, enum vd_dtype dtype, int64_t first, int64_t n, vd_error *err) {
   *r = (vd_rows){.id = id, .file_space = -1, .memory_space = -1};
   int rank;
   hsize_t shape[4], start[4] = {(hsize_t)first};
-  if (id < 0 || vd_checkpoint_type(r->id, path, dtype, err) || shape_of(r->id, path, &rank, shape, err))
+  if (id < 0 || vd_h5_check_type(r->id, path, dtype, err) || vd_h5_shape(r->id, path, &rank, shape, err))
     return err->status;
   if (rank < 1 || first < 0 || n < 0 || (hsize_t)(first + n) > shape[0])
     return vd_fail(err, VD_FAILED, "%s has %llu rows; there are none from %lld to %lld", path,
@@ -90,9 +53,9 @@ int vd_checkpoint_open(vd_checkpoint **c, vd_h5 *h5, const char *path, bool veri
 
 int vd_checkpoint_shape(vd_checkpoint *c, const char *path, int *rank, hsize_t shape[4], vd_error *err) {
   vd_h5_lock(c->h5);
-  hid_t id = vd_checkpoint_dataset(c->file, path, err);
-  if (id >= 0) {
-    shape_of(id, path, rank, shape, err);
+  hid_t id;
+  if (vd_h5_open_dataset(c->file, path, &id, err) == VD_OK) {
+    vd_h5_shape(id, path, rank, shape, err);
     H5Dclose(id);
   }
   vd_h5_unlock(c->h5);
@@ -113,35 +76,10 @@ bool vd_checkpoint_has(vd_checkpoint *c, const char *path) {
   return has;
 }
 
-/* "[64, 8192, 512]", or "a scalar", into text [96]. */
-static void shape_text(int rank, const hsize_t *shape, char *text) {
-  int at = snprintf(text, 96, rank == 0 ? "a scalar" : "[");
-  for (int i = 0; i < rank && at < 90; i++)
-    at += snprintf(text + at, (size_t)(96 - at), "%llu%s", (unsigned long long)shape[i], i + 1 < rank ? ", " : "]");
-}
-
-static int check_shape(hid_t id, const char *path, int rank, const hsize_t *shape, vd_error *err) {
-  int have_rank;
-  hsize_t have[4];
-  if (shape_of(id, path, &have_rank, have, err)) return err->status;
-  bool same = have_rank == rank;
-  for (int i = 0; same && i < rank; i++) same = have[i] == shape[i];
-  if (same) return VD_OK;
-  char found[96], wanted[96];
-  shape_text(have_rank, have, found);
-  shape_text(rank, shape, wanted);
-  return vd_fail(err, VD_FAILED, "the shape of %s is %s, but %s is wanted", path, found, wanted);
-}
-
 int vd_checkpoint_get(vd_checkpoint *c, const char *path, enum vd_dtype dtype, int rank, const hsize_t *shape,
                       void *out, vd_error *err) {
   vd_h5_lock(c->h5);
-  hid_t id = vd_checkpoint_dataset(c->file, path, err);
-  if (id >= 0 && vd_checkpoint_type(id, path, dtype, err) == VD_OK &&
-      check_shape(id, path, rank, shape, err) == VD_OK &&
-      H5Dread(id, vd_h5_type(dtype), H5S_ALL, H5S_ALL, H5P_DEFAULT, out) < 0)
-    vd_h5_fail(err, "cannot read %s", path);
-  if (id >= 0) H5Dclose(id);
+  vd_h5_read(c->file, path, dtype, rank, shape, out, err);
   vd_h5_unlock(c->h5);
   return vd_wrap(err, "%s", c->path);
 }
@@ -149,8 +87,10 @@ int vd_checkpoint_get(vd_checkpoint *c, const char *path, enum vd_dtype dtype, i
 int vd_checkpoint_get_rows(vd_checkpoint *c, const char *path, enum vd_dtype dtype, int64_t first, int64_t n, void *out,
                            vd_error *err) {
   vd_rows r;
+  hid_t opened;
   vd_h5_lock(c->h5);
-  if (vd_rows_open(&r, vd_checkpoint_dataset(c->file, path, err), path, dtype, first, n, err) == VD_OK &&
+  vd_h5_open_dataset(c->file, path, &opened, err);
+  if (vd_rows_open(&r, opened, path, dtype, first, n, err) == VD_OK &&
       H5Dread(r.id, vd_h5_type(dtype), r.memory_space, r.file_space, H5P_DEFAULT, out) < 0)
     vd_h5_fail(err, "cannot read %s", path);
   vd_rows_close(&r);

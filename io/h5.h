@@ -90,8 +90,9 @@ int vd_h5_get_f64(hid_t object, const char *name, double *value, vd_error *err);
 /* The version of the file formats. A change after which an older program would misread a file raises it; files of all
  * earlier versions are read.
  *   1: files without the attribute
- *   2: the attribute itself; the trace has /time and /wall and ends with a digest */
-enum { VD_FORMAT_VERSION = 2 };
+ *   2: the attribute itself; the trace has /time and /wall and ends with a digest
+ *   3: /position, /statistics and /loss_scale of a checkpoint are groups of scalars (arrays before) */
+enum { VD_FORMAT_VERSION = 3 };
 
 /* A file that is being written, whole or not at all (io/atomic_file.h). Root attributes written on creation:
  * "viaduct_kind" ("corpus", "shard", "checkpoint", "trace", "nll"), "format_version", "viaduct_version", "git_version",
@@ -118,6 +119,17 @@ void vd_h5_abandon(vd_h5_out *out);
 /* Not collective. Opens the dataset `path` for reading, its storage checked as below: *id, which the caller closes, or
  * -1 and VD_FAILED. */
 int vd_h5_open_dataset(hid_t file, const char *path, hid_t *id, vd_error *err);
+
+/* Not collective. VD_FAILED unless the element type of an open dataset is `dtype` in class, sign and size; `path` is
+ * for the message, here and below. */
+int vd_h5_check_type(hid_t dataset, const char *path, enum vd_dtype dtype, vd_error *err);
+/* Not collective. Rank and shape of an open dataset; VD_FAILED when its rank is above 4. */
+int vd_h5_shape(hid_t dataset, const char *path, int *rank, hsize_t shape[4], vd_error *err);
+/* Not collective. Reads the whole dataset `path` into out [shape], native `dtype`, after checking its storage, and that
+ * its type is `dtype` and its shape is shape [rank] (rank 0: a scalar). VD_FAILED naming what is there and what is
+ * wanted. */
+int vd_h5_read(hid_t file, const char *path, enum vd_dtype dtype, int rank, const hsize_t *shape, void *out,
+               vd_error *err);
 
 /* Not collective. VD_FAILED where an open dataset keeps its data in other files (external storage, a virtual dataset),
  * or in chunks of more than 64 MiB, which HDF5 would allocate whole, or where its shape claims values that the file

@@ -74,6 +74,67 @@ int vd_h5_open_dataset(hid_t file, const char *path, hid_t *id, vd_error *err) {
   return err->status;
 }
 
+/* "float32" and so on, into text [16]. */
+static void type_name(hid_t type, char *text) {
+  H5T_class_t class = H5Tget_class(type);
+  const char *name = class == H5T_FLOAT ? "float" : class == H5T_INTEGER ? "int" : "other";
+  bool is_unsigned = class == H5T_INTEGER && H5Tget_sign(type) == H5T_SGN_NONE;
+  snprintf(text, 16, "%s%s%u", is_unsigned ? "u" : "", name, (unsigned)(8 * H5Tget_size(type)) % 1000);
+}
+
+int vd_h5_check_type(hid_t id, const char *path, enum vd_dtype dtype, vd_error *err) {
+  char found[16], wanted[16];
+  hid_t type = H5Dget_type(id);
+  if (type < 0) return vd_h5_fail(err, "cannot read the type of %s", path);
+  type_name(type, found);
+  type_name(vd_h5_type(dtype), wanted);
+  H5Tclose(type);
+  if (strcmp(found, wanted) != 0) vd_fail(err, VD_FAILED, "%s holds %s, but %s is wanted", path, found, wanted);
+  return err->status;
+}
+
+int vd_h5_shape(hid_t id, const char *path, int *rank, hsize_t shape[4], vd_error *err) {
+  hid_t space = H5Dget_space(id);
+  *rank = space < 0 ? -1 : H5Sget_simple_extent_ndims(space);
+  if (*rank < 0 || *rank > 4)
+    vd_h5_fail(err, "%s has no shape of at most 4 dimensions", path);
+  else if (H5Sget_simple_extent_dims(space, shape, NULL) < 0)
+    vd_h5_fail(err, "cannot read the shape of %s", path);
+  if (space >= 0) H5Sclose(space);
+  return err->status;
+}
+
+/* "[64, 8192, 512]", or "a scalar", into text [96]. */
+static void shape_text(int rank, const hsize_t *shape, char *text) {
+  int at = snprintf(text, 96, rank == 0 ? "a scalar" : "[");
+  for (int i = 0; i < rank && at < 90; i++)
+    at += snprintf(text + at, (size_t)(96 - at), "%llu%s", (unsigned long long)shape[i], i + 1 < rank ? ", " : "]");
+}
+
+static int check_shape(hid_t id, const char *path, int rank, const hsize_t *shape, vd_error *err) {
+  int have_rank;
+  hsize_t have[4];
+  if (vd_h5_shape(id, path, &have_rank, have, err)) return err->status;
+  bool same = have_rank == rank;
+  for (int i = 0; same && i < rank; i++) same = have[i] == shape[i];
+  if (same) return VD_OK;
+  char found[96], wanted[96];
+  shape_text(have_rank, have, found);
+  shape_text(rank, shape, wanted);
+  return vd_fail(err, VD_FAILED, "the shape of %s is %s, but %s is wanted", path, found, wanted);
+}
+
+int vd_h5_read(hid_t file, const char *path, enum vd_dtype dtype, int rank, const hsize_t *shape, void *out,
+               vd_error *err) {
+  hid_t id;
+  if (vd_h5_open_dataset(file, path, &id, err)) return err->status;
+  if (vd_h5_check_type(id, path, dtype, err) == VD_OK && check_shape(id, path, rank, shape, err) == VD_OK &&
+      H5Dread(id, vd_h5_type(dtype), H5S_ALL, H5S_ALL, H5P_DEFAULT, out) < 0)
+    vd_h5_fail(err, "cannot read %s", path);
+  H5Dclose(id);
+  return err->status;
+}
+
 static hid_t file_type(enum vd_dtype dtype) {
   switch (dtype) {
   case VD_U8:

@@ -2,6 +2,7 @@
 #include "src/commands/info_checkpoint.h"
 #include "src/commands/info_print.h"
 #include "src/deck/settings.h"
+#include "src/train/snapshot.h"
 
 #include <hdf5_hl.h>
 #include <stdio.h>
@@ -78,38 +79,18 @@ static int visit_all(hid_t file, walk *w) {
   return w->err->status;
 }
 
-/* Of a run in fp16. */
-static int print_scaling(hid_t file, vd_error *err) {
-  double scaling[3];
-  char shape[96];
-  hid_t id;
-  if (vd_h5_open_dataset(file, "/loss_scale", &id, err) || vd_info_shape(id, shape) != 3 ||
-      H5Dread(id, H5T_NATIVE_DOUBLE, H5S_ALL, H5S_ALL, H5P_DEFAULT, scaling) < 0)
-    vd_h5_fail(err, "cannot read /loss_scale");
-  else
-    printf("  loss scale   %g; %.0f updates were skipped\n", scaling[0], scaling[2]);
-  if (id >= 0) H5Dclose(id);
-  return err->status;
-}
-
 static int print_place(hid_t file, vd_error *err) {
-  int64_t position[3], update;
-  double best;
-  if (vd_h5_get_i64(file, "update", &update, err)) return err->status;
-  hid_t id;
-  char shape[96];
-  if (vd_h5_open_dataset(file, "/position", &id, err) || vd_info_shape(id, shape) != 3 ||
-      H5Dread(id, H5T_NATIVE_INT64, H5S_ALL, H5S_ALL, H5P_DEFAULT, position) < 0)
-    vd_h5_fail(err, "cannot read /position");
-  if (id >= 0) H5Dclose(id);
-  if (err->status) return err->status;
-  printf("  update       %lld done; next: epoch %lld, block %lld\n", (long long)update, (long long)position[1],
-         (long long)position[2]);
-  if (H5Aexists(file, "best_valid_bpc") <= 0)
+  vd_snapshot_numbers n;
+  if (vd_snapshot_read_numbers(file, &n, err)) return err->status;
+  printf("  update       %lld done; next: epoch %lld, block %lld\n", (long long)n.progress.update, (long long)n.epoch,
+         (long long)n.block);
+  if (n.progress.best_update == 0)
     printf("  valid bpc    none yet\n");
-  else if (vd_h5_get_f64(file, "best_valid_bpc", &best, err) == VD_OK)
-    printf("  valid bpc    %.4f, the lowest so far\n", best);
-  if (err->status == VD_OK && H5Lexists(file, "/loss_scale", H5P_DEFAULT) > 0) print_scaling(file, err);
+  else
+    printf("  valid bpc    %.4f, the lowest so far, after update %lld\n", n.progress.best_bpc,
+           (long long)n.progress.best_update);
+  if (n.is_scaled)
+    printf("  loss scale   %g; %lld updates were skipped\n", n.scaling.scale, (long long)n.scaling.skipped);
   return vd_info_text(file, "corpus_id", "corpus id", err);
 }
 

@@ -5,6 +5,7 @@
 #include "src/train/snapshot_internal.h"
 
 #include <math.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,67 +46,137 @@ static int get_arena(vd_context *ctx, vd_ops *ops, vd_model *m, vd_checkpoint *c
   return err->status;
 }
 
-/* A count that was written as a double; -1: it is none. */
+#define AT(member) offsetof(vd_snapshot_numbers, member)
+static const vd_snapshot_number position[] = {
+    {"update", VD_I64, AT(progress.update), "1", "updates done"},
+    {"epoch", VD_I64, AT(epoch), "1", "epoch of the next update, counted from 1"},
+    {"block", VD_I64, AT(block), "1", "block of the epoch that the next update reads, counted from 0"},
+};
+static const vd_snapshot_number statistics[] = {
+    {"best_valid_bpc", VD_F64, AT(progress.best_bpc), "bits",
+     "lowest bits per symbol of a validation so far; NaN where there was none"},
+    {"best_valid_update", VD_I64, AT(progress.best_update), "1", "updates done at that validation; 0: none"},
+    {"last_valid_update", VD_I64, AT(progress.valid_update), "1", "updates done at the last validation; 0: none"},
+    {"log_nll", VD_F64, AT(progress.log.nll), "nats", "training loss since the last row of log.jsonl, sum"},
+    {"log_targets", VD_F64, AT(progress.log.targets), "tokens", "predicted tokens since the last row of log.jsonl"},
+    {"log_seconds", VD_F64, AT(progress.log.seconds), "s", "time of the updates since the last row of log.jsonl"},
+    {"trace_nll", VD_F64, AT(progress.trace.nll), "nats", "training loss since the last row of trace.h5, sum"},
+    {"trace_targets", VD_F64, AT(progress.trace.targets), "tokens", "predicted tokens since the last row of trace.h5"},
+    {"trace_seconds", VD_F64, AT(progress.trace.seconds), "s", "time of the updates since the last row of trace.h5"},
+};
+static const vd_snapshot_number loss_scale[] = {
+    {"scale", VD_F64, AT(scaling.scale), "1", "factor by which the loss is multiplied"},
+    {"clean_updates", VD_I64, AT(scaling.clean), "1", "updates without overflow since the factor changed"},
+    {"skipped_updates", VD_I64, AT(scaling.skipped), "1", "updates skipped for overflow since the run began"},
+};
+#define N_OF(array) (int)(sizeof(array) / sizeof *(array))
+const vd_snapshot_group vd_snapshot_groups[VD_N_GROUP] = {
+    [VD_GROUP_POSITION] = {"/position", VD_I64, N_OF(position), position},
+    [VD_GROUP_STATISTICS] = {"/statistics", VD_F64, N_OF(statistics), statistics},
+    [VD_GROUP_LOSS_SCALE] = {"/loss_scale", VD_F64, N_OF(loss_scale), loss_scale},
+};
+
+/* A count that files of format versions 1 and 2 hold as a double; -1: it is none. */
 static int64_t count_of(double x) {
   return x >= 0 && x <= 9007199254740992.0 && x == floor(x) ? (int64_t)x : -1;
 }
 
-/* A run could not have written values that are not finite or negative, or updates after its own. */
-static int check_statistics(const double statistic[N_STATISTIC], int64_t update, vd_error *err) {
-  for (int i = 0; i < N_STATISTIC; i++)
-    if (!isfinite(statistic[i]) || (i != LOG_NLL && i != TRACE_NLL && statistic[i] < 0))
-      return vd_fail(err, VD_FAILED, "/statistics holds %g at place %d", statistic[i], i);
-  int64_t best = count_of(statistic[BEST_UPDATE]), valid = count_of(statistic[VALID_UPDATE]);
-  if (best < 0 || best > update || valid < 0 || valid > update)
-    return vd_fail(err, VD_FAILED, "/statistics names the updates %g and %g in a checkpoint of update %lld",
-                   statistic[BEST_UPDATE], statistic[VALID_UPDATE], (long long)update);
+/* A group of format versions 1 and 2: one array. */
+static int read_array(hid_t file, const vd_snapshot_group *g, vd_snapshot_numbers *numbers, vd_error *err) {
+  union {
+    int64_t count[16];
+    double real[16];
+  } value;
+  const hsize_t n = (hsize_t)g->n;
+  if (vd_h5_read(file, g->path, g->array_dtype, 1, &n, &value, err)) return err->status;
+  for (int i = 0; i < g->n; i++) {
+    char *to = (char *)numbers + g->number[i].offset;
+    if (g->array_dtype == VD_I64)
+      *(int64_t *)(void *)to = value.count[i];
+    else if (g->number[i].dtype == VD_I64)
+      *(int64_t *)(void *)to = count_of(value.real[i]);
+    else
+      *(double *)(void *)to = value.real[i];
+  }
   return VD_OK;
+}
+
+static int read_group(hid_t file, const vd_snapshot_group *g, vd_snapshot_numbers *numbers, vd_error *err) {
+  H5O_info_t what;
+  if (H5Oget_info_by_name(file, g->path, &what, H5P_DEFAULT) < 0)
+    return vd_h5_fail(err, "there is no group %s", g->path);
+  if (what.type == H5O_TYPE_DATASET) return read_array(file, g, numbers, err);
+  for (int i = 0; i < g->n && err->status == VD_OK; i++) {
+    char path[128];
+    snprintf(path, sizeof path, "%s/%s", g->path, g->number[i].name);
+    vd_h5_read(file, path, g->number[i].dtype, 0, NULL, (char *)numbers + g->number[i].offset, err);
+  }
+  return err->status;
+}
+
+/* A run could not have written counts below 0, or times and sums that are not finite. A sum of losses may round to less
+ * than 0. */
+static int check_group(const vd_snapshot_group *g, const vd_snapshot_numbers *numbers, vd_error *err) {
+  for (int i = 0; i < g->n; i++) {
+    const vd_snapshot_number *number = &g->number[i];
+    const char *at = (const char *)numbers + number->offset;
+    double value =
+        number->dtype == VD_I64 ? (double)*(const int64_t *)(const void *)at : *(const double *)(const void *)at;
+    bool is_loss = strcmp(number->units, "nats") == 0;
+    if (!isfinite(value) || (!is_loss && value < 0))
+      return vd_fail(err, VD_FAILED, "%s: %s is %g", g->path, number->name, value);
+  }
+  return VD_OK;
+}
+
+static int check_numbers(vd_snapshot_numbers *numbers, vd_error *err) {
+  vd_progress *p = &numbers->progress;
+  if (p->best_update == 0) p->best_bpc = 0; /* there is none, and the file says NaN, or 0 in format versions 1 and 2 */
+  for (int i = 0; i < VD_N_GROUP; i++)
+    if ((i != VD_GROUP_LOSS_SCALE || numbers->is_scaled) && check_group(&vd_snapshot_groups[i], numbers, err))
+      return err->status;
+  if (p->best_update > p->update || p->valid_update > p->update)
+    return vd_fail(err, VD_FAILED,
+                   "/statistics names validations at updates %lld and %lld in a checkpoint of update %lld",
+                   (long long)p->best_update, (long long)p->valid_update, (long long)p->update);
+  if (numbers->is_scaled && !(numbers->scaling.scale > 0))
+    return vd_fail(err, VD_FAILED, "/loss_scale: scale is %g", numbers->scaling.scale);
+  return VD_OK;
+}
+
+int vd_snapshot_read_numbers(hid_t file, vd_snapshot_numbers *numbers, vd_error *err) {
+  *numbers = (vd_snapshot_numbers){.is_scaled = H5Lexists(file, "/loss_scale", H5P_DEFAULT) > 0};
+  for (int i = 0; i < VD_N_GROUP; i++)
+    if ((i != VD_GROUP_LOSS_SCALE || numbers->is_scaled) && read_group(file, &vd_snapshot_groups[i], numbers, err))
+      return err->status;
+  return check_numbers(numbers, err);
 }
 
 /* /position is redundant: an update is one block. A file whose counters contradict each other, or its attribute
  * `update`, was damaged or made for other data. */
-static int check_position(vd_checkpoint *c, const int64_t position[N_POSITION], int64_t n_block, vd_error *err) {
-  int64_t update = position[0], named;
+static int check_position(vd_checkpoint *c, const vd_snapshot_numbers *numbers, int64_t n_block, vd_error *err) {
+  int64_t update = numbers->progress.update, named;
   if (vd_checkpoint_get_i64(c, "update", &named, err)) return err->status;
-  if (update == named && update >= 0 && position[1] == 1 + update / n_block && position[2] == update % n_block)
-    return VD_OK;
+  if (update == named && numbers->epoch == 1 + update / n_block && numbers->block == update % n_block) return VD_OK;
   return vd_fail(
       err, VD_FAILED,
       "/position says %lld updates, epoch %lld, block %lld, and the attribute `update` %lld: with %lld blocks "
       "in an epoch %lld updates end at epoch %lld, block %lld",
-      (long long)update, (long long)position[1], (long long)position[2], (long long)named, (long long)n_block,
+      (long long)update, (long long)numbers->epoch, (long long)numbers->block, (long long)named, (long long)n_block,
       (long long)named, (long long)(1 + named / n_block), (long long)(named % n_block));
 }
 
-static void get_progress(vd_checkpoint *c, int64_t n_block, vd_progress *p, vd_error *err) {
-  int64_t position[N_POSITION];
-  double statistic[N_STATISTIC];
-  const hsize_t n_position = N_POSITION, n_statistic = N_STATISTIC;
-  if (vd_checkpoint_get(c, "/position", VD_I64, 1, &n_position, position, err) ||
-      check_position(c, position, n_block, err))
-    return;
-  if (vd_checkpoint_get(c, "/statistics", VD_F64, 1, &n_statistic, statistic, err) ||
-      check_statistics(statistic, position[0], err))
-    return;
-  *p = (vd_progress){.update = position[0],
-                     .valid_update = (int64_t)statistic[VALID_UPDATE],
-                     .best_update = (int64_t)statistic[BEST_UPDATE],
-                     .best_bpc = statistic[BEST_BPC],
-                     .log = {statistic[LOG_NLL], statistic[LOG_TARGETS], statistic[LOG_SECONDS]},
-                     .trace = {statistic[TRACE_NLL], statistic[TRACE_TARGETS], statistic[TRACE_SECONDS]}};
-}
-
-/* Of a run that scales its losses; files of runs that did not are silent, and leave what the deck says. */
-static void get_scaling(vd_checkpoint *c, vd_optimizer *o, vd_error *err) {
-  double value[N_SCALING];
-  const hsize_t n = N_SCALING;
-  if (!vd_checkpoint_has(c, "/loss_scale") || vd_checkpoint_get(c, "/loss_scale", VD_F64, 1, &n, value, err)) return;
-  if (!(value[0] > 0) || !isfinite(value[0]) || count_of(value[1]) < 0 || count_of(value[2]) < 0) {
-    vd_fail(err, VD_FAILED, "/loss_scale is %g, %g, %g", value[0], value[1], value[2]);
-    return;
-  }
-  vd_loss_scale l = {value[0], (int64_t)value[1], (int64_t)value[2]};
-  vd_optimizer_set_scaling(o, &l);
+/* Where the run stands, and the state of the loss scale, of which files of runs that did not scale their losses say
+ * nothing: then the deck's value stays. */
+static int get_progress(const vd_snapshot *s, vd_checkpoint *c, vd_progress *p, vd_error *err) {
+  vd_snapshot_numbers numbers;
+  vd_h5_lock(s->ctx->h5);
+  vd_snapshot_read_numbers(vd_checkpoint_file(c), &numbers, err);
+  vd_h5_unlock(s->ctx->h5);
+  if (err->status || check_position(c, &numbers, s->n_block, err)) return err->status;
+  *p = numbers.progress;
+  if (numbers.is_scaled) vd_optimizer_set_scaling(s->optimizer, &numbers.scaling);
+  return VD_OK;
 }
 
 /* The most rows of memory that a checkpoint may hold for a stream. A resumed Transformer-XL may have a shorter memory
@@ -173,8 +244,7 @@ static int read_tensors(const vd_snapshot *s, vd_checkpoint *c, vd_error *err) {
 
 int vd_snapshot_read(const vd_snapshot *s, const char *path, vd_progress *progress, vd_error *err) {
   vd_checkpoint *c = NULL;
-  if (vd_checkpoint_open(&c, s->ctx->h5, path, false, err) == VD_OK) get_progress(c, s->n_block, progress, err);
-  if (err->status == VD_OK) get_scaling(c, s->optimizer, err);
+  if (vd_checkpoint_open(&c, s->ctx->h5, path, false, err) == VD_OK) get_progress(s, c, progress, err);
   if (vd_agree(s->ctx->comm, err) == VD_OK) read_tensors(s, c, err);
   if (c) vd_checkpoint_close(&c);
   return err->status ? vd_wrap(err, "%s", path) : VD_OK;

@@ -26,6 +26,14 @@ typedef struct vd_progress {
   vd_meter log, trace;
 } vd_progress;
 
+/* The numbers of a checkpoint besides its tensors: /position, /statistics and /loss_scale. */
+typedef struct vd_snapshot_numbers {
+  vd_progress progress;
+  int64_t epoch, block; /* of the next update, counted from 1 and from 0 */
+  bool is_scaled;       /* losses are scaled (fp16), and the checkpoint has /loss_scale */
+  vd_loss_scale scaling;
+} vd_snapshot_numbers;
+
 /* What is written or read. All borrowed. */
 typedef struct vd_snapshot {
   vd_context *ctx;
@@ -50,6 +58,10 @@ int vd_snapshot_write(const vd_snapshot *s, const char *path, const vd_progress 
  * naming the tensor and both shapes otherwise, or where update, epoch and block in the file contradict each other. The
  * error is agreed. */
 int vd_snapshot_read(const vd_snapshot *s, const char *path, vd_progress *progress, vd_error *err);
+
+/* Not collective. The caller holds the HDF5 lock. Reads the numbers of an open checkpoint of any format version and
+ * checks type, shape and range of each. VD_FAILED naming the dataset and the value. */
+int vd_snapshot_read_numbers(hid_t file, vd_snapshot_numbers *numbers, vd_error *err);
 
 /* Collective(ctx->comm). Only the parameters, into `model`. The error is agreed. */
 int vd_snapshot_read_parameters(vd_context *ctx, vd_ops *ops, vd_model *model, const char *path, vd_error *err);

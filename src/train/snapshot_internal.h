@@ -5,20 +5,24 @@
 #include "io/h5.h"
 #include "src/train/snapshot.h"
 
-/* /statistics in this order. */
-enum {
-  BEST_BPC,
-  BEST_UPDATE,
-  VALID_UPDATE,
-  LOG_NLL,
-  LOG_TARGETS,
-  LOG_SECONDS,
-  TRACE_NLL,
-  TRACE_TARGETS,
-  TRACE_SECONDS,
-  N_STATISTIC
-};
-enum { N_POSITION = 3, N_SCALING = 3, PIECE_BYTES = 16 << 20 /* of memories that travel at once */ };
+/* Numbers of a checkpoint: each a scalar dataset GROUP/NAME. In files of format versions 1 and 2 GROUP is an array of
+ * them in this order. */
+typedef struct vd_snapshot_number {
+  const char *name;
+  enum vd_dtype dtype; /* VD_I64 or VD_F64 */
+  size_t offset;       /* of an int64_t or a double in vd_snapshot_numbers */
+  const char *units, *long_name;
+} vd_snapshot_number;
+typedef struct vd_snapshot_group {
+  const char *path;
+  enum vd_dtype array_dtype; /* of the array in files of format versions 1 and 2 */
+  int n;
+  const vd_snapshot_number *number; /* [n] */
+} vd_snapshot_group;
+enum { VD_GROUP_POSITION, VD_GROUP_STATISTICS, VD_GROUP_LOSS_SCALE, VD_N_GROUP };
+extern const vd_snapshot_group vd_snapshot_groups[VD_N_GROUP];
+
+enum { PIECE_BYTES = 16 << 20 /* of memories that travel at once */ };
 static const enum vd_dtype vd_snapshot_dtype = VD_REAL_IS_DOUBLE ? VD_F64 : VD_F32;
 
 /* Not collective. Streams whose memories of `rows` rows travel at once. */

@@ -4,6 +4,7 @@
 #include "src/comm/collectives.h"
 #include "src/train/snapshot_internal.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,49 +30,27 @@ static vd_dataset describe(const vd_param *p, const char *path, const char *long
   return d;
 }
 
-/* Only where losses are scaled. */
-static int put_scaling(vd_checkpoint *c, const vd_optimizer *o, vd_error *err) {
-  vd_loss_scale l;
-  if (!vd_optimizer_scaling(o, &l)) return VD_OK;
-  double value[N_SCALING] = {l.scale, (double)l.clean, (double)l.skipped};
-  vd_dataset d = {.path = "/loss_scale",
-                  .dtype = VD_F64,
-                  .rank = 1,
-                  .shape = {N_SCALING},
-                  .dimension = {"scaling"},
-                  .units = "1",
-                  .long_name = "loss scale, updates without overflow since it changed, updates skipped in all"};
-  return vd_checkpoint_put(c, &d, value, err);
+static int put_numbers(vd_checkpoint *c, const vd_snapshot_group *g, const vd_snapshot_numbers *numbers,
+                       vd_error *err) {
+  for (int i = 0; i < g->n && err->status == VD_OK; i++) {
+    const vd_snapshot_number *number = &g->number[i];
+    char path[128];
+    snprintf(path, sizeof path, "%s/%s", g->path, number->name);
+    vd_dataset d = {.path = path, .dtype = number->dtype, .units = number->units, .long_name = number->long_name};
+    vd_checkpoint_put(c, &d, (const char *)numbers + number->offset, err);
+  }
+  return err->status;
 }
 
-static int put_progress(vd_checkpoint *c, const vd_progress *p, int64_t n_block, const char *echo,
-                        const vd_corpus *corpus, vd_error *err) {
-  int64_t position[N_POSITION] = {p->update, 1 + p->update / n_block, p->update % n_block};
-  double statistic[N_STATISTIC] = {
-      [BEST_BPC] = p->best_bpc,   [BEST_UPDATE] = (double)p->best_update, [VALID_UPDATE] = (double)p->valid_update,
-      [LOG_NLL] = p->log.nll,     [LOG_TARGETS] = p->log.targets,         [LOG_SECONDS] = p->log.seconds,
-      [TRACE_NLL] = p->trace.nll, [TRACE_TARGETS] = p->trace.targets,     [TRACE_SECONDS] = p->trace.seconds,
-  };
-  vd_dataset where = {.path = "/position",
-                      .dtype = VD_I64,
-                      .rank = 1,
-                      .shape = {N_POSITION},
-                      .dimension = {"counter"},
-                      .units = "1",
-                      .long_name = "updates done; epoch (from 1) and block (from 0) of the next update"};
-  vd_dataset sums = {.path = "/statistics",
-                     .dtype = VD_F64,
-                     .rank = 1,
-                     .shape = {N_STATISTIC},
-                     .dimension = {"statistic"},
-                     .units = "1",
-                     .long_name = "lowest valid bpc, its update, update of the last validation; nats, targets and "
-                                  "seconds since the last row of the log, and of the trace"};
-  vd_checkpoint_put(c, &where, position, err);
-  if (err->status == VD_OK) vd_checkpoint_put(c, &sums, statistic, err);
+static int put_progress(vd_checkpoint *c, const vd_snapshot *s, const vd_progress *p, const char *echo, vd_error *err) {
+  vd_snapshot_numbers numbers = {.progress = *p, .epoch = 1 + p->update / s->n_block, .block = p->update % s->n_block};
+  if (p->best_update == 0) numbers.progress.best_bpc = NAN;
+  numbers.is_scaled = vd_optimizer_scaling(s->optimizer, &numbers.scaling);
+  for (int i = 0; i < VD_N_GROUP; i++)
+    if ((i != VD_GROUP_LOSS_SCALE || numbers.is_scaled) && put_numbers(c, &vd_snapshot_groups[i], &numbers, err)) break;
   if (err->status == VD_OK) vd_checkpoint_put_text(c, "settings", echo, err);
-  if (err->status == VD_OK) vd_checkpoint_put_text(c, "corpus_id", vd_corpus_id(corpus), err);
-  if (err->status == VD_OK) vd_checkpoint_put_vocabulary(c, vd_corpus_vocabulary(corpus), err);
+  if (err->status == VD_OK) vd_checkpoint_put_text(c, "corpus_id", vd_corpus_id(s->corpus), err);
+  if (err->status == VD_OK) vd_checkpoint_put_vocabulary(c, vd_corpus_vocabulary(s->corpus), err);
   if (err->status == VD_OK) vd_checkpoint_put_i64(c, "update", p->update, err);
   if (err->status == VD_OK && p->best_update > 0) vd_checkpoint_put_f64(c, "best_valid_bpc", p->best_bpc, err);
   return err->status;
@@ -219,7 +198,7 @@ int vd_snapshot_write(const vd_snapshot *s, const char *path, const vd_progress 
                       vd_error *err) {
   vd_checkpoint *c = NULL;
   if (s->ctx->rank == 0 && vd_checkpoint_begin(&c, s->ctx->h5, path, err) == VD_OK &&
-      (put_progress(c, progress, s->n_block, echo, s->corpus, err) || put_scaling(c, s->optimizer, err)))
+      put_progress(c, s, progress, echo, err) != VD_OK)
     vd_checkpoint_abandon(&c);
   vd_wrap(err, "the checkpoint was not written");
   if (vd_broadcast_error(s->ctx->comm, err)) return err->status;
