@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-int vd_checkpoint_begin(vd_checkpoint **c, vd_h5 *h5, const char *path, vd_error *err) {
+int vd_checkpoint_begin(vd_checkpoint **c, vd_h5 *h5, const char *path, const vd_origin *origin, vd_error *err) {
   char folder[1024];
   *c = NULL;
   vd_split_path(path, folder, sizeof folder);
@@ -16,7 +16,7 @@ int vd_checkpoint_begin(vd_checkpoint **c, vd_h5 *h5, const char *path, vd_error
   made->file = -1;
   snprintf(made->path, sizeof made->path, "%s", path);
   vd_h5_lock(h5);
-  vd_h5_begin(&made->out, path, "checkpoint", err);
+  vd_h5_begin(&made->out, path, "checkpoint", origin, err);
   vd_h5_unlock(h5);
   if (err->status)
     free(made);

@@ -11,10 +11,10 @@ typedef struct vd_checkpoint vd_checkpoint;
 /* Writing: begin, put..., commit; after an error, abandon. One rank writes. Until commit has returned VD_OK nothing is
  * at `path`, or what was there before. Every error names the file. */
 
-/* Not collective. Starts a checkpoint at `path` in a temporary file beside it; folders that are missing are made. The
- * caller ends with vd_checkpoint_commit() or vd_checkpoint_abandon(); on error *c is NULL.
- */
-int vd_checkpoint_begin(vd_checkpoint **c, vd_h5 *h5, const char *path, vd_error *err);
+/* Not collective. Starts a checkpoint at `path` in a temporary file beside it; folders that are missing are made.
+ * origin: as for vd_h5_begin(). The caller ends with vd_checkpoint_commit() or vd_checkpoint_abandon(); on error *c is
+ * NULL. */
+int vd_checkpoint_begin(vd_checkpoint **c, vd_h5 *h5, const char *path, const vd_origin *origin, vd_error *err);
 /* Not collective. Writes a whole dataset; data [d->shape], native d->dtype. */
 int vd_checkpoint_put(vd_checkpoint *c, const vd_dataset *d, const void *data, vd_error *err);
 /* Not collective. Creates a dataset [n, ...] that is then written in parts along its first dimension with

@@ -51,7 +51,7 @@ int vd_shard_begin(vd_shard **shard, vd_h5 *h5, const vd_corpus_plan *plan, int 
                   .long_name = "ids of the symbols, in the order of the source",
                   .deflate = plan->deflate};
   vd_h5_lock(h5);
-  if (vd_h5_begin(&s->out, path, "shard", err) == VD_OK) {
+  if (vd_h5_begin(&s->out, path, "shard", &plan->origin, err) == VD_OK) {
     if (shard_attributes(s->out.file, plan, split, index, err) == VD_OK)
       vd_h5_dataset(s->out.file, &d, NULL, &s->tokens, err);
   }
@@ -205,14 +205,13 @@ static int write_attributes(hid_t file, const vd_corpus_plan *plan, vd_error *er
     snprintf(key, sizeof key, "source%s_md5", of);
     vd_h5_attr_text(file, key, plan->source_md5[i], err);
   }
-  vd_h5_attr_text(file, "settings", plan->echo, err);
   return err->status;
 }
 
 int vd_corpus_write(vd_h5 *h5, const vd_corpus_plan *plan, vd_error *err) {
   vd_h5_out out;
   vd_h5_lock(h5);
-  if (vd_h5_begin(&out, plan->path, "corpus", err) == VD_OK) {
+  if (vd_h5_begin(&out, plan->path, "corpus", &plan->origin, err) == VD_OK) {
     write_attributes(out.file, plan, err);
     for (int k = 0; k < VD_N_SPLIT && err->status == VD_OK; k++) write_split(out.file, plan, k, err);
     if (err->status == VD_OK) vd_vocabulary_write(out.file, &plan->vocabulary, err);

@@ -20,7 +20,7 @@ typedef struct vd_corpus_plan {
   int64_t source_bytes[VD_N_SPLIT]; /* uncompressed */
   char source_md5[VD_N_SPLIT][33];  /* of the uncompressed bytes */
   char split_rule[256];             /* for people */
-  const char *echo;                 /* resolved deck */
+  vd_origin origin;
 } vd_corpus_plan;
 
 typedef struct vd_shard vd_shard;

@@ -56,19 +56,35 @@ int vd_digest_seal(const char *path, vd_error *err) {
   return err->status;
 }
 
+/* Reads the seal at the end of a file of `size` bytes. */
+static int read_seal(int fd, const char *path, int64_t size, char seal[SEAL_BYTES + 1], vd_error *err) {
+  int64_t n = size - SEAL_BYTES;
+  memset(seal, 0, SEAL_BYTES + 1);
+  if (size == 0) return vd_fail(err, VD_FAILED, "%s is empty", path);
+  if (n < 0 || pread(fd, seal, SEAL_BYTES, n) != SEAL_BYTES || memcmp(seal, MARK, MARK_BYTES) != 0 ||
+      seal[SEAL_BYTES - 1] != '\n')
+    return vd_fail(err, VD_FAILED, "%s has no digest at its end: it is truncated, damaged, or of another make", path);
+  return VD_OK;
+}
+
+int vd_digest_text(const char *path, char hex[VD_DIGEST_TEXT], vd_error *err) {
+  int fd;
+  int64_t size;
+  char seal[SEAL_BYTES + 1];
+  if (vd_open_regular(path, &fd, &size, err)) return err->status;
+  if (read_seal(fd, path, size, seal, err) == VD_OK)
+    snprintf(hex, VD_DIGEST_TEXT, "%.*s", HEX_BYTES, seal + MARK_BYTES);
+  close(fd);
+  return err->status;
+}
+
 int vd_digest_check(const char *path, bool *sealed, vd_error *err) {
   if (sealed) *sealed = false;
   int fd;
   int64_t size;
   if (vd_open_regular(path, &fd, &size, err)) return err->status;
-  char hex[HEX_BYTES + 1], seal[SEAL_BYTES + 1] = "";
-  int64_t n = size - SEAL_BYTES;
-  if (size == 0) {
-    vd_fail(err, VD_FAILED, "%s is empty", path);
-  } else if (n < 0 || pread(fd, seal, SEAL_BYTES, n) != SEAL_BYTES || memcmp(seal, MARK, MARK_BYTES) != 0 ||
-             seal[SEAL_BYTES - 1] != '\n') {
-    vd_fail(err, VD_FAILED, "%s has no digest at its end: it is truncated, damaged, or of another make", path);
-  } else if (digest_of(fd, path, n, hex, err) == VD_OK) {
+  char hex[HEX_BYTES + 1], seal[SEAL_BYTES + 1];
+  if (read_seal(fd, path, size, seal, err) == VD_OK && digest_of(fd, path, size - SEAL_BYTES, hex, err) == VD_OK) {
     if (sealed) *sealed = true;
     if (memcmp(seal + MARK_BYTES, hex, HEX_BYTES) != 0)
       vd_fail(err, VD_FAILED, "%s is damaged: its SHA-256 is not the one at its end", path);

@@ -15,4 +15,9 @@ int vd_digest_seal(const char *path, vd_error *err);
  * at its end at all, a truncated or foreign file. VD_FAILED naming the file unless the seal is there and right. */
 int vd_digest_check(const char *path, bool *sealed, vd_error *err);
 
+enum { VD_DIGEST_TEXT = 65 };
+/* Not collective. The hexadecimal digits of the seal at the end of `path`, not compared, into hex. VD_FAILED naming the
+ * file when there is no seal. */
+int vd_digest_text(const char *path, char hex[VD_DIGEST_TEXT], vd_error *err);
+
 #endif

@@ -94,16 +94,26 @@ int vd_h5_get_f64(hid_t object, const char *name, double *value, vd_error *err);
  *   3: /position, /statistics and /loss_scale of a checkpoint are groups of scalars (arrays before) */
 enum { VD_FORMAT_VERSION = 3 };
 
+/* Where a file is from: root attributes of the same names. Texts are borrowed; what is NULL, "" or 0 is left out. */
+typedef struct vd_origin {
+  const char *title;     /* run%title */
+  const char *hosts;     /* "node1, node2" */
+  const char *devices;   /* "8 x NVIDIA H100 80GB HBM3" */
+  const char *precision; /* of activations: "bf16" */
+  const char *settings;  /* the resolved deck */
+  int64_t ranks, threads;
+} vd_origin;
+
 /* A file that is being written, whole or not at all (io/atomic_file.h). Root attributes written on creation:
- * "viaduct_kind" ("corpus", "shard", "checkpoint", "trace", "nll"), "format_version", "viaduct_version", "git_version",
- * "created" (UTC). */
+ * "Conventions", "viaduct_kind" ("corpus", "shard", "checkpoint", "trace", "nll"), "format_version", "viaduct_version",
+ * "git_version", "created" (UTC), and those of vd_origin. */
 typedef struct vd_h5_out {
   hid_t file; /* -1: closed */
   vd_atomic_file at;
 } vd_h5_out;
-/* Not collective. Creates the temporary file; out->file is open for writing until commit or abandon. Errors: the folder
- * is missing or not writable. */
-int vd_h5_begin(vd_h5_out *out, const char *path, const char *kind, vd_error *err);
+/* Not collective. Creates the temporary file; out->file is open for writing until commit or abandon. origin: NULL for
+ * none. Errors: the folder is missing or not writable. */
+int vd_h5_begin(vd_h5_out *out, const char *path, const char *kind, const vd_origin *origin, vd_error *err);
 /* Not collective. Flushes and closes out->file, which is -1 then; the temporary stays, for what is to be done with it
  * before vd_h5_commit() (which does this itself otherwise). All objects must be closed before (a bug otherwise). */
 int vd_h5_finish(vd_h5_out *out, vd_error *err);

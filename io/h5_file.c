@@ -20,18 +20,32 @@ hid_t vd_h5_access(void) {
   return list;
 }
 
-static int stamp(hid_t file, const char *kind, vd_error *err) {
-  char created[VD_UTC_BYTES];
+static int put_origin(hid_t file, const vd_origin *o, vd_error *err) {
+  const char *text[][2] = {{"title", o->title},
+                           {"hosts", o->hosts},
+                           {"devices", o->devices},
+                           {"precision", o->precision},
+                           {"settings", o->settings}};
+  for (size_t i = 0; i < sizeof text / sizeof *text && err->status == VD_OK; i++)
+    if (text[i][1] && text[i][1][0]) vd_h5_attr_text(file, text[i][0], text[i][1], err);
+  if (err->status == VD_OK && o->ranks > 0) vd_h5_attr_i64(file, "ranks", o->ranks, err);
+  if (err->status == VD_OK && o->threads > 0) vd_h5_attr_i64(file, "threads", o->threads, err);
+  return err->status;
+}
+
+static int stamp(hid_t file, const char *kind, const vd_origin *origin, vd_error *err) {
+  char created[VD_UTC_BYTES], conventions[32];
   vd_clock_utc(created);
-  if (vd_h5_attr_text(file, "viaduct_kind", kind, err) ||
+  snprintf(conventions, sizeof conventions, "Viaduct-%d", VD_FORMAT_VERSION);
+  if (vd_h5_attr_text(file, "Conventions", conventions, err) || vd_h5_attr_text(file, "viaduct_kind", kind, err) ||
       vd_h5_attr_i64(file, "format_version", VD_FORMAT_VERSION, err) ||
       vd_h5_attr_text(file, "viaduct_version", vd_version(), err) ||
       vd_h5_attr_text(file, "git_version", vd_git_version(), err) || vd_h5_attr_text(file, "created", created, err))
     return err->status;
-  return VD_OK;
+  return origin ? put_origin(file, origin, err) : VD_OK;
 }
 
-int vd_h5_begin(vd_h5_out *out, const char *path, const char *kind, vd_error *err) {
+int vd_h5_begin(vd_h5_out *out, const char *path, const char *kind, const vd_origin *origin, vd_error *err) {
   out->file = -1;
   if (vd_atomic_begin(&out->at, path, err)) return err->status;
   hid_t access_list = vd_h5_access(), list = H5Pcreate(H5P_FILE_CREATE);
@@ -42,7 +56,7 @@ int vd_h5_begin(vd_h5_out *out, const char *path, const char *kind, vd_error *er
   if (out->file < 0) vd_h5_fail(err, "cannot create %s", out->at.temporary);
   H5Pclose(list);
   H5Pclose(access_list);
-  if (err->status || stamp(out->file, kind, err)) {
+  if (err->status || stamp(out->file, kind, origin, err)) {
     vd_h5_abandon(out);
     return vd_wrap(err, "%s", path);
   }

@@ -8,8 +8,17 @@ struct vd_nll {
   hid_t dataset;
 };
 
-int vd_nll_begin(vd_nll **f, vd_h5 *h5, const char *path, int64_t n_token, const char *split, const char *checkpoint,
-                 const char *corpus_id, vd_error *err) {
+static int put_source(hid_t file, const vd_nll_source *s, vd_error *err) {
+  if (vd_h5_attr_text(file, "split", s->split, err) || vd_h5_attr_text(file, "corpus_id", s->corpus_id, err) ||
+      vd_h5_attr_text(file, "checkpoint", s->checkpoint, err) ||
+      vd_h5_attr_text(file, "checkpoint_sha256", s->sha256, err) ||
+      vd_h5_attr_i64(file, "checkpoint_update", s->update, err))
+    return err->status;
+  return vd_h5_attr_text(file, "model_settings", s->model_settings, err);
+}
+
+int vd_nll_begin(vd_nll **f, vd_h5 *h5, const char *path, int64_t n_token, const vd_nll_source *source,
+                 const vd_origin *origin, vd_error *err) {
   vd_nll *n = vd_calloc(1, sizeof *n);
   n->h5 = h5;
   n->dataset = H5I_INVALID_HID;
@@ -22,11 +31,8 @@ int vd_nll_begin(vd_nll **f, vd_h5 *h5, const char *path, int64_t n_token, const
                   .long_name = "negative log likelihood of each token of the split given those before it; NaN where it "
                                "was not predicted (the first)"};
   vd_h5_lock(h5);
-  if (vd_h5_begin(&n->out, path, "nll", err) == VD_OK) {
-    if (vd_h5_attr_text(n->out.file, "split", split, err) == VD_OK &&
-        vd_h5_attr_text(n->out.file, "checkpoint", checkpoint, err) == VD_OK &&
-        vd_h5_attr_text(n->out.file, "corpus_id", corpus_id, err) == VD_OK)
-      vd_h5_dataset(n->out.file, &d, NULL, &n->dataset, err);
+  if (vd_h5_begin(&n->out, path, "nll", origin, err) == VD_OK) {
+    if (put_source(n->out.file, source, err) == VD_OK) vd_h5_dataset(n->out.file, &d, NULL, &n->dataset, err);
     if (err->status) vd_h5_abandon(&n->out);
   }
   vd_h5_unlock(h5);

@@ -10,11 +10,11 @@
 #include <unistd.h>
 
 const vd_trace_column vd_trace_columns[VD_TRACE_DOUBLES] = {
-    [VD_TRACE_BPC] = {"/train_bpc", "bits", "training bits per symbol, mean since the row before"},
+    [VD_TRACE_BPC] = {"/train_bpc", "bits", "training loss, bits per symbol (bpc), mean since the row before"},
     [VD_TRACE_RATE] = {"/learning_rate", "1", "learning rate"},
     [VD_TRACE_NORM] = {"/grad_norm", "1", "norm of the gradient, before clipping"},
     [VD_TRACE_SPEED] = {"/tokens_per_second", "s-1", "training tokens per second, all ranks"},
-    [VD_TRACE_WALL] = {"/wall", "s", "time that the run has taken, earlier parts included"},
+    [VD_TRACE_WALL] = {"/wall", "s", "seconds since the run began, earlier parts included, waits between them not"},
     [VD_TRACE_TIME] = {"/time", "seconds since 1970-01-01 00:00:00", "time of the row, UTC"},
 };
 
@@ -111,6 +111,17 @@ static int create_rows(const vd_trace *t, hid_t file, enum vd_dtype dtype, const
   return vd_h5_dataset(file, &d, NULL, id, err);
 }
 
+enum { COLUMN_UPDATE = -2, COLUMN_SPAN = -1 }; /* before the columns of doubles */
+
+/* What CF conventions say of coordinates besides their units: /time is a date, and the columns of a row name /wall and
+ * /time, which xarray then shows as coordinates along `update`. */
+static int describe_axes(hid_t id, int column, vd_error *err) {
+  if (column == VD_TRACE_TIME && vd_h5_attr_text(id, "standard_name", "time", err) == VD_OK)
+    return vd_h5_attr_text(id, "calendar", "standard", err);
+  bool is_axis = column == COLUMN_UPDATE || column == VD_TRACE_TIME || column == VD_TRACE_WALL;
+  return is_axis ? err->status : vd_h5_attr_text(id, "coordinates", "wall time", err);
+}
+
 /* Writes rows [at, at + n) of a dataset. */
 static int put_block(hid_t id, enum vd_dtype dtype, const hsize_t tail[2], hsize_t at, hsize_t n, const void *data,
                      vd_error *err) {
@@ -124,8 +135,6 @@ static int put_block(hid_t id, enum vd_dtype dtype, const hsize_t tail[2], hsize
   H5Sclose(memory);
   return err->status;
 }
-
-enum { COLUMN_UPDATE = -2, COLUMN_SPAN = -1 }; /* before the columns of doubles */
 
 static const void *block_data(const vd_trace_block *b, int column) {
   if (column == COLUMN_UPDATE) return b->update;
@@ -144,6 +153,7 @@ static int put_column(const struct image *image, hid_t file, int column, vd_erro
   hid_t id = -1;
   const vd_trace_block *b = t->first;
   if (create_rows(t, file, dtype, c, column == COLUMN_SPAN, image->n_row, &id, err)) return err->status;
+  describe_axes(id, column, err);
   for (hsize_t at = 0; at < image->n_row && err->status == VD_OK; at += VD_TRACE_BLOCK) {
     if (at > 0) b = b->next;
     hsize_t n = image->n_row - at < VD_TRACE_BLOCK ? image->n_row - at : VD_TRACE_BLOCK;
@@ -155,7 +165,7 @@ static int put_column(const struct image *image, hid_t file, int column, vd_erro
 
 static int put_valid(const struct image *image, hid_t file, vd_error *err) {
   static const vd_trace_column column[2] = {{"/valid/update", "1", "updates done"},
-                                            {"/valid/bpc", "bits", "validation bits per symbol"}};
+                                            {"/valid/bpc", "bits", "validation loss, bits per symbol (bpc)"}};
   const hsize_t tail[2] = {0, 0};
   for (int i = 0; i < 2 && err->status == VD_OK; i++) {
     hid_t id = -1;
@@ -177,7 +187,7 @@ static int put_all(const struct image *image, hid_t file, vd_error *err) {
   /* Rows that HDF5 holds back are as many as the image's at most; a flush that fails for want of space cannot be
    * undone. */
   size_t bytes = image->n_row * (width(t) * sizeof(float) + 64) + image->n_valid * 16;
-  if (vd_h5_reserve(file, t->path, 2 * bytes + 65536, err) || vd_h5_attr_text(file, "settings", t->echo, err) ||
+  if (vd_h5_reserve(file, t->path, 2 * bytes + 65536, err) ||
       put_indices(file, "/layer", t->n_layer, "layer", "layer, counted from 0 at the input", err) ||
       put_indices(file, "/head", t->n_head, "head", "attention head", err))
     return err->status;
@@ -191,7 +201,7 @@ void vd_trace_write(void *captured, vd_error *err) {
   if (err->status == VD_OK) {
     vd_h5_out out = {.file = -1};
     vd_h5_lock(t->h5);
-    if (vd_h5_begin(&out, t->path, "trace", err) == VD_OK && put_all(image, out.file, err) == VD_OK)
+    if (vd_h5_begin(&out, t->path, "trace", t->origin, err) == VD_OK && put_all(image, out.file, err) == VD_OK)
       vd_h5_finish(&out, err);
     if (err->status) vd_h5_abandon(&out);
     vd_h5_unlock(t->h5);
@@ -242,14 +252,13 @@ static int set_aside(vd_trace *t, const char *why, vd_error *err) {
 }
 
 int vd_trace_open(vd_trace **trace, vd_h5 *h5, const char *path, int n_layer, int n_head, int64_t update,
-                  const char *echo, vd_error *err) {
+                  const vd_origin *origin, vd_error *err) {
   *trace = NULL;
   vd_trace *t = vd_calloc(1, sizeof *t);
   t->h5 = h5;
   t->n_layer = (hsize_t)n_layer;
   t->n_head = (hsize_t)n_head;
-  t->echo = strdup(echo);
-  if (!t->echo) vd_bug("no memory for the deck");
+  t->origin = origin;
   vd_error why = {0};
   if (snprintf(t->path, sizeof t->path, "%s", path) >= (int)sizeof t->path) {
     vd_fail(err, VD_FAILED, "the path is too long: %s", path);
@@ -263,7 +272,6 @@ int vd_trace_open(vd_trace **trace, vd_h5 *h5, const char *path, int n_layer, in
     return VD_OK;
   }
   free_rows(t);
-  free(t->echo);
   free(t);
   return err->status;
 }
@@ -279,7 +287,6 @@ int vd_trace_close(vd_trace **trace, vd_error *err) {
   if (t->n_row > t->n_captured_row || t->n_valid > t->n_captured_valid) vd_trace_write(vd_trace_capture(t), &last);
   if (last.status) vd_fail(err, last.status, "%s", last.message);
   free_rows(t);
-  free(t->echo);
   free(t);
   *trace = NULL;
   return err->status;

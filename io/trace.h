@@ -21,10 +21,11 @@ typedef struct vd_trace_row {
 /* Not collective. One rank owns the file. Takes over the rows of the trace at `path` up to `update` (0: a new run),
  * which must be of n_layer layers and n_head heads; later rows, of a run that died after its last checkpoint, are left
  * out. A file that is damaged, of another shape or no trace is renamed to trace-set-aside-N.h5 beside it, and the
- * notice says so. Then writes the file once, so that a folder without permission or space is known now. echo: the
- * resolved deck, copied. VD_FAILED when the file cannot be written. The caller ends with vd_trace_close(). */
+ * notice says so. Then writes the file once, so that a folder without permission or space is known now. origin: NULL
+ * for none; borrowed, with its texts, until vd_trace_close(). VD_FAILED when the file cannot be written. The caller
+ * ends with vd_trace_close(). */
 int vd_trace_open(vd_trace **trace, vd_h5 *h5, const char *path, int n_layer, int n_head, int64_t update,
-                  const char *echo, vd_error *err);
+                  const vd_origin *origin, vd_error *err);
 /* Not collective. Adds a row in memory; `update` must be larger than the last one. */
 void vd_trace_append(vd_trace *trace, const vd_trace_row *row);
 /* Not collective. Adds a validation (bpc: bits per symbol) in memory. */

@@ -31,7 +31,7 @@ typedef struct vd_trace_valid {
 struct vd_trace {
   vd_h5 *h5;
   char path[1024], notice[2400];
-  char *echo;
+  const vd_origin *origin;
   hsize_t n_layer, n_head;
   vd_trace_block *first, *last;
   vd_trace_valid *first_valid, *last_valid;

@@ -113,7 +113,7 @@ void vd_run_facts_gather(vd_context *ctx, const vd_device *d, const vd_model_con
                          vd_run_facts *facts) {
   struct place own = describe(d), *all = vd_calloc((size_t)ctx->size, sizeof *all);
   MPI_Allgather(&own, (int)sizeof own, MPI_BYTE, all, (int)sizeof own, MPI_BYTE, ctx->comm);
-  *facts = (vd_run_facts){.ranks = ctx->size, .parameters = vd_model_parameters(model)};
+  *facts = (vd_run_facts){.ranks = ctx->size, .parameters = model ? vd_model_parameters(model) : 0};
   snprintf(facts->version, sizeof facts->version, "%s", vd_version());
   snprintf(facts->git, sizeof facts->git, "%s", vd_git_version());
   snprintf(facts->precision, sizeof facts->precision, "%s", name_precision(d));
@@ -121,9 +121,19 @@ void vd_run_facts_gather(vd_context *ctx, const vd_device *d, const vd_model_con
   list_devices(all, ctx->size, facts);
   for (int r = 0; r < ctx->size; r++)
     if (all[r].threads > facts->threads) facts->threads = all[r].threads;
-  for (int i = 0; i < VD_N_SPLIT; i++) {
+  for (int i = 0; i < VD_N_SPLIT && corpus; i++) {
     vd_error none = {0}; /* a corpus has all splits, some perhaps of no tokens */
     vd_corpus_length(corpus, vd_split_name(i), &facts->tokens[i], &none);
   }
   free(all);
+}
+
+vd_origin vd_run_facts_origin(const vd_run_facts *facts, const char *title, const char *settings) {
+  return (vd_origin){.title = title,
+                     .hosts = facts->hosts,
+                     .devices = facts->devices,
+                     .precision = facts->precision,
+                     .settings = settings,
+                     .ranks = facts->ranks,
+                     .threads = facts->threads};
 }

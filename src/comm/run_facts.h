@@ -21,8 +21,12 @@ typedef struct vd_run_facts {
   int64_t tokens[VD_N_SPLIT]; /* of each split of the corpus */
 } vd_run_facts;
 
-/* Collective(ctx->comm). Gathers the facts of all ranks into *facts, the same on all ranks. d: of vd_device_open. */
+/* Collective(ctx->comm). Gathers the facts of all ranks into *facts, the same on all ranks. d: of vd_device_open. model
+ * and corpus: NULL for none, whose facts are 0 then. */
 void vd_run_facts_gather(vd_context *ctx, const vd_device *d, const vd_model_config *model, const vd_corpus *corpus,
                          vd_run_facts *facts);
+
+/* Not collective. What files say of the run, with its title and resolved deck. Borrows facts, title and settings. */
+vd_origin vd_run_facts_origin(const vd_run_facts *facts, const char *title, const char *settings);
 
 #endif

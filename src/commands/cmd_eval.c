@@ -1,13 +1,16 @@
 #include "io/corpus_write.h"
+#include "io/digest.h"
 #include "io/nll.h"
 #include "src/base/signals.h"
 #include "src/comm/collectives.h"
+#include "src/comm/run_facts.h"
 #include "src/commands/commands.h"
 #include "src/train/evaluate.h"
 #include "src/train/open_checkpoint.h"
 #include "src/train/run_folder.h"
 #include "src/train/snapshot.h"
 
+#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,6 +27,8 @@ struct eval {
   vd_ops *ops;
   vd_evaluator *evaluator;
   vd_evaluation result;
+  vd_device device;
+  char *checkpoint, sha256[VD_DIGEST_TEXT]; /* rank 0, with eval%nll_file: the checkpoint's absolute path, its digest */
 };
 
 /* A rank's tokens are contiguous: they travel piece by piece to rank 0, which continues receiving after an error. */
@@ -44,20 +49,34 @@ static void gather_nll(const struct eval *e, int owner, vd_nll *file, vd_error *
   free(buffer);
 }
 
+static void begin_nll(const struct eval *e, vd_nll **file, const vd_run_facts *facts, vd_error *err) {
+  const float none = NAN;
+  char *settings = vd_settings_echo(e->s), *model_settings = vd_settings_echo(&e->from.settings);
+  vd_origin origin = vd_run_facts_origin(facts, e->s->run.title, settings);
+  vd_nll_source source = {.checkpoint = e->checkpoint,
+                          .sha256 = e->sha256,
+                          .model_settings = model_settings,
+                          .split = vd_split_name(e->s->eval.split),
+                          .corpus_id = vd_corpus_id(e->corpus),
+                          .update = e->from.update};
+  if (vd_nll_begin(file, e->ctx->h5, e->s->eval.nll_file, e->result.n_token, &source, &origin, err) == VD_OK)
+    vd_nll_put(*file, 0, 1, &none, err);
+  free(settings);
+  free(model_settings);
+}
+
 static int write_nll(const struct eval *e, vd_error *err) {
   vd_nll *file = NULL;
-  const float none = NAN;
-  if (e->ctx->rank == 0 &&
-      vd_nll_begin(&file, e->ctx->h5, e->s->eval.nll_file, e->result.n_token, vd_split_name(e->s->eval.split),
-                   e->from.path, vd_corpus_id(e->corpus), err) == VD_OK)
-    vd_nll_put(file, 0, 1, &none, err);
+  vd_run_facts facts;
+  vd_run_facts_gather(e->ctx, &e->device, &e->config, e->corpus, &facts);
+  if (e->ctx->rank == 0) begin_nll(e, &file, &facts, err);
   for (int owner = 0; owner < e->ctx->size; owner++) gather_nll(e, owner, file, err);
   if (file && err->status == VD_OK) vd_nll_commit(&file, err);
   if (file) vd_nll_abandon(&file);
   return vd_broadcast_error(e->ctx->comm, err);
 }
 
-/* Are all symbols single bytes? Then bits per symbol are bits per raw byte. */
+/* Are all symbols single bytes? Then bpc, bits per symbol, are bits per byte. */
 static bool is_bytes(const vd_corpus *corpus) {
   for (int64_t i = 0; i < vd_corpus_vocab(corpus); i++) {
     size_t n;
@@ -89,7 +108,7 @@ static void report(const struct eval *e) {
     printf("context: %lld streams in blocks of %lld tokens; each token sees those before it in its stream, up to %lld, "
            "through the layers' memories, which are zeros where a stream begins\n",
            (long long)streams, (long long)block, (long long)memory);
-  printf("bpc: %.6f bits per %s (%.6f nats), %.0f tokens a second\n", bpc, bytes ? "raw byte" : "symbol",
+  printf("bpc: %.6f bits per symbol%s (%.6f nats), %.0f tokens a second\n", bpc, bytes ? ", here bits per byte" : "",
          bpc * log(2.0), (double)r->n_target / r->seconds);
   printf("{\"split\": \"%s\", \"bpc\": %.17g, \"nll\": %.17g, \"predicted\": %lld, \"tokens\": %lld, "
          "\"unit\": \"%s\", \"streams\": %lld, \"block\": %lld, \"%s\": %lld, \"update\": %lld}\n",
@@ -99,7 +118,7 @@ static void report(const struct eval *e) {
 }
 
 /* Before hours of work: may the nll file be written, and is it none of the files that are read? */
-static int check_output(const struct eval *e, vd_error *err) {
+static int check_output(struct eval *e, vd_error *err) {
   const char *path = e->s->eval.nll_file;
   if (e->ctx->rank == 0 && path[0]) {
     vd_path_list *list = vd_path_list_create();
@@ -110,18 +129,21 @@ static int check_output(const struct eval *e, vd_error *err) {
     vd_path_list_destroy(list);
     vd_atomic_file file;
     if (err->status == VD_OK && vd_atomic_begin(&file, path, err)) vd_wrap(err, "eval%%nll_file");
+    if (err->status == VD_OK && vd_digest_text(e->from.path, e->sha256, err) == VD_OK)
+      e->checkpoint = realpath(e->from.path, NULL);
+    if (err->status == VD_OK && !e->checkpoint)
+      vd_fail(err, VD_FAILED, "cannot resolve the path %s: %s", e->from.path, strerror(errno));
   }
   return vd_broadcast_error(e->ctx->comm, err);
 }
 
 static int evaluate(struct eval *e, vd_error *err) {
   const vd_settings *s = e->s;
-  vd_device device;
   if (vd_open_checkpoint_find(e->ctx, s, s->eval.checkpoint, &e->from, err) ||
       vd_open_checkpoint_override(s, &e->from, err) || vd_configure_corpus(e->ctx, s, &e->corpus, err) ||
       check_output(e, err) || vd_snapshot_adopt_vocabulary(e->ctx, e->from.path, e->from.corpus_id, e->corpus, err) ||
       vd_open_checkpoint_config(&e->from, e->corpus, &e->config, err) ||
-      vd_device_open(e->ctx, s, &e->config, &e->ops, &device, err))
+      vd_device_open(e->ctx, s, &e->config, &e->ops, &e->device, err))
     return err->status;
   vd_evaluate_plan plan = {.ctx = e->ctx,
                            .corpus = e->corpus,
@@ -156,6 +178,7 @@ int vd_cmd_eval(vd_context *ctx, const vd_settings *s, vd_error *err) {
   int status = evaluate(&e, err);
   vd_evaluator_destroy(e.evaluator);
   free(e.result.token_nll);
+  free(e.checkpoint);
   if (e.ops) e.ops->destroy(e.ops);
   if (e.corpus) vd_corpus_close(e.corpus);
   return status;

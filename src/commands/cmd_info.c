@@ -13,13 +13,26 @@
 
 enum { PIECE = 1 << 18 }; /* values read at once */
 
+/* Where the file is from; files of format versions 1 and 2 do not say. */
+static int print_origin(hid_t file, vd_error *err) {
+  int64_t ranks, threads;
+  if (vd_info_optional_text(file, "title", "title", err) || vd_info_optional_text(file, "hosts", "hosts", err) ||
+      vd_info_optional_text(file, "devices", "devices", err) ||
+      vd_info_optional_text(file, "precision", "precision", err))
+    return err->status;
+  if (H5Aexists(file, "ranks") > 0 && H5Aexists(file, "threads") > 0 &&
+      vd_h5_get_i64(file, "ranks", &ranks, err) == VD_OK && vd_h5_get_i64(file, "threads", &threads, err) == VD_OK)
+    printf("  %-12s %lld, of %lld threads each\n", "ranks", (long long)ranks, (long long)threads);
+  return err->status;
+}
+
 /* The lines that every kind has. */
 static int print_head(hid_t file, const char *path, const char *kind, const char *verified, vd_error *err) {
   int64_t format;
   if (vd_h5_format(file, &format, err)) return err->status;
   printf("%s\n  %-12s %s\n  %-12s %lld\n", path, "kind", kind, "format", (long long)format);
   if (vd_info_text(file, "viaduct_version", "version", err) || vd_info_text(file, "git_version", "commit", err) ||
-      vd_info_text(file, "created", "created", err))
+      vd_info_text(file, "created", "created", err) || print_origin(file, err))
     return err->status;
   printf("  %-12s %s\n", "verified", verified);
   return VD_OK;
@@ -90,16 +103,19 @@ static int info_shard(hid_t file, const char *path, vd_error *err) {
 }
 
 static int info_nll(hid_t file, const char *path, vd_error *err) {
-  int64_t n, numbers;
+  int64_t n, numbers, update;
   double sum;
   if (read_through(file, "/nll", &n, &numbers, &sum, err) ||
       print_head(file, path, "nll", "the checksums of all values (fletcher32)", err))
     return err->status;
   if (vd_info_text(file, "corpus_id", "corpus id", err) || vd_info_text(file, "split", "split", err) ||
-      vd_info_text(file, "checkpoint", "checkpoint", err))
+      vd_info_text(file, "checkpoint", "checkpoint", err) ||
+      vd_info_optional_text(file, "checkpoint_sha256", "its sha256", err))
     return err->status;
+  if (H5Aexists(file, "checkpoint_update") > 0 && vd_h5_get_i64(file, "checkpoint_update", &update, err) == VD_OK)
+    printf("  %-12s %lld\n", "its update", (long long)update);
   printf("  %-12s %lld, of which %lld were predicted\n", "tokens", (long long)n, (long long)numbers);
-  if (numbers > 0) printf("  %-12s %.4f bits per predicted token\n", "mean", sum / (double)numbers / M_LN2);
+  if (numbers > 0) printf("  %-12s %.4f bits per symbol\n", "bpc", sum / (double)numbers / M_LN2);
   return VD_OK;
 }
 
@@ -196,7 +212,7 @@ static int print_last_spans(hid_t file, int64_t rows, vd_error *err) {
 
 static int info_trace(hid_t file, bool sealed, const char *path, vd_error *err) {
   static const char *const columns[5] = {"/update", "/train_bpc", "/learning_rate", "/grad_norm", "/tokens_per_second"};
-  static const char *const names[5] = {"update", "train bpc", "learning rate", "gradient norm", "tokens/s"};
+  static const char *const names[5] = {"update", "bpc", "learning rate", "gradient norm", "tokens/s"};
   int64_t rows, valid;
   if (print_head(file, path, "trace", sealed ? "SHA-256 of the whole file" : "its structure only: it has no digest",
                  err) ||

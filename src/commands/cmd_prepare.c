@@ -2,6 +2,7 @@
  * rank 0 writes NAME.h5 when every shard is in its place, so that nothing looks whole before it is. */
 #include "io/corpus_write.h"
 #include "src/comm/collectives.h"
+#include "src/comm/run_facts.h"
 #include "src/commands/commands.h"
 #include "src/commands/prepare.h"
 #include "src/commands/prepare_place.h"
@@ -76,12 +77,11 @@ static void share_plan(vd_context *ctx, vd_corpus_plan *plan, const vd_settings 
   plan->source[0] = plan->words ? s->prepare.train_text : s->prepare.source;
   plan->source[1] = s->prepare.valid_text;
   plan->source[2] = s->prepare.test_text;
-  if (ctx->rank != 0) plan->echo = "";
 }
 
 /* All shards, then NAME.h5. What a failed run wrote is removed again. */
 static int write_corpus(vd_context *ctx, const vd_settings *s, vd_corpus_plan *plan, const vd_prepare_stamp *stamp,
-                        vd_error *err) {
+                        const char *echo, vd_error *err) {
   if (ctx->rank == 0) {
     char replaced[64];
     vd_prepare_place_id(ctx->h5, plan->path, replaced);
@@ -90,6 +90,10 @@ static int write_corpus(vd_context *ctx, const vd_settings *s, vd_corpus_plan *p
   }
   if (vd_broadcast_error(ctx->comm, err)) return err->status;
   share_plan(ctx, plan, s);
+  vd_run_facts facts;
+  vd_run_facts_gather(ctx, &(vd_device){.threads = 1}, NULL, NULL, &facts);
+  plan->origin = vd_run_facts_origin(&facts, s->run.title, echo);
+  plan->origin.precision = NULL; /* nothing is computed */
   vd_prepare_shards(ctx->h5, plan, ctx->rank, ctx->size, err);
   vd_agree(ctx->comm, err);
   if (ctx->rank == 0) {
@@ -128,16 +132,15 @@ int vd_cmd_prepare(vd_context *ctx, const vd_settings *s, vd_error *err) {
       .path = s->data.path, .shard_tokens = s->prepare.shard_tokens, .deflate = (int)s->prepare.deflate};
   vd_prepare_stamp stamp[VD_N_SPLIT];
   vd_prepare_lock lock = {.fd = -1};
-  char *echo = NULL;
+  char *echo = vd_settings_echo(s);
   bool write = false;
   if (ctx->rank == 0) {
-    plan.echo = echo = vd_settings_echo(s);
     plan_corpus(ctx, s, &plan, stamp, &lock, &write, err);
     fflush(stdout);
   }
   if (vd_broadcast_error(ctx->comm, err) == VD_OK) {
     MPI_Bcast(&write, 1, MPI_C_BOOL, 0, ctx->comm);
-    if (write) write_corpus(ctx, s, &plan, stamp, err);
+    if (write) write_corpus(ctx, s, &plan, stamp, echo, err);
   }
   vd_prepare_lock_release(&lock);
   vd_prepare_free(&plan);

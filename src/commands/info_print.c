@@ -24,6 +24,10 @@ int vd_info_text(hid_t file, const char *attribute, const char *label, vd_error 
   return err->status;
 }
 
+int vd_info_optional_text(hid_t file, const char *attribute, const char *label, vd_error *err) {
+  return H5Aexists(file, attribute) > 0 ? vd_info_text(file, attribute, label, err) : err->status;
+}
+
 int vd_info_settings(hid_t file, vd_error *err) {
   char *echo = NULL, *rest = NULL;
   if (vd_h5_get_text(file, "settings", &echo, err)) return err->status;

@@ -22,10 +22,21 @@ static int choose(const vd_settings *s, const char *named, vd_open_checkpoint *r
                  s->run.directory);
 }
 
+/* Puts the name of the file in the place of a link to a file of the same folder, as last.h5 and best.h5 are: a run that
+ * continues may point the link elsewhere while the checkpoint is read part by part. */
+static void follow_link(char path[VD_PATH + 64]) {
+  char target[256];
+  char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+  ssize_t n = readlink(path, target, sizeof target);
+  size_t room = VD_PATH + 64 - (size_t)(name - path);
+  if (n > 0 && (size_t)n < sizeof target && (size_t)n < room && !memchr(target, '/', (size_t)n))
+    snprintf(name, room, "%.*s", (int)n, target);
+}
+
 int vd_open_checkpoint_find(vd_context *ctx, const vd_settings *s, const char *named, vd_open_checkpoint *r,
                             vd_error *err) {
   memset(r, 0, sizeof *r);
-  if (ctx->rank == 0) choose(s, named, r, err);
+  if (ctx->rank == 0 && choose(s, named, r, err) == VD_OK) follow_link(r->path);
   if (vd_broadcast_error(ctx->comm, err)) return err->status;
   MPI_Bcast(r->path, (int)sizeof r->path, MPI_CHAR, 0, ctx->comm);
   return vd_snapshot_describe(ctx, r->path, &r->settings, r->corpus_id, &r->update, err);

@@ -5,7 +5,7 @@
 #include "src/train/configure.h"
 
 typedef struct vd_open_checkpoint {
-  char path[VD_PATH + 64];
+  char path[VD_PATH + 64]; /* of the file that last.h5 or best.h5 pointed to */
   int64_t update;
   char corpus_id[64];   /* of the data it was trained on */
   vd_settings settings; /* those it was trained with; after vd_open_checkpoint_override those in use */

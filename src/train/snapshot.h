@@ -44,14 +44,14 @@ typedef struct vd_snapshot {
   int64_t n_block;         /* blocks in an epoch of the training split */
   vd_task_queue *writer;   /* rank 0, to write; else NULL */
   const vd_corpus *corpus; /* to write: its id and the vocabulary; else NULL */
+  const vd_origin *origin; /* to write: with the resolved deck, which a resumed run reads; else NULL */
 } vd_snapshot;
 
 /* Collective(ctx->comm). Writes a checkpoint to `path`, whole or not at all. When it returns the run is copied, and may
  * continue; the file is there once rank 0's s->writer has done its tasks, whose error is that of the file. Rank 0
- * writes, the others send their memories in bounded pieces; the model's shape must outlive the tasks. echo: the
- * resolved deck. The error, of the file's beginning, is agreed. */
-int vd_snapshot_write(const vd_snapshot *s, const char *path, const vd_progress *progress, const char *echo,
-                      vd_error *err);
+ * writes, the others send their memories in bounded pieces; the model's shape must outlive the tasks. The error, of
+ * the file's beginning, is agreed. */
+int vd_snapshot_write(const vd_snapshot *s, const char *path, const vd_progress *progress, vd_error *err);
 
 /* Collective(ctx->comm). The reverse: rank 0 reads parameters and optimiser state and broadcasts them, every rank reads
  * the memories of its own streams. The model and the number of streams must be those of the checkpoint: VD_FAILED

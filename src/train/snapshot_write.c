@@ -42,13 +42,12 @@ static int put_numbers(vd_checkpoint *c, const vd_snapshot_group *g, const vd_sn
   return err->status;
 }
 
-static int put_progress(vd_checkpoint *c, const vd_snapshot *s, const vd_progress *p, const char *echo, vd_error *err) {
+static int put_progress(vd_checkpoint *c, const vd_snapshot *s, const vd_progress *p, vd_error *err) {
   vd_snapshot_numbers numbers = {.progress = *p, .epoch = 1 + p->update / s->n_block, .block = p->update % s->n_block};
   if (p->best_update == 0) numbers.progress.best_bpc = NAN;
   numbers.is_scaled = vd_optimizer_scaling(s->optimizer, &numbers.scaling);
   for (int i = 0; i < VD_N_GROUP; i++)
     if ((i != VD_GROUP_LOSS_SCALE || numbers.is_scaled) && put_numbers(c, &vd_snapshot_groups[i], &numbers, err)) break;
-  if (err->status == VD_OK) vd_checkpoint_put_text(c, "settings", echo, err);
   if (err->status == VD_OK) vd_checkpoint_put_text(c, "corpus_id", vd_corpus_id(s->corpus), err);
   if (err->status == VD_OK) vd_checkpoint_put_vocabulary(c, vd_corpus_vocabulary(s->corpus), err);
   if (err->status == VD_OK) vd_checkpoint_put_i64(c, "update", p->update, err);
@@ -194,11 +193,10 @@ static void send_memories(const vd_snapshot *s, vd_checkpoint *c, int layer) {
   }
 }
 
-int vd_snapshot_write(const vd_snapshot *s, const char *path, const vd_progress *progress, const char *echo,
-                      vd_error *err) {
+int vd_snapshot_write(const vd_snapshot *s, const char *path, const vd_progress *progress, vd_error *err) {
   vd_checkpoint *c = NULL;
-  if (s->ctx->rank == 0 && vd_checkpoint_begin(&c, s->ctx->h5, path, err) == VD_OK &&
-      put_progress(c, s, progress, echo, err) != VD_OK)
+  if (s->ctx->rank == 0 && vd_checkpoint_begin(&c, s->ctx->h5, path, s->origin, err) == VD_OK &&
+      put_progress(c, s, progress, err) != VD_OK)
     vd_checkpoint_abandon(&c);
   vd_wrap(err, "the checkpoint was not written");
   if (vd_broadcast_error(s->ctx->comm, err)) return err->status;

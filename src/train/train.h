@@ -40,6 +40,7 @@ typedef struct vd_train {
   vd_ops *ops;
   vd_device device;
   vd_run_facts facts; /* once the device is open */
+  vd_origin origin;   /* the same for files, with title and deck */
   vd_model *model;
   vd_optimizer *optimizer;
   vd_update_pipeline *pipeline;

@@ -57,11 +57,11 @@ int vd_train_checkpoint(vd_train *t, bool best, vd_error *err) {
   if (vd_train_wait_checkpoint(t, err)) return err->status;
   char path[VD_PATH + 64];
   vd_checkpoint_path(t->settings->run.directory, t->progress.update, path, sizeof path);
-  vd_snapshot snapshot = {t->ctx,    t->ops,    t->model, t->optimizer, t->geometry.n_stream,
-                          t->blocks, t->writer, t->corpus};
+  vd_snapshot snapshot = {t->ctx,    t->ops,    t->model,  t->optimizer, t->geometry.n_stream,
+                          t->blocks, t->writer, t->corpus, &t->origin};
   t->saved_update = t->progress.update;
   vd_train_write_trace(t); /* its rows up to the checkpoint are there once that is */
-  if (vd_snapshot_write(&snapshot, path, &t->progress, t->echo, err)) return wrap_checkpoint(t, err);
+  if (vd_snapshot_write(&snapshot, path, &t->progress, err)) return wrap_checkpoint(t, err);
   if (t->writer) {
     struct links *l = vd_calloc(1, sizeof *l);
     *l = (struct links){t->settings, t->progress.update, best};

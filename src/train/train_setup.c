@@ -95,6 +95,7 @@ static int make_model(vd_train *t, vd_error *err) {
       vd_device_choose_comm(t->ctx, s, &t->device, err) || vd_train_check_memory(t, err))
     return err->status;
   vd_run_facts_gather(t->ctx, &t->device, &t->config, t->corpus, &t->facts);
+  t->origin = vd_run_facts_origin(&t->facts, s->run.title, t->echo);
   vd_optimizer_config optimizer;
   vd_configure_optimizer(&optimizer, s);
   if (t->device.precision == VD_FP16) {
@@ -127,7 +128,7 @@ static int restore(vd_train *t, vd_error *err) {
   if (!t->resume.path[0] && t->start.path[0])
     return vd_snapshot_read_parameters(t->ctx, t->ops, t->model, t->start.path, err);
   if (!t->resume.path[0]) return VD_OK;
-  vd_snapshot snapshot = {t->ctx, t->ops, t->model, t->optimizer, t->geometry.n_stream, t->blocks, NULL, NULL};
+  vd_snapshot snapshot = {t->ctx, t->ops, t->model, t->optimizer, t->geometry.n_stream, t->blocks, NULL, NULL, NULL};
   if (vd_snapshot_read(&snapshot, t->resume.path, &t->progress, err)) return err->status;
   t->saved_update = t->progress.update;
   t->seconds_before = t->progress.log.seconds;
@@ -154,7 +155,7 @@ static int open_logs(vd_train *t, vd_error *err) {
   if (t->ctx->rank == 0 &&
       vd_log_open(&t->log, s->run.directory, t->progress.update, s->run.max_updates, stdout, err) == VD_OK &&
       vd_trace_open(&t->trace, t->ctx->h5, path, (int)t->config.n_layer, (int)t->config.n_head, t->progress.update,
-                    t->echo, err) == VD_OK)
+                    &t->origin, err) == VD_OK)
     log_notices(t);
   return vd_broadcast_error(t->ctx->comm, err);
 }

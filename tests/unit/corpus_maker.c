@@ -55,7 +55,7 @@ int maker_write(vd_h5 *h5, const char *path, const int64_t n[VD_N_SPLIT], int64_
                          .deflate = deflate,
                          .n_source = 1,
                          .source = {"made"},
-                         .echo = "&run /"};
+                         .origin = {.settings = "&run /"}};
   plan.words = vocab > 256;
   snprintf(plan.id, sizeof plan.id, "%016llx%016llx", (unsigned long long)n[0], (unsigned long long)vocab);
   snprintf(plan.split_rule, sizeof plan.split_rule, "made");

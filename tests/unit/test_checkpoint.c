@@ -37,7 +37,7 @@ static void write_one(vd_h5 *h5, int64_t update) {
                   .dimension = {"stream", "d"},
                   .units = "1",
                   .long_name = "memory"};
-  assert_int_equal(vd_checkpoint_begin(&c, h5, path, &err), VD_OK);
+  assert_int_equal(vd_checkpoint_begin(&c, h5, path, NULL, &err), VD_OK);
   assert_int_equal(vd_checkpoint_put(c, &w, weight, &err), VD_OK);
   assert_int_equal(vd_checkpoint_create(c, &m, &err), VD_OK);
   assert_int_equal(vd_checkpoint_put_rows(c, m.path, 2, 2, memory + 4, &err), VD_OK);
@@ -127,7 +127,7 @@ static void write_newer(vd_h5 *h5, int64_t update) {
   char path[256];
   vd_checkpoint_path(RUN, update, path, sizeof path);
   vd_h5_lock(h5);
-  assert_int_equal(vd_h5_begin(&out, path, "checkpoint", &err), VD_OK);
+  assert_int_equal(vd_h5_begin(&out, path, "checkpoint", NULL, &err), VD_OK);
   assert_true(H5Adelete(out.file, "format_version") >= 0);
   assert_int_equal(vd_h5_attr_i64(out.file, "format_version", VD_FORMAT_VERSION + 1, &err), VD_OK);
   assert_int_equal(vd_h5_finish(&out, &err), VD_OK);

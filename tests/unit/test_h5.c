@@ -70,7 +70,7 @@ static void write_file(fixture *f, vd_error *err) {
   vd_h5_out out;
   float x[600];
   for (int i = 0; i < 600; i++) x[i] = (float)i;
-  if (vd_h5_begin(&out, f->path, "checkpoint", err)) return;
+  if (vd_h5_begin(&out, f->path, "checkpoint", NULL, err)) return;
   vd_dataset a = tensor("/model/a", 10, 20), b = tensor("/model/b", 30, 20), c = tensor("/other/deep/c", 5, 6);
   vd_dataset s = {.path = "/scalar", .dtype = VD_I64, .units = "updates", .long_name = "a scalar"};
   int64_t seven = 7;
@@ -119,7 +119,7 @@ static void test_attributes(void **state) {
   fixture *f = *state;
   vd_error err = {0};
   vd_h5_out out;
-  assert_int_equal(vd_h5_begin(&out, f->path, "trace", &err), VD_OK);
+  assert_int_equal(vd_h5_begin(&out, f->path, "trace", NULL, &err), VD_OK);
   vd_h5_attr_text(out.file, "text", "gr\xc3\xbc\xc3\x9f", &err);
   vd_h5_attr_text(out.file, "empty", "", &err);
   vd_h5_attr_i64(out.file, "large", INT64_MIN, &err);
@@ -194,7 +194,7 @@ static void test_many_users_of_a_scale(void **state) {
   fixture *f = *state;
   vd_error err = {0};
   vd_h5_out out;
-  assert_int_equal(vd_h5_begin(&out, f->path, "checkpoint", &err), VD_OK);
+  assert_int_equal(vd_h5_begin(&out, f->path, "checkpoint", NULL, &err), VD_OK);
   hsize_t n = 3;
   float x[3] = {1, 2, 3};
   for (int i = 0; i < 4100 && err.status == VD_OK; i++) {
@@ -220,7 +220,7 @@ static void test_empty_and_growing(void **state) {
   fixture *f = *state;
   vd_error err = {0};
   vd_h5_out out;
-  assert_int_equal(vd_h5_begin(&out, f->path, "trace", &err), VD_OK);
+  assert_int_equal(vd_h5_begin(&out, f->path, "trace", NULL, &err), VD_OK);
   vd_dataset update = {.path = "/update",
                        .dtype = VD_I64,
                        .rank = 1,
@@ -260,7 +260,7 @@ static void test_whole_or_not_at_all(void **state) {
   fixture *f = *state;
   vd_error err = {0};
   vd_h5_out out;
-  assert_int_equal(vd_h5_begin(&out, f->path, "nll", &err), VD_OK);
+  assert_int_equal(vd_h5_begin(&out, f->path, "nll", NULL, &err), VD_OK);
   assert_int_equal(access(f->path, F_OK), -1);
   assert_true(vd_is_temporary(strrchr(out.at.temporary, '/') + 1, "a.h5"));
   assert_false(vd_is_temporary(strrchr(out.at.temporary, '/') + 1, "b.h5"));
@@ -271,7 +271,7 @@ static void test_whole_or_not_at_all(void **state) {
   write_file(f, &err);
   assert_int_equal(err.status, VD_OK);
   assert_int_equal(n_files(f->folder, false), 1);
-  assert_int_equal(vd_h5_begin(&out, "/nowhere/at/all.h5", "nll", &err), VD_FAILED);
+  assert_int_equal(vd_h5_begin(&out, "/nowhere/at/all.h5", "nll", NULL, &err), VD_FAILED);
   assert_non_null(strstr(err.message, "No such file"));
 }
 

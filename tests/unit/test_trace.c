@@ -80,7 +80,7 @@ static void test_resumes_after_a_kill(void **state) {
   const char *path = "test_trace.h5";
   pid_t child = fork();
   if (child == 0) {
-    if (vd_trace_open(&t, h5, path, LAYERS, HEADS, 0, "&run /", &err) != VD_OK) _exit(1);
+    if (vd_trace_open(&t, h5, path, LAYERS, HEADS, 0, NULL, &err) != VD_OK) _exit(1);
     append_to(t, 1, 47);
     write_rows(t);
     append_to(t, 48, 60);
@@ -91,14 +91,14 @@ static void test_resumes_after_a_kill(void **state) {
   assert_true(WIFSIGNALED(status));
   expect_sealed(path);
   expect_rows(path, 47);
-  assert_int_equal(vd_trace_open(&t, h5, path, LAYERS, HEADS, 30, "&run /", &err), VD_OK);
+  assert_int_equal(vd_trace_open(&t, h5, path, LAYERS, HEADS, 30, NULL, &err), VD_OK);
   assert_string_equal(vd_trace_notice(t), "");
   expect_rows(path, 30);
   append_to(t, 31, 2600); /* over the ends of blocks */
   assert_int_equal(vd_trace_close(&t, &err), VD_OK);
   expect_rows(path, 2600);
   expect_sealed(path);
-  assert_int_equal(vd_trace_open(&t, h5, path, LAYERS, HEADS, 1500, "&run /", &err), VD_OK);
+  assert_int_equal(vd_trace_open(&t, h5, path, LAYERS, HEADS, 1500, NULL, &err), VD_OK);
   assert_int_equal(vd_trace_close(&t, &err), VD_OK);
   expect_rows(path, 1500);
   unlink(path);
@@ -109,7 +109,7 @@ static void test_image_is_of_its_moment(void **state) {
   vd_error err = {0};
   vd_trace *t;
   const char *path = "test_trace_image.h5";
-  assert_int_equal(vd_trace_open(&t, *state, path, LAYERS, HEADS, 0, "&run /", &err), VD_OK);
+  assert_int_equal(vd_trace_open(&t, *state, path, LAYERS, HEADS, 0, NULL, &err), VD_OK);
   assert_false(vd_trace_is_due(t, 0));
   append_to(t, 1, 1020);
   assert_true(vd_trace_is_due(t, 0));
@@ -135,7 +135,7 @@ static void expect_set_aside(vd_h5 *h5, const char *path, const char *aside, int
   vd_trace *t;
   struct stat before, after;
   assert_int_equal(stat(path, &before), 0);
-  assert_int_equal(vd_trace_open(&t, h5, path, layers, HEADS, 20, "&run /", &err), VD_OK);
+  assert_int_equal(vd_trace_open(&t, h5, path, layers, HEADS, 20, NULL, &err), VD_OK);
   assert_non_null(strstr(vd_trace_notice(t), why));
   assert_non_null(strstr(vd_trace_notice(t), aside));
   assert_int_equal(stat(aside, &after), 0);
@@ -148,7 +148,7 @@ static void expect_set_aside(vd_h5 *h5, const char *path, const char *aside, int
 static void make_trace(vd_h5 *h5, const char *path) {
   vd_error err = {0};
   vd_trace *t;
-  assert_int_equal(vd_trace_open(&t, h5, path, LAYERS, HEADS, 0, "&run /", &err), VD_OK);
+  assert_int_equal(vd_trace_open(&t, h5, path, LAYERS, HEADS, 0, NULL, &err), VD_OK);
   append_to(t, 1, 20);
   assert_int_equal(vd_trace_close(&t, &err), VD_OK);
 }
@@ -211,7 +211,7 @@ static void test_writes_beside_readers(void **state) {
   pid_t child = fork();
   if (child == 0) look_again_and_again(path);
   for (int i = 0; i < 20 && err.status == VD_OK; i++) {
-    vd_trace_open(&t, h5, path, LAYERS, HEADS, i, "&run /", &err);
+    vd_trace_open(&t, h5, path, LAYERS, HEADS, i, NULL, &err);
     if (err.status == VD_OK) append_to(t, i + 1, i + 1);
     if (err.status == VD_OK) vd_trace_close(&t, &err);
   }
