@@ -2,7 +2,6 @@
 """The files that a run leaves, seen from outside: h5py, xarray and h5dump open them and see dimensions and units; a
 trace is read while it is written; a killed run and a full disk leave nothing half-written; `viaduct info` tells a whole
 file from a damaged one. One 'ok' or 'not ok' line for each."""
-import contextlib
 import hashlib
 import json
 import os
@@ -137,6 +136,13 @@ def with_h5py(kind):
     with h5py.File(at(FILES[kind]), "r") as f:
         expect(text(f.attrs["viaduct_kind"]) == kind, "viaduct_kind")
         expect(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", text(f.attrs["created"])), "created")
+        for name, wanted in (("Conventions", "Viaduct-3"), ("title", "files"), ("ranks", 1), ("hosts", os.uname().nodename)):
+            have = f.attrs[name] if name == "ranks" else text(f.attrs[name])
+            expect(have == wanted, f"{name} is {have}")
+        expect(f.attrs["threads"] >= 1 and len(text(f.attrs["devices"])) > 0, "threads or devices")
+        # Shards and NAME.h5 are copies of texts: nothing is computed.
+        expect(text(f.attrs.get("precision", "none")) == ("none" if kind in ("corpus", "shard") else "fp32"), "precision")
+        expect("attn_span = 64" in text(f.attrs["settings"]), "settings")
         for path in datasets(f):
             d = f[path]
             expect(d.attrs.get("units") and d.attrs.get("long_name"), f"{path} has no units or no long_name")
@@ -181,6 +187,47 @@ def with_h5dump(kind):
             expect(word in p.stdout, f"h5dump -d {path} shows no {word}")
 
 
+def trace_has_a_time_axis():
+    """xarray takes `wall` and `time` for coordinates along `update`, and `time` for dates; `wall` is the log's."""
+    with open(at("run/log.jsonl")) as f:
+        log = {row["num_updates"]: row for row in map(json.loads, f) if "bpc" in row}
+    now = np.datetime64(int(time.time()), "s")
+    for engine in ("netcdf4", "h5netcdf"):
+        with xarray.open_dataset(at("run/trace.h5"), engine=engine) as x:
+            expect({"update", "wall", "time"} <= set(x.coords), f"{engine}: coordinates {set(x.coords)}")
+            expect(x["time"].dims == x["wall"].dims == ("update",), f"{engine}: {x['time'].dims}")
+            expect(np.issubdtype(x["time"].dtype, np.datetime64), f"{engine}: time is {x['time'].dtype}")
+            age = (now - x["time"].values) / np.timedelta64(1, "s")
+            expect((age >= -2).all() and (age < 3600).all(), f"{engine}: time {x['time'].values}")
+            for name in ("span", "train_bpc", "learning_rate", "grad_norm", "tokens_per_second"):
+                expect({"wall", "time"} <= set(x[name].coords), f"{engine}: {name} has {set(x[name].coords)}")
+            wall = x["wall"].values
+            expect((np.diff(wall) > 0).all() and wall[0] > 0, f"wall {wall}")
+            # Both are taken after the same update, the log's a moment earlier.
+            for update, value, bpc in zip(x["update"].values, wall, x["train_bpc"].values):
+                expect(log[update]["wall"] <= value, f"update {update}: wall {value}, {log[update]['wall']} in the log")
+                expect(abs(log[update]["bpc"] - bpc) < 1e-8, f"update {update}: other bpc in the log")
+
+
+def nll_names_its_checkpoint():
+    """nll.h5 says which file the values are of, links resolved, and with which settings."""
+    with h5py.File(at("nll.h5")) as f, open(at("run/checkpoints/best.h5"), "rb") as c:
+        name = os.path.realpath(at("run/checkpoints/best.h5"))
+        expect(text(f.attrs["checkpoint"]) == name, f"checkpoint {f.attrs['checkpoint']}, not {name}")
+        digest = hashlib.sha256(c.read()[:-SEAL]).hexdigest()
+        expect(text(f.attrs["checkpoint_sha256"]) == digest, f"checkpoint_sha256 {f.attrs['checkpoint_sha256']}")
+        expect(f"update-{f.attrs['checkpoint_update']:08d}.h5" == os.path.basename(name), "checkpoint_update")
+        expect("nll_file = 'nll.h5'" in text(f.attrs["settings"]), "settings of eval")
+        expect("n_layer = 2" in text(f.attrs["model_settings"]), "settings of the model")
+        with h5py.File(at("c.h5")) as corpus:
+            expect(f.attrs["corpus_id"] == corpus.attrs["corpus_id"] and text(f.attrs["split"]) == "test", "corpus or split")
+        bpc = np.nanmean(f["nll"][()].astype("f8")) / np.log(2)
+    expect(f"bpc          {bpc:.4f} bits per symbol" in viaduct("info", "nll.h5").stdout, f"info does not say bpc {bpc:.4f}")
+    printed = viaduct("eval", "deck.nml").stdout
+    said = re.search(r"^bpc: ([0-9.]+) bits per symbol, here bits per byte", printed, re.MULTILINE)
+    expect(said and abs(float(said[1]) - bpc) < 1e-5, printed)
+
+
 def virtual_is_shards():
     """The virtual datasets hold what the shards hold, and that is the source."""
     with h5py.File(at("c.h5"), "r") as f:
@@ -190,107 +237,6 @@ def virtual_is_shards():
         expect(int(f["vocabulary/count"][()].sum()) == len(whole), "the counts are not those of the tokens")
     with open(at("text"), "rb") as f:
         expect(symbol[whole].tobytes() == f.read(), "the tokens are not the source")
-
-
-@contextlib.contextmanager
-def changed(path, sealed=True):
-    """Opens a file of Viaduct's for changes. Its digest is taken off before, and a right one put on after, where
-    `sealed`."""
-    with open(path, "rb") as f:
-        data = f.read()
-    if data[-SEAL:].startswith(b"\nviaduct sha256 "):
-        os.truncate(path, len(data) - SEAL)
-    with h5py.File(path, "r+", libver="latest") as f:
-        yield f
-    with open(path, "rb") as f:
-        data = f.read()
-    with open(path, "ab") as f:
-        f.write(b"\nviaduct sha256 " + hashlib.sha256(data).hexdigest().encode() + b"\n" if sealed else b"")
-
-
-POSITION = ("update", "epoch", "block")
-STATISTICS = ("best_valid_bpc", "best_valid_update", "last_valid_update", "log_nll", "log_targets", "log_seconds",
-              "trace_nll", "trace_targets", "trace_seconds")
-
-
-def to_format_2(checkpoint):
-    """Rewrites a checkpoint as format version 2 has it: /position and /statistics are arrays."""
-    with changed(checkpoint) as f:
-        for group, names, dtype in (("position", POSITION, "i8"), ("statistics", STATISTICS, "f8")):
-            values = np.array([f[group][name][()] for name in names]).astype(dtype)
-            expect(sorted(f[group]) == sorted(names), f"/{group} holds {sorted(f[group])}")
-            del f[group]
-            f[group] = values
-        f.attrs.modify("format_version", np.int64(2))
-
-
-def to_format_1(trace):
-    """Rewrites a trace as format version 1 has it: without a time axis, without a digest."""
-    with changed(trace, sealed=False) as f:
-        del f["wall"], f["time"], f.attrs["format_version"]
-
-
-def older_formats_resume():
-    """A run whose checkpoint and trace are of the formats before: info reads them, and the run continues to the same
-    bits as from those of today. The trace keeps its rows, whose times are not known."""
-    for run in ("older", "newer"):
-        shutil.copytree(at("run"), at(run), symlinks=True)
-        os.remove(at(f"{run}/checkpoints/update-00000020.h5"))
-    first = "older/checkpoints/update-00000010.h5"
-    before = viaduct("info", first).stdout
-    to_format_2(at(first))
-    to_format_1(at("older/trace.h5"))
-    expect("rows         10" in viaduct("info", "older/trace.h5").stdout, "info of the older trace")
-    printed = viaduct("info", first).stdout
-    expect(printed == before.replace("format       3", "format       2"), f"info of the older checkpoint:\n{printed}")
-    for run in ("older", "newer"):
-        viaduct("train", "deck.nml", "--set", f"run%directory='{run}'")
-    with h5py.File(at("older/checkpoints/last.h5")) as a, h5py.File(at("newer/checkpoints/last.h5")) as b:
-        expect(a.attrs["update"] == 20 and a.attrs["format_version"] == 3, "the new checkpoint")
-        paths = [p for p in datasets(b) if not is_scale(b[p]) and "_seconds" not in p]
-        expect(any(p.startswith("/statistics") for p in paths), f"no statistics in {paths}")
-        other = [p for p in paths if a[p][()].tobytes() != b[p][()].tobytes()]
-        expect(other == [], f"other bits in {other}")
-    with h5py.File(at("older/trace.h5")) as f:
-        expect(list(f["update"]) == list(range(2, 21, 2)), f"the trace has the updates {list(f['update'])}")
-        for name in ("wall", "time"):
-            x = f[name][()]
-            expect(np.isnan(x[:5]).all() and np.isfinite(x[5:]).all(), f"{name}: {x}")
-    with xarray.open_dataset(at("older/trace.h5")) as x:
-        expect(np.isnat(x["time"].values).sum() == 5, f"time: {x['time'].values}")
-
-
-def loss_scale_of_both_formats():
-    """info reads the loss scale of an fp16 run as scalars and, as before, as an array, and refuses one that cannot be."""
-    said = "loss scale   128; 3 updates were skipped"
-    scalars = {"loss_scale/scale": 128.0, "loss_scale/clean_updates": np.int64(7), "loss_scale/skipped_updates": np.int64(3)}
-    for values, status in ((scalars, 0), ({"loss_scale": np.array([128.0, 7, 3])}, 0), ({"loss_scale": np.array([128.0, 7.5, 3])}, 1),
-                           ({"loss_scale": np.array([128.0, 7])}, 1), (dict(scalars, **{"loss_scale/scale": 0.0}), 1),
-                           ({"loss_scale/scale": 128.0}, 1)):
-        shutil.copy(at("run/checkpoints/last.h5"), at("scaled.h5"))
-        with changed(at("scaled.h5")) as f:
-            for path, value in values.items():
-                f[path] = value
-        p = viaduct("info", "scaled.h5", status=status)
-        expect(said in p.stdout if status == 0 else "/loss_scale" in p.stderr, f"{values}: {p.stdout} {p.stderr}")
-
-
-def refuses_wrong_numbers():
-    """Numbers of a checkpoint that no run could have written, under a right digest: exit status 1, and which it is."""
-    cases = {"position/update": [np.float64(20), np.int32(20), np.array([20]), np.int64(-1)],
-             "position/block": [None], "statistics/best_valid_bpc": [np.float64("nan"), np.float64(-1), np.float32(1)],
-             "statistics/best_valid_update": [np.int64(21), np.int64(-2**62)], "statistics/trace_seconds": [np.inf],
-             "statistics/log_nll": [np.float64("nan"), np.array(["x"], "S8")]}
-    for path, values in cases.items():
-        group, name = path.split("/")
-        for value in values:
-            shutil.copy(at("run/checkpoints/last.h5"), at("wrong.h5"))
-            with changed(at("wrong.h5")) as f:
-                del f[path]
-                if value is not None:
-                    f[path] = value
-            message = viaduct("info", "wrong.h5", status=1).stderr
-            expect(group in message and ("update" if "update" in name else name) in message, f"{path} = {value}: {message}")
 
 
 def wait_for(condition, process, seconds=100.0):
@@ -443,7 +389,7 @@ def full_disk_for_trace():
 
 def info_tells(kind, words):
     printed = viaduct("info", FILES[kind]).stdout
-    for word in ["verified", "created", *words]:
+    for word in ["verified", "created", "title        files", "hosts", "ranks        1, of ", *words]:
         expect(word in printed, f"no '{word}' in:\n{printed}")
 
 
@@ -496,11 +442,10 @@ try:
         check(f"viaduct info tells what a {k} holds", lambda: info_tells(k, PRINTED[k]))
         check(f"viaduct info refuses a damaged {k}", lambda: info_refuses(k))
     if made:
+        check("a trace has a time axis", trace_has_a_time_axis)
+        check("a nll file names its checkpoint", nll_names_its_checkpoint)
         check("virtual datasets are the shards, and these the source", virtual_is_shards)
         check("viaduct info refuses foreign files and names missing shards", info_refuses_foreign)
-        check("checkpoints and traces of older formats are read, and runs continue from them", older_formats_resume)
-        check("the loss scale of both formats is read", loss_scale_of_both_formats)
-        check("numbers of a checkpoint that cannot be are refused", refuses_wrong_numbers)
         check("a reader follows a trace that is being written", reader_beside_writer)
         check("killed runs leave whole checkpoints, and continue", killed_writers)
         check("a full disk leaves the checkpoint before it", full_disk)

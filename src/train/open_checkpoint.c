@@ -28,9 +28,9 @@ static void follow_link(char path[VD_PATH + 64]) {
   char target[256];
   char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
   ssize_t n = readlink(path, target, sizeof target);
-  size_t room = VD_PATH + 64 - (size_t)(name - path);
-  if (n > 0 && (size_t)n < sizeof target && (size_t)n < room && !memchr(target, '/', (size_t)n))
-    snprintf(name, room, "%.*s", (int)n, target);
+  size_t space = VD_PATH + 64 - (size_t)(name - path);
+  if (n > 0 && (size_t)n < sizeof target && (size_t)n < space && !memchr(target, '/', (size_t)n))
+    snprintf(name, space, "%.*s", (int)n, target);
 }
 
 int vd_open_checkpoint_find(vd_context *ctx, const vd_settings *s, const char *named, vd_open_checkpoint *r,
