@@ -1,13 +1,13 @@
 #!/usr/bin/python3
-"""jobs/mpirun.sh and jobs/pbs.sh: the --set words reach the ranks, a signal to the script ends a run with a checkpoint and 75,
-whether mpirun forwards it or not, and PBS gets the same job again. Slurm's scripts: tests/slurm/."""
+"""mpirun, jobs/mpirun.sh and jobs/pbs.sh: the --set words reach the ranks, a signal ends a run with a checkpoint and 75, to the
+scripts also where mpirun forwards nothing, and PBS gets the same job again. Slurm's scripts: tests/slurm/."""
 import os
 import signal
 import stat
 import subprocess
 import time
 
-from whole import ENVIRONMENT, SOURCE, VIADUCT, Place, finish, report, settings
+from whole import ENVIRONMENT, SOURCE, VIADUCT, Place, command, finish, report, settings
 
 ENDLESS = 10 ** 6
 
@@ -40,9 +40,10 @@ def endless(run):
 
 def signalled(case, run, words, number, **more):
     """A signal to the script, once the run has a few updates."""
-    words = [os.path.join(SOURCE, "jobs", words[0]), *words[1:]]
+    if words[0].endswith(".sh"):
+        words = [os.path.join(SOURCE, "jobs", words[0]), *words[1:]]
     with subprocess.Popen(words, env=environment(**more), cwd=place.folder, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, text=True) as job:
+                          stderr=subprocess.STDOUT, start_new_session=True, text=True) as job:
         limit = time.monotonic() + 60
         while place.lines(run) < 3 and job.poll() is None and time.monotonic() < limit:
             time.sleep(0.02)
@@ -70,6 +71,12 @@ def mpirun_script():
         signalled(case, f"run-{i}", words, getattr(signal, "SIG" + name), **{"VIADUCT": VIADUCT, **more})
 
 
+def mpirun_itself():
+    """It forwards the signal to ranks, also in a session of its own."""
+    words = command("train", place.deck, *settings(**endless("run-mpirun")), ranks=2)
+    signalled("USR1 to mpirun", "run-mpirun", words, signal.SIGUSR1)
+
+
 def pbs_script():
     """The first job ends with 75; qsub records what it gets."""
     script("qsub", f'printf "%s\\n" "$DECK" "$SET" "$@" >"{place.path("qsub")}"\n')
@@ -77,8 +84,9 @@ def pbs_script():
     pbs = os.path.join(SOURCE, "jobs", "pbs.sh")
     words = "run%seed=2 optimizer%lr=0.05 run%title='*'"
     for status in (75, 0):
-        job = subprocess.run([pbs], env=environment(VIADUCT=program, DECK="some.nml", SET=words, OMP_NUM_THREADS="1", STATUS=str(status)),
-                             cwd=place.folder, capture_output=True, text=True, timeout=60)
+        job = subprocess.run([pbs], cwd=place.folder, env=environment(VIADUCT=program, DECK="some.nml", SET=words,
+                                                                      OMP_NUM_THREADS="1", STATUS=str(status)),
+                             capture_output=True, text=True, timeout=60)
         wanted = ["train", "some.nml"] + [x for w in words.split() for x in ("--set", w)]
         report(f"pbs.sh: ranks get deck and --set words, status {status}",
                job.returncode == status and read("rank-0") == read("rank-1") == wanted, f"{job} {read('rank-0')}")
@@ -93,6 +101,7 @@ def pbs_script():
 
 place = Place()
 try:
+    mpirun_itself()
     mpirun_script()
     pbs_script()
 finally:
