@@ -297,30 +297,6 @@ def node_set_down():
     ends("a node set down", run, job)
 
 
-def frozen_node():
-    """All of a node stops answering: its daemon, its step daemons and its ranks. Slurm finds out after SlurmdTimeout."""
-    run = Run("frozen")
-    job = Job(SCRIPT, run.deck)
-    started(run, job, INTERVAL + 5)
-    partition("DOWN")
-    frozen = [cluster.daemons["slurmd-n2"].pid, *cluster.of_node("n2")]
-    for process in frozen:
-        os.kill(process, signal.SIGSTOP)
-    good = job.requeued(seconds=240)
-    for process in frozen:
-        try:
-            os.kill(process, signal.SIGCONT)
-        except ProcessLookupError:
-            pass
-    wait_for(lambda: not cluster.processes(run.deck), 90)
-    report("a node that stops answering: Slurm requeues the job, and no process is left", len(frozen) > 2 and good and
-           not cluster.processes(run.deck), f"{frozen} {job.short()} {cluster.processes(run.deck)} {run.said(job.id)[-1500:]}")
-    wait_for(lambda: cluster.states().get("n2") == "idle", 60)
-    run.end_at()
-    partition("UP")
-    ends("a node that stops answering", run, job)
-
-
 def array():
     folder, run = place.path("sweep"), Run("unused", 3 * INTERVAL)
     job = Job(ARRAY, folder, run.deck, "run%seed=1,2,5", "--set", "run%title='swept'", options=("--array=0-3", "--cpus-per-task=1"))
@@ -367,7 +343,7 @@ def undisturbed():
 
 
 CASES = [to_the_end, arguments, time_limit, preemption, cancel, cancel_by_signal, killed_rank, drained_node, node_set_down,
-         frozen_node, array, array_requeued]
+         array, array_requeued]
 
 
 def main():

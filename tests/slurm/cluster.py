@@ -192,19 +192,6 @@ class Cluster:
         """Ids of the descendants whose command line contains the word."""
         return [process for process in descendants(os.getpid()) if word in command_line(process)]
 
-    def of_node(self, node):
-        """Ids of the tasks of a node and of the step daemons that are their parents."""
-        found = set()
-        for process in descendants(os.getpid()):
-            try:
-                with open(f"/proc/{process}/environ", "rb") as f:
-                    here = f"SLURMD_NODENAME={node}".encode() in f.read().split(b"\0")
-                if here and parent(process) not in self.own():
-                    found |= {process, parent(process)}
-            except OSError:
-                continue
-        return sorted(found)
-
     def own(self):
         return {os.getpid(), *(each.pid for each in self.daemons.values())}
 
