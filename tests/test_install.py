@@ -5,7 +5,9 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
+import types
 
 from whole import BUILD, ENVIRONMENT, SOURCE, finish, report, settings, text, viaduct
 
@@ -84,11 +86,51 @@ def check_module(prefix):
            all(os.path.exists(named.get(x, "?")) for x in ("VIADUCT", "VIADUCT_DECKS", "VIADUCT_JOBS")), run.stdout + run.stderr)
 
 
-def check_recipes():
-    """As far as can be without Spack and GitHub: the recipe is Python, the workflow is YAML that runs .ci/run."""
+class Found(str):
+    """A package that Spack found, or its prefix."""
+    prefix = property(lambda self: Found("/spack/" + self))
+    mpicc = "/spack/mpi/bin/mpicc"
+    value = "native"
+
+
+class FoundPackages:
+    """What Spack calls the spec of a package: every dependency is there, and so are the CUDA Toolkit and NCCL."""
+    variants = property(lambda self: self)
+
+    def __getitem__(self, name):
+        return Found(name)
+
+    def satisfies(self, condition):
+        return condition == "+cuda"
+
+
+def check_recipe():
+    """The recipe under a pretended Spack: it calls make with variables that the Makefile reads."""
+    calls = []
+    package = types.ModuleType("spack.package")
+    package.MakefilePackage = type("MakefilePackage", (), {"prefix": "/spack/viaduct", "spec": FoundPackages()})
+    package.make = lambda *words: calls.append(words)
+    for directive in ("license", "version", "variant", "depends_on"):
+        setattr(package, directive, lambda *words, **options: None)
+    sys.modules.update({"spack": types.ModuleType("spack"), "spack.package": package})
     with open(os.path.join(SOURCE, "jobs/spack/package.py"), encoding="utf-8") as f:
-        recipe = compile(f.read(), "package.py", "exec")
-    report("the Spack recipe has one package", "Viaduct" in recipe.co_names)
+        recipe = {}
+        exec(compile(f.read(), "package.py", "exec"), recipe)
+    viaduct_package = recipe["Viaduct"]()
+    viaduct_package.build(None, None)
+    viaduct_package.install(None, None)
+    with open(os.path.join(SOURCE, "Makefile"), encoding="utf-8") as f:
+        makefile = f.read()
+    roots = re.search(r"^ROOTS := (.*)$", makefile, flags=re.M).group(1).split()
+    names = [word.split("=")[0] for words in calls for word in words[:-1]]
+    unknown = [n for n in names if not (n.endswith("_ROOT") and n[:-5] in roots) and f"$({n})" not in makefile]
+    report("the Spack recipe passes variables that the Makefile reads", not unknown and [words[-1] for words in calls] ==
+           ["all", "install"] and "HDF5_ROOT=/spack/hdf5" in calls[0], f"{unknown} {calls}")
+
+
+def check_recipes():
+    """As far as can be without Spack and GitHub: what the recipe calls; the workflow is YAML that runs .ci/run."""
+    check_recipe()
     try:
         import yaml
     except ImportError:
