@@ -3,6 +3,9 @@
 #ifndef VD_CHOICES_H
 #define VD_CHOICES_H
 
+/* run%progress: the live line where the output is a person's terminal; always; never. */
+enum vd_progress_style { VD_PROGRESS_AUTO, VD_PROGRESS_LINE, VD_PROGRESS_PLAIN };
+
 /* model%arch: arXiv 1905.07799, arXiv 1901.02860. */
 enum vd_arch { VD_ADAPTIVE_SPAN, VD_TRANSFORMER_XL };
 

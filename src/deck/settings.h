@@ -33,6 +33,7 @@ typedef struct vd_settings {
     char resume[VD_PATH];     /* 'auto', 'never', or a checkpoint's path */
     char start_from[VD_PATH]; /* checkpoint whose parameters begin a new run; '': none */
     int64_t log_interval;     /* updates between log lines */
+    enum vd_progress_style progress;
   } run;
   struct {
     char path[VD_PATH]; /* the corpus NAME.h5 */

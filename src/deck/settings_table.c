@@ -62,6 +62,11 @@ const vd_variable vd_variables[] = {
         "resumes from those. '': initial parameters are drawn."),
     INTEGER(run, log_interval, "25", 1, 1e15, "updates", "--log-interval",
             "Updates between two lines of log.jsonl and of the progress report."),
+    CHOICE(run, progress, "'auto'", "auto line plain", "",
+           "How a training run reports progress on standard output. 'line': one line that is rewritten in place, where "
+           "standard output is a terminal. 'plain': whole lines, one every run%log_interval updates or 30 seconds, "
+           "whichever is later. 'auto': 'line' on a terminal that can do it, without mpirun or srun between; "
+           "else 'plain'."),
 
     STRING(data, path, "''", "",
            "The corpus, NAME.h5: written by `viaduct prepare`, read by train, eval and generate."),

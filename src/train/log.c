@@ -2,6 +2,7 @@
 
 #include "io/atomic_file.h"
 #include "src/base/clock.h"
+#include "src/base/terminal.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -12,13 +13,15 @@
 #include <string.h>
 #include <unistd.h>
 
+static const double PLAIN_SECONDS = 30.0; /* between two plain lines, at least */
+
 struct vd_log {
   int fd;
   char path[1100];
   FILE *terminal;       /* NULL: say nothing */
-  bool is_live;         /* the terminal is one, and gets a line that is written over */
-  bool line_open;       /* the live line is on the screen */
-  double opened, shown; /* monotonic seconds: of vd_log_open(), of the last live line */
+  bool is_live;         /* progress is one line that is rewritten in place */
+  int line_open;        /* columns of the live line on the screen; 0: there is none */
+  double opened, shown; /* monotonic seconds: of vd_log_open(), of the last line of progress; 0: none yet */
   double wall_before;   /* seconds of the run's earlier parts */
   int64_t first_update, max_updates;
 };
@@ -69,13 +72,13 @@ static int cut_off(vd_log *log, int64_t update, vd_error *err) {
   return err->status;
 }
 
-int vd_log_open(vd_log **log, const char *directory, int64_t update, int64_t max_updates, FILE *terminal,
+int vd_log_open(vd_log **log, const char *directory, int64_t update, int64_t max_updates, FILE *terminal, bool live,
                 vd_error *err) {
   vd_log *made = vd_calloc(1, sizeof *made);
   *log = NULL;
   made->fd = -1;
   made->terminal = terminal;
-  made->is_live = terminal && isatty(fileno(terminal));
+  made->is_live = terminal && live;
   made->opened = vd_clock_seconds();
   made->first_update = update;
   made->max_updates = max_updates;
@@ -113,8 +116,7 @@ static int append(vd_log *log, json_t *object, vd_error *err) {
   return err->status;
 }
 
-/* "2h05m", "4m10s" or "9s", into text [24]. */
-static void time_text(double seconds, char *text) {
+void vd_log_duration(double seconds, char text[24]) {
   long s = seconds > 0.0 && seconds < 1e9 ? lrint(seconds) : 0;
   if (s >= 3600)
     snprintf(text, 24, "%ldh%02ldm", s / 3600, s / 60 % 60);
@@ -124,17 +126,40 @@ static void time_text(double seconds, char *text) {
     snprintf(text, 24, "%lds", s);
 }
 
+/* Blanks out the live line, without the control codes that some terminals do not know. */
+static void clear_line(vd_log *log) {
+  if (log->line_open > 0) fprintf(log->terminal, "\r%*s\r", log->line_open, "");
+  log->line_open = 0;
+}
+
+/* A line as wide as the terminal would make some of them wrap: the last column stays empty. */
+static void show_live(vd_log *log, const char *text) {
+  int width = vd_terminal_width(log->terminal) - 1, length = (int)strlen(text);
+  if (length > width) length = width;
+  int rest = (log->line_open < width ? log->line_open : width) - length; /* of the line before */
+  fprintf(log->terminal, "\r%.*s%*s", length, text, rest > 0 ? rest : 0, "");
+  log->line_open = length;
+}
+
 static void show(vd_log *log, const vd_log_row *r) {
-  char left[24] = "?";
+  char left[24] = "?", text[256];
   int64_t done = r->update - log->first_update;
   if (done > 0)
-    time_text((vd_clock_seconds() - log->opened) / (double)done * (double)(log->max_updates - r->update), left);
-  fprintf(log->terminal, "%supdate %lld/%lld  bpc %.4f  %.0f tokens/s  span mean %.1f longest %.0f tokens  %s left%s",
-          log->is_live ? "\r\033[K" : "", (long long)r->update, (long long)log->max_updates, r->bpc,
-          r->tokens_per_second, r->mean_span, r->max_span, left, log->is_live ? "" : "\n");
+    vd_log_duration((vd_clock_seconds() - log->opened) / (double)done * (double)(log->max_updates - r->update), left);
+  snprintf(text, sizeof text, "update %lld/%lld  bpc %.4f  %.0f tokens/s  %s left  span mean %.1f longest %.0f tokens",
+           (long long)r->update, (long long)log->max_updates, r->bpc, r->tokens_per_second, left, r->mean_span,
+           r->max_span);
+  if (log->is_live)
+    show_live(log, text);
+  else
+    fprintf(log->terminal, "%s\n", text);
   fflush(log->terminal);
-  log->line_open = log->is_live;
   log->shown = vd_clock_seconds();
+}
+
+/* Is it time for another plain line? */
+static bool plain_is_due(const vd_log *log, const vd_log_row *r) {
+  return log->shown == 0.0 || r->update == log->max_updates || vd_clock_seconds() - log->shown >= PLAIN_SECONDS;
 }
 
 /* Members that only some runs have. */
@@ -144,7 +169,7 @@ static void add_number(json_t *line, const char *name, double x) {
 
 int vd_log_update(vd_log *log, const vd_log_row *r, vd_error *err) {
   if (!log) return VD_OK;
-  if (log->terminal) show(log, r);
+  if (log->terminal && (log->is_live || plain_is_due(log, r))) show(log, r);
   json_t *line =
       json_pack("{s:I,s:I,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o}", "epoch", (json_int_t)r->epoch, "num_updates",
                 (json_int_t)r->update, "loss", number(r->bpc + r->span_penalty / M_LN2), "bpc", number(r->bpc), "lr",
@@ -174,13 +199,13 @@ void vd_log_message(vd_log *log, const char *format, ...) {
   if (!log || !log->terminal) return;
   va_list args;
   va_start(args, format);
-  fputs(log->line_open ? "\r\033[Kviaduct: " : "viaduct: ", log->terminal);
+  clear_line(log);
+  fputs("viaduct: ", log->terminal);
   vfprintf(log->terminal, format, args);
   fputc('\n', log->terminal);
   fflush(log->terminal);
   va_end(args);
-  log->line_open = false;
-  log->shown = 0.0; /* so that the live line comes back at once */
+  if (log->is_live) log->shown = 0.0; /* so that the live line comes back at once */
 }
 
 void vd_log_close(vd_log **log) {

@@ -31,15 +31,17 @@ typedef struct vd_log_row {
 /* Not collective. Opens DIRECTORY/log.jsonl to continue after `update` (0: a new run). Drops lines of later updates,
  * which a run wrote that died after its last checkpoint, and a torn last line, so that no update is logged twice; the
  * file is replaced atomically. A line that cannot be read otherwise stays, and a message names it. "wall" continues
- * from the last line that stays. terminal (stdout or stderr; borrowed; NULL: none) gets the lines for people, one live
- * line where it is a terminal; max_updates serves the estimate of the time left. Errors: VD_FAILED naming the file. The
+ * from the last line that stays. terminal (stdout or stderr; borrowed; NULL: none) gets the lines for people. live: it
+ * is a terminal, and progress is one line that is rewritten; else it gets whole lines and no control characters.
+ * max_updates serves the estimate of the time left. Errors: VD_FAILED naming the file. The
  * caller ends with vd_log_close(). */
-int vd_log_open(vd_log **log, const char *directory, int64_t update, int64_t max_updates, FILE *terminal,
+int vd_log_open(vd_log **log, const char *directory, int64_t update, int64_t max_updates, FILE *terminal, bool live,
                 vd_error *err);
 
-/* Not collective. Appends one line to the file, durable on return (fdatasync), and shows it: a plain line, or the live
- * line brought up to date. Non-finite numbers become null in the file. VD_FAILED when it cannot be written whole (what
- * was written of it is cut off again). */
+/* Not collective. Appends one line to the file, durable on return (fdatasync), and shows it: the live line brought up
+ * to date, or a plain line where 30 seconds have passed since the plain line before, at the first row and the last.
+ * Non-finite numbers become null in the file. VD_FAILED when it cannot be written whole (what was written of it is cut
+ * off again). */
 int vd_log_update(vd_log *log, const vd_log_row *row, vd_error *err);
 
 /* Not collective. Between two vd_log_update(): brings the live line up to date, at most ten times a second. Does
@@ -52,6 +54,9 @@ int vd_log_valid(vd_log *log, int64_t update, int64_t epoch, double bpc, bool be
 
 /* Not collective. A line for people only ("viaduct: MESSAGE"), without breaking the live line. */
 void vd_log_message(vd_log *log, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* Not collective. "2h05m", "4m10s" or "9s", into text. */
+void vd_log_duration(double seconds, char text[24]);
 
 /* Not collective. Seconds the run has taken so far, earlier parts of a resumed run included; 0 when log is NULL. */
 double vd_log_wall(const vd_log *log);

@@ -6,7 +6,8 @@
  * computed) with src/comm (ranks and GPUs) and io (files). src/commands calls it. train_setup.c: plan, open, close;
  * train_loop.c: the loop and its log; train_update.c: one update over the ranks; update_pipeline.c: how far the host
  * runs ahead of the device; train_checkpoint.c: checkpoints and validation; train_memory.c: memory of a rank;
- * dry_run.c: `--check`; snapshot*.c: a run as a file; resume.c: where a run begins. */
+ * dry_run.c: `--check`; report.c: what a run says at its start and its end; snapshot*.c: a run as a file; resume.c:
+ * where a run begins. */
 #ifndef VD_TRAIN_H
 #define VD_TRAIN_H
 
@@ -24,6 +25,10 @@
 #include "src/train/run_folder.h"
 #include "src/train/snapshot.h"
 #include "src/train/update_pipeline.h"
+
+/* What a checkpoint that is being written may hold in memory, besides one arena. Where the memories of all streams are
+ * more, training waits for the disk. */
+#define VD_TASK_QUEUE_BYTES ((size_t)2 << 30)
 
 typedef struct vd_train {
   vd_context *ctx;
@@ -53,6 +58,7 @@ typedef struct vd_train {
   vd_monitor *monitor;
   float *span; /* [n_layer * n_head] tokens */
   vd_progress progress;
+  vd_meter total;                 /* of this part of the run */
   double grad_norm, span_penalty; /* of the last update that was pulled */
   double sum_seconds;             /* exposed time of gradient all-reduces since the last line of the log */
   double seconds_before;          /* those seconds of progress.log that were spent before the run was resumed */
@@ -71,7 +77,8 @@ int vd_train_plan(vd_train *t, vd_context *ctx, const vd_settings *s, vd_error *
 int vd_train_open(vd_train *t, vd_error *err);
 
 /* Collective(t->ctx->comm). After the plan: the dry run. Prints data, model, memory and the map of ranks on standard
- * output and writes nothing. VD_FAILED, with the reason, where the run could not start. */
+ * output and writes nothing. VD_FAILED, with the reason, where the run could not start or does
+ * not fit as it begins into the memory or onto the disk that there is. */
 int vd_train_dry_run(vd_train *t, vd_error *err);
 
 /* Bytes that a rank needs. */
@@ -83,11 +90,20 @@ typedef struct vd_train_need {
 /* Not collective. Fills *need for a rank of `streams` streams whose layers all have this window (tokens); t->ops and
  * t->device are there. The sum. */
 double vd_train_memory(const vd_train *t, int64_t streams, int64_t window, vd_train_need *need);
-/* Not collective. Window, in tokens, of every layer as a run begins; in Transformer-XL that of full memories. */
+/* Not collective. Window, in tokens, of a layer whose longest span is z times attn_span; in Transformer-XL that of full
+ * memories. */
+int64_t vd_train_window(const vd_model_config *c, double z);
+/* Not collective. Window, in tokens, of every layer as a new run begins. */
 int64_t vd_train_first_window(const vd_model_config *c);
+/* Not collective. Bytes of host memory that this rank needs at this window of every layer, without the program and its
+ * libraries: on a CPU the model; on rank 0 the copy of a checkpoint that is being written. */
+double vd_train_host_memory(const vd_train *t, int64_t window);
+/* Not collective. Bytes that the run writes at this window of every layer: the checkpoints that it keeps at once, trace
+ * and log. *files: how many checkpoints that are. */
+double vd_train_disk(const vd_train *t, int64_t window, int64_t *files);
 /* Collective(t->ctx->comm). Before anything is allocated: VD_FAILED where a GPU has less free memory than its ranks
- * need at the first spans. Spans that grow need more, which is not checked. The same on all ranks. */
-int vd_train_check_memory(const vd_train *t, vd_error *err);
+ * need at this window of every layer. Spans that grow need more, which is not checked. The same on all ranks. */
+int vd_train_check_memory(const vd_train *t, int64_t window, vd_error *err);
 
 /* Collective(t->ctx->comm). Trains until run%max_updates (VD_OK), a signal (VD_STOPPED, after a checkpoint) or an error
  * (agreed). */
@@ -120,6 +136,13 @@ int vd_train_broadcast_log_error(vd_train *t, vd_error *err);
 /* Collective(t->ctx->comm). Validates, writes the result to log and trace, and a checkpoint where it is the best so
  * far. *stopped: a signal came before the end. The error is agreed. */
 int vd_train_validate(vd_train *t, bool *stopped, vd_error *err);
+
+/* Not collective. Rank 0, once the facts are gathered: prints on standard output what the run is, where it begins and
+ * what it needs, in about ten rows. */
+void vd_train_print_header(const vd_train *t);
+/* Not collective. Rank 0, after the last update: prints what was done and how fast, the best checkpoint and what to do
+ * next. stopped: by a signal. */
+void vd_train_print_summary(const vd_train *t, bool stopped);
 
 /* Not collective. Frees everything; keeps the first error. */
 void vd_train_close(vd_train *t, vd_error *err);

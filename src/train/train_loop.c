@@ -124,9 +124,7 @@ int vd_train_loop(vd_train *t, vd_error *err) {
       return err->status;
   }
   if (vd_train_wait_checkpoint(t, err)) return err->status;
-  if (!signalled || t->progress.update >= last) return VD_OK;
-  if (t->log)
-    vd_log_message(t->log, "stopped by a signal after update %lld of %lld; %s is written: run again to continue",
-                   (long long)t->progress.update, (long long)last, t->last_good);
-  return VD_STOPPED;
+  bool stopped = signalled && t->progress.update < last;
+  if (t->log) vd_train_print_summary(t, stopped);
+  return stopped ? VD_STOPPED : VD_OK;
 }

@@ -1,4 +1,4 @@
-/* The memory that a rank of a training run needs, and whether its GPU has that much free. */
+/* The memory and the disk that a training run needs, and whether GPUs have that much free. */
 #include "src/comm/collectives.h"
 #include "src/train/train.h"
 
@@ -9,12 +9,16 @@
 
 static const double VD_GIB = 1073741824.0;
 
-int64_t vd_train_first_window(const vd_model_config *c) {
+int64_t vd_train_window(const vd_model_config *c, double z) {
   if (c->arch == VD_TRANSFORMER_XL) return c->mem_len;
-  double reach = ceil(c->span_init * (double)c->attn_span) + (double)c->ramp;
+  double reach = ceil(z * (double)c->attn_span) + (double)c->ramp;
   int64_t cur = reach < (double)c->attn_span ? (int64_t)reach : c->attn_span;
   int64_t cut = c->attn_span - cur < c->attn_span - 1 ? c->attn_span - cur : c->attn_span - 1;
   return c->attn_span - VD_WINDOW_STEP * (cut / VD_WINDOW_STEP);
+}
+
+int64_t vd_train_first_window(const vd_model_config *c) {
+  return vd_train_window(c, c->span_init);
 }
 
 /* The evaluator's model shares the parameters, and its layers one set of activations but for their inputs. */
@@ -71,6 +75,37 @@ double vd_train_memory(const vd_train *t, int64_t streams, int64_t window, vd_tr
          need->backend;
 }
 
+/* Parameters and optimiser states, and the memories of all streams, in a checkpoint's type. */
+static double checkpoint_bytes(const vd_train *t, int64_t window, double *arena) {
+  const vd_settings *s = t->settings;
+  vd_memory_estimate e;
+  vd_model_estimate(&t->config, sizeof(real), s->data.batch_streams, 1, s->data.tokens_per_sample, window, &e);
+  *arena = e.parameters;
+  return e.parameters * (s->optimizer.method == VD_ADAM ? 3.0 : 2.0) + e.memories;
+}
+
+double vd_train_host_memory(const vd_train *t, int64_t window) {
+  vd_train_need need;
+  double arena, file = checkpoint_bytes(t, window, &arena), bytes = 0;
+  if (!t->device.is_gpu)
+    bytes = vd_train_memory(t, t->n_own, window, &need);
+  else if (t->device.comm == VD_COMM_MPI && t->ctx->size > 1)
+    bytes = arena; /* gradients on their way through host memory */
+  return t->ctx->rank > 0 ? bytes : bytes + fmin(file, arena + (double)VD_TASK_QUEUE_BYTES);
+}
+
+double vd_train_disk(const vd_train *t, int64_t window, int64_t *files) {
+  const vd_settings *s = t->settings;
+  const vd_model_config *c = &t->config;
+  double arena, file = checkpoint_bytes(t, window, &arena), updates = (double)s->run.max_updates;
+  double row = (double)(c->n_layer * c->n_head) * sizeof(float) + 7 * sizeof(double), line = 300;
+  double written = 1 + floor(updates / (double)s->checkpoint.interval);
+  if (s->valid.interval > 0) written += floor(updates / (double)s->valid.interval);
+  *files = (int64_t)fmin(written, (double)s->checkpoint.keep + 2); /* the best, and the one that is being written */
+  return (double)*files * file + 2 * row * (1 + floor(updates / (double)s->trace.interval)) +
+         line * (1 + floor(updates / (double)s->run.log_interval));
+}
+
 /* What one rank needs on which GPU, in bytes. */
 struct claim {
   char host[64], gpu[128];
@@ -91,22 +126,21 @@ static void check_gpu(const struct claim *all, int size, int first, vd_error *er
     available = fmin(available, all[r].available);
   }
   if (need > available)
-    vd_fail(
-        err, VD_FAILED,
-        "the GPU of rank %d (%s, host %s) has %.2f GiB free, and %d rank%s need%s about %.2f GiB there at the first "
-        "spans: fewer data%%batch_streams, or data%%micro_streams, or more GPUs",
-        first, all[first].gpu, all[first].host, available / VD_GIB, ranks, ranks > 1 ? "s" : "", ranks > 1 ? "" : "s",
-        need / VD_GIB);
+    vd_fail(err, VD_FAILED,
+            "the GPU of rank %d (%s, host %s) has %.2f GiB free, and %d rank%s need%s about %.2f GiB there as the run "
+            "begins: fewer data%%batch_streams, or data%%micro_streams, or more GPUs",
+            first, all[first].gpu, all[first].host, available / VD_GIB, ranks, ranks > 1 ? "s" : "",
+            ranks > 1 ? "" : "s", need / VD_GIB);
 }
 
-int vd_train_check_memory(const vd_train *t, vd_error *err) {
+int vd_train_check_memory(const vd_train *t, int64_t window, vd_error *err) {
   if (!t->device.is_gpu) return VD_OK;
   vd_train_need need;
   struct claim own = {.available = (double)t->device.gpu.free_bytes};
   gethostname(own.host, sizeof own.host - 1);
   memcpy(own.gpu, t->device.gpu.name, sizeof own.gpu);
   memcpy(own.uuid, t->device.gpu.uuid, sizeof own.uuid);
-  own.need = vd_train_memory(t, t->n_own, vd_train_first_window(&t->config), &need);
+  own.need = vd_train_memory(t, t->n_own, window, &need);
   struct claim *all = vd_calloc((size_t)t->ctx->size, sizeof *all);
   MPI_Allgather(&own, (int)sizeof own, MPI_BYTE, all, (int)sizeof own, MPI_BYTE, t->ctx->comm);
   for (int r = 0; r < t->ctx->size; r++) check_gpu(all, t->ctx->size, r, err);

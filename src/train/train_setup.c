@@ -1,5 +1,6 @@
 #include "io/checkpoint.h"
 #include "io/corpus_write.h"
+#include "src/base/terminal.h"
 #include "src/comm/collectives.h"
 #include "src/train/run_folder.h"
 #include "src/train/train.h"
@@ -7,10 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-/* What a checkpoint that is being written may hold in memory, besides one arena. Where the memories of all streams are
- * more, training waits for the disk. */
-static const size_t VD_TASK_QUEUE_BYTES = (size_t)2 << 30;
 
 static int plan_data(vd_train *t, vd_error *err) {
   const vd_settings *s = t->settings;
@@ -92,7 +89,8 @@ static int make_run_folder(vd_train *t, vd_error *err) {
 static int make_model(vd_train *t, vd_error *err) {
   const vd_settings *s = t->settings;
   if (vd_device_open(t->ctx, s, &t->config, &t->ops, &t->device, err) ||
-      vd_device_choose_comm(t->ctx, s, &t->device, err) || vd_train_check_memory(t, err))
+      vd_device_choose_comm(t->ctx, s, &t->device, err) ||
+      vd_train_check_memory(t, vd_train_first_window(&t->config), err))
     return err->status;
   vd_run_facts_gather(t->ctx, &t->device, &t->config, t->corpus, &t->facts);
   t->origin = vd_run_facts_origin(&t->facts, s->run.title, t->echo);
@@ -137,15 +135,20 @@ static int restore(vd_train *t, vd_error *err) {
   return vd_broadcast_error(t->ctx->comm, err);
 }
 
-static void log_notices(vd_train *t) {
+static void log_start(vd_train *t) {
+  vd_train_print_header(t);
   char *line = t->resume.notice, *rest = NULL;
   for (line = strtok_r(line, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) vd_log_message(t->log, "%s", line);
-  if (t->resume.path[0])
-    vd_log_message(t->log, "resumes after update %lld of %s", (long long)t->progress.update, t->resume.path);
   const char *notices[] = {vd_run_lock_notice(t->lock), vd_trace_notice(t->trace), t->device.notice,
                            t->device.comm_notice};
   for (int i = 0; i < 4; i++)
     if (notices[i][0]) vd_log_message(t->log, "%s", notices[i]);
+}
+
+/* Is progress a line that is rewritten? Never in a file, whatever the deck says. */
+static bool is_live(const vd_settings *s) {
+  if (s->run.progress == VD_PROGRESS_AUTO) return vd_terminal_is_interactive(stdout);
+  return s->run.progress == VD_PROGRESS_LINE && isatty(STDOUT_FILENO);
 }
 
 static int open_logs(vd_train *t, vd_error *err) {
@@ -153,10 +156,11 @@ static int open_logs(vd_train *t, vd_error *err) {
   char path[VD_PATH + 64];
   snprintf(path, sizeof path, "%s/trace.h5", s->run.directory);
   if (t->ctx->rank == 0 &&
-      vd_log_open(&t->log, s->run.directory, t->progress.update, s->run.max_updates, stdout, err) == VD_OK &&
+      vd_log_open(&t->log, s->run.directory, t->progress.update, s->run.max_updates, stdout, is_live(s), err) ==
+          VD_OK &&
       vd_trace_open(&t->trace, t->ctx->h5, path, (int)t->config.n_layer, (int)t->config.n_head, t->progress.update,
                     &t->origin, err) == VD_OK)
-    log_notices(t);
+    log_start(t);
   return vd_broadcast_error(t->ctx->comm, err);
 }
 

@@ -112,11 +112,11 @@ static int reduce_and_step(vd_train *t, double targets, bool skip, vd_error *err
   return err->status;
 }
 
-/* Adds the sums of one update, and the seconds of this call, to the meters of log and trace. With a lag the sums are
- * those of the update before: only between two drains do sums and seconds cover the same updates. */
+/* Adds the sums of one update, and the seconds of this call, to the meters of log, trace and summary. With a lag the
+ * sums are those of the update before: only between two drains do sums and seconds cover the same updates. */
 static void count(vd_train *t, double nll, double targets, double seconds) {
-  vd_meter *meters[2] = {&t->progress.log, &t->progress.trace};
-  for (int i = 0; i < 2; i++) {
+  vd_meter *meters[] = {&t->progress.log, &t->progress.trace, &t->total};
+  for (int i = 0; i < 3; i++) {
     meters[i]->nll += nll;
     meters[i]->targets += targets;
     meters[i]->seconds += seconds;

@@ -225,7 +225,7 @@ def check_nccl():
     if "cannot be loaded" in result.stderr:
         print(f"# {result.stderr.strip()}")
         return
-    report("--check names NCCL's version", re.search(r"gradients: summed by NCCL \d+\.\d+\.\d+", result.stdout) is not None,
+    report("--check names NCCL's version", re.search(r"gradients all-reduced by NCCL \d+\.\d+\.\d+", result.stdout) is not None,
            result.stdout + result.stderr)
     timeline = os.path.join(folder, "timeline")
     train("one-mpi", "cuda")

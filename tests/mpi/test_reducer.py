@@ -103,7 +103,7 @@ def check_deck():
            result.returncode == 1 and "device%timeline" in result.stderr and not os.path.exists(place.path("dark", "log.jsonl")),
            result.stderr)
     check = viaduct("train", place.deck, "--check", ranks=2)
-    report("--check says how gradients are summed", check.returncode == 0 and "gradients: summed by MPI" in check.stdout,
+    report("--check says how gradients are all-reduced", check.returncode == 0 and "gradients all-reduced by MPI" in check.stdout,
            check.stdout)
 
 

@@ -89,7 +89,7 @@ static void test_fields(void **state) {
   fixture *f = *state;
   vd_error err = {0};
   vd_log *log;
-  assert_int_equal(vd_log_open(&log, f->folder, 0, 100, NULL, &err), VD_OK);
+  assert_int_equal(vd_log_open(&log, f->folder, 0, 100, NULL, false, &err), VD_OK);
   vd_log_row row = {.update = 1,
                     .epoch = 3,
                     .bpc = 2.5,
@@ -130,7 +130,7 @@ static void resume(const fixture *f, const char *text, const char *kept, double 
   FILE *terminal = tmpfile();
   assert_non_null(terminal);
   put_text(f->path, text);
-  assert_int_equal(vd_log_open(&log, f->folder, 4, 100, terminal, &err), VD_OK);
+  assert_int_equal(vd_log_open(&log, f->folder, 4, 100, terminal, false, &err), VD_OK);
   assert_true(vd_log_wall(log) >= wall && vd_log_wall(log) < wall + 60.0);
   vd_log_close(&log);
   char *now = get_text(f->path);
@@ -175,7 +175,7 @@ static void test_killed_writer(void **state) {
     assert_int_equal(pipe(to_parent), 0);
     pid_t child = fork();
     if (child == 0) {
-      if (vd_log_open(&log, f->folder, done, 1000000, NULL, &err)) _exit(1);
+      if (vd_log_open(&log, f->folder, done, 1000000, NULL, false, &err)) _exit(1);
       for (int64_t u = done + 1;; u++) {
         append_to(log, u, 2.0);
         if (write(to_parent[1], &u, sizeof u) != sizeof u) _exit(1);
@@ -188,7 +188,7 @@ static void test_killed_writer(void **state) {
     close(to_parent[0]);
     close(to_parent[1]);
     done = logged - 2; /* the last checkpoint was before the last rows */
-    assert_int_equal(vd_log_open(&log, f->folder, done, 100, NULL, &err), VD_OK);
+    assert_int_equal(vd_log_open(&log, f->folder, done, 100, NULL, false, &err), VD_OK);
     vd_log_close(&log);
     expect_updates(f->path, done);
   }
@@ -199,7 +199,7 @@ static void test_full_disk(void **state) {
   vd_error err = {0};
   vd_log *log;
   struct rlimit old, small;
-  assert_int_equal(vd_log_open(&log, f->folder, 0, 100, NULL, &err), VD_OK);
+  assert_int_equal(vd_log_open(&log, f->folder, 0, 100, NULL, false, &err), VD_OK);
   append_to(log, 1, 2.0);
   append_to(log, 2, 2.0);
   struct stat before, after;
@@ -227,7 +227,7 @@ static void test_no_folder(void **state) {
   vd_log *log;
   char missing[600];
   snprintf(missing, sizeof missing, "%s/none", f->folder);
-  assert_int_equal(vd_log_open(&log, missing, 0, 100, NULL, &err), VD_FAILED);
+  assert_int_equal(vd_log_open(&log, missing, 0, 100, NULL, false, &err), VD_FAILED);
   assert_null(log);
   assert_non_null(strstr(err.message, missing));
 }

@@ -140,16 +140,17 @@ static void refuses_a_gpu_that_is_too_small(void **state) {
   vd_train_need need;
   vd_error err = {0};
   make(&t, &ctx, &s, true);
-  assert_int_equal(vd_train_check_memory(&t, &err), VD_OK); /* the CPU is not checked */
+  assert_int_equal(vd_train_check_memory(&t, vd_train_first_window(&t.config), &err),
+                   VD_OK); /* the CPU is not checked */
   t.device.is_gpu = true;
   t.device.precision = VD_BF16;
   strcpy(t.device.gpu.name, "A small one");
   double total = vd_train_memory(&t, STREAMS, vd_train_first_window(&t.config), &need);
   assert_true(need.backend > need.model.parameters / 2);
   t.device.gpu.free_bytes = (size_t)(total * 1.001);
-  assert_int_equal(vd_train_check_memory(&t, &err), VD_OK);
+  assert_int_equal(vd_train_check_memory(&t, vd_train_first_window(&t.config), &err), VD_OK);
   t.device.gpu.free_bytes = (size_t)(total * 0.999);
-  assert_int_equal(vd_train_check_memory(&t, &err), VD_FAILED);
+  assert_int_equal(vd_train_check_memory(&t, vd_train_first_window(&t.config), &err), VD_FAILED);
   assert_non_null(strstr(err.message, "A small one"));
   assert_non_null(strstr(err.message, "1 rank needs"));
   assert_non_null(strstr(err.message, "data%batch_streams"));
