@@ -299,6 +299,8 @@ def main():
                     if kept and os.path.isfile(path):
                         shutil.copy(path, os.path.join(kept, f"mutant-{SEED}-{i}.h5"))
             count += 1
+            if count % 50 == 0:
+                print(f"# {count} mutants so far, slowest command {slowest:.1f} s", flush=True)
     finally:
         place.remove()
     print(f"# {count} mutants, slowest command {slowest:.1f} s, {inside} crashes inside HDF5 on forged files")
