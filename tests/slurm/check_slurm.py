@@ -81,25 +81,27 @@ class Run:
         """Gives the run an end some updates after its newest checkpoint."""
         self.write((self.last() // INTERVAL + 2) * INTERVAL)
 
-    def said(self, job):
-        try:
-            with open(place.path(f"out-{job}.txt"), encoding="utf-8", errors="replace") as f:
-                return f.read()
-        except OSError:
-            return ""
+
+def said(job):
+    """The output of a job."""
+    try:
+        with open(place.path(f"out-{job}.txt"), encoding="utf-8", errors="replace") as f:
+            return f.read()
+    except OSError:
+        return ""
 
 
 class Job:
     def __init__(self, script, *words, options=()):
-        status, said = cluster.command("sbatch", "--parsable", "--output", place.path("out-%j.txt"), *options, script,
-                                       *words, cwd=whole.SOURCE)
-        self.id = said.strip() if status == 0 else None
+        status, answer = cluster.command("sbatch", "--parsable", "--output", place.path("out-%j.txt"), *options, script,
+                                         *words, cwd=whole.SOURCE)
         if status:
-            raise ClusterError(f"sbatch: {said}")
+            raise ClusterError(f"sbatch: {answer}")
+        self.id = answer.strip()
 
     def facts(self):
-        said = cluster.command("scontrol", "-o", "show", "job", self.id)[1]
-        return dict(word.split("=", 1) for word in said.split() if "=" in word)
+        answer = cluster.command("scontrol", "-o", "show", "job", self.id)[1]
+        return dict(word.split("=", 1) for word in answer.split() if "=" in word)
 
     def short(self):
         """What a message quotes."""
@@ -145,7 +147,7 @@ def ends(case, run, job, seconds=180):
     good = job.is_in("COMPLETED", seconds=seconds)
     log = [x["num_updates"] for x in place.log(run.name)[0]]
     report(f"{case}: the run ends, and its log has every update once", good and log == list(range(1, len(log) + 1)) and log,
-           f"{job.short()} {run.said(job.id)[-1500:]}")
+           f"{job.short()} {said(job.id)[-1500:]}")
     disturbed.append((case, run))
 
 
@@ -157,7 +159,7 @@ def back_in_the_queue(case, run, job, before, seconds=120):
     """The job was requeued after a checkpoint of the update of its last line; it then resumes and ends."""
     good = job.requeued(seconds)
     report(f"{case}: a checkpoint of the last update, and the job is requeued",
-           good and run.last() == run.lines() >= before, f"{job.short()} {run.last()} {run.lines()} {run.said(job.id)[-1500:]}")
+           good and run.last() == run.lines() >= before, f"{job.short()} {run.last()} {run.lines()} {said(job.id)[-1500:]}")
     run.end_at()
     partition("UP")
     ends(case, run, job)
@@ -173,30 +175,43 @@ def recorder():
     """A program in Viaduct's place that records what each rank gets."""
     path = place.path("recorder")
     with open(path, "w", encoding="utf-8") as f:
-        f.write('#!/bin/sh\n{ hostname; echo "$SLURMD_NODENAME $OMP_NUM_THREADS $SLURM_CPUS_PER_TASK '
+        f.write('#!/bin/sh\n{ echo "$SLURMD_NODENAME $OMP_NUM_THREADS $SLURM_CPUS_PER_TASK '
                 f'gpus=$CUDA_VISIBLE_DEVICES"; for w; do echo "$w"; done; }} >"{place.folder}/rank-$SLURM_JOB_ID-$SLURM_PROCID"\n')
     os.chmod(path, os.stat(path).st_mode | stat.S_IXUSR)
     return path
 
 
+def with_gpu_lines():
+    """A copy of the script with its GPU lines, for nodes of two GPUs."""
+    with open(SCRIPT, encoding="utf-8") as f:
+        text = f.read()
+    for old, new in (("##SBATCH --gpus-per-node=4", "#SBATCH --gpus-per-node=2"), ("##SBATCH --ntasks", "#SBATCH --ntasks")):
+        if text.count(old) != 1:
+            raise ValueError(f"{SCRIPT} has no line '{old}'")
+        text = text.replace(old, new)
+    with open(place.path("slurm_gpus.sh"), "w", encoding="utf-8") as f:
+        f.write(text)
+    return place.path("slurm_gpus.sh")
+
+
 def arguments():
     """What ranks get: the words after the deck, CPUs, and either all GPUs of the node or no restriction to some."""
     program = recorder()
-    for name, options, cpus, gpus in (
-            ("whole nodes", (), "2", ""), ("--cpus-per-task=1", ("--cpus-per-task=1",), "1", ""),
-            ("one rank a node", ("--ntasks-per-node=1",), "4", ""), ("--gpus-per-node=2", ("--gpus-per-node=2",), "2", "0,1"),
-            ("--gpus-per-task=1", ("--gpus-per-task=1",), "2", "")):
+    for name, script, options, ranks, cpus, gpus in (
+            ("whole nodes", SCRIPT, (), 2, "2", ""),
+            ("--cpus-per-task=1", SCRIPT, ("--cpus-per-task=1",), 2, "1", ""),
+            ("one rank a node", SCRIPT, ("--ntasks-per-node=1",), 1, "4", ""),
+            ("the script's GPU lines", with_gpu_lines(), (), 4, "1", "0,1"),
+            ("--gpus-per-task=1", SCRIPT, ("--gpus-per-task=1",), 2, "2", "")):
         words = ("--set", "run%title='a b'", "--set", "run%seed=3")
-        job = Job(SCRIPT, "some.nml", *words, options=(*options, f"--export=ALL,VIADUCT={program}"))
-        done = job.is_in("COMPLETED", "FAILED", seconds=40) and job.state() == "COMPLETED"
+        job = Job(script, "some.nml", *words, options=(*options, f"--export=ALL,VIADUCT={program}"))
+        done = job.is_in("COMPLETED", "FAILED", seconds=60) and job.state() == "COMPLETED"
         got = []
         for path in sorted(glob.glob(place.path(f"rank-{job.id}-*"))):
             with open(path, encoding="utf-8") as f:
-                got.append(f.read().splitlines()[1:])
-        ranks = 2 if "one rank" in name else RANKS
-        wanted = [[f"n{1 + 2 * r // ranks} {cpus} {cpus} gpus={gpus}", "train", "some.nml", *words] for r in range(ranks)]
-        report(f"arguments, CPUs and GPUs of ranks: {name}", done and got == wanted,
-               f"{job.short()} {got} {Run('none').said(job.id)[-800:]}")
+                got.append(f.read().splitlines())
+        wanted = [[f"n{1 + r // ranks} {cpus} {cpus} gpus={gpus}", "train", "some.nml", *words] for r in range(2 * ranks)]
+        report(f"arguments, CPUs and GPUs of ranks: {name}", done and got == wanted, f"{job.short()} {got} {said(job.id)[-800:]}")
 
 
 def time_limit():
@@ -228,7 +243,7 @@ def cancel():
     queue = cluster.command("squeue", "-h")[1].strip()
     report("scancel: a checkpoint of the last update, and the job stays ended",
            good and job.state() == "CANCELLED" and not queue and run.last() == run.lines() >= 5,
-           f"{job.short()} '{queue}' {run.last()} {run.lines()} {run.said(job.id)[-1500:]}")
+           f"{job.short()} '{queue}' {run.last()} {run.lines()} {said(job.id)[-1500:]}")
     run.end_at()
     ends("scancel, and sbatch again", run, Job(SCRIPT, run.deck))
 
@@ -257,7 +272,7 @@ def killed_rank():
     facts = job.facts()
     report("a killed rank: the job fails, is not requeued, and no process is left",
            len(victims) == RANKS and good and facts["Restarts"] == "0" and not cluster.processes(run.deck),
-           f"{victims} {job.short()} {cluster.processes(run.deck)} {run.said(job.id)[-1500:]}")
+           f"{victims} {job.short()} {cluster.processes(run.deck)} {said(job.id)[-1500:]}")
     print(f"# failed {seconds:.1f} s after kill -9", flush=True)
     run.end_at()
     ends("a killed rank, and sbatch again", run, Job(SCRIPT, run.deck))
@@ -290,7 +305,7 @@ def node_set_down():
     good = job.requeued()
     wait_for(lambda: not cluster.processes(run.deck), 60)
     report("a node set down: Slurm requeues the job, and no process is left", good and not cluster.processes(run.deck),
-           f"{job.short()} {cluster.processes(run.deck)} {run.said(job.id)[-1500:]}")
+           f"{job.short()} {cluster.processes(run.deck)} {said(job.id)[-1500:]}")
     cluster.node_is("n2", "resume")
     run.end_at()
     partition("UP")
@@ -302,8 +317,8 @@ def array():
     job = Job(ARRAY, folder, run.deck, "run%seed=1,2,5", "--set", "run%title='swept'", options=("--array=0-3", "--cpus-per-task=1"))
 
     def states():
-        said = cluster.command("scontrol", "-o", "show", "job", job.id)[1]
-        return dict(re.findall(r"ArrayTaskId=(\d+) .*?JobState=(\w+)", said))
+        answer = cluster.command("scontrol", "-o", "show", "job", job.id)[1]
+        return dict(re.findall(r"ArrayTaskId=(\d+) .*?JobState=(\w+)", answer))
     wait_for(lambda: len(states()) == 4 and not set(states().values()) & {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING"}, 240)
     found = states()
     report("an array over a variable: a run for each value, and an error for an element without one",
@@ -369,6 +384,8 @@ def main():
 
 
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the cluster is stopped
+if os.geteuid() != 0:
+    sys.exit("check_slurm.py: needs root: Slurm's daemons start jobs for other users, and want device nodes as GPUs")
 place = whole.Place()
 cluster = Cluster()
 try:
