@@ -18,7 +18,7 @@ GIT     := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 DEBIAN_PACKAGES := gcc make pkgconf libhdf5-openmpi-dev hdf5-tools libopenmpi-dev openmpi-bin libopenblas-openmp-dev \
   libarchive-dev zlib1g-dev librandom123-dev libjansson-dev nettle-dev zip xz-utils git python3 python3-h5py python3-matplotlib \
   python3-xarray python3-netcdf4 python3-h5netcdf libcmocka-dev gfortran clang clang-format clang-tidy \
-  libomp-14-dev libclang-rt-14-dev libfuzzer-14-dev shellcheck
+  libomp-14-dev libclang-rt-14-dev libfuzzer-14-dev procps shellcheck
 # What `make check-slurm` needs besides. srun --mpi=pmix loads libpmix.so, which only the -dev package has.
 SLURM_PACKAGES := slurm-wlm slurm-wlm-basic-plugins munge libpmix-dev
 

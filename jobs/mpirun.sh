@@ -28,7 +28,7 @@ run=$!
 # shellcheck disable=SC2317 # the trap calls it
 stop() {
   local rank
-  rank=$(pgrep -P "$run" -x "$(basename "$program" | cut -c1-15)" | head -n 1)
+  rank=$(pgrep -P "$run" -x "$(basename "$program" | cut -c1-15)" 2>/dev/null | head -n 1)
   kill -USR1 "${rank:-$run}"
 }
 trap stop USR1 TERM

@@ -33,7 +33,7 @@ step=$!
 # shellcheck disable=SC2317 # the trap calls it
 stop() {
   local rank
-  rank=$(pgrep -P "$step" -x "$(basename "$program" | cut -c1-15)" | head -n 1)
+  rank=$(pgrep -P "$step" -x "$(basename "$program" | cut -c1-15)" 2>/dev/null | head -n 1)
   kill -USR1 "${rank:-$step}"
 }
 # As USR1, because mpirun kills its ranks some seconds after a TERM, perhaps during a checkpoint.
