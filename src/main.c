@@ -13,10 +13,26 @@
 /* Rank 0 alone reads the deck, so that a thousand ranks do not open the same file, and broadcasts it. */
 static int read_settings(const vd_context *ctx, const vd_command_line *line, vd_settings *s, vd_error *err) {
   memset(s, 0, sizeof *s);
-  if (ctx->rank == 0) vd_settings_read(s, line->argument, line->set, line->n_set, line->name, err);
+  if (ctx->rank == 0) vd_settings_read(s, line->arguments[0], line->set, line->n_set, line->name, err);
   if (vd_broadcast_error(ctx->comm, err)) return err->status;
   MPI_Bcast(s, (int)sizeof *s, MPI_BYTE, 0, ctx->comm);
   return VD_OK;
+}
+
+/* `viaduct info`: of several files each has its own error, and the worst status is that of the command. */
+static int run_info(vd_context *ctx, const vd_command_line *line, vd_error *err) {
+  int worst = VD_OK, n_bad = 0;
+  if (line->n_argument == 1) return vd_cmd_info(ctx, line->arguments[0], err);
+  for (int i = 0; i < line->n_argument; i++) {
+    vd_error own = {0};
+    int status = vd_cmd_info(ctx, line->arguments[i], &own);
+    fflush(stdout); /* so that the error follows what it is about */
+    vd_error_print(&own);
+    if (i + 1 < line->n_argument) printf("\n");
+    n_bad += status != VD_OK;
+    if (status > worst) worst = status;
+  }
+  return n_bad ? vd_fail(err, worst, "%d of %d files cannot be described", n_bad, line->n_argument) : VD_OK;
 }
 
 /* The commands that need neither a deck nor more than one rank. */
@@ -24,7 +40,7 @@ static int run_alone(vd_context *ctx, const vd_command_line *line, vd_error *err
   if (ctx->rank == 0) {
     switch (line->command) {
     case VD_COMMAND_HELP:
-      vd_command_line_help(stdout);
+      vd_command_line_help(line, stdout);
       break;
     case VD_COMMAND_VERSION:
       printf("viaduct %s (%s)\n", vd_version(), vd_git_version());
@@ -33,10 +49,10 @@ static int run_alone(vd_context *ctx, const vd_command_line *line, vd_error *err
       if (line->markdown)
         vd_settings_markdown(stdout);
       else
-        vd_settings_help(line->argument, stdout, err);
+        vd_settings_help(line->n_argument > 0 ? line->arguments[0] : NULL, stdout, err);
       break;
     case VD_COMMAND_INFO:
-      vd_cmd_info(ctx, line->argument, err);
+      run_info(ctx, line, err);
       break;
     default:
       vd_bug("command %d wants a deck", (int)line->command);
@@ -91,6 +107,7 @@ int main(int argc, char **argv) {
   if (ctx.rank == 0) vd_error_print(&err);
   vd_h5_destroy(ctx.h5);
   free(line.set);
+  free(line.arguments);
   MPI_Comm_free(&ctx.comm);
   MPI_Finalize();
   return status;

@@ -85,7 +85,8 @@ def header_and_summary():
     said = result.stdout.replace("\r\n", "\n")
     with h5py.File(place.checkpoint("said"), "r") as f:
         tensors = []
-        f["/model"].visititems(lambda _, x: tensors.append(x.size) if isinstance(x, h5py.Dataset) and not x.is_scale else None)
+        f["/model"].visititems(lambda _, x: tensors.append(x.size) if isinstance(x, h5py.Dataset) and not h5py.h5ds.is_scale(x.id)
+                                 else None)
     with h5py.File(place.corpus, "r") as f:
         tokens = [f"{name} {f[name].shape[0]:,}" for name in ("train", "valid", "test")]
     version = viaduct("--version").stdout.strip()
@@ -154,8 +155,59 @@ def checks():
     report("a dry run writes nothing", not os.path.exists(place.path("checked")))
 
 
+def command_line():
+    """Help in all its spellings, the version, several errors of a deck at once, missing decks."""
+    general = viaduct("--help").stdout
+    report("-h, help and --help", general.startswith("Usage: viaduct") and "--set" in general
+           and viaduct("-h").stdout == viaduct("help").stdout == general, general)
+    for name in ("prepare", "train", "eval", "generate", "input", "info"):
+        said = viaduct("help", name)
+        report(f"help {name}, {name} --help", said.returncode == 0 and said.stdout.startswith(f"Usage: viaduct {name} ")
+               and viaduct(name, "--help").stdout == viaduct(name, "-h", "x").stdout == said.stdout, str(said))
+    report("-V", viaduct("-V").stdout == viaduct("--version").stdout != "")
+    for words, message in (([], "no command given\nusage: viaduct "), (["help", "trian"], "the nearest is 'train'"),
+                           (["help", "train", "x"], "'x' is one argument too many"), (["trian", "-h"], "the nearest is 'train'")):
+        said = viaduct(*words)
+        report(f"viaduct {' '.join(words)}", said.returncode == 2 and message in said.stderr and not said.stdout, str(said))
+    for name in ("prepare", "train", "eval", "generate"):
+        said = [viaduct(name, place.path("none.nml"), ranks=ranks) for ranks in (0, 2)][name == "train"]
+        report(f"{name} without its deck", said.returncode == 2 and said.stderr.count("viaduct: error: ") == 1
+               and "none.nml: cannot read the deck: No such file" in said.stderr, str(said))
+    deck = place.path("wrong.nml")
+    with open(deck, "w", encoding="utf-8") as f:
+        f.write("&run titel='x', seed=-1 /\n&data path 'x'\n batch_streams=0\n&model n_layer='2' /\n")
+    said = viaduct("train", deck, *settings(run__seed=1, model__dropout=2), ranks=2)
+    places = re.findall(r"^(?:viaduct: error: )?(\S*wrong\.nml:\d+:\d+|--set .* \(number \d\)): ", said.stderr, flags=re.M)
+    report("all errors of a deck in one message, once", said.returncode == 2 and said.stderr.count("viaduct: error: ") == 1
+           and places == [f"{deck}:{at}" for at in ("1:6", "1:22", "2:12", "3:16", "4:1", "4:16")]
+           + ["--set model%dropout=2 (number 2)"], said.stderr)
+
+
+def info():
+    """Several files, and the folder of a run; the status is the worst."""
+    run, last = place.path("said"), os.path.realpath(place.checkpoint("said"))
+    said = viaduct("info", place.corpus, last)
+    report("info of two files", said.returncode == 0 and said.stdout.startswith(place.corpus + "\n")
+           and f"\n\n{last}\n" in said.stdout, str(said))
+    folder = viaduct("info", run)
+    report("info of a run's folder", folder.returncode == 0 and row(folder.stdout, "kind") == "run"
+           and row(folder.stdout, "title") == "tiny" and row(folder.stdout, "trace") == "verified"
+           and re.search(rf"{os.path.basename(last)}  [\d.]+ MiB  verified, last.h5", folder.stdout) is not None
+           and "last row: update 60, bpc " in folder.stdout and "best validation: bpc " in folder.stdout, str(folder))
+    with open(place.checkpoint("said", 50), "r+b") as f:
+        f.truncate(1000)
+    bad = viaduct("info", run, place.path("none"), place.corpus)
+    report("info names what is damaged, and its status is the worst", bad.returncode == 1
+           and "update-00000050.h5  0.0 MiB  DAMAGED" in bad.stdout and "2 of 3 files cannot be described" in bad.stderr
+           and place.path("none") in bad.stderr and f"\n{place.corpus}\n" in bad.stdout, str(bad))
+    said = viaduct("info", place.path("said", "checkpoints"))
+    report("info of another folder", said.returncode == 1 and "is a folder but not a run's" in said.stderr, str(said))
+
+
 progress()
 header_and_summary()
 checks()
+command_line()
+info()
 place.remove()
 finish()

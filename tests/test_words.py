@@ -72,7 +72,7 @@ PHRASES = [(phrase.replace("~", ""), instead) for phrase, instead in (
 # Where such a word is right: (file, word, why). An entry that nothing needs is an error, too.
 ALLOWED = [(path, word.replace("~", ""), why) for path, word, why in (
     (r"doc/INPUT\.md|src/deck/settings_doc\.c", "let~ters", "those of the alphabet, behind a namelist group's '&end'"),
-    (r"src/deck/namelist\.c|tests/unit/test_namelist\.c", "let~ters?", "those of the alphabet, which names of variables begin with"),
+    (r"src/deck/namelist(\.c|_chars\.h)|tests/unit/test_namelist\.c", "let~ters?", "those of the alphabet, which names of variables begin with"),
     (r"tests/whole\.py", "let~ters", "those of the alphabet, which random words are made of"),
     (r"tests/(test_house|coverage)\.py", "ro~oms?", "the folders of the sources, as doc/DESIGN.md calls them"),
 )]

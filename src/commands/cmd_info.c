@@ -5,11 +5,13 @@
 #include "src/commands/commands.h"
 #include "src/commands/info_checkpoint.h"
 #include "src/commands/info_print.h"
+#include "src/commands/info_run.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 enum { PIECE = 1 << 18 }; /* values read at once */
 
@@ -256,6 +258,8 @@ int vd_cmd_info(vd_context *ctx, const char *path, vd_error *err) {
   vd_error seal = {0};
   char *kind = NULL;
   hid_t file;
+  struct stat info;
+  if (stat(path, &info) == 0 && S_ISDIR(info.st_mode)) return vd_info_run(path, err);
   /* A file with a digest that is wrong is not given to HDF5 at all. */
   if (vd_digest_check(path, &sealed, &seal) && sealed) {
     *err = seal;

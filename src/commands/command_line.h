@@ -1,5 +1,5 @@
 /* The command line: viaduct COMMAND DECK [--set GROUP%NAME=VALUE]... [--check], viaduct input [GROUP%NAME],
- * viaduct info FILE, --help, --version. */
+ * viaduct info FILE..., viaduct help [COMMAND], --help, --version. */
 #ifndef VD_COMMAND_LINE_H
 #define VD_COMMAND_LINE_H
 
@@ -21,19 +21,21 @@ enum vd_command {
 
 typedef struct vd_command_line {
   enum vd_command command;
-  const char *name;     /* the command's word; borrowed from argv or static */
-  const char *argument; /* deck, variable or file; NULL: none. Borrowed from argv */
-  char **set;           /* [n_set] the values of --set, borrowed from argv; the array is freed by the caller */
+  const char *name; /* the command, or the one that help is asked for; NULL: general help. Static */
+  char **arguments; /* [n_argument] deck, variable or files, borrowed from argv; the array is freed by the caller */
+  int n_argument;
+  char **set; /* [n_set] the values of --set, borrowed from argv; the array is freed by the caller */
   int n_set;
   bool check;    /* --check */
   bool markdown; /* --markdown: `viaduct input` as doc/INPUT.md */
 } vd_command_line;
 
 /* Not collective. Parses argv into *line. VD_USAGE with the message to print: unknown command (with the nearest one),
- * unknown option, missing or superfluous arguments. line->set is allocated also then. */
+ * unknown option, missing or superfluous arguments. line->set and line->arguments are allocated also
+ * then. */
 int vd_command_line_parse(vd_command_line *line, int argc, char **argv, vd_error *err);
 
-/* Not collective. The text of --help, to `out`. */
-void vd_command_line_help(FILE *out);
+/* Not collective. The help of line->name, or of the program, to `out`. */
+void vd_command_line_help(const vd_command_line *line, FILE *out);
 
 #endif

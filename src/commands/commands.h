@@ -3,7 +3,7 @@
  * Each command lives in its cmd_ file and a few helpers: `prepare` in prepare_* (the passes over the sources),
  * source (unpacking) and vocabulary (words of tokenised text); `info` in info_*. command_line parses argv. main.c calls
  * the parser, reads the deck on rank 0, broadcasts it, and calls one function below.
- * In: the context (communicator, HDF5 lock) and the checked settings, or the path of a file for `info`.
+ * In: the context (communicator, HDF5 lock) and the checked settings, or the path of a file or folder for `info`.
  * Out: files in the places that the deck names, results on standard output, notes on standard error, and one error
  * for main to print.
  * A command checks its inputs and its output paths before it writes anything, and no output may be one of its inputs.
@@ -30,8 +30,8 @@ int vd_cmd_eval(vd_context *ctx, const vd_settings *s, vd_error *err);
 /* Collective(ctx->comm). `viaduct generate`: samples tokens that continue generate%prompt, on rank 0, to
  * generate%output or standard output. */
 int vd_cmd_generate(vd_context *ctx, const vd_settings *s, vd_error *err);
-/* Not collective. `viaduct info`: verifies the file at `path` as far as its kind allows and describes it on standard
- * output. VD_FAILED with the path when it is damaged or not one of Viaduct's. */
+/* Not collective. `viaduct info`: verifies the file at `path`, or the folder of a run, as far as its kind allows and
+ * describes it on standard output. VD_FAILED with the path when it is damaged or not one of Viaduct's. */
 int vd_cmd_info(vd_context *ctx, const char *path, vd_error *err);
 
 #endif

@@ -2,15 +2,15 @@
  */
 #include "src/deck/namelist.h"
 
+#include "src/deck/namelist_chars.h"
 #include "src/deck/namelist_encoding.h"
 
-#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { DECK_BYTES = 1 << 20, REPEAT_MAX = 200000000 /* gfortran's own limit */ };
+enum { REPEAT_MAX = 200000000 /* gfortran's own limit */ };
 
 typedef struct reader {
   vd_deck *deck;
@@ -20,7 +20,8 @@ typedef struct reader {
   int line, column;   /* of text[pos] */
   size_t pool_used;   /* bytes of deck->pool */
   size_t capacity[3]; /* of groups, assignments, values */
-  vd_error *err;
+  vd_deck_place failed;
+  vd_error *err; /* of what is being parsed; cleared when the parser takes up again behind it */
 } reader;
 
 /* ---- characters ---- */
@@ -30,28 +31,6 @@ static int at(const reader *r, size_t pos) {
 }
 static int peek(const reader *r) {
   return at(r, r->pos);
-}
-static bool is_space(int c) {
-  return c == ' ' || c == '\t' || c == '\n' || c == '\r';
-}
-/* A line ends with LF, CR LF or, as on old Macs and out of some spreadsheets, CR alone. */
-static bool is_line_end(int c) {
-  return c == '\n' || c == '\r';
-}
-static bool is_digit(int c) {
-  return c >= '0' && c <= '9';
-}
-static int lower(int c) {
-  return c >= 'A' && c <= 'Z' ? c - 'A' + 'a' : c;
-}
-static bool is_letter(int c) {
-  return lower(c) >= 'a' && lower(c) <= 'z';
-}
-static bool is_name(int c) {
-  return is_letter(c) || is_digit(c) || c == '_';
-}
-static bool is_end(int c) {
-  return c < 0 || is_space(c) || c == ',' || c == ';' || c == '/' || c == '!';
 }
 static vd_deck_place here(const reader *r) {
   return (vd_deck_place){r->line, r->column};
@@ -90,6 +69,7 @@ static int fail(reader *r, vd_deck_place place, const char *format, ...) {
   va_start(args, format);
   vsnprintf(message, sizeof message, format, args);
   va_end(args);
+  r->failed = place;
   return vd_deck_fail(r->deck, place, r->err, "%s", message);
 }
 
@@ -223,6 +203,8 @@ static int parse_subscript(reader *r, vd_deck_assignment *a) {
 
 /* A quote of a word processor does not close a string: where one stands in its first line it is named. */
 static int fail_unclosed(reader *r, vd_deck_place open, int quote) {
+  r->line = open.line;
+  r->column = open.column + 1;
   for (r->pos = r->string; r->pos < r->length && !is_line_end(peek(r)); advance(r)) {
     const char *lookalike = lookalike_at(r, r->pos);
     if (lookalike && strstr(lookalike, "quote"))
@@ -370,7 +352,54 @@ static void parse_close(reader *r, bool *closed) {
     *closed = false;
 }
 
-static int parse_group(reader *r) {
+/* ---- taking up again behind an error ---- */
+
+/* Notes the error where there is space for it. */
+static void note(reader *r) {
+  vd_deck *d = r->deck;
+  if (!d->faults) d->faults = vd_calloc(VD_DECK_FAULTS, sizeof *d->faults);
+  if (d->n_fault < VD_DECK_FAULTS) d->faults[d->n_fault++] = (vd_deck_fault){r->failed, *r->err};
+  *r->err = (vd_error){0};
+}
+
+static bool at_group(const reader *r) {
+  return (peek(r) == '&' || peek(r) == '$') && is_letter(at(r, r->pos + 1));
+}
+
+static void skip_line(reader *r) {
+  while (peek(r) >= 0 && !is_line_end(peek(r))) advance(r);
+  while (is_space(peek(r))) advance(r);
+}
+
+/* Notes the error and skips to the first line behind it that begins with a group, with an assignment, or with the /
+ * that closes a group. The text has errors in any case: skipping too much hides some, and taking up again inside a
+ * string would at worst name some that are none. */
+static void recover(reader *r) {
+  note(r);
+  do skip_line(r);
+  while (peek(r) >= 0 && !at_group(r) && !(peek(r) == '/' && is_end(at(r, r->pos + 1))) && !is_assignment(r, r->pos));
+}
+
+/* Notes the error and skips to the next line that begins with a group. */
+static void recover_outside(reader *r) {
+  note(r);
+  do skip_line(r);
+  while (peek(r) >= 0 && !at_group(r));
+}
+
+/* The assignment that could not be parsed is not in the deck. */
+static void parse_assignment_or_recover(reader *r) {
+  vd_deck *d = r->deck;
+  size_t n_assignment = d->n_assignment, n_value = d->n_value;
+  if (parse_assignment(r) == VD_OK) return;
+  d->groups[d->n_group - 1].n_assignment -= d->n_assignment - n_assignment;
+  d->n_assignment = n_assignment;
+  d->n_value = n_value;
+  recover(r);
+}
+
+/* The head of a group, &NAME, into a new group of the deck. */
+static int parse_head(reader *r) {
   vd_deck *d = r->deck;
   char word[64];
   d->groups = grown(d->groups, d->n_group, &r->capacity[0], sizeof *d->groups);
@@ -378,46 +407,68 @@ static int parse_group(reader *r) {
   advance(r);
   size_t end = name_end(r, r->pos);
   if (end == r->pos) return fail(r, here(r), "expected the name of a group right after '&', found %s", found(r, word));
-  vd_deck_group *g = &d->groups[d->n_group++];
+  vd_deck_group *g = &d->groups[d->n_group];
   *g = (vd_deck_group){.assignment0 = d->n_assignment, .at = place, .name = pooled(r, r->pos, end - r->pos, true)};
   if (strcmp(g->name, "end") == 0) return fail(r, place, "this closes a group, but none is open");
-  for (size_t i = 0; i + 1 < d->n_group; i++)
+  for (size_t i = 0; i < d->n_group; i++)
     if (strcmp(d->groups[i].name, g->name) == 0)
       return fail(r, place, "group &%s a second time (first in line %d): write its variables into one group", g->name,
                   d->groups[i].at.line);
   skip_to(r, end);
   if (!is_end(peek(r))) return fail(r, here(r), "expected a blank after &%s, found %s", g->name, found(r, word));
-  for (;;) {
+  d->n_group++;
+  return VD_OK;
+}
+
+/* A group to its end, errors noted. One that is not closed ends where the next begins. */
+static void parse_group(reader *r) {
+  vd_deck *d = r->deck;
+  char word[64];
+  if (parse_head(r)) {
+    recover_outside(r);
+    return;
+  }
+  const vd_deck_group *g = &d->groups[d->n_group - 1];
+  for (bool closed = false; !closed;) {
     skip_blank(r);
     if (!at_group_end(r)) {
-      if (parse_assignment(r)) return r->err->status;
+      parse_assignment_or_recover(r);
       continue;
     }
-    bool closed = false;
     if (peek(r) >= 0) parse_close(r, &closed);
-    if (closed) return VD_OK;
-    return fail(r, here(r), "group &%s (line %d) is not closed: expected / before %s", g->name, place.line,
-                found(r, word));
+    if (closed) return;
+    fail(r, here(r), "group &%s (line %d) is not closed: expected / before %s", g->name, g->at.line, found(r, word));
+    note(r);
+    return;
   }
 }
 
-static int parse_deck(reader *r) {
+/* Between groups stand blanks and comments only. */
+static int fail_outside(reader *r) {
   char word[64];
+  const char *lookalike = lookalike_at(r, r->pos);
+  if (lookalike) return fail(r, here(r), "outside of any group stands %s", lookalike);
+  return fail(r, here(r), "%s outside of any group: a group begins with &NAME and ends with /, a comment with !",
+              found(r, word));
+}
+
+static void parse_deck(reader *r) {
   const char *encoding = vd_encoding_of(r->text, r->length);
-  if (encoding)
-    return fail(r, here(r), "this is %s text: save the deck as UTF-8 or ASCII (iconv -f %s -t UTF-8)", encoding,
-                encoding);
+  if (encoding) {
+    fail(r, here(r), "this is %s text: save the deck as UTF-8 or ASCII (iconv -f %s -t UTF-8)", encoding, encoding);
+    note(r);
+    return;
+  }
   if (r->length >= 3 && memcmp(r->text, "\xEF\xBB\xBF", 3) == 0) r->pos = 3; /* the mark that some editors leave */
-  for (;;) {
+  while (r->deck->n_fault < VD_DECK_FAULTS) {
     skip_blank(r);
-    if (peek(r) < 0) return VD_OK;
-    if (peek(r) != '&' && peek(r) != '$') {
-      const char *lookalike = lookalike_at(r, r->pos);
-      if (lookalike) return fail(r, here(r), "outside of any group stands %s", lookalike);
-      return fail(r, here(r), "%s outside of any group: a group begins with &NAME and ends with /, a comment with !",
-                  found(r, word));
+    if (peek(r) < 0) return;
+    if (peek(r) == '&' || peek(r) == '$') {
+      parse_group(r);
+    } else {
+      fail_outside(r);
+      recover_outside(r);
     }
-    if (parse_group(r)) return r->err->status;
   }
 }
 
@@ -430,50 +481,8 @@ int vd_deck_parse(vd_deck **deck, const char *text, size_t length, const char *o
   memcpy(d->origin, origin, strlen(origin));
   d->pool = vd_calloc(2 * length + 2, 1); /* every text takes one byte or more of the source, and one for its 0 */
   reader r = {.deck = d, .text = text, .length = length, .line = start.line, .column = start.column, .err = err};
-  if (parse_deck(&r) != VD_OK) {
-    vd_deck_free(d);
-    return err->status;
-  }
+  parse_deck(&r);
   *deck = d;
-  return VD_OK;
-}
-
-int vd_deck_read(vd_deck **deck, const char *path, vd_error *err) {
-  *deck = NULL;
-  errno = 0;
-  FILE *f = fopen(path, "rb");
-  if (!f) return vd_fail(err, VD_USAGE, "%s: cannot read the deck: %s", path, strerror(errno));
-  char *text = vd_calloc(DECK_BYTES + 1, 1);
-  size_t n = fread(text, 1, DECK_BYTES + 1, f);
-  int status = VD_OK;
-  if (ferror(f))
-    status =
-        vd_fail(err, errno == EISDIR ? VD_USAGE : VD_FAILED, "%s: cannot read the deck: %s", path, strerror(errno));
-  else if (n > DECK_BYTES)
-    status = vd_fail(err, VD_USAGE, "%s: this is no deck: it is larger than %d bytes", path, DECK_BYTES);
-  else
-    status = vd_deck_parse(deck, text, n, path, (vd_deck_place){1, 1}, err);
-  fclose(f);
-  free(text);
-  return status;
-}
-
-void vd_deck_free(vd_deck *deck) {
-  if (!deck) return;
-  free(deck->origin);
-  free(deck->groups);
-  free(deck->assignments);
-  free(deck->values);
-  free(deck->pool);
-  free(deck);
-}
-
-int vd_deck_fail(const vd_deck *deck, vd_deck_place at, vd_error *err, const char *format, ...) {
-  char message[1024];
-  va_list args;
-  va_start(args, format);
-  vsnprintf(message, sizeof message, format, args);
-  va_end(args);
-  if (deck->no_places) return vd_fail(err, VD_USAGE, "%s: %s", deck->origin, message);
-  return vd_fail(err, VD_USAGE, "%s:%d:%d: %s", deck->origin, at.line, at.column, message);
+  if (d->n_fault > 0) *err = d->faults[0].error;
+  return err->status;
 }

@@ -41,6 +41,13 @@ typedef struct vd_deck_group {
   vd_deck_place at;
 } vd_deck_group;
 
+/* A place at which the text is no namelist. */
+enum { VD_DECK_FAULTS = 20 /* parsing ends after so many */ };
+typedef struct vd_deck_fault {
+  vd_deck_place at;
+  vd_error error;
+} vd_deck_fault;
+
 typedef struct vd_deck {
   char *origin;   /* the file's name, for messages */
   bool no_places; /* messages name the origin alone */
@@ -51,18 +58,21 @@ typedef struct vd_deck {
   size_t n_assignment;
   vd_deck_value *values;
   size_t n_value;
+  vd_deck_fault *faults; /* [n_fault], in the order of the text; NULL: none */
+  size_t n_fault;
   char *pool; /* holds every name and text above */
 } vd_deck;
 
 /* Not collective. Parses text [length] (need not end with a 0); `origin` names it in messages and `start` is
  * the place of its first character, {1, 1} for a file; column 0: the text is an argument in which places help nobody,
  * and messages name the origin alone. *deck: to be freed with
- * vd_deck_free; NULL on error. VD_USAGE: what is not a namelist, with its place. */
+ * vd_deck_free, also on error. VD_USAGE: what is not a namelist, with its place; *deck then holds all such places and
+ * what could be parsed between them. */
 int vd_deck_parse(vd_deck **deck, const char *text, size_t length, const char *origin, vd_deck_place start,
                   vd_error *err);
 
 /* Not collective. Reads the file `path` (at most 1 MiB) and parses it, as vd_deck_parse. VD_USAGE also where there is
- * no such file, or none that may be opened; VD_FAILED: it cannot be read. */
+ * no such file, or none that may be opened; VD_FAILED: it cannot be read; *deck is NULL then. */
 int vd_deck_read(vd_deck **deck, const char *path, vd_error *err);
 
 /* Not collective. Frees a deck; NULL is allowed. */

@@ -1,6 +1,8 @@
 /* From the values of a deck to elements of arrays and to numbers. */
 #include "src/deck/namelist.h"
 
+#include "src/deck/namelist_chars.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -72,13 +74,6 @@ int vd_deck_resolve(const vd_deck *deck, const vd_deck_group *group, const char 
 }
 
 /* ---- numbers ---- */
-
-static bool is_digit(char c) {
-  return c >= '0' && c <= '9';
-}
-static char lower(char c) {
-  return c >= 'A' && c <= 'Z' ? (char)(c - 'A' + 'a') : c;
-}
 
 /* Is text [n] the word, in any case? */
 static bool is_word(const char *text, size_t n, const char *word) {

@@ -186,8 +186,8 @@ void vd_settings_default(vd_settings *s) {
 
 /* ---- --set ---- */
 
-static int fail_set(const char *arg, vd_error *err, const char *what) {
-  return vd_fail(err, VD_USAGE, "--set %.200s: %s (write --set GROUP%%NAME=VALUE)", arg, what);
+static int fail_set(const char *origin, vd_error *err, const char *what) {
+  return vd_fail(err, VD_USAGE, "%s: %s (write --set GROUP%%NAME=VALUE)", origin, what);
 }
 
 /* Copies n bytes in lower case, without blanks around; false where they do not fit into VD_TEXT. */
@@ -222,45 +222,52 @@ static char *set_text(const char *arg, const char *value, bool bare) {
   return text;
 }
 
-static int parse_set(vd_deck **deck, const char *arg, vd_error *err) {
+/* number: of this --set among several; 0: there is one alone. */
+static int parse_set(vd_deck **deck, const char *arg, int number, vd_error *err) {
   const char *percent = strchr(arg, '%'), *equals = strchr(arg, '=');
   char group[VD_TEXT], name[VD_TEXT], origin[VD_TEXT];
   *deck = NULL;
-  if (!equals || !percent || percent > equals) return fail_set(arg, err, "this is no assignment");
+  if (number > 0)
+    snprintf(origin, sizeof origin, "--set %.200s (number %d)", arg, number);
+  else
+    snprintf(origin, sizeof origin, "--set %.200s", arg);
+  if (!equals || !percent || percent > equals) return fail_set(origin, err, "this is no assignment");
   if (!fold(arg, (size_t)(percent - arg), group) || !fold(percent + 1, (size_t)(equals - percent - 1), name))
-    return fail_set(arg, err, "the name is too long");
-  if (strpbrk(arg, "\n\r")) return fail_set(arg, err, "a line's end in it");
+    return fail_set(origin, err, "the name is too long");
+  if (strpbrk(arg, "\n\r")) return fail_set(origin, err, "a line's end in it");
   char *text = set_text(arg, equals + 1, is_bare(group, name, equals + 1));
-  snprintf(origin, sizeof origin, "--set %.200s", arg);
   if (vd_deck_parse(deck, text, strlen(text), origin, (vd_deck_place){1, 0}, err) == VD_OK) {
     if ((*deck)->n_group != 1 || (*deck)->n_assignment != 1)
-      fail_set(arg, err, "this is more or less than one assignment");
+      fail_set(origin, err, "this is more or less than one assignment");
     else if ((*deck)->n_value == 0)
-      fail_set(arg, err, "there is no value");
+      fail_set(origin, err, "there is no value");
   }
   free(text);
   return err->status;
 }
 
-static void apply_set(vd_settings *s, const char *arg, int set, vd_deck_errors *errors) {
+static void apply_set(vd_settings *s, const char *arg, int set, bool alone, vd_deck_errors *errors) {
   vd_deck *deck;
   vd_error err = {0};
-  if (parse_set(&deck, arg, &err) == VD_OK) apply_deck(s, deck, set, errors);
+  if (parse_set(&deck, arg, alone ? 0 : set, &err) == VD_OK) apply_deck(s, deck, set, errors);
   vd_deck_errors_add(errors, set, (vd_deck_place){1, 0}, &err);
   vd_deck_free(deck);
 }
 
 /* ---- reading ---- */
 
-/* Takes the deck over. The settings change only when everything is right. The rules between variables are not checked
- * before all values are right: a value that was refused would break rules that its writer kept. */
+/* Takes the deck over, which may have faults: they are reported with the errors of what lies between them. The settings
+ * change only when everything is right. The rules between variables are not checked before all values are right: a
+ * value that was refused would break rules that its writer kept. */
 static int read_deck(vd_settings *s, vd_deck *deck, char *const *set, int n_set, const char *command, vd_error *err) {
   vd_settings *fresh = vd_calloc(1, sizeof *fresh);
   vd_deck_errors *errors = vd_calloc(1, sizeof *errors);
   vd_settings_default(fresh);
   snprintf(fresh->origin, sizeof fresh->origin, "%s", deck->origin);
+  for (size_t i = 0; i < deck->n_fault; i++)
+    vd_deck_errors_add(errors, VD_NO_SET, deck->faults[i].at, &deck->faults[i].error);
   apply_deck(fresh, deck, VD_NO_SET, errors);
-  for (int i = 0; i < n_set; i++) apply_set(fresh, set[i], i + 1, errors);
+  for (int i = 0; i < n_set; i++) apply_set(fresh, set[i], i + 1, n_set == 1, errors);
   if (vd_deck_errors_join(errors, err) == VD_OK && vd_settings_check(fresh, command, err) == VD_OK) *s = *fresh;
   free(errors);
   free(fresh);
@@ -271,13 +278,16 @@ static int read_deck(vd_settings *s, vd_deck *deck, char *const *set, int n_set,
 int vd_settings_read(vd_settings *s, const char *path, char *const *set, int n_set, const char *command,
                      vd_error *err) {
   vd_deck *deck;
-  if (vd_deck_read(&deck, path, err)) return err->status;
+  vd_deck_read(&deck, path, err);
+  if (!deck) return err->status;
+  *err = (vd_error){0}; /* the deck holds it */
   return read_deck(s, deck, set, n_set, command, err);
 }
 
 int vd_settings_read_text(vd_settings *s, const char *text, const char *origin, vd_error *err) {
   vd_deck *deck;
-  if (vd_deck_parse(&deck, text, strlen(text), origin, (vd_deck_place){1, 1}, err)) return err->status;
+  vd_deck_parse(&deck, text, strlen(text), origin, (vd_deck_place){1, 1}, err);
+  *err = (vd_error){0}; /* the deck holds it */
   deck->of_file = true;
   return read_deck(s, deck, NULL, 0, NULL, err);
 }

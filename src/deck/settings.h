@@ -130,7 +130,8 @@ void vd_settings_default(vd_settings *s);
  * every range and vd_settings_check(command). A string's VALUE may come without quotes, since shells eat them. Errors,
  * after which *s is as it was: VD_USAGE with a line for each (at most 20) that names file, line and column or the
  * --set, variable, nearest known name, allowed range, in the order of places; VD_FAILED when the file cannot be read.
- * A text that is no namelist has one error, and the rules between variables are checked once all values are right. */
+ * Behind a place that is no namelist reading continues with the next line that begins an assignment or a group. The
+ * rules between variables are checked once all values are right. */
 int vd_settings_read(vd_settings *s, const char *path, char *const *set, int n_set, const char *command, vd_error *err);
 
 /* Not collective. Checks the rules between variables and, unless command is NULL, what only matters to one command

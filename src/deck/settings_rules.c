@@ -34,7 +34,19 @@ typedef struct check {
   vd_deck_errors *errors;
 } check;
 
-/* Adds an error with the place where group%name (or, when that has its default, the second variable) was set. */
+/* The variable that --set gave a value, else the first that the deck did: NULL where all have their defaults. */
+static const vd_variable *find_culprit(const check *c, const char *const *names) {
+  const vd_variable *first = NULL;
+  for (; *names; names++) {
+    const vd_variable *v = find(*names);
+    const vd_source *from = &c->s->source[v - vd_variables];
+    if (from->command) return v;
+    if (!first && from->line > 0) first = v;
+  }
+  return first;
+}
+
+/* Adds an error with the place where one of the variables was set. */
 static void broken(const check *c, const char *const *names, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 static void broken(const check *c, const char *const *names, const char *format, ...) {
@@ -44,10 +56,9 @@ static void broken(const check *c, const char *const *names, const char *format,
   va_start(args, format);
   vsnprintf(message, sizeof message, format, args);
   va_end(args);
-  for (; *names; names++) {
-    const vd_variable *v = find(*names);
+  const vd_variable *v = find_culprit(c, names);
+  if (v) {
     const vd_source *from = &c->s->source[v - vd_variables];
-    if (from->line == 0) continue;
     vd_settings_place(c->s, v, place);
     vd_fail(&err, VD_USAGE, "%s: %s", place, message);
     vd_deck_errors_add(c->errors, from->command ? 1 : VD_NO_SET, (vd_deck_place){from->line, from->column}, &err);

@@ -25,8 +25,8 @@ static void expect_message(const char *text, size_t length, const char *message)
   int status = vd_deck_parse(&deck, text, length, "t.nml", (vd_deck_place){1, 1}, &err);
   assert_int_equal(status, VD_USAGE);
   assert_int_equal(err.status, VD_USAGE);
-  assert_null(deck);
   assert_string_equal(err.message, message);
+  vd_deck_free(deck);
 }
 
 static void test_places(void **state) {
@@ -209,6 +209,52 @@ static void test_encodings(void **state) {
   vd_deck_free(d);
 }
 
+/* Behind an error parsing takes up again where a line begins an assignment or a group. */
+static void test_several_faults(void **state) {
+  (void)state;
+  static const char text[] = "&a x 1\n y=2 z=3=4\n  w(x)=5\n v=6\n&b s='open\n u=7 /\n stray\n t=1 /\n&c& \n &d r=8 /";
+  static const struct {
+    int line, column;
+    const char *what;
+  } wanted[] = {{1, 6, "expected '=' after the variable x"},
+                {2, 9, "\"=4\" in the middle of a value"},
+                {3, 5, "w needs a subscript between its parentheses"},
+                {5, 1, "group &a (line 1) is not closed: expected / before \"&b\""},
+                {5, 6, "the string that begins here has no closing '"},
+                {7, 2, "\"stray\" outside of any group"},
+                {9, 3, "expected a blank after &c"}};
+  vd_deck *d;
+  vd_error err = {0};
+  assert_int_equal(vd_deck_parse(&d, text, strlen(text), "t.nml", (vd_deck_place){1, 1}, &err), VD_USAGE);
+  for (size_t i = 0; i < d->n_fault && i < sizeof wanted / sizeof *wanted; i++) {
+    if (!strstr(d->faults[i].error.message, wanted[i].what)) fail_msg("%zu: %s", i, d->faults[i].error.message);
+    assert_int_equal(d->faults[i].at.line, wanted[i].line);
+    assert_int_equal(d->faults[i].at.column, wanted[i].column);
+  }
+  assert_int_equal(d->n_fault, sizeof wanted / sizeof *wanted);
+  assert_string_equal(err.message, d->faults[0].error.message);
+  /* What could be parsed: y and v of a, u of b, r of d; not the assignments with errors. */
+  const char *names[] = {"y", "v", "u", "r"};
+  assert_int_equal(d->n_assignment, 4);
+  for (int i = 0; i < 4; i++) assert_string_equal(d->assignments[i].name, names[i]);
+  assert_int_equal(d->n_group, 3);
+  assert_int_equal(d->groups[0].n_assignment, 2);
+  assert_int_equal(d->groups[2].n_assignment, 1);
+  vd_deck_free(d);
+}
+
+/* A text that is none at all ends after so many. */
+static void test_many_faults(void **state) {
+  (void)state;
+  char text[40 * 16] = "";
+  for (int i = 0; i < 40; i++) strcat(text, "&g x=1=2\n/\n");
+  vd_deck *d;
+  vd_error err = {0};
+  assert_int_equal(vd_deck_parse(&d, text, strlen(text), "t.nml", (vd_deck_place){1, 1}, &err), VD_USAGE);
+  assert_int_equal(d->n_fault, VD_DECK_FAULTS);
+  vd_deck_free(d);
+}
+
 /* Every beginning of a deck is read without a fault, and only the whole of it is accepted. */
 static void test_truncated(void **state) {
   (void)state;
@@ -218,6 +264,7 @@ static void test_truncated(void **state) {
     vd_error err = {0};
     assert_int_equal(vd_deck_parse(&d, text, n, "t.nml", (vd_deck_place){1, 1}, &err), VD_USAGE);
     assert_non_null(strstr(err.message, "t.nml:"));
+    vd_deck_free(d);
   }
   vd_deck_free(parse(text));
 }
@@ -238,8 +285,9 @@ static void test_files(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_places),  cmocka_unit_test(test_strings),   cmocka_unit_test(test_resolve),
-      cmocka_unit_test(test_numbers), cmocka_unit_test(test_messages),  cmocka_unit_test(test_truncated),
-      cmocka_unit_test(test_files),   cmocka_unit_test(test_line_ends), cmocka_unit_test(test_encodings)};
+      cmocka_unit_test(test_places),      cmocka_unit_test(test_strings),   cmocka_unit_test(test_resolve),
+      cmocka_unit_test(test_numbers),     cmocka_unit_test(test_messages),  cmocka_unit_test(test_several_faults),
+      cmocka_unit_test(test_many_faults), cmocka_unit_test(test_truncated), cmocka_unit_test(test_files),
+      cmocka_unit_test(test_line_ends),   cmocka_unit_test(test_encodings)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

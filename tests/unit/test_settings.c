@@ -171,6 +171,29 @@ static void test_several_errors(void **state) {
   free(s);
 }
 
+/* Text that is no namelist, values that are wrong and --set, in one message. */
+static void test_errors_around_faults(void **state) {
+  (void)state;
+  vd_settings *s = vd_calloc(1, sizeof *s);
+  vd_error err = {0};
+  char *sets[] = {"run%seed=1", "run%seed=x", "span%ramp"};
+  FILE *f = fopen(path, "w");
+  assert_non_null(f);
+  assert_true(fputs("&run seed = 3 4\n title=='x'\n log_intervl=3 /\n&span ramp=0 /", f) >= 0);
+  assert_int_equal(fclose(f), 0);
+  assert_int_equal(vd_settings_read(s, path, sets, 3, NULL, &err), VD_USAGE);
+  remove(path);
+  assert_string_equal(
+      err.message,
+      "test_settings.tmp.nml:1:15: too many values for seed: it takes one\n"
+      "test_settings.tmp.nml:2:8: a second '=' where a value was expected\n"
+      "test_settings.tmp.nml:3:2: unknown variable run%log_intervl; the nearest known one is run%log_interval\n"
+      "test_settings.tmp.nml:4:12: span%ramp = 0 is out of range: it takes an integer from 1 to 16777216\n"
+      "--set run%seed=x (number 2): run%seed = x is not an integer: it takes an integer from 0 to 9007199254740992\n"
+      "--set span%ramp (number 3): this is no assignment (write --set GROUP%NAME=VALUE)");
+  free(s);
+}
+
 /* Rules and the needs of a command are one pass: the variables that nobody set come last. */
 static void test_several_rules(void **state) {
   (void)state;
@@ -184,8 +207,8 @@ static void test_several_rules(void **state) {
   assert_int_equal(vd_settings_read(s, path, sets, 2, "train", &err), VD_USAGE);
   assert_string_equal(err.message, "test_settings.tmp.nml:2:20: unknown variable model%beta; the nearest known one is "
                                    "optimizer%beta1\n"
-                                   "--set run%seed=x: run%seed = x is not an integer: it takes an integer from 0 to "
-                                   "9007199254740992");
+                                   "--set run%seed=x (number 2): run%seed = x is not an integer: it takes an integer "
+                                   "from 0 to 9007199254740992");
   f = fopen(path, "w");
   assert_non_null(f);
   assert_true(fputs("&data batch_streams=2 micro_streams=3 /\n&model d_model=100 /", f) >= 0);
@@ -448,6 +471,7 @@ int main(void) {
                                      cmocka_unit_test(test_nearest),
                                      cmocka_unit_test(test_help),
                                      cmocka_unit_test(test_several_errors),
+                                     cmocka_unit_test(test_errors_around_faults),
                                      cmocka_unit_test(test_several_rules),
                                      cmocka_unit_test(test_many_errors)};
   return cmocka_run_group_tests(tests, setup, teardown);
