@@ -65,8 +65,9 @@ def check_scripts(prefix):
     for name in sorted(installed):
         with open(os.path.join(jobs, name), encoding="utf-8") as f:
             script = f.read()
-        if "$program" in script and not re.search(rf"^prefix='{re.escape(prefix)}'$", script, flags=re.M):
-            problems.append(f"{name}: no line with the prefix")
+        lines = re.findall("^prefix=.*$", script, flags=re.M)
+        if lines != [f"prefix='{prefix}'"] and (lines or name in ("mpirun.sh", "slurm.sh", "pbs.sh")):
+            problems.append(f"{name}: {lines}")
     report("installed scripts know their prefix", not problems, str(problems))
 
 
