@@ -1,5 +1,6 @@
 #!/usr/bin/python3
 """doc/analysis/ on made-up traces and logs: pictures of good ones, one line of complaint about the others."""
+import importlib
 import json
 import os
 import struct
@@ -8,6 +9,8 @@ import sys
 import tempfile
 
 import h5py
+import matplotlib
+import matplotlib.text
 import numpy as np
 
 ROOT = os.environ.get("SOURCE") or os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -112,6 +115,46 @@ def pictures(top):
     check_pictures("a row that is being written", make_trace(f"{top}/half", damage=half_row))
 
 
+def problems_of(figure, last):
+    """What is wrong with where the texts, ticks and rows of a drawn picture are."""
+    figure.canvas.draw()
+    renderer, found = figure.canvas.get_renderer(), []
+    texts = [t for t in figure.findobj(matplotlib.text.Text) if t.get_visible() and t.get_text().strip()]
+    boxes = [(t.get_text(), t.get_window_extent(renderer)) for t in texts]
+    for name, box in boxes:
+        if box.x0 < -1 or box.y0 < -1 or box.x1 > figure.bbox.x1 + 1 or box.y1 > figure.bbox.y1 + 1:
+            found.append(f"'{name}' leaves the figure")
+    for axes in figure.axes:
+        if axes.get_xlabel() == "updates" and axes.get_xticks()[-1] != last:
+            found.append(f"the last tick is {axes.get_xticks()[-1]}, not {last}")
+    labels = [t.label1 for axes in figure.axes if axes.get_xlabel() == "updates" for t in axes.xaxis.get_major_ticks()]
+    row = [(t.get_text(), t.get_window_extent(renderer)) for t in labels if t.get_text()]
+    found += [f"'{a}' touches '{b}'" for i, (a, x) in enumerate(row) for b, y in row[i + 1:] if x.overlaps(y)]
+    heights = {round(axes.bbox.height) for axes in figure.axes if axes.axison and axes.get_title(loc="left").startswith("layer")}
+    if heights and max(heights) - min(heights) > 1:
+        found.append(f"rows are {sorted(heights)} pixels high")
+    return found
+
+
+def layout(top):
+    """Pictures of 1 to 32 layers: no text leaves the figure, the last update has a tick, labels of updates do not meet."""
+    matplotlib.use("Agg")
+    sys.path.insert(0, os.path.dirname(SCRIPT))
+    module = importlib.import_module("plot_run")
+    module.plt.rcParams.update(module.STYLE)
+    long_title = "a run whose title says all about the data, the model and the schedule that it was trained with " * 2
+    for layers, heads, title in ((1, 1, "short"), (2, 4, long_title), (7, 8, "seven"), (8, 8, "eight"), (32, 24, "many")):
+        folder = make_trace(f"{top}/layout{layers}", layers=layers, heads=heads, rows=211, title=title)
+        trace = module.read_trace(folder)
+        trace.update(title=title, attn_span=256.0)
+        problems = []
+        for name, draw in module.PICTURES:
+            figure = draw(trace)
+            problems += [f"{name}: {p}" for p in problems_of(figure, 2110)]
+            module.plt.close(figure)
+        report(f"layout of the pictures of {layers} layers", "; ".join(problems[:5]))
+
+
 def errors(top):
     os.makedirs(f"{top}/empty")
     check_error("no trace", "there is no trace", f"{top}/empty")
@@ -168,6 +211,7 @@ def comparison(top):
 def main():
     with tempfile.TemporaryDirectory() as top:
         pictures(top)
+        layout(top)
         errors(top)
         comparison(top)
     sys.exit(1 if failures else 0)

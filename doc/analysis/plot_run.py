@@ -130,10 +130,6 @@ def plain(label):
     return label.replace("$", r"\$")
 
 
-def shortened(label, most=72):
-    return label if len(label) <= most else label[:most - 1].rstrip() + "…"
-
-
 def thousands(value, _=None):
     return f"{value:,.0f}"
 
@@ -157,23 +153,47 @@ def describe(trace):
     return " · ".join(parts)
 
 
+def fit(figure, label, most):
+    """Makes a text at most `most` of the figure wide: smaller down to three quarters, then shorter."""
+    renderer, words, size = figure.canvas.get_renderer(), label.get_text(), label.get_fontsize()
+    wide = lambda: label.get_window_extent(renderer).width / figure.bbox.width
+    if wide() > most:
+        label.set_fontsize(max(0.75 * size, 0.98 * size * most / wide()))
+    while wide() > most and len(words) > 8:
+        words = words[:min(len(words) - 1, int(len(words) * most / wide()))].rstrip("\\ ")
+        label.set_text(words + "…")
+
+
 def headline(figure, trace, what, foot=0):
-    """Title and subtitle in the upper left, at a fixed distance from the edge whatever the height; `foot` inches stay free
-    below."""
+    """The run's title, and below it what the picture shows of which model, at a fixed distance from the edge whatever the
+    height; `foot` inches stay free below."""
     inches = figure.get_figheight()
     left = 0.012
-    figure.text(left, 1 - 0.10 / inches, plain(f"{shortened(trace['title'], max(12, 70 - len(what)))}: {what}"), ha="left", va="top",
-                fontsize=12.5, fontweight="bold")
-    figure.text(left, 1 - 0.37 / inches, plain(shortened(describe(trace), 110)), ha="left", va="top", fontsize=9,
-                color=MUTED)
+    for down, words, how in ((0.10, trace["title"], {"fontsize": 12.5, "fontweight": "bold"}),
+                             (0.37, f"{what} · {describe(trace)}", {"fontsize": 9, "color": MUTED})):
+        fit(figure, figure.text(left, 1 - down / inches, plain(words), ha="left", va="top", **how), 0.976)
     figure.set_layout_engine("constrained", rect=(0, foot / inches, 1, 1 - (0.62 + foot) / inches), w_pad=0.06, h_pad=0.06)
 
 
-def update_axis(axes, trace, label=True):
-    last = max(trace["update"][-1], 1)
-    axes.set_xlim(0, last * 1.005)
-    axes.xaxis.set_major_locator(ticker.MaxNLocator(5 if label else 4, integer=True))
-    axes.xaxis.set_major_formatter(thousands)
+def end_ticks(axes, last, inches):
+    """Ticks at round values, at 0 and at `last`, on an axis `inches` long. The outer labels end with the axis, so that they
+    do not meet those of the next panel; round values whose labels would meet another's are left out."""
+    wide = 0.08 * len(f"{last:,.0f}") + 0.08
+    bins = max(1, int(inches / (1.5 * wide)))
+    round_values = [t for t in ticker.MaxNLocator(bins, integer=True).tick_values(0, last) if 0 < t < last]
+    ticks = [0, *(t for t in round_values if t / last * inches > 1.5 * wide / 2 + 0.1
+                  and (last - t) / last * inches > 1.5 * wide), last]
+    axes.set_xticks(ticks, [f"{t:,.0f}" for t in ticks])
+    marks = axes.xaxis.get_major_ticks(len(ticks))
+    marks[0].label1.set_ha("left")
+    marks[-1].label1.set_ha("right")
+
+
+def update_axis(axes, trace, columns=1, label=True):
+    """From 0 to the last update of the trace, for one of `columns` panels of a picture."""
+    last = max(int(trace["update"][-1]), 1)
+    axes.set_xlim(0, last)
+    end_ticks(axes, last, WIDTH / columns - 0.5)
     if label:
         axes.set_xlabel("updates")
 
@@ -234,9 +254,9 @@ def plot_bpc(trace):
     if valid is not None and np.isfinite(valid["bpc"]).any():
         best = np.nanargmin(valid["bpc"])
         axes.plot(valid["update"], valid["bpc"], color=VALID, linewidth=1.6, marker="o", markersize=4.5,
-                  markeredgecolor="white", markeredgewidth=0.7, label="validation", zorder=3)
+                  markeredgecolor="white", markeredgewidth=0.7, label="validation", zorder=3, clip_on=False)
         axes.plot(valid["update"][best], valid["bpc"][best], marker="o", markersize=9, color=VALID, fillstyle="none",
-                  linestyle="none", label=f"best: {valid['bpc'][best]:.3f} at update {valid['update'][best]:,}")
+                  linestyle="none", clip_on=False, label=f"best: {valid['bpc'][best]:.3f} at update {valid['update'][best]:,}")
         shown.append(valid["bpc"])
     bpc_axis(axes, np.concatenate(shown))
     update_axis(axes, trace)
@@ -259,6 +279,8 @@ def span_scale(axes, trace, axis="y"):
     set_scale("symlog", linthresh=1, linscale=0.5)
     set_limit(0, top * 1.35)
     ticks = [0] + [10.0**k for k in range(int(np.log10(top)) + 1)]
+    if axis == "x" and len(ticks) > 3:  # the panel is narrow
+        ticks = [0, 10.0**(len(ticks) // 2 - 1), ticks[-1]]
     ruler = axes.yaxis if axis == "y" else axes.xaxis
     ruler.set_major_locator(ticker.FixedLocator(ticks))
     ruler.set_minor_locator(ticker.NullLocator())
@@ -279,9 +301,17 @@ def span_panel(axes, trace, layer, keep, palette):
     return handles
 
 
+def grid_columns(n):
+    """Columns of a grid of n panels, without empty places where there is such a grid."""
+    if n <= 3:
+        return n
+    choices = (2,) if n == 4 else (3, 4, 5) if n <= 12 else (4, 6, 5) if n <= 24 else (6, 5)
+    return next((c for c in choices if n % c == 0), choices[0])
+
+
 def plot_spans(trace):
     n_rows, n_layer, n_head = trace["span"].shape
-    columns = min(n_layer, 3 if n_layer <= 12 else 4 if n_layer <= 24 else 6)
+    columns = grid_columns(n_layer)
     lines = -(-n_layer // columns)
     figure, grid = plt.subplots(lines, columns, figsize=(WIDTH, 1.35 + (1.75 if lines > 1 else 2.6) * lines),
                                 sharex=True, sharey=True, squeeze=False)
@@ -293,10 +323,10 @@ def plot_spans(trace):
             axes.set_axis_off()
             continue
         handles = span_panel(axes, trace, layer, keep, palette)
-        update_axis(axes, trace, label=False)
-        # The lowest panel of a column may not be in the lowest line.
-        lowest = layer + columns >= n_layer
-        axes.tick_params(labelbottom=lowest)
+        update_axis(axes, trace, columns, label=False)
+        # Where the lowest line is not full, all lines have numbers, so that all are as high and as far from each other.
+        lowest = layer // columns == lines - 1
+        axes.tick_params(labelbottom=lowest or n_layer % columns != 0)
         if lowest:
             axes.set_xlabel("updates")
     span_scale(grid[0, 0], trace)
@@ -314,9 +344,11 @@ def plot_spans(trace):
 def heat_map(figure, axes, trace, span):
     """The spans as a table whose colours follow their logarithm."""
     n_layer, n_head = span.shape
-    top = max(trace["attn_span"] or 0, np.nanmax(span, initial=2, where=np.isfinite(span)))
+    # Up to the longest span that there is, not to attn_span, which short spans are all far from.
+    top = max(10.0, np.nanmax(span, initial=2, where=np.isfinite(span)))
     scale = colors.LogNorm(vmin=1, vmax=top)
-    image = axes.imshow(np.clip(span, 1, top), norm=scale, cmap="YlGnBu", aspect="auto", origin="lower")
+    shades = colors.ListedColormap(plt.get_cmap("YlGnBu")(np.linspace(0.08, 1, 256)))
+    image = axes.imshow(np.clip(span, 1, top), norm=scale, cmap=shades, aspect="auto", origin="lower")
     size = min(9.5, 68 / n_head, 260 / n_layer)
     for layer in range(n_layer if size >= 4 else 0):
         for head in range(n_head):
@@ -371,11 +403,13 @@ def plot_training(trace):
         value = trace[name]
         line(axes, update, value, color=color, linewidth=1.6 if name == "learning_rate" else 1.0)
         axes.set_title(title, loc="left", fontsize=9)
-        update_axis(axes, trace)
-        axes.xaxis.set_major_locator(ticker.MaxNLocator(4, integer=True))
+        update_axis(axes, trace, len(panels))
         good = value[np.isfinite(value) & (value > 0)]
         if name == "grad_norm" and len(good) and good.max() > 5 * good.min():
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if good.max() < 100 * good.min() else (1,)))
+            axes.yaxis.set_minor_locator(ticker.NullLocator())
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         else:
             axes.set_ylim(0, good.max() * 1.08 if len(good) else 1)
         if name == "tokens_per_second":

@@ -34,7 +34,7 @@ const vd_group_row vd_groups[] = {
     {"checkpoint", "Checkpoints while training, in checkpoints/ of run%directory."},
     {"trace", "The trace of a training run, trace.h5 in run%directory."},
     {"device", "The backend, its precision, and how gradients are all-reduced over ranks."},
-    {"eval", "Used by `viaduct eval`: bits per character of a split."},
+    {"eval", "Used by `viaduct eval`: bits per symbol (bpc) of a split."},
     {"generate", "Used by `viaduct generate`: text from a trained model."},
     {"prepare", "Used by `viaduct prepare`: raw bytes or texts become a corpus, written to data%path."},
 };
