@@ -119,7 +119,11 @@ def problems_of(figure, last):
     """What is wrong with where the texts, ticks and rows of a drawn picture are."""
     figure.canvas.draw()
     renderer, found = figure.canvas.get_renderer(), []
-    texts = [t for t in figure.findobj(matplotlib.text.Text) if t.get_visible() and t.get_text().strip()]
+    rulers = [ruler for axes in figure.axes for ruler in (axes.xaxis, axes.yaxis)]
+    # matplotlib keeps ticks beyond the ends of an axis, and does not draw them.
+    unseen = {id(label) for r in rulers for t in r.get_major_ticks() + r.get_minor_ticks()
+              if not min(r.get_view_interval()) <= t.get_loc() <= max(r.get_view_interval()) for label in (t.label1, t.label2)}
+    texts = [t for t in figure.findobj(matplotlib.text.Text) if t.get_visible() and t.get_text().strip() and id(t) not in unseen]
     boxes = [(t.get_text(), t.get_window_extent(renderer)) for t in texts]
     for name, box in boxes:
         if box.x0 < -1 or box.y0 < -1 or box.x1 > figure.bbox.x1 + 1 or box.y1 > figure.bbox.y1 + 1:
@@ -130,6 +134,10 @@ def problems_of(figure, last):
     labels = [t.label1 for axes in figure.axes if axes.get_xlabel() == "updates" for t in axes.xaxis.get_major_ticks()]
     row = [(t.get_text(), t.get_window_extent(renderer)) for t in labels if t.get_text()]
     found += [f"'{a}' touches '{b}'" for i, (a, x) in enumerate(row) for b, y in row[i + 1:] if x.overlaps(y)]
+    for axes in figure.axes:
+        titles = [axes.title, axes._left_title, axes._right_title]  # pylint: disable=protected-access
+        inside = [t.get_window_extent(renderer) for t in titles if t.get_text()]
+        found += ["two titles of a panel meet"] * any(x.overlaps(y) for i, x in enumerate(inside) for y in inside[i + 1:])
     heights = {round(axes.bbox.height) for axes in figure.axes if axes.axison and axes.get_title(loc="left").startswith("layer")}
     if heights and max(heights) - min(heights) > 1:
         found.append(f"rows are {sorted(heights)} pixels high")

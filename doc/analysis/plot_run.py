@@ -287,7 +287,7 @@ def span_scale(axes, trace, axis="y"):
     ruler.set_major_formatter(thousands)
 
 
-def span_panel(axes, trace, layer, keep, palette):
+def span_panel(axes, trace, layer, keep, palette, columns):
     span, update = trace["span"][:, layer, :], trace["update"]
     handles = [line(axes, update[keep], span[keep, head], color=palette[head], linewidth=1.1, alpha=0.9,
                     label=f"head {head}")[0] for head in range(span.shape[1])]
@@ -296,7 +296,8 @@ def span_panel(axes, trace, layer, keep, palette):
         handles.append(axes.axhline(trace["attn_span"], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)),
                                     label="attn_span"))
     axes.set_title(f"layer {layer}", loc="left", fontsize=9.5, fontweight="bold", pad=4)
-    axes.set_title(f"mean {tokens(span[-1].mean())}, longest {tokens(span[-1].max())}", loc="right", fontsize=7.8,
+    mean, longest = f"mean {tokens(span[-1].mean())}", f"longest {tokens(span[-1].max())}"
+    axes.set_title(f"{mean}, {longest}" if columns <= 3 else longest if columns == 4 else "", loc="right", fontsize=7.8,
                    color=MUTED, pad=4)
     return handles
 
@@ -322,7 +323,7 @@ def plot_spans(trace):
         if layer >= n_layer:
             axes.set_axis_off()
             continue
-        handles = span_panel(axes, trace, layer, keep, palette)
+        handles = span_panel(axes, trace, layer, keep, palette, columns)
         update_axis(axes, trace, columns, label=False)
         # Where the lowest line is not full, all lines have numbers, so that all are as high and as far from each other.
         lowest = layer // columns == lines - 1
