@@ -78,8 +78,8 @@ def draw(streams, points, gpu):
     axes.plot(span, points[:, 4], color=MEASURED, marker="o", markersize=4.5, linewidth=1.6,
               label="each head its own span (measured)")
     for i in (int(np.argmin(np.abs(span - 1024))), len(span) - 1):
-        axes.annotate(f"{points[i, 4]:.2f} ms", (span[i], points[i, 4]), (0, -15), textcoords="offset points",
-                      ha="center", color=MEASURED, fontsize=8.5)
+        axes.annotate(f"{points[i, 4]:.2f} ms", (span[i], points[i, 4]), (6, -10), textcoords="offset points",
+                      ha="left", color=MEASURED, fontsize=8.5)
         axes.annotate(f"{whole[i]:.2f} ms", (span[i], whole[i]), (-5, 6), textcoords="offset points", ha="right",
                       color=WHOLE, fontsize=8.5)
     axes.set_xscale("log", base=2)
