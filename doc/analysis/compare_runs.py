@@ -12,10 +12,10 @@ log cannot be read or the picture cannot be written, 2 the command line is wrong
 The tables need Python alone; the picture needs matplotlib (Debian: python3-matplotlib). The log: doc/FILES.md.
 """
 import argparse
-import json
 import os
-import re
 import sys
+
+from viaduct_files import FileError, log, read_text, setting
 
 ROWS = 8
 INK, MUTED, GRID = "#1f2933", "#5b6770", "#e1e5e9"
@@ -29,49 +29,32 @@ STYLE = {
 }
 
 
-class LogError(Exception):
-    """What is wrong with a log, in one line."""
-
-
-def read_text(path):
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError as failure:
-        raise LogError(f"{path}: {failure.strerror}") from None
-
-
 def tokens_per_update(directory):
     """Those of a whole block of all streams, by the deck that the run wrote."""
     path = os.path.join(directory, "deck.nml")
     deck, tokens = read_text(path), 1
     for name in ("batch_streams", "tokens_per_sample"):
-        found = re.search(rf"^\s*{name}\s*=\s*(\d+)\s*$", deck, re.MULTILINE)
-        if not found:
-            raise LogError(f"{path}: no {name}")
-        tokens *= int(found[1])
+        value = setting(deck, "data", name)
+        if not isinstance(value, int):
+            raise FileError(f"{path}: no {name}")
+        tokens *= value
     return tokens
 
 
 def read_log(directory):
-    """Of a run {"train": [(update, seconds, bpc)..], "valid": the same, "wall": seconds in all}; other lines are passed
-    over, such as one that was being written when the run was killed."""
-    path, tokens = os.path.join(directory, "log.jsonl"), tokens_per_update(directory)
+    """Of a run {"train": [(update, seconds, bpc)..], "valid": the same, "wall": seconds in all}."""
+    tokens = tokens_per_update(directory)
     run, seconds, last = {"train": [], "valid": [], "wall": 0.0}, 0.0, 0
-    for line in read_text(path).splitlines():
-        try:
-            row = json.loads(line)
-            update, wall = row["num_updates"], row["wall"]
-            if "valid_bpc" in row:
-                run["valid"].append((update, seconds, float(row["valid_bpc"])))
-            else:
-                seconds, last = seconds + (update - last) * tokens / row["wps"], update
-                run["train"].append((update, seconds, float(row["bpc"])))
-            run["wall"] = wall
-        except (ValueError, KeyError, TypeError, ZeroDivisionError):
-            continue
+    for row in log(directory):
+        update = row["num_updates"]
+        if "valid_bpc" in row:
+            run["valid"].append((update, seconds, row["valid_bpc"]))
+        elif "bpc" in row and row.get("wps", 0) > 0:
+            seconds, last = seconds + (update - last) * tokens / row["wps"], update
+            run["train"].append((update, seconds, row["bpc"]))
+        run["wall"] = row.get("wall", run["wall"])
     if not run["train"]:
-        raise LogError(f"{path}: no rows of training")
+        raise FileError(f"{os.path.join(directory, 'log.jsonl')}: no rows of training")
     return run
 
 
@@ -124,7 +107,7 @@ def draw(runs, path):
     try:
         import matplotlib
     except ImportError as missing:
-        raise LogError(f"{missing}; on Debian: apt-get install python3-matplotlib") from None
+        raise FileError(f"{missing}; on Debian: apt-get install python3-matplotlib") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
     from matplotlib import ticker
@@ -170,7 +153,7 @@ def main():
         if arguments.output:
             draw(runs, arguments.output)
             print(arguments.output)
-    except LogError as failure:
+    except FileError as failure:
         sys.exit(f"compare_runs.py: {failure}")
     except (OSError, ValueError) as failure:
         sys.exit(f"compare_runs.py: {arguments.output}: {getattr(failure, 'strerror', None) or failure}")

@@ -15,18 +15,19 @@ Needs h5py, numpy and matplotlib (Debian: python3-h5py python3-matplotlib). The 
 """
 import argparse
 import os
-import re
 import sys
 import warnings
 
 try:
-    import h5py
     import matplotlib
     import numpy as np
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
     from matplotlib import colors, ticker
+
+    import h5py  # noqa: F401 (viaduct_files reads with it)
+    from viaduct_files import FileError, one_line, open_trace, setting
 except ImportError as missing:
     sys.exit(f"plot_run.py: {missing}; on Debian: apt-get install python3-h5py python3-matplotlib")
 
@@ -42,85 +43,20 @@ STYLE = {
     "ytick.color": MUTED, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "legend.frameon": False,
     "legend.fontsize": 9, "figure.dpi": DPI, "savefig.dpi": DPI, "lines.solid_capstyle": "round",
 }
-PER_UPDATE = ("train_bpc", "learning_rate", "grad_norm", "tokens_per_second", "span")
-
-
-class TraceError(Exception):
-    """What is wrong with a trace, in one line."""
-
-
-# ---- reading ----
-
-def open_trace(path):
-    if not os.path.exists(path):
-        raise TraceError(f"{path}: there is no trace; is this the directory of a run?")
-    if not os.access(path, os.R_OK):
-        raise TraceError(f"{path}: no permission to read it")
-    try:
-        if not h5py.is_hdf5(path):
-            raise TraceError(f"{path}: no HDF5 file, or a damaged one")
-        return h5py.File(path, "r")
-    except OSError:
-        raise TraceError(f"{path}: truncated or damaged, or open for writing in another program") from None
-
-
-def text(value):
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-
-
-def read_columns(group, names, path):
-    """The columns of `names` (the first is the coordinate), cut to the rows that all of them have: a row that is being
-    written now is not whole yet."""
-    for name in names:
-        if not isinstance(group.get(name), h5py.Dataset):
-            raise TraceError(f"{path}: there is no dataset {group.name.rstrip('/')}/{name}")
-    data = {name: group[name][()] for name in names}
-    rows = min(len(column) for column in data.values())
-    return {name: column[:rows] for name, column in data.items()}
 
 
 def read_trace(directory):
-    path = os.path.join(directory, "trace.h5")
-    with open_trace(path) as file:
-        kind = text(file.attrs.get("viaduct_kind", ""))
-        if kind != "trace":
-            raise TraceError(f"{path}: not a trace of Viaduct's" + (f", but a {kind}" if kind else ""))
-        try:
-            trace = read_columns(file, ("update",) + PER_UPDATE, path)
-            trace["valid"] = read_columns(file["valid"], ("update", "bpc"), path) if "valid" in file else None
-        except (OSError, RuntimeError) as failure:
-            raise TraceError(f"{path}: damaged: {one_line(failure)}") from None
-        trace["deck"] = text(file.attrs.get("settings", ""))
+    """The trace of a run, which has a row at least."""
+    trace = open_trace(directory)
     if len(trace["update"]) == 0:
-        raise TraceError(f"{path}: no rows yet; the first comes after trace%interval updates")
-    if trace["span"].ndim != 3:
-        raise TraceError(f"{path}: /span has {trace['span'].ndim} dimensions instead of update, layer, head")
-    trace["path"] = path
+        raise FileError(f"{trace['path']}: no rows yet; the first comes after trace%interval updates")
     return trace
 
 
-def one_line(failure):
-    return " ".join(str(failure).split())
-
-
-def setting(deck, group, name):
-    """The value of a variable in a resolved deck, which has one variable a line; None where it is not there."""
-    here = None
-    for line in deck.splitlines():
-        if re.fullmatch(r"&\w+", line.strip()):
-            here = line.strip()[1:].lower()
-        found = re.fullmatch(r"\s*(\w+)\s*=\s*(.*?)\s*", line)
-        if found and here == group and found[1].lower() == name:
-            value = found[2]
-            return value[1:-1].replace("''", "'") if len(value) > 1 and value[0] == value[-1] == "'" else value
-    return None
-
-
 def number(deck, group, name):
-    try:
-        return float(setting(deck, group, name))
-    except (TypeError, ValueError):
-        return None
+    """A number of a resolved deck; None where it is not there."""
+    value = setting(deck, group, name)
+    return float(value) if isinstance(value, (int, float)) else None
 
 
 # ---- common to all pictures ----
@@ -447,7 +383,7 @@ def main():
             figure.savefig(path)
             plt.close(figure)
             print(path)
-    except TraceError as failure:
+    except FileError as failure:
         sys.exit(f"plot_run.py: {failure}")
     except OSError as failure:
         sys.exit(f"plot_run.py: {failure.filename or output}: {failure.strerror or one_line(failure)}")

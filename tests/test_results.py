@@ -1,0 +1,100 @@
+#!/usr/bin/python3
+"""doc/analysis/viaduct_files.py on the files of a run, whole and damaged. One 'ok' or 'not ok' line for each."""
+import math
+import os
+import shutil
+import sys
+
+import h5py
+import numpy as np
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from whole import SOURCE, Place, finish, report, viaduct  # noqa: E402
+
+sys.path.insert(0, os.path.join(SOURCE, "doc", "analysis"))
+import viaduct_files as files  # noqa: E402
+
+
+def refused(read, path, said, **options):
+    """Whether reading ends with a FileError that says this, in one line that names the path."""
+    try:
+        read(path, **options)
+    except files.FileError as failure:
+        message = str(failure)
+        return said in message and "\n" not in message and path in message
+    return False
+
+
+def check_trace(place):
+    trace = files.open_trace(place.path("run"), verify=True)
+    with h5py.File(place.path("run", "trace.h5")) as f:
+        same = all(np.array_equal(trace[name], f[name][()], equal_nan=True) for name in files.COLUMNS + ("wall", "time"))
+        same = same and np.array_equal(trace["valid"]["bpc"], f["valid/bpc"][()])
+    report("open_trace: every column", same and list(trace["update"]) == [5, 10, 15, 20], str(trace["update"]))
+    table = files.open_trace(place.path("run"), xarray=True)
+    report("open_trace: an xarray.Dataset", table["span"].dims == ("update", "layer", "head") and
+           np.array_equal(table["valid_bpc"], trace["valid"]["bpc"]), str(table))
+    found = files.settings(trace["deck"])
+    report("settings: a resolved deck with its types", found["run%title"] == "it's" and found["model%dropout"] == 0.3 and
+           found["span%per_layer"] is False and found["data%batch_streams"] == 4 and len(found) > 60, str(found))
+
+
+def check_checkpoint(place):
+    trace = files.open_trace(place.path("run"))
+    with files.open_checkpoint(place.path("run"), verify=True) as f:
+        good = f["/position/update"][()] == 20 and np.allclose(files.spans(f), files.spans(trace)[-1], rtol=1e-6)
+    report("spans: those of the last checkpoint are those of the last row", good and files.spans(trace)[-1].max() > 0)
+
+
+def check_log(place):
+    rows, (train, valid) = files.log(place.path("run")), place.log("run")
+    report("log: every row", [r["bpc"] for r in rows if "bpc" in r] == [r["bpc"] for r in train] and
+           [r["valid_bpc"] for r in rows if "valid_bpc" in r] == [r["valid_bpc"] for r in valid] and len(rows) == 21)
+    with open(place.path("torn.jsonl"), "w", encoding="ascii") as f:
+        f.write('{"num_updates": 3, "bpc": null}\n7\n{"num_updates": 4, "b')
+    rows = files.log(place.path("torn.jsonl"))
+    report("log: null is NaN, and a torn line is skipped", len(rows) == 1 and math.isnan(rows[0]["bpc"]), str(rows))
+
+
+def check_nll(place):
+    path = place.path("nll.h5")
+    done = viaduct("eval", place.deck, "--set", f"eval%nll_file={path}", "--set", f"run%directory={place.path('run')}")
+    values, attributes = files.nll(path)
+    said = [line for line in done.stdout.splitlines() if line.startswith("bpc: ")]
+    bpc = float(np.nanmean(values.astype(float))) / math.log(2)
+    report("nll: its mean is the bpc of eval", bool(said) and abs(float(said[0].split()[1]) - bpc) < 1e-5 and
+           attributes["viaduct_kind"] == "nll" and attributes["checkpoint_update"] == 20, f"{bpc} {said} {done.stderr}")
+
+
+def check_damage(place):
+    last, copy = place.checkpoint("run"), place.path("copy.h5")
+    shutil.copy(last, copy)
+    with open(copy, "r+b") as f:
+        f.seek(-2000, os.SEEK_END)
+        byte = f.read(1)
+        f.seek(-1, os.SEEK_CUR)
+        f.write(bytes([byte[0] ^ 1]))
+    report("a flipped bit fails the digest", files.digest_is_right(last) is True and files.digest_is_right(copy) is False and
+           refused(files.open_checkpoint, copy, "digest", verify=True))
+    os.truncate(copy, os.path.getsize(copy) // 2)
+    report("a truncated file is damaged", refused(files.open_checkpoint, copy, "damaged"))
+    report("a file of another kind is named", refused(files.open_trace, last, "no trace of Viaduct's, but a checkpoint") and
+           refused(files.nll, last, "no nll file of Viaduct's, but a checkpoint"))
+    report("a missing file is named", refused(files.nll, place.path("no.h5"), "there is no nll file") and
+           refused(files.open_trace, place.path("no"), "there is no trace") and refused(files.log, place.path("no"), "No such"))
+
+
+def main():
+    place = Place(40000)
+    try:
+        done = place.train("run", run__max_updates=20, run__title="it's", valid__interval=20)
+        report("a run", done.returncode == 0, done.stderr)
+        for check in (check_trace, check_checkpoint, check_log, check_nll, check_damage):
+            check(place)
+    finally:
+        place.remove()
+    finish()
+
+
+if __name__ == "__main__":
+    main()
