@@ -59,6 +59,12 @@ static bool is_regular(const char *folder, const char *name) {
   return stat(path, &info) == 0 && S_ISREG(info.st_mode);
 }
 
+/* A temporary of a file that a run writes among its checkpoints. */
+static bool is_own_temporary(const char *name) {
+  return vd_is_temporary(name, "last.h5") || vd_is_temporary(name, "best.h5") ||
+         (strncmp(name, ".update-", 8) == 0 && vd_is_temporary(name, NULL));
+}
+
 /* Reads the folder; one that does not exist is empty. Free with forget(). */
 static int list_folder(listing *l, const char *folder, vd_error *err) {
   *l = (listing){0};
@@ -70,7 +76,7 @@ static int list_folder(listing *l, const char *folder, vd_error *err) {
     if (update >= 0) {
       l->update = grow(l->update, l->n, sizeof *l->update);
       l->update[l->n++] = update;
-    } else if (vd_is_temporary(entry->d_name, NULL)) {
+    } else if (is_own_temporary(entry->d_name)) {
       l->temporary = grow(l->temporary, l->n_temporary, sizeof *l->temporary);
       snprintf(l->temporary[l->n_temporary++], sizeof *l->temporary, "%s", entry->d_name);
     }

@@ -1,6 +1,7 @@
 #include "io/corpus_write.h"
 #include "io/corpus.h"
 #include "io/digest.h"
+#include "src/base/regular_file.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -235,6 +236,19 @@ static bool is_shard_of(const char *path, const char *id) {
   return is_ours;
 }
 
+/* A temporary that a killed process left: HDF5, or zeros where HDF5 had not written the beginning yet. Text of a user's
+ * under such a name is none. */
+static bool is_leftover(const char *path) {
+  char head[8] = "";
+  int fd;
+  vd_error none = {0};
+  if (vd_open_regular(path, &fd, NULL, &none)) return false;
+  ssize_t n = pread(fd, head, sizeof head, 0);
+  close(fd);
+  return n == 0 || (n == (ssize_t)sizeof head &&
+                    (memcmp(head, "\x89HDF\r\n\x1a\n", 8) == 0 || memcmp(head, "\0\0\0\0\0\0\0\0", 8) == 0));
+}
+
 /* Removes NAME.h5; refuses what is no corpus, whoever has put it there since the caller looked. */
 static int remove_index(vd_h5 *h5, const char *path, vd_error *err) {
   struct stat st;
@@ -261,7 +275,8 @@ int vd_corpus_remove(vd_h5 *h5, const char *path, const char *id, vd_error *err)
   vd_h5_lock(h5);
   for (struct dirent *e; (e = readdir(dir)) != NULL;) {
     snprintf(shard, sizeof shard, "%s/%s", folder, e->d_name);
-    if (!vd_corpus_owns(prefix, e->d_name) || !(vd_is_temporary(e->d_name, NULL) || is_shard_of(shard, id))) continue;
+    if (!vd_corpus_owns(prefix, e->d_name)) continue;
+    if (!(vd_is_temporary(e->d_name, NULL) ? is_leftover(shard) : is_shard_of(shard, id))) continue;
     if (unlinkat(dirfd(dir), e->d_name, 0) != 0 && errno != ENOENT)
       vd_fail(err, VD_FAILED, "cannot remove %s: %s", shard, strerror(errno));
   }

@@ -84,6 +84,36 @@ def links_that_are_files(link):
         report(f"a plain file {name} is resumed from or refused, and not lost", (resumed or refused) and kept, said(result))
 
 
+def foreign_in_run():
+    """What a run opens in its folder is a file of its own, or is left as it is; nothing waits for a FIFO."""
+    mine = b"my own words\n" * 30
+    for name in (".lock", "log.jsonl", "deck.nml"):
+        folder, _ = run_of("fifo-" + name)
+        os.remove(os.path.join(folder, name))
+        os.mkfifo(os.path.join(folder, name))
+        result = train(folder, run__max_updates=22)
+        report(f"a FIFO in the place of {name} is refused", result.returncode in (1, 2) and name in result.stderr,
+               said(result))
+    for kind in ("file", "link"):
+        folder, checkpoints = run_of("lock-" + kind)
+        lock, victim = os.path.join(folder, ".lock"), os.path.join(folder, "victim")
+        os.remove(lock)
+        if kind == "link":
+            write(victim, mine)
+            os.symlink("victim", lock)
+        else:
+            write(lock, mine)
+        result = train(folder, run__max_updates=22)
+        report(f"a {kind} of a user's in the place of .lock is refused and kept",
+               result.returncode == 1 and ".lock" in result.stderr and read(lock) == mine, said(result))
+    folder, checkpoints = run_of("temporary")
+    notes = write(os.path.join(checkpoints, ".notes.tmp-3"), mine)
+    left = write(os.path.join(checkpoints, ".update-00000030.h5.tmp-3"), mine)
+    result = train(folder, run__max_updates=22)
+    report("leftovers of checkpoints go, other hidden files stay",
+           result.returncode == 0 and read(notes) == mine and not os.path.exists(left), said(result))
+
+
 def wrong_names():
     folder, checkpoints = run_of("renamed")
     shutil.copy(os.path.join(checkpoints, "update-00000020.h5"), os.path.join(checkpoints, "update-00000900.h5"))
@@ -141,6 +171,7 @@ report("a good run for the cases", made.returncode == 0, made.stderr)
 foreign_among_checkpoints()
 links_that_are_files("last")
 links_that_are_files("best")
+foreign_in_run()
 wrong_names()
 claims()
 place.remove()

@@ -4,12 +4,37 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum { TRIES = 30 }; /* a tenth of a second apart */
+
+#define OWNER_FORMAT "host %s, process %ld\n"
+
+/* The file is empty, or holds what vd_file_lock_sign() writes. */
+static bool is_lock_file(int fd) {
+  struct stat info;
+  char text[VD_LOCK_OWNER] = "", host[VD_LOCK_OWNER] = "", again[2 * VD_LOCK_OWNER];
+  long process = 0;
+  if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode) || info.st_size >= VD_LOCK_OWNER) return false;
+  if (pread(fd, text, sizeof text - 1, 0) < 0) return false;
+  if (text[0] == '\0') return info.st_size == 0;
+  if (sscanf(text, "host %255[^,], process %ld", host, &process) != 2) return false;
+  snprintf(again, sizeof again, OWNER_FORMAT, host, process);
+  return strcmp(text, again) == 0;
+}
+
+int vd_file_lock_open(const char *path, bool create, int *fd, vd_error *err) {
+  *fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | (create ? O_CREAT : 0), 0666);
+  if (*fd < 0 && !create && (errno == ENOENT || errno == ENOTDIR)) return VD_OK;
+  if (*fd < 0 && errno != ELOOP) return vd_fail(err, VD_FAILED, "cannot open %s: %s", path, strerror(errno));
+  if (*fd >= 0 && is_lock_file(*fd)) return VD_OK;
+  if (*fd >= 0) close(*fd);
+  *fd = -1;
+  return vd_fail(err, VD_FAILED, "%s is in the place of a lock file but is none of Viaduct's: move it away", path);
+}
 
 enum vd_lock_state vd_file_lock(int fd, char *owner) {
   for (int i = 0; i < TRIES; i++) {
@@ -28,6 +53,6 @@ enum vd_lock_state vd_file_lock(int fd, char *owner) {
 void vd_file_lock_sign(int fd) {
   char host[128] = "", owner[VD_LOCK_OWNER];
   gethostname(host, sizeof host - 1);
-  int n = snprintf(owner, sizeof owner, "host %s, process %ld\n", host, (long)getpid());
+  int n = snprintf(owner, sizeof owner, OWNER_FORMAT, host, (long)getpid());
   if (ftruncate(fd, 0) != 0 || pwrite(fd, owner, (size_t)n, 0) != n) (void)!ftruncate(fd, 0);
 }

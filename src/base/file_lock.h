@@ -2,6 +2,10 @@
 #ifndef VD_FILE_LOCK_H
 #define VD_FILE_LOCK_H
 
+#include "src/base/error.h"
+
+#include <stdbool.h>
+
 enum vd_lock_state {
   VD_LOCK_HELD,
   VD_LOCK_BUSY,       /* another process holds it */
@@ -9,6 +13,11 @@ enum vd_lock_state {
 };
 
 enum { VD_LOCK_OWNER = 256 };
+
+/* Not collective. Opens the lock file at `path` into *fd, which the caller closes; create: makes it where it is
+ * missing. Without create *fd is -1 where there is none. VD_FAILED where it cannot be opened, or is anything but a lock
+ * file: a link, no regular file, or a file with other text than vd_file_lock_sign() writes, which is left as it is. */
+int vd_file_lock_open(const char *path, bool create, int *fd, vd_error *err);
 
 /* Not collective. Locks an open file for this process; tries for three seconds, since a process that was just killed
  * may take a moment to go. The lock ends when the process ends or closes any descriptor of the file. VD_LOCK_BUSY:

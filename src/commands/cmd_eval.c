@@ -123,7 +123,7 @@ static int check_output(struct eval *e, vd_error *err) {
   if (e->ctx->rank == 0 && path[0]) {
     vd_path_list *list = vd_path_list_create();
     vd_run_paths_inputs(list, e->s, e->corpus);
-    vd_path_list_add(list, VD_PATH_INPUT, "the checkpoint", e->from.path);
+    vd_run_paths_protect(list, e->s, e->from.path);
     vd_path_list_add(list, VD_PATH_OUTPUT, "eval%nll_file", path);
     vd_path_list_check(list, err);
     vd_path_list_destroy(list);

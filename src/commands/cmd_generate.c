@@ -158,7 +158,7 @@ static int check_output(const struct generate *g, vd_error *err) {
   if (g->ctx->rank == 0 && g->s->generate.output[0]) {
     vd_path_list *list = vd_path_list_create();
     vd_run_paths_inputs(list, g->s, g->corpus);
-    vd_path_list_add(list, VD_PATH_INPUT, "the checkpoint", g->from.path);
+    vd_run_paths_protect(list, g->s, g->from.path);
     vd_path_list_add(list, VD_PATH_OUTPUT, "generate%output", g->s->generate.output);
     vd_path_list_check(list, err);
     vd_path_list_destroy(list);

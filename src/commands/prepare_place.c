@@ -54,18 +54,27 @@ static int check_folder(const char *path, vd_error *err) {
 /* No file that is written is one that is read. */
 static int check_identity(const vd_settings *s, vd_error *err) {
   static const char *const patterns[] = {"-train-[0-9]*.h5", "-valid-[0-9]*.h5", "-test-[0-9]*.h5"};
-  char folder[VD_PATH], prefix[VD_PATH];
-  vd_split_path(s->data.path, folder, sizeof folder);
+  static const char *const temporary[] = {".h5.tmp-[0-9]*", "-train-[0-9]*.h5.tmp-[0-9]*",
+                                          "-valid-[0-9]*.h5.tmp-[0-9]*", "-test-[0-9]*.h5.tmp-[0-9]*"};
+  char folder[VD_PATH], prefix[VD_PATH], hidden[VD_PATH + 1], lock[2 * VD_PATH];
+  const char *name = vd_split_path(s->data.path, folder, sizeof folder), *vocabulary = s->prepare.vocabulary;
   vd_corpus_prefix(s->data.path, prefix, sizeof prefix);
+  snprintf(hidden, sizeof hidden, ".%s", prefix);
+  snprintf(lock, sizeof lock, "%s/.%s.lock", folder, name);
   vd_path_list *list = vd_path_list_create();
   vd_path_list_add(list, VD_PATH_INPUT, "the deck", s->origin);
   vd_path_list_add(list, VD_PATH_INPUT, "prepare%source", s->prepare.source);
   vd_path_list_add(list, VD_PATH_INPUT, "prepare%train_text", s->prepare.train_text);
   vd_path_list_add(list, VD_PATH_INPUT, "prepare%valid_text", s->prepare.valid_text);
   vd_path_list_add(list, VD_PATH_INPUT, "prepare%test_text", s->prepare.test_text);
+  if (strcmp(vocabulary, "found") != 0 && strcmp(vocabulary, "bytes") != 0)
+    vd_path_list_add(list, VD_PATH_INPUT, "prepare%vocabulary", vocabulary);
   vd_path_list_add(list, VD_PATH_OUTPUT, "data%path", s->data.path);
+  vd_path_list_add(list, VD_PATH_OUTPUT, "the lock of data%path", lock);
   for (int i = 0; i < 3; i++)
     vd_path_list_add_pattern(list, VD_PATH_OUTPUT, "a shard of data%path", folder, prefix, patterns[i]);
+  for (int i = 0; i < 4; i++)
+    vd_path_list_add_pattern(list, VD_PATH_OUTPUT, "a temporary of data%path", folder, hidden, temporary[i]);
   vd_path_list_check(list, err);
   vd_path_list_destroy(list);
   return err->status;
@@ -206,8 +215,7 @@ int vd_prepare_lock_take(vd_prepare_lock *lock, const char *path, vd_error *err)
   snprintf(lock->path, sizeof lock->path, "%s/.%s.lock", folder, name);
   for (;;) {
     struct stat opened, there;
-    lock->fd = open(lock->path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666);
-    if (lock->fd < 0) return vd_fail(err, VD_FAILED, "cannot open %s: %s", lock->path, strerror(errno));
+    if (vd_file_lock_open(lock->path, true, &lock->fd, err)) return err->status;
     enum vd_lock_state state = vd_file_lock(lock->fd, owner);
     if (state == VD_LOCK_UNSUPPORTED)
       printf("viaduct: %s cannot be locked (%s): make sure that no other prepare writes %s\n", lock->path,

@@ -130,10 +130,34 @@ static int choose_filter(vd_source_file *s) {
   return ARCHIVE_FATAL;
 }
 
+/* A zip ends with a record that says where its directory is; libarchive reads members without it, and of two zips in a
+ * row one. Nothing may be behind the record, and the directory stands right before it. */
+static int check_zip_end(const vd_source_file *s, vd_error *err) {
+  enum { RECORD = 22, RECORDS_64 = 76, MOST = RECORD + 65535 };
+  int64_t n = s->size < MOST ? s->size : MOST, start = s->size - n;
+  uint8_t *tail = vd_calloc((size_t)n, 1);
+  bool is_read = pread(s->fd, tail, (size_t)n, start) == n, is_whole = false;
+  for (int64_t i = n - RECORD; is_read && i >= 0 && !is_whole; i--) {
+    const uint8_t *r = tail + i;
+    if (memcmp(r, "PK\5\6", 4) != 0 || i + RECORD + (r[20] | r[21] << 8) != n) continue;
+    int64_t end = 0;
+    for (int k = 0; k < 4; k++) end += (int64_t)((uint64_t)(r[12 + k] + (uint64_t)r[16 + k]) << 8 * k);
+    bool is_64 = memcmp(r + 16, "\xff\xff\xff\xff", 4) == 0;
+    is_whole = is_64 || end == start + i || end == start + i - RECORDS_64;
+  }
+  free(tail);
+  if (is_whole) return VD_OK;
+  return damaged(s,
+                 "its last record is missing or in the wrong place: it is truncated, or there is something else in "
+                 "the file",
+                 err);
+}
+
 static int open_archive(vd_source_file *s, vd_error *err) {
   s->archive = archive_read_new();
   if (!s->archive) return vd_fail(err, VD_FAILED, "cannot start libarchive");
   if (s->kind.packing == VD_PACKING_ZIP) {
+    if (check_zip_end(s, err)) return err->status;
     archive_read_support_format_zip(s->archive);
   } else {
     archive_read_support_format_raw(s->archive);

@@ -26,7 +26,10 @@ static const struct magic {
     {"lzip", VD_PACKING_REFUSED, 4, "LZIP"},
     {"lzop", VD_PACKING_REFUSED, 5, "\x89LZO\0"},
     {"lrzip", VD_PACKING_REFUSED, 4, "LRZI"},
-    {"zstd (a skippable frame)", VD_PACKING_REFUSED, 4, "\x50\x2a\x4d\x18"},
+    {"cabinet", VD_PACKING_REFUSED, 8, "MSCF\0\0\0\0"},
+    {"xar", VD_PACKING_REFUSED, 5, "xar!\0"},
+    {"rpm", VD_PACKING_REFUSED, 4, "\xed\xab\xee\xdb"},
+    {"snappy", VD_PACKING_REFUSED, 10, "\xff\6\0\0sNaPpY"},
     {"cpio", VD_PACKING_REFUSED, 6, "070701"},
     {"cpio", VD_PACKING_REFUSED, 6, "070707"},
     {"ar", VD_PACKING_REFUSED, 8, "!<arch>\n"},
@@ -68,6 +71,9 @@ vd_source_kind vd_source_kind_of(const uint8_t *head, size_t n) {
                                                  : is_lzma(head, n);
     if (found) return (vd_source_kind){m->name, m->packing};
   }
+  /* Frames 0x50 to 0x5f, which hold what the packer's user wants. */
+  if (n >= 4 && head[0] >> 4 == 5 && memcmp(head + 1, "\x2a\x4d\x18", 3) == 0)
+    return (vd_source_kind){"zstd or lz4 (a skippable frame)", VD_PACKING_REFUSED};
   if (is_tar(head, n)) return (vd_source_kind){"tar", VD_PACKING_REFUSED};
   return (vd_source_kind){"plain", VD_PACKING_NONE};
 }

@@ -2,6 +2,7 @@
 
 #include "io/atomic_file.h"
 #include "src/base/clock.h"
+#include "src/base/regular_file.h"
 #include "src/base/terminal.h"
 
 #include <errno.h>
@@ -62,8 +63,14 @@ static int copy_lines(vd_log *log, FILE *old, int64_t update, vd_error *err) {
 /* Replaces the log by one of the lines that are kept. */
 static int cut_off(vd_log *log, int64_t update, vd_error *err) {
   vd_atomic_file f;
-  FILE *old = fopen(log->path, "re");
-  if (!old && errno != ENOENT) return vd_fail(err, VD_FAILED, "cannot read %s: %s", log->path, strerror(errno));
+  FILE *old = NULL;
+  int fd;
+  if (access(log->path, F_OK) == 0) {
+    if (vd_open_regular(log->path, &fd, NULL, err)) return err->status;
+    old = fdopen(fd, "r");
+    if (!old) close(fd);
+    if (!old) return vd_fail(err, VD_FAILED, "cannot read %s: %s", log->path, strerror(errno));
+  }
   if (vd_atomic_begin(&f, log->path, err) == VD_OK && vd_atomic_create(&f, O_APPEND, &log->fd, err) == VD_OK &&
       (!old || copy_lines(log, old, update, err) == VD_OK))
     vd_atomic_commit(&f, err);

@@ -3,6 +3,7 @@
 #include "io/atomic_file.h"
 #include "io/checkpoint.h"
 #include "src/base/file_lock.h"
+#include "src/base/regular_file.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -45,9 +46,8 @@ int vd_run_lock_take(vd_run_lock **lock, const char *directory, bool create, vd_
   if (!*lock) {
     char path[1100];
     snprintf(path, sizeof path, "%s/.lock", directory);
-    int fd = open(path, O_RDWR | O_CLOEXEC | (create ? O_CREAT : 0), 0666);
-    if (fd < 0 && !create && (errno == ENOENT || errno == ENOTDIR)) return VD_OK;
-    if (fd < 0) return vd_fail(err, VD_FAILED, "cannot open %s: %s", path, strerror(errno));
+    int fd;
+    if (vd_file_lock_open(path, create, &fd, err) || fd < 0) return err->status;
     vd_run_lock *made = vd_calloc(1, sizeof *made);
     made->fd = fd;
     snprintf(made->directory, sizeof made->directory, "%s", directory);
@@ -102,12 +102,34 @@ void vd_run_paths_inputs(vd_path_list *list, const vd_settings *s, const vd_corp
   add_corpus(list, s, corpus);
 }
 
+void vd_run_paths_protect(vd_path_list *list, const vd_settings *s, const char *checkpoint) {
+  static const char *const files[] = {"deck.nml", "log.jsonl", "trace.h5", ".lock"};
+  char path[VD_PATH + 64], folder[VD_PATH + 64];
+  vd_path_list_add(list, VD_PATH_INPUT, "the checkpoint", checkpoint);
+  for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+    snprintf(path, sizeof path, "%s/%s", s->run.directory, files[i]);
+    vd_path_list_add(list, VD_PATH_INPUT, "a file of run%directory", path);
+  }
+  for (int i = 0; i < 2; i++) {
+    if (i == 0)
+      snprintf(folder, sizeof folder, "%s/checkpoints", s->run.directory);
+    else
+      vd_split_path(checkpoint, folder, sizeof folder);
+    vd_path_list_add_pattern(list, VD_PATH_INPUT, "a checkpoint", folder, "update-", CHECKPOINT_PATTERN);
+    vd_path_list_add_pattern(list, VD_PATH_INPUT, "a link to a checkpoint", folder, "last.h5", "");
+    vd_path_list_add_pattern(list, VD_PATH_INPUT, "a link to a checkpoint", folder, "best.h5", "");
+  }
+}
+
 /* True when the file at `path` holds this text and nothing else: writing the text again changes nothing. */
 static bool holds(const char *path, const char *text) {
   size_t n = strlen(text);
   char *found = vd_calloc(n + 1, 1);
-  FILE *file = fopen(path, "r");
-  bool same = file && fread(found, 1, n + 1, file) == n && memcmp(found, text, n) == 0;
+  int fd;
+  vd_error none = {0};
+  bool same = vd_open_regular(path, &fd, NULL, &none) == VD_OK;
+  FILE *file = same ? fdopen(fd, "r") : NULL;
+  same = file && fread(found, 1, n + 1, file) == n && memcmp(found, text, n) == 0;
   if (file) fclose(file);
   free(found);
   return same;
@@ -115,12 +137,16 @@ static bool holds(const char *path, const char *text) {
 
 static void add_outputs(vd_path_list *list, const vd_settings *s) {
   static const char *const files[] = {"deck.nml", "log.jsonl", "trace.h5", ".lock"};
+  static const char *const temporaries[] = {".deck.nml", ".log.jsonl", ".trace.h5"};
   static const char *const links[] = {"checkpoints/last.h5", "checkpoints/best.h5"};
   char path[VD_PATH + 64], folder[VD_PATH + 64];
   for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
     snprintf(path, sizeof path, "%s/%s", s->run.directory, files[i]);
     vd_path_list_add(list, VD_PATH_OUTPUT, "a file of run%directory", path);
   }
+  for (int i = 0; i < 3; i++)
+    vd_path_list_add_pattern(list, VD_PATH_OUTPUT, "a temporary of run%directory", s->run.directory, temporaries[i],
+                             ".tmp-[0-9]*");
   snprintf(folder, sizeof folder, "%s/checkpoints", s->run.directory);
   for (size_t i = 0; i < sizeof links / sizeof *links; i++)
     vd_path_list_add_pattern(list, VD_PATH_OUTPUT, "a link of run%directory", folder, strchr(links[i], '/') + 1, "");
@@ -150,6 +176,7 @@ int vd_run_paths_check(const vd_settings *s, const vd_corpus *corpus, const char
   else
     vd_run_paths_inputs(list, s, corpus);
   vd_path_list_add(list, VD_PATH_RESUMED, "the checkpoint to resume from", checkpoint);
+  vd_path_list_add(list, VD_PATH_RESUMED, "run%start_from", s->run.start_from);
   add_outputs(list, s);
   vd_path_list_check(list, err);
   vd_path_list_destroy(list);

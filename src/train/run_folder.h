@@ -34,6 +34,10 @@ void vd_run_lock_release(vd_run_lock **lock);
 /* Not collective. Adds what every command reads that opens a corpus: the deck, data%path and its shards. */
 void vd_run_paths_inputs(vd_path_list *list, const vd_settings *s, const vd_corpus *corpus);
 
+/* Not collective. Adds as inputs what a command that reads `checkpoint` must not overwrite, although it does not read
+ * all of it: the checkpoint, those beside it, and the files of run%directory. */
+void vd_run_paths_protect(vd_path_list *list, const vd_settings *s, const char *checkpoint);
+
 /* Not collective. On rank 0. Compares all files that training writes (run%directory's, device%timeline) with all that
  * it reads and with each other. checkpoint: the one to resume from, or "". echo: the text of deck.nml; a deck that is
  * this very file with this very text is no conflict. VD_USAGE naming both paths, or a run%directory whose checkpoints
