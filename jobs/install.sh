@@ -47,6 +47,18 @@ write_list() {
   } >"${DESTDIR:-}$list"
 }
 
+# The program writes its man page and its completion itself. On some machines it runs on compute nodes only.
+put_generated() {
+  mkdir -p "$BUILD/generated"
+  if "$BUILD/viaduct" help --man >"$BUILD/generated/viaduct.1" &&
+    "$BUILD/viaduct" help --completion >"$BUILD/generated/viaduct"; then
+    put 644 "$BUILD/generated/viaduct.1" share/man/man1
+    put 644 "$BUILD/generated/viaduct" share/bash-completion/completions
+  else
+    echo "The program does not run on this machine: its man page and completion are not installed" >&2
+  fi
+}
+
 put_all() {
   local file
   put 755 "$BUILD/viaduct" bin
@@ -55,6 +67,7 @@ put_all() {
   for file in doc/analysis/*.py; do put 755 "$file" share/viaduct/analysis; done
   for file in README.md LICENSE CHANGELOG.md doc/*.md; do put 644 "$file" share/doc/viaduct; done
   put 644 jobs/modulefiles/viaduct share/viaduct/modulefiles
+  put_generated
   for file in jobs/*.sh; do
     [[ $source_tree_only != *" $(basename "$file") "* ]] || continue
     put 755 "$file" share/viaduct/jobs
@@ -84,7 +97,7 @@ uninstall)
   for file in "${files[@]}"; do rm -f "${DESTDIR:-}$file"; done
   rm -f "${DESTDIR:-}$list"
   # Longer paths first: a folder goes before the one that holds it. One that holds other files stays.
-  printf '%s\n' "${folders[@]}" | awk '{ print length, $0 }' | sort -rnu | cut -d' ' -f2- | while read -r folder; do
+  printf '%s\n' "${folders[@]}" | awk '!seen[$0]++ { print length, $0 }' | sort -rn | cut -d' ' -f2- | while read -r folder; do
     [ ! -d "${DESTDIR:-}$folder" ] || rmdir --ignore-fail-on-non-empty "${DESTDIR:-}$folder"
   done
   echo "Removed ${#files[@]} files from $root"

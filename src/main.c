@@ -5,6 +5,7 @@
 #include "src/comm/collectives.h"
 #include "src/commands/command_line.h"
 #include "src/commands/commands.h"
+#include "src/commands/manual.h"
 #include "src/cpu/openblas_kernel.h"
 
 #include <stdlib.h>
@@ -40,7 +41,12 @@ static int run_alone(vd_context *ctx, const vd_command_line *line, vd_error *err
   if (ctx->rank == 0) {
     switch (line->command) {
     case VD_COMMAND_HELP:
-      vd_command_line_help(line, stdout);
+      if (line->man)
+        vd_manual(stdout);
+      else if (line->completion)
+        vd_completion(stdout);
+      else
+        vd_command_line_help(line, stdout);
       break;
     case VD_COMMAND_VERSION:
       printf("viaduct %s (%s)\n", vd_version(), vd_git_version());

@@ -71,6 +71,14 @@ def check_scripts(prefix):
     report("installed scripts know their prefix", not problems, str(problems))
 
 
+def check_generated(prefix):
+    """The man page and the completion that the program writes."""
+    with open(os.path.join(prefix, "share/man/man1/viaduct.1"), encoding="utf-8") as page, \
+            open(os.path.join(prefix, "share/bash-completion/completions/viaduct"), encoding="utf-8") as script:
+        report("man page and completion are installed", page.read() == viaduct("help", "--man").stdout != "" and
+               script.read() == viaduct("help", "--completion").stdout != "")
+
+
 def check_module(prefix):
     """The installed module file, read by Tcl with the commands that it uses of Environment Modules."""
     if not shutil.which("tclsh"):
@@ -149,6 +157,7 @@ def check_prefix():
     report("make install", made.returncode == 0, made.stdout + made.stderr)
     check_job_script(prefix)
     check_scripts(prefix)
+    check_generated(prefix)
     check_module(prefix)
     with open(os.path.join(prefix, "share/viaduct/kept"), "w", encoding="utf-8") as f:
         f.write("not ours\n")

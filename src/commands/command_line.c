@@ -6,17 +6,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { KEY_SET = 1000, KEY_CHECK, KEY_MARKDOWN };
+enum { KEY_SET = 1000, KEY_CHECK, KEY_MARKDOWN, KEY_MAN, KEY_COMPLETION };
 
 #define SET "  --set GROUP%NAME=VALUE  set a variable over the deck; may be repeated\n"
 #define CHECK "  --check                 dry run: what would be done, and what it needs; writes nothing\n"
 
-/* What each command takes and does. */
-static const struct command {
-  const char *name, *argument;
-  bool required, many;       /* the argument may be missing; there may be several */
-  const char *options, *doc; /* for its help */
-} commands[] = {
+const vd_command_row vd_command_rows[] = {
     [VD_COMMAND_PREPARE] = {"prepare", "DECK", true, false, SET CHECK,
                             "Makes a corpus of HDF5 shards, data%path, from raw bytes (plain or packed) or from "
                             "tokenised text.\nVariables: &prepare, &data. Runs on any number of ranks."},
@@ -39,11 +34,14 @@ static const struct command {
                          "of a run. The exit status\nis the worst of all."},
 };
 enum { N_COMMAND = VD_COMMAND_INFO + 1 };
+const int vd_n_command_rows = N_COMMAND;
 
 static const struct argp_option options[] = {
     {"set", KEY_SET, "GROUP%NAME=VALUE", 0, "Set a variable over the deck; may be repeated", 0},
     {"check", KEY_CHECK, NULL, 0, "train, prepare: dry run: what would be done, and what it needs; writes nothing", 0},
     {"markdown", KEY_MARKDOWN, NULL, 0, "input: all variables as markdown", 0},
+    {"man", KEY_MAN, NULL, 0, "help: the man page, as roff", 0},
+    {"completion", KEY_COMPLETION, NULL, 0, "help: a script that completes command lines in bash", 0},
     {"help", 'h', NULL, 0, "Give this help list, or that of a command", -1},
     {NULL, '?', NULL, OPTION_ALIAS | OPTION_HIDDEN, NULL, -1},
     {"version", 'V', NULL, 0, "Print the program's version", -1},
@@ -90,6 +88,12 @@ static error_t parse_option(int key, char *value, struct argp_state *state) {
   case KEY_MARKDOWN:
     p->line->markdown = true;
     return 0;
+  case KEY_MAN:
+    p->line->man = true;
+    return 0;
+  case KEY_COMPLETION:
+    p->line->completion = true;
+    return 0;
   case 'h':
   case '?':
     p->help = true;
@@ -119,7 +123,7 @@ void vd_command_line_help(const vd_command_line *line, FILE *out) {
     argp_help(&parser, out, ARGP_HELP_STD_HELP & ~(unsigned)(ARGP_HELP_EXIT_ERR | ARGP_HELP_EXIT_OK), name);
     return;
   }
-  const struct command *c = commands;
+  const vd_command_row *c = vd_command_rows;
   while (strcmp(c->name, line->name) != 0) c++;
   fprintf(out, "Usage: viaduct %s %s%s\n\n%s\n", c->name, c->argument, c->options[0] ? " [OPTION]..." : "", c->doc);
   if (c->options[0]) fprintf(out, "\n%s", c->options);
@@ -128,20 +132,20 @@ void vd_command_line_help(const vd_command_line *line, FILE *out) {
 static int find_command(vd_command_line *line, const char *word, vd_error *err) {
   int nearest = 0, distance = 1000;
   for (int i = 0; i < N_COMMAND; i++) {
-    if (strcmp(word, commands[i].name) == 0) {
+    if (strcmp(word, vd_command_rows[i].name) == 0) {
       line->command = (enum vd_command)i;
-      line->name = commands[i].name;
+      line->name = vd_command_rows[i].name;
       return VD_OK;
     }
-    int d = vd_edit_distance(word, commands[i].name);
+    int d = vd_edit_distance(word, vd_command_rows[i].name);
     if (d < distance) distance = d, nearest = i;
   }
   return vd_fail(err, VD_USAGE, "no command '%s'; the nearest is '%s' (see viaduct --help)", word,
-                 commands[nearest].name);
+                 vd_command_rows[nearest].name);
 }
 
 static int check(const vd_command_line *line, vd_error *err) {
-  const struct command *c = &commands[line->command];
+  const vd_command_row *c = &vd_command_rows[line->command];
   if (c->required && line->n_argument == 0)
     return vd_fail(err, VD_USAGE, "viaduct %s %s: the %s is missing", c->name, c->argument,
                    line->command == VD_COMMAND_INFO ? "file" : "deck");
@@ -155,6 +159,8 @@ static int check(const vd_command_line *line, vd_error *err) {
     return vd_fail(err, VD_USAGE, "--markdown lists all variables: '%s' is too much", line->arguments[0]);
   if (line->n_set && line->command > VD_COMMAND_GENERATE)
     return vd_fail(err, VD_USAGE, "--set is for commands that read a deck, not for %s", c->name);
+  if (line->man || line->completion)
+    return vd_fail(err, VD_USAGE, "%s is for help, not for %s", line->man ? "--man" : "--completion", c->name);
   return VD_OK;
 }
 
@@ -165,6 +171,10 @@ static int ask_help(vd_command_line *line, const char *word, vd_error *err) {
     word = line->n_argument > 0 ? line->arguments[0] : NULL;
   }
   if (word && find_command(line, word, err)) return err->status;
+  if (line->man && line->completion) return vd_fail(err, VD_USAGE, "--man and --completion exclude each other");
+  if (word && (line->man || line->completion))
+    return vd_fail(err, VD_USAGE, "%s covers all commands: '%s' is too much", line->man ? "--man" : "--completion",
+                   word);
   line->command = VD_COMMAND_HELP;
   return VD_OK;
 }

@@ -1,5 +1,5 @@
 /* The command line: viaduct COMMAND DECK [--set GROUP%NAME=VALUE]... [--check], viaduct input [GROUP%NAME],
- * viaduct info FILE..., viaduct help [COMMAND], --help, --version. */
+ * viaduct info FILE..., viaduct help [COMMAND | --man | --completion], --help, --version. */
 #ifndef VD_COMMAND_LINE_H
 #define VD_COMMAND_LINE_H
 
@@ -26,9 +26,22 @@ typedef struct vd_command_line {
   int n_argument;
   char **set; /* [n_set] the values of --set, borrowed from argv; the array is freed by the caller */
   int n_set;
-  bool check;    /* --check */
-  bool markdown; /* --markdown: `viaduct input` as doc/INPUT.md */
+  bool check;      /* --check */
+  bool markdown;   /* --markdown: `viaduct input` as doc/INPUT.md */
+  bool man;        /* --man: `viaduct help` as a man page */
+  bool completion; /* --completion: a script for bash in place of help */
 } vd_command_line;
+
+/* What a command takes and does: a row of the table that help, man page and completion are written from. */
+typedef struct vd_command_row {
+  const char *name, *argument;
+  bool required, many; /* the argument may be missing; there may be several */
+  const char *options; /* a line for each: "  --name ARGUMENT  meaning\n" */
+  const char *doc;
+} vd_command_row;
+
+extern const vd_command_row vd_command_rows[]; /* [vd_n_command_rows], in the order of enum vd_command */
+extern const int vd_n_command_rows;
 
 /* Not collective. Parses argv into *line. VD_USAGE with the message to print: unknown command (with the nearest one),
  * unknown option, missing or superfluous arguments. line->set and line->arguments are allocated also
