@@ -65,6 +65,7 @@ put_all() {
   [ "${CUDA:-}" = no ] || put 755 "$BUILD/libviaduct_cuda.so" lib
   for file in input/*.nml; do put 644 "$file" share/viaduct/input; done
   for file in doc/analysis/*.py; do put 755 "$file" share/viaduct/analysis; done
+  for file in doc/analysis/exchange/*.py; do put 644 "$file" share/viaduct/analysis/exchange; done
   for file in README.md LICENSE CHANGELOG.md doc/*.md; do put 644 "$file" share/doc/viaduct; done
   put 644 jobs/modulefiles/viaduct share/viaduct/modulefiles
   put_generated

@@ -225,7 +225,7 @@ def is_relro(library, name):
 def check_words():
     problems = []
     for path in FILES:
-        if re.search(r"\.(h5|png|xz|zip|gz)$", path) or path == "tests/test_conventions.py":
+        if re.search(r"\.(h5|png|pt|xz|zip|gz)$", path) or path == "tests/test_conventions.py":
             continue
         for number, line in enumerate(read(path).split("\n"), 1):
             for word in FORBIDDEN:

@@ -76,7 +76,7 @@ ALLOWED = [(path, word.replace("~", ""), why) for path, word, why in (
     (r"tests/whole\.py", "let~ters", "those of the alphabet, which random words are made of"),
     (r"tests/(test_house|coverage)\.py", "ro~oms?", "the folders of the sources, as doc/DESIGN.md calls them"),
 )]
-BINARY = re.compile(r"\.(h5|png|xz|zip|gz)$")
+BINARY = re.compile(r"\.(h5|png|pt|xz|zip|gz)$")
 GAP = r"(?:[ \t]*\n[ \t]*(?:/?\*+(?!/)|//+|#+|!+|>|\")?[ \t]*|[ \t]+)"
 failures = 0
 

@@ -1,0 +1,9 @@
+"""Checkpoints of other programs, for doc/analysis/convert.py. Needs numpy and h5py, and no PyTorch.
+
+model.py        what all kinds have in common: tensors under Viaduct's names, settings, symbols, optimiser state
+viaduct.py      Viaduct's checkpoints (doc/FILES.md)
+safetensors.py  safetensors files
+pickles.py      a reader of PyTorch's files that runs nothing of them
+torch_files.py  a writer of PyTorch's zip files
+fair.py         checkpoints of facebookresearch/adaptive-span
+"""

@@ -1,0 +1,192 @@
+#!/usr/bin/python3
+"""doc/analysis/convert.py: checkpoints that the published codes of other programs wrote (tests/fixtures) give Viaduct the
+bpc that those programs found themselves; there and back every tensor is bitwise the same; pickles that want to run
+something, and damaged files, are refused with one line."""
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from whole import SOURCE, Place, finish, report, settings, viaduct  # noqa: E402
+
+sys.path[:0] = [os.path.join(SOURCE, "doc", "analysis"), os.path.join(SOURCE, "tests", "fixtures")]
+from exchange import pickles  # noqa: E402
+from make_fixtures import SIZES, splits  # noqa: E402
+
+SCRIPT = os.path.join(SOURCE, "doc", "analysis", "convert.py")
+
+
+def fixture(name):
+    return os.path.join(SOURCE, "tests", "fixtures", name)
+
+
+def convert(*words):
+    return subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True, timeout=60, check=False)
+
+
+def done(name, *words):
+    made = convert(*words)
+    report(name, made.returncode == 0 and not made.stderr, made.stderr or f"exit status {made.returncode}")
+
+
+def refused(name, status, says, *words):
+    """One line, or for a wrong command line its usage and one line; no traceback."""
+    made = convert(*words)
+    good = made.returncode == status and says in made.stderr and "Traceback" not in made.stderr
+    report(name, good and (status == 2 or made.stderr.count("\n") == 1), f"{made.returncode}: {made.stderr}")
+
+
+def datasets(path):
+    found = {}
+    with h5py.File(path, "r") as file:
+        file.visititems(lambda name, item: found.update({name: item[()]}) if isinstance(item, h5py.Dataset)
+                        and item.attrs.get("CLASS") != b"DIMENSION_SCALE" else None)
+    return found
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(np.asarray(a[k]).tobytes() == np.asarray(b[k]).tobytes() and
+                                        np.asarray(a[k]).dtype == np.asarray(b[k]).dtype for k in a)
+
+
+def corpus(place, name, line_ends):
+    """A corpus of the very bytes that the fixture was evaluated on."""
+    with open(place.path(f"{name}.bytes"), "wb") as f:
+        f.write(b"".join(splits(line_ends).values()))
+    with open(place.path(f"{name}.nml"), "w", encoding="ascii") as f:
+        f.write(f"&data path='{place.path(name + '.h5')}' /\n&prepare source='{place.path(name + '.bytes')}', "
+                + ", ".join(f"{k}={v}" for k, v in SIZES.items()) + " /\n")
+    made = viaduct("prepare", place.path(f"{name}.nml"))
+    report(f"corpus {name}", made.returncode == 0, made.stderr)
+
+
+def bpc_agrees(place, name, data, checkpoint, facts):
+    """The bpc of Viaduct beside that of the program that made the fixture."""
+    with open(fixture(facts), encoding="ascii") as f:
+        expected = json.load(f)
+    for split in ("valid", "test"):
+        with open(place.path("eval.nml"), "w", encoding="ascii") as f:
+            f.write(f"&data path='{place.path(data + '.h5')}' /\n&eval streams=1, tokens_per_sample={expected['block']} /\n")
+        made = viaduct("eval", place.path("eval.nml"), *settings(eval__checkpoint=f"'{checkpoint}'", eval__split=f"'{split}'"))
+        bpc = json.loads(made.stdout.splitlines()[-1])["bpc"] if made.returncode == 0 else float("nan")
+        report(f"{name}: bpc of {split}", abs(bpc - expected[split]) < 1e-5, f"{bpc} {expected[split]} {made.stderr}")
+
+
+def plain(item):
+    """The content of a file of PyTorch's with arrays in the place of tensors."""
+    if isinstance(item, pickles.Tensor):
+        return item.array()
+    if isinstance(item, dict):
+        return {key: plain(value) for key, value in item.items()}
+    return [plain(x) for x in item] if isinstance(item, (list, tuple)) else item
+
+
+def test_safetensors(place):
+    run = place.train("run", run__max_updates=10)
+    report("train", run.returncode == 0, run.stderr)
+    source = place.checkpoint("run", 10)
+    done("viaduct to safetensors", "--from", "viaduct", source, "--to", "safetensors", place.path("a.safetensors"))
+    done("and back", "--from", "safetensors", place.path("a.safetensors"), "--to", "viaduct", place.path("a.h5"))
+    before, after = datasets(source), datasets(place.path("a.h5"))
+    report("every dataset is bitwise the same", len(before) > 70 and same(before, after),
+           str(before.keys() ^ after.keys()))
+    with h5py.File(source, "r") as a, h5py.File(place.path("a.h5"), "r") as b:
+        kept = all(a.attrs[x] == b.attrs[x] for x in ("settings", "corpus_id", "update", "format_version"))
+        report("settings, corpus and update are the same", kept)
+        report("order of the tensors is the same", [x for x in a["model"] if "." in x] == [x for x in b["model"] if "." in x])
+    info = viaduct("info", place.path("a.h5"))
+    report("info verifies it", info.returncode == 0 and "verified     SHA-256" in info.stdout, info.stderr)
+    os.makedirs(place.path("resumed", "checkpoints"))
+    os.rename(place.path("a.h5"), place.path("resumed", "checkpoints", "update-00000010.h5"))
+    resumed, whole = place.train("resumed", run__max_updates=12), place.train("run", run__max_updates=12)
+    report("a run resumes from it", resumed.returncode == 0 and whole.returncode == 0, resumed.stderr + whole.stderr)
+    report("as from the checkpoint itself", place.log("resumed")[0][-1]["loss"] == place.log("run")[0][-1]["loss"])
+
+
+def test_fair(place):
+    corpus(place, "lines", line_ends=True)
+    kind, ramp = "fair-adaptive-span", "span%ramp=16"
+    for name in ("fair_adaptive_span", "fair_adaptive_span_old"):
+        target = place.path(f"{name}.h5")
+        done(f"{name} to viaduct", "--from", kind, fixture(f"{name}.pt"), "--to", "viaduct", target,
+             "--symbols", fixture("fair_adaptive_span.symbols"), "--set", ramp)
+        bpc_agrees(place, name, "lines", target, "fair_adaptive_span.json")
+    report("zip and older file are the same", same(datasets(place.path("fair_adaptive_span.h5")), datasets(target)))
+    back = place.path("back.pt")
+    done("and back", "--from", "viaduct", target, "--to", kind, back)
+    a, b = plain(pickles.read(fixture("fair_adaptive_span.pt"))), plain(pickles.read(back))
+    report("names, their order and values are the same", list(a["model"]) == list(b["model"]) and same(a["model"], b["model"]))
+    sums = [{str(k): v["sum"] for k, v in x["optimizer"]["state"].items()} for x in (a, b)]
+    report("state of Adagrad is the same", len(sums[0]) == 30 and same(*sums))
+    with open(fixture("fair_adaptive_span.symbols"), "rb") as f, open(back + ".symbols", "rb") as g:
+        report("symbols are the same", f.read() == g.read())
+    start = place.train("started", run__start_from=f"'{target}'", data__path=f"'{place.path('lines.h5')}'",
+                        model__d_model=8, model__d_inner=12, span__attn_span=64, span__ramp=16, run__max_updates=2,
+                        valid__interval=0)
+    report("a run starts from it", start.returncode == 0, start.stderr)
+
+
+class Call:
+    def __init__(self, function, *args):
+        self.pair = (function, args)
+
+    def __reduce__(self):
+        return self.pair
+
+
+def test_refusals(place):
+    target, fair = ("--to", "viaduct", place.path("no.h5")), ("--from", "fair-adaptive-span")
+    for name, item in (("os.system", Call(os.system, f"touch {place.path('ran')}")), ("eval", Call(eval, "1")),
+                       ("getattr", Call(getattr, "a", "upper")), ("subprocess", Call(subprocess.Popen, ["true"]))):
+        for protocol in (0, 2) if name == "os.system" else (2,):
+            data = io.BytesIO()
+            for part in (pickles.MAGIC, 1001, {"little_endian": True}, {"model": item}):
+                pickle.dump(part, data, protocol=protocol)
+            path = place.path(f"evil-{name}-{protocol}.pt")
+            with open(path, "wb") as f:
+                f.write(data.getvalue())
+            refused(f"a pickle that calls {name}, protocol {protocol}", 1, "wants to call", *fair, path, *target)
+    report("nothing ran", not os.path.exists(place.path("ran")) and not os.path.exists(place.path("no.h5")))
+    source = fixture("fair_adaptive_span.pt")
+    refused("no symbols", 1, "--symbols", *fair, source, *target)
+    refused("a kind that is none", 2, "is no kind", "--from", "onnx", source, *target)
+    refused("no such file", 1, "No such file", *fair, place.path("none.pt"), *target)
+    refused("a text", 1, "not a whole file", *fair, place.path("text"), *target)
+    with open(place.path("few"), "w", encoding="ascii") as f:
+        f.write("32\n33\n")
+    refused("too few symbols", 1, "lists 2", *fair, source, *target, "--symbols", place.path("few"))
+    checkpoint = place.checkpoint("run", 10)
+    refused("trimmed softmax", 1, "'trimmed'", "--from", "viaduct", checkpoint, "--to", "fair-adaptive-span",
+            place.path("no.pt"), "--set", "span%softmax=trimmed")
+    refused("a wrong shape", 1, "key_pe is [1, 16, 128], not [1, 16, 256]", "--from", "viaduct", checkpoint, *target, "--set",
+            "span%attn_span=256")
+    for kind, whole in (("fair-adaptive-span", source), ("fair-adaptive-span", fixture("fair_adaptive_span_old.pt")),
+                        ("safetensors", place.path("a.safetensors")), ("viaduct", checkpoint)):
+        with open(whole, "rb") as f:
+            data = f.read()
+        for share in (0, 0.5, 0.99):
+            path = place.path("short")
+            with open(path, "wb") as f:
+                f.write(data[:int(share * len(data))])
+            refused(f"{share} of {os.path.basename(whole)}", 1, "short", "--from", kind, path, *target, "--symbols",
+                    fixture("fair_adaptive_span.symbols"))
+
+
+def main():
+    place = Place()
+    try:
+        test_safetensors(place)
+        test_fair(place)
+        test_refusals(place)
+    finally:
+        place.remove()
+    finish()
+
+
+main()
