@@ -77,7 +77,7 @@ class Life:
 
     def __init__(self, place, run, ranks):
         words = settings(run__directory=place.path(run), run__max_updates=UPDATES, valid__interval=250,
-                         checkpoint__interval=10, trace__max_age=1)
+                         checkpoint__interval=10, trace__max_age=1, span__init=0.25)
         environment = dict(ENVIRONMENT)
         environment.update([MARK.split("=")])
         self.place, self.run = place, run

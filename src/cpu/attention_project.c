@@ -120,14 +120,25 @@ static void project_far(const projection *p, const real *weight, real *keys) {
   }
 }
 
+/* The rows of a stream that all heads reach, oldest first: in place, or where the ring wraps there copied to
+ * x [common, in_width]. Two products would sum in an order that depends on where the ring begins. A resumed run's ring
+ * begins elsewhere, and the run must continue with the same bits. */
+static const real *common_rows(const projection *p, int64_t stream, real *x) {
+  const real *oldest = memory_row(p, stream, p->common);
+  int64_t n = straight_rows(p, p->common, p->common), rest = p->common - n;
+  if (rest == 0) return oldest;
+  memcpy(x, oldest, (size_t)(n * p->in_width) * sizeof *x);
+  memcpy(x + n * p->in_width, memory_row(p, stream, rest), (size_t)(rest * p->in_width) * sizeof *x);
+  return x;
+}
+
 static void project_memory(const projection *p, const real *weight, real *keys) {
-  int64_t d = p->d, in = p->in_width;
-  for (int64_t b = 0; b < p->a->n_stream; b++)
-    for (int64_t age = p->common, n; age > 0; age -= n) {
-      n = straight_rows(p, age, age);
-      vd_gemm(CblasNoTrans, CblasTrans, n, d, in, 1, memory_row(p, b, age), in, weight, in, 0,
-              keys + key_row(p, b, age), 2 * d);
-    }
+  int64_t d = p->d, in = p->in_width, n = p->common;
+  real *x = n > 0 ? vd_aligned(n * in) : NULL;
+  for (int64_t b = 0; b < p->a->n_stream && n > 0; b++)
+    vd_gemm(CblasNoTrans, CblasTrans, n, d, in, 1, common_rows(p, b, x), in, weight, in, 0, keys + key_row(p, b, n),
+            2 * d);
+  free(x);
   project_far(p, weight, keys);
 }
 
@@ -162,13 +173,12 @@ static void far_backward(const projection *p, const real *dkeys, real *dweight) 
 }
 
 static void memory_backward(const projection *p, const real *dkeys, real *dweight) {
-  int64_t d = p->d, in = p->in_width;
-  for (int64_t b = 0; b < p->a->n_stream; b++)
-    for (int64_t age = p->common, n; age > 0; age -= n) {
-      n = straight_rows(p, age, age);
-      vd_gemm(CblasTrans, CblasNoTrans, d, in, n, 1, dkeys + key_row(p, b, age), 2 * d, memory_row(p, b, age), in, 1,
-              dweight, in);
-    }
+  int64_t d = p->d, in = p->in_width, n = p->common;
+  real *x = n > 0 ? vd_aligned(n * in) : NULL;
+  for (int64_t b = 0; b < p->a->n_stream && n > 0; b++)
+    vd_gemm(CblasTrans, CblasNoTrans, d, in, n, 1, dkeys + key_row(p, b, n), 2 * d, common_rows(p, b, x), in, 1,
+            dweight, in);
+  free(x);
   far_backward(p, dkeys, dweight);
 }
 

@@ -123,6 +123,20 @@ def check_stop():
            status == 75 and again.returncode == 0 and error < 1e-5, f"{status} {again.stderr} {error}")
 
 
+def check_rings():
+    """Spans that reach past a block: the layers' ring buffers begin elsewhere in a run that was resumed."""
+    words = {"span__init": 0.25, "valid__interval": 0}
+    for block, span in ((32, 128), (16, 64), (24, 120)):
+        name = f"{block}-{span}"
+        words.update(data__tokens_per_sample=block, span__attn_span=span)
+        place.train(f"ring-{name}", run__max_updates=20, **words)
+        place.train(f"turned-{name}", run__max_updates=10, **words)
+        again = place.train(f"turned-{name}", run__max_updates=20, **words)
+        wrong = same_bits(place.checkpoint(f"ring-{name}"), place.checkpoint(f"turned-{name}"))
+        report(f"blocks of {block}, spans that begin at a quarter of {span}: resumed run ends with the same bits",
+               again.returncode == 0 and not wrong, f"{again.stderr} {wrong}")
+
+
 def kill(p):
     """The ranks first, then the launcher: each by its own number, and none gets to say a word."""
     children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(p.pid)], capture_output=True, text=True, check=False)
@@ -191,6 +205,7 @@ def flip(f):
 check_ranks()
 check_share_after_resume()
 check_stop()
+check_rings()
 check_kill()
 check_damage()
 place.remove()
