@@ -31,16 +31,17 @@ static int64_t shard_length(const vd_corpus *c, int split, int64_t index) {
   return vd_shard_length(c->n_token[split], c->shard_tokens, index);
 }
 
-/* Length and element size of an open dataset of rank 1 of unsigned integers; 0 where it is anything else. */
+/* Length and element size of an open dataset of rank 1 of unsigned integers; -1 where it is anything else. */
 static int64_t length_of(hid_t dataset, size_t *size) {
   hid_t space = H5Dget_space(dataset), type = H5Dget_type(dataset);
   hsize_t n = 0;
-  if (H5Sget_simple_extent_ndims(space) == 1 && H5Tget_class(type) == H5T_INTEGER && H5Tget_sign(type) == H5T_SGN_NONE)
-    H5Sget_simple_extent_dims(space, &n, NULL);
+  bool is_right =
+      H5Sget_simple_extent_ndims(space) == 1 && H5Tget_class(type) == H5T_INTEGER && H5Tget_sign(type) == H5T_SGN_NONE;
+  if (is_right) H5Sget_simple_extent_dims(space, &n, NULL);
   *size = H5Tget_size(type);
   H5Tclose(type);
   H5Sclose(space);
-  return (int64_t)n;
+  return is_right ? (int64_t)n : -1;
 }
 
 static int check_shard(const vd_corpus *c, hid_t file, int split, int64_t index, vd_error *err) {
@@ -122,6 +123,8 @@ static int read_index(vd_corpus *c, hid_t file, vd_error *err) {
     size_t size;
     c->n_token[k] = length_of(id, &size);
     H5Dclose(id);
+    if (c->n_token[k] < 0)
+      return vd_fail(err, VD_FAILED, "the split %s is no list of unsigned integers", vd_split_name(k));
   }
   return VD_OK;
 }

@@ -112,8 +112,12 @@ int vd_vocabulary_write(hid_t file, const vd_vocabulary *v, vd_error *err) {
 static int read_whole(hid_t file, const char *path, hid_t type, hsize_t n, void *out, vd_error *err) {
   hid_t id;
   if (vd_h5_open_dataset(file, path, &id, err)) return err->status;
-  hid_t space = H5Dget_space(id);
-  if (H5Sget_simple_extent_npoints(space) != (hssize_t)n)
+  hid_t space = H5Dget_space(id), stored = H5Dget_type(id);
+  bool is_integer = H5Tget_class(stored) == H5T_INTEGER;
+  H5Tclose(stored);
+  if (!is_integer)
+    vd_fail(err, VD_FAILED, "%s does not hold integers", path);
+  else if (H5Sget_simple_extent_npoints(space) != (hssize_t)n)
     vd_fail(err, VD_FAILED, "%s has another shape than expected", path);
   else if (H5Dread(id, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, out) < 0)
     vd_h5_fail(err, "cannot read %s", path);
@@ -144,6 +148,8 @@ int vd_vocabulary_read(hid_t file, vd_vocabulary *v, vd_error *err) {
   for (int64_t i = 0; i < v->n; i++)
     if (v->length[i] < 1 || v->length[i] > v->width)
       return vd_fail(err, VD_FAILED, "symbol %lld has an impossible length", (long long)i);
+  for (int64_t i = 0; i < v->n; i++)
+    if (v->count[i] < 0) return vd_fail(err, VD_FAILED, "symbol %lld has a negative count", (long long)i);
   return VD_OK;
 }
 

@@ -171,11 +171,11 @@ int vd_h5_get_text(hid_t object, const char *name, char **value, vd_error *err) 
   *value = NULL;
   if (id < 0) return err->status;
   *value = vd_calloc(H5Tget_size(type) + 1, 1);
-  if (H5Aread(id, type, *value) < 0) {
-    vd_h5_fail(err, "cannot read the attribute %s", name);
-    free(*value);
-    *value = NULL;
-  }
+  char *text = *value;
+  if (H5Aread(id, type, text) < 0) vd_h5_fail(err, "cannot read the attribute %s", name);
+  /* What others wrote may end on a terminal. The settings alone have lines. */
+  *value = err->status ? NULL : vd_escape(text, strcmp(name, "settings") == 0);
+  free(text);
   H5Tclose(type);
   H5Aclose(id);
   return err->status;

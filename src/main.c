@@ -63,7 +63,7 @@ static int run_alone(vd_context *ctx, const vd_command_line *line, vd_error *err
     default:
       vd_bug("command %d wants a deck", (int)line->command);
     }
-    if (fflush(stdout) != 0) vd_fail(err, VD_FAILED, "cannot write to standard output");
+    if (fflush(stdout) != 0 || ferror(stdout)) vd_fail(err, VD_FAILED, "cannot write to standard output");
   }
   return vd_broadcast_error(ctx->comm, err);
 }
@@ -74,7 +74,11 @@ static int run(vd_context *ctx, const vd_command_line *line, vd_error *err) {
     return run_alone(ctx, line, err);
   }
   vd_settings s;
-  if (read_settings(ctx, line, &s, err)) return err->status;
+  if (read_settings(ctx, line, &s, err)) {
+    if (line->command != VD_COMMAND_TRAIN || err->status <= 128) return err->status;
+    *err = (vd_error){0}; /* a signal ended the wait for the deck: nothing is lost */
+    return VD_STOPPED;
+  }
   switch (line->command) {
   case VD_COMMAND_PREPARE:
     return vd_cmd_prepare(ctx, &s, err);

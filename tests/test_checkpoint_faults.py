@@ -166,6 +166,28 @@ def claims():
                result.returncode == (0 if ignores else 1) and "out of memory" not in result.stderr, said(result))
 
 
+def text_for_terminals():
+    """What a file's attributes and links say is printed without control characters."""
+    folder, checkpoints = run_of("escapes")
+    target = os.path.join(checkpoints, "update-00000020.h5")
+    unseal(target)
+    with h5py.File(target, "r+", libver="latest") as f:
+        f.attrs.create("git_version", b"\x1b[2J\r\xc2\x9b", dtype="S6")
+        f["memory/\x1b[31m"] = [1.0]
+    seal(target)
+    result = viaduct("info", target)
+    report("control characters in attributes and names are escaped",
+           result.returncode == 0 and "\x1b" not in result.stdout and result.stdout.count("\\x1b") == 2, said(result))
+    unseal(target)
+    with h5py.File(target, "r+", libver="latest") as f:
+        count = f["vocabulary/length"][...]
+        del f["vocabulary/length"]
+        f["vocabulary/length"] = count.astype("f4")
+    seal(target)
+    result = viaduct("eval", place.deck, *settings(eval__checkpoint=target))
+    report("a vocabulary of other types is refused", result.returncode == 1 and "integers" in result.stderr, said(result))
+
+
 made = place.train("good", run__max_updates=20, checkpoint__keep=2, valid__interval=0)
 report("a good run for the cases", made.returncode == 0, made.stderr)
 foreign_among_checkpoints()
@@ -173,6 +195,7 @@ links_that_are_files("last")
 links_that_are_files("best")
 foreign_in_run()
 wrong_names()
+text_for_terminals()
 claims()
 place.remove()
 finish()

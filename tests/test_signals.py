@@ -161,6 +161,21 @@ def other_commands(folder):
     os.remove(os.path.join(folder, "long.txt"))
 
 
+def waiting_for_a_deck(folder):
+    os.mkfifo(os.path.join(folder, "fifo.nml"))
+    for verb, status in (("train", 75), ("eval", 143)):
+        process = start(folder, verb, "fifo.nml")
+
+        def caught(process=process):
+            with open(f"/proc/{process.pid}/status", encoding="utf-8") as f:
+                masks = [int(line.split()[1], 16) for line in f if line.startswith("SigCgt:")]
+            return masks and masks[0] >> (signal.SIGTERM - 1) & 1
+        wait_for(caught, process)
+        process.send_signal(signal.SIGTERM)
+        code, _, err = end(process)
+        report(f"SIGTERM ends {verb} that waits for a deck from a pipe", code == status, f"status {code}: {err}")
+
+
 place = Place()
 top = place.folder
 try:
@@ -172,6 +187,7 @@ try:
     duplicate(top)
     ignored(top)
     closed_pipe(top)
+    waiting_for_a_deck(top)
     other_commands(top)
 finally:
     place.remove()

@@ -30,8 +30,25 @@ int vd_wrap(vd_error *err, const char *format, ...) {
   return err->status;
 }
 
+char *vd_escape(const char *text, bool keep_lines) {
+  char *out = vd_calloc(4 * strlen(text) + 1, 1), *to = out;
+  for (const unsigned char *c = (const unsigned char *)text; *c; c++) {
+    /* In UTF-8 the control characters 0x80 to 0x9f are the bytes 0xc2 0x80 to 0xc2 0x9f. */
+    bool is_c1 = c[0] == 0xc2 && c[1] >= 0x80 && c[1] <= 0x9f;
+    bool is_control = c[0] < 0x20 || c[0] == 0x7f || is_c1;
+    if (!is_control || (keep_lines && c[0] == '\n'))
+      *to++ = (char)*c;
+    else
+      to += snprintf(to, 5, "\\x%02x", is_c1 ? *++c : *c);
+  }
+  return out;
+}
+
 void vd_error_print(const vd_error *err) {
-  if (err->status != VD_OK && err->message[0]) fprintf(stderr, "viaduct: error: %s\n", err->message);
+  if (err->status == VD_OK || !err->message[0]) return;
+  char *message = vd_escape(err->message, true);
+  fprintf(stderr, "viaduct: error: %s\n", message);
+  free(message);
 }
 
 _Noreturn void vd_bug_at(const char *file, int line, const char *format, ...) {

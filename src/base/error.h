@@ -11,6 +11,8 @@
 #ifndef VD_ERROR_H
 #define VD_ERROR_H
 
+#include <stdbool.h>
+
 #include <stddef.h>
 
 /* Exit statuses of the program; functions return them too. */
@@ -34,7 +36,12 @@ int vd_fail(vd_error *err, int status, const char *format, ...) __attribute__((f
 /* Not collective. Puts "CONTEXT: " before the message already in *err and returns err->status. */
 int vd_wrap(vd_error *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* Not collective. Prints "viaduct: error: MESSAGE" on stderr; nothing when err holds no error. */
+/* Not collective. A copy of `text` for a terminal, which the caller frees: control characters become \\xNN, line ends
+ * only where keep_lines is false. */
+char *vd_escape(const char *text, bool keep_lines);
+
+/* Not collective. Prints "viaduct: error: MESSAGE" on stderr, control characters escaped; nothing when err holds no
+ * error. */
 void vd_error_print(const vd_error *err);
 
 /* Not collective. A bug: prints rank, time, file:line and the message, and calls MPI_Abort. */

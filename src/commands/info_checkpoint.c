@@ -60,7 +60,9 @@ static herr_t visit(hid_t group, const char *name, const H5L_info_t *info, void 
     w->tensors++;
     w->values += n;
     w->bytes += (double)n * (double)H5Tget_size(type);
-    if (w->list) printf("    %-52s %s\n", name, shape);
+    char *safe = vd_escape(name, false);
+    if (w->list) printf("    %-52s %s\n", safe, shape);
+    free(safe);
     if (w->spans && end > suffix && strcmp(name + end - suffix, SPAN_SUFFIX) == 0) print_spans(id, name, n, w);
     H5Tclose(type);
   }
@@ -101,8 +103,11 @@ static herr_t visit_state(hid_t group, const char *name, const H5L_info_t *info,
   snprintf(path, sizeof path, "/optimizer/%s", name);
   walk state = {.group = path, .err = w->err};
   hid_t file = H5Iget_file_id(group);
-  if (visit_all(file, &state) == VD_OK)
-    printf("    %-52s %lld tensors, %lld values\n", name, (long long)state.tensors, (long long)state.values);
+  if (visit_all(file, &state) == VD_OK) {
+    char *safe = vd_escape(name, false);
+    printf("    %-52s %lld tensors, %lld values\n", safe, (long long)state.tensors, (long long)state.values);
+    free(safe);
+  }
   H5Fclose(file);
   w->tensors++;
   return w->err->status ? -1 : 0;
