@@ -238,7 +238,8 @@ def check_words():
 
 def check_tree():
     """Nothing at the top but what the design of the folders names."""
-    allowed = {"Makefile", "src", "cuda", "io", "jobs", "input", "tests", "doc", "README.md", "LICENSE", "CHANGELOG.md"}
+    allowed = {"Makefile", "src", "cuda", "io", "jobs", "input", "tests", "doc", "README.md", "LICENSE", "CHANGELOG.md",
+               "CITATION.cff"}
     top = {p.split("/")[0] for p in FILES}
     report("the top folder holds only what it should", sorted(t for t in top - allowed if not t.startswith(".")))
 

@@ -151,6 +151,16 @@ def check_recipes():
            os.access(os.path.join(SOURCE, ".ci/run"), os.X_OK), str(job))
 
 
+def check_citation():
+    """CITATION.cff names the version of the Makefile and the papers."""
+    with open(os.path.join(SOURCE, "CITATION.cff"), encoding="utf-8") as f, \
+            open(os.path.join(SOURCE, "Makefile"), encoding="utf-8") as makefile:
+        citation, version = f.read(), re.search(r"^VERSION := (\S+)$", makefile.read(), flags=re.M).group(1)
+    papers = re.findall(r"^    url: (\S+)$", citation, flags=re.M)
+    report("CITATION.cff names this version and the papers", f"\nversion: {version}\n" in citation and
+           papers == ["https://arxiv.org/abs/1905.07799", "https://arxiv.org/abs/1901.02860"], f"{version} {papers}")
+
+
 def check_prefix():
     prefix = path("made", "by", "install")
     made = make("install", prefix)
@@ -189,6 +199,7 @@ try:
     check_prefix()
     check_destdir()
     check_recipes()
+    check_citation()
 finally:
     shutil.rmtree(FOLDER, ignore_errors=True)
 finish()

@@ -39,6 +39,8 @@ static const struct {
     {"enwik8_eval.nml", "eval"},
     {"enwik8_transformer_xl.nml", "train eval"},
     {"enwik8_transformer_xl_eval.nml", "eval"},
+    {"text8_prepare.nml", "prepare"},
+    {"text8_adaptive_span.nml", "train eval"},
     {"quickstart.nml", "prepare train eval"},
 };
 enum { DECKS = sizeof decks / sizeof *decks };
@@ -67,12 +69,15 @@ static void test_list(void **state) {
   globfree(&found);
 }
 
-/* The recipe of fairseq's adaptive_span example, and the paper's, which differs from it in two choices. */
+/* The recipe of fairseq's adaptive_span example; the paper's, which differs from it in two choices; and the paper's of
+ * text8, which is longer. */
 static void test_recipe(void **state) {
   (void)state;
   vd_settings *s = vd_calloc(1, sizeof *s);
-  for (int paper = 0; paper < 2; paper++) {
-    check_deck(paper ? "enwik8_adaptive_span_paper.nml" : "enwik8_adaptive_span.nml", "train", s);
+  const char *const recipes[] = {"enwik8_adaptive_span.nml", "enwik8_adaptive_span_paper.nml",
+                                 "text8_adaptive_span.nml"};
+  for (int paper = 0; paper < 3; paper++) {
+    check_deck(recipes[paper], "train", s);
     assert_int_equal(s->span.softmax, paper ? VD_MASKED : VD_TRIMMED);
     assert_int_equal(s->model.init, paper ? VD_INIT_PUBLISHED : VD_INIT_FAIRSEQ);
     assert_int_equal(s->model.n_layer, 12);
@@ -86,7 +91,7 @@ static void test_recipe(void **state) {
     assert_true(s->optimizer.clip_step == 0.03);
     assert_true(s->optimizer.lr == 0.07);
     assert_int_equal(s->optimizer.warmup_updates, 32000);
-    assert_int_equal(s->run.max_updates, 600000);
+    assert_int_equal(s->run.max_updates, paper == 2 ? 900000 : 600000);
     assert_int_equal(s->data.batch_streams, 64);
     assert_int_equal(s->data.tokens_per_sample, 512);
   }
