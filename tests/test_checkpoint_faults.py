@@ -125,6 +125,24 @@ def wrong_names():
            (result.returncode in (1, 2) or "resumes after update 20 " in output), said(result))
 
 
+def contradictions():
+    """The attribute `update` and /position/update: every command that reads a checkpoint compares them."""
+    folder, checkpoints = run_of("contradiction")
+    target = os.path.join(checkpoints, "update-00000020.h5")
+    for value in (-5, 19, 10 ** 12):
+        unseal(target)
+        with h5py.File(target, "r+") as f:
+            f.attrs.modify("update", value)
+        seal(target)
+        for name, words in (("info", ["info", target]), ("train", ["train", place.deck, *settings(
+                run__directory=folder, run__resume=target)]), ("eval", ["eval", place.deck, *settings(
+                    eval__checkpoint=target)]), ("generate", ["generate", place.deck, *settings(
+                        generate__checkpoint=target)])):
+            result = viaduct(*words)
+            report(f"{name}: a checkpoint of update 20 whose attribute says {value}",
+                   result.returncode == 1 and str(value) in result.stderr and target in result.stderr, said(result))
+
+
 def limit():
     resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
 
@@ -196,6 +214,7 @@ links_that_are_files("best")
 foreign_in_run()
 wrong_names()
 text_for_terminals()
+contradictions()
 claims()
 place.remove()
 finish()

@@ -149,21 +149,25 @@ int vd_snapshot_read_numbers(hid_t file, vd_snapshot_numbers *numbers, vd_error 
   for (int i = 0; i < VD_N_GROUP; i++)
     if ((i != VD_GROUP_LOSS_SCALE || numbers->is_scaled) && read_group(file, &vd_snapshot_groups[i], numbers, err))
       return err->status;
-  return check_numbers(numbers, err);
+  int64_t named;
+  if (check_numbers(numbers, err) || vd_h5_get_i64(file, "update", &named, err)) return err->status;
+  if (named != numbers->progress.update)
+    vd_fail(err, VD_FAILED, "/position says %lld updates, and the attribute `update` %lld",
+            (long long)numbers->progress.update, (long long)named);
+  return err->status;
 }
 
-/* /position is redundant: an update is one block. A file whose counters contradict each other, or its attribute
- * `update`, was damaged or made for other data. */
-static int check_position(vd_checkpoint *c, const vd_snapshot_numbers *numbers, int64_t n_block, vd_error *err) {
-  int64_t update = numbers->progress.update, named;
-  if (vd_checkpoint_get_i64(c, "update", &named, err)) return err->status;
-  if (update == named && numbers->epoch == 1 + update / n_block && numbers->block == update % n_block) return VD_OK;
+/* /position is redundant: an update is one block. A file whose counters contradict each other was damaged or made for
+ * other data. */
+static int check_position(const vd_snapshot_numbers *numbers, int64_t n_block, vd_error *err) {
+  int64_t update = numbers->progress.update;
+  if (numbers->epoch == 1 + update / n_block && numbers->block == update % n_block) return VD_OK;
   return vd_fail(
       err, VD_FAILED,
-      "/position says %lld updates, epoch %lld, block %lld, and the attribute `update` %lld: with %lld blocks "
-      "in an epoch %lld updates end at epoch %lld, block %lld",
-      (long long)update, (long long)numbers->epoch, (long long)numbers->block, (long long)named, (long long)n_block,
-      (long long)named, (long long)(1 + named / n_block), (long long)(named % n_block));
+      "/position says %lld updates, epoch %lld, block %lld: with %lld blocks in an epoch %lld updates end at "
+      "epoch %lld, block %lld",
+      (long long)update, (long long)numbers->epoch, (long long)numbers->block, (long long)n_block, (long long)update,
+      (long long)(1 + update / n_block), (long long)(update % n_block));
 }
 
 /* Where the run stands, and the state of the loss scale, of which files of runs that did not scale their losses say
@@ -173,7 +177,7 @@ static int get_progress(const vd_snapshot *s, vd_checkpoint *c, vd_progress *p, 
   vd_h5_lock(s->ctx->h5);
   vd_snapshot_read_numbers(vd_checkpoint_file(c), &numbers, err);
   vd_h5_unlock(s->ctx->h5);
-  if (err->status || check_position(c, &numbers, s->n_block, err)) return err->status;
+  if (err->status || check_position(&numbers, s->n_block, err)) return err->status;
   *p = numbers.progress;
   if (numbers.is_scaled) vd_optimizer_set_scaling(s->optimizer, &numbers.scaling);
   return VD_OK;
@@ -270,7 +274,14 @@ static void read_description(vd_context *ctx, const char *path, vd_settings *set
       vd_checkpoint_get_text(c, "corpus_id", &id, err) == VD_OK &&
       vd_checkpoint_get_i64(c, "update", update, err) == VD_OK) {
     snprintf(corpus_id, 64, "%s", id);
-    vd_settings_read_text(settings, echo, path, err);
+    vd_snapshot_numbers numbers;
+    vd_h5_lock(ctx->h5);
+    vd_snapshot_read_numbers(vd_checkpoint_file(c), &numbers, err);
+    vd_h5_unlock(ctx->h5);
+    if (err->status)
+      vd_wrap(err, "%s", path);
+    else
+      vd_settings_read_text(settings, echo, path, err);
   }
   free(echo);
   free(id);
