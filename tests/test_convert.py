@@ -2,12 +2,15 @@
 """doc/analysis/convert.py: checkpoints that the published codes of other programs wrote (tests/fixtures) give Viaduct the
 bpc that those programs found themselves; there and back every tensor is bitwise the same; pickles that want to run
 something, and damaged files, are refused with one line."""
+import contextlib
 import io
 import json
 import os
 import pickle
 import subprocess
 import sys
+import traceback
+from unittest import mock
 
 import h5py
 import numpy as np
@@ -16,6 +19,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from whole import SOURCE, Place, finish, report, settings, viaduct  # noqa: E402
 
 sys.path[:0] = [os.path.join(SOURCE, "doc", "analysis"), os.path.join(SOURCE, "tests", "fixtures")]
+import convert as script  # noqa: E402
 from exchange import pickles  # noqa: E402
 from make_fixtures import SIZES, splits  # noqa: E402
 
@@ -27,7 +31,16 @@ def fixture(name):
 
 
 def convert(*words):
-    return subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True, timeout=60, check=False)
+    """The script in this process, which saves the time to start another."""
+    out, err = io.StringIO(), io.StringIO()
+    with mock.patch.object(sys, "argv", [SCRIPT, *words]), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = script.main()
+        except SystemExit as end:
+            status = end.code
+        except Exception:  # pylint: disable=broad-except
+            status = traceback.print_exc(file=err)
+    return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
 
 
 def done(name, *words):
@@ -132,6 +145,29 @@ def test_fair(place):
     report("a run starts from it", start.returncode == 0, start.stderr)
 
 
+def test_xl(place):
+    corpus(place, "bytes", line_ends=False)
+    kind, target = "transformer-xl", place.path("xl.h5")
+    done("transformer_xl to viaduct", "--from", kind, fixture("transformer_xl_model.pt"), "--to", "viaduct", target,
+         "--symbols", fixture("transformer_xl.symbols"))
+    bpc_agrees(place, "transformer_xl", "bytes", target, "transformer_xl.json")
+    back = place.path("model.pt")
+    done("and back", "--from", "viaduct", target, "--to", kind, back)
+    a, b = (pickles.state_dict(pickles.read(path)) for path in (fixture("transformer_xl_model.pt"), back))
+    frequencies = [x.pop("pos_emb.inv_freq").array() for x in (a, b)]
+    report("names, their order and values are the same", list(a) == list(b) and same(plain(a), plain(b)))
+    report("frequencies are those of PyTorch", np.allclose(*frequencies, rtol=3e-7, atol=0), str(frequencies))
+    report("the embedding is the output's weight", b["word_emb.emb_layers.0.weight"] is b["crit.out_layers.0.weight"])
+    a, b = (plain(pickles.read(path)) for path in (fixture("transformer_xl_optimizer.pt"), place.path("optimizer.pt")))
+    means = [{f"{k} {what}": v[what] for k, v in x["state"].items() for what in ("exp_avg", "exp_avg_sq")} for x in (a, b)]
+    report("state of Adam is the same", len(means[0]) == 52 and same(*means))
+    report("its learning rate too", a["param_groups"][0]["initial_lr"] == b["param_groups"][0]["lr"] == 0.01)
+    refused("spans for Transformer-XL", 1, "no adaptive spans", "--from", "viaduct", place.checkpoint("run", 10), "--to", kind,
+            place.path("no.pt"))
+    refused("Transformer-XL for spans", 1, "no Transformer-XL", "--from", "viaduct", target, "--to", "fair-adaptive-span",
+            place.path("no.pt"))
+
+
 class Call:
     def __init__(self, function, *args):
         self.pair = (function, args)
@@ -154,6 +190,9 @@ def test_refusals(place):
             refused(f"a pickle that calls {name}, protocol {protocol}", 1, "wants to call", *fair, path, *target)
     report("nothing ran", not os.path.exists(place.path("ran")) and not os.path.exists(place.path("no.h5")))
     source = fixture("fair_adaptive_span.pt")
+    alone = subprocess.run([sys.executable, SCRIPT, *fair, source, *target], capture_output=True, text=True, check=False)
+    report("as a program", alone.returncode == 1 and alone.stderr.startswith("convert.py: the source does not say"),
+           alone.stderr)
     refused("no symbols", 1, "--symbols", *fair, source, *target)
     refused("a kind that is none", 2, "is no kind", "--from", "onnx", source, *target)
     refused("no such file", 1, "No such file", *fair, place.path("none.pt"), *target)
@@ -167,6 +206,7 @@ def test_refusals(place):
     refused("a wrong shape", 1, "key_pe is [1, 16, 128], not [1, 16, 256]", "--from", "viaduct", checkpoint, *target, "--set",
             "span%attn_span=256")
     for kind, whole in (("fair-adaptive-span", source), ("fair-adaptive-span", fixture("fair_adaptive_span_old.pt")),
+                        ("transformer-xl", fixture("transformer_xl_model.pt")),
                         ("safetensors", place.path("a.safetensors")), ("viaduct", checkpoint)):
         with open(whole, "rb") as f:
             data = f.read()
@@ -183,6 +223,7 @@ def main():
     try:
         test_safetensors(place)
         test_fair(place)
+        test_xl(place)
         test_refusals(place)
     finally:
         place.remove()

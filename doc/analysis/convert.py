@@ -7,10 +7,11 @@ KIND is one of
     viaduct             a checkpoint of Viaduct (update-00001000.h5)
     safetensors         a safetensors file, with what a checkpoint holds besides tensors in its metadata
     fair-adaptive-span  a checkpoint of facebookresearch/adaptive-span (.pt)
+    transformer-xl      model.pt of kimiyoung/transformer-xl, with optimizer.pt beside it
 
 Parameters, spans, the symbols and, where both kinds have it, the optimiser's state are converted; every float32 stays
 bitwise what it was. --symbols names the symbols that the source's ids stand for, where the source does not: a text of one
-symbol a line in the order of ids, or the corpus.pt that the program keeps beside its data. Numbers from 0 to 255 are
+symbol a line in the order of ids, or the corpus.pt (cache.pt) that the program keeps beside its data. Numbers from 0 to 255 are
 bytes, and <eos> or </s> is a newline then; --words takes them for words. Where the target has no place for the symbols they
 are written to TARGET.symbols. --set gives a setting of Viaduct's deck that the source does not hold, such as span%ramp.
 A deck for `viaduct eval` names the target as eval%checkpoint; one for `viaduct train` as run%start_from.
@@ -22,13 +23,13 @@ import argparse
 import sys
 
 try:
-    from exchange import fair, pickles, safetensors, viaduct
+    from exchange import fair, pickles, safetensors, viaduct, xl
     from exchange.model import ConvertError, check, deck_value, deck_write, names_of_symbols, symbols_from_names
     from exchange.torch_files import replace
 except ImportError as missing:
     sys.exit(f"convert.py: {missing}; on Debian: apt-get install python3-h5py")
 
-KINDS = {"viaduct": viaduct, "safetensors": safetensors, "fair-adaptive-span": fair}
+KINDS = {"viaduct": viaduct, "safetensors": safetensors, "fair-adaptive-span": fair, "transformer-xl": xl}
 HOLDS_SYMBOLS = ("viaduct", "safetensors")
 
 

@@ -5,5 +5,7 @@ viaduct.py      Viaduct's checkpoints (doc/FILES.md)
 safetensors.py  safetensors files
 pickles.py      a reader of PyTorch's files that runs nothing of them
 torch_files.py  a writer of PyTorch's zip files
+optimizers.py   the state of PyTorch's optimisers
 fair.py         checkpoints of facebookresearch/adaptive-span
+xl.py           models of kimiyoung/transformer-xl
 """

@@ -4,7 +4,7 @@ import collections
 
 import numpy as np
 
-from . import pickles, torch_files
+from . import optimizers, pickles, torch_files
 from .model import SPAN, ConvertError, Model, layout
 
 MASK = "attn.attn.adaptive_span._mask.mask_template"
@@ -12,7 +12,6 @@ MASK = "attn.attn.adaptive_span._mask.mask_template"
 LAYER = (SPAN, "attn.proj_query.weight", "attn.proj_out.weight", "attn.proj_val.weight", "attn.proj_key.weight",
          "norm1.weight", "norm1.bias", "ff.fc1.weight", "ff.fc1.bias", "ff.fc2.weight", "ff.fc2.bias", "norm2.weight",
          "norm2.bias")
-STATES = {"adagrad_sum": "sum", "adam_m": "exp_avg", "adam_v": "exp_avg_sq"}
 
 
 def settings_of(tensors, path, options):
@@ -32,27 +31,6 @@ def settings_of(tensors, path, options):
             "span%attn_span": attn_span, "span%ramp": 32, "span%softmax": "masked"}
 
 
-def optimizer_of(model, saved, order):
-    """State and settings of the optimiser; nothing where it is one that Viaduct does not have."""
-    group = saved["param_groups"][0]
-    states = {}
-    for name, theirs in STATES.items():
-        if saved["state"] and all(theirs in entry for entry in saved["state"].values()):
-            numbers = group["params"]
-            states[name] = {tensor: pickles.floats(saved["state"][number][theirs])
-                            for tensor, number in zip(order, numbers)}
-    if not states:
-        model.notes.append("the state of the optimiser is left out: Viaduct has Adagrad and Adam")
-        return
-    model.states = states
-    model.settings["optimizer%method"] = "adagrad" if "adagrad_sum" in states else "adam"
-    model.settings["optimizer%lr"] = float(group.get("initial_lr", group["lr"]))
-    model.settings["optimizer%eps"] = float(group.get("eps", 1e-10))
-    model.settings["optimizer%clip_step"] = float(group.get("grad_clip", 0.0) or 0.0)
-    step = next(iter(saved["state"].values())).get("step", 0)
-    model.update = int(pickles.floats(step).ravel()[0]) if isinstance(step, pickles.Tensor) else int(step)
-
-
 def read(path, options):
     content = pickles.read(path)
     if not isinstance(content, dict) or "model" not in content or "optimizer" not in content:
@@ -70,7 +48,7 @@ def read(path, options):
             tensors[f"layers.{n}.{SPAN}"] = np.ones((settings["model%n_head"], 1, 1), "<f4")
         model.notes.append("the model has no adaptive spans: all become span%attn_span; the optimiser's state is left out")
     else:
-        optimizer_of(model, content["optimizer"], order)
+        optimizers.read(model, content["optimizer"], order)
     if "span%ramp" not in options.set:
         model.notes.append("the file does not say the length of the ramp: span%ramp = 32, the program's default "
                            "(--set span%ramp=N)")
@@ -82,23 +60,6 @@ def order_of(model):
     for n in range(model.settings["model%n_layer"]):
         names += [f"layers.{n}.{name}" for name in LAYER]
     return names
-
-
-def optimizer_for(model, order):
-    get = model.settings.get
-    adam = bool(model.states) and "adam_m" in model.states
-    state = {number: {"step": model.update, **{theirs: model.states[ours][name] for ours, theirs in STATES.items()
-                                               if ours in model.states}}
-             for number, name in enumerate(order)} if model.states else {}
-    lr = float(get("optimizer%lr", 0.07))
-    group = {"lr": lr, "initial_lr": lr, "params": list(range(len(order))), "weight_decay": 0}
-    if adam:
-        group.update(betas=(float(get("optimizer%beta1", 0.9)), float(get("optimizer%beta2", 0.999))),
-                     eps=float(get("optimizer%eps", 0.0)) or 1e-8, amsgrad=False)
-    else:
-        group.update(lr_decay=0, initial_accumulator_value=0, eps=float(get("optimizer%eps", 0.0)) or 1e-10,
-                     grad_clip=float(get("optimizer%clip_step", 0.0)))
-    return {"state": state, "param_groups": [group]}
 
 
 def write(path, model):
@@ -118,7 +79,7 @@ def write(path, model):
         if name.endswith(SPAN):
             tensors[f"module.{name.replace('current_val', 'mask_template')}"] = np.arange(1 - span, 1, dtype="<f4")
     content = {"iter_no": max(0, model.update // 1000 - 1), "model": tensors, "logger": {},
-               "optimizer": optimizer_for(model, order)}
+               "optimizer": optimizers.write(model, order)}
     if model.settings.get("optimizer%warmup_updates"):
         content["scheduler_iter"] = model.update
     torch_files.write(path, content)
