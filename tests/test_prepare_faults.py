@@ -89,6 +89,13 @@ def outputs_that_are_inputs():
            read("other.h5") == b"something else" and read("deck.h5") == b"&prepare /\n")
 
 
+def folders_of_failed_commands():
+    os.mkdir("empty")
+    expect("a source too short for its splits", prepare("deep/er/c.h5", "raw.h5", prepare__train=1000000), 2, "raw.h5")
+    expect("the same below an empty folder", prepare("empty//new/c.h5", "raw.h5", prepare__train=1000000), 2, "raw.h5")
+    report("folders that it made are gone, others are not", not os.path.exists("deep") and os.listdir("empty") == [])
+
+
 def outputs_of_runs():
     expect("a corpus", prepare("c.h5", "raw.h5"), 0, "wrote")
     write("train.nml", DECK.format(run="run", corpus="c.h5").encode())
@@ -179,7 +186,8 @@ def packed():
                "tar": (tar.getvalue(), "tar"), "tar.gz": (gzip.compress(tar.getvalue()), "tar"),
                "old_tar": (old_tar, "tar"),
                "after.zip": (zipped + b"junk", "something else"), "two.zip": (zipped + zipped, "something else"),
-               "cut.zip": (zipped[:-30], "truncated"), "twice.gz": (gzip.compress(whole), "gzip"), "empty.zip": (b"PK\5\6" + bytes(18), "zip"),
+               "cut.zip": (zipped[:-30], "truncated"), "twice.gz": (gzip.compress(whole), "gzip"),
+               "empty.zip": (b"PK\5\6" + bytes(18), "zip"),
                "7z": (b"7z\xbc\xaf\x27\x1c" + RAW, "7z"), "Z": (b"\x1f\x9d\x90" + RAW, "compress"),
                "skip.zst": (b"\x5d\x2a\x4d\x18\4\0\0\0abcd" + RAW, "skippable"),
                "cab": (b"MSCF\0\0\0\0" + RAW, "cabinet"), "gone.zst": (b"\x28\xb5\x2f\xfd" + RAW, "zstd")}
@@ -253,8 +261,8 @@ def splits():
 
 write("empty.nml", b"&prepare /\n")
 try:
-    for case in (outputs_that_are_inputs, outputs_of_runs, removing_by_name, two_at_once, packed, special_sources,
-                 names, splits):
+    for case in (outputs_that_are_inputs, folders_of_failed_commands, outputs_of_runs, removing_by_name, two_at_once,
+                 packed, special_sources, names, splits):
         case()
 finally:
     os.chdir("/")

@@ -108,14 +108,14 @@ static int write_corpus(vd_context *ctx, const vd_settings *s, vd_corpus_plan *p
 }
 
 static int plan_corpus(vd_context *ctx, const vd_settings *s, vd_corpus_plan *plan, vd_prepare_stamp *stamp,
-                       vd_prepare_lock *lock, bool *write, vd_error *err) {
+                       vd_prepare_lock *lock, int *made, bool *write, vd_error *err) {
   const char *kind[VD_N_SPLIT] = {"", "", ""};
   if (vd_prepare_place_check(ctx->h5, s, err)) return err->status;
   /* A bad source is an error before the folder of the corpus is made. */
   if (vd_prepare_sources(s, plan, stamp, err)) return err->status;
   /* Once more under the lock: what lies there may be new since the first look. */
-  if (!ctx->check_only && (vd_prepare_place_make(plan->path, err) || vd_prepare_lock_take(lock, plan->path, err) ||
-                           vd_prepare_place_check(ctx->h5, s, err)))
+  if (!ctx->check_only && (vd_prepare_place_make(plan->path, made, err) ||
+                           vd_prepare_lock_take(lock, plan->path, err) || vd_prepare_place_check(ctx->h5, s, err)))
     return err->status;
   if (vd_prepare_scan(plan, s, ctx->h5, kind, err)) return err->status;
   say_sources(plan, kind);
@@ -134,8 +134,9 @@ int vd_cmd_prepare(vd_context *ctx, const vd_settings *s, vd_error *err) {
   vd_prepare_lock lock = {.fd = -1};
   char *echo = vd_settings_echo(s);
   bool write = false;
+  int made = 0;
   if (ctx->rank == 0) {
-    plan_corpus(ctx, s, &plan, stamp, &lock, &write, err);
+    plan_corpus(ctx, s, &plan, stamp, &lock, &made, &write, err);
     fflush(stdout);
   }
   if (vd_broadcast_error(ctx->comm, err) == VD_OK) {
@@ -143,6 +144,7 @@ int vd_cmd_prepare(vd_context *ctx, const vd_settings *s, vd_error *err) {
     if (write) write_corpus(ctx, s, &plan, stamp, echo, err);
   }
   vd_prepare_lock_release(&lock);
+  if (err->status) vd_prepare_place_unmake(plan.path, made);
   vd_prepare_free(&plan);
   free(echo);
   return err->status;

@@ -104,11 +104,26 @@ int vd_prepare_place_check(vd_h5 *h5, const vd_settings *s, vd_error *err) {
   return VD_OK;
 }
 
-int vd_prepare_place_make(const char *path, vd_error *err) {
-  char folder[VD_PATH];
+int vd_prepare_place_make(const char *path, int *made, vd_error *err) {
+  char folder[VD_PATH], above[VD_PATH];
   vd_split_path(path, folder, sizeof folder);
+  memcpy(above, folder, sizeof above);
+  for (*made = 0; access(above, F_OK) != 0 && errno == ENOENT && strcmp(above, ".") != 0; ++*made) {
+    char next[VD_PATH];
+    vd_split_path(above, next, sizeof next);
+    memcpy(above, next, sizeof above);
+  }
   if (vd_make_folder(folder, err)) return vd_wrap(err, "cannot write %s", path);
   return VD_OK;
+}
+
+void vd_prepare_place_unmake(const char *path, int made) {
+  char folder[VD_PATH], above[VD_PATH];
+  vd_split_path(path, folder, sizeof folder);
+  for (; made > 0 && rmdir(folder) == 0; made--) {
+    vd_split_path(folder, above, sizeof above);
+    memcpy(folder, above, sizeof folder);
+  }
 }
 
 /* Attributes of a file of that kind; false when it is none. */
