@@ -82,9 +82,9 @@ static void type_name(hid_t type, char *text) {
   snprintf(text, 16, "%s%s%u", is_unsigned ? "u" : "", name, (unsigned)(8 * H5Tget_size(type)) % 1000);
 }
 
-int vd_h5_check_type(hid_t id, const char *path, enum vd_dtype dtype, vd_error *err) {
+int vd_h5_check_type(hid_t dataset, const char *path, enum vd_dtype dtype, vd_error *err) {
   char found[16], wanted[16];
-  hid_t type = H5Dget_type(id);
+  hid_t type = H5Dget_type(dataset);
   if (type < 0) return vd_h5_fail(err, "cannot read the type of %s", path);
   type_name(type, found);
   type_name(vd_h5_type(dtype), wanted);
@@ -93,8 +93,8 @@ int vd_h5_check_type(hid_t id, const char *path, enum vd_dtype dtype, vd_error *
   return err->status;
 }
 
-int vd_h5_shape(hid_t id, const char *path, int *rank, hsize_t shape[4], vd_error *err) {
-  hid_t space = H5Dget_space(id);
+int vd_h5_shape(hid_t dataset, const char *path, int *rank, hsize_t shape[4], vd_error *err) {
+  hid_t space = H5Dget_space(dataset);
   *rank = space < 0 ? -1 : H5Sget_simple_extent_ndims(space);
   if (*rank < 0 || *rank > 4)
     vd_h5_fail(err, "%s has no shape of at most 4 dimensions", path);

@@ -292,7 +292,7 @@ def kills():
             good = good and digest("k") == wanted
             os.remove(path("k.h5"))
     report("what a killed run leaves never looks whole", good and midway >= 3, f"{midway} kills fell into the writing")
-    write(".k-train-0001.h5.tmp-99999", b"left by a killed run")
+    write(".k-train-0001.h5.tmp-99999", b"\x89HDF\r\n\x1a\nleft by a killed run")
     expect("a run after kills", prepare("k", source=big, ranks=2, **rule), 0, "wrote")
     report("it is whole", digest("k") == wanted)
     report("leftovers are gone", not glob.glob(path(".k*")), str(glob.glob(path(".k*"))))

@@ -118,9 +118,8 @@ static const char *const preface[] = {
     "",
     "The whole deck is read and checked before anything is applied or any file is touched. All errors of a deck and of",
     "`--set` are printed at once, in the order of their places: up to 20, then the number of the others. Each names",
-    "file, line and column or the `--set`, variable, the nearest known name and the allowed values. Behind a place "
-    "that",
-    "is no namelist, reading continues with the next line that begins an assignment or a group. The rules between",
+    "file, line and column or the `--set`, variable, the nearest known name and the allowed values. Behind a place",
+    "that is no namelist, reading continues with the next line that begins an assignment or a group. The rules between",
     "variables are checked once every value is right. The exit status is 2, also where the deck is missing.",
     "",
     "## Where Viaduct differs from gfortran",
