@@ -10,10 +10,11 @@
  * nothing. VD_USAGE or VD_FAILED naming what is wrong. */
 int vd_prepare_place_check(vd_h5 *h5, const vd_settings *s, vd_error *err);
 
-/* Not collective. Makes the folder of `path`, which is data%path, and those above it; *made is how many were missing. */
+/* Not collective. Makes the folder of `path`, which is data%path, and those above it; *made is how many were missing.
+ */
 int vd_prepare_place_make(const char *path, int *made, vd_error *err);
-/* Not collective. Removes as many again, from the folder of `path` upwards, as far as they are empty: for a command that
- * fails before it has written anything. */
+/* Not collective. Removes as many again, from the folder of `path` upwards, as far as they are empty: for a command
+ * that fails before it has written anything. */
 void vd_prepare_place_unmake(const char *path, int made);
 
 /* Not collective. Before anything is removed: VD_USAGE when a shard that the plan writes would replace a file that is
