@@ -1,8 +1,11 @@
 #!/usr/bin/python3
-"""doc/analysis/viaduct_files.py on the files of a run, whole and damaged. One 'ok' or 'not ok' line for each."""
+"""doc/analysis/viaduct_files.py on the files of a run, whole and damaged; and what doc/FILES.md shows in
+other languages. One 'ok' or 'not ok' line for each."""
 import math
 import os
+import re
 import shutil
+import subprocess
 import sys
 
 import h5py
@@ -84,12 +87,41 @@ def check_damage(place):
            refused(files.open_trace, place.path("no"), "there is no trace") and refused(files.log, place.path("no"), "No such"))
 
 
+def snippet(language):
+    """The first code that doc/FILES.md shows behind the line which begins with the language."""
+    with open(os.path.join(SOURCE, "doc", "FILES.md"), encoding="utf-8") as f:
+        behind = re.split(rf"^{language}\b.*:\n\n", f.read(), maxsplit=1, flags=re.M)[1]
+    return "".join(line[4:] + "\n" for line in re.match(r"(?:(?:    .*)?\n)+", behind)[0].splitlines())
+
+
+def check_languages(place):
+    """What doc/FILES.md shows prints the last spans, where the language is there."""
+    wanted = sorted(files.open_trace(place.path("run"))["span"][-1].ravel().tolist())
+    for language, name, tools in (("Fortran", "spans.f90", ("h5pfc", "h5fc")), ("Octave", "spans.m", ("octave",)),
+                                  ("R", "spans.R", ("Rscript",))):
+        tool = next(filter(shutil.which, tools), None)
+        if not tool or language == "R" and subprocess.run([tool, "-e", "library(hdf5r)"], capture_output=True).returncode:
+            print(f"ok {language} reads spans # SKIP no {' or '.join(tools)}, or no library")
+            continue
+        with open(place.path(name), "w", encoding="ascii") as f:
+            f.write(snippet(language))
+        words = [tool, name, "-o", "spans"] if language == "Fortran" else [tool, "--no-gui", "-q", name] if language == "Octave" \
+            else [tool, name]
+        done = subprocess.run(words, cwd=place.folder, capture_output=True, text=True, timeout=100)
+        if language == "Fortran" and done.returncode == 0:
+            done = subprocess.run(["./spans"], cwd=place.folder, capture_output=True, text=True, timeout=30)
+        found = sorted(float(x) for x in re.sub(r"\[\d*,\d*\]", " ", done.stdout).split())
+        report(f"{language} reads spans", len(found) == len(wanted) and np.allclose(found, wanted, atol=1e-3),
+               f"{done.stdout} {done.stderr} {wanted}")
+
+
 def main():
     place = Place(40000)
     try:
         done = place.train("run", run__max_updates=20, run__title="it's", valid__interval=20)
         report("a run", done.returncode == 0, done.stderr)
-        for check in (check_trace, check_checkpoint, check_log, check_nll, check_damage):
+        for check in (check_trace, check_checkpoint, check_log, check_nll, check_damage,
+                      check_languages):
             check(place)
     finally:
         place.remove()
