@@ -239,7 +239,8 @@ def names():
     for place in ("~/c.h5", "~user/c.h5", "$HOME/c.h5"):
         expect(f"data%path {place}", prepare(place, "raw.h5"), 2, "data%path", "begins with")
     for variable in ("run__directory", "run__resume", "run__start_from", "device__timeline", "eval__checkpoint",
-                     "eval__nll_file", "generate__checkpoint", "generate__output"):
+                     "eval__nll_file", "generate__checkpoint", "generate__output",
+                     "generate__prompt_file"):
         run = viaduct("train", "train.nml", *settings(**{variable: "'~/x'"}))
         expect(f"~ in {variable}", run, 2, variable.replace("__", "%"), "begins with '~'")
     report("no folder ~", not glob.glob("~*") and not glob.glob("$*"))

@@ -24,9 +24,10 @@ const vd_command_row vd_command_rows[] = {
                          "Prints bits per symbol of a split with a checkpoint: eval%checkpoint, else best.h5 or "
                          "last.h5 of run%directory.\nVariables: &eval, data%path, run%directory; the deck of the "
                          "training will do. Runs on any number of ranks."},
-    [VD_COMMAND_GENERATE] = {"generate", "DECK", true, false, SET,
-                             "Continues generate%prompt with a checkpoint: generate%checkpoint, else best.h5 or "
-                             "last.h5 of run%directory.\nVariables: &generate, data%path, run%directory."},
+    [VD_COMMAND_GENERATE] =
+        {"generate", "DECK", true, false, SET,
+         "Continues generate%prompt or generate%prompt_file with a checkpoint: generate%checkpoint, else best.h5 or "
+         "last.h5 of run%directory.\nVariables: &generate, data%path, run%directory."},
     [VD_COMMAND_INPUT] = {"input", "[GROUP%NAME]", false, false, "  --markdown  all variables as markdown\n",
                           "Describes the variables of a deck: all of them, those of a GROUP, or one."},
     [VD_COMMAND_INFO] = {"info", "FILE...", true, true, "",

@@ -27,8 +27,8 @@ int vd_cmd_train(vd_context *ctx, const vd_settings *s, vd_error *err);
 /* Collective(ctx->comm). `viaduct eval`: prints the bits per symbol of a split with a checkpoint, and writes
  * eval%nll_file where one is named. */
 int vd_cmd_eval(vd_context *ctx, const vd_settings *s, vd_error *err);
-/* Collective(ctx->comm). `viaduct generate`: samples tokens that continue generate%prompt, on rank 0, to
- * generate%output or standard output. */
+/* Collective(ctx->comm). `viaduct generate`: samples of text that continue a prompt, shared out over the
+ * ranks; rank 0 writes them to generate%output or standard output. */
 int vd_cmd_generate(vd_context *ctx, const vd_settings *s, vd_error *err);
 /* Not collective. `viaduct info`: verifies the file at `path`, or the folder of a run, as far as its kind allows and
  * describes it on standard output. VD_FAILED with the path when it is damaged or not one of Viaduct's. */

@@ -103,10 +103,15 @@ typedef struct vd_settings {
   } eval;
   struct {
     char checkpoint[VD_PATH];
-    char prompt[VD_PATH];
-    int64_t tokens;
-    double temperature;
+    char prompt[VD_PATH];      /* with escapes; '': prompt_file */
+    char prompt_file[VD_PATH]; /* '': prompt */
+    int64_t tokens;            /* at most, of each sample */
+    int64_t samples;
+    double temperature;   /* 0: always the likeliest */
     int64_t top_k;        /* 0: all */
+    double top_p;         /* 1: all */
+    int64_t seed;         /* -1: run.seed */
+    char stop[VD_PATH];   /* with escapes; '': none */
     char output[VD_PATH]; /* '': standard output */
   } generate;
   struct {

@@ -200,12 +200,19 @@ static void check_paths(const check *c) {
   const vd_settings *s = c->s;
   const struct {
     const char *name, *path;
-  } paths[] = {{"run%directory", s->run.directory},           {"run%resume", s->run.resume},
-               {"run%start_from", s->run.start_from},         {"data%path", s->data.path},
-               {"device%timeline", s->device.timeline},       {"eval%checkpoint", s->eval.checkpoint},
-               {"eval%nll_file", s->eval.nll_file},           {"generate%checkpoint", s->generate.checkpoint},
-               {"generate%output", s->generate.output},       {"prepare%source", s->prepare.source},
-               {"prepare%train_text", s->prepare.train_text}, {"prepare%valid_text", s->prepare.valid_text},
+  } paths[] = {{"run%directory", s->run.directory},
+               {"run%resume", s->run.resume},
+               {"run%start_from", s->run.start_from},
+               {"data%path", s->data.path},
+               {"device%timeline", s->device.timeline},
+               {"eval%checkpoint", s->eval.checkpoint},
+               {"eval%nll_file", s->eval.nll_file},
+               {"generate%checkpoint", s->generate.checkpoint},
+               {"generate%output", s->generate.output},
+               {"prepare%source", s->prepare.source},
+               {"generate%prompt_file", s->generate.prompt_file},
+               {"prepare%train_text", s->prepare.train_text},
+               {"prepare%valid_text", s->prepare.valid_text},
                {"prepare%test_text", s->prepare.test_text}};
   for (size_t i = 0; i < sizeof paths / sizeof *paths; i++) {
     char first = paths[i].path[0];
@@ -234,8 +241,11 @@ static void check_command(const check *c) {
   needs_path(c);
   const char *checkpoint = generate ? s->generate.checkpoint : s->eval.checkpoint;
   if (!checkpoint[0]) needs_directory(c);
-  if (generate && !s->generate.prompt[0])
-    BROKEN(c, "generate%prompt", "generate needs generate%%prompt, the text to continue");
+  if (generate && s->generate.prompt[0] && s->generate.prompt_file[0])
+    BROKEN(c, BOTH("generate%prompt", "generate%prompt_file"),
+           "generate%%prompt and generate%%prompt_file exclude each other");
+  if (generate && !s->generate.prompt[0] && !s->generate.prompt_file[0])
+    BROKEN(c, "generate%prompt", "generate needs generate%%prompt or generate%%prompt_file, the text to continue");
 }
 
 int vd_settings_check(const vd_settings *s, const char *command, vd_error *err) {

@@ -222,13 +222,27 @@ const vd_variable vd_variables[] = {
 
     STRING(generate, checkpoint, "''", "--path",
            "The checkpoint to generate from. '': best.h5 of run%directory, else last.h5."),
-    STRING(generate, prompt, "''", "", "The text that is continued, in symbols of the corpus's vocabulary."),
-    INTEGER(generate, tokens, "512", 1, 1e15, "tokens", "", "How many tokens to generate."),
-    REAL(generate, temperature, "1.0", 0, true, NONE, true, "", "--temperature",
-         "Logits are divided by this before sampling: below 1 favours likely symbols, above 1 unlikely ones."),
+    STRING(generate, prompt, "''", "",
+           "The text that is continued, in symbols of the corpus's vocabulary. \\n, \\t, \\r, \\\\ and \\xHH (two "
+           "hexadecimal "
+           "digits) stand for a line end, a tab, a carriage return, a backslash and any byte. Instead of prompt_file."),
+    STRING(generate, prompt_file, "''", "", "A file whose bytes, as they are, are the text that is continued."),
+    INTEGER(generate, tokens, "512", 1, 1e15, "tokens", "", "How many tokens each sample generates at most."),
+    INTEGER(generate, samples, "1", 1, 65536, "samples", "",
+            "Texts that continue the prompt, shared out over the ranks. Sample k is the same text whatever the number "
+            "of samples and ranks. With several samples a line '--- sample K of N ---' precedes each."),
+    REAL(generate, temperature, "1.0", 0, false, NONE, true, "", "--temperature",
+         "Logits are divided by this before sampling: below 1 favours likely symbols, above 1 unlikely ones. 0: always "
+         "the most likely symbol."),
     INTEGER(generate, top_k, "0", 0, 16777216, "symbols", "--sampling-topk",
             "Only this many most likely symbols are sampled from. 0: all of them; 1: always the most likely one."),
-    STRING(generate, output, "''", "", "File for the text. '': standard output."),
+    REAL(generate, top_p, "1.0", 0, true, 1, false, "probability", "--sampling-topp",
+         "Of the symbols that top_k leaves, only the fewest most likely ones whose probabilities add up to this are "
+         "sampled from. 1: all of them."),
+    INTEGER(generate, seed, "-1", -1, 9007199254740992.0, "", "--seed", "Seed of the sampling. -1: run%seed."),
+    STRING(generate, stop, "''", "",
+           "A sample ends before this text where it generates it. Escapes as in prompt. '': no such text."),
+    STRING(generate, output, "''", "", "File for the text of all samples. '': standard output."),
 
     STRING(prepare, source, "''", "",
            "A file of raw bytes, plain or packed (zip, gzip, bzip2, xz, lzma, zstd, lz4); each byte is a token, and "

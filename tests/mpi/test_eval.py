@@ -64,6 +64,15 @@ report("text is the same alone and on 2 ranks, and begins with the prompt",
        one.returncode == 0 and one.stdout == two.stdout and one.stdout.startswith("int ")
        and len(one.stdout.rstrip("\n")) >= 30, f"{one} {two}")
 report("and 2 ranks print that one idles", "one rank" in two.stderr, two.stderr)
+several = [viaduct("generate", place.deck, *settings(generate__tokens=40, generate__samples=n), ranks=ranks)
+           for n, ranks in ((3, 0), (3, 2), (2, 3))]
+cut = several[0].stdout.split("--- sample ")
+report("samples are the same alone and on 2 ranks, the first is that of one sample",
+       several[0].returncode == 0 and several[0].stdout == several[1].stdout and len(cut) == 4
+       and cut[1].rstrip("\n") == "1 of 3 ---\n" + one.stdout.rstrip("\n"), str(several))
+report("and on more ranks than samples",
+       several[2].stdout.replace(" of 2 ", " of 3 ").rstrip("\n").split("--- sample ")
+       == [part.rstrip("\n") if i == 2 else part for i, part in enumerate(cut[:3])], str(several))
 other = viaduct("generate", place.deck, *settings(generate__tokens=40, run__seed=7))
 report("another seed gives another text", other.returncode == 0 and other.stdout != one.stdout, other.stderr)
 kept = place.path("kept.txt")

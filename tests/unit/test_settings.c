@@ -316,7 +316,10 @@ static const struct {
     {"eval", "&data path='x' /", NULL},
     {"eval", "&data path='x' /\n&run directory='' /", "t:2:16: eval needs run%directory, the folder of the run"},
     {"eval", "&data path='x' /\n&run directory='' /\n&eval checkpoint='c' /", NULL},
-    {"generate", "&data path='x' /", "t: generate needs generate%prompt, the text to continue"},
+    {"generate", "&data path='x' /", "t: generate needs generate%prompt or generate%prompt_file, the text to continue"},
+    {"generate", "&data path='x' /\n&generate prompt_file='p' /", NULL},
+    {"generate", "&data path='x' /\n&generate prompt='a' prompt_file='p' /",
+     "t:2:18: generate%prompt and generate%prompt_file exclude each other"},
     {"generate", "&data path='x' /\n&generate prompt='Once' /", NULL},
 };
 
