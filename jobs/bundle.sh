@@ -28,7 +28,7 @@ install -m 644 input/*.nml "$bundle/input/"
 install -m 644 tests/golden/*.h5 "$bundle/tests/golden/"
 install tests/gpu/*.sh tests/gpu/*.py "$bundle/tests/gpu/"
 install -m 644 tests/bench/bench_torch.py "$bundle/tests/bench/"
-install doc/analysis/compare_runs.py doc/analysis/viaduct_files.py "$bundle/doc/analysis/"
+install doc/analysis/{compare_runs,pictures,viaduct_files}.py "$bundle/doc/analysis/"
 install -m 644 LICENSE "$bundle/"
 
 # Every library that the programs ask for, whatever asks for it.

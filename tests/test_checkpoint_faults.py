@@ -7,7 +7,8 @@ import shutil
 
 import h5py
 
-from whole import Place, finish, report, seal, settings, unseal, viaduct
+from h5_files import changed
+from whole import Place, finish, report, settings, viaduct
 
 place = Place(60000)
 
@@ -130,10 +131,8 @@ def contradictions():
     folder, checkpoints = run_of("contradiction")
     target = os.path.join(checkpoints, "update-00000020.h5")
     for value in (-5, 19, 10 ** 12):
-        unseal(target)
-        with h5py.File(target, "r+") as f:
+        with changed(target) as f:
             f.attrs.modify("update", value)
-        seal(target)
         for name, words in (("info", ["info", target]), ("train", ["train", place.deck, *settings(
                 run__directory=folder, run__resume=target)]), ("eval", ["eval", place.deck, *settings(
                     eval__checkpoint=target)]), ("generate", ["generate", place.deck, *settings(
@@ -158,8 +157,7 @@ def claims():
                               ("symbols", "vocabulary/symbol", (10 ** 8, 100))):
         folder, checkpoints = run_of("claims-" + name.replace(" ", "-"))
         target = os.path.join(checkpoints, "update-00000020.h5")
-        unseal(target)
-        with h5py.File(target, "r+", libver="latest") as f:
+        with changed(target) as f:
             names = []
             f.visit(names.append)
             if path not in f:
@@ -168,7 +166,6 @@ def claims():
             kind = f[path].dtype
             del f[path]
             f.create_dataset(path, shape=shape, dtype=kind, chunks=tuple(min(n, 64) for n in shape))
-        seal(target)
         for other in os.listdir(checkpoints):
             if other not in (os.path.basename(target), "last.h5"):
                 os.remove(os.path.join(checkpoints, other))
@@ -188,20 +185,16 @@ def text_for_terminals():
     """What a file's attributes and links say is printed without control characters."""
     folder, checkpoints = run_of("escapes")
     target = os.path.join(checkpoints, "update-00000020.h5")
-    unseal(target)
-    with h5py.File(target, "r+", libver="latest") as f:
+    with changed(target) as f:
         f.attrs.create("git_version", b"\x1b[2J\r\xc2\x9b", dtype="S6")
         f["memory/\x1b[31m"] = [1.0]
-    seal(target)
     result = viaduct("info", target)
     report("control characters in attributes and names are escaped",
            result.returncode == 0 and "\x1b" not in result.stdout and result.stdout.count("\\x1b") == 2, said(result))
-    unseal(target)
-    with h5py.File(target, "r+", libver="latest") as f:
+    with changed(target) as f:
         count = f["vocabulary/length"][...]
         del f["vocabulary/length"]
         f["vocabulary/length"] = count.astype("f4")
-    seal(target)
     result = viaduct("eval", place.deck, *settings(eval__checkpoint=target))
     report("a vocabulary of other types is refused", result.returncode == 1 and "integers" in result.stderr, said(result))
 

@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 
+from sources import failures, report, tracked
+
 ROOT = os.environ.get("SOURCE") or os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BUILD = os.environ.get("BUILD") or os.path.join(ROOT, "build")
 os.chdir(ROOT)
@@ -17,20 +19,6 @@ FIRST_WORDS = re.compile(r"(Collective\([^)]+\)\.|Not collective\.|Stream-ordere
 FORBIDDEN = [a + b for a, b in (
     ("TO", "DO"), ("FIX", "ME"), ("XX", "X "), ("/wo", "rk/"), ("deb.debian", ".org"), ("pypi", ".org"),
     ("../sha", "red"), ("/opt/torch", "env"), ("git reset", " --hard"))]
-
-failures = 0
-
-
-def report(name, problems):
-    global failures
-    if problems:
-        failures += 1
-        print(f"not ok {name}")
-        for p in problems:
-            print(f"  {p}")
-    else:
-        print(f"ok {name}")
-
 
 def read(path):
     with open(path, encoding="utf-8", errors="replace") as f:
@@ -45,15 +33,6 @@ def blank(text, comments=True):
             return s
         return re.sub(r"[^\n]", " ", s)
     return re.sub(r'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])+\'', hide, text, flags=re.S)
-
-
-def tracked():
-    """All the project's files: what git knows, or without git everything outside the folders that are built."""
-    git = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], capture_output=True, text=True)
-    if git.returncode == 0 and git.stdout:
-        return [p for p in git.stdout.split("\n") if p and os.path.isfile(p)]
-    top = ("src", "io", "cuda", "jobs", "input", "tests", "doc", ".ci")
-    return [os.path.join(d, f) for t in top for d, _, fs in os.walk(t) for f in fs] + ["Makefile", "README.md", "CHANGELOG.md"]
 
 
 FILES = tracked()

@@ -18,13 +18,15 @@ import h5py
 import numpy as np
 import xarray
 
+from h5_files import datasets, is_scale
+from whole import SEAL
+
 ROOT = os.environ.get("SOURCE") or os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 VIADUCT = os.path.join(os.path.abspath(os.environ.get("BUILD") or os.path.join(ROOT, "build")), "viaduct")
 FOLDER = tempfile.mkdtemp(prefix="viaduct-files-")
 SEED = int(os.environ.get("SEED", "1"))
 # Longer than the training of the tests ever gets.
 ENDLESS = 10_000_000
-SEAL = 81  # bytes of the digest at the end of a checkpoint
 
 DECK = """
 &run title='files', directory='run', max_updates=20, log_interval=2 /
@@ -113,16 +115,6 @@ def make_files():
 
 def text(value):
     return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def datasets(f):
-    found = []
-    f.visititems(lambda name, o: found.append("/" + name) if isinstance(o, h5py.Dataset) else None)
-    return found
-
-
-def is_scale(d):
-    return h5py.h5ds.is_scale(d.id)
 
 
 def dimensions(d):

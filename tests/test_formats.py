@@ -1,8 +1,6 @@
 #!/usr/bin/python3
 """Files of earlier format versions are read, and runs continue from them; numbers of a checkpoint that cannot be are refused,
 under a digest that is right."""
-import contextlib
-import hashlib
 import os
 import shutil
 
@@ -11,9 +9,9 @@ import numpy as np
 import xarray
 
 import whole
+from h5_files import changed, datasets, is_scale
 from whole import Place, report
 
-SEAL = 81  # bytes of the digest at the end of a file
 place = Place(tokens=60000)
 at = place.path
 
@@ -35,32 +33,6 @@ def viaduct(*words, status=0):
     p = whole.viaduct(*words, cwd=place.folder)
     expect(p.returncode == status, f"viaduct {' '.join(words)}: exit status {p.returncode}: {p.stderr}")
     return p
-
-
-def datasets(f):
-    found = []
-    f.visititems(lambda name, o: found.append("/" + name) if isinstance(o, h5py.Dataset) else None)
-    return found
-
-
-def is_scale(d):
-    return h5py.h5ds.is_scale(d.id)
-
-
-@contextlib.contextmanager
-def changed(path, sealed=True):
-    """Opens a file of Viaduct's for changes. Its digest is taken off before, and a right one put on after, where
-    `sealed`."""
-    with open(path, "rb") as f:
-        data = f.read()
-    if data[-SEAL:].startswith(b"\nviaduct sha256 "):
-        os.truncate(path, len(data) - SEAL)
-    with h5py.File(path, "r+", libver="latest") as f:
-        yield f
-    with open(path, "rb") as f:
-        data = f.read()
-    with open(path, "ab") as f:
-        f.write(b"\nviaduct sha256 " + hashlib.sha256(data).hexdigest().encode() + b"\n" if sealed else b"")
 
 
 POSITION = ("update", "epoch", "block")

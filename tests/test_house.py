@@ -7,6 +7,8 @@ import sys
 from collections import Counter, defaultdict
 from glob import glob
 
+from sources import failures, report
+
 ROOT = os.environ.get("SOURCE") or os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 os.chdir(ROOT)
 
@@ -46,17 +48,6 @@ PRIVATE_ALLOWED = {("src/commands/command_line.c", "src/deck/settings_table.h"),
                    ("src/commands/manual.c", "src/deck/settings_table.h"),
                    ("src/train/open_checkpoint.c", "src/deck/settings_table.h"),
                    ("src/train/resume.c", "src/deck/settings_table.h")}
-
-failures = 0
-
-
-def report(name, problems):
-    global failures
-    failures += bool(problems)
-    print(f"not ok {name}" if problems else f"ok {name}")
-    for problem in problems:
-        print(f"  {problem}")
-
 
 def sources(*folders):
     return sorted(p for f in folders for p in glob(f"{f}/**/*", recursive=True) if re.search(r"\.(c|h|cu|cuh)$", p))

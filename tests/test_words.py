@@ -7,10 +7,11 @@ an 'ok' or 'not ok' line for each list, and each place. With --counts: only how 
 import io
 import os
 import re
-import subprocess
 import sys
 import tokenize
 from collections import Counter
+
+from sources import failures, report, tracked
 
 ROOT = os.environ.get("SOURCE") or os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 os.chdir(ROOT)
@@ -78,25 +79,6 @@ ALLOWED = [(path, word.replace("~", ""), why) for path, word, why in (
 )]
 BINARY = re.compile(r"\.(h5|png|pt|xz|zip|gz)$")
 GAP = r"(?:[ \t]*\n[ \t]*(?:/?\*+(?!/)|//+|#+|!+|>|\")?[ \t]*|[ \t]+)"
-failures = 0
-
-
-def report(name, problems):
-    global failures
-    failures += bool(problems)
-    print(f"not ok {name}" if problems else f"ok {name}")
-    for problem in problems:
-        print(f"  {problem}")
-
-
-def tracked():
-    git = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], capture_output=True, text=True)
-    if git.returncode == 0 and git.stdout:
-        return [p for p in git.stdout.split("\n") if p and os.path.isfile(p)]
-    top = ("src", "io", "cuda", "jobs", "input", "tests", "doc", ".ci")
-    return [os.path.join(d, f) for t in top for d, _, fs in os.walk(t) for f in fs] + ["Makefile", "README.md", "CHANGELOG.md"]
-
-
 def c_names(text):
     hidden = re.sub(r'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])+\'|^[ \t]*#[ \t]*include[^\n]*',
                     lambda m: re.sub(r"[^\n]", " ", m.group(0)), text, flags=re.S | re.M)

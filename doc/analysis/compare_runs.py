@@ -89,20 +89,6 @@ def table(runs, column, what):
     return "\n".join(lines)
 
 
-def end_ticks(axes, last, inches, ticker):
-    """Ticks at round values, at 0 and at `last`, on an axis `inches` long. The outer labels end with the axis, so that they
-    do not meet those of the next panel; round values whose labels would meet another's are left out."""
-    wide = 0.08 * len(f"{last:,.0f}") + 0.08
-    bins = max(1, int(inches / (1.5 * wide)))
-    round_values = [t for t in ticker.MaxNLocator(bins, integer=True).tick_values(0, last) if 0 < t < last]
-    ticks = [0, *(t for t in round_values if t / last * inches > 1.5 * wide / 2 + 0.1
-                  and (last - t) / last * inches > 1.5 * wide), last]
-    axes.set_xticks(ticks, [f"{t:,.0f}" for t in ticks])
-    marks = axes.xaxis.get_major_ticks(len(ticks))
-    marks[0].label1.set_ha("left")
-    marks[-1].label1.set_ha("right")
-
-
 def draw(runs, path):
     try:
         import matplotlib
@@ -110,7 +96,7 @@ def draw(runs, path):
         raise FileError(f"{missing}; on Debian: apt-get install python3-matplotlib") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-    from matplotlib import ticker
+    from pictures import end_ticks
     plt.rcParams.update(STYLE)
     figure, panels = plt.subplots(1, 2, figsize=(8, 4), sharey=True, layout="constrained")
     for axes, column, label in ((panels[0], 0, "updates"), (panels[1], 1, "seconds of training")):
@@ -123,7 +109,7 @@ def draw(runs, path):
         last = max(run["train"][-1][column] for run in runs.values())
         axes.set_xlim(0, last)
         axes.set_xlabel(label)
-        end_ticks(axes, last, 3.4, ticker)
+        end_ticks(axes, last, 3.4)
     panels[0].set_ylabel("bpc (bits per symbol)")
     panels[0].legend()
     figure.savefig(path)

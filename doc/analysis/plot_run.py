@@ -27,6 +27,7 @@ try:
     from matplotlib import colors, ticker
 
     import h5py  # noqa: F401 (viaduct_files reads with it)
+    from pictures import end_ticks
     from viaduct_files import FileError, one_line, open_trace, setting
 except ImportError as missing:
     sys.exit(f"plot_run.py: {missing}; on Debian: apt-get install python3-h5py python3-matplotlib")
@@ -109,20 +110,6 @@ def headline(figure, trace, what, foot=0):
                              (0.37, f"{what} · {describe(trace)}", {"fontsize": 9, "color": MUTED})):
         fit(figure, figure.text(left, 1 - down / inches, plain(words), ha="left", va="top", **how), 0.976)
     figure.set_layout_engine("constrained", rect=(0, foot / inches, 1, 1 - (0.62 + foot) / inches), w_pad=0.06, h_pad=0.06)
-
-
-def end_ticks(axes, last, inches):
-    """Ticks at round values, at 0 and at `last`, on an axis `inches` long. The outer labels end with the axis, so that they
-    do not meet those of the next panel; round values whose labels would meet another's are left out."""
-    wide = 0.08 * len(f"{last:,.0f}") + 0.08
-    bins = max(1, int(inches / (1.5 * wide)))
-    round_values = [t for t in ticker.MaxNLocator(bins, integer=True).tick_values(0, last) if 0 < t < last]
-    ticks = [0, *(t for t in round_values if t / last * inches > 1.5 * wide / 2 + 0.1
-                  and (last - t) / last * inches > 1.5 * wide), last]
-    axes.set_xticks(ticks, [f"{t:,.0f}" for t in ticks])
-    marks = axes.xaxis.get_major_ticks(len(ticks))
-    marks[0].label1.set_ha("left")
-    marks[-1].label1.set_ha("right")
 
 
 def update_axis(axes, trace, columns=1, label=True):

@@ -19,8 +19,9 @@ static bool is_lock_file(int fd) {
   char text[VD_LOCK_OWNER] = "", host[VD_LOCK_OWNER] = "", again[2 * VD_LOCK_OWNER];
   long process = 0;
   if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode) || info.st_size >= VD_LOCK_OWNER) return false;
-  if (pread(fd, text, sizeof text - 1, 0) < 0) return false;
-  if (text[0] == '\0') return info.st_size == 0;
+  /* What is read decides whether it is empty: its holder may empty it to sign it after fstat() saw another text. */
+  ssize_t n = pread(fd, text, sizeof text - 1, 0);
+  if (n <= 0) return n == 0;
   if (sscanf(text, "host %255[^,], process %ld", host, &process) != 2) return false;
   snprintf(again, sizeof again, OWNER_FORMAT, host, process);
   return strcmp(text, again) == 0;

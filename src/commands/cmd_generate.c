@@ -191,7 +191,7 @@ static void put(struct generate *g, const char *bytes, size_t n) {
   g->amid_a_line = bytes[n - 1] != '\n';
 }
 
-/* Several samples are told apart by a line before each. */
+/* With several samples a line precedes each. */
 static void announce(struct generate *g) {
   char line[64];
   if (g->s->generate.samples == 1) return;
@@ -334,7 +334,7 @@ static int check_output(const struct generate *g, vd_error *err) {
   return vd_broadcast_error(g->ctx->comm, err);
 }
 
-/* Rank 0 tells on stderr what the user may not expect. */
+/* Rank 0 prints on stderr what the user may not expect. */
 static void print_notes(const struct generate *g) {
   const vd_settings *s = g->s;
   if (g->ctx->size > s->generate.samples)

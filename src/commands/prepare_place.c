@@ -2,6 +2,7 @@
 
 #include "io/digest.h"
 #include "src/base/file_lock.h"
+#include "src/base/machine.h"
 #include "src/base/path_identity.h"
 
 #include <dirent.h>
@@ -37,13 +38,10 @@ static int check_name(const char *path, vd_error *err) {
 
 /* Can the folder of `path` be written, or be made? */
 static int check_folder(const char *path, vd_error *err) {
-  char folder[VD_PATH], above[VD_PATH];
+  char wanted[VD_PATH], folder[VD_PATH];
   struct stat st;
-  vd_split_path(path, folder, sizeof folder);
-  while (access(folder, F_OK) != 0 && errno == ENOENT && strcmp(folder, ".") != 0) {
-    vd_split_path(folder, above, sizeof above);
-    memcpy(folder, above, sizeof folder);
-  }
+  vd_split_path(path, wanted, sizeof wanted);
+  vd_existing_folder(wanted, folder, sizeof folder);
   if (access(folder, W_OK | X_OK) != 0)
     return vd_fail(err, VD_FAILED, "cannot write %s: folder %s: %s", path, folder, strerror(errno));
   if (stat(folder, &st) != 0 || !S_ISDIR(st.st_mode))

@@ -39,7 +39,7 @@ int vd_open_checkpoint_find(vd_context *ctx, const vd_settings *s, const char *n
   if (ctx->rank == 0 && choose(s, named, r, err) == VD_OK) follow_link(r->path);
   if (vd_broadcast_error(ctx->comm, err)) return err->status;
   MPI_Bcast(r->path, (int)sizeof r->path, MPI_CHAR, 0, ctx->comm);
-  return vd_snapshot_describe(ctx, r->path, &r->settings, r->corpus_id, &r->update, err);
+  return vd_snapshot_describe(ctx, r->path, true, &r->settings, r->corpus_id, &r->update, err);
 }
 
 enum part { ELSEWHERE, TRAINING, MEMORY, SHAPE };

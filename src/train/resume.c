@@ -123,7 +123,9 @@ int vd_resume_find(vd_context *ctx, const vd_settings *s, const char *corpus_id,
   if (!r->path[0]) return VD_OK;
   vd_settings saved;
   char id[64] = "";
-  if (vd_snapshot_describe(ctx, r->path, &saved, id, &r->update, err)) return err->status;
+  /* The newest of the folder was verified when it was found. */
+  if (vd_snapshot_describe(ctx, r->path, start_of(s) == START_FROM_PATH, &saved, id, &r->update, err))
+    return err->status;
   size_t length = strlen(r->notice);
   if (length > 0 && r->notice[length - 1] != '\n') add_notice(r, "\n");
   if (compare(s, &saved, r, err)) return err->status;

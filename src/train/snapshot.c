@@ -264,12 +264,11 @@ int vd_snapshot_read_parameters(vd_context *ctx, vd_ops *ops, vd_model *model, c
   return err->status;
 }
 
-static void read_description(vd_context *ctx, const char *path, vd_settings *settings, char corpus_id[64],
+static void read_description(vd_context *ctx, const char *path, bool verify, vd_settings *settings, char corpus_id[64],
                              int64_t *update, vd_error *err) {
   vd_checkpoint *c = NULL;
   char *echo = NULL, *id = NULL;
-  /* Every command describes a checkpoint before it reads more of it: here the digest is compared. */
-  if (vd_checkpoint_open(&c, ctx->h5, path, true, err)) return;
+  if (vd_checkpoint_open(&c, ctx->h5, path, verify, err)) return;
   if (vd_checkpoint_get_text(c, "settings", &echo, err) == VD_OK &&
       vd_checkpoint_get_text(c, "corpus_id", &id, err) == VD_OK &&
       vd_checkpoint_get_i64(c, "update", update, err) == VD_OK) {
@@ -288,11 +287,11 @@ static void read_description(vd_context *ctx, const char *path, vd_settings *set
   vd_checkpoint_close(&c);
 }
 
-int vd_snapshot_describe(vd_context *ctx, const char *path, vd_settings *settings, char corpus_id[64], int64_t *update,
-                         vd_error *err) {
+int vd_snapshot_describe(vd_context *ctx, const char *path, bool verify, vd_settings *settings, char corpus_id[64],
+                         int64_t *update, vd_error *err) {
   memset(settings, 0, sizeof *settings);
   if (ctx->rank == 0) {
-    read_description(ctx, path, settings, corpus_id, update, err);
+    read_description(ctx, path, verify, settings, corpus_id, update, err);
     if (err->status) err->status = VD_FAILED; /* settings inside a file are no fault of the user's deck */
   }
   if (vd_broadcast_error(ctx->comm, err)) return err->status;

@@ -67,9 +67,10 @@ int vd_snapshot_read_numbers(hid_t file, vd_snapshot_numbers *numbers, vd_error 
 int vd_snapshot_read_parameters(vd_context *ctx, vd_ops *ops, vd_model *model, const char *path, vd_error *err);
 
 /* Collective(ctx->comm). Reads a checkpoint's attributes: the settings it was written with, the id of its corpus, the
- * updates done. Rank 0 reads and broadcasts. The error is agreed. */
-int vd_snapshot_describe(vd_context *ctx, const char *path, vd_settings *settings, char corpus_id[64], int64_t *update,
-                         vd_error *err);
+ * updates done. verify: first compares its digest, which every command does once, before it reads more of the file.
+ * Rank 0 reads and broadcasts. The error is agreed. */
+int vd_snapshot_describe(vd_context *ctx, const char *path, bool verify, vd_settings *settings, char corpus_id[64],
+                         int64_t *update, vd_error *err);
 
 /* Collective(ctx->comm). The corpus adopts the vocabulary of the checkpoint at `path` (vd_corpus_adopt), so that ids
  * are the model's. Rank 0 reads. A file of format version 1 holds none: then the corpus must be the one of trained_id.
