@@ -240,7 +240,8 @@ def two_runs():
     """A second run in the folder of a living one is turned away; kill -9 ends the lock; leftovers go."""
     folder = place.path("locked")
     last, lock = os.path.join(folder, "checkpoints", "last.h5"), os.path.join(folder, ".lock")
-    words = {"run__directory": folder, "valid__interval": 0}
+    # As in real runs, a dry run that reads the newest checkpoint ends long before checkpoint%keep newer ones replace it.
+    words = {"run__directory": folder, "valid__interval": 0, "checkpoint__interval": 200}
     with subprocess.Popen(command(*train(**words, run__max_updates=10**9)), env=ENVIRONMENT, stdout=subprocess.DEVNULL,
                           stderr=subprocess.PIPE, text=True) as first:
         try:
