@@ -132,6 +132,7 @@ static void release_layer(vd_model *m, int l) {
   struct vd_layer_saved *s = &m->saved[l];
   m->ops->free(m->ops, s->input);
   m->ops->free(m->ops, m->state[l].memory);
+  m->ops->free(m->ops, m->state[l].cache);
   m->ops->free(m->ops, m->state[l].rel_key);
   m->ops->free(m->ops, m->state[l].drel_key);
   free(m->state[l].reach);
@@ -204,6 +205,8 @@ static void plan_layer(vd_model *m, struct vd_layer_state *s) {
 }
 
 void vd_model_plan(vd_model *m) {
+  vd_model_cache_drop(m);
+  m->encoded = 0;
   if (vd_model_is_xl(m)) return; /* reaches follow memories and blocks: vd_model_reserve */
   for (int l = 0; l < (int)m->config.n_layer; l++) plan_layer(m, &m->state[l]);
 }

@@ -8,8 +8,8 @@
  *      operations and bytes for logs and for checks of memory.
  * The room knows nothing of MPI, files, decks or the training loop: src/train connects it with them.
  * model.c: buffers and windows; model_params.c: layout and initial values; model_step.c: the passes; model_memory.c:
- * the memories; model_cost.c: operations and bytes; optimizer.c: Adagrad, Adam, loss scaling; sampler.c: draws from
- * logits. */
+ * the memories; model_cache.c: their projections in one-token steps; model_cost.c: operations and bytes; optimizer.c:
+ * Adagrad, Adam, loss scaling; sampler.c: draws from logits. */
 #ifndef VD_MODEL_H
 #define VD_MODEL_H
 
@@ -66,7 +66,8 @@ typedef struct vd_memory_estimate {
   double parameters, gradients, optimizer /* one state */, memories, activations, workspace; /* bytes */
 } vd_memory_estimate;
 /* Not collective. Fills *e for n_stream streams of a rank (micro_streams at a time, 0: all) when every layer's window
- * is `window` tokens; act_size: bytes of an activation. */
+ * is `window` tokens; act_size: bytes of an activation. What one-token steps keep of projected memory is not counted.
+ */
 void vd_model_estimate(const vd_model_config *config, size_t act_size, int64_t n_stream, int64_t micro_streams,
                        int64_t block, int64_t window, vd_memory_estimate *e);
 

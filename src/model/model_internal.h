@@ -36,6 +36,11 @@ struct vd_layer_state {
   int64_t window;
   int64_t *reach; /* host [n_head] */
   real *z;        /* host [n_span] */
+  /* Projected memory, kept from one one-token step to the next (model_cache.c). */
+  vd_act *cache;      /* [n_stream, cache_rows, 2, width] keys and values, as in vd_qkv.memory; NULL: none */
+  int64_t cache_rows; /* rows that there is space for, per stream */
+  int64_t cache_end;  /* the newest row of the memory is row cache_end - 1 */
+  bool cache_valid;   /* the rows hold what the memory and the weights give */
   /* Of Transformer-XL: */
   vd_act *rel_key; /* [mem_len + max_block, width] row x: distance x */
   real *drel_key;  /* the same, training */
@@ -70,6 +75,8 @@ struct vd_model {
   double *loss;                 /* one */
   vd_act *dhidden;              /* [n, d] */
   vd_act *dsum, *dbranch;       /* [n, the greater of d and width], [n, d] */
+  int64_t encoded;              /* distances whose relative keys hold, Transformer-XL without training */
+  bool cached;                  /* this step uses the caches of projected memory */
   vd_act *distances;            /* [mem_len + max_block, d] encodings, Transformer-XL */
   vd_act *dff;                  /* [n, d_inner] */
   vd_qkv dqkv;                  /* as a layer's qkv, the largest */
@@ -91,5 +98,18 @@ static inline bool vd_model_is_xl(const vd_model *m) {
 /* Not collective. Gives every layer's memory and key/value buffers the room that its window and `block` ask for, and in
  * Transformer-XL their reach. */
 int vd_model_reserve(vd_model *m, int64_t block, vd_error *err);
+
+/* Not collective. Decides whether a step uses the caches, and makes space for the row that it adds. To be called after
+ * vd_model_reserve. Errors: out of memory. */
+int vd_model_cache_begin(vd_model *m, const vd_step *step, vd_error *err);
+/* Not collective. Where keys and values of the memory of local stream `stream` begin in the layer's cache. */
+vd_act *vd_model_cache_rows(const vd_model *m, int layer, int64_t stream);
+/* Stream-ordered. Appends keys and values of the stream's token, qkv.block [1, 3, width], to the layer's cache. */
+void vd_model_cache_push(vd_model *m, int layer, int64_t stream, const vd_qkv *qkv);
+/* Not collective. The step is enqueued: the caches hold one row more. */
+void vd_model_cache_end(vd_model *m);
+/* Not collective. Weights, spans or memories have changed in another way than by a one-token step: the next one
+ * projects the whole memory again. */
+void vd_model_cache_drop(vd_model *m);
 
 #endif

@@ -68,6 +68,7 @@ int vd_model_reserve(vd_model *m, int64_t block, vd_error *err) {
 }
 
 int vd_model_reset_memory(vd_model *m, vd_error *err) {
+  vd_model_cache_drop(m);
   for (int l = 0; l < (int)m->config.n_layer; l++) {
     struct vd_layer_state *s = &m->state[l];
     int64_t rows = rows_kept(m, s);
@@ -123,6 +124,7 @@ void vd_model_memory_get(vd_model *m, int layer, int64_t first, int64_t n, real 
 
 int vd_model_memory_put(vd_model *m, int layer, int64_t rows, int64_t first, int64_t n, const real *in, vd_error *err) {
   struct vd_layer_state *s = &m->state[layer];
+  vd_model_cache_drop(m);
   if (vd_model_is_xl(m)) {
     put_rows_xl(m, layer, rows, first, n, in);
     return VD_OK;

@@ -105,8 +105,14 @@ static void layer_forward(vd_model *m, const struct micro *u, int l, vd_act *out
   vd_attention a = attention_of(m, u, l);
   vd_attention_input in = input_of(m, u, l);
   vd_linear join = plain(u, m->width, m->d), fc1 = fc1_of(m, u, l), fc2 = plain(u, m->config.d_inner, m->d);
-  o->attention_project(o, &a, &in, m->params + p->query_at, m->params + p->key_at, m->params + p->value_at, &s->qkv);
-  o->attention(o, &a, &s->qkv, s->attended, s->lse);
+  vd_attention projected = a;
+  vd_qkv qkv = s->qkv;
+  if (m->cached) qkv.memory = vd_model_cache_rows(m, l, u->first);
+  if (m->cached && m->state[l].cache_valid) projected.window = 0; /* the token's row alone */
+  o->attention_project(o, &projected, &in, m->params + p->query_at, m->params + p->key_at, m->params + p->value_at,
+                       &qkv);
+  o->attention(o, &a, &qkv, s->attended, s->lse);
+  if (m->cached) vd_model_cache_push(m, l, u->first, &qkv);
   o->linear(o, &join, s->attended, weight(m, p->out), NULL, m->branch);
   drop(m, u, l, VD_SITE_ATTENDED, m->branch, m->branch);
   o->add_norm(o, u->rows, m->d, s->input, m->branch, weight(m, p->norm1_weight), weight(m, p->norm1_bias), s->sum1,
@@ -162,6 +168,9 @@ static void layer_backward(vd_model *m, const struct micro *u, int l) {
 static void encode_positions(vd_model *m, const vd_step *step) {
   vd_ops *o = m->ops;
   int64_t n = distances_of(&m->state[0]); /* alike in all layers */
+  if (m->cached && n <= m->encoded) return;
+  if (m->cached) n = m->config.mem_len + m->max_block; /* all that there can be: the next steps find them here */
+  m->encoded = step->train ? 0 : n;
   vd_position_encoding e = {.n = n,
                             .d = m->d,
                             .clamp_len = m->config.clamp_len,
@@ -281,7 +290,7 @@ static void run_micro(vd_model *m, const struct micro *u) {
 int vd_model_run(vd_model *m, vd_step *step, vd_error *err) {
   if (step->block < 1 || step->block > m->max_block) vd_bug("block of %lld tokens", (long long)step->block);
   if (step->train && !m->training) vd_bug("a model made for evaluation cannot train");
-  if (vd_model_reserve(m, step->block, err)) return err->status;
+  if (vd_model_reserve(m, step->block, err) || vd_model_cache_begin(m, step, err)) return err->status;
   m->ops->zero(m->ops, m->loss, sizeof *m->loss);
   if (vd_model_is_xl(m)) encode_positions(m, step);
   for (int64_t first = 0; first < m->n_stream; first += m->micro) {
@@ -296,6 +305,7 @@ int vd_model_run(vd_model *m, vd_step *step, vd_error *err) {
     else
       s->oldest = (s->oldest + step->block) % s->rows;
   }
+  vd_model_cache_end(m);
   step->n_target = 0;
   for (int64_t i = 0; i < m->n_stream * step->block; i++) step->n_target += step->y[i] >= 0;
   if (!step->nll_sum && !step->nll && !step->logits) return m->ops->check(m->ops, err);

@@ -171,7 +171,8 @@ struct vd_ops {
   void (*attention_schedule)(vd_ops *o, int n, const vd_attention *a);
   /* Projects the hidden states to x. wq, wk, wv [d, d_model], no bias; memory and hidden are d_model wide, d = n_head *
    * d_head. Of x->memory only the rows that heads use are guaranteed to be written. Weights that are contiguous in
-   * memory take one product. */
+   * memory take one product. With a->window 0 the rows of the block alone are projected, whatever the reaches; the CUDA
+   * backend cannot do that for adaptive span. */
   void (*attention_project)(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
                             const real *wk, const real *wv, const vd_qkv *x);
   /* dhidden [n, d_model] += gradient of the block's rows; memory rows get none. dwq, dwk, dwv += gradients from both
