@@ -14,6 +14,7 @@ enum vd_init { VD_INIT_PUBLISHED, VD_INIT_FAIRSEQ };
 
 /* span%softmax: after the soft mask, or over the layer's window before it. */
 enum vd_softmax { VD_MASKED, VD_TRIMMED };
+enum vd_initial_memory { VD_MEMORY_EMPTY, VD_MEMORY_ZEROS };
 
 /* optimizer%method and optimizer%schedule. */
 enum vd_method { VD_ADAGRAD, VD_ADAM };

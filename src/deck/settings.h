@@ -61,6 +61,7 @@ typedef struct vd_settings {
     int64_t mem_len;
     int64_t clamp_len; /* <= 0: none */
     bool same_length;
+    enum vd_initial_memory initial;
   } memory;
   struct {
     enum vd_method method;

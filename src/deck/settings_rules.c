@@ -146,14 +146,15 @@ static const struct {
   const char *name, *choice;
   int number; /* the variable belongs to this value of the choice */
 } belongings[] = {
-    {"model%emb_dropout", "model%arch", VD_ADAPTIVE_SPAN},   {"model%dropatt", "model%arch", VD_TRANSFORMER_XL},
-    {"model%untie_r", "model%arch", VD_TRANSFORMER_XL},      {"span%attn_span", "model%arch", VD_ADAPTIVE_SPAN},
-    {"span%ramp", "model%arch", VD_ADAPTIVE_SPAN},           {"span%init", "model%arch", VD_ADAPTIVE_SPAN},
-    {"span%per_layer", "model%arch", VD_ADAPTIVE_SPAN},      {"span%aux_loss_scaler", "model%arch", VD_ADAPTIVE_SPAN},
-    {"span%softmax", "model%arch", VD_ADAPTIVE_SPAN},        {"memory%mem_len", "model%arch", VD_TRANSFORMER_XL},
-    {"memory%clamp_len", "model%arch", VD_TRANSFORMER_XL},   {"memory%same_length", "model%arch", VD_TRANSFORMER_XL},
-    {"optimizer%clip_step", "optimizer%method", VD_ADAGRAD}, {"optimizer%beta1", "optimizer%method", VD_ADAM},
-    {"optimizer%beta2", "optimizer%method", VD_ADAM},        {"optimizer%min_lr", "optimizer%schedule", VD_COSINE},
+    {"model%emb_dropout", "model%arch", VD_ADAPTIVE_SPAN}, {"model%dropatt", "model%arch", VD_TRANSFORMER_XL},
+    {"model%untie_r", "model%arch", VD_TRANSFORMER_XL},    {"span%attn_span", "model%arch", VD_ADAPTIVE_SPAN},
+    {"span%ramp", "model%arch", VD_ADAPTIVE_SPAN},         {"span%init", "model%arch", VD_ADAPTIVE_SPAN},
+    {"span%per_layer", "model%arch", VD_ADAPTIVE_SPAN},    {"span%aux_loss_scaler", "model%arch", VD_ADAPTIVE_SPAN},
+    {"span%softmax", "model%arch", VD_ADAPTIVE_SPAN},      {"memory%mem_len", "model%arch", VD_TRANSFORMER_XL},
+    {"memory%clamp_len", "model%arch", VD_TRANSFORMER_XL}, {"memory%same_length", "model%arch", VD_TRANSFORMER_XL},
+    {"memory%initial", "model%arch", VD_TRANSFORMER_XL},   {"optimizer%clip_step", "optimizer%method", VD_ADAGRAD},
+    {"optimizer%beta1", "optimizer%method", VD_ADAM},      {"optimizer%beta2", "optimizer%method", VD_ADAM},
+    {"optimizer%min_lr", "optimizer%schedule", VD_COSINE},
 };
 
 static void check_belongings(const check *c) {

@@ -124,13 +124,17 @@ const vd_variable vd_variables[] = {
            "'trimmed': normalised over the layer's window before the mask, as in fairseq's adaptive_span example."),
 
     INTEGER(memory, mem_len, "512", 0, 16777216, "tokens", "--mem-len",
-            "Tokens before the block whose hidden states each layer keeps. The memory begins empty."),
+            "Tokens before the block whose hidden states each layer keeps."),
     INTEGER(memory, clamp_len, "0", -1, 16777216, "tokens", "--clamp-len",
             "Largest distance that position encodings distinguish: greater distances are clamped to it. 0 or -1: no "
             "clamp."),
     LOGICAL(memory, same_length, ".false.", "--same-length",
             ".true.: every token sees mem_len tokens at most, itself included; .false.: a block's last token sees more "
             "than its first."),
+    CHOICE(
+        memory, initial, "'empty'", "empty zeros", "",
+        "The memory at the start of an epoch or of an evaluation. 'empty': no hidden states, as in the published code. "
+        "'zeros': mem_len hidden states of zeros, to which tokens attend, as in fairseq's truncated_bptt example."),
 
     CHOICE(optimizer, method, "'adagrad'", "adagrad adam", "--optimizer",
            "'adagrad', with the clipping of clip_step (fairseq's adagrad_with_grad_clip), or 'adam', with bias "

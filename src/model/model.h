@@ -31,10 +31,11 @@ typedef struct vd_model_config {
   uint64_t seed;
   /* Transformer-XL alone, which has no spans and applies `dropout` to the embedding too. */
   double dropatt;    /* dropout of attention weights */
-  int64_t mem_len;   /* most tokens in the memory of a layer; a memory begins empty */
+  int64_t mem_len;   /* most tokens in the memory of a layer */
   int64_t clamp_len; /* longer distances get the encoding of this one; <= 0: every distance has its own */
   bool same_length;  /* every token sees mem_len tokens at most, itself included */
-  bool untie_r;      /* biases of content and position in each layer; else one pair for all */
+  enum vd_initial_memory initial_memory; /* at the start of a split: no rows, or mem_len rows of zeros */
+  bool untie_r;                          /* biases of content and position in each layer; else one pair for all */
 } vd_model_config;
 
 typedef struct vd_param {

@@ -73,7 +73,7 @@ int vd_model_reset_memory(vd_model *m, vd_error *err) {
     struct vd_layer_state *s = &m->state[l];
     int64_t rows = rows_kept(m, s);
     s->oldest = 0;
-    if (vd_model_is_xl(m)) s->window = 0;
+    if (vd_model_is_xl(m)) s->window = m->config.initial_memory == VD_MEMORY_ZEROS ? rows : 0;
     if (s->memory && s->rows == rows) {
       m->ops->zero(m->ops, s->memory, (size_t)(m->n_stream * rows * m->d) * m->ops->act_size);
       continue;

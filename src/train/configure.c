@@ -30,6 +30,7 @@ int vd_configure_model(vd_model_config *config, const vd_settings *s, int64_t vo
       .mem_len = s->memory.mem_len,
       .clamp_len = s->memory.clamp_len,
       .same_length = s->memory.same_length,
+      .initial_memory = s->memory.initial,
       .untie_r = s->model.untie_r,
   };
   return VD_OK;

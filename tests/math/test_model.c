@@ -283,6 +283,30 @@ static void memory_grows_xl(void **state) {
   teardown(&b);
 }
 
+/* A memory that begins with zeros is one that was given mem_len rows of zeros, and is not an empty one. */
+static void memory_begins_with_zeros_xl(void **state) {
+  (void)state;
+  vd_model_config c = xl();
+  struct bench empty = setup(&c, 0, 2, 0), given = setup(&c, 0, 2, 0);
+  c.initial_memory = VD_MEMORY_ZEROS;
+  struct bench zeros = setup(&c, 0, 2, 0), *all[] = {&empty, &given, &zeros};
+  real *rows = vd_calloc((size_t)(2 * 40 * c.d_model), sizeof *rows);
+  vd_error err = {0};
+  for (int i = 0; i < 3; i++) {
+    assert_int_equal(vd_model_reset_memory(all[i]->m, &err), VD_OK);
+    for (int l = 0; l < c.n_layer && all[i] == &given; l++)
+      assert_int_equal(vd_model_memory_put(given.m, l, 40, 0, 2, rows, &err), VD_OK);
+    assert_int_equal(vd_model_memory_rows(all[i]->m, 1), all[i] == &empty ? 0 : 40);
+  }
+  for (int blocks = 0; blocks < 2; blocks++) {
+    vd_step s;
+    for (int i = 0; i < 3; i++) run(all[i], &s, all[i]->block, false);
+    assert_true(zeros.nll == given.nll && fabs(zeros.nll - empty.nll) > 1e-4);
+  }
+  free(rows);
+  teardown(&empty), teardown(&given), teardown(&zeros);
+}
+
 /* Five streams at once, two at a time, and shared out as 2 + 3: the same loss and gradients, to rounding. */
 static void streams_computed_apart(void **state) {
   (void)state;
@@ -362,6 +386,7 @@ int main(void) {
       cmocka_unit_test(gradients_xl_shared_clamped_same_length),
       cmocka_unit_test(streams_computed_apart_xl),
       cmocka_unit_test(memory_grows_xl),
+      cmocka_unit_test(memory_begins_with_zeros_xl),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
