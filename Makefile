@@ -88,7 +88,7 @@ SAY := $(if $(V),@:,@printf '  %-5s %s\n')
 Q   := $(if $(V),,@)
 C_FILES = $(wildcard src/*.[ch] src/*/*.[ch] io/*.[ch] cuda/*/*.[ch] cuda/*/*.cu cuda/*/*.cuh tests/*.[ch] tests/*/*.[ch] tests/cuda/*.cu tests/cuda/*.cuh)
 
-.PHONY: bundle cuda cuda-c gpu-tests gpu-check gpu-bench all unit math tests fuzz help deps check check-run check-slurm check-tsan coverage quickstart quickstart-run bench \
+.PHONY: bundle cuda cuda-c gpu-tests gpu-check gpu-bench all unit math tests fuzz help deps check check-run check-slurm check-tsan coverage quickstart quickstart-run report bench \
   enwik8 format lint lint-quick lint-shell install uninstall clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
@@ -241,6 +241,8 @@ quickstart-run:
 	@$(if $(HAVE_CUDA),echo "$(if $(filter no,$(WITH_CUDA)),No NVIDIA GPU here: the CUDA part is not built (CUDA=yes builds it).,The CUDA part is built; CUDA=no leaves it out.)")
 	@$(MAKE) --no-print-directory $(PARALLEL) CUDA=$(WITH_CUDA) all
 	@BUILD='$(BUILD)' PYTHON='$(PYTHON)' bash jobs/quickstart.sh
+report: ## RUN=FOLDER: a page of HTML about a run, RUN/report.html; RUNS="FOLDER..." are other runs beside it
+	@$(PYTHON) doc/analysis/report.py $(if $(RUN),'$(RUN)',$(error make report needs RUN=FOLDER, the folder of a run)) $(RUNS)
 bench: all ## Tokens per second beside the same model in PyTorch (TORCH_PYTHON=a python with torch)
 	@BUILD='$(BUILD)' bash tests/bench/run.sh
 enwik8: ## Fetch enwik8.zip into data/ and verify it

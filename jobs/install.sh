@@ -66,6 +66,7 @@ put_all() {
   for file in input/*.nml; do put 644 "$file" share/viaduct/input; done
   for file in doc/analysis/*.py; do put 755 "$file" share/viaduct/analysis; done
   for file in doc/analysis/exchange/*.py; do put 644 "$file" share/viaduct/analysis/exchange; done
+  for file in doc/analysis/report_page/*.{py,css,js}; do put 644 "$file" share/viaduct/analysis/report_page; done
   for file in README.md LICENSE CHANGELOG.md CITATION.cff doc/*.md; do put 644 "$file" share/doc/viaduct; done
   put 644 jobs/modulefiles/viaduct share/viaduct/modulefiles
   put_generated

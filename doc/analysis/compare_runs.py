@@ -15,7 +15,7 @@ import argparse
 import os
 import sys
 
-from viaduct_files import FileError, log, read_text, setting
+from viaduct_files import FileError, log, named_runs, read_text, setting
 
 ROWS = 8
 INK, MUTED, GRID = "#1f2933", "#5b6770", "#e1e5e9"
@@ -123,14 +123,7 @@ def main():
     parser.add_argument("-o", metavar="PICTURE", dest="output", help="where a picture goes")
     arguments = parser.parse_args()
     try:
-        runs = {}
-        for word in arguments.runs:
-            name, mark, directory = word.partition("=")
-            directory = directory if mark else word
-            name = name if mark else os.path.basename(os.path.abspath(word))
-            if name in runs:
-                parser.error(f"two runs are called '{name}'")
-            runs[name] = read_log(directory)
+        runs = {name: read_log(directory) for name, directory in named_runs(arguments.runs, parser).items()}
         for column, what in ((0, "updates"), (1, "seconds")):
             print(table(runs, column, what))
         for name, run in runs.items():

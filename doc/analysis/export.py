@@ -21,7 +21,7 @@ import math
 import os
 import sys
 
-from viaduct_files import FileError, log, one_line, open_trace, read_text, settings
+from viaduct_files import FileError, log, named_runs, one_line, open_trace, read_text, settings
 
 FIRST = ("run", "num_updates", "epoch", "wall", "bpc", "valid_bpc", "loss", "lr", "gnorm", "wps", "avg_span", "max_span")
 INTEGERS = ("num_updates", "epoch", "update", "layer", "head", "skipped")
@@ -182,18 +182,6 @@ def export_wandb(runs, output):
 
 
 # ---- the command line ----
-
-def named_runs(words, parser):
-    runs = {}
-    for word in words:
-        name, mark, directory = word.partition("=")
-        directory = directory if mark else word
-        name = name if mark else os.path.basename(os.path.abspath(word))
-        if name in runs:
-            parser.error(f"two runs are called '{name}'")
-        runs[name] = directory
-    return runs
-
 
 def main():
     parser = argparse.ArgumentParser(description="Runs of Viaduct's as a table (CSV, Parquet), or for TensorBoard or W&B.")

@@ -33,6 +33,19 @@ def one_line(failure):
     return " ".join(str(failure).split())
 
 
+def named_runs(words, parser):
+    """{name: folder} of the words [NAME=]RUN_DIRECTORY of a command line; without a name, that of the folder."""
+    runs = {}
+    for word in words:
+        name, mark, directory = word.partition("=")
+        directory = directory if mark else word
+        name = name if mark else os.path.basename(os.path.abspath(word))
+        if name in runs:
+            parser.error(f"two runs are called '{name}'")
+        runs[name] = directory
+    return runs
+
+
 # ---- decks ----
 
 def settings(deck):
@@ -124,7 +137,7 @@ def columns(group, names, path):
 def open_trace(path, xarray=False, verify=False):
     """The trace of a run, finished or in progress: {"update": [update], "span": [update, layer, head] tokens, "train_bpc",
     "learning_rate", "grad_norm", "tokens_per_second" and, but in files of version 1, "wall" and "time": [update];
-    "valid": {"update", "bpc"} or None; "deck": the resolved deck; "path"}. xarray: an xarray.Dataset instead, loaded, whose
+    "valid": {"update", "bpc"} or None; "deck": the resolved deck; "attributes": those of the file; "path"}. xarray: an xarray.Dataset instead, loaded, whose
     validations are /valid's variables valid_bpc over valid_update."""
     if os.path.isdir(path) or not path.endswith(".h5"):
         path = os.path.join(path, "trace.h5")
@@ -134,7 +147,8 @@ def open_trace(path, xarray=False, verify=False):
         names = COLUMNS + tuple(name for name in ("wall", "time") if name in file)
         trace = columns(file, names, path)
         trace["valid"] = columns(file["valid"], ("update", "bpc"), path) if "valid" in file else None
-        trace["deck"], trace["path"] = text(file.attrs.get("settings", "")), path
+        trace["attributes"] = {name: text(value) if isinstance(value, bytes) else value for name, value in file.attrs.items()}
+        trace["deck"], trace["path"] = trace["attributes"].get("settings", ""), path
     if trace["span"].ndim != 3:
         raise FileError(f"{path}: /span has {trace['span'].ndim} dimensions instead of update, layer, head")
     return trace

@@ -1,0 +1,11 @@
+"""The page that report.py writes, and the figures of the same charts.
+
+    run.py       a run's folder as numbers: columns, restarts, deck, environment, files
+    decks.py     a run's deck beside the shipped one
+    chart.py     what a chart shows: series, axes, ticks; knows neither HTML nor matplotlib
+    markup.py    HTML and SVG out of Python, with every string escaped
+    svg.py       a chart as SVG in the page
+    sections.py  the parts of the page
+    figures.py   the same charts by matplotlib, as PNG and PDF
+    page.css, page.js  are copied into the page
+"""
