@@ -5,6 +5,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -18,17 +19,18 @@ class Browser:
 
     def __init__(self):
         self.profile = tempfile.mkdtemp(prefix="viaduct-browser-")
-        near = [fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for pair in (os.pipe(), os.pipe()) for fd in pair]
-        their_input, self.send_to, self.receive_from, their_output = near
-
-        def connect():
-            os.dup2(their_input, 3)
-            os.dup2(their_output, 4)
+        fds = []
+        for fd in (*os.pipe(), *os.pipe()):  # away from 3 and 4, which the browser reads and writes
+            fds.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10))
+            os.close(fd)
+        their_input, self.send_to, self.receive_from, their_output = fds
         words = [PROGRAM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
                  "--disable-background-networking", "--disable-component-update", "--disable-default-apps", "--disable-sync",
                  "--hide-scrollbars", "--proxy-server=127.0.0.1:9", "--remote-debugging-pipe", f"--user-data-dir={self.profile}"]
-        self.process = subprocess.Popen(words, preexec_fn=connect, pass_fds=(3, 4), stdin=subprocess.DEVNULL,
-                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        connect = f'exec "$@" 3<&{their_input} 4>&{their_output} {their_input}<&- {their_output}>&-'
+        self.process = subprocess.Popen(["bash", "-c", connect, "bash", *words], pass_fds=(their_input, their_output),
+                                        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                        start_new_session=True)
         os.close(their_input)
         os.close(their_output)
         self.number, self.rest, self.session, self.events = 0, b"", None, []
@@ -41,8 +43,13 @@ class Browser:
         return self
 
     def __exit__(self, *_):
-        self.process.kill()
-        self.process.wait()
+        try:
+            self.session = None
+            self.call("Browser.close")
+            self.process.wait(PATIENCE)
+        except (OSError, EOFError, TimeoutError, subprocess.TimeoutExpired):
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
         os.close(self.send_to)
         os.close(self.receive_from)
         shutil.rmtree(self.profile, ignore_errors=True)
@@ -90,8 +97,10 @@ class Browser:
         return found["result"].get("value")
 
     def press(self, key, code):
-        for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+        """A key of the keyboard, for the element that has the focus."""
+        text = {"text": "\r"} if key == "Enter" else {}
+        for kind, words in (("keyDown", text), ("keyUp", {})):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **words)
 
     def width(self, pixels, height=800):
         self.call("Emulation.setDeviceMetricsOverride", width=pixels, height=height, deviceScaleFactor=1, mobile=False)

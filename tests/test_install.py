@@ -55,6 +55,20 @@ def check_job_script(prefix):
            f"status {run.returncode}: {run.stdout[-500:]} {run.stderr[-1500:]}")
 
 
+def check_report(prefix):
+    """The installed script finds the parts of its page, and the installed decks and defaults."""
+    run = path("somewhere", "run")
+    done = subprocess.run([sys.executable, os.path.join(prefix, "share/viaduct/analysis/report.py"), run], capture_output=True,
+                          text=True, timeout=60)
+    page = ""
+    if done.returncode == 0:
+        with open(os.path.join(run, "report.html"), encoding="utf-8") as f:
+            page = f.read()
+    report("an installed report.py compares with an installed deck", re.search(
+        r"differs from input/quickstart.nml in \d+ of [4-9]\d variables of training\.<", page) is not None,
+           done.stderr + page[page.find("The run's deck"):][:300])
+
+
 def check_scripts(prefix):
     """A batch system runs a copy of a script from a folder of its own."""
     jobs = os.path.join(prefix, "share/viaduct/jobs")
@@ -166,6 +180,7 @@ def check_prefix():
     made = make("install", prefix)
     report("make install", made.returncode == 0, made.stdout + made.stderr)
     check_job_script(prefix)
+    check_report(prefix)
     check_scripts(prefix)
     check_generated(prefix)
     check_module(prefix)

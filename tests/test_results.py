@@ -33,7 +33,8 @@ def check_trace(place):
     with h5py.File(place.path("run", "trace.h5")) as f:
         same = all(np.array_equal(trace[name], f[name][()], equal_nan=True) for name in files.COLUMNS + ("wall", "time"))
         same = same and np.array_equal(trace["valid"]["bpc"], f["valid/bpc"][()])
-    report("open_trace: every column", same and list(trace["update"]) == [5, 10, 15, 20], str(trace["update"]))
+        same = same and trace["attributes"]["ranks"] == 1 and trace["attributes"]["settings"] == trace["deck"]
+    report("open_trace: every column and the attributes", same and list(trace["update"]) == [5, 10, 15, 20], str(trace["update"]))
     table = files.open_trace(place.path("run"), xarray=True)
     report("open_trace: an xarray.Dataset", table["span"].dims == ("update", "layer", "head") and
            np.array_equal(table["valid_bpc"], trace["valid"]["bpc"]), str(table))

@@ -44,7 +44,7 @@ def write(path, text):
 
 
 def arguments_of(words):
-    parser = argparse.ArgumentParser(description="A run of Viaduct's as one page of HTML.")
+    parser = argparse.ArgumentParser(prog="report.py", description="A run of Viaduct's as one page of HTML.")
     parser.add_argument("runs", metavar="[NAME=]RUN_DIRECTORY", nargs="+", help="the run; then others to compare it with")
     parser.add_argument("-o", metavar="PAGE", dest="output", help="the page; default: report.html in the run's folder")
     parser.add_argument("--deck", metavar="DECK", help="the deck to compare the settings with")
@@ -59,8 +59,8 @@ def arguments_of(words):
     return found
 
 
-def main():
-    arguments = arguments_of(sys.argv[1:])
+def main(words):
+    arguments = arguments_of(words)
     try:
         run, *others = (runs.load(name, directory) for name, directory in arguments.runs.items())
         deck = decks.shipped_deck(run["values"], arguments.deck)
@@ -89,4 +89,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

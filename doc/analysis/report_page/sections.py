@@ -125,8 +125,9 @@ def scale(top):
     steps = [el("rect", class_=f"l{i}", x=svg.percent(i / n), y="0", width=svg.percent(1 / n + 0.0005), height="12")
              for i in range(n)]
     places = [(1.0, "1")] + [(10.0 ** k, f"{10 ** k:,}") for k in range(1, 7) if 10.0 ** k <= top]
-    labels = [el("text", label, class_="tick", x=svg.percent((1 + (n - 1) * np.log(value) / np.log(top)) / n), y="26",
-                 text_anchor="middle") for value, label in places]
+    places = [((1 + (n - 1) * np.log(value) / np.log(top)) / n, label) for value, label in places]
+    labels = [el("text", label, class_="tick", x=svg.percent(place), y="26", text_anchor="end" if place > 0.95 else "middle")
+              for place, label in places]
     return el("div", el("span", "span in tokens"), el("svg", *steps, *labels, role="img", width="100%", height="30",
                                                        aria_label="Scale of the heat maps, from below 1 token to the longest span"),
               class_="scale")
