@@ -371,7 +371,7 @@ def in_browser(b, page):
     b.width(1000)
     b.dark(False)
     b.load(page)
-    cells, first = "document.getElementById('map-cells').innerHTML", "document.querySelector('#chart-bpc output').textContent"
+    cells, first = "document.getElementById('map-cells').innerHTML", "document.querySelector('#chart-bpc .value').textContent"
     before = b.evaluate(cells)
     b.evaluate("document.getElementById('layer').focus()")
     b.press("ArrowRight", 39)

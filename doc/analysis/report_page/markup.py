@@ -4,6 +4,7 @@ import json
 import re
 
 VOID = ("meta", "link", "br", "input", "line", "path", "rect", "use")
+NUMBER = re.compile(r"[\d.,e+-]*\d|–")
 # Characters that HTML does not allow, not even as references.
 FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
@@ -37,11 +38,13 @@ def el(name, /, *children, **attributes):
 
 
 def table(head, rows, caption=None, **attributes):
-    """A table whose first column holds the rows' headings."""
+    """A table whose first column holds the rows' headings. Columns of numbers are aligned at the right."""
+    kinds = ["number" if all(NUMBER.fullmatch(str(row[i])) for row in rows) else None for i in range(len(head))]
     return el("div", el("table",
                         el("caption", caption) if caption else None,
-                        el("thead", el("tr", *(el("th", cell, scope="col") for cell in head))),
-                        el("tbody", *(el("tr", el("th", row[0], scope="row"), *(el("td", cell) for cell in row[1:]))
+                        el("thead", el("tr", *(el("th", cell, scope="col", class_=kind) for cell, kind in zip(head, kinds)))),
+                        el("tbody", *(el("tr", el("th", row[0], scope="row", class_=kinds[0]),
+                                         *(el("td", cell, class_=kind) for cell, kind in zip(row[1:], kinds[1:])))
                                       for row in rows))),
               class_="scroll", tabindex="0", role="region", aria_label=str(caption or head[0]), **attributes)
 

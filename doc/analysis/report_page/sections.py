@@ -12,7 +12,7 @@ from . import run as runs
 from .markup import Markup, data, el, join, table
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-MOST_COLUMNS, MOST_SPANS = 240, 250000  # of the heat map; spans of all layers and heads together
+MOST_SPANS = 250000  # in the heat maps of all layers together
 
 
 def date(seconds):
@@ -80,7 +80,7 @@ def update_slider(points):
     last = len(points) - 1
     return el("div", el("label", "Update", for_="at-update"),
               el("input", type="range", id="at-update", min="0", max=str(last), value=str(last), step="1"),
-              el("output", f"{int(points[-1]):,}", id="update-now", for_="at-update"), class_="reader needs-script")
+              el("span", f"{int(points[-1]):,}", id="update-now", class_="now"), class_="reader needs-script")
 
 
 def restart_table(run):
@@ -166,7 +166,7 @@ def heat_map(run):
     slider = el("div", el("label", "Layer", for_="layer"),
                 el("input", type="range", id="layer", min="0", max=str(layers - 1), value="0", step="1",
                    disabled=layers == 1),
-                el("output", "0", id="layer-now", for_="layer"), class_="reader-of-layer")
+                el("span", "0", id="layer-now"), class_="reader-of-layer")
     return el("figure", el("figcaption", el("h3", "A layer's heads over updates")), slider,
               el("p", "head (0 at the top)", class_="unit"),
               el("div", plot, class_=f"space map rows-{min(heads, 16)}"), el("p", "updates", class_="x-unit"),
@@ -189,7 +189,7 @@ def spans(run):
 
 def span_columns(run):
     _, layers, heads = run["span"].shape
-    return max(2, min(len(run["update"]), MOST_COLUMNS, MOST_SPANS // max(1, layers * heads)))
+    return max(2, min(len(run["update"]), chart.BINS, MOST_SPANS // max(1, layers * heads)))
 
 
 def comparison(run, others):
@@ -286,7 +286,7 @@ def file_links(run, output):
 
 def script_data(run, charts):
     """What the page's script reads: the values at each update, and spans as float32."""
-    columns = np.unique(np.linspace(0, len(run["update"]) - 1, span_columns(run)).astype(int))
+    columns = runs.bins(len(run["update"]), span_columns(run))[1:] - 1  # the last rows of the bins that curves have
     span = np.ascontiguousarray(run["span"][columns], dtype="<f4")
     found = {"updates": charts[0].series[0].x.tolist(), "charts": {c.key: svg.values(c) for c in charts}}
     if span.size:
@@ -301,14 +301,18 @@ def asset(name):
         return file.read()
 
 
+def digest(text):
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
 def head(title, script):
-    """No request leaves the page: the policy allows its own style and its own script, by its digest, and nothing else."""
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    """No request leaves the page: the policy allows its own style and script, by their digests, and nothing else."""
+    style = f"{palette.style_sheet()}\n{asset('page.css')}"
+    policy = f"default-src 'none'; style-src {digest(style)}; script-src {digest(script)}; base-uri 'none'; form-action 'none'"
     return el("head", el("meta", charset="utf-8"), el("meta", http_equiv="Content-Security-Policy", content=policy),
               el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-              el("meta", name="color-scheme", content="light dark"), el("title", title),
-              Markup(f"<style>{palette.style_sheet()}\n{asset('page.css')}</style>"))
+              el("meta", name="color-scheme", content="light dark"), el("title", f"{title} – Viaduct"),
+              Markup(f"<style>{style}</style>"))
 
 
 def page(run, others=(), samples=(), deck=None, output="report.html", written=""):

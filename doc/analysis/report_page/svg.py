@@ -7,6 +7,7 @@ from .markup import el, join
 VIEW = 1000
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "plus")
 MOST_MARKS = 120      # restarts or validations; more would be a grey area
+FEW_MARKERS = 20      # of a series in a narrow chart
 TABLE_ROWS = 12
 
 
@@ -109,8 +110,11 @@ def marks(chart):
         x = percent(chart.along(update))
         parts.append(el("line", class_="validation", x1=x, x2=x, y1="97%", y2="100%"))
     for s in chart.series:
-        for i in s.marked():
-            parts.append(el("use", href=f"#mark-{shape(s.style)}", class_=f"marker {colours(s.style)}",
+        marked = s.marked()
+        few = marked if len(marked) <= FEW_MARKERS else marked[::-3]
+        for i in marked:
+            wide = "" if i in few else " wide"
+            parts.append(el("use", href=f"#mark-{shape(s.style)}", class_=f"marker {colours(s.style)}{wide}",
                             x=percent(chart.along(s.x[i])), y=percent(1 - chart.up(s.y[i]))))
     return join(parts)
 
@@ -126,7 +130,7 @@ def legend(chart):
     """A sample, the name and the value of each series; the page's script changes the value with the chosen update. Small charts
     have the restarts of the large one, which says what they are."""
     items = [el("li", sample(s), el("span", s.name, class_="name"), " ",
-                el("output", s.words(s.at(chart.last)), class_="value", data_series=str(i)))
+                el("span", s.words(s.at(chart.last)), class_="value", data_series=str(i)))
              for i, s in enumerate(chart.series)]
     if chart.restarts and chart.key == "bpc":
         picture = el("svg", el("line", class_="restart", x1="18", x2="18", y1="0", y2="14"),
