@@ -105,9 +105,10 @@ def header_and_summary():
     again = subprocess.run(shlex.split(row(said, "evaluate")), capture_output=True, text=True, env=ENVIRONMENT)
     report("the command line to evaluate works", again.returncode == 0 and f"checkpoint: {place.path('said')}" in again.stdout,
            str(again))
-    plot = shlex.split(row(said, "plot"))
-    report("the command line to plot names files that are there", len(plot) == 3 and os.path.exists(plot[2])
-           and (os.path.exists(plot[1]) or os.path.exists(os.path.join(os.environ.get("SOURCE", "."), plot[1]))), str(plot))
+    for what in ("plot", "report"):
+        words = shlex.split(row(said, what))
+        report(f"the command line to {what} names files that are there", len(words) == 3 and os.path.exists(words[2])
+               and (os.path.exists(words[1]) or os.path.exists(os.path.join(os.environ.get("SOURCE", "."), words[1]))), str(words))
     said = viaduct(*train("said", run__max_updates=60)).stdout
     report("a resumed run says from where", row(said, "start") == f"resumes after update 50 of {place.checkpoint('said', 50)}"
            and row(said, "speed").startswith("10 updates since the run was resumed"), said)

@@ -38,6 +38,8 @@ def write(path, text):
         with open(temporary, "w", encoding="utf-8") as file:
             file.write(text)
         os.replace(temporary, path)
+    except OSError as failure:
+        raise FileError(f"{path}: {failure.strerror}") from None
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
@@ -83,7 +85,7 @@ def main(words):
         print(f"report.py: {one_line(failure)}", file=sys.stderr)
         return 1
     except OSError as failure:
-        print(f"report.py: {failure.filename or output}: {failure.strerror or one_line(failure)}", file=sys.stderr)
+        print(f"report.py: {failure.filename or arguments.figures}: {failure.strerror or one_line(failure)}", file=sys.stderr)
         return 1
     return 0
 

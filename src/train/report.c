@@ -103,36 +103,37 @@ static void print_word(const char *word) {
   putchar('\'');
 }
 
-/* plot_run.py beside the program: of the sources that it was built in, or as installed. "": it is not there. */
-static void find_plot(char *path, size_t size) {
+/* A script of doc/analysis beside the program: of the sources that it was built in, or as installed. "": it is not
+ * there. */
+static void find_script(const char *name, char *path, size_t size) {
   static const char *const places[] = {"doc/analysis", "share/viaduct/analysis"};
   char program[VD_PATH];
   ssize_t n = readlink("/proc/self/exe", program, sizeof program - 1);
+  snprintf(path, size, "doc/analysis/%s", name);
+  if (access(path, R_OK) == 0) return;
   path[0] = '\0';
-  if (access("doc/analysis/plot_run.py", R_OK) == 0) {
-    snprintf(path, size, "doc/analysis/plot_run.py");
-    return;
-  }
   if (n <= 0) return;
   program[n] = '\0';
   const char *parent = dirname(dirname(program));
   for (int i = 0; i < 2; i++) {
-    snprintf(path, size, "%s/%s/plot_run.py", parent, places[i]);
+    snprintf(path, size, "%s/%s/%s", parent, places[i], name);
     if (access(path, R_OK) == 0) return;
   }
   path[0] = '\0';
 }
 
 static void print_next(const vd_train *t) {
+  static const char *const scripts[][2] = {{"plot", "plot_run.py"}, {"report", "report.py"}};
   char path[VD_PATH + 64];
   snprintf(path, sizeof path, "%s/deck.nml", t->settings->run.directory);
   printf("  %*s ", LABEL, "evaluate");
   print_word(program_invocation_name);
   printf(" eval ");
   print_word(path);
-  find_plot(path, sizeof path);
-  if (path[0]) {
-    printf("\n  %*s python3 ", LABEL, "plot");
+  for (int i = 0; i < 2; i++) {
+    find_script(scripts[i][1], path, sizeof path);
+    if (!path[0]) continue;
+    printf("\n  %*s python3 ", LABEL, scripts[i][0]);
     print_word(path);
     putchar(' ');
     print_word(t->settings->run.directory);

@@ -27,7 +27,7 @@ def plain(text):
 
 
 def draw_series(axes, s):
-    style = s.style if s.style < 8 else 2 + (s.style - 2) % 6
+    style = palette.slot(s.style)
     colour, dashes = palette.LIGHT_SERIES[style], palette.DASHES[style]
     how = {"color": colour, "linewidth": 1.3, "label": plain(s.name)}
     if s.markers:

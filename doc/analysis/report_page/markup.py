@@ -37,7 +37,7 @@ def el(name, /, *children, **attributes):
     return Markup(f"<{start}>{join(children)}</{name}>")
 
 
-def table(head, rows, caption=None, **attributes):
+def table(head, rows, caption=None):
     """A table whose first column holds the rows' headings. Columns of numbers are aligned at the right."""
     kinds = ["number" if all(NUMBER.fullmatch(str(row[i])) for row in rows) else None for i in range(len(head))]
     return el("div", el("table",
@@ -46,7 +46,7 @@ def table(head, rows, caption=None, **attributes):
                         el("tbody", *(el("tr", el("th", row[0], scope="row", class_=kinds[0]),
                                          *(el("td", cell, class_=kind) for cell, kind in zip(row[1:], kinds[1:])))
                                       for row in rows))),
-              class_="scroll", tabindex="0", role="region", aria_label=str(caption or head[0]), **attributes)
+              class_="scroll", tabindex="0", role="region", aria_label=str(caption or head[0]))
 
 
 def data(identifier, value):

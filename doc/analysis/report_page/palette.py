@@ -13,6 +13,11 @@ LEVELS = 24
 STOPS = ("#eef1e9", "#c3e0c9", "#71bdb5", "#2f86a8", "#1d4f87", "#0d2149")
 
 
+def slot(style):
+    """Place of a series' style in the lists above: those of the other runs come again after six."""
+    return style if style < 2 else 2 + (style - 2) % 6
+
+
 def rgb(colour):
     return tuple(int(colour[i:i + 2], 16) for i in (1, 3, 5))
 

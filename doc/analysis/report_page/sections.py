@@ -95,15 +95,14 @@ def restart_table(run):
 
 
 def curves(run, charts):
-    tables = lambda head, rows, caption: table(head, rows, caption)
     several = [c for c in charts if c.key != "bpc"]
     words = ["The values in the legends are those at the chosen update."]
     if any(0 < len(c.validations) <= svg.MOST_MARKS for c in several):
         words.append("Short ticks at the foot mark validations.")
     if run["restarts"]:
         words.append("Dotted lines with a triangle mark restarts.")
-    return section("curves", "Curves", el("p", " ".join(words), class_="note"), svg.figure(charts[0], tables),
-                   el("div", *(svg.figure(c, tables) for c in several), class_="pairs"), restart_table(run))
+    return section("curves", "Curves", el("p", " ".join(words), class_="note"), svg.figure(charts[0]),
+                   el("div", *(svg.figure(c) for c in several), class_="pairs"), restart_table(run))
 
 
 def top_span(run):

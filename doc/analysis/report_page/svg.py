@@ -2,7 +2,8 @@
 strokes keep their sizes."""
 import numpy as np
 
-from .markup import el, join
+from . import palette
+from .markup import el, join, table
 
 VIEW = 1000
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "plus")
@@ -21,12 +22,12 @@ def definitions():
 
 
 def shape(style):
-    return SHAPES[0] if style == 1 else SHAPES[(style - 1) % len(SHAPES)] if style > 1 else SHAPES[0]
+    return SHAPES[max(0, style - 1) % len(SHAPES)]
 
 
 def colours(style):
-    """The class that gives colour and dashes: they come again after eight."""
-    return f"s{style if style < 8 else 2 + (style - 2) % 6}"
+    """The class that gives colour and dashes."""
+    return f"s{palette.slot(style)}"
 
 
 def percent(fraction):
@@ -147,8 +148,8 @@ def rows_of(chart):
     return [(f"{int(x[i]):,}", *(s.words(s.at(x[i])) if x[i] <= s.x[-1] else "–" for s in chart.series)) for i in some]
 
 
-def figure(chart, table):
-    """The whole figure; `table` makes the table of its values."""
+def figure(chart):
+    """The whole figure, with the table of its values."""
     description = "; ".join(f"{s.name}: from {s.words(0)} at update {int(s.x[0]):,} to {s.words(len(s.x) - 1)} at update "
                             f"{int(s.x[-1]):,}" for s in chart.series)
     name, words = f"chart-{chart.key}", ", ".join(filter(None, (chart.unit, "logarithmic" if chart.log else "")))
