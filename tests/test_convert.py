@@ -5,6 +5,8 @@ something, and damaged files, are refused with one line."""
 import contextlib
 import io
 import json
+import lzma
+import math
 import os
 import pickle
 import subprocess
@@ -20,7 +22,7 @@ from whole import SOURCE, Place, finish, report, settings, viaduct  # noqa: E402
 
 sys.path[:0] = [os.path.join(SOURCE, "doc", "analysis"), os.path.join(SOURCE, "tests", "fixtures")]
 import convert as script  # noqa: E402
-from exchange import pickles  # noqa: E402
+from exchange import pickles, torch_files  # noqa: E402
 from make_fixtures import SIZES, splits  # noqa: E402
 
 SCRIPT = os.path.join(SOURCE, "doc", "analysis", "convert.py")
@@ -79,16 +81,28 @@ def corpus(place, name, line_ends):
     report(f"corpus {name}", made.returncode == 0, made.stderr)
 
 
-def bpc_agrees(place, name, data, checkpoint, facts):
-    """The bpc of Viaduct beside that of the program that made the fixture."""
+def evaluate(place, data, checkpoint, split, block):
+    """bpc by Viaduct, and nll of each token."""
+    with open(place.path("eval.nml"), "w", encoding="ascii") as f:
+        f.write(f"&data path='{place.path(data + '.h5')}' /\n&eval streams=1, tokens_per_sample={block} /\n")
+    made = viaduct("eval", place.path("eval.nml"), *settings(
+        eval__checkpoint=f"'{checkpoint}'", eval__split=f"'{split}'", eval__nll_file=f"'{place.path('nll.h5')}'"))
+    if made.returncode:
+        return float("nan"), np.zeros(1), made.stderr
+    with h5py.File(place.path("nll.h5"), "r") as file:
+        return json.loads(made.stdout.splitlines()[-1])["bpc"], file["nll"][()].astype("f8"), ""
+
+
+def bpc_agrees(place, name, data, checkpoint, facts, skips=False):
+    """The bpc of Viaduct beside that of the program that made the fixture. skips: that program does not predict the first
+    token of a block."""
     with open(fixture(facts), encoding="ascii") as f:
         expected = json.load(f)
     for split in ("valid", "test"):
-        with open(place.path("eval.nml"), "w", encoding="ascii") as f:
-            f.write(f"&data path='{place.path(data + '.h5')}' /\n&eval streams=1, tokens_per_sample={expected['block']} /\n")
-        made = viaduct("eval", place.path("eval.nml"), *settings(eval__checkpoint=f"'{checkpoint}'", eval__split=f"'{split}'"))
-        bpc = json.loads(made.stdout.splitlines()[-1])["bpc"] if made.returncode == 0 else float("nan")
-        report(f"{name}: bpc of {split}", abs(bpc - expected[split]) < 1e-5, f"{bpc} {expected[split]} {made.stderr}")
+        bpc, nll, why = evaluate(place, data, checkpoint, split, expected["block"])
+        if skips:
+            bpc = nll[np.arange(len(nll)) % expected["block"] != 0].mean() / math.log(2)
+        report(f"{name}: bpc of {split}", abs(bpc - expected[split]) < 1e-5, f"{bpc} {expected[split]} {why}")
 
 
 def plain(item):
@@ -168,6 +182,83 @@ def test_xl(place):
             place.path("no.pt"))
 
 
+def unpacked(place, name):
+    """A fixture of fairseq's, which are packed."""
+    path = place.path(name)
+    with lzma.open(fixture(name + ".xz")) as f, open(path, "wb") as g:
+        g.write(f.read())
+    return path
+
+
+def states(content):
+    return {f"{n} {what}": value for n, entry in plain(content)["last_optimizer_state"]["state"].items()
+            for what, value in entry.items() if what != "step"}
+
+
+def test_fairseq(place):
+    kind, words = "fairseq", fixture("fairseq_dict.txt")
+    for example, older, n_state in (("adaptive_span", "args", 30), ("truncated_bptt", "omegaconf", 56)):
+        name = f"fairseq_{example}"
+        source, target, back = unpacked(place, f"{name}.pt"), place.path(f"{name}.h5"), place.path(f"{name}_back.pt")
+        done(f"{name} to viaduct", "--from", kind, source, "--to", "viaduct", target, "--symbols", words)
+        bpc_agrees(place, name, "lines", target, f"{name}.json", skips=True)
+        done(f"{name} and back", "--from", "viaduct", target, "--to", kind, back)
+        a, b = pickles.read(source), pickles.read(back)
+        report("names, their order and values are the same", list(a["model"]) == list(b["model"]) and
+               same(plain(a["model"]), plain(b["model"])))
+        report("state of the optimiser is the same", len(states(a)) == n_state and same(states(a), states(b)))
+        kept = [[x["optimizer_history"][-1][k] for k in ("num_updates", "criterion_name", "optimizer_name")] +
+                [x["extra_state"]["train_iterator"]] for x in (a, b)]
+        report("what a resumed run compares is the same", kept[0] == kept[1] and kept[0][0] == 100, str(kept))
+        with open(words, "rb") as f, open(back + ".dict.txt", "rb") as g:
+            report("dict.txt is the same", f.read() == g.read())
+        flat = {what: np.concatenate([x[what].ravel() for x in plain(a)["last_optimizer_state"]["state"].values()])
+                for what in ("sum", "exp_avg", "exp_avg_sq") if what in a["last_optimizer_state"]["state"][0]}
+        group = plain(a["last_optimizer_state"]["param_groups"][0])
+        torch_files.write(place.path("flat.pt"), {**plain(b), "last_optimizer_state": {
+            "state": {0: {"step": 100, **flat}}, "param_groups": [{**group, "params": [0]}], "loss_scale": 128}})
+        done("with the state in one vector, as of runs in fp16", "--from", kind, place.path("flat.pt"), "--to", "viaduct",
+             place.path("flat.h5"), "--symbols", words)
+        report("the state in one vector is the same", same(datasets(target), datasets(place.path("flat.h5"))))
+        done(f"{name} with {older}", "--from", kind, unpacked(place, f"fairseq_{older}.pt"), "--to", "viaduct",
+             place.path("older.h5"), "--symbols", words)
+        parts = [{k: v for k, v in datasets(x).items() if k.startswith(("model/", "vocabulary/"))}
+                 for x in (target, place.path("older.h5"))]
+        report(f"{older}: tensors and symbols are the same", len(parts[0]) > 30 and same(*parts))
+
+
+def test_to_fairseq(place):
+    """A model of Viaduct's own, whose vocabulary has not what fairseq adds, nor fairseq's order."""
+    for arch, more in (("adaptive_span", {"span__softmax": "'trimmed'"}),
+                       ("transformer_xl", {"span__attn_span": 8192, "span__ramp": 32, "span__aux_loss_scaler": 0,
+                                           "optimizer__clip_step": 0, "optimizer__method": "'adam'", "memory__mem_len": 48,
+                                           "optimizer__lr": 0.01, "memory__initial": "'zeros'"})):
+        run = place.train(arch, model__arch=f"'{arch}'", run__max_updates=10, data__path=f"'{place.path('lines.h5')}'",
+                          valid__interval=0, **more)
+        report(f"train {arch}", run.returncode == 0, run.stderr)
+        source, target, back = place.checkpoint(arch, 10), place.path(f"{arch}.pt"), place.path(f"{arch}.h5")
+        made = convert("--from", "viaduct", source, "--to", "fairseq", target)
+        report(f"{arch} to fairseq", made.returncode == 0 and "<s>, <pad>, <unk>: not in the vocabulary" in made.stdout, made.stderr)
+        done(f"{arch} and back", "--from", "fairseq", target, "--to", "viaduct", back, "--symbols", target + ".dict.txt")
+        a, b = datasets(source), datasets(back)
+        symbols = [[bytes(s[:n]) for s, n in zip(x["vocabulary/symbol"], x["vocabulary/length"])] for x in (a, b)]
+        row, by_symbol = [symbols[1].index(s) for s in symbols[0]], ("emb.weight", "emb_layers.0.weight", "out_emb.bias",
+                                                                      "crit.out_layers.0.bias")
+        tensors = [{k: v for k, v in x.items() if k.startswith(("model/", "optimizer/"))} for x in (a, b)]
+        moved = {k: v[row] if k.endswith(by_symbol) else v for k, v in tensors[1].items()}
+        report("each symbol's rows and all else are the same", len(symbols[1]) == len(symbols[0]) + 3 and
+               symbols[1][:4] == [b"<s>", b"<pad>", b"\n", b"<unk>"] and same(tensors[0], moved))
+        bpc = [evaluate(place, "lines", x, "valid", 32)[0] for x in (source, back)]
+        report("symbols that fairseq adds have no probability", abs(bpc[0] - bpc[1]) < 1e-6, str(bpc))
+    xl = place.checkpoint("transformer_xl", 10)
+    with open(place.path("blank"), "w", encoding="ascii") as f:
+        f.writelines(f"a {n}\n" for n in range(len(datasets(xl)["vocabulary/length"])))
+    for name, says, *words in (("the paper's softmax", "'masked'", place.checkpoint("run", 10)),
+                               ("shared biases", "one pair of biases", place.path("xl.h5")),
+                               ("a symbol with a blank", "has a blank", xl, "--symbols", place.path("blank"))):
+        refused(f"{name} for fairseq", 1, says, "--from", "viaduct", words[0], "--to", "fairseq", place.path("no.pt"), *words[1:])
+
+
 class Call:
     def __init__(self, function, *args):
         self.pair = (function, args)
@@ -206,7 +297,7 @@ def test_refusals(place):
     refused("a wrong shape", 1, "key_pe is [1, 16, 128], not [1, 16, 256]", "--from", "viaduct", checkpoint, *target, "--set",
             "span%attn_span=256")
     for kind, whole in (("fair-adaptive-span", source), ("fair-adaptive-span", fixture("fair_adaptive_span_old.pt")),
-                        ("transformer-xl", fixture("transformer_xl_model.pt")),
+                        ("transformer-xl", fixture("transformer_xl_model.pt")), ("fairseq", place.path("fairseq_adaptive_span.pt")),
                         ("safetensors", place.path("a.safetensors")), ("viaduct", checkpoint)):
         with open(whole, "rb") as f:
             data = f.read()
@@ -224,6 +315,8 @@ def main():
         test_safetensors(place)
         test_fair(place)
         test_xl(place)
+        test_fairseq(place)
+        test_to_fairseq(place)
         test_refusals(place)
     finally:
         place.remove()

@@ -8,12 +8,14 @@ KIND is one of
     safetensors         a safetensors file, with what a checkpoint holds besides tensors in its metadata
     fair-adaptive-span  a checkpoint of facebookresearch/adaptive-span (.pt)
     transformer-xl      model.pt of kimiyoung/transformer-xl, with optimizer.pt beside it
+    fairseq             a checkpoint of fairseq's adaptive_span or truncated_bptt (.pt)
 
 Parameters, spans, the symbols and, where both kinds have it, the optimiser's state are converted; every float32 stays
 bitwise what it was. --symbols names the symbols that the source's ids stand for, where the source does not: a text of one
-symbol a line in the order of ids, or the corpus.pt (cache.pt) that the program keeps beside its data. Numbers from 0 to 255 are
-bytes, and <eos> or </s> is a newline then; --words takes them for words. Where the target has no place for the symbols they
-are written to TARGET.symbols. --set gives a setting of Viaduct's deck that the source does not hold, such as span%ramp.
+symbol a line in the order of ids, the corpus.pt (cache.pt) that the program keeps beside its data, or fairseq's dict.txt.
+Numbers from 0 to 255 are bytes, and <eos> or </s> is a newline then; --words takes them for words. Where the target has no
+place for the symbols they are written to TARGET.symbols, for fairseq to TARGET.dict.txt. --set gives a setting of Viaduct's
+deck that the source does not hold, such as span%ramp.
 A deck for `viaduct eval` names the target as eval%checkpoint; one for `viaduct train` as run%start_from.
 
 Exit status: 0 done, 1 a file cannot be read or written, 2 the command line is wrong. Needs numpy and h5py (Debian:
@@ -23,13 +25,13 @@ import argparse
 import sys
 
 try:
-    from exchange import fair, pickles, safetensors, viaduct, xl
+    from exchange import fair, fairseq, pickles, safetensors, viaduct, xl
     from exchange.model import ConvertError, check, deck_value, deck_write, names_of_symbols, symbols_from_names
     from exchange.torch_files import replace
 except ImportError as missing:
     sys.exit(f"convert.py: {missing}; on Debian: apt-get install python3-h5py")
 
-KINDS = {"viaduct": viaduct, "safetensors": safetensors, "fair-adaptive-span": fair, "transformer-xl": xl}
+KINDS = {"viaduct": viaduct, "safetensors": safetensors, "fair-adaptive-span": fair, "transformer-xl": xl, "fairseq": fairseq}
 HOLDS_SYMBOLS = ("viaduct", "safetensors")
 
 
@@ -44,24 +46,30 @@ def symbols_in(content):
     raise ConvertError("no list of symbols in it")
 
 
-def read_symbols(path, words):
+def read_symbols(path, words, kind):
+    """Symbols and, where the file says them, their counts."""
     try:
         with open(path, "rb") as file:
             head = file.read(4)
             content = head + file.read()
         if head == b"PK\x03\x04" or head[:1] == b"\x80":
             names = symbols_in(pickles.read(path))
+            counts = None
+        elif kind == "fairseq":
+            names, counts = fairseq.dictionary(content.decode("utf-8", "surrogateescape"))
         else:
+            counts = None
             lines = content.decode("utf-8", "surrogateescape").split("\n")
             names = lines[:-1] if lines[-1] == "" else lines
-        return symbols_from_names(names, words)
+        return symbols_from_names(names, words), counts
     except OSError as error:
         raise ConvertError(f"{path}: {error.strerror}") from None
     except ConvertError as error:
         raise ConvertError(f"{path}: {error}") from None
 
 
-def write_symbols(path, model):
+def write_symbols(target, model):
+    path = target + ".symbols"
     text = "".join(f"{name}\n" for name in names_of_symbols(model.symbols, "<eos>"))
     replace(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
     print(f"wrote {path}: {len(model.symbols)} symbols")
@@ -91,7 +99,7 @@ def read_model(options):
 def convert(options):
     model = read_model(options)
     if options.symbols:
-        model.symbols, model.counts = read_symbols(options.symbols, options.words), None
+        model.symbols, model.counts = read_symbols(options.symbols, options.words, options.source_kind)
     if options.set:
         model.settings.update(options.set)
         model.deck = deck_write(model.settings)
@@ -103,7 +111,7 @@ def convert(options):
           f"{sum(x.size for x in model.tensors.values())} parameters"
           + (f", {' and '.join(model.states)}" if model.states else ", no optimiser state"))
     if model.symbols is not None and options.target_kind not in HOLDS_SYMBOLS:
-        write_symbols(options.target + ".symbols", model)
+        getattr(KINDS[options.target_kind], "write_symbols", write_symbols)(options.target, model)
 
 
 def main():

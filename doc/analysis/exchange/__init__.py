@@ -8,4 +8,5 @@ torch_files.py  a writer of PyTorch's zip files
 optimizers.py   the state of PyTorch's optimisers
 fair.py         checkpoints of facebookresearch/adaptive-span
 xl.py           models of kimiyoung/transformer-xl
+fairseq.py      checkpoints of fairseq's examples adaptive_span and truncated_bptt
 """

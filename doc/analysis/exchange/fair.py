@@ -14,7 +14,7 @@ LAYER = (SPAN, "attn.proj_query.weight", "attn.proj_out.weight", "attn.proj_val.
          "norm2.bias")
 
 
-def settings_of(tensors, path, options):
+def settings_of(tensors, path):
     """What the shapes say. The file has no settings; what shapes do not say has the program's default, or --set."""
     try:
         symbols, d = tensors["in_emb.weight"].shape
@@ -41,7 +41,7 @@ def read(path, options):
     order = [name for name in tensors if name not in buffers]
     for name in buffers:
         del tensors[name]
-    settings = settings_of(tensors, path, options)
+    settings = settings_of(tensors, path)
     model = Model(settings=settings, tensors=tensors)
     if not buffers:  # full attention: a span of attn_span masks nothing
         for n in range(settings["model%n_layer"]):
@@ -78,6 +78,7 @@ def write(path, model):
         tensors[f"module.{name}"] = model.tensors[name]
         if name.endswith(SPAN):
             tensors[f"module.{name.replace('current_val', 'mask_template')}"] = np.arange(1 - span, 1, dtype="<f4")
+    # An iteration is --nbatches updates, 1000 by default; the checkpoint counts iterations, the last one included.
     content = {"iter_no": max(0, model.update // 1000 - 1), "model": tensors, "logger": {},
                "optimizer": optimizers.write(model, order)}
     if model.settings.get("optimizer%warmup_updates"):

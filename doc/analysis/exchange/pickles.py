@@ -106,11 +106,19 @@ def rebuild_parameter(tensor, *_):
     return tensor
 
 
+def type_with_parameters(kind, *_):
+    """typing.List[int], as omegaconf notes beside a list."""
+    if not isinstance(kind, RecordClass) or not kind.path.startswith("typing."):
+        raise ConvertError("it wants to call operator.getitem, which this reader does not do")
+    return kind
+
+
 KNOWN = {
     "collections.OrderedDict": collections.OrderedDict,
     "collections.Counter": collections.Counter,
     "builtins.set": set, "__builtin__.set": set,
     "builtins.dict": dict, "builtins.list": list, "__builtin__.dict": dict, "__builtin__.list": list,
+    "_operator.getitem": type_with_parameters,
     "torch._utils._rebuild_tensor": rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": rebuild_tensor,
     "torch._utils._rebuild_parameter": rebuild_parameter,
@@ -198,7 +206,9 @@ def read(path):
 
 
 def floats(tensor):
-    """float32 of a tensor in the file."""
+    """float32 of a tensor in the file, or of an array."""
+    if isinstance(tensor, np.ndarray):
+        return tensor.astype("<f4", copy=False)
     if not isinstance(tensor, Tensor):
         raise ConvertError(f"a {type(tensor).__name__} stands where a tensor belongs")
     return tensor.array().astype("<f4", copy=False)
