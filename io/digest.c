@@ -15,6 +15,14 @@
 #define MARK "\nviaduct sha256 "
 enum { MARK_BYTES = sizeof MARK - 1, HEX_BYTES = 2 * SHA256_DIGEST_SIZE, SEAL_BYTES = MARK_BYTES + HEX_BYTES + 1 };
 enum { BUFFER_BYTES = 1 << 20 };
+_Static_assert((int)SEAL_BYTES == (int)VD_DIGEST_SEAL && SHA256_DIGEST_SIZE == VD_DIGEST_BYTES, "sizes of digest.h");
+
+void vd_digest_bytes(const void *data, size_t n, uint8_t digest[VD_DIGEST_BYTES]) {
+  struct sha256_ctx state;
+  sha256_init(&state);
+  sha256_update(&state, n, data);
+  sha256_digest(&state, VD_DIGEST_BYTES, digest);
+}
 
 /* The digest of the first n bytes of fd, as hexadecimal text. */
 static int digest_of(int fd, const char *path, int64_t n, char hex[HEX_BYTES + 1], vd_error *err) {

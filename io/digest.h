@@ -7,6 +7,8 @@
 #include "src/base/error.h"
 
 #include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
 
 /* Not collective. Appends the seal to a closed file; not synced. VD_FAILED naming the file (the disk is full ...). */
 int vd_digest_seal(const char *path, vd_error *err);
@@ -15,9 +17,12 @@ int vd_digest_seal(const char *path, vd_error *err);
  * at its end at all, a truncated or foreign file. VD_FAILED naming the file unless the seal is there and right. */
 int vd_digest_check(const char *path, bool *sealed, vd_error *err);
 
-enum { VD_DIGEST_TEXT = 65 };
+enum { VD_DIGEST_TEXT = 65, VD_DIGEST_BYTES = 32, VD_DIGEST_SEAL = 81 /* bytes of a seal */ };
 /* Not collective. The hexadecimal digits of the seal at the end of `path`, not compared, into hex. VD_FAILED naming the
  * file when there is no seal. */
 int vd_digest_text(const char *path, char hex[VD_DIGEST_TEXT], vd_error *err);
+
+/* Not collective. The SHA-256 of data [n] into digest. */
+void vd_digest_bytes(const void *data, size_t n, uint8_t digest[VD_DIGEST_BYTES]);
 
 #endif

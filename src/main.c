@@ -86,6 +86,10 @@ static int run(vd_context *ctx, const vd_command_line *line, vd_error *err) {
     return vd_cmd_train(ctx, &s, err);
   case VD_COMMAND_EVAL:
     return vd_cmd_eval(ctx, &s, err);
+  case VD_COMMAND_COMPRESS:
+    return vd_cmd_compress(ctx, &s, err);
+  case VD_COMMAND_DECOMPRESS:
+    return vd_cmd_decompress(ctx, &s, err);
   default:
     return vd_cmd_generate(ctx, &s, err);
   }

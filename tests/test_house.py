@@ -14,7 +14,7 @@ os.chdir(ROOT)
 
 MAX_ROOM_FILES = 30
 # What each room may include, besides itself: base < deck, ops, io < model, cpu < comm < train < commands.
-LIBRARY = ("src/base", "src/deck", "src/ops", "io", "src/model", "src/cpu", "src/comm", "src/train", "src/commands")
+LIBRARY = ("src/base", "src/deck", "src/ops", "io", "src/model", "src/cpu", "src/comm", "src/train", "src/compress", "src/commands")
 MAY_INCLUDE = {
     "src/base": (),
     "src/deck": ("src/base",),
@@ -23,7 +23,8 @@ MAY_INCLUDE = {
     "src/model": ("src/base", "src/ops"),
     "src/cpu": ("src/base", "src/ops"),
     "src/comm": ("src/base", "src/deck", "src/ops", "io", "src/model", "src/cpu"),
-    "src/train": LIBRARY[:-2],
+    "src/train": LIBRARY[:-3],
+    "src/compress": LIBRARY[:-3],
     "src/commands": LIBRARY[:-1],
     "src": LIBRARY,
     "cuda/kernels": ("src/base", "src/ops"),

@@ -109,10 +109,13 @@ def outputs_of_runs():
             eval__nll_file=f"'{target}'", eval__checkpoint="'run/checkpoints/last.h5'")), 2, "eval%nll_file")
         expect(f"generate%output {target}", viaduct("generate", "train.nml", *settings(
             generate__output=f"'{target}'", generate__checkpoint="'run/checkpoints/last.h5'")), 2, "generate%output")
+        expect(f"compress%output {target}", viaduct("compress", "train.nml", *settings(
+            compress__input="raw.h5", compress__output=f"'{target}'",
+            compress__checkpoint="'run/checkpoints/last.h5'")), 2, "compress%output")
     for target in ("c.h5", "c-train-0001.h5", "train.nml", "other/log.jsonl", "other/checkpoints/update-00000010.h5"):
         expect(f"timeline {target}", viaduct("train", "train.nml", *settings(
             device__timeline=f"'{target}'", run__directory="'other'")), 2, "device%timeline")
-    report("files of the run are untouched by eval and generate", all(read(p) == kept[p] for p in kept))
+    report("files of the run are untouched by eval, generate and compress", all(read(p) == kept[p] for p in kept))
     os.mkdir("mine")
     shutil.copy("train.nml", "mine/deck.nml")
     expect("a deck that would be replaced", viaduct("train", "mine/deck.nml", *settings(run__directory="'mine'")), 2,
@@ -243,7 +246,7 @@ def names():
         expect(f"data%path {place}", prepare(place, "raw.h5"), 2, "data%path", "begins with")
     for variable in ("run__directory", "run__resume", "run__start_from", "device__timeline", "eval__checkpoint",
                      "eval__nll_file", "generate__checkpoint", "generate__output",
-                     "generate__prompt_file"):
+                     "generate__prompt_file", "compress__input", "compress__output", "compress__checkpoint"):
         run = viaduct("train", "train.nml", *settings(**{variable: "'~/x'"}))
         expect(f"~ in {variable}", run, 2, variable.replace("__", "%"), "begins with '~'")
     report("no folder ~", not glob.glob("~*") and not glob.glob("$*"))

@@ -148,6 +148,8 @@ def other_commands(folder):
                  "eval%nll_file=nll.h5"),
         "generate": ("generate", "tiny.nml", "--set", "generate%checkpoint=run-USR1/checkpoints/last.h5", "--set",
                      f"generate%tokens={ENDLESS}"),
+        "compress": ("compress", "tiny.nml", "--set", "compress%checkpoint=run-USR1/checkpoints/last.h5", "--set",
+                     "compress%input=long.txt", "--set", "compress%output=long.h5"),
     }
     for command, arguments in words.items():
         run = start(folder, *arguments)

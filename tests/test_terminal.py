@@ -161,7 +161,7 @@ def command_line():
     general = viaduct("--help").stdout
     report("-h, help and --help", general.startswith("Usage: viaduct") and "--set" in general
            and viaduct("-h").stdout == viaduct("help").stdout == general, general)
-    for name in ("prepare", "train", "eval", "generate", "input", "info"):
+    for name in ("prepare", "train", "eval", "generate", "compress", "decompress", "input", "info"):
         said = viaduct("help", name)
         report(f"help {name}, {name} --help", said.returncode == 0 and said.stdout.startswith(f"Usage: viaduct {name} ")
                and viaduct(name, "--help").stdout == viaduct(name, "-h", "x").stdout == said.stdout, str(said))
@@ -170,7 +170,7 @@ def command_line():
                            (["help", "train", "x"], "'x' is one argument too many"), (["trian", "-h"], "the nearest is 'train'")):
         said = viaduct(*words)
         report(f"viaduct {' '.join(words)}", said.returncode == 2 and message in said.stderr and not said.stdout, str(said))
-    for name in ("prepare", "train", "eval", "generate"):
+    for name in ("prepare", "train", "eval", "generate", "compress", "decompress"):
         said = [viaduct(name, place.path("none.nml"), ranks=ranks) for ranks in (0, 2)][name == "train"]
         report(f"{name} without its deck", said.returncode == 2 and said.stderr.count("viaduct: error: ") == 1
                and "none.nml: cannot read the deck: No such file" in said.stderr, str(said))

@@ -118,25 +118,6 @@ static int encode_prompt(struct generate *g, const char *name, const char *text,
   return VD_OK;
 }
 
-/* The bytes of generate%prompt_file, and a zero behind them. The caller frees *text. */
-static int read_prompt_file(const struct generate *g, char **text, size_t *n, vd_error *err) {
-  const char *path = g->s->generate.prompt_file;
-  int64_t size = 0;
-  ssize_t got = 1;
-  int fd;
-  *n = 0;
-  if (vd_open_regular(path, &fd, &size, err)) return vd_wrap(err, "generate%%prompt_file");
-  if (size > LONGEST_PROMPT) {
-    close(fd);
-    return vd_fail(err, VD_FAILED, "generate%%prompt_file: %s is longer than %d bytes", path, (int)LONGEST_PROMPT);
-  }
-  *text = vd_calloc((size_t)size + 1, 1);
-  while (*n < (size_t)size && (got = read(fd, *text + *n, (size_t)size - *n)) > 0) *n += (size_t)got;
-  if (got < 0) vd_fail(err, VD_FAILED, "generate%%prompt_file: cannot read %s: %s", path, strerror(errno));
-  close(fd);
-  return err->status;
-}
-
 /* The prompt and the stop text of the deck. All ranks get the prompt that rank 0 read. */
 static int read_texts(struct generate *g, vd_error *err) {
   char *text = NULL;
@@ -145,9 +126,9 @@ static int read_texts(struct generate *g, vd_error *err) {
   g->words = vd_corpus_is_word_level(g->corpus);
   if (vd_unescape(g->s->generate.stop, &g->stop, &g->n_stop, err)) vd_wrap(err, "generate%%stop");
   if (g->ctx->rank == 0 && err->status == VD_OK) {
-    if (named)
-      read_prompt_file(g, &text, &n, err);
-    else if (vd_unescape(g->s->generate.prompt, &text, &n, err))
+    if (named && vd_read_regular(g->s->generate.prompt_file, LONGEST_PROMPT, &text, &n, err))
+      vd_wrap(err, "generate%%prompt_file");
+    else if (!named && vd_unescape(g->s->generate.prompt, &text, &n, err))
       vd_wrap(err, "generate%%prompt");
     if (err->status == VD_OK) encode_prompt(g, named ? "prompt_file" : "prompt", text, n, err);
   }

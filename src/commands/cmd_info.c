@@ -6,6 +6,7 @@
 #include "src/commands/info_checkpoint.h"
 #include "src/commands/info_print.h"
 #include "src/commands/info_run.h"
+#include "src/compress/packed_file.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -253,6 +254,13 @@ static int info_kind(vd_h5 *h5, hid_t file, const char *kind, bool sealed, const
   return vd_fail(err, VD_FAILED, "files of kind '%s' are not known to this Viaduct", kind);
 }
 
+static int info_packed(const char *path, vd_error *err) {
+  vd_packed packed;
+  if (vd_packed_read(&packed, path, err) == VD_OK) vd_packed_print(&packed, path);
+  vd_packed_free(&packed);
+  return err->status;
+}
+
 int vd_cmd_info(vd_context *ctx, const char *path, vd_error *err) {
   bool sealed;
   vd_error seal = {0};
@@ -260,6 +268,7 @@ int vd_cmd_info(vd_context *ctx, const char *path, vd_error *err) {
   hid_t file;
   struct stat info;
   if (stat(path, &info) == 0 && S_ISDIR(info.st_mode)) return vd_info_run(path, err);
+  if (vd_packed_is(path)) return info_packed(path, err);
   /* A file with a digest that is wrong is not given to HDF5 at all. */
   if (vd_digest_check(path, &sealed, &seal) && sealed) {
     *err = seal;

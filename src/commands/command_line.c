@@ -28,11 +28,22 @@ const vd_command_row vd_command_rows[] = {
         {"generate", "DECK", true, false, SET,
          "Continues generate%prompt or generate%prompt_file with a checkpoint: generate%checkpoint, else best.h5 or "
          "last.h5 of run%directory.\nVariables: &generate, data%path, run%directory."},
+    [VD_COMMAND_COMPRESS] = {"compress", "DECK", true, false, SET,
+                             "Packs the file compress%input into compress%output with the predictions of a model: "
+                             "compress%checkpoint, else "
+                             "best.h5 or\nlast.h5 of run%directory.\nVariables: &compress, run%directory; the deck of "
+                             "the training will do. "
+                             "Runs on any number of ranks, on CPUs, with one\nthread each."},
+    [VD_COMMAND_DECOMPRESS] =
+        {"decompress", "DECK", true, false, SET,
+         "Unpacks what `viaduct compress` wrote, with the same checkpoint, program and BLAS, on any number of "
+         "ranks.\nVariables: &compress, run%directory."},
     [VD_COMMAND_INPUT] = {"input", "[GROUP%NAME]", false, false, "  --markdown  all variables as markdown\n",
                           "Describes the variables of a deck: all of them, those of a GROUP, or one."},
-    [VD_COMMAND_INFO] = {"info", "FILE...", true, true, "",
-                         "Verifies and describes files: corpora, shards, checkpoints, traces, nll files, or the folder "
-                         "of a run. The exit status\nis the worst of all."},
+    [VD_COMMAND_INFO] =
+        {"info", "FILE...", true, true, "",
+         "Verifies and describes files: corpora, shards, checkpoints, traces, nll files, packed files, or the folder "
+         "of a run. The exit status\nis the worst of all."},
 };
 enum { N_COMMAND = VD_COMMAND_INFO + 1 };
 const int vd_n_command_rows = N_COMMAND;
@@ -48,23 +59,25 @@ static const struct argp_option options[] = {
     {"version", 'V', NULL, 0, "Print the program's version", -1},
     {0}};
 
-static const char arguments[] =
-    "prepare DECK\ntrain DECK\neval DECK\ngenerate DECK\ninput [GROUP%NAME]\ninfo FILE...\nhelp [COMMAND]";
+static const char arguments[] = "prepare DECK\ntrain DECK\neval DECK\ngenerate DECK\ncompress DECK\ndecompress "
+                                "DECK\ninput [GROUP%NAME]\ninfo FILE...\nhelp [COMMAND]";
 static const char doc[] =
     "Trains and evaluates adaptive-span transformers and Transformer-XL on byte-level text.\v"
     "  prepare   make a corpus of HDF5 shards from raw bytes or tokenised text\n"
     "  train     train a model, or resume a run that stopped\n"
     "  eval      bits per symbol of a split with a checkpoint\n"
     "  generate  text that continues a prompt\n"
+    "  compress  pack a file with the predictions of a model\n"
+    "  decompress  unpack it\n"
     "  input     describe the variables of a deck\n"
     "  info      verify and describe HDF5 files, or the folder of a run\n"
     "  help      describe a command\n"
     "\n"
-    "prepare, train and eval run on any number of ranks, under mpirun, srun or alone. Exit status: 0 done; 2 the "
+    "All commands with a deck run on any number of ranks, under mpirun, srun or alone. Exit status: 0 done; 2 the "
     "command line or the deck is wrong; 75 stopped on a signal after a checkpoint was written: run again to resume; "
     "1 anything else.";
 static const char short_usage[] =
-    "usage: viaduct prepare|train|eval|generate DECK [--set GROUP%NAME=VALUE]... [--check]\n"
+    "usage: viaduct prepare|train|eval|generate|compress|decompress DECK [--set GROUP%NAME=VALUE]... [--check]\n"
     "       viaduct input [GROUP%NAME]\n"
     "       viaduct info FILE...\n"
     "       viaduct help [COMMAND]";
@@ -158,7 +171,7 @@ static int check(const vd_command_line *line, vd_error *err) {
     return vd_fail(err, VD_USAGE, "--markdown is for input, not for %s", c->name);
   if (line->markdown && line->n_argument > 0)
     return vd_fail(err, VD_USAGE, "--markdown lists all variables: '%s' is too much", line->arguments[0]);
-  if (line->n_set && line->command > VD_COMMAND_GENERATE)
+  if (line->n_set && line->command > VD_COMMAND_DECOMPRESS)
     return vd_fail(err, VD_USAGE, "--set is for commands that read a deck, not for %s", c->name);
   if (line->man || line->completion)
     return vd_fail(err, VD_USAGE, "%s is for help, not for %s", line->man ? "--man" : "--completion", c->name);

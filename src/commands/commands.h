@@ -30,6 +30,13 @@ int vd_cmd_eval(vd_context *ctx, const vd_settings *s, vd_error *err);
 /* Collective(ctx->comm). `viaduct generate`: samples of text that continue a prompt, shared out over the
  * ranks; rank 0 writes them to generate%output or standard output. */
 int vd_cmd_generate(vd_context *ctx, const vd_settings *s, vd_error *err);
+/* Collective(ctx->comm). `viaduct compress`: packs compress%input into compress%output with the predictions of a model.
+ */
+int vd_cmd_compress(vd_context *ctx, const vd_settings *s, vd_error *err);
+/* Collective(ctx->comm). `viaduct decompress`: the reverse. VD_USAGE: the checkpoint is not the one that the file was
+ * packed with. VD_FAILED: the file is damaged, another build or BLAS packed it, or what comes out has another SHA-256;
+ * then there is no output. */
+int vd_cmd_decompress(vd_context *ctx, const vd_settings *s, vd_error *err);
 /* Not collective. `viaduct info`: verifies the file at `path`, or the folder of a run, as far as its kind allows and
  * describes it on standard output. VD_FAILED with the path when it is damaged or not one of Viaduct's. */
 int vd_cmd_info(vd_context *ctx, const char *path, vd_error *err);

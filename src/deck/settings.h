@@ -116,6 +116,12 @@ typedef struct vd_settings {
     char output[VD_PATH]; /* '': standard output */
   } generate;
   struct {
+    char input[VD_PATH], output[VD_PATH];
+    char checkpoint[VD_PATH]; /* '': best.h5 of run%directory, else last.h5 */
+    int64_t streams, group;
+    bool ignore_build;
+  } compress;
+  struct {
     char source[VD_PATH];                                              /* raw bytes; plain, .zip, .gz, .xz */
     char train_text[VD_PATH], valid_text[VD_PATH], test_text[VD_PATH]; /* or three pre-tokenised text files */
     double train, valid, test; /* >= 1: tokens; < 1: fraction of the source; default 90e6, 5e6, 5e6 */
@@ -141,8 +147,8 @@ void vd_settings_default(vd_settings *s);
 int vd_settings_read(vd_settings *s, const char *path, char *const *set, int n_set, const char *command, vd_error *err);
 
 /* Not collective. Checks the rules between variables and, unless command is NULL, what only matters to one command
- * ("prepare", "train", "eval", "generate"): e.g. train needs data%path. Another word is a bug. VD_USAGE with the
- * variables and, where one came from the deck, its place. */
+ * ("prepare", "train", "eval", "generate", "compress", "decompress"): e.g. train needs data%path. Another word is a
+ * bug. VD_USAGE with the variables and, where one came from the deck, its place. */
 int vd_settings_check(const vd_settings *s, const char *command, vd_error *err);
 
 /* Not collective. The resolved deck as namelist text that vd_settings_read reads back to the same settings (decimal

@@ -201,19 +201,14 @@ static void check_paths(const check *c) {
   const vd_settings *s = c->s;
   const struct {
     const char *name, *path;
-  } paths[] = {{"run%directory", s->run.directory},
-               {"run%resume", s->run.resume},
-               {"run%start_from", s->run.start_from},
-               {"data%path", s->data.path},
-               {"device%timeline", s->device.timeline},
-               {"eval%checkpoint", s->eval.checkpoint},
-               {"eval%nll_file", s->eval.nll_file},
-               {"generate%checkpoint", s->generate.checkpoint},
-               {"generate%output", s->generate.output},
-               {"prepare%source", s->prepare.source},
-               {"generate%prompt_file", s->generate.prompt_file},
-               {"prepare%train_text", s->prepare.train_text},
-               {"prepare%valid_text", s->prepare.valid_text},
+  } paths[] = {{"run%directory", s->run.directory},           {"run%resume", s->run.resume},
+               {"run%start_from", s->run.start_from},         {"data%path", s->data.path},
+               {"device%timeline", s->device.timeline},       {"eval%checkpoint", s->eval.checkpoint},
+               {"eval%nll_file", s->eval.nll_file},           {"generate%checkpoint", s->generate.checkpoint},
+               {"generate%output", s->generate.output},       {"compress%input", s->compress.input},
+               {"compress%output", s->compress.output},       {"compress%checkpoint", s->compress.checkpoint},
+               {"prepare%source", s->prepare.source},         {"generate%prompt_file", s->generate.prompt_file},
+               {"prepare%train_text", s->prepare.train_text}, {"prepare%valid_text", s->prepare.valid_text},
                {"prepare%test_text", s->prepare.test_text}};
   for (size_t i = 0; i < sizeof paths / sizeof *paths; i++) {
     char first = paths[i].path[0];
@@ -226,9 +221,26 @@ static void check_paths(const check *c) {
   }
 }
 
+static void check_compress(const check *c) {
+  const vd_settings *s = c->s;
+  if (!s->compress.input[0]) BROKEN(c, "compress%input", "%s needs compress%%input, the file to read", c->command);
+  if (!s->compress.output[0]) BROKEN(c, "compress%output", "%s needs compress%%output, the file to write", c->command);
+  if (!s->compress.checkpoint[0]) needs_directory(c);
+  if (s->device.backend == VD_BACKEND_CUDA)
+    BROKEN(
+        c, "device%backend",
+        "%s computes on the CPU, where a model predicts the same bits each time: device%%backend = 'cuda' is not for "
+        "it",
+        c->command);
+}
+
 static void check_command(const check *c) {
   const vd_settings *s = c->s;
   check_paths(c);
+  if (strcmp(c->command, "compress") == 0 || strcmp(c->command, "decompress") == 0) {
+    check_compress(c);
+    return;
+  }
   if (strcmp(c->command, "prepare") == 0) {
     check_prepare(c);
     return;

@@ -36,6 +36,7 @@ const vd_group_row vd_groups[] = {
     {"device", "The backend, its precision, and how gradients are all-reduced over ranks."},
     {"eval", "Used by `viaduct eval`: bits per symbol (bpc) of a split."},
     {"generate", "Used by `viaduct generate`: text from a trained model."},
+    {"compress", "Used by `viaduct compress` and `viaduct decompress`: files packed with the predictions of a model."},
     {"prepare", "Used by `viaduct prepare`: raw bytes or texts become a corpus, written to data%path."},
 };
 const size_t vd_n_groups = sizeof vd_groups / sizeof *vd_groups;
@@ -63,7 +64,8 @@ const vd_variable vd_variables[] = {
     INTEGER(run, log_interval, "25", 1, 1e15, "updates", "--log-interval",
             "Updates between two lines of log.jsonl and of the progress report."),
     CHOICE(run, progress, "'auto'", "auto line plain", "",
-           "How a training run reports progress on standard output. 'line': one line that is rewritten in place, where "
+           "How train, compress and decompress report progress on standard output. 'line': one line that is rewritten "
+           "in place, where "
            "standard output is a terminal. 'plain': whole lines, one every run%log_interval updates or 30 seconds, "
            "whichever is later. 'auto': 'line' on a terminal that can do it, without mpirun or srun between; "
            "else 'plain'."),
@@ -247,6 +249,24 @@ const vd_variable vd_variables[] = {
     STRING(generate, stop, "''", "",
            "A sample ends before this text where it generates it. Escapes as in prompt. '': no such text."),
     STRING(generate, output, "''", "", "File for the text of all samples. '': standard output."),
+
+    STRING(compress, input, "''", "",
+           "The file to compress, of at most 16 GiB, or to decompress. It is held in memory."),
+    STRING(compress, output, "''", "", "The file to write: packed, or the original."),
+    STRING(
+        compress, checkpoint, "''", "--path",
+        "The checkpoint whose model predicts. `viaduct decompress` needs the very file that compressed. '': best.h5 of "
+        "run%directory, else last.h5."),
+    INTEGER(
+        compress, streams, "8", 1, 65536, "streams", "",
+        "Parts of nearly equal length that `viaduct compress` cuts the file into; all advance together. More streams "
+        "are faster and use more ranks; each begins without context. The packed file holds the number."),
+    INTEGER(compress, group, "1", 1, 65536, "streams", "",
+            "Streams that `viaduct compress` computes at once. A rank has whole groups: at most streams / group ranks "
+            "share the work. The packed file holds the number."),
+    LOGICAL(compress, ignore_build, ".false.", "",
+            ".true.: `viaduct decompress` tries a file that another build, BLAS or C library packed. The original is "
+            "written only if its SHA-256 is the right one, which is known at the end."),
 
     STRING(prepare, source, "''", "",
            "A file of raw bytes, plain or packed (zip, gzip, bzip2, xz, lzma, zstd, lz4); each byte is a token, and "

@@ -89,8 +89,11 @@ void vd_run_lock_release(vd_run_lock **lock) {
 
 static void add_corpus(vd_path_list *list, const vd_settings *s, const vd_corpus *corpus) {
   static const char *const patterns[] = {"-train-[0-9]*.h5", "-valid-[0-9]*.h5", "-test-[0-9]*.h5"};
-  char folder[VD_PATH];
-  const char *prefix, *place = vd_corpus_place(corpus, &prefix);
+  char folder[VD_PATH], own[VD_PATH];
+  const char *prefix = own, *place = s->data.path;
+  if (!corpus && !place[0]) return;
+  vd_corpus_prefix(place, own, sizeof own);
+  if (corpus) place = vd_corpus_place(corpus, &prefix);
   vd_path_list_add(list, VD_PATH_INPUT, "data%path", s->data.path);
   vd_split_path(place, folder, sizeof folder);
   for (int i = 0; i < 3; i++)

@@ -31,7 +31,8 @@ int vd_run_lock_sweep(const vd_run_lock *lock, vd_error *err);
 /* Not collective. Gives the lock back, frees, sets *lock to NULL. NULL is allowed. */
 void vd_run_lock_release(vd_run_lock **lock);
 
-/* Not collective. Adds what every command reads that opens a corpus: the deck, data%path and its shards. */
+/* Not collective. Adds what every command reads that opens a corpus: the deck, data%path and its shards. corpus NULL:
+ * the command opens none, and what the deck names at data%path, if anything, is protected all the same. */
 void vd_run_paths_inputs(vd_path_list *list, const vd_settings *s, const vd_corpus *corpus);
 
 /* Not collective. Adds as inputs what a command that reads `checkpoint` must not overwrite, although it does not read

@@ -316,30 +316,36 @@ static int share_vocabulary(vd_context *ctx, vd_vocabulary *v) {
   return MPI_Bcast(v->count, (int)shape[0], MPI_INT64_T, 0, ctx->comm);
 }
 
+int vd_snapshot_read_vocabulary(vd_context *ctx, const char *path, vd_vocabulary *v, bool *has, vd_error *err) {
+  vd_checkpoint *c = NULL;
+  int found = 0;
+  *v = (vd_vocabulary){0};
+  if (ctx->rank == 0 && vd_checkpoint_open(&c, ctx->h5, path, false, err) == VD_OK) {
+    found = vd_checkpoint_has(c, "/vocabulary/symbol");
+    if (found) vd_checkpoint_get_vocabulary(c, v, err);
+    vd_checkpoint_close(&c);
+  }
+  if (vd_broadcast_error(ctx->comm, err)) return err->status;
+  MPI_Bcast(&found, 1, MPI_INT, 0, ctx->comm);
+  if (found) share_vocabulary(ctx, v);
+  *has = found != 0;
+  return VD_OK;
+}
+
 int vd_snapshot_adopt_vocabulary(vd_context *ctx, const char *path, const char *trained_id, vd_corpus *corpus,
                                  vd_error *err) {
-  vd_checkpoint *c = NULL;
-  vd_vocabulary v = {0};
-  int has = 0;
-  if (ctx->rank == 0 && vd_checkpoint_open(&c, ctx->h5, path, false, err) == VD_OK) {
-    has = vd_checkpoint_has(c, "/vocabulary/symbol");
+  vd_vocabulary v;
+  bool has = false;
+  if (vd_snapshot_read_vocabulary(ctx, path, &v, &has, err) == VD_OK) {
     if (has)
-      vd_checkpoint_get_vocabulary(c, &v, err);
+      vd_corpus_adopt(corpus, &v, err);
     else if (strcmp(trained_id, vd_corpus_id(corpus)) != 0)
       vd_fail(err, VD_FAILED,
               "%s was written by an earlier version and does not hold its vocabulary: only the corpus that it was "
               "trained on can be used with it (resume the run for one update to have it written anew)",
               path);
-    vd_checkpoint_close(&c);
   }
-  if (vd_broadcast_error(ctx->comm, err) == VD_OK) {
-    MPI_Bcast(&has, 1, MPI_INT, 0, ctx->comm);
-    if (has) {
-      share_vocabulary(ctx, &v);
-      vd_corpus_adopt(corpus, &v, err);
-    }
-    if (vd_agree(ctx->comm, err)) vd_wrap(err, "the vocabulary of %s", path);
-  }
+  if (vd_agree(ctx->comm, err)) vd_wrap(err, "the vocabulary of %s", path);
   vd_vocabulary_free(&v);
   return err->status;
 }

@@ -72,6 +72,10 @@ int vd_snapshot_read_parameters(vd_context *ctx, vd_ops *ops, vd_model *model, c
 int vd_snapshot_describe(vd_context *ctx, const char *path, bool verify, vd_settings *settings, char corpus_id[64],
                          int64_t *update, vd_error *err);
 
+/* Collective(ctx->comm). The vocabulary of the checkpoint at `path` into *v, which the caller frees, also on error;
+ * *has is false where there is none (a file of format version 1). Rank 0 reads. The error is agreed. */
+int vd_snapshot_read_vocabulary(vd_context *ctx, const char *path, vd_vocabulary *v, bool *has, vd_error *err);
+
 /* Collective(ctx->comm). The corpus adopts the vocabulary of the checkpoint at `path` (vd_corpus_adopt), so that ids
  * are the model's. Rank 0 reads. A file of format version 1 holds none: then the corpus must be the one of trained_id.
  * VD_USAGE naming symbols that the model lacks. The error is agreed. */

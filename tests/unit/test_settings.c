@@ -321,6 +321,14 @@ static const struct {
     {"generate", "&data path='x' /\n&generate prompt='a' prompt_file='p' /",
      "t:2:18: generate%prompt and generate%prompt_file exclude each other"},
     {"generate", "&data path='x' /\n&generate prompt='Once' /", NULL},
+    {"compress", "&compress output='o' /", "t: compress needs compress%input, the file to read"},
+    {"decompress", "&compress input='i' /", "t: decompress needs compress%output, the file to write"},
+    {"decompress", "&run directory='' /\n&compress input='i' output='o' /",
+     "t:1:16: decompress needs run%directory, the folder of the run"},
+    {"compress", "&compress input='i' output='o' /\n&device backend='cuda' /",
+     "t:2:17: compress computes on the CPU, where a model predicts the same bits each time: device%backend = 'cuda' is "
+     "not for it"},
+    {"compress", "&run directory='' /\n&compress input='i' output='o' checkpoint='c' /", NULL},
 };
 
 static void test_commands(void **state) {
