@@ -133,7 +133,7 @@ def others():
     report("compress%ignore_build tries it", done.returncode == 0 and read("out") == TEXT[:2000], done.stderr)
     forge(lambda data: data[:8] + struct.pack("<I", 2) + data[12:])
     refuse("a later format", 1, "has format 2")
-    forge(lambda data: data[:172] + struct.pack("<I", 60000) + data[176:])
+    forge(lambda data: data[:160] + struct.pack("<I", 60000) + data[164:])
     refuse("a header that contradicts itself", 1, "contradicts itself")
     forge(lambda data: data)
     for kernel in ("Prescott",):
@@ -170,7 +170,7 @@ def transformer_xl():
     packed = run("compress", write("in", TEXT[:3000]), "packed", memory__mem_len=20, **model)
     again = run("decompress", "packed", "out", memory__mem_len=32, **model)
     report("Transformer-XL with another memory", packed.returncode == again.returncode == 0 and read("out") == TEXT[:3000]
-           and "mem_len 20" in viaduct("info", place.path("packed")).stdout, trained.stderr + packed.stderr + again.stderr)
+           and "mem_len = 20" in viaduct("info", place.path("packed")).stdout, trained.stderr + packed.stderr + again.stderr)
 
 
 def words():

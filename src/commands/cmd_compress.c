@@ -101,6 +101,28 @@ static int read_vocabulary(struct compress *c, uint8_t digest[VD_DIGEST_BYTES], 
   return vd_agree(c->ctx->comm, err);
 }
 
+/* &memory of *s as a namelist into text. */
+static void put_memory(const vd_settings *s, char text[VD_PACKED_MEMORY]) {
+  vd_settings *alone = vd_calloc(1, sizeof *alone);
+  vd_settings_default(alone); /* no text of the user's is in its echo */
+  alone->memory = s->memory;
+  char *echo = vd_settings_echo(alone), *start = strstr(echo, "&memory"), *end = strstr(start, "\n/\n");
+  snprintf(text, VD_PACKED_MEMORY, "%.*s", (int)(end + 3 - start), start);
+  free(echo);
+  free(alone);
+}
+
+/* The reverse: the memory that the file was packed with takes the place of the deck's. */
+static int take_memory(struct compress *c, vd_error *err) {
+  vd_settings *alone = vd_calloc(1, sizeof *alone);
+  if (vd_settings_read_text(alone, c->packed.memory, c->s->compress.input, err) == VD_OK)
+    c->from.settings.memory = alone->memory;
+  else
+    err->status = VD_FAILED; /* no fault of a deck of the user's */
+  free(alone);
+  return err->status;
+}
+
 /* The packed file's header of a file to compress, and its bytes on rank 0. */
 static int read_original(struct compress *c, const char *checkpoint, vd_error *err) {
   vd_packed *p = &c->packed;
@@ -114,11 +136,7 @@ static int read_original(struct compress *c, const char *checkpoint, vd_error *e
   snprintf(p->checkpoint, sizeof p->checkpoint, "%s", checkpoint);
   p->n_stream = c->s->compress.streams < p->n_byte ? c->s->compress.streams : p->n_byte;
   p->group = c->s->compress.group;
-  if (c->from.settings.model.arch == VD_TRANSFORMER_XL) {
-    p->mem_len = c->from.settings.memory.mem_len;
-    p->clamp_len = c->from.settings.memory.clamp_len > 0 ? c->from.settings.memory.clamp_len : 0;
-    p->same_length = c->from.settings.memory.same_length;
-  }
+  if (c->from.settings.model.arch == VD_TRANSFORMER_XL) put_memory(&c->from.settings, p->memory);
   vd_environment_of_process(&p->environment);
   return VD_OK;
 }
@@ -150,11 +168,7 @@ static int share_header(struct compress *c, vd_error *err) {
   vd_environment_of_process(&here);
   if (!(c->decompress && c->s->compress.ignore_build) && vd_environment_check(&p->environment, &here, err))
     vd_wrap(err, "%s", c->decompress ? c->s->compress.input : "the ranks differ");
-  if (c->from.settings.model.arch == VD_TRANSFORMER_XL) {
-    c->from.settings.memory.mem_len = p->mem_len;
-    c->from.settings.memory.clamp_len = p->clamp_len;
-    c->from.settings.memory.same_length = p->same_length;
-  }
+  if (err->status == VD_OK && c->decompress && p->memory[0]) take_memory(c, err);
   return vd_agree(c->ctx->comm, err);
 }
 

@@ -149,6 +149,7 @@ static const char *const after_variables =
     "viaduct prepare prepare.nml\n"
     "mpirun \\-n 2 viaduct train train.nml \\-\\-set run%max_updates=1000\n"
     "viaduct eval train.nml\n"
+    "viaduct compress train.nml \\-\\-set compress%input=a.txt \\-\\-set compress%output=a.vdc\n"
     "viaduct input optimizer%lr\n"
     ".fi\n"
     ".SH SEE ALSO\n"

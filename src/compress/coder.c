@@ -110,8 +110,7 @@ int vd_frequencies_find(const vd_frequencies *f, uint32_t number) {
 }
 
 uint32_t vd_escape_frequency(int64_t escapes, int64_t symbols) {
-  enum { WHOLE = 1 << VD_FREQUENCY_BITS };
-  double share = ((double)escapes * 256 + 1) / ((double)symbols * 256 + 512);
-  double frequency = floor(share * WHOLE), most = WHOLE - WHOLE / 64;
+  const double whole = 1 << VD_FREQUENCY_BITS, most = whole * 63 / 64;
+  double frequency = floor(whole * ((double)escapes * 256 + 1) / ((double)symbols * 256 + 512));
   return (uint32_t)(frequency < 1 ? 1 : frequency > most ? most : frequency);
 }

@@ -11,7 +11,7 @@
 
 /* As in PNG: bytes that a transfer as text, or with seven bits, would change. */
 static const uint8_t magic[8] = {0x8b, 'V', 'D', 'C', '\r', '\n', 0x1a, '\n'};
-enum { FORMAT = 1, FIXED = 180 /* bytes before the texts */ };
+enum { FORMAT = 1, FIXED = 168 /* bytes before the texts */ };
 
 /* ---- numbers and texts of the header, one after the other ---- */
 
@@ -48,6 +48,11 @@ static void get_bytes(struct cursor *c, void *to, size_t n) {
   if (p) memcpy(to, p, n);
 }
 
+static void put_text(struct cursor *c, const char *text) {
+  put_number(c, (int64_t)strlen(text), 2);
+  put_bytes(c, text, strlen(text));
+}
+
 static void get_text(struct cursor *c, char *text) {
   int64_t n = get_number(c, 2);
   memset(text, 0, VD_ENVIRONMENT_TEXT);
@@ -61,7 +66,7 @@ static void get_text(struct cursor *c, char *text) {
 
 static int64_t header_size(const vd_packed *p) {
   vd_environment e = p->environment;
-  int64_t n = FIXED + 8 * p->n_stream;
+  int64_t n = FIXED + 2 + (int64_t)strlen(p->memory) + 8 * p->n_stream;
   for (int i = 0; i < VD_N_ENVIRONMENT; i++) n += 2 + (int64_t)strlen(vd_environment_text(&e, i, NULL));
   return n;
 }
@@ -80,16 +85,10 @@ static void put_header(struct cursor *c, const vd_packed *p) {
   put_bytes(c, p->checkpoint, VD_DIGEST_TEXT - 1);
   put_bytes(c, p->vocabulary, sizeof p->vocabulary);
   put_number(c, p->update, 8);
-  put_number(c, p->mem_len, 4);
-  put_number(c, p->clamp_len, 4);
-  put_number(c, p->same_length, 4);
   put_number(c, p->n_stream, 4);
   put_number(c, p->group, 4);
-  for (int i = 0; i < VD_N_ENVIRONMENT; i++) {
-    const char *text = vd_environment_text(&e, i, NULL);
-    put_number(c, (int64_t)strlen(text), 2);
-    put_bytes(c, text, strlen(text));
-  }
+  put_text(c, p->memory);
+  for (int i = 0; i < VD_N_ENVIRONMENT; i++) put_text(c, vd_environment_text(&e, i, NULL));
   for (int64_t s = 0; s < p->n_stream; s++) put_number(c, p->length[s], 8);
 }
 
@@ -125,11 +124,9 @@ static void get_header(struct cursor *c, vd_packed *p) {
   get_bytes(c, p->checkpoint, VD_DIGEST_TEXT - 1);
   get_bytes(c, p->vocabulary, sizeof p->vocabulary);
   p->update = get_number(c, 8);
-  p->mem_len = get_number(c, 4);
-  p->clamp_len = get_number(c, 4);
-  p->same_length = get_number(c, 4) != 0;
   p->n_stream = get_number(c, 4);
   p->group = get_number(c, 4);
+  get_text(c, p->memory);
   for (int i = 0; i < VD_N_ENVIRONMENT; i++) get_text(c, vd_environment_text(&p->environment, i, NULL));
 }
 
@@ -182,6 +179,16 @@ static void print_digest(const char *label, const uint8_t *digest) {
   printf("\n");
 }
 
+/* The lines of &memory as one. */
+static void print_memory(const char *text) {
+  char *safe = vd_escape(text, true), *rest = NULL;
+  printf("  %-12s", "memory");
+  for (char *line = strtok_r(safe, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest))
+    printf(" %s", line + strspn(line, " "));
+  printf("\n");
+  free(safe);
+}
+
 void vd_packed_print(const vd_packed *p, const char *path) {
   vd_environment e = p->environment;
   printf("%s\n  %-12s packed file\n  %-12s %d\n  %-12s SHA-256 of the whole file\n", path, "kind", "format", FORMAT,
@@ -193,9 +200,7 @@ void vd_packed_print(const vd_packed *p, const char *path) {
   printf("\n  %-12s %lld, computed in groups of %lld\n", "streams", (long long)p->n_stream, (long long)p->group);
   printf("  %-12s update %lld\n  %-12s %s\n", "checkpoint", (long long)p->update, "its sha256", p->checkpoint);
   print_digest("vocabulary", p->vocabulary);
-  if (p->mem_len > 0)
-    printf("  %-12s mem_len %lld, clamp_len %lld, same_length %s\n", "memory", (long long)p->mem_len,
-           (long long)p->clamp_len, p->same_length ? ".true." : ".false.");
+  if (p->memory[0]) print_memory(p->memory);
   for (int i = 0; i < VD_N_ENVIRONMENT; i++) {
     const char *name, *text = vd_environment_text(&e, i, &name);
     char *safe = vd_escape(text, false);

@@ -11,7 +11,7 @@
 
 /* Bytes of an original, and streams, at most: a file is held in memory. */
 #define VD_PACKED_LONGEST ((int64_t)1 << 34)
-enum { VD_PACKED_STREAMS = 65536 };
+enum { VD_PACKED_STREAMS = 65536, VD_PACKED_MEMORY = VD_ENVIRONMENT_TEXT };
 
 typedef struct vd_packed {
   int64_t n_byte;                      /* of the original */
@@ -19,9 +19,8 @@ typedef struct vd_packed {
   char checkpoint[VD_DIGEST_TEXT];     /* the digest at the end of the checkpoint, hexadecimal */
   int64_t update;                      /* of the checkpoint */
   uint8_t vocabulary[VD_DIGEST_BYTES]; /* SHA-256 of the bytes that the model's ids stand for, in their order */
-  int64_t mem_len, clamp_len;          /* &memory as used, Transformer-XL; else 0 */
-  bool same_length;
-  int64_t n_stream, group; /* streams of the file, and of them computed at once */
+  char memory[VD_PACKED_MEMORY];       /* &memory as used, a namelist; Transformer-XL, else "" */
+  int64_t n_stream, group;             /* streams of the file, and of them computed at once */
   vd_environment environment;
   int64_t *length; /* [n_stream] bytes of each stream's code; owned */
   uint8_t *code;   /* [n_code] the codes, one after the other; owned */

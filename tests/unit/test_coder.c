@@ -201,6 +201,7 @@ static void test_packed_file(void **state) {
   vd_packed p = {.n_byte = 9, .update = 70000, .n_stream = 3, .group = 2, .length = length, .code = code, .n_code = 5};
   memset(p.sha256, 7, sizeof p.sha256);
   memset(p.checkpoint, 'a', VD_DIGEST_TEXT - 1);
+  snprintf(p.memory, sizeof p.memory, "&memory\n/\n");
   vd_environment_of_process(&p.environment);
   vd_error err = {0};
   vd_packed q;
@@ -212,6 +213,7 @@ static void test_packed_file(void **state) {
   assert_memory_equal(q.length, length, sizeof length);
   assert_memory_equal(q.sha256, p.sha256, sizeof p.sha256);
   assert_string_equal(q.checkpoint, p.checkpoint);
+  assert_string_equal(q.memory, p.memory);
   assert_int_equal(vd_environment_check(&q.environment, &p.environment, &err), VD_OK);
   vd_packed_free(&q);
 
