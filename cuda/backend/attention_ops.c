@@ -79,8 +79,9 @@ void vd_cuda_attention_changed(vd_cuda_backend *c) {
   for (int i = 0; i < s->n_layer; i++) s->layer[i].made = false;
 }
 
-/* The kernels' arguments. With relative keys there are no spans, so all layers share one schedule. */
-static vd_cuda_attention kernel_of(vd_cuda_backend *c, const vd_attention *a) {
+/* The kernels' arguments; qkv NULL: those of a schedule. With relative keys there are no spans, so all layers share one
+ * schedule. */
+static vd_cuda_attention kernel_of(vd_cuda_backend *c, const vd_attention *a, const vd_qkv *qkv) {
   const layer_schedule *schedule = schedule_of(c, a->span);
   vd_cuda_attention x = {.type = c->type,
                          .n_stream = (int32_t)a->n_stream,
@@ -94,7 +95,7 @@ static vd_cuda_attention kernel_of(vd_cuda_backend *c, const vd_attention *a) {
                          .first_distance = a->first_distance,
                          .trimmed = a->softmax == VD_TRIMMED,
                          .n_span = (int32_t)a->n_span,
-                         .kv_rows = a->window,
+                         .kv_rows = qkv && qkv->memory_rows > 0 ? qkv->memory_rows : a->window,
                          .span = a->span,
                          .schedule = schedule ? schedule->schedule : NULL,
                          .dropout = a->dropout.p,
@@ -145,7 +146,7 @@ void vd_cuda_attention_schedule_op(vd_ops *o, int n, const vd_attention *a) {
   if (n > VD_MAX_LAYERS) return;
   if (state_of(c)->n_layer + n > VD_MAX_LAYERS) free_schedules(c);
   vd_cuda_attention *x = vd_calloc((size_t)n, sizeof *x);
-  for (int i = 0; i < n; i++) x[i] = kernel_of(c, &a[i]);
+  for (int i = 0; i < n; i++) x[i] = kernel_of(c, &a[i], NULL);
   make_schedules(c, n, x);
   free(x);
 }
@@ -217,7 +218,7 @@ static uint32_t *mask_to_read(vd_cuda_backend *c, const vd_cuda_attention *x) {
 
 void vd_cuda_attention_op(vd_ops *o, const vd_attention *a, const vd_qkv *qkv, vd_act *out, real *lse) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  vd_cuda_attention x = kernel_of(c, a);
+  vd_cuda_attention x = kernel_of(c, a, qkv);
   const key_table *t = a->rel_key ? NULL : table_of(c, a);
   if ((!t && !a->rel_key) || !make_schedules(c, 1, &x)) return;
   x.dropout_mask = mask_to_write(c, &x);
@@ -240,7 +241,7 @@ void vd_cuda_attention_backward_op(vd_ops *o, const vd_attention *a, const vd_qk
                                    /* NOLINTNEXTLINE(readability-non-const-parameter): written through a struct */
                                    real *dspan) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  vd_cuda_attention x = kernel_of(c, a);
+  vd_cuda_attention x = kernel_of(c, a, qkv);
   key_table *t = a->rel_key ? NULL : table_of(c, a);
   x.dropout_mask = mask_to_read(c, &x);
   void *workspace = vd_cuda_workspace(c, &c->partial, vd_cuda_attention_workspace_size(&x));
@@ -304,10 +305,11 @@ void vd_cuda_attention_project(vd_ops *o, const vd_attention *a, const vd_attent
   const real *const weight[] = {wq, wk, wv};
   project_block(c, a, in->hidden, weight, qkv->block);
   if (a->rel_key) {
-    vd_cuda_relative_project(c, a, in, weight + 1, qkv->memory);
+    vd_cuda_relative_project(c, a, in, weight + 1, qkv);
     return;
   }
-  vd_cuda_attention x = kernel_of(c, a);
+  if (a->window == 0) return;
+  vd_cuda_attention x = kernel_of(c, a, qkv);
   const vd_cuda_ring memory = {in->memory, in->memory_rows, in->oldest};
   if (!make_schedules(c, 1, &x)) return;
   vd_cuda_record_error(
@@ -326,7 +328,7 @@ void vd_cuda_attention_project_backward(vd_ops *o, const vd_attention *a, const 
     vd_cuda_relative_project_backward(c, a, in, dqkv->memory, dweight + 1);
     return;
   }
-  vd_cuda_attention x = kernel_of(c, a);
+  vd_cuda_attention x = kernel_of(c, a, dqkv);
   const vd_cuda_ring memory = {in->memory, in->memory_rows, in->oldest};
   void *workspace = vd_cuda_workspace(c, &c->partial, vd_cuda_project_workspace_size(&x));
   if (!workspace) return;

@@ -200,11 +200,11 @@ static void cuda_memory_push(vd_ops *o, int64_t n_stream, int64_t d, const vd_ac
 }
 
 static void cuda_memory_ring_push(vd_ops *o, int64_t n_stream, int64_t d, vd_act *memory, int64_t rows, int64_t oldest,
-                                  const vd_act *hidden, int64_t block) {
+                                  const vd_act *hidden, int64_t stride, int64_t block) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  vd_cuda_record_error(c,
-                       vd_cuda_memory_ring_push(c->type, n_stream, d, memory, rows, oldest, hidden, block, c->stream),
-                       "memory ring push");
+  vd_cuda_record_error(
+      c, vd_cuda_memory_ring_push(c->type, n_stream, d, memory, rows, oldest, hidden, stride, block, c->stream),
+      "memory ring push");
 }
 
 static void cuda_cross_entropy(vd_ops *o, int64_t n, int64_t vocab, const vd_act *logits, const int32_t *targets,

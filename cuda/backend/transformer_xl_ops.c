@@ -52,11 +52,13 @@ static const void *newest_rows(const vd_cuda_backend *c, const vd_attention_inpu
 }
 
 void vd_cuda_relative_project(vd_cuda_backend *c, const vd_attention *a, const vd_attention_input *in,
-                              const real *const weight[2], vd_act *memory) {
+                              const real *const weight[2], const vd_qkv *qkv) {
   shape s = shape_of(a);
+  int64_t kv_rows = qkv->memory_rows > 0 ? qkv->memory_rows : a->window;
   int64_t n = a->n_stream, skip = a->window - s.used;
   int joined = vd_cuda_are_contiguous(2, weight, s.width * s.d) ? 2 : 1;
-  bool one = n == 1 || (s.used == in->memory_rows && skip == 0); /* contiguous over streams on both sides */
+  if (s.used == 0) return;
+  bool one = n == 1 || (s.used == in->memory_rows && s.used == kv_rows); /* contiguous over streams on both sides */
   for (int i = 0; i < 2; i += joined) {
     vd_gemm_call call = {.m = one ? n * s.used : s.used,
                          .n = joined * s.width,
@@ -64,9 +66,9 @@ void vd_cuda_relative_project(vd_cuda_backend *c, const vd_attention *a, const v
                          .n_batch = one ? 1 : n,
                          .a = {newest_rows(c, in, &s, s.used), s.d, one ? 0 : in->memory_rows * s.d, false},
                          .b = {vd_cuda_weight(c, weight[i]), s.d, 0, true},
-                         .c = (char *)memory + (size_t)((2 * skip + i) * s.width) * c->act_size,
+                         .c = (char *)qkv->memory + (size_t)((2 * skip + i) * s.width) * c->act_size,
                          .ldc = 2 * s.width,
-                         .c_stride = one ? 0 : a->window * 2 * s.width,
+                         .c_stride = one ? 0 : kv_rows * 2 * s.width,
                          .alpha = 1};
     vd_cuda_gemm(c, &call);
   }

@@ -329,24 +329,26 @@ cudaError_t vd_cuda_memory_push(enum vd_precision type, int64_t n_stream, int64_
 /* Copies the last `taken` rows of each stream's block to their slots in the ring buffer; blockIdx.y is the stream. */
 template <typename T, int N>
 static __global__ void memory_ring_push_kernel(int d, T *memory, int64_t rows, int64_t oldest, const T *hidden,
-                                               int64_t block, int taken) {
+                                               int64_t stride, int64_t block, int taken) {
   vd_pdl_wait();
   int e = (int)(blockIdx.x * BLOCK + threadIdx.x) * N, c = e % d, s = (int)blockIdx.y;
   if (e >= taken * d) return;
   int64_t r = block - taken + e / d, place = oldest + r % rows;
   *(vd_pack<T, N> *)(memory + (s * rows + (place < rows ? place : place - rows)) * d + c) =
-      *(const vd_pack<T, N> *)(hidden + (s * block + r) * d + c);
+      *(const vd_pack<T, N> *)(hidden + (s * block + r) * stride + c);
 }
 
 cudaError_t vd_cuda_memory_ring_push(enum vd_precision type, int64_t n_stream, int64_t d, void *memory, int64_t rows,
-                                     int64_t oldest, const void *hidden, int64_t block, cudaStream_t stream) {
+                                     int64_t oldest, const void *hidden, int64_t stride, int64_t block,
+                                     cudaStream_t stream) {
   int64_t taken = block < rows ? block : rows;
   if (n_stream * taken * d == 0) return cudaSuccess;
   if (n_stream > 65535 || taken * d > INT32_MAX - 8 * BLOCK) return cudaErrorInvalidValue;
-  const dim3 blocks(vd_blocks(taken * d, BLOCK * (d % 8 == 0 ? 8 : 1)), (unsigned)n_stream);
+  const bool packed = d % 8 == 0 && stride % 8 == 0;
+  const dim3 blocks(vd_blocks(taken * d, BLOCK * (packed ? 8 : 1)), (unsigned)n_stream);
 #define CALL(T)                                                                                                        \
-  return vd_launch_pdl(d % 8 == 0 ? memory_ring_push_kernel<T, 8> : memory_ring_push_kernel<T, 1>, blocks, BLOCK, 0,   \
-                       stream, (int)d, (T *)memory, rows, oldest, (const T *)hidden, block, (int)taken)
+  return vd_launch_pdl(packed ? memory_ring_push_kernel<T, 8> : memory_ring_push_kernel<T, 1>, blocks, BLOCK, 0,       \
+                       stream, (int)d, (T *)memory, rows, oldest, (const T *)hidden, stride, block, (int)taken)
   VD_BY_TYPE(type, CALL);
 #undef CALL
   return cudaErrorInvalidValue;

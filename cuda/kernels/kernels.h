@@ -73,7 +73,8 @@ cudaError_t vd_cuda_memory_push(enum vd_precision type, int64_t n_stream, int64_
                                 cudaStream_t stream);
 /* Stream-ordered. vd_ops.memory_ring_push. */
 cudaError_t vd_cuda_memory_ring_push(enum vd_precision type, int64_t n_stream, int64_t d, void *memory, int64_t rows,
-                                     int64_t oldest, const void *hidden, int64_t block, cudaStream_t stream);
+                                     int64_t oldest, const void *hidden, int64_t stride, int64_t block,
+                                     cudaStream_t stream);
 /* Stream-ordered. vd_ops.cross_entropy; row_nll [n] is required. */
 cudaError_t vd_cuda_cross_entropy(enum vd_precision type, int64_t n, int64_t vocab, const void *logits,
                                   const int32_t *targets, float scale, double *loss_sum, float *row_nll, void *dlogits,

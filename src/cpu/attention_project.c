@@ -13,6 +13,7 @@ typedef struct projection {
   const vd_attention_input *in;
   int64_t d, in_width; /* width of the heads together, and of the hidden states */
   int64_t common;      /* the age that all heads reach */
+  int64_t kv_rows;     /* rows from one stream's keys and values to the next's */
   int64_t *reach;      /* [n_head] within the window */
   int64_t *order;      /* [n_head] heads by falling reach */
 } projection;
@@ -22,8 +23,9 @@ typedef struct span_of_ages {
   int64_t after, last, heads;
 } span_of_ages;
 
-static void projection_new(projection *p, const vd_attention *a, const vd_attention_input *in) {
+static void projection_new(projection *p, const vd_attention *a, const vd_attention_input *in, const vd_qkv *x) {
   *p = (projection){.a = a, .in = in, .d = a->n_head * a->d_head};
+  p->kv_rows = x->memory_rows > 0 ? x->memory_rows : a->window;
   p->in_width = a->d_model > 0 ? a->d_model : p->d;
   p->reach = vd_calloc((size_t)a->n_head, sizeof *p->reach);
   p->order = vd_calloc((size_t)a->n_head, sizeof *p->order);
@@ -68,7 +70,7 @@ static int64_t straight_rows(const projection *p, int64_t age, int64_t rows) {
 
 /* Where keys or values lie in their rows of memory, 2 d elements each. */
 static int64_t key_row(const projection *p, int64_t stream, int64_t age) {
-  return ((stream + 1) * p->a->window - age) * 2 * p->d;
+  return (stream * p->kv_rows + p->a->window - age) * 2 * p->d;
 }
 
 /* x [streams * ages, in_width]: the span's memory rows, oldest first, stream after stream. */
@@ -146,7 +148,7 @@ void vd_cpu_attention_project(vd_ops *o, const vd_attention *a, const vd_attenti
                               const real *wk, const real *wv, const vd_qkv *x) {
   (void)o;
   projection p;
-  projection_new(&p, a, in);
+  projection_new(&p, a, in, x);
   const real *const weight[] = {wq, wk, wv};
   for (int64_t i = 0; i < 3; i++) {
     vd_gemm(CblasNoTrans, CblasTrans, a->n_stream * a->block, p.d, p.in_width, 1, in->hidden, p.in_width, weight[i],
@@ -187,7 +189,7 @@ void vd_cpu_attention_project_backward(vd_ops *o, const vd_attention *a, const v
                                        real *dwk, real *dwv) {
   (void)o;
   projection p;
-  projection_new(&p, a, in);
+  projection_new(&p, a, in, dx);
   int64_t n = a->n_stream * a->block, d = p.d, width = p.in_width;
   const real *const weight[] = {wq, wk, wv};
   real *const dweight[] = {dwq, dwk, dwv};

@@ -92,7 +92,8 @@ real *vd_block_rows(const vd_attention_plan *plan, const vd_qkv *x, enum vd_part
 vd_key_rows vd_key_rows_of(const vd_attention_plan *plan, const vd_qkv *x, enum vd_part part, int64_t b, int64_t h) {
   const vd_attention *a = plan->a;
   int64_t reach = a->reach[h], remembered = reach < a->window ? reach : a->window;
-  int64_t row = (b + 1) * a->window - remembered, column = (int64_t)(part == VD_VALUE) * plan->d + h * a->d_head;
+  int64_t row = b * (x->memory_rows ? x->memory_rows : a->window) + a->window - remembered,
+          column = (int64_t)(part == VD_VALUE) * plan->d + h * a->d_head;
   return (vd_key_rows){.absent = reach - remembered,
                        .remembered = remembered,
                        .memory = remembered > 0 ? (real *)x->memory + row * 2 * plan->d + column : NULL,

@@ -31,7 +31,7 @@ void vd_cpu_memory_push(vd_ops *o, int64_t n_stream, int64_t d, const vd_act *ol
 }
 
 void vd_cpu_memory_ring_push(vd_ops *o, int64_t n_stream, int64_t d, vd_act *memory, int64_t rows, int64_t oldest,
-                             const vd_act *hidden, int64_t block) {
+                             const vd_act *hidden, int64_t stride, int64_t block) {
   (void)o;
   const real *from = hidden;
   real *to = memory;
@@ -39,7 +39,7 @@ void vd_cpu_memory_ring_push(vd_ops *o, int64_t n_stream, int64_t d, vd_act *mem
 #pragma omp parallel for schedule(static)
   for (int64_t s = 0; s < n_stream; s++)
     for (int64_t r = first; r < block; r++)
-      memcpy(to + (s * rows + (oldest + r) % rows) * d, from + (s * block + r) * d, (size_t)d * sizeof *to);
+      memcpy(to + (s * rows + (oldest + r) % rows) * d, from + (s * block + r) * stride, (size_t)d * sizeof *to);
 }
 
 void vd_cpu_square_sums(vd_ops *o, const real *x, const vd_extent *tensor, int n_tensor, double *norm2) {

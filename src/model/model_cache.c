@@ -5,9 +5,7 @@
  *
  * Attention wants the rows of a stream in order, so the cache is no ring: rows are appended until the space is used up,
  * then the newest `window` move to its start. With a quarter of the window as spare space this copies four rows a
- * step. Steps that compute one stream at a time use the cache, since attention takes the streams of a step one window
- * apart. A backend with attention_schedule (CUDA) does not: it makes one schedule of a layer for the projection and
- * for attention, which here have different windows. */
+ * step. */
 #include "src/model/model_internal.h"
 
 static char *row_of(const vd_model *m, const struct vd_layer_state *s, int64_t stream, int64_t row) {
@@ -37,7 +35,7 @@ static void move_to_start(vd_model *m, struct vd_layer_state *s) {
 }
 
 int vd_model_cache_begin(vd_model *m, const vd_step *step, vd_error *err) {
-  m->cached = !m->training && step->block == 1 && m->micro == 1 && !m->ops->attention_schedule;
+  m->cached = !m->training && step->block == 1;
   if (!m->cached) vd_model_cache_drop(m);
   for (int l = 0; m->cached && l < (int)m->config.n_layer; l++) {
     struct vd_layer_state *s = &m->state[l];
@@ -50,15 +48,17 @@ int vd_model_cache_begin(vd_model *m, const vd_step *step, vd_error *err) {
   return VD_OK;
 }
 
-vd_act *vd_model_cache_rows(const vd_model *m, int layer, int64_t stream) {
+void vd_model_cache_rows(const vd_model *m, int layer, int64_t first, vd_qkv *qkv) {
   const struct vd_layer_state *s = &m->state[layer];
-  return row_of(m, s, stream, s->cache_end - s->window);
+  qkv->memory = row_of(m, s, first, s->cache_end - s->window);
+  qkv->memory_rows = s->cache_rows;
 }
 
-void vd_model_cache_push(vd_model *m, int layer, int64_t stream, const vd_qkv *qkv) {
+void vd_model_cache_push(vd_model *m, int layer, int64_t first, int64_t n, const vd_qkv *qkv) {
   struct vd_layer_state *s = &m->state[layer];
   const char *keys = (const char *)qkv->block + (size_t)m->width * m->ops->act_size;
-  m->ops->memory_ring_push(m->ops, 1, 2 * m->width, row_of(m, s, stream, 0), s->cache_rows, s->cache_end, keys, 1);
+  m->ops->memory_ring_push(m->ops, n, 2 * m->width, row_of(m, s, first, 0), s->cache_rows, s->cache_end, keys,
+                           3 * m->width, 1);
 }
 
 void vd_model_cache_end(vd_model *m) {

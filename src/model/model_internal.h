@@ -102,10 +102,12 @@ int vd_model_reserve(vd_model *m, int64_t block, vd_error *err);
 /* Not collective. Decides whether a step uses the caches, and makes space for the row that it adds. To be called after
  * vd_model_reserve. Errors: out of memory. */
 int vd_model_cache_begin(vd_model *m, const vd_step *step, vd_error *err);
-/* Not collective. Where keys and values of the memory of local stream `stream` begin in the layer's cache. */
-vd_act *vd_model_cache_rows(const vd_model *m, int layer, int64_t stream);
-/* Stream-ordered. Appends keys and values of the stream's token, qkv.block [1, 3, width], to the layer's cache. */
-void vd_model_cache_push(vd_model *m, int layer, int64_t stream, const vd_qkv *qkv);
+/* Not collective. Sets qkv->memory and memory_rows to keys and values of the memory in the layer's cache, from local
+ * stream `first` on. */
+void vd_model_cache_rows(const vd_model *m, int layer, int64_t first, vd_qkv *qkv);
+/* Stream-ordered. Appends keys and values of a token of each local stream first .. first + n - 1, qkv->block [n, 3,
+ * width], to the layer's cache. */
+void vd_model_cache_push(vd_model *m, int layer, int64_t first, int64_t n, const vd_qkv *qkv);
 /* Not collective. The step is enqueued: the caches hold one row more. */
 void vd_model_cache_end(vd_model *m);
 /* Not collective. Weights, spans or memories have changed in another way than by a one-token step: the next one

@@ -107,12 +107,12 @@ static void layer_forward(vd_model *m, const struct micro *u, int l, vd_act *out
   vd_linear join = plain(u, m->width, m->d), fc1 = fc1_of(m, u, l), fc2 = plain(u, m->config.d_inner, m->d);
   vd_attention projected = a;
   vd_qkv qkv = s->qkv;
-  if (m->cached) qkv.memory = vd_model_cache_rows(m, l, u->first);
-  if (m->cached && m->state[l].cache_valid) projected.window = 0; /* the token's row alone */
+  if (m->cached) vd_model_cache_rows(m, l, u->first, &qkv);
+  if (m->cached && m->state[l].cache_valid) projected.window = 0; /* the tokens' rows alone */
   o->attention_project(o, &projected, &in, m->params + p->query_at, m->params + p->key_at, m->params + p->value_at,
                        &qkv);
   o->attention(o, &a, &qkv, s->attended, s->lse);
-  if (m->cached) vd_model_cache_push(m, l, u->first, &qkv);
+  if (m->cached) vd_model_cache_push(m, l, u->first, u->n_stream, &qkv);
   o->linear(o, &join, s->attended, weight(m, p->out), NULL, m->branch);
   drop(m, u, l, VD_SITE_ATTENDED, m->branch, m->branch);
   o->add_norm(o, u->rows, m->d, s->input, m->branch, weight(m, p->norm1_weight), weight(m, p->norm1_bias), s->sum1,
@@ -283,7 +283,7 @@ static void run_micro(vd_model *m, const struct micro *u) {
     if (vd_model_is_xl(m)) /* its products want rows that follow each other */
       o->memory_push(o, u->n_stream, m->d, mine, s->rows, 0, m->saved[l].input, u->block, mine, s->rows);
     else
-      o->memory_ring_push(o, u->n_stream, m->d, mine, s->rows, s->oldest, m->saved[l].input, u->block);
+      o->memory_ring_push(o, u->n_stream, m->d, mine, s->rows, s->oldest, m->saved[l].input, m->d, u->block);
   }
 }
 

@@ -78,10 +78,12 @@ typedef struct vd_attention {
 } vd_attention;
 
 /* Queries, keys and values of a layer, or their gradients, d = n_head * d_head wide each. block [n_stream * block, 3,
- * d]: those of the block's rows, side by side. memory [n_stream, window, 2, d]: keys and values of the newest `window`
- * rows of the memory, of which head h uses rows >= window - reach[h]; not read where no head uses any. */
+ * d]: those of the block's rows, side by side. memory [n_stream, memory_rows, 2, d]: rows 0 .. window - 1 of a stream
+ * are keys and values of the newest `window` rows of the memory, of which head h uses rows >= window - reach[h]; not
+ * read where no head uses any. */
 typedef struct vd_qkv {
   vd_act *block, *memory;
+  int64_t memory_rows; /* rows from one stream's memory to the next's, at least the window; 0: the window */
 } vd_qkv;
 
 /* Sinusoidal position encodings of the distances 0 .. n - 1 (arXiv 1901.02860): with y = min(x, clamp_len), or y = x
@@ -171,8 +173,7 @@ struct vd_ops {
   void (*attention_schedule)(vd_ops *o, int n, const vd_attention *a);
   /* Projects the hidden states to x. wq, wk, wv [d, d_model], no bias; memory and hidden are d_model wide, d = n_head *
    * d_head. Of x->memory only the rows that heads use are guaranteed to be written. Weights that are contiguous in
-   * memory take one product. With a->window 0 the rows of the block alone are projected, whatever the reaches; the CUDA
-   * backend cannot do that for adaptive span. */
+   * memory take one product. With a->window 0 the rows of the block alone are projected, whatever the reaches. */
   void (*attention_project)(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
                             const real *wk, const real *wv, const vd_qkv *x);
   /* dhidden [n, d_model] += gradient of the block's rows; memory rows get none. dwq, dwk, dwv += gradients from both
@@ -197,9 +198,10 @@ struct vd_ops {
   void (*memory_push)(vd_ops *o, int64_t n_stream, int64_t d, const vd_act *old, int64_t rows_old, int64_t oldest,
                       const vd_act *hidden, int64_t block, vd_act *memory, int64_t rows_new);
   /* Pushes a block into a ring buffer of `rows` rows, in place: the block's rows replace the oldest, and the oldest row
-   * is then (oldest + block) mod rows. */
+   * is then (oldest + block) mod rows. Row i of stream b of the block begins at element (b * block + i) * stride of
+   * `hidden`; stride >= d. */
   void (*memory_ring_push)(vd_ops *o, int64_t n_stream, int64_t d, vd_act *memory, int64_t rows, int64_t oldest,
-                           const vd_act *hidden, int64_t block);
+                           const vd_act *hidden, int64_t stride, int64_t block);
 
   /* Softmax cross entropy. logits [n, vocab]; targets [n], -1: not counted. *loss_sum (one double, backend memory) +=
    * sum of nll in nats over counted rows. nll [n] or NULL: nll per row, 0 where not counted. dlogits [n, vocab] or NULL

@@ -104,7 +104,7 @@ size_t case_rows(const side_call *c) {
   return (size_t)(c->n_stream * c->block * c->n_head * c->d_head);
 }
 size_t case_memory(const side_call *c) {
-  return (size_t)(c->n_stream * c->window * 2 * c->n_head * c->d_head);
+  return (size_t)(c->n_stream * (c->window + c->kv_spare) * 2 * c->n_head * c->d_head);
 }
 
 static bool is_query(const side_call *c, size_t element) {
@@ -120,8 +120,8 @@ static bool is_value(const side_call *c, size_t element) {
 /* Element of keys and values in memory: does its head reach its row? */
 static bool is_reached(const side_call *c, size_t element) {
   int64_t width = c->n_head * c->d_head, head = (int64_t)element % width / c->d_head;
-  int64_t row = (int64_t)element / (2 * width) % c->window;
-  return row >= c->window - c->reach[head];
+  int64_t row = (int64_t)element / (2 * width) % (c->window + c->kv_spare);
+  return row < c->window && row >= c->window - c->reach[head];
 }
 static bool is_old_key(const side_call *c, size_t element) {
   return is_reached(c, element) && (int64_t)element / (c->n_head * c->d_head) % 2 == 0;

@@ -200,13 +200,18 @@ static void slice(const side_call *c, int64_t d_model, const real *w[3], real *d
   }
 }
 
+static int64_t kv_rows_of(const side_call *c) {
+  return c->kv_spare > 0 ? c->window + c->kv_spare : 0;
+}
+
 /* Attention's buffers begin with span and key_pe. */
 static void run_attention(vd_ops *o, const side_call *c, void *const *p) {
   vd_attention a = attention_of(c, p[0], p[1]);
   vd_attention_input in = {p[2], c->memory_rows, c->oldest, p[3]};
   const real *w[3] = {p[4], p[5], p[6]};
   real *dw[3] = {p[10], p[11], p[12]};
-  vd_qkv projected = {p[7], p[8]}, x = {p[2], p[3]}, dx = {p[7], p[8]};
+  int64_t kv_rows = kv_rows_of(c);
+  vd_qkv projected = {p[7], p[8], kv_rows}, x = {p[2], p[3], kv_rows}, dx = {p[7], p[8], kv_rows};
   slice(c, c->n_head * c->d_head, w, dw);
   switch (c->op) {
   case SIDE_PROJECT:
@@ -246,7 +251,8 @@ static void run_relative(vd_ops *o, const side_call *c, void *const *p) {
   vd_attention_input in = {p[3], c->memory_rows, 0, p[4]};
   const real *w[3] = {p[5], p[6], p[7]};
   real *dw[3] = {p[11], p[12], p[13]};
-  vd_qkv projected = {p[8], p[9]}, x = {p[3], p[4]}, dx = {p[8], p[9]};
+  int64_t kv_rows = kv_rows_of(c);
+  vd_qkv projected = {p[8], p[9], kv_rows}, x = {p[3], p[4], kv_rows}, dx = {p[8], p[9], kv_rows};
   slice(c, c->in, w, dw);
   if (c->op == SIDE_RELATIVE_PROJECT)
     o->attention_project(o, &a, &in, w[0], w[1], w[2], &projected);
@@ -286,7 +292,7 @@ static void run_rest(vd_ops *o, side_call *c, void *const *p) {
                    c->window);
     break;
   case SIDE_MEMORY_RING_PUSH:
-    o->memory_ring_push(o, c->n_stream, c->in, p[0], c->memory_rows, c->oldest, p[1], c->block);
+    o->memory_ring_push(o, c->n_stream, c->in, p[0], c->memory_rows, c->oldest, p[1], c->stride, c->block);
     break;
   case SIDE_CROSS_ENTROPY:
     o->cross_entropy(o, c->n, c->vocab, p[0], p[1], c->scale, p[2], p[3], c->same_buffer ? p[0] : p[4]);

@@ -44,6 +44,7 @@ static side_call begin(const ops_test *t, const struct geometry *g, enum side_op
                  .ramp = g->ramp,
                  .n_span = g->n_span,
                  .memory_rows = g->window + g->memory_spare,
+                 .kv_spare = op == SIDE_ATTENTION || op == SIDE_PROJECT ? g->memory_spare : 0,
                  .oldest = g->window / 3, /* of the memory that projections read */
                  .trimmed = g->trimmed,
                  .p = g->p,

@@ -72,12 +72,18 @@ static void add_norm_backward(ops_test *t, const char *name, int64_t n, int64_t 
   case_check(t, name, &c, results, n > 3 ? 4 : 3);
 }
 
-static void ring_push(ops_test *t, const char *name, int64_t d, int64_t rows, int64_t oldest, int64_t block) {
+static void ring_push(ops_test *t, const char *name, int64_t d, int64_t rows, int64_t oldest, int64_t block,
+                      int64_t stride) {
   int64_t streams = 3;
-  side_call c = {
-      .op = SIDE_MEMORY_RING_PUSH, .n_stream = streams, .in = d, .memory_rows = rows, .oldest = oldest, .block = block};
+  side_call c = {.op = SIDE_MEMORY_RING_PUSH,
+                 .n_stream = streams,
+                 .in = d,
+                 .memory_rows = rows,
+                 .oldest = oldest,
+                 .block = block,
+                 .stride = stride};
   case_noise(t, &c, SIDE_ACT, (size_t)(streams * rows * d), 1, 40);
-  case_noise(t, &c, SIDE_ACT, (size_t)(streams * block * d), 1, 41);
+  case_noise(t, &c, SIDE_ACT, (size_t)(streams * block * stride), 1, 41);
   case_check(t, name, &c, &(case_result){.buffer = 0, .name = "memory", .exact_zeros = true}, 1);
 }
 
@@ -138,8 +144,11 @@ void test_elementwise(ops_test *t) {
   push(t, "memory_push shrinks", 128, 100, 17, 64, false);
   push(t, "memory_push from nothing", 0, 0, 17, 64, false);
   push(t, "memory_push rows only", 64, 1, 0, 192, false);
-  ring_push(t, "memory_ring_push", 40, 100, 80, 33);
-  ring_push(t, "memory_ring_push odd", 37, 100, 3, 33);
-  ring_push(t, "memory_ring_push longer block", 40, 20, 7, 33);
-  ring_push(t, "memory_ring_push equal block", 40, 33, 5, 33);
+  ring_push(t, "memory_ring_push", 40, 100, 80, 33, 40);
+  ring_push(t, "memory_ring_push odd", 37, 100, 3, 33, 37);
+  ring_push(t, "memory_ring_push longer block", 40, 20, 7, 33, 40);
+  ring_push(t, "memory_ring_push equal block", 40, 33, 5, 33, 40);
+  ring_push(t, "memory_ring_push stride", 80, 100, 80, 33, 120);
+  ring_push(t, "memory_ring_push odd stride", 40, 100, 80, 33, 43);
+  ring_push(t, "memory_ring_push one token", 80, 20, 19, 1, 120);
 }

@@ -51,6 +51,7 @@ static side_call begin(const ops_test *t, const struct geometry *g, enum side_op
                  .d_head = g->d_head,
                  .attn_span = g->mem_len,
                  .memory_rows = g->mem_len,
+                 .kv_spare = op == SIDE_RELATIVE_ATTENTION || op == SIDE_RELATIVE_PROJECT ? g->block % 2 * 3 : 0,
                  .sliced = !g->apart,
                  .p = g->p,
                  .seed = 98,

@@ -220,9 +220,9 @@ static void timed_memory_push(vd_ops *o, int64_t n_stream, int64_t d, const vd_a
 }
 
 static void timed_memory_ring_push(vd_ops *o, int64_t n_stream, int64_t d, vd_act *memory, int64_t rows, int64_t oldest,
-                                   const vd_act *hidden, int64_t block) {
+                                   const vd_act *hidden, int64_t stride, int64_t block) {
   vd_ops *i = begin(o, "memory_ring_push", 0, (double)(n_stream * (block < rows ? block : rows) * d) * 2 * act(o));
-  i->memory_ring_push(i, n_stream, d, memory, rows, oldest, hidden, block);
+  i->memory_ring_push(i, n_stream, d, memory, rows, oldest, hidden, stride, block);
   end(o);
 }
 

@@ -84,27 +84,29 @@ static void compare(const real *a, const real *b, int64_t n, int64_t at) {
       fail_msg("token %lld: %.17g and %.17g", (long long)at, (double)a[i], (double)b[i]);
 }
 
-/* Two streams: one at a time with the cache, together without it. Prompts of a block begin, in the middle spans grow
- * and a block interrupts the one-token steps, and in the end the memory starts anew. */
+/* Two streams: one at a time, together, and together with a memory that is projected for every step. Prompts of a block
+ * begin, in the middle spans grow and a block interrupts the one-token steps, and in the end the memory starts anew. */
 static void against_projections_of_all(const vd_model_config *c) {
   vd_ops *ops;
   vd_error err = {0};
   assert_int_equal(vd_ops_cpu(&ops, 1, &err), VD_OK);
-  vd_model *m[2] = {make(c, ops, 2, 1), make(c, ops, 2, 2)};
-  real logits[2][2 * VOCAB];
+  enum { MODELS = 3, PROJECTS_ALL = 2 };
+  vd_model *m[MODELS] = {make(c, ops, 2, 1), make(c, ops, 2, 2), make(c, ops, 2, 2)};
+  real logits[MODELS][2 * VOCAB];
   for (int64_t t = 0; t < TOKENS;) {
     int64_t block = t == 0 || t == 400 ? BLOCK : 1;
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < MODELS; i++) {
       if (t == 0) set_spans(m[i], 0.2);
       if (t == 330) change_weights(m[i]);
       if (t == 450) set_spans(m[i], 0.9);
       if (t == 600) assert_int_equal(vd_model_reset_memory(m[i], &err), VD_OK);
+      if (i == PROJECTS_ALL) vd_model_params_changed(m[i]);
       feed(m[i], 2, t, block, logits[i]);
     }
-    compare(logits[0], logits[1], 2 * VOCAB, t);
+    for (int i = 0; i < PROJECTS_ALL; i++) compare(logits[i], logits[PROJECTS_ALL], 2 * VOCAB, t);
     t += block;
   }
-  for (int i = 0; i < 2; i++) vd_model_destroy(m[i]);
+  for (int i = 0; i < MODELS; i++) vd_model_destroy(m[i]);
   ops->destroy(ops);
 }
 

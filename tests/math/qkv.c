@@ -26,7 +26,7 @@ static void copy(const vd_attention *a, const vd_qkv *x, bool pack, real *const 
 vd_qkv qkv_pack(const vd_attention *a, const real *q, const real *k, const real *v) {
   size_t d = (size_t)(a->n_head * a->d_head), streams = (size_t)a->n_stream;
   vd_qkv x = {vd_calloc(streams * (size_t)a->block * 3 * d, sizeof(real)),
-              vd_calloc(streams * (size_t)a->window * 2 * d + 1, sizeof(real))};
+              vd_calloc(streams * (size_t)a->window * 2 * d + 1, sizeof(real)), 0};
   copy(a, &x, true, (real *const[]){(real *)q, (real *)k, (real *)v});
   return x;
 }

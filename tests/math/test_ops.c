@@ -358,10 +358,12 @@ static void memory_ring_pushes(void **state) {
   vd_ops *o = ops();
   for (int rows = 1; rows < 7; rows++)
     for (int block = 1; block < 9; block++) {
-      real ring[12] = {0}, straight[12] = {0}, hidden[16];
+      real ring[12] = {0}, straight[12] = {0}, hidden[16], spread[48];
       for (int step = 0, oldest = 0; step < 9; step++) {
         for (int i = 0; i < 2 * block; i++) hidden[i] = 100 * step + i;
-        o->memory_ring_push(o, 2, 1, ring, rows, oldest, hidden, block);
+        for (int i = 0; i < 48; i++) spread[i] = i % 3 ? -1 : hidden[i / 3 % (2 * block)];
+        int stride = 1 + step % 2 * 2;
+        o->memory_ring_push(o, 2, 1, ring, rows, oldest, stride == 3 ? spread : hidden, stride, block);
         o->memory_push(o, 2, 1, straight, rows, 0, hidden, block, straight, rows);
         oldest = (oldest + block) % rows;
         for (int i = 0; i < 2 * rows; i++)
