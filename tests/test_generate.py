@@ -94,6 +94,10 @@ try:
     report("standard output gets the same bytes", generate(generate__samples=3)[1] == whole)
     report("the first is that of a run with one sample", parts[1].removeprefix(b"1 of 3 ---\n").rstrip(b"\n")
            == plain[1].rstrip(b"\n"), str((parts, plain)))
+    together = [generate(generate__samples=3, generate__micro_samples=2, generate__temperature=0) for _ in range(2)]
+    apart = generate(generate__samples=3, generate__temperature=0)
+    report("samples that are computed together are those computed one by one", together[0] == together[1] == apart,
+           str(together[0][2]))
     five = generate(generate__samples=5)[1].replace(b" of 5 ", b" of 3 ").split(b"--- sample ")
     report("and all are those of a run with five", five[1:3] == parts[1:3] and five[3].rstrip(b"\n") ==
            parts[3].rstrip(b"\n"), str((five, parts)))

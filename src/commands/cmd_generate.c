@@ -326,6 +326,14 @@ static void print_notes(const struct generate *g) {
     fprintf(stderr, "viaduct: note: %s was trained on other data than %s\n", g->from.path, s->data.path);
 }
 
+/* One sample at a time gives texts that do not depend on the number of samples: products of other shapes may round
+ * differently. A GPU takes hardly longer for 64 samples than for one, so there speed is the default. */
+static int64_t samples_at_once(const struct generate *g) {
+  enum { ON_GPU = 64 };
+  if (g->s->generate.micro_samples > 0) return g->s->generate.micro_samples;
+  return g->ops->memory_is_remote ? ON_GPU : 1;
+}
+
 static int generate(struct generate *g, vd_error *err) {
   const vd_settings *s = g->s;
   vd_model_config config;
@@ -339,9 +347,7 @@ static int generate(struct generate *g, vd_error *err) {
   g->vocab = config.vocab;
   g->first = first_sample(g, g->ctx->rank);
   g->n = first_sample(g, g->ctx->rank + 1) - g->first;
-  /* One stream at a time: products of other shapes may round differently, and the text of a sample would depend on the
-   * number of samples. */
-  vd_model_create(&g->model, &config, g->ops, g->first, g->n > 0 ? g->n : 1, 1, g->block, false, err);
+  vd_model_create(&g->model, &config, g->ops, g->first, g->n > 0 ? g->n : 1, samples_at_once(g), g->block, false, err);
   if (vd_agree(g->ctx->comm, err) || vd_snapshot_read_parameters(g->ctx, g->ops, g->model, g->from.path, err))
     return err->status;
   if (g->ctx->rank == 0) print_notes(g);

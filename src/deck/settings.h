@@ -107,7 +107,7 @@ typedef struct vd_settings {
     char prompt[VD_PATH];      /* with escapes; '': prompt_file */
     char prompt_file[VD_PATH]; /* '': prompt */
     int64_t tokens;            /* at most, of each sample */
-    int64_t samples;
+    int64_t samples, micro_samples;
     double temperature;   /* 0: always the likeliest */
     int64_t top_k;        /* 0: all */
     double top_p;         /* 1: all */

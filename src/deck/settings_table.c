@@ -236,7 +236,12 @@ const vd_variable vd_variables[] = {
     INTEGER(generate, tokens, "512", 1, 1e15, "tokens", "", "How many tokens each sample generates at most."),
     INTEGER(generate, samples, "1", 1, 65536, "samples", "",
             "Texts that continue the prompt, shared out over the ranks. Sample k is the same text whatever the number "
-            "of samples and ranks. With several samples a line '--- sample K of N ---' precedes each."),
+            "of samples and ranks, where micro_samples is 1. With several samples a line '--- sample K of N ---' "
+            "precedes each."),
+    INTEGER(
+        generate, micro_samples, "0", 0, 65536, "samples", "",
+        "Samples of a rank that are computed at once. More are faster, and their products may round differently. 0: "
+        "1 on a CPU, up to 64 on a GPU."),
     REAL(generate, temperature, "1.0", 0, false, NONE, true, "", "--temperature",
          "Logits are divided by this before sampling: below 1 favours likely symbols, above 1 unlikely ones. 0: always "
          "the most likely symbol."),

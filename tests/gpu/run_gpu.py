@@ -184,16 +184,22 @@ def check_eval(name="evaluation", deck="deck", run="cpu", **more):
            f"{cpu} {gpu}: {results[0].stdout} {results[1].stdout} {results[1].stderr}")
 
 
+def check_tokens(deck, run, name=""):
+    """Steps of one token, which project the memory once: evaluation of several streams, samples one by one and at once."""
+    check_eval(f"{name}evaluation token by token", deck=deck, run=run, eval__tokens_per_sample=1, eval__max_blocks=600)
+    results = [viaduct("generate", os.path.join(folder, f"{deck}.nml"), device__backend=backend, generate__temperature=0.01,
+                       generate__checkpoint=os.path.join(folder, run, "checkpoints", "last.h5"), generate__prompt="a",
+                       generate__tokens=400, generate__samples=3, generate__micro_samples=micro)
+               for backend, micro in (("cpu", 1), ("cuda", 1), ("cuda", 3))]
+    report(f"{name}generates what the CPU does, one sample at a time and three at once", len(results[0].stdout) > 1200
+           and not any(r.returncode for r in results) and len({r.stdout for r in results}) == 1, str([r.stdout + r.stderr for r in results]))
+
+
 def check_eval_xl():
     check_eval("Transformer-XL: evaluation", deck="xl", run="xl-cpu")
+    check_tokens("xl", "xl-cpu", "Transformer-XL: ")
     check_eval("Transformer-XL: evaluation with another memory", deck="xl", run="xl-cpu", memory__mem_len=300,
                memory__clamp_len=100, memory__same_length=".true.", eval__tokens_per_sample=20)
-    results = [viaduct("generate", os.path.join(folder, "xl.nml"), device__backend=b, generate__temperature=0.01,
-                       generate__checkpoint=os.path.join(folder, "xl-cpu", "checkpoints", "last.h5"))
-               for b in ("cpu", "cuda")]
-    report("Transformer-XL: generates what the CPU does",
-           results[1].returncode == 0 and len(results[0].stdout) > 40 and results[0].stdout == results[1].stdout,
-           str([r.stdout + r.stderr for r in results]))
 
 
 def check_half(deck="deck", prefix="", name=""):
@@ -279,7 +285,8 @@ def check_xl():
 def main():
     """All checks, or those named."""
     make_corpus()
-    checks = {"curves": check_curves, "moving": check_moving, "resume": check_resume, "eval": check_eval, "half": check_half, "nccl": check_nccl,
+    checks = {"curves": check_curves, "moving": check_moving, "resume": check_resume, "eval": check_eval,
+              "tokens": lambda: check_tokens("deck", "cpu"), "half": check_half, "nccl": check_nccl,
               "transformer_xl": check_xl, "without": check_without}
     for name in sys.argv[1:] or checks:
         checks[name]()
