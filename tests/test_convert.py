@@ -9,6 +9,7 @@ import lzma
 import math
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import traceback
@@ -259,6 +260,45 @@ def test_to_fairseq(place):
         refused(f"{name} for fairseq", 1, says, "--from", "viaduct", words[0], "--to", "fairseq", place.path("no.pt"), *words[1:])
 
 
+def names_in(folder, split):
+    """The symbols of a split of fairseq's data, by name."""
+    with open(os.path.join(folder, "dict.txt"), encoding="ascii") as f:
+        names = ["<s>", "<pad>", "</s>", "<unk>"] + [line.split(" ")[0] for line in f]
+    return [names[i] for i in np.fromfile(os.path.join(folder, f"{split}.bin"), "<u2")]
+
+
+def test_fairseq_data(place):
+    data, corpora = place.path("data-bin"), {"lines": place.path("lines.h5"), "theirs": place.path("theirs.h5")}
+    os.mkdir(data)
+    for part in ("train", "valid", "test"):
+        for kind in ("bin", "idx"):
+            shutil.copy(fixture(f"fairseq_valid.{kind}"), os.path.join(data, f"{part}.{kind}"))
+    shutil.copy(fixture("fairseq_dict.txt"), os.path.join(data, "dict.txt"))
+    with open(place.path("theirs.nml"), "w", encoding="ascii") as f:
+        f.write(f"&data path='{corpora['theirs']}' /\n&prepare " + ", ".join(
+            f"{x}_text='{data}/{x}.bin'" for x in ("train", "valid", "test")) + " shard_tokens=500 /\n")
+    made = viaduct("prepare", place.path("theirs.nml"))
+    report("prepare reads fairseq's data", made.returncode == 0, made.stderr)
+    for name, path in corpora.items():
+        done(f"{name} to fairseq's data", "--from", "viaduct", path, "--to", "fairseq", place.path(name + "-bin"))
+    same_files = [open(os.path.join(data, f"valid.{x}"), "rb").read() == open(
+        os.path.join(place.path("theirs-bin"), f"valid.{x}"), "rb").read() for x in ("bin", "idx")]
+    report("there and back .bin and .idx are the bytes that fairseq-preprocess wrote", all(same_files), str(same_files))
+    theirs = names_in(data, "valid")
+    report("and symbols of a corpus of bytes are fairseq's", len(theirs) == 1281 and all(
+        names_in(place.path(x + "-bin"), "valid") == theirs for x in corpora))
+    with open(place.path("lines-bin", "valid.idx"), "rb") as f, open(fixture("fairseq_valid.idx"), "rb") as g:
+        report("and its index too", f.read() == g.read())
+    for what, says, *words in (
+            ("a folder with data", "there is a dict.txt already", corpora["lines"], "--to", "fairseq", data),
+            ("a corpus as a model", "a corpus, which becomes data", corpora["lines"], "--to", "safetensors", place.path("no"))):
+        refused(what, 1, says, "--from", "viaduct", *words)
+    os.remove(place.path("theirs-valid-0001.h5"))
+    refused("a shard is missing", 1, "theirs-valid-0001.h5: no shard", "--from", "viaduct", corpora["theirs"], "--to", "fairseq",
+            place.path("no-bin"))
+    report("no dict.txt of half the data", not os.path.exists(place.path("no-bin", "dict.txt")))
+
+
 class Call:
     def __init__(self, function, *args):
         self.pair = (function, args)
@@ -317,6 +357,7 @@ def main():
         test_xl(place)
         test_fairseq(place)
         test_to_fairseq(place)
+        test_fairseq_data(place)
         test_refusals(place)
     finally:
         place.remove()

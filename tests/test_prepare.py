@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ import h5py
 import numpy as np
 import xarray
 
-from whole import ENVIRONMENT, command, finish, report, settings, viaduct
+from whole import ENVIRONMENT, SOURCE, command, finish, report, settings, viaduct
 
 FOLDER = tempfile.mkdtemp(prefix="viaduct-prepare-")
 SPLITS = ("train", "valid", "test")
@@ -174,6 +175,91 @@ def texts():
     report("a failed run leaves nothing", not listing("t_la") and not listing("t_lo"), str(listing("t_l")))
 
 
+FIXTURES = os.path.join(SOURCE, "tests", "fixtures")
+FAIRSEQ = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2", 9: "<u4", 10: "<u8"}  # type in the index: numpy's
+
+
+def fairseq_folder(name, ids, code=8, lines=None, items=(7, 0, 1)):
+    """Data as fairseq-preprocess writes it, of items of these lengths and of what is left; the same for the three splits."""
+    os.makedirs(path(name), exist_ok=True)
+    sizes = [*items, len(ids) - sum(items)]
+    dtype = np.dtype(FAIRSEQ.get(code, "<f4"))
+    places = dtype.itemsize * np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    index = b"MMIDIDX\0\0" + struct.pack("<QBQ", 1, code, len(sizes)) + np.array(sizes, "<i4").tobytes() + \
+        places.astype("<i8").tobytes()
+    for split in SPLITS:
+        write(os.path.join(name, f"{split}.bin"), ids.astype(dtype).tobytes())
+        write(os.path.join(name, f"{split}.idx"), index)
+    if lines is None:
+        shutil.copy(os.path.join(FIXTURES, "fairseq_dict.txt"), path(name, "dict.txt"))
+    else:
+        write(os.path.join(name, "dict.txt"), lines)
+    return {f"{split}_text": path(name, f"{split}.bin") for split in SPLITS}
+
+
+def fairseq():
+    """The fixture is of fairseq-preprocess itself."""
+    ids = np.fromfile(os.path.join(FIXTURES, "fairseq_valid.bin"), "<u2")
+    with open(os.path.join(FIXTURES, "fairseq_dict.txt"), encoding="ascii") as f:
+        names = [line.split(" ")[0] for line in f]
+    wanted = [b"<s>", b"<pad>", b"\n", b"<unk>"] + [x.encode() if x.startswith("made") else bytes([int(x)]) for x in names]
+    files = fairseq_folder("fs", ids)
+    for split in SPLITS:
+        for part in ("bin", "idx"):
+            shutil.copy(os.path.join(FIXTURES, f"fairseq_valid.{part}"), path("fs", f"{split}.{part}"))
+    for ranks in (0, 3):
+        run = prepare(f"fs{ranks}", ranks=ranks, shard_tokens=500, **files)
+        expect(f"prepare from fairseq's data, {ranks} ranks", run, 0, "train.bin (fairseq)", "56 symbols")
+        with h5py.File(path(f"fs{ranks}.h5")) as f:
+            counts, kind = f["vocabulary/count"][:], f.attrs["symbols"]
+        report("ids, symbols and counts are fairseq's", all((t == ids).all() for t in tokens(f"fs{ranks}")) and
+               symbols(f"fs{ranks}") == wanted and kind == b"bytes" and
+               (counts == 3 * np.bincount(ids, minlength=56)).all(), f"{symbols(f'fs{ranks}')} {wanted}")
+    expect("once more", prepare("fs0", shard_tokens=500, **files), 0, "already there")
+    for code, dtype in FAIRSEQ.items():
+        expect(f"as {dtype}", prepare(f"fs_{code}", **fairseq_folder(f"fs_{code}", ids, code)), 0, "wrote")
+        report(f"tokens of {dtype} are the same", all((t == ids).all() for t in tokens(f"fs_{code}")))
+    gzip_like = fairseq_folder("fs_gz", np.array([0x8b1f, 8] + [5] * 20) % 40000, 8, "".join(
+        f"{n} 1\n" for n in range(40000)).encode())
+    expect("tokens that look like gzip", prepare("fs_gz", **gzip_like), 0, "40004 symbols")
+    words = fairseq_folder("fs_words", np.array([4, 5, 2, 3, 5, 6, 6, 2, 4]), 8, b"the 5\n\xc3\xa9t\xc3\xa9 3 \r\n32 2\n")
+    expect("a dictionary of words", prepare("fs_words", **words), 0, "7 symbols")
+    report("its symbols are words", symbols("fs_words")[2:] == [b"</s>", b"<unk>", b"the", b"\xc3\xa9t\xc3\xa9", b"32"])
+    expect("all bytes as vocabulary", prepare("fs_all", vocabulary="bytes", **files), 0, "256 symbols")
+    report("tokens are the bytes", bytes(tokens("fs_all")[0]) == b"".join(wanted[i] for i in ids))
+
+
+def wrong_fairseq():
+    ids = np.arange(4, 40)
+    files = fairseq_folder("fw", ids)
+    good = {x: open(path("fw", x), "rb").read() for x in ("train.bin", "train.idx", "dict.txt")}
+    idx, text = good["train.idx"], good["dict.txt"]
+    for name, file, data, *says in (
+            ("a short .bin", "train.bin", good["train.bin"][:-2], "train.bin is not as long as", "(72 bytes)"),
+            ("a short index", "train.idx", idx[:-1], "train.idx has 73 bytes, which 4 items do not have"),
+            ("half a header", "train.idx", idx[:20], "train.idx is not whole"),
+            ("an index of another kind", "train.idx", b"x" + idx[1:], "no index of fairseq's mmap format"),
+            ("another version", "train.idx", idx[:9] + b"\2" + idx[10:], "no index of fairseq's mmap format"),
+            ("an older format", "train.idx", b"TNTIDX\0\0" + idx[8:], "--dataset-impl mmap"),
+            ("tokens of float", "train.idx", idx[:17] + b"\6" + idx[18:], "no type of integers"),
+            ("an unknown type", "train.idx", idx[:17] + b"\xc8" + idx[18:], "no type of integers"),
+            ("items in disorder", "train.idx", idx[:-8] + b"\4" + idx[-7:], "item 3 does not begin"),
+            ("a token that is no symbol", "train.bin", good["train.bin"][:-2] + b"\x38\0", "token 35 is 56",
+             "symbols 0 to 55"),
+            ("a dictionary without counts", "dict.txt", text + b"word\n", "dict.txt: line 53 is not a symbol"),
+            ("a symbol twice", "dict.txt", text + b"32 1\n", "dict.txt: line 53 has a symbol again"),
+            ("a special symbol twice", "dict.txt", text + b"<unk> 1\n", "line 53 has a symbol again"),
+            ("no dictionary", "dict.txt", None, "dict.txt: No such file")):
+        if data is None:
+            os.remove(path("fw", file))
+        else:
+            write(os.path.join("fw", file), data)
+        expect(f"fairseq: {name}", prepare("fw", **files), 1, *says)
+        write(os.path.join("fw", file), good[file])
+    report("nothing was written of wrong data", not listing("fw"), str(listing("fw")))
+    expect("the data as it was", prepare("fw", **files), 0, "wrote")
+
+
 def wrong():
     raw = path("raw")
     expect("a short source", prepare("w", source=raw), 2, "has 400000 bytes", "ask for 100000000", "prepare%train = 0.9")
@@ -299,7 +385,7 @@ def kills():
 
 
 try:
-    for case in (packings, other_programs, texts, wrong, full_disk, rerun, damage, kills):
+    for case in (packings, other_programs, texts, fairseq, wrong_fairseq, wrong, full_disk, rerun, damage, kills):
         case()
 finally:
     shutil.rmtree(FOLDER, ignore_errors=True)

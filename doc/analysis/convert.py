@@ -16,6 +16,8 @@ symbol a line in the order of ids, the corpus.pt (cache.pt) that the program kee
 Numbers from 0 to 255 are bytes, and <eos> or </s> is a newline then; --words takes them for words. Where the target has no
 place for the symbols they are written to TARGET.symbols, for fairseq to TARGET.dict.txt. --set gives a setting of Viaduct's
 deck that the source does not hold, such as span%ramp.
+A corpus of Viaduct (--from viaduct NAME.h5) becomes fairseq's binary data in a new folder (--to fairseq FOLDER); `viaduct
+prepare` reads such data.
 A deck for `viaduct eval` names the target as eval%checkpoint; one for `viaduct train` as run%start_from.
 
 Exit status: 0 done, 1 a file cannot be read or written, 2 the command line is wrong. Needs numpy and h5py (Debian:
@@ -25,7 +27,7 @@ import argparse
 import sys
 
 try:
-    from exchange import fair, fairseq, pickles, safetensors, viaduct, xl
+    from exchange import fair, fairseq, fairseq_data, pickles, safetensors, viaduct, xl
     from exchange.model import ConvertError, check, deck_value, deck_write, names_of_symbols, symbols_from_names
     from exchange.torch_files import replace
 except ImportError as missing:
@@ -96,7 +98,16 @@ def read_model(options):
                            f"({type(error).__name__}: {error})") from None
 
 
+def convert_corpus(options):
+    if options.target_kind != "fairseq" or options.symbols or options.set:
+        raise ConvertError(f"{options.source}: a corpus, which becomes data of fairseq: --to fairseq FOLDER, and nothing else")
+    fairseq_data.write(options.target, fairseq_data.Corpus(options.source))
+
+
 def convert(options):
+    if options.source_kind == "viaduct" and fairseq_data.is_corpus(options.source):
+        convert_corpus(options)
+        return
     model = read_model(options)
     if options.symbols:
         model.symbols, model.counts = read_symbols(options.symbols, options.words, options.source_kind)

@@ -17,7 +17,7 @@ static void say_sources(const vd_corpus_plan *plan, const char *const kind[VD_N_
   for (int i = 0; i < plan->n_source; i++)
     printf("viaduct: source %s (%s): %lld bytes, md5 %s\n", plan->source[i], kind[i], (long long)plan->source_bytes[i],
            plan->source_md5[i]);
-  if (!plan->words)
+  if (plan->n_source == 1)
     printf("viaduct: this %s enwik8 (100000000 bytes, md5 %s)\n",
            strcmp(plan->source_md5[0], enwik8_md5) == 0 ? "is" : "is not", enwik8_md5);
   int64_t shards = 0, used = 0;
@@ -28,7 +28,7 @@ static void say_sources(const vd_corpus_plan *plan, const char *const kind[VD_N_
   printf("viaduct: %lld symbols; tokens: train %lld, valid %lld, test %lld; %lld shard%s of at most %lld\n",
          (long long)plan->vocabulary.n, (long long)plan->n_token[0], (long long)plan->n_token[1],
          (long long)plan->n_token[2], (long long)shards, shards == 1 ? "" : "s", (long long)plan->shard_tokens);
-  if (!plan->words && used < plan->source_bytes[0])
+  if (plan->n_source == 1 && used < plan->source_bytes[0])
     printf("viaduct: the last %lld bytes of the source are in no split\n", (long long)(plan->source_bytes[0] - used));
 }
 
@@ -74,9 +74,7 @@ static void share_plan(vd_context *ctx, vd_corpus_plan *plan, const vd_settings 
   MPI_Bcast(v->count, (int)v->n, MPI_INT64_T, 0, ctx->comm);
   /* Pointers are each rank's own. */
   plan->path = s->data.path;
-  plan->source[0] = plan->words ? s->prepare.train_text : s->prepare.source;
-  plan->source[1] = s->prepare.valid_text;
-  plan->source[2] = s->prepare.test_text;
+  vd_prepare_name_sources(s, plan);
 }
 
 /* All shards, then NAME.h5. What a failed run wrote is removed again. */

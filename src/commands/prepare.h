@@ -28,6 +28,9 @@ typedef struct vd_prepare_stamp {
   struct timespec changed;
 } vd_prepare_stamp;
 
+/* Not collective. Points plan->source at the paths of the settings: one, or where plan->n_source > 1 the three texts.
+ */
+void vd_prepare_name_sources(const vd_settings *s, vd_corpus_plan *plan);
 /* Not collective. Names the sources of the settings in the plan and opens and closes each: VD_FAILED for one that is
  * missing or that cannot be unpacked. stamp: as the files are now. */
 int vd_prepare_sources(const vd_settings *s, vd_corpus_plan *plan, vd_prepare_stamp stamp[VD_N_SPLIT], vd_error *err);

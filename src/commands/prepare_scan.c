@@ -126,7 +126,7 @@ static int split_bytes(vd_corpus_plan *plan, const vd_settings *s, vd_error *err
 static int scan_text(vd_corpus_plan *plan, int k, const char **kind, vd_vocabulary_builder *words, vd_error *err) {
   vd_word_scanner *scanner;
   if (vd_word_scanner_open(&scanner, plan->source[k], err)) return err->status;
-  *kind = vd_source_packing(vd_word_scanner_source(scanner));
+  *kind = vd_word_scanner_kind(scanner);
   vd_progress progress;
   vd_progress_start(&progress, plan->source[k]);
   for (;;) {
@@ -152,7 +152,8 @@ static int scan_texts(vd_corpus_plan *plan, const char *kind[VD_N_SPLIT], vd_err
   if (err->status == VD_OK && plan->n_token[0] == 0) vd_fail(err, VD_USAGE, "the text %s is empty", plan->source[0]);
   if (err->status == VD_OK) vd_vocabulary_builder_sorted(words, &plan->vocabulary);
   vd_vocabulary_builder_destroy(words);
-  snprintf(plan->split_rule, sizeof plan->split_rule, "one text for each split; </s> ends every line");
+  snprintf(plan->split_rule, sizeof plan->split_rule, "one %s for each split; %s ends every line",
+           vd_fairseq_is(plan->source[0]) ? "binary file of fairseq's" : "text", plan->words ? "</s>" : "a newline");
   return err->status;
 }
 
@@ -178,18 +179,34 @@ static void identify(vd_corpus_plan *plan, bool other_vocabulary) {
   hex(&md5, plan->id);
 }
 
+void vd_prepare_name_sources(const vd_settings *s, vd_corpus_plan *plan) {
+  plan->source[0] = plan->n_source > 1 ? s->prepare.train_text : s->prepare.source;
+  plan->source[1] = s->prepare.valid_text;
+  plan->source[2] = s->prepare.test_text;
+}
+
 int vd_prepare_sources(const vd_settings *s, vd_corpus_plan *plan, vd_prepare_stamp stamp[VD_N_SPLIT], vd_error *err) {
   plan->words = s->prepare.source[0] == '\0';
   plan->n_source = plan->words ? VD_N_SPLIT : 1;
-  plan->source[0] = plan->words ? s->prepare.train_text : s->prepare.source;
-  plan->source[1] = s->prepare.valid_text;
-  plan->source[2] = s->prepare.test_text;
+  vd_prepare_name_sources(s, plan);
   for (int i = 0; i < plan->n_source; i++) {
-    vd_source_file *source;
-    if (stamp_of(plan->source[i], &stamp[i], err) || vd_source_open(&source, plan->source[i], err)) return err->status;
+    vd_source_file *source = NULL;
+    vd_word_scanner *scanner = NULL;
+    if (stamp_of(plan->source[i], &stamp[i], err)) return err->status;
+    if (plan->n_source > 1)
+      vd_word_scanner_open(&scanner, plan->source[i], err);
+    else
+      vd_source_open(&source, plan->source[i], err);
+    vd_word_scanner_close(scanner);
     vd_source_close(source);
+    if (err->status) return err->status;
   }
-  return VD_OK;
+  if (plan->words && vd_fairseq_is(plan->source[0])) {
+    vd_vocabulary v;
+    vd_fairseq_vocabulary(plan->source[0], &v, &plan->words, err);
+    vd_vocabulary_free(&v);
+  }
+  return err->status;
 }
 
 /* The vocabulary of a corpus or a checkpoint. */
@@ -222,12 +239,23 @@ static void all_bytes(vd_vocabulary *v) {
   }
 }
 
+/* The vocabulary is that of dict.txt, with symbols that do not occur. */
+static bool has_dictionary(const vd_corpus_plan *plan) {
+  return plan->n_source > 1 && vd_fairseq_is(plan->source[0]);
+}
+
 /* prepare%vocabulary: the symbols found in the source become those of another vocabulary, which must have them all. */
 static int choose_vocabulary(vd_corpus_plan *plan, const vd_settings *s, vd_h5 *h5, vd_error *err) {
   const char *chosen = s->prepare.vocabulary;
   vd_vocabulary *found = &plan->vocabulary, taken = {0};
-  if (strcmp(chosen, "found") == 0) return VD_OK;
-  if (strcmp(chosen, "bytes") == 0) {
+  bool words;
+  if (strcmp(chosen, "found") == 0) {
+    if (!has_dictionary(plan)) return VD_OK;
+    if (vd_fairseq_vocabulary(plan->source[0], &taken, &words, err)) {
+      vd_vocabulary_free(&taken);
+      return err->status;
+    }
+  } else if (strcmp(chosen, "bytes") == 0) {
     if (plan->words)
       return vd_fail(err, VD_USAGE, "prepare%%vocabulary = 'bytes' is for raw bytes, not for texts of words");
     all_bytes(&taken);
@@ -251,7 +279,7 @@ static int choose_vocabulary(vd_corpus_plan *plan, const vd_settings *s, vd_h5 *
 
 int vd_prepare_scan(vd_corpus_plan *plan, const vd_settings *s, vd_h5 *h5, const char *kind[VD_N_SPLIT],
                     vd_error *err) {
-  if (plan->words) {
+  if (plan->n_source > 1) {
     scan_texts(plan, kind, err);
   } else {
     int64_t count[256] = {0};
@@ -259,7 +287,7 @@ int vd_prepare_scan(vd_corpus_plan *plan, const vd_settings *s, vd_h5 *h5, const
       vocabulary_of_bytes(count, &plan->vocabulary);
   }
   if (err->status == VD_OK && choose_vocabulary(plan, s, h5, err) == VD_OK)
-    identify(plan, strcmp(s->prepare.vocabulary, "found") != 0);
+    identify(plan, strcmp(s->prepare.vocabulary, "found") != 0 || has_dictionary(plan));
   return err->status;
 }
 

@@ -18,13 +18,13 @@ typedef struct token_source {
 } token_source;
 
 static int changed(const token_source *t, int split, vd_error *err) {
-  return vd_fail(err, VD_FAILED, "%s changed while it was read", t->plan->source[t->plan->words ? split : 0]);
+  return vd_fail(err, VD_FAILED, "%s changed while it was read", t->plan->source[t->plan->n_source > 1 ? split : 0]);
 }
 
 /* Opens what split k is read from; raw bytes continue where the split before ended. */
 static int open_split(token_source *t, int k, vd_error *err) {
   const vd_vocabulary *v = &t->plan->vocabulary;
-  if (t->plan->words) {
+  if (t->plan->n_source > 1) {
     vd_word_scanner_close(t->scanner);
     t->scanner = NULL;
     if (!t->words) {
@@ -67,7 +67,7 @@ static int read_bytes(token_source *t, uint16_t *out, int64_t n, vd_error *err) 
 }
 
 static int skip(token_source *t, int split, uint16_t *out, int64_t n, vd_error *err) {
-  if (!t->plan->words) return vd_source_skip(t->bytes, n, err);
+  if (t->plan->n_source == 1) return vd_source_skip(t->bytes, n, err);
   for (int64_t part; n > 0; n -= part) {
     part = n < TOKENS ? n : TOKENS;
     if (read_words(t, split, out, part, err)) break;
@@ -82,9 +82,10 @@ static int write_shard(token_source *t, vd_h5 *h5, int split, int64_t index, uin
   while (vd_shard_wants(shard) > 0 && err->status == VD_OK) {
     if (vd_signals_check(err)) break;
     int64_t n = vd_shard_wants(shard) < TOKENS ? vd_shard_wants(shard) : TOKENS;
-    if ((t->plan->words ? read_words(t, split, buffer, n, err) : read_bytes(t, buffer, n, err)) == VD_OK)
+    if ((t->plan->n_source > 1 ? read_words(t, split, buffer, n, err) : read_bytes(t, buffer, n, err)) == VD_OK)
       vd_shard_put(shard, buffer, n, err);
-    vd_progress_show(progress, vd_source_fraction(t->plan->words ? vd_word_scanner_source(t->scanner) : t->bytes));
+    vd_progress_show(progress,
+                     vd_source_fraction(t->plan->n_source > 1 ? vd_word_scanner_source(t->scanner) : t->bytes));
   }
   if (err->status)
     vd_shard_abandon(&shard);
@@ -100,7 +101,7 @@ int vd_prepare_shards(vd_h5 *h5, const vd_corpus_plan *plan, int rank, int size,
   vd_progress_start(&progress, rank == 0 ? "writing shards" : NULL);
   int64_t number = 0, behind = 0; /* behind: tokens of others' shards, not passed over yet */
   for (int k = 0; k < VD_N_SPLIT && err->status == VD_OK; k++) {
-    if (plan->words) behind = 0;
+    if (plan->n_source > 1) behind = 0;
     if (open_split(&t, k, err)) break;
     int64_t shards = vd_shard_count(plan->n_token[k], plan->shard_tokens);
     for (int64_t i = 0; i < shards && err->status == VD_OK; i++, number++) {

@@ -224,15 +224,25 @@ static int open_kind(vd_source_file *s, vd_error *err) {
   }
 }
 
-int vd_source_open(vd_source_file **source, const char *path, vd_error *err) {
+int vd_source_open_plain(vd_source_file **source, const char *path, vd_error *err) {
   *source = NULL;
   vd_source_file *s = vd_calloc(1, sizeof *s);
+  s->kind = (vd_source_kind){.name = "plain", .packing = VD_PACKING_NONE};
   s->path = vd_calloc(strlen(path) + 1, 1);
   memcpy(s->path, path, strlen(path));
-  if (vd_open_regular(path, &s->fd, &s->size, err) || open_kind(s, err))
+  if (vd_open_regular(path, &s->fd, &s->size, err))
     vd_source_close(s);
   else
     *source = s;
+  return err->status;
+}
+
+int vd_source_open(vd_source_file **source, const char *path, vd_error *err) {
+  if (vd_source_open_plain(source, path, err)) return err->status;
+  if (open_kind(*source, err)) {
+    vd_source_close(*source);
+    *source = NULL;
+  }
   return err->status;
 }
 

@@ -13,6 +13,9 @@ typedef struct vd_source_file vd_source_file;
  * vd_source_close(). VD_FAILED naming the file: missing, not a regular file (which is not opened), not readable,
  * damaged, a tar or another archive, packed twice, a zip of no or more than one file. */
 int vd_source_open(vd_source_file **source, const char *path, vd_error *err);
+/* Not collective. Opens the file as plain bytes whatever they look like. VD_FAILED naming the file: missing, not a
+ * regular file, not readable. */
+int vd_source_open_plain(vd_source_file **source, const char *path, vd_error *err);
 /* Not collective. Reads up to `size` bytes into `to`; *n gets how many, 0 only at the end. VD_FAILED naming the file
  * when it cannot be read or is damaged. */
 int vd_source_read(vd_source_file *source, uint8_t *to, int64_t size, int64_t *n, vd_error *err);

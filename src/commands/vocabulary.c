@@ -100,14 +100,20 @@ struct vd_word_scanner {
   int64_t n, at;
   bool in_line, newline; /* bytes since the last newline; a newline waits behind the word just given */
   char word[VD_LONGEST_SYMBOL];
+  int width;                /* bytes of a token of fairseq's; 0: text */
+  vd_vocabulary dictionary; /* fairseq's */
 };
 
 int vd_word_scanner_open(vd_word_scanner **scanner, const char *path, vd_error *err) {
   *scanner = NULL;
-  vd_source_file *source;
-  if (vd_source_open(&source, path, err)) return err->status;
   vd_word_scanner *s = vd_calloc(1, sizeof *s);
-  s->source = source;
+  bool words, is_fairseq = vd_fairseq_is(path);
+  if (is_fairseq ? vd_fairseq_index(path, &s->width, err) || vd_fairseq_vocabulary(path, &s->dictionary, &words, err) ||
+                       vd_source_open_plain(&s->source, path, err)
+                 : vd_source_open(&s->source, path, err)) {
+    vd_word_scanner_close(s);
+    return err->status;
+  }
   s->path = vd_calloc(strlen(path) + 1, 1);
   memcpy(s->path, path, strlen(path));
   s->buffer = vd_calloc(BUFFER, 1);
@@ -131,7 +137,29 @@ static bool is_blank(int c) {
   return c == ' ' || c == '\t' || c == '\r' || c == '\v' || c == '\f';
 }
 
+/* The word of the next token of fairseq's. */
+static int next_token(vd_word_scanner *s, const char **word, size_t *n, vd_error *err) {
+  const vd_vocabulary *v = &s->dictionary;
+  uint64_t id = 0;
+  int c = 0;
+  *word = NULL;
+  for (int i = 0; i < s->width; i++) {
+    c = next_byte(s, err);
+    if (c < 0) break;
+    id |= (uint64_t)c << 8 * i;
+  }
+  if (c < 0) return err->status;
+  if (id >= (uint64_t)v->n)
+    return vd_fail(err, VD_FAILED, "%s: token %lld is %llu, but the dict.txt beside it has symbols 0 to %lld", s->path,
+                   (long long)((s->bytes - (s->n - s->at)) / s->width - 1), (unsigned long long)id,
+                   (long long)(v->n - 1));
+  *word = (const char *)v->symbol + (int64_t)id * v->width;
+  *n = (size_t)v->length[id];
+  return VD_OK;
+}
+
 int vd_word_scanner_next(vd_word_scanner *s, const char **word, size_t *n, vd_error *err) {
+  if (s->width > 0) return next_token(s, word, n, err);
   *word = s->word;
   *n = 0;
   int c = s->newline ? '\n' : next_byte(s, err);
@@ -170,6 +198,10 @@ struct md5_ctx *vd_word_scanner_md5(vd_word_scanner *scanner) {
   return &scanner->md5;
 }
 
+const char *vd_word_scanner_kind(const vd_word_scanner *scanner) {
+  return scanner->width > 0 ? "fairseq" : vd_source_packing(scanner->source);
+}
+
 const vd_source_file *vd_word_scanner_source(const vd_word_scanner *scanner) {
   return scanner->source;
 }
@@ -177,6 +209,7 @@ const vd_source_file *vd_word_scanner_source(const vd_word_scanner *scanner) {
 void vd_word_scanner_close(vd_word_scanner *s) {
   if (!s) return;
   vd_source_close(s->source);
+  vd_vocabulary_free(&s->dictionary);
   free(s->buffer);
   free(s->path);
   free(s);

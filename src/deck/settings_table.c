@@ -278,8 +278,9 @@ const vd_variable vd_variables[] = {
            "the splits are consecutive parts "
            "of it. Instead of the three texts below."),
     STRING(prepare, train_text, "''", "--trainpref",
-           "Pre-tokenised text of the training split, symbols with blanks between, as fairseq's preprocessing leaves "
-           "it. Given together with valid_text and test_text."),
+           "Pre-tokenised text of the training split, symbols with blanks between, as fairseq's preprocessing reads "
+           "it; or NAME.bin that fairseq-preprocess wrote, with NAME.idx and dict.txt beside it, whose symbols become "
+           "the vocabulary. Given together with valid_text and test_text."),
     STRING(prepare, valid_text, "''", "--validpref", "The same for the validation split."),
     STRING(prepare, test_text, "''", "--testpref", "The same for the test split."),
     REAL(prepare, train, "90e6", 0, true, 1e15, false, "tokens, or fraction of the source up to 1", "",

@@ -9,4 +9,5 @@ optimizers.py   the state of PyTorch's optimisers
 fair.py         checkpoints of facebookresearch/adaptive-span
 xl.py           models of kimiyoung/transformer-xl
 fairseq.py      checkpoints of fairseq's examples adaptive_span and truncated_bptt
+fairseq_data.py a corpus as fairseq's binary data
 """

@@ -59,11 +59,15 @@ def in_order_of(rows, name, array, state):
     return new
 
 
+def dictionary_text(names, rows, counts):
+    """The lines of dict.txt."""
+    return "".join(f"{name} {counts[row]}\n" for name, row in list(zip(names, rows))[len(SPECIAL):])
+
+
 def write_symbols(path, model):
     """TARGET.dict.txt, for fairseq-preprocess --srcdict."""
     names, rows = rows_of(model)
-    counts = model.counts or [0] * len(model.symbols)
-    text = "".join(f"{name} {counts[row]}\n" for name, row in list(zip(names, rows))[len(SPECIAL):])
+    text = dictionary_text(names, rows, model.counts or [0] * len(model.symbols))
     torch_files.replace(path + ".dict.txt", lambda file: file.write(text.encode("utf-8", "surrogateescape")))
     print(f"wrote {path}.dict.txt: {len(names)} symbols with {', '.join(SPECIAL)}")
 

@@ -57,6 +57,12 @@ def datasets(group):
             if isinstance(item, h5py.Dataset) and item.attrs.get("CLASS") != b"DIMENSION_SCALE"}
 
 
+def symbols_of(file):
+    """Bytes and counts of the symbols of a checkpoint or a corpus."""
+    length, symbol = file["vocabulary/length"][:], file["vocabulary/symbol"][:]
+    return [bytes(s[:n]) for s, n in zip(symbol, length)], [int(n) for n in file["vocabulary/count"][:]]
+
+
 def read(path, _options):
     with h5py.File(io.BytesIO(sealed(path)), "r") as file:
         if text(file.attrs.get("viaduct_kind", "")) != "checkpoint":
@@ -65,14 +71,13 @@ def read(path, _options):
             raise ConvertError(f"{path}: format version {int(file.attrs.get('format_version', 1))}; this program reads "
                                f"version {FORMAT_VERSION} (a resumed run writes it)")
         deck = text(file.attrs["settings"])
-        length, symbol = file["vocabulary/length"][:], file["vocabulary/symbol"][:]
+        symbols, counts = symbols_of(file)
         model = Model(
             settings=deck_read(deck), deck=deck, corpus_id=text(file.attrs["corpus_id"]), update=int(file.attrs["update"]),
             tensors={name: d[()] for name, d in datasets(file["model"]).items()},
             states={s: {name: d[()] for name, d in datasets(g).items()} for s, g in file["optimizer"].items()},
             memory={name: d[()] for name, d in datasets(file["memory"]).items()},
-            symbols=[bytes(s[:n]) for s, n in zip(symbol, length)],
-            counts=[int(n) for n in file["vocabulary/count"][:]])
+            symbols=symbols, counts=counts)
         for name, (dtype, _, _) in NUMBERS.items():
             if name in file:
                 model.numbers[name] = file[name][()].item() if dtype == "<f8" else int(file[name][()])
