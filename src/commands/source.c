@@ -1,7 +1,6 @@
 #include "src/commands/source.h"
 
 #include "src/base/regular_file.h"
-#include "src/commands/source_kind.h"
 
 #include <archive.h>
 #include <archive_entry.h>
@@ -13,11 +12,105 @@
 #include <unistd.h>
 #include <zlib.h>
 
+/* ---- what a file is packed with, by its first bytes ---- */
+
+enum { HEAD = 512 /* bytes that tell the kind */ };
+
+enum packing {
+  PACKING_NONE,
+  PACKING_GZIP,
+  PACKING_ZIP,    /* one member */
+  PACKING_FILTER, /* a stream that libarchive unpacks: bzip2, xz, lzma, zstd, lz4 */
+  PACKING_REFUSED /* archives of several files, and packings that are not read */
+};
+
+typedef struct source_kind {
+  const char *name; /* "plain", "gzip", "zip", "tar" ...: static */
+  enum packing packing;
+} source_kind;
+
+static const struct magic {
+  const char *name;
+  enum packing packing;
+  size_t n;
+  const char *bytes;
+} magics[] = {
+    {"gzip", PACKING_GZIP, 2, "\x1f\x8b"},
+    {"zip", PACKING_ZIP, 4, "PK\3\4"},
+    {"zip", PACKING_ZIP, 4, "PK\5\6"}, /* without a member */
+    {"xz", PACKING_FILTER, 6, "\xfd\x37zXZ\0"},
+    {"zstd", PACKING_FILTER, 4, "\x28\xb5\x2f\xfd"},
+    {"lz4", PACKING_FILTER, 4, "\x04\x22\x4d\x18"},
+    {"bzip2", PACKING_FILTER, 0, NULL}, /* see is_bzip2() */
+    {"lzma", PACKING_FILTER, 0, NULL},  /* see is_lzma() */
+    {"lz4 (of an old format)", PACKING_REFUSED, 4, "\x02\x21\x4c\x18"},
+    {"zip (of several parts)", PACKING_REFUSED, 4, "PK\7\10"},
+    {"compress (.Z)", PACKING_REFUSED, 2, "\x1f\x9d"},
+    {"7z", PACKING_REFUSED, 6, "7z\xbc\xaf\x27\x1c"},
+    {"rar", PACKING_REFUSED, 6, "Rar!\x1a\7"},
+    {"lzip", PACKING_REFUSED, 4, "LZIP"},
+    {"lzop", PACKING_REFUSED, 5, "\x89LZO\0"},
+    {"lrzip", PACKING_REFUSED, 4, "LRZI"},
+    {"cabinet", PACKING_REFUSED, 8, "MSCF\0\0\0\0"},
+    {"xar", PACKING_REFUSED, 5, "xar!\0"},
+    {"rpm", PACKING_REFUSED, 4, "\xed\xab\xee\xdb"},
+    {"snappy", PACKING_REFUSED, 10, "\xff\6\0\0sNaPpY"},
+    {"cpio", PACKING_REFUSED, 6, "070701"},
+    {"cpio", PACKING_REFUSED, 6, "070707"},
+    {"ar", PACKING_REFUSED, 8, "!<arch>\n"},
+};
+
+static bool is_bzip2(const uint8_t *head, size_t n) {
+  return n >= 10 && memcmp(head, "BZh", 3) == 0 && head[3] >= '1' && head[3] <= '9' &&
+         (memcmp(head + 4, "\x31\x41\x59\x26\x53\x59", 6) == 0 || memcmp(head + 4, "\x17\x72\x45\x38\x50\x90", 6) == 0);
+}
+
+/* The format has no magic number: the usual properties, a dictionary of 2^i or 2^i + 2^(i-1) bytes, a possible size. */
+static bool is_lzma(const uint8_t *head, size_t n) {
+  if (n < 13 || head[0] != 0x5d) return false;
+  uint32_t dictionary = 0;
+  for (int i = 0; i < 4; i++) dictionary |= (uint32_t)head[1 + i] << 8 * i;
+  uint64_t size = 0;
+  for (int i = 0; i < 8; i++) size |= (uint64_t)head[5 + i] << 8 * i;
+  uint32_t low = dictionary & (~dictionary + 1), rest = dictionary ^ low;
+  bool is_power = low >= 4096 && (rest == 0 || rest == low << 1 || dictionary == UINT32_MAX);
+  return is_power && (size == UINT64_MAX || size < (uint64_t)1 << 38);
+}
+
+/* Any tar: the checksum of the first header. */
+static bool is_tar(const uint8_t *head, size_t n) {
+  if (n < 512 || head[0] == '\0') return false;
+  char field[9] = "";
+  memcpy(field, head + 148, 8);
+  char *end;
+  long wanted = strtol(field, &end, 8), sum = 0;
+  for (size_t i = 0; i < 512; i++) sum += i >= 148 && i < 156 ? ' ' : head[i];
+  return end != field && sum == wanted;
+}
+
+/* The kind of a file that begins with head [n]. */
+static source_kind kind_of(const uint8_t *head, size_t n) {
+  for (size_t i = 0; i < sizeof magics / sizeof *magics; i++) {
+    const struct magic *m = &magics[i];
+    bool found = m->n > 0                        ? n >= m->n && memcmp(head, m->bytes, m->n) == 0
+                 : strcmp(m->name, "bzip2") == 0 ? is_bzip2(head, n)
+                                                 : is_lzma(head, n);
+    if (found) return (source_kind){m->name, m->packing};
+  }
+  /* Frames 0x50 to 0x5f, which hold what the packer's user wants. */
+  if (n >= 4 && head[0] >> 4 == 5 && memcmp(head + 1, "\x2a\x4d\x18", 3) == 0)
+    return (source_kind){"zstd or lz4 (a skippable frame)", PACKING_REFUSED};
+  if (is_tar(head, n)) return (source_kind){"tar", PACKING_REFUSED};
+  return (source_kind){"plain", PACKING_NONE};
+}
+
+/* ---- reading ---- */
+
 enum { BUFFER = 1 << 20 };
 
 struct vd_source_file {
   char *path;
-  vd_source_kind kind;
+  source_kind kind;
   int fd;
   int64_t size, at; /* of the file on disk; bytes of it read (plain, gzip) */
 
@@ -27,7 +120,7 @@ struct vd_source_file {
   bool gzip_is_open, in_member;
   uint8_t *packed; /* [BUFFER] of gzip */
 
-  uint8_t head[VD_SOURCE_HEAD]; /* of the unpacked bytes: read ahead to tell what they are */
+  uint8_t head[HEAD]; /* of the unpacked bytes: read ahead to tell what they are */
   size_t head_n, head_at;
   uint8_t *waste; /* [BUFFER], for skipping */
 };
@@ -156,7 +249,7 @@ static int check_zip_end(const vd_source_file *s, vd_error *err) {
 static int open_archive(vd_source_file *s, vd_error *err) {
   s->archive = archive_read_new();
   if (!s->archive) return vd_fail(err, VD_FAILED, "cannot start libarchive");
-  if (s->kind.packing == VD_PACKING_ZIP) {
+  if (s->kind.packing == PACKING_ZIP) {
     if (check_zip_end(s, err)) return err->status;
     archive_read_support_format_zip(s->archive);
   } else {
@@ -176,7 +269,7 @@ static int read_archive(vd_source_file *s, uint8_t *to, int64_t size, int64_t *n
   if (got < 0) return archive_damaged(s, err);
   *n = got;
   if (got > 0) return VD_OK;
-  if (s->kind.packing != VD_PACKING_ZIP) {
+  if (s->kind.packing != PACKING_ZIP) {
     if (archive_filter_bytes(s->archive, -1) < s->size)
       return damaged(s, "there is something else behind its end", err);
     return VD_OK;
@@ -200,24 +293,24 @@ static int refuse(const vd_source_file *s, const char *where, const char *kind, 
 static int check_unpacked(vd_source_file *s, vd_error *err) {
   for (int64_t n = 1; n > 0 && s->head_n < sizeof s->head; s->head_n += (size_t)n)
     if (read_unpacked(s, s->head + s->head_n, (int64_t)(sizeof s->head - s->head_n), &n, err)) return err->status;
-  vd_source_kind within = vd_source_kind_of(s->head, s->head_n);
-  if (within.packing == VD_PACKING_NONE) return VD_OK;
+  source_kind within = kind_of(s->head, s->head_n);
+  if (within.packing == PACKING_NONE) return VD_OK;
   char where[64];
   snprintf(where, sizeof where, "is a %s file that holds a", s->kind.name);
   return refuse(s, where, within.name, err);
 }
 
 static int open_kind(vd_source_file *s, vd_error *err) {
-  uint8_t head[VD_SOURCE_HEAD];
+  uint8_t head[HEAD];
   ssize_t n = pread(s->fd, head, sizeof head, 0);
   if (n < 0) return vd_fail(err, VD_FAILED, "cannot read %s: %s", s->path, strerror(errno));
-  s->kind = vd_source_kind_of(head, (size_t)n);
+  s->kind = kind_of(head, (size_t)n);
   switch (s->kind.packing) {
-  case VD_PACKING_NONE:
+  case PACKING_NONE:
     return VD_OK;
-  case VD_PACKING_REFUSED:
+  case PACKING_REFUSED:
     return refuse(s, "is a", s->kind.name, err);
-  case VD_PACKING_GZIP:
+  case PACKING_GZIP:
     return open_gzip(s, err) ? err->status : check_unpacked(s, err);
   default:
     return open_archive(s, err) ? err->status : check_unpacked(s, err);
@@ -227,7 +320,7 @@ static int open_kind(vd_source_file *s, vd_error *err) {
 int vd_source_open_plain(vd_source_file **source, const char *path, vd_error *err) {
   *source = NULL;
   vd_source_file *s = vd_calloc(1, sizeof *s);
-  s->kind = (vd_source_kind){.name = "plain", .packing = VD_PACKING_NONE};
+  s->kind = (source_kind){.name = "plain", .packing = PACKING_NONE};
   s->path = vd_calloc(strlen(path) + 1, 1);
   memcpy(s->path, path, strlen(path));
   if (vd_open_regular(path, &s->fd, &s->size, err))
@@ -257,7 +350,7 @@ int vd_source_read(vd_source_file *s, uint8_t *to, int64_t size, int64_t *n, vd_
 }
 
 int vd_source_skip(vd_source_file *s, int64_t n, vd_error *err) {
-  if (s->kind.packing == VD_PACKING_NONE && s->size - s->at >= n) {
+  if (s->kind.packing == PACKING_NONE && s->size - s->at >= n) {
     s->at += n;
     return VD_OK;
   }
