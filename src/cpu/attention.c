@@ -77,6 +77,24 @@ static void sum_values(const vd_attention_plan *plan, const vd_head_plan *head, 
     for (int64_t e = 0; e < plan->a->d_head; e++) out[(t + r) * plan->d + e] = w->out[r * wide + e] * norm[t + r];
 }
 
+/* Adds the weights of query i, s[u] * norm at distance reach - u, to the head's sums where the query is counted, and
+ * copies them where it is chosen. */
+static void record_row(const vd_attention *a, const vd_head_plan *head, int64_t stream, int64_t h, int64_t i,
+                       const real *s, real norm) {
+  const vd_attention_record *record = a->record;
+  int64_t row = stream * a->block + i;
+  if (record->target[row] >= 0) {
+    double *sum = record->sum + (stream * a->n_head + h) * record->n_distance + head->reach;
+    for (int64_t u = 0; u < head->n; u++) sum[-u] += (double)(s[u] * norm);
+  }
+  for (int64_t k = 0; k < record->n_chosen; k++) {
+    if (record->chosen[k] != row) continue;
+    real *weight = record->weight + (k * a->n_head + h) * record->n_distance;
+    memset(weight, 0, (size_t)record->n_distance * sizeof *weight);
+    for (int64_t u = 0; u < head->n; u++) weight[head->reach - u] = s[u] * norm;
+  }
+}
+
 static void one_tile(const vd_attention_plan *plan, const workspace *w, int64_t stream, int64_t h, int64_t i0,
                      real *out, real *lse) {
   int64_t left = plan->a->block - i0, T = left < plan->heads[h].tile ? left : plan->heads[h].tile;
@@ -93,6 +111,7 @@ static void one_tile(const vd_attention_plan *plan, const workspace *w, int64_t 
                                              : weigh_row(false, head, exists, plan->threshold, half, s, &top);
     norm[t] = plan->keep_scale / sum;
     lse[i0 + t] = top + (real)log((double)sum);
+    if (plan->a->record) record_row(plan->a, head, stream, h, i0 + t, s, norm[t]);
   }
   memset(w->s + T * head->ld, 0, (size_t)((vd_round_up(T, VD_ROWS) - T) * head->ld) * sizeof(real));
   for (int64_t t = 0; t < T; t += VD_ROWS) {

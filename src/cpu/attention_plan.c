@@ -16,7 +16,15 @@ static void check_relative(const vd_attention *a) {
       vd_bug("head %lld: reach %lld goes beyond the keys", (long long)h, (long long)a->reach[h]);
 }
 
+static void check_record(const vd_attention *a) {
+  if (a->dropout.p > 0) vd_bug("weights are recorded without dropout only");
+  for (int64_t h = 0; h < a->n_head; h++)
+    if (a->reach[h] >= a->record->n_distance)
+      vd_bug("head %lld: reach %lld goes beyond the recorded distances", (long long)h, (long long)a->reach[h]);
+}
+
 static void check(const vd_attention *a) {
+  if (a->record) check_record(a);
   if (a->rel_key) {
     check_relative(a);
     return;

@@ -145,6 +145,7 @@ static void release_layer(vd_model *m, int l) {
 
 void vd_model_destroy(vd_model *m) {
   if (!m) return;
+  vd_model_attention_end(m);
   for (int l = 0; l < (int)m->config.n_layer; l++) release_layer(m, l);
   void *shared[] = {m->distances, m->dbranch, m->gradients, m->output, m->logits, m->branch,     m->x,          m->y,
                     m->nll,       m->loss,    m->dhidden,   m->dsum,   m->dff,    m->dqkv.block, m->dqkv.memory};

@@ -8,8 +8,9 @@
  *      operations and bytes for logs and for checks of memory.
  * The room knows nothing of MPI, files, decks or the training loop: src/train connects it with them.
  * model.c: buffers and windows; model_params.c: layout and initial values; model_step.c: the passes; model_memory.c:
- * the memories; model_cache.c: their projections in one-token steps; model_cost.c: operations and bytes; optimizer.c:
- * Adagrad, Adam, loss scaling; sampler.c: draws from logits. */
+ * the memories; model_cache.c: their projections in one-token steps; model_attention.c: what evaluation keeps of the
+ * attention weights; model_cost.c: operations and bytes; optimizer.c: Adagrad, Adam, loss scaling; sampler.c: draws
+ * from logits. */
 #ifndef VD_MODEL_H
 #define VD_MODEL_H
 
@@ -112,6 +113,10 @@ typedef struct vd_step {
   int64_t n_target;         /* out: targets that are counted */
   vd_gradients_ready ready; /* where `train`: called for each range of final gradients; NULL: not called */
   void *receiver;           /* its first argument */
+  /* Host [n_chosen], ascending: queries, stream * block + i, whose attention weights are recorded after
+   * vd_model_attention_begin. */
+  const int64_t *chosen;
+  int64_t n_chosen;
 } vd_step;
 
 /* Not collective. Forward (and backward where step->train), then appends the block to the memories. The span penalty is
@@ -122,6 +127,22 @@ int vd_model_run(vd_model *m, vd_step *step, vd_error *err);
 const double *vd_model_loss(const vd_model *m);
 /* Not collective. Memories become zeros of their first size (start of an epoch), or empty in Transformer-XL. */
 int vd_model_reset_memory(vd_model *m, vd_error *err);
+
+/* Not collective. Distances 0 .. n - 1 that attention weights can have in this model at its present spans: n is the
+ * greatest reach of a head plus 1; in Transformer-XL that of a full memory and a block of max_block tokens. */
+int64_t vd_model_attention_distances(const vd_model *m);
+/* Not collective. From now on every step (without training) records attention weights, in the backend's memory: 8 bytes
+ * for each layer, stream, head and distance, and sizeof(real) for each layer, chosen query, head and distance.
+ * n_chosen: the most queries that the steps choose together. Begins anew where the model records already. The spans
+ * must not change until vd_model_attention_end. VD_FAILED without memory. */
+int vd_model_attention_begin(vd_model *m, int64_t n_chosen, vd_error *err);
+/* Not collective. The steps record no more, and what they recorded is freed. */
+void vd_model_attention_end(vd_model *m);
+/* Not collective. Sums of a layer's weights over the queries of local stream `stream` whose targets were counted, into
+ * host out [n_head][distances]. Waits. */
+void vd_model_attention_sum(vd_model *m, int layer, int64_t stream, double *out);
+/* Not collective. The weights of chosen query k, counted over all steps, into host out [n_head][distances]. Waits. */
+void vd_model_attention_weight(vd_model *m, int layer, int64_t k, real *out);
 
 /* Not collective. aux_loss_scaler * sum_l attn_span * mean_h z (section 3 of doc/DESIGN.md): the value; its gradient
  * times gradient_scale (0: not wanted) is added to the arena. */

@@ -46,6 +46,16 @@ struct vd_layer_state {
   real *drel_key;  /* the same, training */
 };
 
+/* Attention weights that evaluation records (model_attention.c). */
+struct vd_model_record {
+  int64_t n_distance;
+  int64_t n_chosen, done;     /* queries that weights have room for, and that were chosen so far */
+  int64_t *chosen;            /* host: those of this micro batch */
+  double **sum;               /* [n_layer], each [n_stream, n_head, n_distance] */
+  real **weight;              /* [n_layer], each [n_chosen, n_head, n_distance] */
+  vd_attention_record *layer; /* [n_layer] for the attention ops of this micro batch */
+};
+
 struct vd_model {
   vd_model_config config;
   vd_ops *ops;
@@ -81,6 +91,7 @@ struct vd_model {
   vd_act *dff;                  /* [n, d_inner] */
   vd_qkv dqkv;                  /* as a layer's qkv, the largest */
   int64_t dkv_rows;
+  struct vd_model_record *record; /* NULL: steps record no attention weights */
 };
 
 /* Not collective. *p (a pointer to a pointer) gets elements * size bytes of the backend's memory, zeroed. */
@@ -98,6 +109,10 @@ static inline bool vd_model_is_xl(const vd_model *m) {
 /* Not collective. Gives every layer's memory and key/value buffers the room that its window and `block` ask for, and in
  * Transformer-XL their reach. */
 int vd_model_reserve(vd_model *m, int64_t block, vd_error *err);
+
+/* Not collective. Fills the records of all layers for local streams first .. first + n_stream - 1 of a step. Does
+ * nothing in a model that records nothing. */
+void vd_model_attention_micro(vd_model *m, const vd_step *step, int64_t first, int64_t n_stream);
 
 /* Not collective. Decides whether a step uses the caches, and makes space for the row that it adds. To be called after
  * vd_model_reserve. Errors: out of memory. */

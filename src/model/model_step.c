@@ -38,6 +38,11 @@ static vd_act *drop(vd_model *m, const struct micro *u, int layer, enum vd_site 
   return target;
 }
 
+/* What the attention op of layer l records. */
+static const vd_attention_record *record_of(const vd_model *m, int l) {
+  return m->record ? &m->record->layer[l] : NULL;
+}
+
 static vd_attention attention_xl(const vd_model *m, const struct micro *u, int l) {
   const vd_model_config *c = &m->config;
   const struct vd_layer_state *s = &m->state[l];
@@ -58,7 +63,8 @@ static vd_attention attention_xl(const vd_model *m, const struct micro *u, int l
                         .rel_key = s->rel_key,
                         .dcontent_bias = train ? gradient(m, p->content_bias) : NULL,
                         .dposition_bias = train ? gradient(m, p->position_bias) : NULL,
-                        .drel_key = s->drel_key};
+                        .drel_key = s->drel_key,
+                        .record = record_of(m, l)};
 }
 
 static vd_attention attention_of(const vd_model *m, const struct micro *u, int l) {
@@ -78,7 +84,8 @@ static vd_attention attention_of(const vd_model *m, const struct micro *u, int l
                         .span = weight(m, m->layer[l].span),
                         .n_span = m->n_span,
                         .key_pe = weight(m, m->key_pe),
-                        .dropout = dropout(m, u, c->dropout, l, VD_SITE_ATTENTION)};
+                        .dropout = dropout(m, u, c->dropout, l, VD_SITE_ATTENTION),
+                        .record = record_of(m, l)};
 }
 
 static vd_attention_input input_of(const vd_model *m, const struct micro *u, int l) {
@@ -269,6 +276,7 @@ static void run_micro(vd_model *m, const struct micro *u) {
   vd_ops *o = m->ops;
   const vd_step *step = u->step;
   if (o->phase) o->phase(o, "forward");
+  vd_model_attention_micro(m, step, u->first, u->n_stream);
   forward(m, u);
   if (step->logits) read_logits(m, u);
   o->cross_entropy(o, u->rows, m->config.vocab, m->logits, m->y, step->scale, m->loss, step->nll ? m->nll : NULL,

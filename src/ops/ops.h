@@ -32,6 +32,18 @@ typedef struct vd_linear {
   vd_dropout dropout; /* only with relu */
 } vd_linear;
 
+/* The attention weights that an attention op records besides its output, all as they multiply the values: with the soft
+ * mask, divided by the softmax's denominator. Without dropout only. */
+typedef struct vd_attention_record {
+  int64_t n_distance; /* distances 0 .. n_distance - 1; more than every reach */
+  double *sum; /* [n_stream, n_head, n_distance] += weights at each distance, over the counted queries; of a stream
+                  in an order that does not depend on the other streams */
+  const int32_t *target; /* [n_stream * block]; a query whose target is -1 is not counted */
+  int64_t n_chosen;
+  const int64_t *chosen; /* host [n_chosen]: queries, stream * block + i */
+  real *weight;          /* [n_chosen, n_head, n_distance]: their weights, written; 0 where the head sees no key */
+} vd_attention_record;
+
 // clang-format off
 /* One relative-position attention layer over n_stream streams of `block` queries each, of width d = n_head * d_head.
  *
@@ -75,6 +87,8 @@ typedef struct vd_attention {
   const vd_act *rel_key;                    /* [>= greatest reach + 1, n_head * d_head], r_h(x) in row x; or NULL */
   real *dcontent_bias, *dposition_bias;     /* attention_backward adds to them; [n_head, d_head] */
   real *drel_key;                           /* as rel_key, in real; attention_backward adds to it */
+
+  const vd_attention_record *record; /* what `attention` records; NULL: nothing */
 } vd_attention;
 
 /* Queries, keys and values of a layer, or their gradients, d = n_head * d_head wide each. block [n_stream * block, 3,
