@@ -1,6 +1,6 @@
 /* Files that appear whole or not at all, after a crash too: written under a temporary name in the same folder
  * (.NAME.tmp-PID), synced, renamed over `path`, and the folder synced. All files that Viaduct writes go this way:
- * checkpoints, corpora, shards, nll files, traces, logs, decks, generated text. */
+ * checkpoints, corpora, shards, nll and attention files, traces, logs, decks, generated text. */
 #ifndef VD_ATOMIC_FILE_H
 #define VD_ATOMIC_FILE_H
 

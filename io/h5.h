@@ -3,7 +3,7 @@
  * Here live the lock of the HDF5 library, checked calls, self-describing datasets and files that appear whole or not at
  * all (this header, atomic_file.h), the digest at the end of a file (digest.h), corpora (corpus.h, corpus_write.h,
  * corpus_layout.h), the cut of a split into streams and blocks (streams.h), the reader that fetches tokens ahead of use
- * (reader.h), checkpoints (checkpoint.h), traces (trace.h) and nll files (nll.h).
+ * (reader.h), checkpoints (checkpoint.h), traces (trace.h), nll files and attention files (eval_file.h).
  *
  * Tensors come in and go out by name and shape; this folder knows nothing of the model and includes src/base/ alone. It
  * makes no MPI call: every function is serial, and callers decide which rank calls it. */
@@ -105,8 +105,8 @@ typedef struct vd_origin {
 } vd_origin;
 
 /* A file that is being written, whole or not at all (io/atomic_file.h). Root attributes written on creation:
- * "Conventions", "viaduct_kind" ("corpus", "shard", "checkpoint", "trace", "nll"), "format_version", "viaduct_version",
- * "git_version", "created" (UTC), and those of vd_origin. */
+ * "Conventions", "viaduct_kind" ("corpus", "shard", "checkpoint", "trace", "nll", "attention"), "format_version",
+ * "viaduct_version", "git_version", "created" (UTC), and those of vd_origin. */
 typedef struct vd_h5_out {
   hid_t file; /* -1: closed */
   vd_atomic_file at;

@@ -38,12 +38,12 @@ DECK = """
 &checkpoint interval=10, keep=3 /
 &trace interval=2 /
 &prepare source='text', train=0.9, valid=0.05, test=0.05, shard_tokens=20000 /
-&eval streams=4, tokens_per_sample=16, nll_file='nll.h5', split='test' /
+&eval streams=4, tokens_per_sample=16, nll_file='nll.h5', attention_file='attention.h5', split='test' /
 """
 FILES = {"checkpoint": "run/checkpoints/last.h5", "trace": "run/trace.h5", "corpus": "c.h5",
-         "shard": "c-train-0001.h5", "nll": "nll.h5"}
+         "shard": "c-train-0001.h5", "nll": "nll.h5", "attention": "attention.h5"}
 GROUPS = {"checkpoint": ["/", "/model", "/optimizer/adagrad_sum", "/memory", "/position", "/statistics", "/vocabulary"], "trace": ["/", "/valid"],
-          "corpus": ["/", "/vocabulary"], "shard": ["/"], "nll": ["/"]}
+          "corpus": ["/", "/vocabulary"], "shard": ["/"], "nll": ["/"], "attention": ["/", "/vocabulary"]}
 # What must be there, with its dimensions and units.
 WANTED = {
     "checkpoint": {"/model/in_emb.weight": (["symbol", "in_feature"], "1"),
@@ -56,6 +56,9 @@ WANTED = {
     "corpus": {"/train": (["train_token"], "1"), "/vocabulary/count": (["symbol_id"], "tokens")},
     "shard": {"/tokens": (["token"], "1")},
     "nll": {"/nll": (["token"], "nats")},
+    "attention": {"/distance_weight": (["layer", "head", "distance"], "1"), "/span": (["layer", "head"], "tokens"),
+                  "/position_weight": (["position", "layer", "head", "distance"], "1"), "/nll": (["position"], "nats"),
+                  "/context": (["position", "distance"], "1"), "/vocabulary/symbol": (["symbol_id", "byte"], "1")},
 }
 failures = 0
 
@@ -390,7 +393,7 @@ def info_refuses(kind):
     with open(at(FILES[kind]), "rb") as f:
         whole = f.read()
     with h5py.File(at(FILES[kind]), "r") as f:
-        d = f[{"shard": "tokens", "nll": "nll"}.get(kind, "")] if kind in ("shard", "nll") else None
+        d = f[{"shard": "tokens", "nll": "nll", "attention": "distance_weight"}[kind]] if kind in ("shard", "nll", "attention") else None
         place = d.id.get_chunk_info(0).byte_offset + 5 if d is not None else len(whole) // 2
     damaged = bytearray(whole)
     damaged[place] ^= 0x10
@@ -421,6 +424,7 @@ PRINTED = {"checkpoint": ["update       20", "layers.1.attn.proj_out.weight", "s
                        "parameters in 30 tensors", "attn_span = 64", "SHA-256"],
         "corpus": ["train        49500 tokens in 3 shards", "md5", "vocabulary", "shard_tokens = 20000", "source"],
         "shard": ["20000, from token 20000", "train"], "nll": ["2750, of which 2749", "split        test"],
+        "attention": ["2 layers, 2 heads", "8 positions", "split        test", "mean distance"],
         "trace": ["rows         10", "validations  2", "spans of the last row", "SHA-256"]}
 
 try:

@@ -1,6 +1,6 @@
 """Reads what a run of Viaduct leaves, from Python:
 
-    from viaduct_files import log, nll, open_checkpoint, open_trace, spans
+    from viaduct_files import log, nll, open_attention, open_checkpoint, open_trace, spans
     trace = open_trace("runs/first")                    # columns as numpy arrays
     print(trace["update"][-1], trace["train_bpc"][-1], spans(trace)[-1].max())
     with open_checkpoint("runs/first/checkpoints/best.h5", verify=True) as file:
@@ -9,7 +9,7 @@
 
 Every path is that of a run's folder or of the file itself. FileError says in one line what is wrong with a file. Needs
 h5py and numpy (Debian: python3-h5py), but for log(), settings() and setting(), which need Python alone;
-open_trace(..., xarray=True) needs xarray with h5netcdf or netCDF4. The layout of the files: doc/FILES.md.
+open_trace(..., xarray=True) and open_attention(..., xarray=True) need xarray with h5netcdf or netCDF4. The layout of the files: doc/FILES.md.
 """
 import hashlib
 import json
@@ -97,10 +97,10 @@ def digest_is_right(path):
 
 
 def open_file(path, kind, missing="", verify=False):
-    """The HDF5 file of this kind ("trace", "checkpoint", "nll", "corpus", "shard"), open for reading. verify: the digest at
+    """The HDF5 file of this kind ("trace", "checkpoint", "nll", "attention", "corpus", "shard"), open for reading. verify: the digest at
     its end is compared first. The caller closes it."""
     import h5py
-    what = "nll file" if kind == "nll" else kind
+    what = f"{kind} file" if kind in ("nll", "attention") else kind
     if not os.path.exists(path):
         raise FileError(f"{path}: there is no {what}{missing}")
     if not os.access(path, os.R_OK):
@@ -198,6 +198,30 @@ def nll(path):
             return file["/nll"][()], attributes
         except (KeyError, OSError, RuntimeError) as failure:
             raise FileError(f"{path}: damaged: {one_line(failure)}") from None
+
+
+def open_attention(path, xarray=False):
+    """What eval%attention_file holds: {"distance_weight": [layer, head, distance], "span": [layer, head] tokens; of the
+    positions, or None where there are none, "position": [position], "position_weight": [position, layer, head, distance],
+    "context": [position, distance] token ids, -1: none, "token": [position], "nll": [position] nats; "symbols": the bytes of
+    each token id; "deck": the settings of the model; "attributes": those of the file; "path"}. xarray: an xarray.Dataset
+    instead, loaded."""
+    names = ("position", "position_weight", "context", "token", "nll")
+    with open_file(path, "attention") as file:
+        if xarray:
+            import xarray as xr
+            with xr.open_dataset(path) as weights:
+                return weights.load()
+        try:
+            found = {name: file[name][()] for name in ("distance_weight", "span")}
+            found.update({name: file[name][()] if name in file else None for name in names})
+            symbols = zip(file["vocabulary/symbol"][()], file["vocabulary/length"][()])
+            found["symbols"] = [bytes(symbol[:length]) for symbol, length in symbols]
+        except (KeyError, OSError, RuntimeError) as failure:
+            raise FileError(f"{path}: damaged: {one_line(failure)}") from None
+        found["attributes"] = {name: text(value) if isinstance(value, bytes) else value for name, value in file.attrs.items()}
+    found["deck"], found["path"] = found["attributes"].get("model_settings", ""), path
+    return found
 
 
 # ---- the log ----

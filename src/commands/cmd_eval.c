@@ -1,6 +1,6 @@
 #include "io/corpus_write.h"
 #include "io/digest.h"
-#include "io/nll.h"
+#include "io/eval_file.h"
 #include "src/base/signals.h"
 #include "src/comm/collectives.h"
 #include "src/comm/run_facts.h"
@@ -28,7 +28,8 @@ struct eval {
   vd_evaluator *evaluator;
   vd_evaluation result;
   vd_device device;
-  char *checkpoint, sha256[VD_DIGEST_TEXT]; /* rank 0, with eval%nll_file: the checkpoint's absolute path, its digest */
+  /* Rank 0, where a file is written: the checkpoint's absolute path, its digest. */
+  char *checkpoint, sha256[VD_DIGEST_TEXT];
 };
 
 /* A rank's tokens are contiguous: they travel piece by piece to rank 0, which continues receiving after an error. */
@@ -49,16 +50,20 @@ static void gather_nll(const struct eval *e, int owner, vd_nll *file, vd_error *
   free(buffer);
 }
 
-static void begin_nll(const struct eval *e, vd_nll **file, const vd_run_facts *facts, vd_error *err) {
-  const float none = NAN;
-  char *settings = vd_settings_echo(e->s), *model_settings = vd_settings_echo(&e->from.settings);
-  vd_origin origin = vd_run_facts_origin(facts, e->s->run.title, settings);
-  vd_nll_source source = {.checkpoint = e->checkpoint,
+static vd_eval_source source_of(const struct eval *e, const char *model_settings) {
+  return (vd_eval_source){.checkpoint = e->checkpoint,
                           .sha256 = e->sha256,
                           .model_settings = model_settings,
                           .split = vd_split_name(e->s->eval.split),
                           .corpus_id = vd_corpus_id(e->corpus),
                           .update = e->from.update};
+}
+
+static void begin_nll(const struct eval *e, vd_nll **file, const vd_run_facts *facts, vd_error *err) {
+  const float none = NAN;
+  char *settings = vd_settings_echo(e->s), *model_settings = vd_settings_echo(&e->from.settings);
+  vd_origin origin = vd_run_facts_origin(facts, e->s->run.title, settings);
+  vd_eval_source source = source_of(e, model_settings);
   if (vd_nll_begin(file, e->ctx->h5, e->s->eval.nll_file, e->result.n_token, &source, &origin, err) == VD_OK)
     vd_nll_put(*file, 0, 1, &none, err);
   free(settings);
@@ -73,6 +78,89 @@ static int write_nll(const struct eval *e, vd_error *err) {
   for (int owner = 0; owner < e->ctx->size; owner++) gather_nll(e, owner, file, err);
   if (file && err->status == VD_OK) vd_nll_commit(&file, err);
   if (file) vd_nll_abandon(&file);
+  return vd_broadcast_error(e->ctx->comm, err);
+}
+
+/* Spans in tokens, [n_layer][n_head]. A head of Transformer-XL sees all distances that there are. */
+static void read_spans(const struct eval *e, int64_t n_distance, float *span) {
+  int64_t n = e->config.n_layer * e->config.n_head;
+  if (e->config.arch != VD_TRANSFORMER_XL) vd_model_spans(vd_evaluator_model(e->evaluator), span);
+  for (int64_t i = 0; i < n && e->config.arch == VD_TRANSFORMER_XL; i++) span[i] = (float)(n_distance - 1);
+}
+
+/* The token at a position, and those at distances 0 .. n - 1 before the one that predicts it; -1 before the stream. */
+static int read_context(const struct eval *e, const vd_evaluator_position *p, int64_t n, int32_t *token,
+                        int32_t *context, vd_error *err) {
+  int64_t start = vd_stream_first(vd_evaluator_streams(e->evaluator), p->stream) - 1, first = p->token - n;
+  if (first < start) first = start;
+  int64_t there = p->token - first;
+  int32_t *read = vd_calloc((size_t)there + 1, sizeof *read);
+  vd_corpus_read(e->corpus, vd_split_name(e->s->eval.split), first, there + 1, read, err);
+  *token = read[there];
+  for (int64_t x = 0; x < n; x++) context[x] = x < there ? read[there - 1 - x] : -1;
+  free(read);
+  return err->status;
+}
+
+/* Rank 0. Begins the file with all but the weights; nll [n_position]. */
+static void begin_attention(const struct eval *e, vd_attention_file **file, const vd_run_facts *facts, const float *nll,
+                            vd_error *err) {
+  int64_t n, n_distance = vd_evaluator_distances(e->evaluator);
+  const vd_evaluator_position *p = vd_evaluator_positions(e->evaluator, &n);
+  char *settings = vd_settings_echo(e->s), *model_settings = vd_settings_echo(&e->from.settings);
+  vd_origin origin = vd_run_facts_origin(facts, e->s->run.title, settings);
+  vd_eval_source source = source_of(e, model_settings);
+  float *span = vd_calloc((size_t)(e->config.n_layer * e->config.n_head), sizeof *span);
+  int64_t *position = vd_calloc((size_t)n + 1, sizeof *position);
+  int32_t *token = vd_calloc((size_t)n + 1, sizeof *token);
+  int32_t *context = vd_calloc((size_t)(n * n_distance) + 1, sizeof *context);
+  vd_attention_contents contents = {.n_layer = e->config.n_layer,
+                                    .n_head = e->config.n_head,
+                                    .n_distance = n_distance,
+                                    .n_position = n,
+                                    .span = span,
+                                    .position = position,
+                                    .token = token,
+                                    .nll = nll,
+                                    .context = context,
+                                    .vocabulary = vd_corpus_vocabulary(e->corpus)};
+  read_spans(e, n_distance, span);
+  for (int64_t k = 0; k < n && err->status == VD_OK; k++) {
+    position[k] = p[k].token;
+    read_context(e, &p[k], n_distance, &token[k], context + k * n_distance, err);
+  }
+  if (err->status == VD_OK)
+    vd_attention_file_begin(file, e->ctx->h5, e->s->eval.attention_file, &contents, &source, &origin, err);
+  void *const all[] = {settings, model_settings, span, position, token, context};
+  for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+}
+
+/* Weights travel to rank 0 a layer at a time; it continues receiving after an error. */
+static int write_attention(const struct eval *e, vd_error *err) {
+  vd_attention_file *file = NULL;
+  vd_run_facts facts;
+  bool first = e->ctx->rank == 0;
+  int64_t n;
+  vd_evaluator_positions(e->evaluator, &n);
+  size_t elements = (size_t)(e->config.n_head * vd_evaluator_distances(e->evaluator));
+  double *mean = vd_calloc(elements, sizeof *mean);
+  float *weight = vd_calloc(elements, sizeof *weight), *nll = vd_calloc((size_t)n + 1, sizeof *nll);
+  vd_run_facts_gather(e->ctx, &e->device, &e->config, e->corpus, &facts);
+  vd_evaluator_gather_nll(e->evaluator, nll);
+  if (first) begin_attention(e, &file, &facts, nll, err);
+  for (int l = 0; l < (int)e->config.n_layer; l++) {
+    vd_evaluator_gather_mean(e->evaluator, l, e->result.n_target, mean);
+    if (first && err->status == VD_OK) vd_attention_file_put_mean(file, l, mean, err);
+    for (int64_t k = 0; k < n; k++) {
+      vd_evaluator_gather_weight(e->evaluator, k, l, weight);
+      if (first && err->status == VD_OK) vd_attention_file_put_position(file, k, l, weight, err);
+    }
+  }
+  if (file && err->status == VD_OK) vd_attention_file_commit(&file, err);
+  if (file) vd_attention_file_abandon(&file);
+  free(mean);
+  free(weight);
+  free(nll);
   return vd_broadcast_error(e->ctx->comm, err);
 }
 
@@ -117,18 +205,22 @@ static void report(const struct eval *e) {
          (long long)memory, (long long)e->from.update);
 }
 
-/* Before hours of work: may the nll file be written, and is it none of the files that are read? */
+/* Before hours of work: may the files be written, and are they none of the files that are read? */
 static int check_output(struct eval *e, vd_error *err) {
-  const char *path = e->s->eval.nll_file;
-  if (e->ctx->rank == 0 && path[0]) {
+  const struct {
+    const char *name, *path;
+  } files[] = {{"eval%nll_file", e->s->eval.nll_file}, {"eval%attention_file", e->s->eval.attention_file}};
+  enum { N_FILE = sizeof files / sizeof *files };
+  if (e->ctx->rank == 0 && (files[0].path[0] || files[1].path[0])) {
     vd_path_list *list = vd_path_list_create();
     vd_run_paths_inputs(list, e->s, e->corpus);
     vd_run_paths_protect(list, e->s, e->from.path);
-    vd_path_list_add(list, VD_PATH_OUTPUT, "eval%nll_file", path);
+    for (int i = 0; i < N_FILE; i++) vd_path_list_add(list, VD_PATH_OUTPUT, files[i].name, files[i].path);
     vd_path_list_check(list, err);
     vd_path_list_destroy(list);
     vd_atomic_file file;
-    if (err->status == VD_OK && vd_atomic_begin(&file, path, err)) vd_wrap(err, "eval%%nll_file");
+    for (int i = 0; i < N_FILE && err->status == VD_OK; i++)
+      if (files[i].path[0] && vd_atomic_begin(&file, files[i].path, err)) vd_wrap(err, "%s", files[i].name);
     if (err->status == VD_OK && vd_digest_text(e->from.path, e->sha256, err) == VD_OK)
       e->checkpoint = realpath(e->from.path, NULL);
     if (err->status == VD_OK && !e->checkpoint)
@@ -153,7 +245,9 @@ static int evaluate(struct eval *e, vd_error *err) {
                            .max_blocks = s->eval.max_blocks,
                            .micro_streams = s->data.micro_streams,
                            .read_ahead = (int)s->data.read_ahead,
-                           .stoppable = true};
+                           .stoppable = true,
+                           .attention = s->eval.attention_file[0] != '\0',
+                           .n_position = s->eval.attention_positions};
   if (vd_evaluator_create(&e->evaluator, &plan, NULL, &e->config, e->ops, err) ||
       vd_snapshot_read_parameters(e->ctx, e->ops, vd_evaluator_model(e->evaluator), e->from.path, err) ||
       vd_evaluator_run(e->evaluator, s->eval.nll_file[0] != '\0', &e->result, err))
@@ -170,7 +264,8 @@ static int evaluate(struct eval *e, vd_error *err) {
     if (fflush(stdout) != 0) vd_fail(err, VD_FAILED, "cannot write to standard output");
   }
   if (vd_broadcast_error(e->ctx->comm, err)) return err->status;
-  return s->eval.nll_file[0] ? write_nll(e, err) : VD_OK;
+  if (s->eval.nll_file[0] && write_nll(e, err)) return err->status;
+  return s->eval.attention_file[0] ? write_attention(e, err) : VD_OK;
 }
 
 int vd_cmd_eval(vd_context *ctx, const vd_settings *s, vd_error *err) {

@@ -105,21 +105,96 @@ static int info_shard(hid_t file, const char *path, vd_error *err) {
   return VD_OK;
 }
 
-static int info_nll(hid_t file, const char *path, vd_error *err) {
-  int64_t n, numbers, update;
-  double sum;
-  if (read_through(file, "/nll", &n, &numbers, &sum, err) ||
-      print_head(file, path, "nll", "the checksums of all values (fletcher32)", err))
-    return err->status;
+/* What files of eval say of the checkpoint and of the split. */
+static int print_eval_source(hid_t file, vd_error *err) {
+  int64_t update;
   if (vd_info_text(file, "corpus_id", "corpus id", err) || vd_info_text(file, "split", "split", err) ||
       vd_info_text(file, "checkpoint", "checkpoint", err) ||
       vd_info_optional_text(file, "checkpoint_sha256", "its sha256", err))
     return err->status;
   if (H5Aexists(file, "checkpoint_update") > 0 && vd_h5_get_i64(file, "checkpoint_update", &update, err) == VD_OK)
     printf("  %-12s %lld\n", "its update", (long long)update);
+  return err->status;
+}
+
+static int info_nll(hid_t file, const char *path, vd_error *err) {
+  int64_t n, numbers;
+  double sum;
+  if (read_through(file, "/nll", &n, &numbers, &sum, err) ||
+      print_head(file, path, "nll", "the checksums of all values (fletcher32)", err))
+    return err->status;
+  if (print_eval_source(file, err)) return err->status;
   printf("  %-12s %lld, of which %lld were predicted\n", "tokens", (long long)n, (long long)numbers);
   if (numbers > 0) printf("  %-12s %.4f bits per symbol\n", "bpc", sum / (double)numbers / M_LN2);
   return VD_OK;
+}
+
+/* Reads a plane, all of the last two dimensions of a dataset of rank 3 or 4, as float64; index: the place in the
+ * dimensions before them. */
+static int read_plane(hid_t id, const char *path, int rank, const hsize_t *shape, hsize_t index, double *out,
+                      vd_error *err) {
+  hsize_t start[4] = {0}, count[4] = {1, 1, 1, 1};
+  start[0] = rank == 4 ? index / shape[1] : index;
+  if (rank == 4) start[1] = index % shape[1];
+  for (int i = rank - 2; i < rank; i++) count[i] = shape[i];
+  hid_t memory = H5Screate_simple(rank, count, NULL), space = H5Dget_space(id);
+  if (H5Sselect_hyperslab(space, H5S_SELECT_SET, start, NULL, count, NULL) < 0 ||
+      H5Dread(id, H5T_NATIVE_DOUBLE, memory, space, H5P_DEFAULT, out) < 0)
+    vd_h5_fail(err, "%s is damaged", path);
+  H5Sclose(space);
+  H5Sclose(memory);
+  return err->status;
+}
+
+/* Reads a dataset of weights plane by plane, and so has HDF5 compare its checksums. Its shape goes to shape, and the
+ * mean distance of each head of the planes, weighted, to *distance [planes][heads], which the caller frees. */
+static int read_weights(hid_t file, const char *path, int rank, hsize_t shape[4], double **distance, vd_error *err) {
+  hid_t id;
+  int found;
+  if (vd_h5_open_dataset(file, path, &id, err)) return err->status;
+  if (vd_h5_shape(id, path, &found, shape, err) == VD_OK && found != rank)
+    vd_fail(err, VD_FAILED, "%s has %d dimensions instead of %d", path, found, rank);
+  if (err->status == VD_OK) {
+    hsize_t heads = shape[rank - 2], n = shape[rank - 1], planes = rank == 4 ? shape[0] * shape[1] : shape[0];
+    double *plane = vd_calloc(heads * n + 1, sizeof *plane);
+    *distance = vd_calloc(planes * heads + 1, sizeof **distance);
+    for (hsize_t i = 0; i < planes && read_plane(id, path, rank, shape, i, plane, err) == VD_OK; i++)
+      for (hsize_t h = 0; h < heads; h++) {
+        double sum = 0, far = 0;
+        for (hsize_t x = 0; x < n; x++) {
+          sum += plane[h * n + x];
+          far += plane[h * n + x] * (double)x;
+        }
+        (*distance)[i * heads + h] = far / sum;
+      }
+    free(plane);
+  }
+  H5Dclose(id);
+  return err->status;
+}
+
+static int info_attention(hid_t file, const char *path, vd_error *err) {
+  hsize_t shape[4] = {0}, positions[4] = {0};
+  double *distance = NULL, *unused = NULL;
+  if (read_weights(file, "/distance_weight", 3, shape, &distance, err) == VD_OK &&
+      H5Lexists(file, "/position_weight", H5P_DEFAULT) > 0)
+    read_weights(file, "/position_weight", 4, positions, &unused, err);
+  if (err->status == VD_OK &&
+      print_head(file, path, "attention", "the checksums of all weights (fletcher32)", err) == VD_OK &&
+      print_eval_source(file, err) == VD_OK) {
+    printf("  %-12s %llu layers, %llu heads, distances 0 to %llu, %llu positions\n", "weights",
+           (unsigned long long)shape[0], (unsigned long long)shape[1], (unsigned long long)shape[2] - 1,
+           (unsigned long long)positions[0]);
+    printf("  mean distance that each head attends to, tokens\n");
+    for (hsize_t l = 0; l < shape[0]; l++) {
+      printf("    layer %2llu ", (unsigned long long)l);
+      for (hsize_t h = 0; h < shape[1]; h++) printf(" %.1f", distance[l * shape[1] + h]);
+      printf("\n");
+    }
+  }
+  free(distance);
+  free(unused);
+  return err->status;
 }
 
 /* One source file of a corpus; `of` is "" or "_train" ... */
@@ -250,6 +325,7 @@ static int info_kind(vd_h5 *h5, hid_t file, const char *kind, bool sealed, const
   if (strcmp(kind, "corpus") == 0) return info_corpus(h5, file, path, err);
   if (strcmp(kind, "shard") == 0) return info_shard(file, path, err);
   if (strcmp(kind, "nll") == 0) return info_nll(file, path, err);
+  if (strcmp(kind, "attention") == 0) return info_attention(file, path, err);
   if (strcmp(kind, "trace") == 0) return info_trace(file, sealed, path, err);
   return vd_fail(err, VD_FAILED, "files of kind '%s' are not known to this Viaduct", kind);
 }

@@ -40,10 +40,10 @@ const vd_command_row vd_command_rows[] = {
          "ranks.\nVariables: &compress, run%directory."},
     [VD_COMMAND_INPUT] = {"input", "[GROUP%NAME]", false, false, "  --markdown  all variables as markdown\n",
                           "Describes the variables of a deck: all of them, those of a GROUP, or one."},
-    [VD_COMMAND_INFO] =
-        {"info", "FILE...", true, true, "",
-         "Verifies and describes files: corpora, shards, checkpoints, traces, nll files, packed files, or the folder "
-         "of a run. The exit status\nis the worst of all."},
+    [VD_COMMAND_INFO] = {"info", "FILE...", true, true, "",
+                         "Verifies and describes files: corpora, shards, checkpoints, traces, nll and attention files, "
+                         "packed files, or the folder "
+                         "of a run. The exit status\nis the worst of all."},
 };
 enum { N_COMMAND = VD_COMMAND_INFO + 1 };
 const int vd_n_command_rows = N_COMMAND;

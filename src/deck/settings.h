@@ -100,7 +100,9 @@ typedef struct vd_settings {
     enum vd_split split;
     int64_t streams, tokens_per_sample;
     int64_t max_blocks;
-    char nll_file[VD_PATH]; /* '': none */
+    char nll_file[VD_PATH];       /* '': none */
+    char attention_file[VD_PATH]; /* '': none */
+    int64_t attention_positions;
   } eval;
   struct {
     char checkpoint[VD_PATH];

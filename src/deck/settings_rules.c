@@ -201,14 +201,23 @@ static void check_paths(const check *c) {
   const vd_settings *s = c->s;
   const struct {
     const char *name, *path;
-  } paths[] = {{"run%directory", s->run.directory},           {"run%resume", s->run.resume},
-               {"run%start_from", s->run.start_from},         {"data%path", s->data.path},
-               {"device%timeline", s->device.timeline},       {"eval%checkpoint", s->eval.checkpoint},
-               {"eval%nll_file", s->eval.nll_file},           {"generate%checkpoint", s->generate.checkpoint},
-               {"generate%output", s->generate.output},       {"compress%input", s->compress.input},
-               {"compress%output", s->compress.output},       {"compress%checkpoint", s->compress.checkpoint},
-               {"prepare%source", s->prepare.source},         {"generate%prompt_file", s->generate.prompt_file},
-               {"prepare%train_text", s->prepare.train_text}, {"prepare%valid_text", s->prepare.valid_text},
+  } paths[] = {{"run%directory", s->run.directory},
+               {"run%resume", s->run.resume},
+               {"run%start_from", s->run.start_from},
+               {"data%path", s->data.path},
+               {"device%timeline", s->device.timeline},
+               {"eval%checkpoint", s->eval.checkpoint},
+               {"eval%nll_file", s->eval.nll_file},
+               {"eval%attention_file", s->eval.attention_file},
+               {"generate%checkpoint", s->generate.checkpoint},
+               {"generate%output", s->generate.output},
+               {"compress%input", s->compress.input},
+               {"compress%output", s->compress.output},
+               {"compress%checkpoint", s->compress.checkpoint},
+               {"prepare%source", s->prepare.source},
+               {"generate%prompt_file", s->generate.prompt_file},
+               {"prepare%train_text", s->prepare.train_text},
+               {"prepare%valid_text", s->prepare.valid_text},
                {"prepare%test_text", s->prepare.test_text}};
   for (size_t i = 0; i < sizeof paths / sizeof *paths; i++) {
     char first = paths[i].path[0];

@@ -225,6 +225,12 @@ const vd_variable vd_variables[] = {
     INTEGER(eval, max_blocks, "0", 0, 1e15, "blocks", "",
             "Evaluation ends after this many blocks of each stream. 0: the whole split."),
     STRING(eval, nll_file, "''", "", "HDF5 file for the negative log likelihood of every token, in nats. '': none."),
+    STRING(eval, attention_file, "''", "",
+           "HDF5 file for attention weights: of each head the mean weight at each distance over the predicted tokens, "
+           "and its weights at eval%attention_positions positions. '': none."),
+    INTEGER(eval, attention_positions, "8", 0, 65536, "tokens", "",
+            "Predicted tokens, evenly spread over the split, at which eval%attention_file holds the weights of every "
+            "head. 0: mean weights alone."),
 
     STRING(generate, checkpoint, "''", "--path",
            "The checkpoint to generate from. '': best.h5 of run%directory, else last.h5."),

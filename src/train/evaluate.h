@@ -17,6 +17,8 @@ typedef struct vd_evaluate_plan {
   int64_t micro_streams;              /* of a rank at once; 0: all */
   int read_ahead;
   bool stoppable;           /* give up when a signal is noted on any rank */
+  bool attention;           /* record attention weights: vd_evaluator_gather_mean and what follows it */
+  int64_t n_position;       /* predicted tokens whose weights are recorded; fewer where fewer are predicted */
   vd_grad_reducer *reducer; /* its watchdog ends waits for other ranks that take too long; NULL: none */
 } vd_evaluate_plan;
 
@@ -30,6 +32,12 @@ typedef struct vd_evaluation {
                        predicted; caller frees */
   int64_t first_target, last_target;
 } vd_evaluation;
+
+/* A predicted token whose attention weights are recorded. It is target `row` of block `block` of its stream. */
+typedef struct vd_evaluator_position {
+  int64_t token; /* counted from the start of the split */
+  int64_t stream, block, row;
+} vd_evaluator_position;
 
 typedef struct vd_evaluator vd_evaluator;
 
@@ -49,5 +57,20 @@ const vd_streams *vd_evaluator_streams(const vd_evaluator *e);
  * the same on all ranks but for token_nll, which is made where want_nll (4 bytes for each target of the rank). The
  * error is agreed. */
 int vd_evaluator_run(vd_evaluator *e, bool want_nll, vd_evaluation *out, vd_error *err);
+
+/* Of the attention that the last complete vd_evaluator_run recorded, as plan->attention asks: */
+
+/* Not collective. The positions, ascending and evenly spread over the predicted tokens; *n: their number. The same on
+ * all ranks. Borrowed. */
+const vd_evaluator_position *vd_evaluator_positions(const vd_evaluator *e, int64_t *n);
+/* Not collective. Distances that weights are recorded for, the same on all ranks. */
+int64_t vd_evaluator_distances(const vd_evaluator *e);
+/* Collective(plan->ctx->comm). On rank 0, nll [positions] becomes what each position cost, in nats. */
+void vd_evaluator_gather_nll(const vd_evaluator *e, float *nll);
+/* Collective(plan->ctx->comm). On rank 0, mean [n_head][distances] becomes a layer's mean weights over the n_target
+ * predicted tokens of all ranks. Streams are added in their global order: the same bits on any number of ranks. */
+void vd_evaluator_gather_mean(vd_evaluator *e, int layer, int64_t n_target, double *mean);
+/* Collective(plan->ctx->comm). On rank 0, weight [n_head][distances] becomes the weights of position k in a layer. */
+void vd_evaluator_gather_weight(vd_evaluator *e, int64_t k, int layer, float *weight);
 
 #endif
