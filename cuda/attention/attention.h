@@ -6,7 +6,8 @@
  * Order of calls within one update, on one stream. Once: vd_cuda_attention_key_pe makes the key table [attn_span,
  * d_head] of the activation type. For each layer: vd_cuda_attention_make_schedule, vd_cuda_attention_forward, and
  * later vd_cuda_attention_backward, which adds to dtable. Once: vd_cuda_attention_key_pe_backward, dkey_pe +=
- * dtable^T. Transformer-XL calls make_schedule, forward and backward only; one schedule and one bias_scores array
+ * dtable^T. Evaluation that records weights calls vd_cuda_attention_record_weights after forward, and no backward.
+ * Transformer-XL calls make_schedule, forward and backward only; one schedule and one bias_scores array
  * can serve all layers. */
 #ifndef VD_CUDA_ATTENTION_H
 #define VD_CUDA_ATTENTION_H
@@ -94,6 +95,22 @@ cudaError_t vd_cuda_attention_key_pe_backward(int32_t d_head, int32_t attn_span,
  * errors. */
 cudaError_t vd_cuda_attention_forward(const vd_cuda_attention *a, const void *block, const void *memory,
                                       const void *table, void *out, float *lse, cudaStream_t stream);
+
+/* Weights to record, as in vd_attention_record of src/ops/ops.h. `chosen` is host memory. */
+typedef struct vd_cuda_attention_record {
+  int32_t n_distance; /* more than every reach */
+  double *sum;        /* [n_stream, n_head, n_distance], added to */
+  const int32_t *target;
+  int64_t n_chosen;
+  const int64_t *chosen; /* [n_chosen] stream * block + query */
+  float *weight;         /* [n_chosen, n_head, n_distance], written */
+} vd_cuda_attention_record;
+
+/* Stream-ordered. Records the weights of the vd_cuda_attention_forward that ran last with the same arguments and wrote
+ * lse. `chosen` is free again on return. Returns launch errors, cudaErrorInvalidValue where there is dropout. */
+cudaError_t vd_cuda_attention_record_weights(const vd_cuda_attention *a, const vd_cuda_attention_record *r,
+                                             const void *block, const void *memory, const void *table, const float *lse,
+                                             cudaStream_t stream);
 
 /* Inputs and outputs of backward. dblock is written; dmemory is written in the rows that a head reaches; dtable
  * [attn_span, d_head] and dspan [n_span] are accumulated. With relative keys table, dtable and dspan are NULL, and

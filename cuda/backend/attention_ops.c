@@ -216,6 +216,19 @@ static uint32_t *mask_to_read(vd_cuda_backend *c, const vd_cuda_attention *x) {
   return l->mask.p && same_mask(&l->shape, x) ? l->mask.p : NULL;
 }
 
+static void record_weights(vd_cuda_backend *c, const vd_cuda_attention *x, const vd_attention_record *record,
+                           const vd_qkv *qkv, const key_table *t, const real *lse) {
+  const vd_cuda_attention_record r = {.n_distance = (int32_t)record->n_distance,
+                                      .sum = record->sum,
+                                      .target = record->target,
+                                      .n_chosen = record->n_chosen,
+                                      .chosen = record->chosen,
+                                      .weight = record->weight};
+  vd_cuda_record_error(
+      c, vd_cuda_attention_record_weights(x, &r, qkv->block, qkv->memory, t ? t->table : NULL, lse, c->stream),
+      "recording attention weights");
+}
+
 void vd_cuda_attention_op(vd_ops *o, const vd_attention *a, const vd_qkv *qkv, vd_act *out, real *lse) {
   vd_cuda_backend *c = vd_cuda_of(o);
   vd_cuda_attention x = kernel_of(c, a, qkv);
@@ -224,6 +237,7 @@ void vd_cuda_attention_op(vd_ops *o, const vd_attention *a, const vd_qkv *qkv, v
   x.dropout_mask = mask_to_write(c, &x);
   vd_cuda_record_error(
       c, vd_cuda_attention_forward(&x, qkv->block, qkv->memory, t ? t->table : NULL, out, lse, c->stream), "attention");
+  if (a->record) record_weights(c, &x, a->record, qkv, t, lse);
 }
 
 /* Zeroes the table's gradient at the first layer of a pass. All layers add to it; backward_end adds it to dkey_pe. */

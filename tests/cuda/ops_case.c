@@ -144,6 +144,19 @@ int case_qkv(const ops_test *t, side_call *c, double range, uint64_t salt) {
   return block;
 }
 
+int case_record(side_call *c) {
+  int64_t n = c->n_stream * c->block;
+  for (int64_t h = 0; h < c->n_head; h++)
+    if (c->reach[h] >= c->n_distance) c->n_distance = c->reach[h] + 7;
+  const int64_t chosen[SIDE_CHOSEN] = {0, n / 2, n - 1};
+  for (int i = 0; i < SIDE_CHOSEN; i++) c->chosen[i] = chosen[i];
+  int target = case_fill(c, SIDE_TOKEN, (size_t)n, 1);
+  for (int64_t i = 6; i < n; i += 7) c->buffer[target].x[i] = -1;
+  int sum = case_fill(c, SIDE_SUM, (size_t)(c->n_stream * c->n_head * c->n_distance), 0);
+  case_fill(c, SIDE_REAL, (size_t)(SIDE_CHOSEN * c->n_head * c->n_distance), 9);
+  return sum;
+}
+
 void case_unit_values(side_call *c, int64_t group) {
   int block = case_fill(c, SIDE_ACT, 3 * case_rows(c), 0), memory = case_fill(c, SIDE_ACT, case_memory(c), 0);
   side_buffer *new = &c->buffer[block], *old = &c->buffer[memory];

@@ -56,6 +56,10 @@ size_t case_memory(const side_call *c);
 /* Not collective. Appends the two buffers of a vd_qkv, fifty times as large where no head reaches; queries and keys in
  * +-range, values in +-1. Returns the index of the first. */
 int case_qkv(const ops_test *t, side_call *c, double range, uint64_t salt);
+/* Not collective. Has the attention call record weights, for more distances than it reaches: appends targets, of which
+ * every seventh is not counted, sums and weights. Chooses the first query, one in the middle and the last one. Returns
+ * the index of the sums; the weights follow them. */
+int case_record(side_call *c);
 /* Not collective. Appends a vd_qkv of zeros but for values: of the group's d_head keys of each stream (from key group *
  * d_head on, the memory first), key e of the group has unit vector e in every head. */
 void case_unit_values(side_call *c, int64_t group);

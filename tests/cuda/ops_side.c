@@ -204,6 +204,16 @@ static int64_t kv_rows_of(const side_call *c) {
   return c->kv_spare > 0 ? c->window + c->kv_spare : 0;
 }
 
+/* What the call records into buffers p[0 .. 2]. */
+static vd_attention_record record_of(const side_call *c, void *const *p) {
+  return (vd_attention_record){.n_distance = c->n_distance,
+                               .target = p[0],
+                               .sum = p[1],
+                               .n_chosen = SIDE_CHOSEN,
+                               .chosen = c->chosen,
+                               .weight = p[2]};
+}
+
 /* Attention's buffers begin with span and key_pe. */
 static void run_attention(vd_ops *o, const side_call *c, void *const *p) {
   vd_attention a = attention_of(c, p[0], p[1]);
@@ -212,6 +222,8 @@ static void run_attention(vd_ops *o, const side_call *c, void *const *p) {
   real *dw[3] = {p[10], p[11], p[12]};
   int64_t kv_rows = kv_rows_of(c);
   vd_qkv projected = {p[7], p[8], kv_rows}, x = {p[2], p[3], kv_rows}, dx = {p[7], p[8], kv_rows};
+  vd_attention_record record = record_of(c, p + 6);
+  if (c->n_distance > 0) a.record = &record;
   slice(c, c->n_head * c->d_head, w, dw);
   switch (c->op) {
   case SIDE_PROJECT:
@@ -253,6 +265,8 @@ static void run_relative(vd_ops *o, const side_call *c, void *const *p) {
   real *dw[3] = {p[11], p[12], p[13]};
   int64_t kv_rows = kv_rows_of(c);
   vd_qkv projected = {p[8], p[9], kv_rows}, x = {p[3], p[4], kv_rows}, dx = {p[8], p[9], kv_rows};
+  vd_attention_record record = record_of(c, p + 7);
+  if (c->n_distance > 0) a.record = &record;
   slice(c, c->in, w, dw);
   if (c->op == SIDE_RELATIVE_PROJECT)
     o->attention_project(o, &a, &in, w[0], w[1], w[2], &projected);

@@ -41,7 +41,7 @@ enum side_op {
 /* PARAM: a parameter, in the arena that is passed to weights_changed. REAL: any other array of parameters' type. */
 enum side_kind { SIDE_PARAM, SIDE_REAL, SIDE_ACT, SIDE_TOKEN, SIDE_SUM };
 
-enum { SIDE_BUFFERS = 20, SIDE_HEADS = 16, SIDE_TENSORS = 8 };
+enum { SIDE_BUFFERS = 20, SIDE_HEADS = 16, SIDE_TENSORS = 8, SIDE_CHOSEN = 3 };
 
 /* One array: its contents before the op, and then what it holds after. n = 0: the op gets NULL. */
 typedef struct side_buffer {
@@ -72,6 +72,8 @@ typedef struct side_call {
   bool trimmed, same_buffer; /* same_buffer: memory_push, cross_entropy and scale_dropout in place */
   bool sliced; /* relative keys: queries', keys' and values' weights are slices of one tensor, the first one given */
   int64_t reach[SIDE_HEADS];
+  int64_t n_distance; /* > 0: attention records weights; targets, sums and weights follow lse */
+  int64_t chosen[SIDE_CHOSEN];
   /* memory_push: rows_old, rows_new are memory_rows and window; tensors of the optimiser */
   int n_tensor;
   size_t offset[SIDE_TENSORS], size[SIDE_TENSORS];

@@ -77,6 +77,23 @@ static void forward(ops_test *t, const struct geometry *g) {
   case_check(t, name, &c, (case_result[]){{.buffer = out, .name = "out"}, {.buffer = lse, .name = "lse"}}, 2);
 }
 
+/* The weights that evaluation records. */
+static void record(ops_test *t, const struct geometry *g) {
+  char name[96];
+  snprintf(name, sizeof name, "relative attention recorded %s", g->name);
+  side_call c = begin(t, g, SIDE_RELATIVE_ATTENTION);
+  c.p = 0;
+  case_qkv(t, &c, 2, 342);
+  int out = case_fill(&c, SIDE_ACT, case_rows(&c), 9);
+  case_fill(&c, SIDE_REAL, (size_t)(g->n_stream * g->n_head * g->block), 9);
+  int sum = case_record(&c);
+  case_check(t, name, &c,
+             (case_result[]){{.buffer = out, .name = "out"},
+                             {.buffer = sum, .name = "sums", .exact_zeros = true},
+                             {.buffer = sum + 1, .name = "weights", .exact_zeros = true}},
+             3);
+}
+
 static void backward(ops_test *t, const struct geometry *g) {
   char name[96];
   snprintf(name, sizeof name, "relative attention backward %s", g->name);
@@ -198,6 +215,7 @@ void test_relative(ops_test *t) {
     project(t, &CASES[i]);
     project_backward(t, &CASES[i]);
     forward(t, &CASES[i]);
+    record(t, &CASES[i]);
     if (CASES[i].reach > 0)
       backward(t, &CASES[i]); /* the only key's score has no gradient: what is there is rounding */
   }
