@@ -175,10 +175,20 @@ def bpc_of(text):
     return json.loads(lines[-1])["bpc"] if lines else float("nan")
 
 
+def distances_of(path):
+    """The mean distance that each head attends to, as `viaduct info` prints it."""
+    lines = viaduct("info", path).stdout.partition("mean distance")[2].splitlines()[1:]
+    return [float(word) for line in lines for word in line.split()[2:]]
+
+
 def check_eval(name="evaluation", deck="deck", run="cpu", **more):
     checkpoint = os.path.join(folder, run, "checkpoints", "last.h5")
-    results = [viaduct("eval", os.path.join(folder, f"{deck}.nml"), eval__checkpoint=checkpoint, device__backend=b, **more)
-               for b in ("cpu", "cuda")]
+    files = [os.path.join(folder, f"attention-{b}.h5") for b in ("cpu", "cuda")]
+    results = [viaduct("eval", os.path.join(folder, f"{deck}.nml"), eval__checkpoint=checkpoint, device__backend=b,
+                       eval__attention_file=path, **more) for b, path in zip(("cpu", "cuda"), files)]
+    heads, ours = map(distances_of, files)
+    report(f"{name}: heads attend as far as on the CPU", len(heads) == len(ours) > 0
+           and all(abs(a - b) <= 0.11 for a, b in zip(heads, ours)), f"{heads} {ours} {results[1].stderr}")
     cpu, gpu = (bpc_of(r.stdout) for r in results)
     report(f"{name} as on the CPU", results[1].returncode == 0 and abs(gpu / cpu - 1) <= 1e-4,
            f"{cpu} {gpu}: {results[0].stdout} {results[1].stdout} {results[1].stderr}")
