@@ -43,7 +43,7 @@ typedef struct vd_attention_contents {
 /* Not collective. Begins the file `path`, whole or not at all, and writes all but the weights. Every layer and position
  * is then put once. Ends with vd_attention_file_commit or vd_attention_file_abandon. VD_FAILED when it cannot be
  * written. */
-int vd_attention_file_begin(vd_attention_file **f, vd_h5 *h5, const char *path, const vd_attention_contents *head,
+int vd_attention_file_begin(vd_attention_file **file, vd_h5 *h5, const char *path, const vd_attention_contents *a,
                             const vd_eval_source *source, const vd_origin *origin, vd_error *err);
 /* Not collective. The mean weights of a layer, mean [n_head][n_distance]. */
 int vd_attention_file_put_mean(vd_attention_file *f, int64_t layer, const double *mean, vd_error *err);

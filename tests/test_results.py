@@ -70,6 +70,36 @@ def check_nll(place):
            attributes["viaduct_kind"] == "nll" and attributes["checkpoint_update"] == 20, f"{bpc} {said} {done.stderr}")
 
 
+def check_attention(place):
+    path, pictures = place.path("attention.h5"), place.path("pictures")
+    done = viaduct("eval", place.deck, "--set", f"eval%attention_file={path}", "--set", f"run%directory={place.path('run')}",
+                   "--set", "eval%attention_positions=3")
+    found, labelled = files.open_attention(path), files.open_attention(path, xarray=True)
+    sums = found["distance_weight"].sum(-1)
+    with open(place.path("text"), "rb") as f:
+        text = f.read()[-2000:]  # the test split
+    position = int(found["position"][1])
+    context = b"".join(found["symbols"][token] for token in found["context"][1][::-1])
+    report("attention: weights, and the text before a position", done.returncode == 0 and abs(sums - 1).max() < 1e-5 and
+           found["position_weight"].shape == (3, *found["distance_weight"].shape) and
+           len(context) > 5 and context == text[position - len(context):position] and found["symbols"][found["token"][1]] == text[position:position + 1],
+           f"{done.stderr} {sums} {context}")
+    report("attention: the same as an xarray.Dataset", np.array_equal(labelled.distance_weight, found["distance_weight"]) and
+           labelled.position_weight.dims == ("position", "layer", "head", "distance"), str(labelled))
+    report("attention: the settings of the model", files.setting(found["deck"], "model", "n_layer") == 2)
+    script = [sys.executable, os.path.join(SOURCE, "doc", "analysis", "plot_attention.py")]
+
+    def plot(*words):
+        return subprocess.run([*script, *words], capture_output=True, text=True, timeout=100, check=False)
+
+    done = plot(path, "-o", pictures, "--position", "0", "--position", "2", "--tokens", "500")
+    names = ["attention_distance.png", "attention_position_0.png", "attention_position_2.png"]
+    report("plot_attention.py draws", done.returncode == 0 and not done.stderr and sorted(os.listdir(pictures)) == names and
+           all(os.path.getsize(os.path.join(pictures, name)) > 10000 for name in names), done.stderr)
+    report("and refuses positions that the file lacks, and other files", plot(path, "--position", "3").returncode == 2 and
+           "no attention file of Viaduct's, but a nll" in plot(place.path("nll.h5")).stderr and plot(path + "x").returncode == 1)
+
+
 def check_damage(place):
     last, copy = place.checkpoint("run"), place.path("copy.h5")
     shutil.copy(last, copy)
@@ -121,7 +151,7 @@ def main():
     try:
         done = place.train("run", run__max_updates=20, run__title="it's", valid__interval=20)
         report("a run", done.returncode == 0, done.stderr)
-        for check in (check_trace, check_checkpoint, check_log, check_nll, check_damage,
+        for check in (check_trace, check_checkpoint, check_log, check_nll, check_attention, check_damage,
                       check_languages):
             check(place)
     finally:

@@ -54,11 +54,11 @@ def binned(weight):
     return np.where(first == 0, ZERO, np.sqrt(first * last)), mean
 
 
-def distance_axis(axes, last):
+def distance_axis(axes, last, has_zero):
     axes.set_xscale("log")
-    axes.set_xlim(ZERO * 0.9, max(last, 2) * 1.1)
+    axes.set_xlim(0.9 * (ZERO if has_zero else 1), max(last, 2) * 1.1)
     ticks = [10.0**k for k in range(int(np.log10(max(last, 2))) + 1)]
-    axes.xaxis.set_major_locator(ticker.FixedLocator([ZERO, *ticks]))
+    axes.xaxis.set_major_locator(ticker.FixedLocator([ZERO] * has_zero + ticks))
     axes.xaxis.set_minor_locator(ticker.NullLocator())
     axes.xaxis.set_major_formatter(lambda x, _: "0" if x == ZERO else f"{x:,.0f}")
 
@@ -86,9 +86,9 @@ def plot_distances(attention):
         axes.tick_params(labelbottom=lowest or n_layer % columns != 0)
         if lowest:
             axes.set_xlabel("distance (tokens)")
-    distance_axis(grid[0, 0], n - 1)
+    distance_axis(grid[0, 0], n - 1, bool(weight[..., 0].any()))
     grid[0, 0].set_yscale("log")
-    grid[0, 0].set_ylim(LEAST, 1.3)
+    grid[0, 0].set_ylim(10 ** np.floor(np.log10(mean[mean >= LEAST].min(initial=0.1))), 1.3)
     grid[0, 0].yaxis.set_minor_locator(ticker.NullLocator())
     figure.supylabel("mean weight at a distance", fontsize=9.5)
     if n_head > 16:  # a colour for each head; the first and the last tell the order
@@ -133,7 +133,7 @@ def plot_position(attention, k, n):
     axes.set_xlabel(f"the {n} tokens before the predicted one, which is {shown(symbols[attention['token'][k]])!r}, at "
                     f"{attention['nll'][k] / np.log(2):.2f} bits; {100 * beyond.mean():.0f} % of the attention lies before them",
                     fontsize=8.5, color=INK)
-    bar = figure.colorbar(image, ax=axes, pad=0.01, fraction=0.03)
+    bar = figure.colorbar(image, ax=axes, pad=0.01, fraction=0.03, use_gridspec=False)
     bar.set_label("weight", fontsize=8.5)
     bar.outline.set_visible(False)
     headline(figure, described(attention), f"attention at token {attention['position'][k]:,} of the "

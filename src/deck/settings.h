@@ -16,7 +16,7 @@
 #include <stdint.h>
 #include <stdio.h>
 
-enum { VD_TEXT = 256, VD_PATH = 1024, VD_VARIABLES = 96 /* room for the rows of the table */ };
+enum { VD_TEXT = 256, VD_PATH = 1024, VD_VARIABLES = 112 /* room for the rows of the table */ };
 
 /* Where a variable got its value, for messages about rules between variables. */
 typedef struct vd_source {

@@ -67,7 +67,8 @@ class Model:
             rel = np.concatenate([np.sin(angle), np.cos(angle)], 1) @ rel.T
             score = np.einsum("te,txe->tx", q + u, k) + (q + v) @ rel.T
             token = np.arange(len(q))[:, None]
-            oldest = np.maximum(0, token // BLOCK * BLOCK - self.variables["mem_len"])  # of the block's memory
+            oldest = token // BLOCK * BLOCK - self.variables["mem_len"]  # of the block's memory
+            oldest = oldest if self.variables.get("zeros") else np.maximum(0, oldest)
             mask = (token - distance >= oldest).astype(float)
             if self.variables.get("same_length"):
                 mask *= distance < self.variables["mem_len"]
@@ -262,7 +263,7 @@ with open(place.deck, "w", encoding="utf-8") as deck:
 trained = place.train("xl")
 report("train Transformer-XL", trained.returncode == 0, trained.stderr)
 check("transformer_xl", "xl", {"mem_len": 40})
-check("transformer_xl, same_length", "xl", {"mem_len": 64, "same_length": True}, memory__mem_len=64,
-      memory__same_length=".true.")
+check("transformer_xl, same_length, zeros", "xl", {"mem_len": 64, "same_length": True, "zeros": True}, memory__mem_len=64,
+      memory__same_length=".true.", memory__initial="zeros")
 place.remove()
 finish()
