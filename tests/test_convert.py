@@ -320,6 +320,14 @@ def test_refusals(place):
                 f.write(data.getvalue())
             refused(f"a pickle that calls {name}, protocol {protocol}", 1, "wants to call", *fair, path, *target)
     report("nothing ran", not os.path.exists(place.path("ran")) and not os.path.exists(place.path("no.h5")))
+    options = {}
+    options["options"] = options  # in themselves
+    with open(place.path("circle.pt"), "wb") as f:
+        for part in (pickles.MAGIC, 1001, {"little_endian": True}, {"model": {"decoder.model.mask_template": 0}, "args": options},
+                     []):
+            pickle.dump(part, f, protocol=2)
+    refused("options that hold themselves", 1, "not a checkpoint of kind fairseq (RecursionError", "--from", "fairseq",
+            place.path("circle.pt"), *target)
     source = fixture("fair_adaptive_span.pt")
     alone = subprocess.run([sys.executable, SCRIPT, *fair, source, *target], capture_output=True, text=True, check=False)
     report("as a program", alone.returncode == 1 and alone.stderr.startswith("convert.py: the source does not say"),

@@ -256,6 +256,11 @@ def wrong_fairseq():
             write(os.path.join("fw", file), data)
         expect(f"fairseq: {name}", prepare("fw", **files), 1, *says)
         write(os.path.join("fw", file), good[file])
+    for file in ("train.idx", "dict.txt"):
+        os.link(path("fw", file), path("fw-train-0000.h5"))
+        expect(f"fairseq: {file} as a shard", prepare("fw", **files), 2, f"the {file.removeprefix('train')} of prepare%train_text",
+               "a shard of data%path")
+        os.remove(path("fw-train-0000.h5"))
     report("nothing was written of wrong data", not listing("fw"), str(listing("fw")))
     expect("the data as it was", prepare("fw", **files), 0, "wrote")
 

@@ -93,7 +93,7 @@ def read_model(options):
     except ConvertError as error:
         named = str(error).startswith(options.source)
         raise error if named else ConvertError(f"{options.source}: {error}") from None
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, RecursionError) as error:
         raise ConvertError(f"{options.source}: not a checkpoint of kind {options.source_kind} "
                            f"({type(error).__name__}: {error})") from None
 

@@ -23,8 +23,7 @@ static uint64_t number(const uint8_t *bytes, int n) {
   return value;
 }
 
-/* The path of another file of the data set: NAME.bin becomes NAME.idx, or dict.txt in the same folder. */
-static void path_beside(const char *path, const char *name, char *beside, size_t size) {
+void vd_fairseq_beside(const char *path, const char *name, char *beside, size_t size) {
   const char *slash = strrchr(path, '/');
   size_t n = strcmp(name, ".idx") == 0 ? strlen(path) - 4 : slash ? (size_t)(slash + 1 - path) : 0;
   snprintf(beside, size, "%.*s%s", (int)n, path, name);
@@ -35,7 +34,7 @@ bool vd_fairseq_is(const char *path) {
   struct stat st;
   size_t n = strlen(path);
   if (n < 4 || strcmp(path + n - 4, ".bin") != 0) return false;
-  path_beside(path, ".idx", beside, sizeof beside);
+  vd_fairseq_beside(path, ".idx", beside, sizeof beside);
   return stat(beside, &st) == 0;
 }
 
@@ -96,7 +95,7 @@ int vd_fairseq_index(const char *path, int *width, vd_error *err) {
   uint8_t header[HEADER];
   struct stat st = {0};
   vd_source_file *lengths = NULL, *places = NULL;
-  path_beside(path, ".idx", idx, sizeof idx);
+  vd_fairseq_beside(path, ".idx", idx, sizeof idx);
   if (vd_source_open_plain(&lengths, idx, err) == VD_OK && vd_source_open_plain(&places, idx, err) == VD_OK &&
       read_whole(places, idx, header, HEADER, err) == VD_OK) {
     vd_source_close(places);
@@ -243,7 +242,7 @@ int vd_fairseq_vocabulary(const char *path, vd_vocabulary *v, bool *words, vd_er
   dictionary d = {0};
   int64_t size = 0;
   *v = (vd_vocabulary){0};
-  path_beside(path, "dict.txt", text, sizeof text);
+  vd_fairseq_beside(path, "dict.txt", text, sizeof text);
   if (read_text(text, &d.text, &size, err) == VD_OK && parse(text, &d, size, err) == VD_OK) {
     *words = !are_bytes(&d);
     if (!*words) to_bytes(&d);

@@ -4,6 +4,7 @@
 #include "src/base/file_lock.h"
 #include "src/base/machine.h"
 #include "src/base/path_identity.h"
+#include "src/commands/vocabulary.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -49,6 +50,17 @@ static int check_folder(const char *path, vd_error *err) {
   return VD_OK;
 }
 
+static void add_text(vd_path_list *list, const char *name, const char *path) {
+  static const char *const others[] = {".idx", "dict.txt"};
+  char beside[2 * VD_PATH], what[128];
+  vd_path_list_add(list, VD_PATH_INPUT, name, path);
+  for (int i = 0; i < 2 && vd_fairseq_is(path); i++) {
+    vd_fairseq_beside(path, others[i], beside, sizeof beside);
+    snprintf(what, sizeof what, "the %s of %s", others[i], name);
+    vd_path_list_add(list, VD_PATH_INPUT, what, beside);
+  }
+}
+
 /* No file that is written is one that is read. */
 static int check_identity(const vd_settings *s, vd_error *err) {
   static const char *const patterns[] = {"-train-[0-9]*.h5", "-valid-[0-9]*.h5", "-test-[0-9]*.h5"};
@@ -62,9 +74,9 @@ static int check_identity(const vd_settings *s, vd_error *err) {
   vd_path_list *list = vd_path_list_create();
   vd_path_list_add(list, VD_PATH_INPUT, "the deck", s->origin);
   vd_path_list_add(list, VD_PATH_INPUT, "prepare%source", s->prepare.source);
-  vd_path_list_add(list, VD_PATH_INPUT, "prepare%train_text", s->prepare.train_text);
-  vd_path_list_add(list, VD_PATH_INPUT, "prepare%valid_text", s->prepare.valid_text);
-  vd_path_list_add(list, VD_PATH_INPUT, "prepare%test_text", s->prepare.test_text);
+  add_text(list, "prepare%train_text", s->prepare.train_text);
+  add_text(list, "prepare%valid_text", s->prepare.valid_text);
+  add_text(list, "prepare%test_text", s->prepare.test_text);
   if (strcmp(vocabulary, "found") != 0 && strcmp(vocabulary, "bytes") != 0)
     vd_path_list_add(list, VD_PATH_INPUT, "prepare%vocabulary", vocabulary);
   vd_path_list_add(list, VD_PATH_OUTPUT, "data%path", s->data.path);

@@ -28,6 +28,8 @@ void vd_vocabulary_builder_sorted(const vd_vocabulary_builder *words, vd_vocabul
 
 /* Not collective. Whether `path` is NAME.bin with a NAME.idx beside it, as fairseq-preprocess writes them. */
 bool vd_fairseq_is(const char *path);
+/* Not collective. The path of another file of the data of NAME.bin, into beside [size]; name: ".idx" or "dict.txt". */
+void vd_fairseq_beside(const char *path, const char *name, char *beside, size_t size);
 /* Not collective. Reads the index of such a file, in the format `mmap` of integers; *width: bytes of a token in the
  * .bin file. VD_FAILED: another format, an index that is damaged, a .bin file of another length. */
 int vd_fairseq_index(const char *path, int *width, vd_error *err);
