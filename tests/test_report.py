@@ -226,6 +226,66 @@ def check_others(page):
            "optimizer%lr 0.035 0.035" not in words[words.find("Where their decks differ"):words.find("Settings The")], words[-3000:])
 
 
+def make_attention(folder, change=None):
+    """2 layers of 2 heads over 40 distances, two positions; head 1 of layer 1 looks 20 tokens back."""
+    weight = np.zeros((2, 2, 40))
+    weight[:, :, 1] = 1
+    weight[1, 1] = np.eye(40)[20]
+    symbols = [b"a", b"\n", b"<", b"\xe9", b"\t"]
+    sets = {"distance_weight": weight, "span": np.full((2, 2), 39, "f4"), "position": np.array([7, 90]), "token": np.array([0, 2], "i4"),
+            "nll": np.array([0.7, 2.1], "f4"), "context": np.tile(np.arange(40, dtype="i4") % 6 - 1, (2, 1)),
+            "position_weight": np.stack([weight, weight * 0.01]).astype("f4"),
+            "vocabulary/symbol": np.array([[ord(s)] for s in symbols], "u1"), "vocabulary/length": np.ones(5, "i4")}
+    if change:
+        change(sets)
+    path = os.path.join(folder, "seen.h5")
+    with h5py.File(path, "w") as f:
+        for name, value in {"viaduct_kind": "attention", "split": NASTY, "checkpoint_update": 40, "settings": ""}.items():
+            f.attrs[name] = value
+        for name, value in sets.items():
+            f[name] = value
+    return path
+
+
+def check_attention(place):
+    folder = make_trace(place.path("seen"))
+    path = make_attention(folder)
+    page = page_of(folder)
+    data, words = page.data()["attention"][0], page.words()
+    steps = np.frombuffer(base64.b64decode(data["map"]), "u1").reshape(2, 2, -1)
+    at = [int(np.searchsorted(np.array(data["edges"]), 1000 * np.log(d + 1) / np.log(41) + 0.02)) - 1 for d in (0, 1, 20)]
+    report("attention: the maps of weights by distance", not page.problems and steps[0, 0, at[1]] == steps[1, 0, at[1]] == 23 and
+           np.count_nonzero(steps[0, 0]) == 1 and np.count_nonzero(steps[1, 1]) == 1 and steps[1, 1, at[2]] > 15, str(steps))
+    text = np.frombuffer(base64.b64decode(data["text"]), "u1").reshape(2, 2, 3, 40)
+    context = data["positions"][0]["context"]
+    report("attention: the text before tokens, oldest first", text[0, 0, 1].argmax() == 38 and text[0, 1, 2].argmax() == 19 and
+           0 < text[1, 1, 2].max() < text[0, 1, 2].max() == 23 and text[0, 1, 0, 19] == text[0, 1, 0, 38] and
+           context[-6:] == ["⇥", "\\xe9", "<", "↵\n", "a", ""] and
+           data["positions"][1] == {"at": 90, "context": context, "token": "<", "bits": "3.03"}, f"{context[-6:]} {data['positions'][1]['bits']}")
+    report("attention: mean distances", "Mean distance of the attention, in tokens layer head 0 1 mean longest 0 1.0 1.0 1.0 1.0 "
+           "1 1.0 20 10 20" in words and f"split {NASTY}, checkpoint of update 40" in words, words[words.find("Attention Att"):][:900])
+
+    def alone(sets):
+        for name in ("position", "token", "nll", "context", "position_weight"):
+            del sets[name]
+
+    def flat(sets):
+        sets["distance_weight"] = sets["distance_weight"][0]
+    os.rename(path, place.path("seen.h5"))
+    bare = make_attention(place.folder, alone)
+    done = make_report(folder, "--attention", bare, "-o", place.path("bare.html"))
+    with open(place.path("bare.html"), encoding="utf-8") as f:
+        other = Page(f.read())
+    report("attention: a file without positions", done.returncode == 0 and "text" not in other.data()["attention"][0] and
+           not other.problems and not other.named("select"), done.stderr)
+    os.remove(place.path("bare.html"))
+    done = make_report(folder, "--attention", make_attention(place.folder, flat))
+    trace = make_report(folder, "--attention", os.path.join(folder, "trace.h5"))
+    report("attention: other files are refused", done.returncode == trace.returncode == 2 and "not [layer, head, distance]" in done.stderr
+           and "but a trace" in trace.stderr, done.stderr + trace.stderr)
+    make_attention(folder)
+
+
 def check_long(place):
     """600,000 updates of 12 layers; one row of 24,000 is far off."""
     def spike(columns):
@@ -397,6 +457,22 @@ def in_browser(b, page):
     b.evaluate("document.getElementById('theme').blur()")
 
 
+def attention_in_browser(b, page):
+    """Another layer, position and head by the keyboard."""
+    b.load(page)
+    cells, text = "document.getElementById('attention-cells-0').innerHTML", "document.getElementById('attention-text-0').innerHTML"
+    words = "document.getElementById('attention-words-0').textContent"
+    seen = [(b.evaluate(cells), b.evaluate(text), b.evaluate(words))]
+    for name, key, code in (("layer", "ArrowRight", 39), ("head", "ArrowDown", 40), ("position", "ArrowLeft", 37)):
+        b.evaluate(f"document.getElementById('attention-{name}-0').focus()")
+        b.press(key, code)
+        seen.append((b.evaluate(cells), b.evaluate(text), b.evaluate(words)))
+    report("attention follows the sliders of layer and position and the choice of a head", seen[0][0] != seen[1][0] and
+           all(one[1:] != other[1:] for one, other in zip(seen, seen[1:])) and
+           seen[3][2].startswith("Layer 1, head 0, before token 7 ") and seen[0][2].startswith("Layer 0, mean of all heads, before token 90"),
+           str([s[2] for s in seen]))
+
+
 # What overlaps: labels of an axis with each other, and anything that leaves the window sideways.
 OVERLAPS = """[...document.querySelectorAll('svg.plot')].flatMap((plot) => {
   const boxes = [...plot.querySelectorAll('text')].map((t) => [t.textContent, t.getBoundingClientRect()])
@@ -413,10 +489,12 @@ def check_browser(place):
     with browser.Browser() as b:
         in_browser(b, place.path("long", "report.html"))
         complaints = b.complaints()
+        attention_in_browser(b, place.path("seen", "report.html"))
+        complaints += b.complaints()
         problems = []
         for width in (1000, 400):
             b.width(width)
-            for name in ("long", "run", "a <b> & c", "one row", "not finite"):
+            for name in ("long", "seen", "a <b> & c", "one row", "not finite"):
                 b.load(place.path(urllib.parse.quote(name), "report.html"))
                 problems += [f"{name} at {width}: {p}" for p in b.evaluate(OVERLAPS)]
                 complaints += b.complaints()
@@ -434,6 +512,7 @@ def main():
         check_run(place)
         check_generate(place)
         check_html(place)
+        check_attention(place)
         check_long(place)
         check_odd_runs(place)
         check_errors(place)

@@ -5,6 +5,8 @@
     chart.py     what a chart shows: series, axes, ticks; knows neither HTML nor matplotlib
     markup.py    HTML and SVG out of Python, with every string escaped
     svg.py       a chart as SVG in the page
+    heat.py      tables and maps whose colours are the steps of a scale
+    attention.py what `viaduct eval` wrote of attention weights
     sections.py  the parts of the page
     figures.py   the same charts by matplotlib, as PNG and PDF
     page.css, page.js  are copied into the page

@@ -31,8 +31,9 @@
   // ---- spans: float32, little-endian, [update, layer, head] ----
   const spans = data.spans;
   let values = null;
+  const bytesOf = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
   if (spans) {
-    const bytes = Uint8Array.from(atob(spans.data), (c) => c.charCodeAt(0)), view = new DataView(bytes.buffer);
+    const bytes = bytesOf(spans.data), view = new DataView(bytes.buffer);
     values = Float32Array.from({length: bytes.length / 4}, (_, i) => view.getFloat32(4 * i, true));
   }
   const spanAt = (column, layer, head) => values[(column * spans.layers + layer) * spans.heads + head];
@@ -40,26 +41,30 @@
     Math.min(spans.levels - 1, 1 + Math.floor((spans.levels - 1) * Math.log(v) / Math.log(spans.top)));
   const columnAt = (update) => Math.max(0, before(spans.updates, update));
 
-  // Cells of the same level are one path. A column reaches from the row before to its own.
-  function drawMap(layer) {
-    const svg = $("map-cells"), paths = {};
-    const edges = [0, ...spans.updates];
-    for (let head = 0; head < spans.heads; head++) {
-      for (let from = 0; from < spans.updates.length;) {
-        const step = level(spanAt(from, layer, head));
+  // A map of heads: cells of the same step are one path. edges: where columns begin and end; stepAt(head, column).
+  function drawCells(svg, heads, edges, stepAt) {
+    const paths = {}, columns = edges.length - 1;
+    for (let head = 0; head < heads; head++) {
+      for (let from = 0; from < columns;) {
+        const step = stepAt(head, from);
         let to = from + 1;
-        while (to < spans.updates.length && level(spanAt(to, layer, head)) === step) to++;
+        while (to < columns && stepAt(head, to) === step) to++;
         (paths[step] = paths[step] || []).push(`M${edges[from]} ${head}H${edges[to]}V${head + 1}H${edges[from]}z`);
         from = to;
       }
     }
-    svg.setAttribute("viewBox", `0 0 ${spans.last} ${spans.heads}`);
+    svg.setAttribute("viewBox", `0 0 ${edges[columns]} ${heads}`);
     svg.replaceChildren(...Object.entries(paths).map(([step, parts]) => {
       const path = document.createElementNS(svg.namespaceURI, "path");
       path.setAttribute("class", `l${step}`);
       path.setAttribute("d", parts.join(""));
       return path;
     }));
+  }
+
+  // A column of spans reaches from the row before to its own.
+  function drawMap(layer) {
+    drawCells($("map-cells"), spans.heads, [0, ...spans.updates], (head, column) => level(spanAt(column, layer, head)));
     describeMap(layer);
   }
 
@@ -122,8 +127,37 @@
     show();
   }
 
+  // ---- attention: steps of the scales, [layer, head, bin] and [position, layer, mean and heads, token] ----
+  function showAttention(file, number) {
+    const part = (name) => $(`attention-${name}-${number}`), steps = bytesOf(file.map), bins = file.edges.length - 1;
+    const drawLayer = () => {
+      const layer = Number(part("layer").value);
+      drawCells(part("cells"), file.heads, file.edges, (head, bin) => steps[(layer * file.heads + head) * bins + bin]);
+      part("now").textContent = layer;
+      part("title").textContent = `Mean weight by distance of the heads of layer ${layer}`;
+    };
+    const text = file.text && bytesOf(file.text);
+    const drawText = () => {
+      const k = Number(part("position").value), layer = Number(part("layer").value), head = Number(part("head").value);
+      const at = file.positions[k], first = ((k * file.layers + layer) * (file.heads + 1) + head) * file.tokens;
+      part("words").textContent = `Layer ${layer}, ${head ? `head ${head - 1}` : "mean of all heads"}, before token ${whole(at.at)} of ` +
+        `the split, which is '${at.token.trim() || at.token}' and costs ${at.bits} bits. The last token is at distance 0.`;
+      part("text").replaceChildren(...at.context.map((symbol, i) => {
+        const mark = document.createElement("span");
+        mark.className = `l${text[first + i]}`;
+        mark.textContent = symbol;
+        return mark;
+      }));
+    };
+    const draw = () => { drawLayer(); if (text) drawText(); };
+    part("layer").addEventListener("input", draw);
+    if (text) ["position", "head"].forEach((name) => part(name).addEventListener("input", drawText));
+    draw();
+  }
+
+  data.attention.forEach(showAttention);
   slider.addEventListener("input", show);
-  document.querySelectorAll(".space").forEach((space) => space.addEventListener("click", choose));
+  document.querySelectorAll(".space:not(.still)").forEach((space) => space.addEventListener("click", choose));
   if (spans) {
     $("layer").addEventListener("input", () => drawMap(Number($("layer").value)));
     drawMap(0);

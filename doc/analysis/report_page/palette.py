@@ -67,5 +67,5 @@ def style_sheet():
              f"@media screen{{:root[data-theme=dark]{{{dark};color-scheme:dark}}}}"]
     for i, dashes in enumerate(DASHES):
         rules.append(f".s{i}{{color:var(--series-{i});stroke-dasharray:{' '.join(map(str, dashes)) or 'none'}}}")
-    rules += [f".l{i}{{fill:var(--level-{i})}}td.l{i}{{background:var(--level-{i});color:var(--on-{i})}}" for i in range(LEVELS)]
+    rules += [f".l{i}{{fill:var(--level-{i})}}td.l{i},pre .l{i}{{background:var(--level-{i});color:var(--on-{i})}}" for i in range(LEVELS)]
     return "\n".join(rules)

@@ -7,7 +7,7 @@ import urllib.parse
 
 import numpy as np
 
-from . import chart, decks, palette, svg
+from . import attention, chart, decks, heat, palette, svg
 from . import run as runs
 from .markup import Markup, data, el, join, table
 
@@ -111,64 +111,20 @@ def top_span(run):
     return max(10.0, float(span.max())) if span.size else 10.0
 
 
-def level(span, top):
-    """Step of the scale: 0 below one token, then logarithmic. page.js has the same."""
-    if not span >= 1:
-        return 0
-    return min(palette.LEVELS - 1, 1 + int((palette.LEVELS - 1) * np.log(span) / np.log(top)))
-
-
-def scale(top):
-    """The heat maps' steps beside their spans."""
-    n = palette.LEVELS
-    steps = [el("rect", class_=f"l{i}", x=svg.percent(i / n), y="0", width=svg.percent(1 / n + 0.0005), height="12")
-             for i in range(n)]
-    places = [(1.0, "1")] + [(10.0 ** k, f"{10 ** k:,}") for k in range(1, 7) if 10.0 ** k <= top]
-    places = [((1 + (n - 1) * np.log(value) / np.log(top)) / n, label) for value, label in places]
-    labels = [el("text", label, class_="tick", x=svg.percent(place), y="26", text_anchor="end" if place > 0.95 else "middle")
-              for place, label in places]
-    return el("div", el("span", "span in tokens"), el("svg", *steps, *labels, role="img", width="100%", height="30",
-                                                       aria_label="Scale of the heat maps, from below 1 token to the longest span"),
-              class_="scale")
-
-
-def span_table(run):
-    """Layers by heads at the chosen update; the last one until the slider is moved."""
-    span, top = run["span"][-1], top_span(run)
-    head = el("tr", el("th", "layer", scope="col"), *(el("th", f"head {h}" if h == 0 else str(h), scope="col")
-                                                      for h in range(span.shape[1])),
-              el("th", "mean", scope="col"), el("th", "longest", scope="col"))
-    rows = [el("tr", el("th", str(i), scope="row"),
-               *(el("td", chart.tokens(value), class_=f"l{level(value, top)}") for value in layer),
-               el("td", chart.tokens(layer.mean()), class_="total"), el("td", chart.tokens(layer.max()), class_="total"))
-            for i, layer in enumerate(span)]
-    return el("div", el("table", el("thead", head), el("tbody", *rows), id="span-table",
-                        class_="spans dense" if span.shape[1] > 12 else "spans"), class_="scroll",
-              tabindex="0", role="region", aria_label="Spans of every layer and head")
-
-
 def heat_map(run):
-    """The frame of the heat map of a layer. page.js draws it."""
+    """The heat map of a layer over updates."""
     (_, layers, heads), last = run["span"].shape, runs.last_update(run)
-    axis = chart.Chart("map", "", "", [], last).x_ticks()
     labels = [el("text", label, class_="tick wide" if wide else "tick", x=svg.percent(update / last), y="100%", dy="1.5em",
-                 text_anchor={0: "start", last: "end"}.get(update, "middle")) for update, label, wide in axis]
-    step = -(-heads // 16)
-    labels += [el("text", str(h), class_="tick", x="-8", y=svg.percent((h + 0.5) / heads), dy=".32em", text_anchor="end")
-               for h in range(0, heads, step)]
+                 text_anchor={0: "start", last: "end"}.get(update, "middle"))
+              for update, label, wide in chart.Chart("map", "", "", [], last).x_ticks()]
     places = [svg.percent(r["update"] / last) for r in run["restarts"][:svg.MOST_MARKS]]
-    restarts = [el("line", class_="restart", x1=x, x2=x, y1="0", y2="100%") for x in places]
-    plot = el("svg", el("title", "", id="map-title"), el("svg", id="map-cells", preserveAspectRatio="none", width="100%",
-                                                          height="100%"), *labels, *restarts,
-              el("line", class_="cursor", x1="0", x2="0", y1="0", y2="100%", visibility="hidden"), class_="plot", role="img",
-              aria_labelledby="map-title", width="100%", height="100%")
+    lines = [el("line", class_="restart", x1=x, x2=x, y1="0", y2="100%") for x in places]
+    lines.append(el("line", class_="cursor", x1="0", x2="0", y1="0", y2="100%", visibility="hidden"))
     slider = el("div", el("label", "Layer", for_="layer"),
-                el("input", type="range", id="layer", min="0", max=str(layers - 1), value="0", step="1",
-                   disabled=layers == 1),
+                el("input", type="range", id="layer", min="0", max=str(layers - 1), value="0", step="1", disabled=layers == 1),
                 el("span", "0", id="layer-now"), class_="reader-of-layer")
     return el("figure", el("figcaption", el("h3", "A layer's heads over updates")), slider,
-              el("p", "head (0 at the top)", class_="unit"),
-              el("div", plot, class_=f"space map rows-{min(heads, 16)}"), el("p", "updates", class_="x-unit"),
+              *heat.plot("map-cells", "map-title", labels, heads, extra=lines), el("p", "updates", class_="x-unit"),
               class_="chart needs-script", id="map")
 
 
@@ -181,8 +137,9 @@ def spans(run):
         note += f" The map shows {span_columns(run)} of {rows:,} rows of the trace, each as it is."
     if run["values"].get("model%arch") == "transformer_xl":
         note += " In Transformer-XL a span is the greatest distance that a block's last token could see."
-    return section("spans", "Attention spans", el("p", note, class_="note"), scale(top_span(run)), heat_map(run),
-                   el("h3", "Spans of all heads at update ", el("span", f"{int(run['update'][-1]):,}", class_="now")), span_table(run),
+    return section("spans", "Attention spans", el("p", note, class_="note"), heat.span_scale("span in tokens", top_span(run)), heat_map(run),
+                   el("h3", "Spans of all heads at update ", el("span", f"{int(run['update'][-1]):,}", class_="now")),
+                   heat.matrix(run["span"][-1], top_span(run), "Spans of every layer and head", "span-table"),
                    el("noscript", el("p", "The map of a layer's heads over updates needs JavaScript.", class_="note")))
 
 
@@ -314,15 +271,22 @@ def head(title, script):
               Markup(f"<style>{style}</style>"))
 
 
-def page(run, others=(), samples=(), deck=None, output="report.html", written=""):
-    """The whole page as text. output: where it is written to."""
+def attended(files):
+    """What is in the attention files."""
+    if not files:
+        return None
+    note = "Attention weights that viaduct eval recorded: of each head the mean over all predicted tokens, and the weights before " \
+        "some of them. Distances count from the token before the predicted one. Colours follow the logarithm of a weight."
+    return section("attention", "Attention", el("p", note, class_="note"), *(attention.part(f, i) for i, f in enumerate(files)))
+
+
+def page(run, others=(), samples=(), deck=None, output="report.html", written="", files=()):
+    """The whole page as text. output: where it is written to; files: what attention files hold."""
     script = asset("page.js")
     charts = [chart.bpc(run, others), *chart.small_charts(run)]
-    # In the order of the page. Whoever adds the pictures of an attention file (HDF5 with a root dataset distance_weight) puts
-    # their part behind the spans.
     over_updates = [curves(run, charts), spans(run)]
-    rest = [comparison(run, others), texts(samples), settings(run, deck), environment(run), file_links(run, output)]
-    names = (("summary", "Summary"), ("curves", "Curves"), ("spans", "Spans"), ("runs", "Other runs"), ("samples", "Text"),
+    rest = [attended(files), comparison(run, others), texts(samples), settings(run, deck), environment(run), file_links(run, output)]
+    names = (("summary", "Summary"), ("curves", "Curves"), ("spans", "Spans"), ("attention", "Attention"), ("runs", "Other runs"), ("samples", "Text"),
              ("settings", "Settings"), ("environment", "Environment"), ("files", "Files"))
     parts = join([summary(run), el("div", update_slider(charts[0].series[0].x), *over_updates, class_="over-updates"), *rest])
     there = [el("li", el("a", words, href=f"#{name}")) for name, words in names if f'<section id="{name}"' in parts]
@@ -330,6 +294,6 @@ def page(run, others=(), samples=(), deck=None, output="report.html", written=""
               el("header", el("div", el("h1", run["title"]), el("p", describe(run), class_="subtitle")),
                  el("button", "Dark", type="button", id="theme", class_="needs-script", aria_label="Switch to dark colours")),
               el("nav", el("ul", *there), aria_label="Parts of the page"), el("main", parts, id="main"),
-              el("footer", el("p", f"{run['name']}: a run of Viaduct. {written}")), data("data", script_data(run, charts)),
+              el("footer", el("p", f"{run['name']}: a run of Viaduct. {written}")), data("data", {**script_data(run, charts), "attention": [attention.script_data(f) for f in files]}),
               Markup(f"<script>{script}</script>"))
     return f"<!DOCTYPE html>\n{el('html', head(run['title'], script), body, lang='en')}\n"
