@@ -9,6 +9,7 @@ import signal
 import subprocess
 import tempfile
 import time
+import urllib.parse
 
 PROGRAM = shutil.which("chromium")
 PATIENCE = 60  # seconds for an answer: a busy machine is slow
@@ -86,7 +87,7 @@ class Browser:
     def load(self, path):
         """Opens a file and waits until it is there."""
         self.events.clear()
-        self.call("Page.navigate", url="file://" + os.path.abspath(path))
+        self.call("Page.navigate", url="file://" + urllib.parse.quote(os.path.abspath(path)))
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self.message())
 

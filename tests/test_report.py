@@ -1,13 +1,7 @@
 #!/usr/bin/python3
-"""doc/analysis/report.py: what its page holds of a run that was stopped and resumed and of made-up ones, that it is HTML which
-loads nothing and in which every string is escaped, and what a browser without a window shows of it. One 'ok' or 'not ok'
-line for each."""
+"""doc/analysis/report.py: what its page holds of a run that was stopped and resumed and of made-up ones, and that it is HTML
+which loads nothing and in which every string is escaped. One 'ok' or 'not ok' line for each."""
 import base64
-import contextlib
-import html.parser
-import importlib
-import io
-import json
 import os
 import re
 import shutil
@@ -20,101 +14,11 @@ import h5py
 import numpy as np
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-import browser  # noqa: E402
-from whole import SOURCE, VIADUCT, Place, finish, report  # noqa: E402
+from report_runs import NASTY, Page, make_attention, make_report, make_trace, page_of  # noqa: E402
+from whole import SOURCE, Place, finish, report  # noqa: E402
 
-sys.path.insert(0, os.path.join(SOURCE, "doc", "analysis"))
-from report_page import chart, decks, palette  # noqa: E402
+from report_page import chart, decks, palette  # noqa: E402 (report_runs says where it is)
 from report_page import run as runs  # noqa: E402
-
-SCRIPT = importlib.import_module("report")
-os.environ["VIADUCT"] = VIADUCT
-NASTY = "<img src=x onerror=alert(1)>\"'&amp;</title></script>"
-VOID = ("meta", "link", "br", "input", "img")
-
-
-class Page(html.parser.HTMLParser):
-    """Elements of a page, with what is wrong with how they nest."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.text, self.stack, self.problems, self.elements = text, [], [], []
-        self.feed(text)
-        self.close()
-        self.problems += [f"<{name}> is not closed" for name in self.stack]
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        if len(dict(attrs)) < len(attrs):
-            self.problems.append(f"<{tag}> has an attribute twice")
-        if tag not in VOID:
-            self.stack.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        if not self.stack or self.stack.pop() != tag:
-            self.problems.append(f"</{tag}> at {self.getpos()} closes nothing")
-
-    def named(self, tag, **wanted):
-        return [a for name, a in self.elements if name == tag and all(a.get(k.rstrip("_")) == v for k, v in wanted.items())]
-
-    def data(self):
-        return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', self.text, flags=re.S)[1])
-
-    def words(self):
-        """The text of the page without its elements, scripts and style."""
-        text = re.sub(r"<(script|style)\b.*?</\1>", " ", self.text, flags=re.S)
-        return " ".join(html.unescape(re.sub("<[^>]*>", " ", text)).split())
-
-
-def make_report(*words):
-    """report.py within this program, which has read its libraries already."""
-    output, errors, status = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-        try:
-            status = SCRIPT.main(words)
-        except SystemExit as end:
-            status = end.code
-    return subprocess.CompletedProcess(words, status, output.getvalue(), errors.getvalue())
-
-
-def page_of(folder, *words):
-    done = make_report(folder, *words)
-    path = os.path.join(folder.partition("=")[2] or folder, "report.html")
-    if done.returncode or done.stdout.splitlines()[:1] != [path]:
-        report(f"report.py {folder}", False, f"status {done.returncode}: {done.stdout}{done.stderr}")
-        return Page("")
-    with open(path, encoding="utf-8") as f:
-        return Page(f.read())
-
-
-def make_trace(folder, rows=40, step=25, layers=3, heads=2, valid=4, pauses=(), change=None, attributes=None, title="made up"):
-    """A trace and a deck as a run leaves them, whose columns `change` may change."""
-    os.makedirs(folder, exist_ok=True)
-    update, every = np.arange(1, rows + 1, dtype="i8") * step, max(1, rows // (valid or 1))
-    wall = np.arange(1, rows + 1) * 2.0
-    time = wall + 1.7e9
-    for row, seconds in pauses:
-        time[row:] += seconds
-    columns = {"update": update, "span": (update / 10)[:, None, None] * np.ones((1, layers, heads), "f4"), "wall": wall,
-               "train_bpc": 2 + 5 * np.exp(-update / (rows * step / 5 + 1)), "learning_rate": np.full(rows, 0.07), "time": time,
-               "grad_norm": np.full(rows, 0.5), "tokens_per_second": np.full(rows, 5000.0),
-               "valid/update": update[every - 1::every][:valid]}
-    columns["valid/bpc"] = 2.5 - np.arange(len(columns["valid/update"])) / 100
-    if change:
-        change(columns)
-    deck = f"&run\n  title = '{title}'\n  max_updates = {rows * step}\n/\n&model\n  arch = 'adaptive_span'\n  n_layer = {layers}\n" \
-        "/\n&optimizer\n  method = 'adagrad'\n  lr = 0.035\n/\n&trace\n  interval = 25\n/\n"
-    with h5py.File(os.path.join(folder, "trace.h5"), "w") as f:
-        for name, value in {"viaduct_kind": "trace", "settings": deck, **(attributes or {})}.items():
-            f.attrs[name] = value
-        for name, column in columns.items():
-            f[name] = column
-    with open(os.path.join(folder, "deck.nml"), "w", encoding="utf-8") as f:
-        f.write(deck)
-    return folder
 
 
 # ---- what the page holds ----
@@ -224,27 +128,6 @@ def check_others(page):
     words = page.words()
     report("where decks of runs differ", "model%n_layer 3 4 4" in words and "run%max_updates 1000 500 500" in words and
            "optimizer%lr 0.035 0.035" not in words[words.find("Where their decks differ"):words.find("Settings The")], words[-3000:])
-
-
-def make_attention(folder, change=None):
-    """2 layers of 2 heads over 40 distances, two positions; head 1 of layer 1 looks 20 tokens back."""
-    weight = np.zeros((2, 2, 40))
-    weight[:, :, 1] = 1
-    weight[1, 1] = np.eye(40)[20]
-    symbols = [b"a", b"\n", b"<", b"\xe9", b"\t"]
-    sets = {"distance_weight": weight, "span": np.full((2, 2), 39, "f4"), "position": np.array([7, 90]), "token": np.array([0, 2], "i4"),
-            "nll": np.array([0.7, 2.1], "f4"), "context": np.tile(np.arange(40, dtype="i4") % 6 - 1, (2, 1)),
-            "position_weight": np.stack([weight, weight * 0.01]).astype("f4"),
-            "vocabulary/symbol": np.array([[ord(s)] for s in symbols], "u1"), "vocabulary/length": np.ones(5, "i4")}
-    if change:
-        change(sets)
-    path = os.path.join(folder, "seen.h5")
-    with h5py.File(path, "w") as f:
-        for name, value in {"viaduct_kind": "attention", "split": NASTY, "checkpoint_update": 40, "settings": ""}.items():
-            f.attrs[name] = value
-        for name, value in sets.items():
-            f[name] = value
-    return path
 
 
 def check_attention(place):
@@ -426,86 +309,6 @@ def check_make(place):
     report("make report without RUN is an error", done.returncode == 2 and "needs RUN=" in done.stderr, done.stderr)
 
 
-# ---- in a browser ----
-
-def in_browser(b, page):
-    b.width(1000)
-    b.dark(False)
-    b.load(page)
-    cells, first = "document.getElementById('map-cells').innerHTML", "document.querySelector('#chart-bpc .value').textContent"
-    before = b.evaluate(cells)
-    b.evaluate("document.getElementById('layer').focus()")
-    b.press("ArrowRight", 39)
-    after, now = b.evaluate(cells), b.evaluate("document.getElementById('layer-now').textContent")
-    report("the slider of layers moves by the keyboard and draws another map", before != after and "<path" in before and
-           "<path" in after and now.startswith("1: mean"), f"{now} {before[:100]} {after[:100]}")
-    values, spans = b.evaluate(first), b.evaluate("document.getElementById('span-table').textContent")
-    b.evaluate("document.getElementById('at-update').focus()")
-    b.press("Home", 36)
-    report("the slider of updates changes values, spans and the line in the charts", b.evaluate(first) != values and
-           b.evaluate("document.getElementById('span-table').textContent") != spans and
-           b.evaluate("document.querySelector('#chart-bpc .cursor').getAttribute('visibility')") == "visible")
-    focus = b.evaluate("getComputedStyle(document.activeElement).outlineStyle + getComputedStyle(document.activeElement).outlineWidth")
-    report("the focus is visible", focus == "solid3px", focus)
-    light = b.evaluate("getComputedStyle(document.documentElement).backgroundColor")
-    b.dark(True)
-    dark = b.evaluate("getComputedStyle(document.documentElement).backgroundColor")
-    b.evaluate("document.getElementById('theme').focus()")
-    b.press("Enter", 13)
-    report("colours follow the system and the button", light != dark and
-           b.evaluate("getComputedStyle(document.documentElement).backgroundColor") == light, f"{light} {dark}")
-    b.evaluate("document.getElementById('theme').blur()")
-
-
-def attention_in_browser(b, page):
-    """Another layer, position and head by the keyboard."""
-    b.load(page)
-    cells, text = "document.getElementById('attention-cells-0').innerHTML", "document.getElementById('attention-text-0').innerHTML"
-    words = "document.getElementById('attention-words-0').textContent"
-    seen = [(b.evaluate(cells), b.evaluate(text), b.evaluate(words))]
-    for name, key, code in (("layer", "ArrowRight", 39), ("head", "ArrowDown", 40), ("position", "ArrowLeft", 37)):
-        b.evaluate(f"document.getElementById('attention-{name}-0').focus()")
-        b.press(key, code)
-        seen.append((b.evaluate(cells), b.evaluate(text), b.evaluate(words)))
-    report("attention follows the sliders of layer and position and the choice of a head", seen[0][0] != seen[1][0] and
-           all(one[1:] != other[1:] for one, other in zip(seen, seen[1:])) and
-           seen[3][2].startswith("Layer 1, head 0, before token 7 ") and seen[0][2].startswith("Layer 0, mean of all heads, before token 90"),
-           str([s[2] for s in seen]))
-
-
-# What overlaps: labels of an axis with each other, and anything that leaves the window sideways.
-OVERLAPS = """[...document.querySelectorAll('svg.plot')].flatMap((plot) => {
-  const boxes = [...plot.querySelectorAll('text')].map((t) => [t.textContent, t.getBoundingClientRect()])
-    .filter(([, r]) => r.width > 0);
-  return boxes.flatMap(([a, r], i) => boxes.slice(i + 1).filter(([, q]) => r.left < q.right && q.left < r.right &&
-    r.top < q.bottom - 2 && q.top < r.bottom - 2).map(([b]) => a + ' meets ' + b));
-}).concat(document.documentElement.scrollWidth > innerWidth ? ['wider than the window'] : [])"""
-
-
-def check_browser(place):
-    if not browser.PROGRAM:
-        print("ok the page in a browser # SKIP no chromium (Debian's package of that name)")
-        return
-    with browser.Browser() as b:
-        in_browser(b, place.path("long", "report.html"))
-        complaints = b.complaints()
-        attention_in_browser(b, place.path("seen", "report.html"))
-        complaints += b.complaints()
-        problems = []
-        for width in (1000, 400):
-            b.width(width)
-            for name in ("long", "seen", "a <b> & c", "one row", "not finite"):
-                b.load(place.path(urllib.parse.quote(name), "report.html"))
-                problems += [f"{name} at {width}: {p}" for p in b.evaluate(OVERLAPS)]
-                complaints += b.complaints()
-        report("no labels meet, and no page is wider than its window", not problems, str(problems[:6]))
-        report("no complaints in the console, and no requests", not complaints, str(complaints[:3]))
-        b.load(place.path(urllib.parse.quote("a <b> & c"), "report.html"))
-        b.evaluate("document.body.appendChild(document.createElement('script')).textContent = 'document.title = 1'")
-        report("the policy lets no other script run", b.evaluate("document.title").startswith("<img") and len(b.complaints()) == 1,
-               str(b.complaints()))
-
-
 def main():
     place = Place(20000)
     try:
@@ -521,7 +324,6 @@ def main():
         check_ticks()
         check_figures(place)
         check_make(place)
-        check_browser(place)
     finally:
         place.remove()
     finish()
