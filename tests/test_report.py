@@ -92,6 +92,9 @@ def check_html(place):
     other = make_trace(place.path("other"), rows=20, title=title, layers=4)
     with open(os.path.join(folder, "generated <i>.txt"), "w", encoding="utf-8") as f:
         f.write(NASTY)
+    for name in (b"javascript:alert(1)", b"not utf-8 \xff"):
+        with open(os.path.join(os.fsencode(folder), name), "wb"):
+            pass
     page = page_of(folder, f"{NASTY.replace('/', '').replace('=', '')}={other}", f"second={other}")
     report("the page is well formed", page.text.startswith("<!DOCTYPE html>\n<html lang=\"en\">") and not page.problems,
            str(page.problems[:5]))
@@ -112,9 +115,10 @@ def check_html(place):
 
 
 def check_links_of(folder, page):
-    files = [urllib.parse.unquote(a["href"]) for a in page.named("a") if not a["href"].startswith("#")]
-    report("links to files with odd names", files and all(os.path.exists(os.path.join(folder, f)) for f in files) and
-           "generated <i>.txt" in files, str(files))
+    files = [urllib.parse.unquote(a["href"], errors="surrogateescape") for a in page.named("a") if not a["href"].startswith("#")]
+    schemes = [a["href"] for a in page.named("a") if ":" in a["href"]]
+    report("links to files with odd names", files and not schemes and {"generated <i>.txt", "javascript:alert(1)", "not utf-8 \udcff"} <=
+           set(files) and all(os.path.exists(os.path.join(folder, f)) for f in files), f"{files} {schemes}")
 
 
 def check_others(page):
@@ -197,8 +201,11 @@ def check_odd_runs(place):
 
     def old(columns):
         del columns["wall"], columns["time"]
+
+    def dates(columns):
+        columns["time"][5:] = 1e300
     for name, options in (("one row", {"rows": 1, "valid": 0}), ("not finite", {"change": not_finite}), ("no heads", {"heads": 0}),
-                          ("many layers", {"layers": 256, "heads": 4}), ("without time", {"change": old})):
+                          ("many layers", {"layers": 256, "heads": 4}), ("without time", {"change": old}), ("absurd dates", {"change": dates})):
         page = page_of(make_trace(place.path(name), **options))
         report(f"page of a run: {name}", page.text and not page.problems and "NaN" not in page.text and " nan" not in page.words(),
                str(page.problems[:3]))

@@ -148,7 +148,7 @@ def open_trace(path, xarray=False, verify=False):
         trace = columns(file, names, path)
         trace["valid"] = columns(file["valid"], ("update", "bpc"), path) if "valid" in file else None
         trace["attributes"] = {name: text(value) if isinstance(value, bytes) else value for name, value in file.attrs.items()}
-        trace["deck"], trace["path"] = trace["attributes"].get("settings", ""), path
+        trace["deck"], trace["path"] = text(file.attrs.get("settings", "")), path
     if trace["span"].ndim != 3:
         raise FileError(f"{path}: /span has {trace['span'].ndim} dimensions instead of update, layer, head")
     return trace

@@ -16,7 +16,10 @@ MOST_SPANS = 250000  # in the heat maps of all layers together
 
 
 def date(seconds):
-    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+    try:
+        return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (OverflowError, ValueError, OSError):
+        return "–"
 
 
 def duration(seconds):
@@ -232,7 +235,7 @@ def environment(run):
 
 def file_links(run, output):
     found, more = runs.files(run, output)
-    rows = [(el("a", name, href=urllib.parse.quote(link)), (f"link to {target}" if target else size(n)), date(changed))
+    rows = [(el("a", name, href=urllib.parse.quote(os.fsencode(link))), (f"link to {target}" if target else size(n)), date(changed))
             for name, link, n, changed, target in found]
     return section("files", "Files", table(["file", "size", "changed"], rows),
                    el("p", f"{more} more files are in the folder.", class_="note") if more else None)
