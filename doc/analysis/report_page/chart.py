@@ -39,7 +39,7 @@ class Series:
         """The value at a point, with the range of the rows that it stands for."""
         if i is None or not math.isfinite(self.y[i]):
             return "–"
-        value, *ends = (f"{v:.{self.digits}g}" if self.exact else number(v, self.digits)
+        value, *ends = (f"{v:.{self.digits}g}".replace("e-0", "e-") if self.exact else number(v, self.digits)
                         for v in (self.y[i], *([] if self.low is None else [self.low[i], self.high[i]])))
         return value if len(set(ends)) < 2 else f"{value} ({ends[0]} to {ends[1]})"
 
