@@ -62,7 +62,7 @@ class Chart:
     def __post_init__(self):
         parts = [part for s in self.series for part in (s.y, s.low, s.high) if part is not None]
         values = np.concatenate(parts) if parts else np.zeros(0)
-        values = values[np.isfinite(values)]
+        values = values[np.isfinite(values) & (np.abs(values) < 1e30)]
         if self.log and (np.any(values <= 0) or len(values) == 0 or values.max() < 2 * values.min()):
             self.log = False
         self.low, self.high = limits(values, self.log, self.from_zero)
