@@ -7,7 +7,7 @@ import os
 import h5py
 import numpy as np
 
-from viaduct_files import FileError, columns, open_file, text
+from viaduct_files import FileError, open_attention
 
 from . import chart, heat, palette, svg
 from .markup import el
@@ -30,17 +30,14 @@ def in_folder(run):
 
 
 def load(path):
-    """{"source", "attributes", "distance_weight" [layer, head, distance], "positions": None or what the file has of them}"""
-    with open_file(path, "attention") as file:
-        found = columns(file, ("distance_weight", "span"), path)
-        if found["distance_weight"].ndim != 3 or 0 in found["distance_weight"].shape:
-            raise FileError(f"{path}: /distance_weight is not [layer, head, distance]")
-        found["attributes"] = {name: text(value) if isinstance(value, bytes) else value for name, value in file.attrs.items()}
-        found["source"], found["positions"] = os.path.basename(path), None
-        if "position_weight" in file and len(file["position_weight"]):
-            found["positions"] = columns(file, ("position_weight", "position", "token", "nll", "context"), path)
-            vocabulary = columns(file["vocabulary"], ("symbol", "length"), path)
-            found["symbols"] = [shown(bytes(row[:n])) for row, n in zip(vocabulary["symbol"], vocabulary["length"])]
+    """What open_attention() returns, with "symbols" as they can be seen, and "source"."""
+    found = open_attention(path)
+    weight, each = found["distance_weight"], found["position_weight"]
+    if weight.ndim != 3 or 0 in weight.shape:
+        raise FileError(f"{path}: /distance_weight is not [layer, head, distance]")
+    if each is not None and (each.shape[1:] != weight.shape or found["context"].shape != (len(each), weight.shape[-1])):
+        raise FileError(f"{path}: /position_weight and /context are not [position, layer, head, distance] and [position, distance]")
+    found["symbols"], found["source"] = [shown(symbol) for symbol in found["symbols"]], os.path.basename(path)
     return found
 
 
@@ -89,21 +86,24 @@ def script_data(found):
     mean = np.add.reduceat(weight, edges[:-1], axis=-1) / np.diff(edges)
     result = {"layers": layers, "heads": heads, "edges": [round(1000 * float(along(e, n)), 2) for e in edges],
               "map": packed(levels(mean, MEAN_FROM))}
-    at = found["positions"]
-    if at is not None:
+    if has_positions(found):
         count, n = size_of(found)
-        some = at["position_weight"][:count, :, :, :n]
+        some = found["position_weight"][:count, :, :, :n]
         both = np.concatenate([some.mean(axis=2, keepdims=True), some], axis=2)[..., ::-1]
         result["tokens"], result["text"] = n, packed(levels(both, TEXT_FROM))
         result["positions"] = [position(found, k, n) for k in range(count)]
     return result
 
 
+def has_positions(found):
+    return found["position_weight"] is not None and len(found["position_weight"]) > 0
+
+
 def size_of(found):
     """How many positions, and how many tokens before each, the page has: of large models fewer."""
     layers, heads, n = found["distance_weight"].shape
     each = layers * (heads + 1)
-    count = max(1, min(len(found["positions"]["position"]), MOST_LEVELS // (32 * each)))
+    count = max(1, min(len(found["position"]), MOST_LEVELS // (32 * each)))
     return count, min(n, MOST_TOKENS, max(32, MOST_LEVELS // (count * each)))
 
 
@@ -117,9 +117,8 @@ def symbol(found, token):
 
 def position(found, k, n):
     """The text before a predicted token, oldest first, the token, and what it cost."""
-    at = found["positions"]
-    return {"at": int(at["position"][k]), "context": [symbol(found, t) for t in at["context"][k, :n][::-1]],
-            "token": symbol(found, at["token"][k]), "bits": chart.number(at["nll"][k] / math.log(2), 3)}
+    return {"at": int(found["position"][k]), "context": [symbol(found, t) for t in found["context"][k, :n][::-1]],
+            "token": symbol(found, found["token"][k]), "bits": chart.number(found["nll"][k] / math.log(2), 3)}
 
 
 # ---- markup ----
@@ -153,7 +152,7 @@ def distance_table(found):
 
 def text_strip(found, number):
     """The text before a predicted token, which page.js shades."""
-    if found["positions"] is None:
+    if not has_positions(found):
         return None
     heads = found["distance_weight"].shape[1]
     options = [el("option", "mean of all", value="0"), *(el("option", str(h), value=str(h + 1)) for h in range(heads))]
