@@ -15,7 +15,7 @@ import numpy as np
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from report_runs import NASTY, Page, make_attention, make_report, make_trace, page_of  # noqa: E402
-from whole import SOURCE, Place, finish, report  # noqa: E402
+from whole import SOURCE, Place, finish, report, settings, viaduct  # noqa: E402
 
 from report_page import chart, decks, palette  # noqa: E402 (report_runs says where it is)
 from report_page import run as runs  # noqa: E402
@@ -69,6 +69,21 @@ def check_links(folder, page):
     missing += [a["for"] for tag, a in page.elements if tag == "label" and a["for"] not in ids]
     report("links lead to files and to parts", not missing and len(ids) == len(set(ids)) and
            {"trace.h5", "checkpoints/last.h5", "log.jsonl"} <= set(files), f"{missing} {files}")
+
+
+def check_evaluated(place):
+    """What viaduct eval records is shown, with the bytes before a position as they are in the corpus. (Short spans
+    look back at least the ramp of 8 tokens.)"""
+    done = viaduct("eval", place.deck, *settings(run__directory=place.path("run"), eval__attention_positions=3,
+                                                 eval__attention_file=place.path("run", "attention.h5")))
+    page = page_of(place.path("run"))
+    found = page.data()["attention"]
+    with h5py.File(place.corpus) as f:
+        test, symbols = f["test"][()], [chr(s[0]) for s in f["vocabulary/symbol"][()]]
+    at = found[0]["positions"][1] if found else {"at": 0, "context": []}
+    before = "".join(symbols[t] for t in test[at["at"] - 8:at["at"]])
+    report("attention of the run's model", done.returncode == 0 and not page.problems and len(found) == 1 and
+           "".join(at["context"][-8:]).replace("↵", "") == before and len(before) == 8, f"{done.stderr} {at} {before}")
 
 
 def check_generate(place):
@@ -321,6 +336,7 @@ def main():
     place = Place(20000)
     try:
         check_run(place)
+        check_evaluated(place)
         check_generate(place)
         check_html(place)
         check_attention(place)
