@@ -35,6 +35,8 @@ static const struct {
     {"enwik8_prepare.nml", "prepare"},
     {"enwik8_adaptive_span.nml", "train eval"},
     {"enwik8_adaptive_span_paper.nml", "train eval"},
+    {"enwik8_adaptive_span_large.nml", "train eval"},
+    {"enwik8_adaptive_span_large_paper.nml", "train eval"},
     {"enwik8_adaptive_span_small.nml", "train eval"},
     {"enwik8_eval.nml", "eval"},
     {"enwik8_transformer_xl.nml", "train eval"},
@@ -102,6 +104,31 @@ static void test_recipe(void **state) {
   free(s);
 }
 
+/* The 24-layer model of the paper, with both softmaxes. */
+static void test_large(void **state) {
+  (void)state;
+  vd_settings *s = vd_calloc(1, sizeof *s);
+  const char *const recipes[] = {"enwik8_adaptive_span_large.nml", "enwik8_adaptive_span_large_paper.nml"};
+  for (int paper = 0; paper < 2; paper++) {
+    check_deck(recipes[paper], "train", s);
+    assert_int_equal(s->span.softmax, paper ? VD_MASKED : VD_TRIMMED);
+    assert_int_equal(s->model.init, paper ? VD_INIT_PUBLISHED : VD_INIT_FAIRSEQ);
+    assert_int_equal(s->model.n_layer, 24);
+    assert_int_equal(s->model.d_model, 768);
+    assert_int_equal(s->model.n_head, 8);
+    assert_int_equal(s->model.d_inner, 4096);
+    assert_true(s->model.dropout == 0.4);
+    assert_int_equal(s->span.attn_span, 8192);
+    assert_true(s->span.aux_loss_scaler == 5e-7);
+    assert_true(s->optimizer.clip_step == 0.03);
+    assert_true(s->optimizer.lr == 0.07);
+    assert_int_equal(s->optimizer.warmup_updates, 32000);
+    assert_int_equal(s->run.max_updates, 150000);
+    assert_int_equal(s->data.batch_streams, 64);
+  }
+  free(s);
+}
+
 static void test_transformer_xl(void **state) {
   (void)state;
   vd_settings *s = vd_calloc(1, sizeof *s);
@@ -149,8 +176,8 @@ static void test_markdown(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_decks), cmocka_unit_test(test_list),
-                                     cmocka_unit_test(test_recipe), cmocka_unit_test(test_transformer_xl),
-                                     cmocka_unit_test(test_markdown)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_decks),          cmocka_unit_test(test_list),
+                                     cmocka_unit_test(test_recipe),         cmocka_unit_test(test_large),
+                                     cmocka_unit_test(test_transformer_xl), cmocka_unit_test(test_markdown)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
