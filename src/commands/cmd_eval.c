@@ -28,6 +28,7 @@ struct eval {
   vd_evaluator *evaluator;
   vd_evaluation result;
   vd_device device;
+  int64_t *positions; /* of eval%attention_at */
   /* Rank 0, where a file is written: the checkpoint's absolute path, its digest. */
   char *checkpoint, sha256[VD_DIGEST_TEXT];
 };
@@ -229,6 +230,22 @@ static int check_output(struct eval *e, vd_error *err) {
   return vd_broadcast_error(e->ctx->comm, err);
 }
 
+static int compare_tokens(const void *a, const void *b) {
+  int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+  return (x > y) - (x < y);
+}
+
+/* The whole numbers of eval%attention_at, ascending, each once; *n: how many. The caller frees. */
+static int64_t *read_positions(const char *text, int64_t *n) {
+  int64_t *found = vd_calloc(strlen(text) + 1, sizeof *found), count = 0;
+  *n = 0;
+  for (char *end; *(text += strspn(text, " ")) != '\0'; text = end) found[count++] = strtoll(text, &end, 10);
+  qsort(found, (size_t)count, sizeof *found, compare_tokens);
+  for (int64_t i = 0; i < count; i++)
+    if (i == 0 || found[i] != found[i - 1]) found[(*n)++] = found[i];
+  return found;
+}
+
 static int evaluate(struct eval *e, vd_error *err) {
   const vd_settings *s = e->s;
   if (vd_open_checkpoint_find(e->ctx, s, s->eval.checkpoint, &e->from, err) ||
@@ -248,6 +265,7 @@ static int evaluate(struct eval *e, vd_error *err) {
                            .stoppable = true,
                            .attention = s->eval.attention_file[0] != '\0',
                            .n_position = s->eval.attention_positions};
+  if (s->eval.attention_at[0]) plan.position = e->positions = read_positions(s->eval.attention_at, &plan.n_position);
   if (vd_evaluator_create(&e->evaluator, &plan, NULL, &e->config, e->ops, err) ||
       vd_snapshot_read_parameters(e->ctx, e->ops, vd_evaluator_model(e->evaluator), e->from.path, err) ||
       vd_evaluator_run(e->evaluator, s->eval.nll_file[0] != '\0', &e->result, err))
@@ -274,6 +292,7 @@ int vd_cmd_eval(vd_context *ctx, const vd_settings *s, vd_error *err) {
   vd_evaluator_destroy(e.evaluator);
   free(e.result.token_nll);
   free(e.checkpoint);
+  free(e.positions);
   if (e.ops) e.ops->destroy(e.ops);
   if (e.corpus) vd_corpus_close(e.corpus);
   return status;

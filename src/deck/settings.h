@@ -103,6 +103,7 @@ typedef struct vd_settings {
     char nll_file[VD_PATH];       /* '': none */
     char attention_file[VD_PATH]; /* '': none */
     int64_t attention_positions;
+    char attention_at[VD_PATH]; /* whole numbers with blanks between; '': evenly spread ones */
   } eval;
   struct {
     char checkpoint[VD_PATH];

@@ -261,6 +261,10 @@ static void check_command(const check *c) {
   bool generate = strcmp(c->command, "generate") == 0;
   if (!generate && strcmp(c->command, "eval") != 0) vd_bug("no command \"%s\" reads a deck", c->command);
   needs_path(c);
+  if (!generate && s->eval.attention_at[strspn(s->eval.attention_at, " 0123456789")])
+    BROKEN(c, "eval%attention_at",
+           "eval%%attention_at = '%.200s' is no list of tokens: whole numbers with blanks between",
+           s->eval.attention_at);
   const char *checkpoint = generate ? s->generate.checkpoint : s->eval.checkpoint;
   if (!checkpoint[0]) needs_directory(c);
   if (generate && s->generate.prompt[0] && s->generate.prompt_file[0])

@@ -231,6 +231,10 @@ const vd_variable vd_variables[] = {
     INTEGER(eval, attention_positions, "8", 0, 65536, "tokens", "",
             "Predicted tokens, evenly spread over the split, at which eval%attention_file holds the weights of every "
             "head. 0: mean weights alone."),
+    STRING(
+        eval, attention_at, "''", "",
+        "The predicted tokens themselves, counted from 0 at the start of the split, with blanks between, in place of "
+        "evenly spread ones. '': eval%attention_positions of them."),
 
     STRING(generate, checkpoint, "''", "--path",
            "The checkpoint to generate from. '': best.h5 of run%directory, else last.h5."),

@@ -27,20 +27,49 @@ static int64_t targets_of(const vd_evaluator *e, int64_t s) {
   return n < most ? n : most;
 }
 
+/* Position k is target i of stream s. */
+static void set_position(vd_evaluator *e, int64_t k, int64_t s, int64_t i) {
+  int64_t block = e->geometry.block;
+  e->position[k] = (vd_evaluator_position){vd_stream_first(&e->geometry, s) + i, s, i / block, i % block};
+}
+
 /* Of N predicted tokens, in order, position k of n is number (2 k + 1) N / (2 n): the middle of the k-th n-th part. */
-static void place_positions(vd_evaluator *e) {
-  int64_t total = 0, before = 0, s = 0, block = e->geometry.block;
-  for (int64_t i = 0; i < e->geometry.n_stream; i++) total += targets_of(e, i);
-  int64_t n = e->n_position = e->plan.n_position < total ? e->plan.n_position : total;
-  e->position = vd_calloc((size_t)n + 1, sizeof *e->position);
-  e->slot = vd_calloc((size_t)n + 1, sizeof *e->slot);
-  e->nll = vd_calloc((size_t)n + 1, sizeof *e->nll);
+static void spread_positions(vd_evaluator *e, int64_t total) {
+  int64_t n = e->n_position, before = 0, s = 0;
   for (int64_t k = 0; k < n; k++) {
     int64_t number = ((2 * k + 1) * (total / n) + (2 * k + 1) * (total % n) / n) / 2;
     for (; number - before >= targets_of(e, s); s++) before += targets_of(e, s);
-    int64_t i = number - before;
-    e->position[k] = (vd_evaluator_position){vd_stream_first(&e->geometry, s) + i, s, i / block, i % block};
+    set_position(e, k, s, number - before);
   }
+}
+
+static int find_positions(vd_evaluator *e, vd_error *err) {
+  for (int64_t k = 0, s = 0; k < e->n_position; k++) {
+    int64_t token = e->plan.position[k];
+    while (s < e->geometry.n_stream - 1 && vd_stream_first(&e->geometry, s + 1) <= token) s++;
+    int64_t i = token - vd_stream_first(&e->geometry, s);
+    if (i < 0 || i >= targets_of(e, s))
+      return vd_fail(err, VD_USAGE, "token %lld of the split '%s', counted from 0, is not predicted: %s",
+                     (long long)token, e->plan.split,
+                     token == 0                     ? "nothing precedes it"
+                     : token >= e->geometry.n_token ? "the split is shorter"
+                                                    : "the evaluation ends before it");
+    set_position(e, k, s, i);
+  }
+  return VD_OK;
+}
+
+static void place_positions(vd_evaluator *e, vd_error *err) {
+  int64_t total = 0, wanted = e->plan.n_position;
+  for (int64_t i = 0; i < e->geometry.n_stream; i++) total += targets_of(e, i);
+  size_t n = (size_t)(e->n_position = e->plan.position || wanted < total ? wanted : total);
+  e->position = vd_calloc(n + 1, sizeof *e->position);
+  e->slot = vd_calloc(n + 1, sizeof *e->slot);
+  e->nll = vd_calloc(n + 1, sizeof *e->nll);
+  if (e->plan.position)
+    find_positions(e, err);
+  else
+    spread_positions(e, total);
 }
 
 static void set_geometry(vd_evaluator *e, vd_error *err) {
@@ -64,7 +93,7 @@ int vd_evaluator_create(vd_evaluator **out, const vd_evaluate_plan *plan, const 
   vd_evaluator *e = vd_calloc(1, sizeof *e);
   e->plan = *plan;
   set_geometry(e, err);
-  if (err->status == VD_OK && plan->attention) place_positions(e);
+  if (err->status == VD_OK && plan->attention) place_positions(e, err);
   /* A rank without streams has a model of one stream, so that every rank takes part in the broadcast of parameters. */
   int64_t n = e->n_own > 0 ? e->n_own : 1;
   if (err->status == VD_OK && trained)

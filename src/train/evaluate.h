@@ -16,9 +16,11 @@ typedef struct vd_evaluate_plan {
   int64_t streams, block, max_blocks; /* max_blocks 0: the whole split */
   int64_t micro_streams;              /* of a rank at once; 0: all */
   int read_ahead;
-  bool stoppable;           /* give up when a signal is noted on any rank */
-  bool attention;           /* record attention weights: vd_evaluator_gather_mean and what follows it */
-  int64_t n_position;       /* predicted tokens whose weights are recorded; fewer where fewer are predicted */
+  bool stoppable;          /* give up when a signal is noted on any rank */
+  bool attention;          /* record attention weights: vd_evaluator_gather_mean and what follows it */
+  const int64_t *position; /* [n_position] ascending: predicted tokens whose weights are recorded; NULL: n_position
+                              evenly spread ones, fewer where fewer are predicted */
+  int64_t n_position;
   vd_grad_reducer *reducer; /* its watchdog ends waits for other ranks that take too long; NULL: none */
 } vd_evaluate_plan;
 
@@ -44,7 +46,8 @@ typedef struct vd_evaluator vd_evaluator;
 /* Collective(plan->ctx->comm). Geometry and a model without gradients for the rank's streams. Ranks beyond the number
  * of streams idle. trained: the model whose parameters are evaluated, as they are at each run; it must outlive the
  * evaluator. NULL: a model of `config` on `ops` with parameters of its own, which the caller fills
- * (vd_evaluator_model). VD_USAGE for an unknown or too short split. The error is agreed. */
+ * (vd_evaluator_model). VD_USAGE for an unknown or too short split, and for a position that is not predicted. The error
+ * is agreed. */
 int vd_evaluator_create(vd_evaluator **out, const vd_evaluate_plan *plan, const vd_model *trained,
                         const vd_model_config *config, vd_ops *ops, vd_error *err);
 /* Not collective. NULL is allowed. */
@@ -60,7 +63,7 @@ int vd_evaluator_run(vd_evaluator *e, bool want_nll, vd_evaluation *out, vd_erro
 
 /* Of the attention that the last complete vd_evaluator_run recorded, as plan->attention asks: */
 
-/* Not collective. The positions, ascending and evenly spread over the predicted tokens; *n: their number. The same on
+/* Not collective. The positions, ascending; *n: their number. The same on
  * all ranks. Borrowed. */
 const vd_evaluator_position *vd_evaluator_positions(const vd_evaluator *e, int64_t *n);
 /* Not collective. Distances that weights are recorded for, the same on all ranks. */

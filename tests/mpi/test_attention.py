@@ -241,6 +241,21 @@ report("without positions there are mean weights alone",
 path, done = evaluate("few", ranks=2, eval__streams=1, eval__max_blocks=1, eval__tokens_per_sample=3)
 report("at most as many positions as predicted tokens, with more ranks than streams",
        done.returncode == 0 and list(read(path)["position"]) == [1, 2, 3], done.stderr)
+at, rest = evaluate("at", ranks=2, eval__attention_at="'2000 7 1999 7'"), read(place.path("masked-0.h5"))
+chosen = read(at[0]) if at[1].returncode == 0 else {"position": []}
+report("positions out of the deck, in order and once", list(chosen["position"]) == [7, 1999, 2000], at[1].stderr)
+report("and the mean weights are the same", np.allclose(chosen.get("distance_weight", 0), rest["distance_weight"], atol=1e-6))
+again = evaluate("again", eval__attention_at=f"'{rest['position'][4]}'")[0]
+report("a position out of the deck has the weights that it has among others",
+       np.allclose(read(again)["position_weight"][0], rest["position_weight"][4], atol=1e-6))
+for value, said in (("'0'", "nothing precedes it"), ("'5 9000000'", "the split is shorter"), ("'7, 8'", "no list of tokens"),
+                    ("'-1'", "no list of tokens"), ("'99999999999999999999'", "the split is shorter")):
+    refused = evaluate("refused", eval__attention_at=value)
+    report(f"eval%attention_at = {value} is refused", refused[1].returncode == 2 and said in refused[1].stderr
+           and not os.path.exists(refused[0]), str(refused[1]))
+refused = evaluate("refused", eval__attention_at="'2999'", eval__max_blocks=2)
+report("and a token behind the end of the evaluation", refused[1].returncode == 2 and "ends before it" in refused[1].stderr,
+       str(refused[1]))
 path, done = evaluate("single", eval__streams=1, eval__max_blocks=60, eval__tokens_per_sample=1)
 one = read(path)
 path, done = evaluate("single-block", eval__streams=1, eval__max_blocks=1, eval__tokens_per_sample=60)
