@@ -107,7 +107,8 @@ def make_trace(folder, rows=40, step=25, layers=3, heads=2, valid=4, pauses=(), 
 
 
 def make_attention(folder, change=None):
-    """2 layers of 2 heads over 40 distances, two positions; head 1 of layer 1 looks 20 tokens back."""
+    """2 layers of 2 heads over 40 distances, two positions, the second near a stream's start; head 1 of layer 1 looks 20
+    tokens back."""
     weight = np.zeros((2, 2, 40))
     weight[:, :, 1] = 1
     weight[1, 1] = np.eye(40)[20]
@@ -116,6 +117,7 @@ def make_attention(folder, change=None):
             "nll": np.array([0.7, 2.1], "f4"), "context": np.tile(np.arange(40, dtype="i4") % 6 - 1, (2, 1)),
             "position_weight": np.stack([weight, weight * 0.01]).astype("f4"),
             "vocabulary/symbol": np.array([[ord(s)] for s in symbols], "u1"), "vocabulary/length": np.ones(5, "i4")}
+    sets["context"][1, 5:] = -1
     if change:
         change(sets)
     path = os.path.join(folder, "seen.h5")

@@ -49,13 +49,13 @@ def attention_in_browser(b, page):
     cells, text = "document.getElementById('attention-cells-0').innerHTML", "document.getElementById('attention-text-0').innerHTML"
     words = "document.getElementById('attention-words-0').textContent"
     seen = [(b.evaluate(cells), b.evaluate(text), b.evaluate(words))]
-    for name, key, code in (("layer", "ArrowRight", 39), ("head", "ArrowDown", 40), ("position", "ArrowLeft", 37)):
+    for name, key, code in (("layer", "ArrowRight", 39), ("head", "ArrowDown", 40), ("position", "ArrowRight", 39)):
         b.evaluate(f"document.getElementById('attention-{name}-0').focus()")
         b.press(key, code)
         seen.append((b.evaluate(cells), b.evaluate(text), b.evaluate(words)))
     report("attention follows the sliders of layer and position and the choice of a head", seen[0][0] != seen[1][0] and
            all(one[1:] != other[1:] for one, other in zip(seen, seen[1:])) and
-           seen[3][2].startswith("Layer 1, head 0, before token 7 ") and seen[0][2].startswith("Layer 0, mean of all heads, before token 90"),
+           seen[3][2].startswith("Layer 1, head 0, before token 90 ") and seen[0][2].startswith("Layer 0, mean of all heads, before token 7 "),
            str([s[2] for s in seen]))
 
 

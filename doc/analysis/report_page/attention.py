@@ -156,10 +156,14 @@ def text_strip(found, number):
         return None
     heads = found["distance_weight"].shape[1]
     options = [el("option", "mean of all", value="0"), *(el("option", str(h), value=str(h + 1)) for h in range(heads))]
-    count, _ = size_of(found)
+    count, n = size_of(found)
+    # That with the longest text comes first, of several the one in the middle: where a stream begins there is hardly any.
+    length = (found["context"][:count, :n] >= 0).sum(1)
+    first = min(range(count), key=lambda k: (-length[k], abs(k - count // 2)))
     return el("div", el("h4", "The text before some tokens"), scale("weight", TEXT_FROM),
-              el("div", *slider("position", "Position", count - 1, number, count // 2), el("label", "Head", for_=f"attention-head-{number}"),
-                 el("select", *options, id=f"attention-head-{number}"), class_="reader-of-layer"),
+              el("div", *slider("position", "Position", count - 1, number, first),
+                 el("div", el("label", "Head ", for_=f"attention-head-{number}"),
+                    el("select", *options, id=f"attention-head-{number}")), class_="reader-of-layer"),
               el("p", "", class_="note", id=f"attention-words-{number}"), el("pre", "", class_="sample strip", tabindex="0",
                                                                             role="region", id=f"attention-text-{number}",
                                                                             aria_label="Text before the predicted token"))
