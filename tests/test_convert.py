@@ -23,7 +23,7 @@ from whole import SOURCE, Place, finish, report, settings, viaduct  # noqa: E402
 
 sys.path[:0] = [os.path.join(SOURCE, "doc", "analysis"), os.path.join(SOURCE, "tests", "fixtures")]
 import convert as script  # noqa: E402
-from exchange import pickles, torch_files  # noqa: E402
+from exchange import fairseq as exchange_fairseq, pickles, torch_files  # noqa: E402
 from make_fixtures import SIZES, splits  # noqa: E402
 
 SCRIPT = os.path.join(SOURCE, "doc", "analysis", "convert.py")
@@ -254,6 +254,8 @@ def test_to_fairseq(place):
     xl = place.checkpoint("transformer_xl", 10)
     with open(place.path("blank"), "w", encoding="ascii") as f:
         f.writelines(f"a {n}\n" for n in range(len(datasets(xl)["vocabulary/length"])))
+    report("symbols of dict.txt may hold what Unicode takes for line ends", exchange_fairseq.dictionary(
+        "a\u2028b 3\r\n\x85 2\n") == (["<s>", "<pad>", "</s>", "<unk>", "a\u2028b", "\x85"], [0, 0, 0, 0, 3, 2]))
     for name, says, *words in (("the paper's softmax", "'masked'", place.checkpoint("run", 10)),
                                ("shared biases", "one pair of biases", place.path("xl.h5")),
                                ("a symbol with a blank", "has a blank", xl, "--symbols", place.path("blank"))):

@@ -25,8 +25,8 @@ LAYER = ("r_r", "r_w", "dec_attn.qkv_net.weight", "dec_attn.o_net.weight", "dec_
 def dictionary(text):
     """Names and counts of the symbols of a dict.txt: a symbol and its count a line."""
     names, counts = list(SPECIAL), [0] * len(SPECIAL)
-    for line in text.splitlines():
-        name, blank, count = line.removesuffix(" #fairseq:overwrite").rpartition(" ")
+    for line in text.removesuffix("\n").split("\n"):
+        name, blank, count = line.rstrip(" \t\r").removesuffix(" #fairseq:overwrite").rpartition(" ")
         if not blank or not count.isdigit():
             raise ConvertError("not a dict.txt of fairseq: a line is not a symbol and its count")
         names.append(name)
