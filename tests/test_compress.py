@@ -50,6 +50,9 @@ def round_trips():
                    packed.stdout)
         if name == "an empty file":
             report("of nothing no code", numbers(packed)["code"] == 0, packed.stdout)
+        if name == "text":
+            report("streams by the length of the file", (numbers(packed)["streams"], numbers(packed)["group"]) == (4, 4),
+                   packed.stdout)
 
 
 def ranks_and_threads():
@@ -96,7 +99,7 @@ def refuse(name, status, message, **variables):
 
 
 def damage():
-    run("compress", write("in", TEXT[:2000]), "packed")
+    run("compress", write("in", TEXT[:2000]), "packed", compress__streams=8, compress__group=3)
     good = read("packed")
     for at in (3, 60, len(good) - 400, len(good) - 40):
         write("bad", good[:at] + bytes([good[at] ^ 4]) + good[at + 1:])

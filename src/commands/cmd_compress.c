@@ -123,6 +123,15 @@ static int take_memory(struct compress *c, vd_error *err) {
   return err->status;
 }
 
+/* Many streams make use of ranks and of wide products; a short one has little context on average. */
+static void choose_streams(const vd_settings *s, vd_packed *p) {
+  enum { SHORTEST = 4096, MOST = 32 };
+  int64_t some = p->n_byte / SHORTEST < MOST ? p->n_byte / SHORTEST : MOST;
+  p->n_stream = s->compress.streams > 0 ? s->compress.streams : some > 1 ? some : 1;
+  if (p->n_stream > p->n_byte) p->n_stream = p->n_byte;
+  p->group = s->compress.group < p->n_stream ? s->compress.group : p->n_stream > 0 ? p->n_stream : 1;
+}
+
 /* The packed file's header of a file to compress, and its bytes on rank 0. */
 static int read_original(struct compress *c, const char *checkpoint, vd_error *err) {
   vd_packed *p = &c->packed;
@@ -134,8 +143,7 @@ static int read_original(struct compress *c, const char *checkpoint, vd_error *e
   p->n_byte = (int64_t)n;
   p->update = c->from.update;
   snprintf(p->checkpoint, sizeof p->checkpoint, "%s", checkpoint);
-  p->n_stream = c->s->compress.streams < p->n_byte ? c->s->compress.streams : p->n_byte;
-  p->group = c->s->compress.group;
+  choose_streams(c->s, p);
   if (c->from.settings.model.arch == VD_TRANSFORMER_XL) put_memory(&c->from.settings, p->memory);
   vd_environment_of_process(&p->environment);
   return VD_OK;

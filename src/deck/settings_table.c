@@ -272,13 +272,14 @@ const vd_variable vd_variables[] = {
         compress, checkpoint, "''", "--path",
         "The checkpoint whose model predicts. `viaduct decompress` needs the very file that compressed. '': best.h5 of "
         "run%directory, else last.h5."),
+    INTEGER(compress, streams, "0", 0, 65536, "streams", "",
+            "Parts of nearly equal length that `viaduct compress` cuts the file into; all advance together, and each "
+            "begins "
+            "without context. 0: one for every 4096 bytes, at most 32. The packed file holds the number."),
     INTEGER(
-        compress, streams, "8", 1, 65536, "streams", "",
-        "Parts of nearly equal length that `viaduct compress` cuts the file into; all advance together. More streams "
-        "are faster and use more ranks; each begins without context. The packed file holds the number."),
-    INTEGER(compress, group, "1", 1, 65536, "streams", "",
-            "Streams that `viaduct compress` computes at once. A rank has whole groups: at most streams / group ranks "
-            "share the work. The packed file holds the number."),
+        compress, group, "8", 1, 65536, "streams", "",
+        "Streams that `viaduct compress` computes at once: more are faster. A rank has whole groups, so that at most "
+        "streams / group ranks share the work. The packed file holds the number."),
     LOGICAL(compress, ignore_build, ".false.", "",
             ".true.: `viaduct decompress` tries a file that another build, BLAS or C library packed. The original is "
             "written only if its SHA-256 is the right one, which is known at the end."),
