@@ -58,7 +58,7 @@ def parameters(checkpoint, folder):
     """Bytes of the parameters as float32, and of those packed by xz."""
     path = os.path.join(folder, "parameters")
     with h5py.File(checkpoint) as f, open(path, "wb") as out:
-        for tensor in f["/model"].values():
+        for tensor in (t for t in f["/model"].values() if not h5py.h5ds.is_scale(t.id)):
             out.write(np.asarray(tensor, dtype="<f4").tobytes())
     return os.path.getsize(path), size("xz -9e -T1 -c {i} > {o}", path, folder)[0]
 
