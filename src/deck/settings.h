@@ -121,7 +121,7 @@ typedef struct vd_settings {
   struct {
     char input[VD_PATH], output[VD_PATH];
     char checkpoint[VD_PATH]; /* '': best.h5 of run%directory, else last.h5 */
-    int64_t streams, group; /* streams 0: by the length of the file */
+    int64_t streams, group;   /* streams 0: by the length of the file */
     bool ignore_build;
   } compress;
   struct {
