@@ -1,5 +1,6 @@
 #include "io/reader.h"
 
+#include "src/base/clock.h"
 #include "src/base/thread.h"
 
 #include <stdlib.h>
@@ -26,6 +27,7 @@ struct vd_reader {
   int64_t s0, s1, first_block, n_block; /* n_block < 0: endless */
   int64_t segment_tokens;
   segment *segment; /* [s1 - s0] */
+  double waited;    /* seconds, of the caller */
 
   vd_thread *thread; /* its lock guards what follows */
   int n_slot;
@@ -150,7 +152,11 @@ int vd_reader_next(vd_reader *r, int64_t *block, const int32_t **x, const int32_
     r->in_use = false;
     vd_thread_wake(r->thread);
   }
-  while (r->written == r->started && !vd_thread_has_ended(r->thread)) vd_thread_wait(r->thread);
+  if (r->written == r->started) {
+    double start = vd_clock_seconds();
+    while (r->written == r->started && !vd_thread_has_ended(r->thread)) vd_thread_wait(r->thread);
+    r->waited += vd_clock_seconds() - start;
+  }
   if (r->written > r->started) { /* blocks that were read before a failure are good */
     slot *s = &r->slot[r->started % r->n_slot];
     *block = s->block;
@@ -163,6 +169,10 @@ int vd_reader_next(vd_reader *r, int64_t *block, const int32_t **x, const int32_
   }
   vd_thread_unlock(r->thread);
   return err->status;
+}
+
+double vd_reader_waited(const vd_reader *reader) {
+  return reader->waited;
 }
 
 void vd_reader_stop(vd_reader *reader) {

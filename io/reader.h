@@ -21,6 +21,9 @@ int vd_reader_start(vd_reader **reader, vd_corpus *corpus, const char *split, co
  * the last block: *x = NULL, VD_OK. */
 int vd_reader_next(vd_reader *reader, int64_t *block, const int32_t **x, const int32_t **y, vd_error *err);
 
+/* Not collective. Seconds that vd_reader_next() has waited for blocks that were not read yet. */
+double vd_reader_waited(const vd_reader *reader);
+
 /* Not collective. Ends the thread, after the read that it is in, and frees all. The caller does not hold the lock of
  * HDF5. NULL is allowed. */
 void vd_reader_stop(vd_reader *reader);

@@ -182,6 +182,7 @@ int vd_log_update(vd_log *log, const vd_log_row *r, vd_error *err) {
                 (json_int_t)r->update, "loss", number(r->bpc + r->span_penalty / M_LN2), "bpc", number(r->bpc), "lr",
                 number(r->learning_rate), "gnorm", number(r->grad_norm), "wps", number(r->tokens_per_second),
                 "avg_span", number(r->mean_span), "max_span", number(r->max_span), "wall", number(vd_log_wall(log)));
+  add_number(line, "data_wait", r->data_wait);
   add_number(line, "sum_share", r->sum_share);
   add_number(line, "mfu", r->mfu);
   add_number(line, "loss_scale", r->loss_scale);

@@ -61,6 +61,7 @@ typedef struct vd_train {
   vd_meter total;                 /* of this part of the run */
   double grad_norm, span_penalty; /* of the last update that was pulled */
   double sum_seconds;             /* exposed time of gradient all-reduces since the last line of the log */
+  double data_seconds;            /* that updates waited for data since the last line of the log, mean over ranks */
   double seconds_before;          /* those seconds of progress.log that were spent before the run was resumed */
   int64_t saved_update;           /* of the last checkpoint, written or being written; 0: none */
   char writing[VD_PATH + 64];     /* path of the checkpoint that is being written; "": none. The same on all ranks */

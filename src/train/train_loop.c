@@ -35,6 +35,7 @@ static void fill_row(vd_train *t, vd_log_row *row) {
                       .mean_span = sum / (double)n,
                       .max_span = most,
                       .sum_share = t->ctx->size > 1 ? t->sum_seconds / (m->seconds - t->seconds_before) : NAN,
+                      .data_wait = t->data_seconds,
                       .mfu = utilisation(t, m->targets / m->seconds),
                       .loss_scale = scaled ? scaling.scale : NAN,
                       .skipped = scaling.skipped};
@@ -71,7 +72,7 @@ static int log_update(vd_train *t, vd_error *err) {
     vd_grad_reducer_disarm_watchdog(t->reducer);
     if (t->log) vd_log_update(t->log, &row, err);
     t->progress.log = (vd_meter){0};
-    t->sum_seconds = t->seconds_before = 0;
+    t->sum_seconds = t->seconds_before = t->data_seconds = 0;
   } else if (t->progress.log.targets > 0) { /* with a lag the first update is not known yet */
     vd_log_live(t->log, &row);
   }

@@ -9,7 +9,7 @@
 #include <string.h>
 
 /* Summed over the ranks at every update, in one small all-reduce. */
-enum { NLL, TARGETS, FAILED, SIGNALLED, N_SHARED };
+enum { NLL, TARGETS, FAILED, SIGNALLED, DATA_SECONDS, N_SHARED };
 
 /* The passes of one block: gradients and loss of this rank. */
 static void run_block(vd_train *t, vd_step *step, vd_error *err) {
@@ -155,7 +155,9 @@ int vd_train_update(vd_train *t, bool *signalled, vd_error *err) {
   vd_error bad = {0};
   vd_step step = {0};
   bool pulled = vd_update_pipeline_pending(t->pipeline) > 0, skip = false;
+  double waited = vd_reader_waited(t->reader);
   run_block(t, &step, err);
+  shared[DATA_SECONDS] = vd_reader_waited(t->reader) - waited;
   if (step.nll_sum && err->status == VD_OK) {
     shared[NLL] = *step.nll_sum;
     shared[TARGETS] = (double)step.n_target;
@@ -174,6 +176,7 @@ int vd_train_update(vd_train *t, bool *signalled, vd_error *err) {
   if (reduce_and_step(t, (double)step.n_target, skip, err)) return wrap_last_good(t, err);
   if (vd_update_pipeline_pending(t->pipeline) == 0) compare_norms(t);
   *signalled = shared[SIGNALLED] > 0;
+  t->data_seconds += shared[DATA_SECONDS] / t->ctx->size;
   t->progress.update++;
   count(t, shared[NLL], shared[TARGETS], MPI_Wtime() - start);
   return VD_OK;

@@ -77,6 +77,8 @@ def check_ranks():
         report(f"50 updates, {run}", result.returncode == 0, result.stderr)
     one = losses("one")
     report("50 losses that fall", len(one) == 50 and one[-5:].mean() < one[:5].mean() - 1, str(one))
+    waits = [x["data_wait"] for run in ("one", "two", "four") for x in place.log(run)[0]]
+    report("each line says how long updates waited for data", len(waits) == 150 and all(0 <= x < 60 for x in waits), str(waits))
     for run in ("two", "four", "halved"):
         error = np.max(np.abs(losses(run) / one - 1))
         report(f"losses of {run} within 1e-5", error < 1e-5, f"{error}")

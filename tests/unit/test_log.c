@@ -98,7 +98,8 @@ static void test_fields(void **state) {
                     .grad_norm = NAN,
                     .tokens_per_second = 1e4,
                     .mean_span = 20.0,
-                    .max_span = 30.0};
+                    .max_span = 30.0,
+                    .data_wait = 0.25};
   assert_int_equal(vd_log_update(log, &row, &err), VD_OK);
   assert_int_equal(vd_log_valid(log, 1, 3, 2.25, true, &err), VD_OK);
   assert_true(vd_log_wall(log) >= 0.0);
@@ -108,6 +109,7 @@ static void test_fields(void **state) {
   second[-1] = '\0';
   json_t *a = json_loads(text, 0, NULL), *b = json_loads(second, 0, NULL);
   assert_non_null(a);
+  assert_true(json_real_value(json_object_get(a, "data_wait")) == 0.25);
   assert_non_null(b);
   const char *names[] = {"bpc", "loss", "lr", "wps", "avg_span", "max_span"};
   const double want[] = {2.5, 3.5, 0.07, 1e4, 20.0, 30.0};

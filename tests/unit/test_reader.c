@@ -3,8 +3,10 @@
 #include "io/reader.h"
 #include "tests/unit/corpus_maker.h"
 
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -112,6 +114,49 @@ static void test_long_streams(void **state) {
   check_reading(f, &g, 0, 3, 200, vd_stream_blocks(&g), 3);
   vd_streams large = {400000, 2, 150000};
   check_reading(f, &large, 1, 2, 0, 5, 1);
+}
+
+/* Keeps the reader's thread from HDF5 until half a second after `asked` is set. */
+struct keeper {
+  vd_h5 *h5;
+  atomic_bool keeps, asked;
+};
+static void *keep(void *self) {
+  struct keeper *k = self;
+  vd_h5_lock(k->h5);
+  atomic_store(&k->keeps, true);
+  while (!atomic_load(&k->asked)) usleep(1000);
+  usleep(500000);
+  vd_h5_unlock(k->h5);
+  return NULL;
+}
+
+/* Counted is the wait for a block that is not read yet, and none for those that were read ahead. */
+static void test_waits(void **state) {
+  fixture *f = *state;
+  make(f, 40000, 20000, 0);
+  vd_streams g = {40000, 4, 64};
+  struct keeper k = {.h5 = f->h5};
+  vd_error err = {0};
+  vd_reader *r;
+  pthread_t keeper;
+  assert_int_equal(pthread_create(&keeper, NULL, keep, &k), 0);
+  while (!atomic_load(&k.keeps)) usleep(1000);
+  assert_int_equal(vd_reader_start(&r, f->corpus, "train", &g, 0, 4, 0, -1, 3, &err), VD_OK);
+  assert_true(vd_reader_waited(r) == 0);
+  const int32_t *x, *y;
+  int64_t number = -1;
+  atomic_store(&k.asked, true);
+  assert_int_equal(vd_reader_next(r, &number, &x, &y, &err), VD_OK);
+  pthread_join(keeper, NULL);
+  double first = vd_reader_waited(r), before = -1;
+  for (int i = 0; i < 500 && vd_reader_waited(r) != before; i++) {
+    usleep(20000);
+    before = vd_reader_waited(r);
+    assert_int_equal(vd_reader_next(r, &number, &x, &y, &err), VD_OK);
+  }
+  assert_true(first > 0 && vd_reader_waited(r) == before);
+  vd_reader_stop(r);
 }
 
 static void test_too_short(void **state) {
@@ -244,6 +289,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(test_blocks, setup, teardown),
       cmocka_unit_test_setup_teardown(test_long_streams, setup, teardown),
+      cmocka_unit_test_setup_teardown(test_waits, setup, teardown),
       cmocka_unit_test_setup_teardown(test_too_short, setup, teardown),
       cmocka_unit_test_setup_teardown(test_stops_at_any_time, setup, teardown),
       cmocka_unit_test_setup_teardown(test_damage_comes_out, setup, teardown),
