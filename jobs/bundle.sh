@@ -17,7 +17,7 @@ openmpi='^(libmpi|libopen-rte|libopen-pal|libhwloc|libevent|libudev|libpmix|libl
 cuda='^(libcuda|libcudart|libcublas|libcublasLt|libnccl|libnvidia|libnvJitLink|libnvrtc)[.-]'
 
 rm -rf "$bundle"
-mkdir -p "$bundle"/{bin,lib,libexec,tests/golden,tests/gpu,tests/bench,input,doc/analysis}
+mkdir -p "$bundle"/{bin,lib,libexec,tests/golden,tests/gpu,tests/bench,input,jobs,doc/analysis}
 install "$portable/viaduct" "$bundle/libexec/viaduct"
 install -m 644 "$portable/libviaduct_cuda.so" "$bundle/lib/"
 for program in "$portable"/tests/check_golden_f32 "$portable"/cuda/{test,bench}_* "$portable"/gpu/{one_update,bench_train,silent_peer}; do
@@ -29,6 +29,7 @@ install -m 644 tests/golden/*.h5 "$bundle/tests/golden/"
 install tests/gpu/*.sh tests/gpu/*.py "$bundle/tests/gpu/"
 install -m 644 tests/bench/bench_torch.py "$bundle/tests/bench/"
 install doc/analysis/{compare_runs,pictures,viaduct_files}.py "$bundle/doc/analysis/"
+install jobs/mpirun.sh "$bundle/jobs/"
 install -m 644 LICENSE "$bundle/"
 
 # Every library that the programs ask for, whatever asks for it.
