@@ -131,7 +131,7 @@ def others():
     forge(lambda data: data[:-100] + bytes([data[-100] ^ 1]) + data[-99:])
     refuse("code that gives other bytes", 1, "another SHA-256 than the original")
     forge(lambda data: data.replace(b"\x03\x00cpu", b"\x03\x00gpu", 1))
-    refuse("another backend", 1, "another backend: 'gpu' there, 'cpu' here")
+    refuse("another backend", 1, "the backend differs: 'gpu' there, 'cpu' here")
     done = run("decompress", "bad", "out", compress__ignore_build=".true.")
     report("compress%ignore_build tries it", done.returncode == 0 and read("out") == TEXT[:2000], done.stderr)
     forge(lambda data: data[:8] + struct.pack("<I", 2) + data[12:])
@@ -141,9 +141,9 @@ def others():
     forge(lambda data: data)
     for kernel in ("Prescott",):
         done = run("decompress", "bad", "other", environment={"OPENBLAS_CORETYPE": kernel})
-        if "another" not in done.stderr and done.returncode == 0:
+        if done.returncode == 0:
             continue  # this OpenBLAS has no such kernel
-        report(f"kernel {kernel} is refused by name", done.returncode == 1 and "another kernel: '" in done.stderr
+        report(f"kernel {kernel} is refused by name", done.returncode == 1 and "the kernel differs: '" in done.stderr
                and not exists("other"), str(done))
         done = run("decompress", "bad", "other", environment={"OPENBLAS_CORETYPE": kernel}, compress__ignore_build=".true.")
         report(f"kernel {kernel}, tried: the original or nothing", exists("other") == (done.returncode == 0)

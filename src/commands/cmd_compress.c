@@ -175,7 +175,7 @@ static int share_header(struct compress *c, vd_error *err) {
   p->code = own.code;
   vd_environment_of_process(&here);
   if (!(c->decompress && c->s->compress.ignore_build) && vd_environment_check(&p->environment, &here, err))
-    vd_wrap(err, "%s", c->decompress ? c->s->compress.input : "the ranks differ");
+    vd_wrap(err, "%s", c->decompress ? c->s->compress.input : "rank 0 and this rank");
   if (err->status == VD_OK && c->decompress && p->memory[0]) take_memory(c, err);
   return vd_agree(c->ctx->comm, err);
 }

@@ -52,10 +52,9 @@ int vd_environment_check(const vd_environment *there, const vd_environment *here
   for (int i = 0; i < VD_N_ENVIRONMENT; i++) {
     const char *name, *was = vd_environment_text(&a, i, &name), *is = vd_environment_text(&b, i, NULL);
     if (strcmp(was, is) == 0) continue;
-    return vd_fail(
-        err, VD_FAILED,
-        "it was packed with another %s: '%s' there, '%s' here. Predictions may differ in their last bits%s%s", name,
-        was, is, i == 2 ? "; OPENBLAS_CORETYPE chooses the kernel: OPENBLAS_CORETYPE=" : "", i == 2 ? was : "");
+    return vd_fail(err, VD_FAILED,
+                   "the %s differs: '%s' there, '%s' here. Predictions may differ in their last bits%s%s", name, was,
+                   is, i == 2 ? "; OPENBLAS_CORETYPE chooses the kernel: OPENBLAS_CORETYPE=" : "", i == 2 ? was : "");
   }
   return VD_OK;
 }
