@@ -3,7 +3,7 @@
  * Stream s of a file of n bytes is bytes floor(s n / n_stream) to floor((s + 1) n / n_stream). All streams advance
  * together: a step predicts one byte of each, then takes it. `group` streams are computed at once and ranks have whole
  * groups, the last one filled up with streams of zeros: the shapes, and so the bits, are the same on any number of
- * ranks. The first byte of a stream has equal probabilities; memories are empty there. */
+ * ranks. The first byte of a stream has equal probabilities; memories are as at the start of an evaluation. */
 #ifndef VD_COMPRESSOR_H
 #define VD_COMPRESSOR_H
 
