@@ -1,6 +1,6 @@
 # Viaduct. `make help` lists the targets. Everything that is built lies under BUILD.
 #
-# On a cluster with modules:  make CC=mpicc HDF5_ROOT=/its/folder ARCH=x86-64-v3  (doc/GUIDE.md, "Clusters' modules")
+# On a cluster with modules:  make CC=mpicc HDF5_ROOT=/its/folder ARCH=x86-64-v3  (doc/GUIDE.md, "On a cluster: modules")
 ifeq ($(origin CC),default)
 CC := gcc
 endif
