@@ -190,9 +190,10 @@ static void report(const struct eval *e) {
   printf("%s", e->from.notice);
   if (xl)
     printf(
-        "context: %lld streams in blocks of %lld tokens; each layer remembers up to %lld tokens before the block, none "
+        "context: %lld streams in blocks of %lld tokens; each layer remembers up to %lld tokens before the block, %s "
         "where a stream begins\n",
-        (long long)streams, (long long)block, (long long)memory);
+        (long long)streams, (long long)block, (long long)memory,
+        e->config.initial_memory == VD_MEMORY_ZEROS ? "as many zeros" : "none");
   else
     printf("context: %lld streams in blocks of %lld tokens; each token sees those before it in its stream, up to %lld, "
            "through the layers' memories, which are zeros where a stream begins\n",

@@ -79,7 +79,8 @@ changed = {"memory__mem_len": 200, "memory__clamp_len": 60, "memory__same_length
 long, said = evaluate("one", eval__tokens_per_sample=20, **changed)
 # A model of 40 updates hardly uses its memory: what matters is a difference beyond that of rounding (1e-9 between ranks).
 report("other memories: another figure, and said", abs(long - plain[0]) > 2e-8
-       and all(f"works with memory%{x}" in said.stdout for x in ("mem_len = 200", "clamp_len = 60", "same_length", "initial = 'zeros'")),
+       and all(f"works with memory%{x}" in said.stdout for x in ("mem_len = 200", "clamp_len = 60", "same_length", "initial = 'zeros'"))
+       and "as many zeros where a stream begins" in said.stdout,
        str(said))
 # 300 tokens never fill this memory: a token sees all before it, in blocks of any length.
 a = evaluate("one", eval__streams=1, eval__tokens_per_sample=1, memory__mem_len=7000, eval__max_blocks=300)[0]
