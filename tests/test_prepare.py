@@ -247,6 +247,9 @@ def wrong_fairseq():
             ("a token that is no symbol", "train.bin", good["train.bin"][:-2] + b"\x38\0", "token 35 is 56",
              "symbols 0 to 55"),
             ("a dictionary without counts", "dict.txt", text + b"word\n", "dict.txt: line 53 is not a symbol"),
+            ("a zero behind a count", "dict.txt", text + b"word 1\0\n", "dict.txt: line 53 is not a symbol"),
+            ("more symbols than ids", "dict.txt", b"".join(b"w%d 1\n" % n for n in range(65532)),
+             "dict.txt has more than 65531 symbols"),
             ("a symbol twice", "dict.txt", text + b"32 1\n", "dict.txt: line 53 has a symbol again"),
             ("a special symbol twice", "dict.txt", text + b"<unk> 1\n", "line 53 has a symbol again"),
             ("no dictionary", "dict.txt", None, "dict.txt: No such file")):

@@ -1,3 +1,4 @@
+#include "src/base/regular_file.h"
 #include "src/commands/vocabulary.h"
 #include "src/deck/settings.h"
 
@@ -119,39 +120,18 @@ typedef struct symbol {
 
 typedef struct dictionary {
   char *text;    /* the file */
-  symbol *entry; /* [capacity] */
-  int64_t n, capacity;
+  symbol *entry; /* [VD_MAX_VOCABULARY] */
+  int64_t n;
 } dictionary;
 
-static int read_text(const char *path, char **text, int64_t *n, vd_error *err) {
-  enum { PART = 1 << 16 };
-  vd_source_file *source;
-  if (vd_source_open_plain(&source, path, err)) return err->status;
-  int64_t capacity = 0, got = 1;
-  for (*n = 0; got > 0 && err->status == VD_OK; *n += got) {
-    if (capacity < *n + PART) {
-      capacity = 2 * (*n + PART);
-      char *more = realloc(*text, (size_t)capacity + 1);
-      if (!more) {
-        vd_fail(err, VD_FAILED, "no memory for %s", path);
-        break;
-      }
-      *text = more;
-    }
-    if (vd_source_read(source, (uint8_t *)*text + *n, PART, &got, err)) break;
-  }
-  vd_source_close(source);
-  return err->status;
-}
-
 static void add(dictionary *d, const char *name, size_t n) {
-  if (d->n < d->capacity) d->entry[d->n++] = (symbol){.name = name, .n = n};
+  d->entry[d->n++] = (symbol){.name = name, .n = n};
 }
 
 /* A line is a symbol, a blank, a count, and perhaps a remark. False where it is not. */
 static bool add_line(dictionary *d, const char *line, size_t n) {
   static const char remark[] = " #fairseq:overwrite";
-  while (n > 0 && strchr(" \t\r", line[n - 1])) n--;
+  while (n > 0 && (line[n - 1] == ' ' || line[n - 1] == '\t' || line[n - 1] == '\r')) n--;
   if (n > strlen(remark) && memcmp(line + n - strlen(remark), remark, strlen(remark)) == 0) n -= strlen(remark);
   size_t name = n;
   while (name > 0 && line[name - 1] >= '0' && line[name - 1] <= '9') name--;
@@ -160,15 +140,15 @@ static bool add_line(dictionary *d, const char *line, size_t n) {
   return true;
 }
 
-static int parse(const char *path, dictionary *d, int64_t size, vd_error *err) {
-  d->capacity = N_SPECIAL;
-  for (int64_t i = 0; i < size; i++) d->capacity += d->text[i] == '\n';
-  d->entry = vd_calloc((size_t)++d->capacity, sizeof *d->entry);
+static int parse(const char *path, dictionary *d, size_t size, vd_error *err) {
+  d->entry = vd_calloc(VD_MAX_VOCABULARY, sizeof *d->entry);
   for (int i = 0; i < N_SPECIAL; i++) add(d, special[i], strlen(special[i]));
   const char *end = d->text + size;
   for (const char *line = d->text; line < end;) {
     const char *stop = memchr(line, '\n', (size_t)(end - line));
     if (!stop) stop = end;
+    if (d->n == VD_MAX_VOCABULARY)
+      return vd_fail(err, VD_FAILED, "%s has more than %d symbols", path, (int)VD_MAX_VOCABULARY - N_SPECIAL);
     if (!add_line(d, line, (size_t)(stop - line)))
       return vd_fail(err, VD_FAILED, "%s: line %lld is not a symbol and its count", path,
                      (long long)(d->n - N_SPECIAL + 1));
@@ -238,12 +218,13 @@ static int fill(const char *path, const dictionary *d, vd_vocabulary *v, vd_erro
 }
 
 int vd_fairseq_vocabulary(const char *path, vd_vocabulary *v, bool *words, vd_error *err) {
+  enum { LONGEST_LINE = VD_LONGEST_SYMBOL + 64, LONGEST = VD_MAX_VOCABULARY * LONGEST_LINE };
   char text[2 * VD_PATH];
   dictionary d = {0};
-  int64_t size = 0;
+  size_t size = 0;
   *v = (vd_vocabulary){0};
   vd_fairseq_beside(path, "dict.txt", text, sizeof text);
-  if (read_text(text, &d.text, &size, err) == VD_OK && parse(text, &d, size, err) == VD_OK) {
+  if (vd_read_regular(text, LONGEST, &d.text, &size, err) == VD_OK && parse(text, &d, size, err) == VD_OK) {
     *words = !are_bytes(&d);
     if (!*words) to_bytes(&d);
     fill(text, &d, v, err);

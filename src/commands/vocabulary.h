@@ -36,7 +36,7 @@ int vd_fairseq_index(const char *path, int *width, vd_error *err);
 /* Not collective. The symbols of the dict.txt beside it by fairseq's ids: <s>, <pad>, </s>, <unk>, those of the lines;
  * counts are 0. Where all but fillers are numbers of bytes, symbols are those bytes, </s> is a newline and *words is
  * false. The caller frees the arrays with vd_vocabulary_free(), also on error. VD_FAILED: no dict.txt, a line that is
- * not a symbol and a count, a symbol that is there twice. */
+ * not a symbol and a count, a symbol that is there twice, more than VD_MAX_VOCABULARY symbols. */
 int vd_fairseq_vocabulary(const char *path, vd_vocabulary *v, bool *words, vd_error *err);
 
 typedef struct vd_word_scanner vd_word_scanner;
