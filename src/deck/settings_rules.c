@@ -243,6 +243,17 @@ static void check_compress(const check *c) {
         c->command);
 }
 
+static void check_attention(const check *c) {
+  const char *at = c->s->eval.attention_at;
+  size_t digit = strcspn(at, "0123456789");
+  if (at[0] && (!at[digit] || at[strspn(at, " 0123456789")]))
+    BROKEN(c, "eval%attention_at",
+           "eval%%attention_at = '%.200s' is no list of tokens: whole numbers with blanks between", at);
+  if (at[0] && !c->s->eval.attention_file[0])
+    BROKEN(c, BOTH("eval%attention_at", "eval%attention_file"),
+           "eval%%attention_at needs eval%%attention_file, the file for the weights at these tokens");
+}
+
 static void check_command(const check *c) {
   const vd_settings *s = c->s;
   check_paths(c);
@@ -261,10 +272,7 @@ static void check_command(const check *c) {
   bool generate = strcmp(c->command, "generate") == 0;
   if (!generate && strcmp(c->command, "eval") != 0) vd_bug("no command \"%s\" reads a deck", c->command);
   needs_path(c);
-  if (!generate && s->eval.attention_at[strspn(s->eval.attention_at, " 0123456789")])
-    BROKEN(c, "eval%attention_at",
-           "eval%%attention_at = '%.200s' is no list of tokens: whole numbers with blanks between",
-           s->eval.attention_at);
+  if (!generate) check_attention(c);
   const char *checkpoint = generate ? s->generate.checkpoint : s->eval.checkpoint;
   if (!checkpoint[0]) needs_directory(c);
   if (generate && s->generate.prompt[0] && s->generate.prompt_file[0])

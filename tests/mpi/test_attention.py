@@ -249,7 +249,7 @@ again = evaluate("again", eval__attention_at=f"'{rest['position'][4]}'")[0]
 report("a position out of the deck has the weights that it has among others",
        np.allclose(read(again)["position_weight"][0], rest["position_weight"][4], atol=1e-6))
 for value, said in (("'0'", "nothing precedes it"), ("'5 9000000'", "the split is shorter"), ("'7, 8'", "no list of tokens"),
-                    ("'-1'", "no list of tokens"), ("'99999999999999999999'", "the split is shorter")):
+                    ("'-1'", "no list of tokens"), ("' '", "no list of tokens"), ("'99999999999999999999'", "the split is shorter")):
     refused = evaluate("refused", eval__attention_at=value)
     report(f"eval%attention_at = {value} is refused", refused[1].returncode == 2 and said in refused[1].stderr
            and not os.path.exists(refused[0]), str(refused[1]))
