@@ -98,6 +98,19 @@ def check_attention(place):
            all(os.path.getsize(os.path.join(pictures, name)) > 10000 for name in names), done.stderr)
     report("and refuses positions that the file lacks, and other files", plot(path, "--position", "3").returncode == 2 and
            "no attention file of Viaduct's, but a nll" in plot(place.path("nll.h5")).stderr and plot(path + "x").returncode == 1)
+    wrong = place.path("wrong.h5")
+    for name, value, says in (("token", np.full(3, 1 << 20, "<i4"), "/token has ids that are no symbols"),
+                              ("context", found["context"][:, :-1], "/context has not the shape"),
+                              ("distance_weight", np.zeros((2, 2, 0)), "/distance_weight is not [layer, head, distance]")):
+        shutil.copy(path, wrong)
+        with h5py.File(wrong, "r+") as f:
+            del f[name]
+            f[name] = value
+        done = plot(wrong)
+        report(f"and one with a wrong {name}", done.returncode == 1 and says in done.stderr, done.stderr)
+    done = viaduct("info", wrong)
+    report("info: weights at no distance are an error", done.returncode == 1 and "/distance_weight has no values" in done.stderr,
+           done.stdout + done.stderr)
 
 
 def check_damage(place):

@@ -200,6 +200,23 @@ def nll(path):
             raise FileError(f"{path}: damaged: {one_line(failure)}") from None
 
 
+def check_attention(found, path):
+    """The shapes that doc/FILES.md promises, and ids that are those of symbols."""
+    weight, each = found["distance_weight"], found["position_weight"]
+    if weight.ndim != 3 or 0 in weight.shape:
+        raise FileError(f"{path}: /distance_weight is not [layer, head, distance]")
+    shapes = {"span": weight.shape[:2]}
+    if each is not None:
+        n = len(each) if each.ndim else 0
+        shapes.update(position_weight=(n, *weight.shape), position=(n,), token=(n,), nll=(n,), context=(n, weight.shape[-1]))
+    for name, shape in shapes.items():
+        if found[name] is None or found[name].shape != shape:
+            raise FileError(f"{path}: /{name} has not the shape that /distance_weight and /position_weight say")
+    for name in ("token", "context") if each is not None else ():
+        if found[name].size and not -1 <= found[name].min() <= found[name].max() < len(found["symbols"]):
+            raise FileError(f"{path}: /{name} has ids that are no symbols")
+
+
 def open_attention(path, xarray=False):
     """What eval%attention_file holds: {"distance_weight": [layer, head, distance], "span": [layer, head] tokens; of the
     positions, or None where there are none, "position": [position], "position_weight": [position, layer, head, distance],
@@ -221,6 +238,7 @@ def open_attention(path, xarray=False):
             raise FileError(f"{path}: damaged: {one_line(failure)}") from None
         found["attributes"] = {name: text(value) if isinstance(value, bytes) else value for name, value in file.attrs.items()}
     found["deck"], found["path"] = found["attributes"].get("model_settings", ""), path
+    check_attention(found, path)
     return found
 
 

@@ -154,6 +154,8 @@ static int read_weights(hid_t file, const char *path, int rank, hsize_t shape[4]
   if (vd_h5_open_dataset(file, path, &id, err)) return err->status;
   if (vd_h5_shape(id, path, &found, shape, err) == VD_OK && found != rank)
     vd_fail(err, VD_FAILED, "%s has %d dimensions instead of %d", path, found, rank);
+  for (int i = 0; i < rank && err->status == VD_OK; i++)
+    if (shape[i] == 0) vd_fail(err, VD_FAILED, "%s has no values", path);
   if (err->status == VD_OK) {
     hsize_t heads = shape[rank - 2], n = shape[rank - 1], planes = rank == 4 ? shape[0] * shape[1] : shape[0];
     double *plane = vd_calloc(heads * n + 1, sizeof *plane);

@@ -7,7 +7,7 @@ import os
 import h5py
 import numpy as np
 
-from viaduct_files import FileError, open_attention
+from viaduct_files import open_attention
 
 from . import chart, heat, palette, svg
 from .markup import el
@@ -32,11 +32,6 @@ def in_folder(run):
 def load(path):
     """What open_attention() returns, with "symbols" as they can be seen, and "source"."""
     found = open_attention(path)
-    weight, each = found["distance_weight"], found["position_weight"]
-    if weight.ndim != 3 or 0 in weight.shape:
-        raise FileError(f"{path}: /distance_weight is not [layer, head, distance]")
-    if each is not None and (each.shape[1:] != weight.shape or found["context"].shape != (len(each), weight.shape[-1])):
-        raise FileError(f"{path}: /position_weight and /context are not [position, layer, head, distance] and [position, distance]")
     found["symbols"], found["source"] = [shown(symbol) for symbol in found["symbols"]], os.path.basename(path)
     return found
 
