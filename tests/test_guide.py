@@ -37,7 +37,6 @@ SIZES = [(re.compile(command), [word for value in values.split() for word in ("-
 
 NOT_RUN = [(re.compile(command), reason) for command, reason in (
     (r"make deps ", "installs packages; the program is built already when tests run"),
-    (r"make enwik8", "fetches a file from the network; a stand-in takes its place"),
     (r"sbatch ", "needs Slurm: make check-slurm"),
     (r"DECK=.* qsub ", "needs PBS: tests/test_jobs.py has a stand-in for qsub"),
     (r"module load ", "needs a cluster's modules"),
@@ -111,17 +110,23 @@ def path(*parts):
     return os.path.join(FOLDER, *parts)
 
 
+def script(name, words):
+    """An executable in the folder that PATH begins with."""
+    with open(path("bin", name), "w", encoding="utf-8") as f:
+        f.write(f"#!/bin/sh\n{words}\n")
+    os.chmod(path("bin", name), 0o755)
+
+
 def make_tree():
     """The source tree by links, the build folder, python3 as `make deps` makes it usable, and the reader's own files."""
     for name in ("Makefile", "README.md", "cuda", "doc", "input", "io", "jobs", "src", "tests"):
         os.symlink(os.path.join(SOURCE, name), path(name))
     os.symlink(BUILD, path("build"))
     os.makedirs(path("bin"))
-    with open(path("bin", "python3"), "w", encoding="utf-8") as f:
-        f.write(f'#!/bin/sh\nexec {shlex.quote(PYTHON)} "$@"\n')
-    os.chmod(path("bin", "python3"), 0o755)
-    os.makedirs(path("data"))
-    with zipfile.ZipFile(path("data", "enwik8.zip"), "w", zipfile.ZIP_DEFLATED) as packed:
+    script("python3", f'exec {shlex.quote(PYTHON)} "$@"')
+    # Instead of the network.
+    script("curl", f'while [ $# -gt 0 ]; do [ "$1" != -o ] || cp {path("stand-in.zip")} "$2"; shift; done')
+    with zipfile.ZipFile(path("stand-in.zip"), "w", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr("enwik8", text(300000))
     with open(path("book.txt"), "wb") as f:
         f.write(text(6000)[2000:])
@@ -151,10 +156,24 @@ def sized(command):
     return command
 
 
+def shell(command):
+    return subprocess.run(["bash", "-c", command], cwd=FOLDER, env=environment(), stdin=subprocess.DEVNULL, timeout=120,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+
+
+def pass_as_enwik8():
+    """`make enwik8` refuses the stand-in; then md5sum, a script here, gives it the digest of enwik8."""
+    refused = shell("make enwik8")
+    report("make enwik8 refuses another text", refused.returncode != 0 and "is not enwik8" in refused.stdout
+           and not os.listdir(path("data")), refused.stdout)
+    script("md5sum", 'cat "$@" >/dev/null; echo "a1fa5ffddb56f4953e226637dabbb36a  -"')
+
+
 def run(command):
     """What it prints on both streams."""
-    done = subprocess.run(["bash", "-c", sized(command)], cwd=FOLDER, env=environment(), stdin=subprocess.DEVNULL, timeout=120,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    if command == "make enwik8":
+        pass_as_enwik8()
+    done = shell(sized(command))
     report(command, done.returncode == 0, f"status {done.returncode}: {done.stdout[-2000:]}")
     return done.stdout
 
@@ -169,7 +188,11 @@ def stopped_by_hand():
         while job.poll() is None and time.monotonic() < limit and not os.path.exists(path("runs/endless/checkpoints/last.h5")):
             time.sleep(0.02)
         job.send_signal(signal.SIGUSR1)
-        said = job.communicate(timeout=60)[0]
+        try:
+            said = job.communicate(timeout=60)[0]
+        except subprocess.TimeoutExpired:
+            os.killpg(job.pid, signal.SIGKILL)
+            said = "it did not end"
     report("a run that gets SIGUSR1 ends with 75", job.returncode == 75, f"status {job.returncode}: {said}")
     return said
 
