@@ -295,6 +295,10 @@ def test_fairseq_data(place):
             ("a folder with data", "there is a dict.txt already", corpora["lines"], "--to", "fairseq", data),
             ("a corpus as a model", "a corpus, which becomes data", corpora["lines"], "--to", "safetensors", place.path("no"))):
         refused(what, 1, says, "--from", "viaduct", *words)
+    with h5py.File(place.path("lines-valid-0000.h5"), "r+") as f:
+        f["tokens"][0] = 200
+    refused("an id without a symbol", 1, "lines-valid-0000.h5: holds id 200", "--from", "viaduct", corpora["lines"], "--to",
+            "fairseq", place.path("no-bin"))
     os.remove(place.path("theirs-valid-0001.h5"))
     refused("a shard is missing", 1, "theirs-valid-0001.h5: no shard", "--from", "viaduct", corpora["theirs"], "--to", "fairseq",
             place.path("no-bin"))

@@ -42,6 +42,8 @@ class Corpus:
                     ids = file["tokens"][()]
             except (OSError, KeyError) as error:
                 raise ConvertError(f"{path}: no shard that can be read ({error})") from None
+            if len(ids) and ids.max() >= len(self.symbols):
+                raise ConvertError(f"{path}: holds id {ids.max()}, but the vocabulary has {len(self.symbols)} symbols")
             done += len(ids)
             yield ids
 
