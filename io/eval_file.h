@@ -9,7 +9,7 @@
 typedef struct vd_nll vd_nll;
 typedef struct vd_attention_file vd_attention_file;
 
-/* What the values are of: attributes of the root. Borrowed. */
+/* Checkpoint and split that the values belong to: attributes of the root. Borrowed. */
 typedef struct vd_eval_source {
   const char *checkpoint;     /* absolute path of the file, links resolved */
   const char *sha256;         /* the digest at its end; attribute checkpoint_sha256 */

@@ -105,7 +105,7 @@ static int info_shard(hid_t file, const char *path, vd_error *err) {
   return VD_OK;
 }
 
-/* What files of eval say of the checkpoint and of the split. */
+/* Prints the checkpoint and the split of a file that eval wrote. */
 static int print_eval_source(hid_t file, vd_error *err) {
   int64_t update;
   if (vd_info_text(file, "corpus_id", "corpus id", err) || vd_info_text(file, "split", "split", err) ||
@@ -146,7 +146,7 @@ static int read_plane(hid_t id, const char *path, int rank, const hsize_t *shape
   return err->status;
 }
 
-/* Reads a dataset of weights plane by plane, and so has HDF5 compare its checksums. Its shape goes to shape, and the
+/* Reads a dataset of weights plane by plane, so that HDF5 compares its checksums. Its shape goes to shape, and the
  * mean distance of each head of the planes, weighted, to *distance [planes][heads], which the caller frees. */
 static int read_weights(hid_t file, const char *path, int rank, hsize_t shape[4], double **distance, vd_error *err) {
   hid_t id;

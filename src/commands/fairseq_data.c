@@ -115,7 +115,7 @@ int vd_fairseq_index(const char *path, int *width, vd_error *err) {
 typedef struct symbol {
   const char *name;
   size_t n;
-  uint8_t byte; /* what a number stands for, where symbols are bytes */
+  uint8_t byte; /* the value of the symbol, where symbols are numbers of bytes */
 } symbol;
 
 typedef struct dictionary {

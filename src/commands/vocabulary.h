@@ -1,7 +1,7 @@
 /* Pre-tokenised text: words with blanks between, and a dictionary of them. As in fairseq, every line
  * ends with the symbol "</s>" (empty lines too, and a last line without a newline), and the dictionary is sorted by
  * falling count, equal counts by rising bytes. Blanks are the ASCII ones: space, tab, carriage return, vertical tab,
- * form feed. fairseq's binary data is read as such text too, of which its dict.txt has the words. */
+ * form feed. fairseq's binary data is read as such text too: its dict.txt holds the words. */
 #ifndef VD_VOCABULARY_H
 #define VD_VOCABULARY_H
 
@@ -28,7 +28,8 @@ void vd_vocabulary_builder_sorted(const vd_vocabulary_builder *words, vd_vocabul
 
 /* Not collective. Whether `path` is NAME.bin with a NAME.idx beside it, as fairseq-preprocess writes them. */
 bool vd_fairseq_is(const char *path);
-/* Not collective. The path of another file of the data of NAME.bin, into beside [size]; name: ".idx" or "dict.txt". */
+/* Not collective. Writes into beside [size] the path of another file that belongs to NAME.bin: with name ".idx"
+ * NAME.idx, with "dict.txt" the dict.txt in its folder. */
 void vd_fairseq_beside(const char *path, const char *name, char *beside, size_t size);
 /* Not collective. Reads the index of such a file, in the format `mmap` of integers; *width: bytes of a token in the
  * .bin file. VD_FAILED: another format, an index that is damaged, a .bin file of another length. */

@@ -8,8 +8,8 @@
  *      operations and bytes for logs and for checks of memory.
  * The room knows nothing of MPI, files, decks or the training loop: src/train connects it with them.
  * model.c: buffers and windows; model_params.c: layout and initial values; model_step.c: the passes; model_memory.c:
- * the memories; model_cache.c: their projections in one-token steps; model_attention.c: what evaluation keeps of the
- * attention weights; model_cost.c: operations and bytes; optimizer.c: Adagrad, Adam, loss scaling; sampler.c: draws
+ * the memories; model_cache.c: their projections in one-token steps; model_attention.c: the attention weights that
+ * evaluation records; model_cost.c: operations and bytes; optimizer.c: Adagrad, Adam, loss scaling; sampler.c: draws
  * from logits. */
 #ifndef VD_MODEL_H
 #define VD_MODEL_H

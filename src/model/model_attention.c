@@ -1,6 +1,6 @@
-/* What evaluation keeps of the attention weights (vd_attention_record): for each layer and stream the sums over the
+/* The attention weights that evaluation records (vd_attention_record): for each layer and stream the sums over the
  * predicted tokens by head and distance, and the weights of chosen queries. The sums of a stream depend on that stream
- * alone; adding them up in the streams' global order gives the same bits on any number of ranks. */
+ * alone, so that sums added in the streams' global order have the same bits on any number of ranks. */
 #include "src/model/model_internal.h"
 
 #include <stdlib.h>

@@ -40,7 +40,7 @@ struct vd_layer_state {
   vd_act *cache;      /* [n_stream, cache_rows, 2, width] keys and values, as in vd_qkv.memory; NULL: none */
   int64_t cache_rows; /* rows that there is space for, per stream */
   int64_t cache_end;  /* the newest row of the memory is row cache_end - 1 */
-  bool cache_valid;   /* the rows hold what the memory and the weights give */
+  bool cache_valid;   /* the rows are projections of the present memory by the present weights */
   /* Of Transformer-XL: */
   vd_act *rel_key; /* [mem_len + max_block, width] row x: distance x */
   real *drel_key;  /* the same, training */
@@ -49,7 +49,7 @@ struct vd_layer_state {
 /* Attention weights that evaluation records (model_attention.c). */
 struct vd_model_record {
   int64_t n_distance;
-  int64_t n_chosen, done;     /* queries that weights have room for, and that were chosen so far */
+  int64_t n_chosen, done;     /* queries that `weight` has space for; queries chosen so far */
   int64_t *chosen;            /* host: those of this micro batch */
   double **sum;               /* [n_layer], each [n_stream, n_head, n_distance] */
   real **weight;              /* [n_layer], each [n_chosen, n_head, n_distance] */
@@ -85,7 +85,7 @@ struct vd_model {
   double *loss;                 /* one */
   vd_act *dhidden;              /* [n, d] */
   vd_act *dsum, *dbranch;       /* [n, the greater of d and width], [n, d] */
-  int64_t encoded;              /* distances whose relative keys hold, Transformer-XL without training */
+  int64_t encoded;              /* rows 0 .. encoded - 1 of rel_key are valid, Transformer-XL without training */
   bool cached;                  /* this step uses the caches of projected memory */
   vd_act *distances;            /* [mem_len + max_block, d] encodings, Transformer-XL */
   vd_act *dff;                  /* [n, d_inner] */

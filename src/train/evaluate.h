@@ -61,10 +61,9 @@ const vd_streams *vd_evaluator_streams(const vd_evaluator *e);
  * error is agreed. */
 int vd_evaluator_run(vd_evaluator *e, bool want_nll, vd_evaluation *out, vd_error *err);
 
-/* Of the attention that the last complete vd_evaluator_run recorded, as plan->attention asks: */
+/* The attention that the last complete vd_evaluator_run recorded, where plan->attention is set: */
 
-/* Not collective. The positions, ascending; *n: their number. The same on
- * all ranks. Borrowed. */
+/* Not collective. The positions, ascending; *n: their number. The same on all ranks. Borrowed. */
 const vd_evaluator_position *vd_evaluator_positions(const vd_evaluator *e, int64_t *n);
 /* Not collective. Distances that weights are recorded for, the same on all ranks. */
 int64_t vd_evaluator_distances(const vd_evaluator *e);
