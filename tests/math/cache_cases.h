@@ -67,6 +67,7 @@ static void change_weights(vd_model *m) {
 }
 
 /* Feeds tokens first .. first + block - 1 to all streams; stream s reads the sequence from 1000 s on. */
+/* NOLINTNEXTLINE(readability-non-const-parameter): written through a struct */
 static void feed(vd_model *m, int64_t streams, int64_t first, int64_t block, real *logits) {
   vd_error err = {0};
   int32_t x[2 * BLOCK], y[2 * BLOCK];
