@@ -14,6 +14,8 @@ enum vd_init { VD_INIT_PUBLISHED, VD_INIT_FAIRSEQ };
 
 /* span%softmax: after the soft mask, or over the layer's window before it. */
 enum vd_softmax { VD_MASKED, VD_TRIMMED };
+
+/* memory%initial: rows of a memory at the start of an epoch or an evaluation. */
 enum vd_initial_memory { VD_MEMORY_EMPTY, VD_MEMORY_ZEROS };
 
 /* optimizer%method and optimizer%schedule. */

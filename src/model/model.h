@@ -125,7 +125,8 @@ typedef struct vd_step {
 int vd_model_run(vd_model *m, vd_step *step, vd_error *err);
 /* Not collective. In the backend's memory: the sum of nll, in nats, of the last vd_model_run. Borrowed. */
 const double *vd_model_loss(const vd_model *m);
-/* Not collective. Memories become zeros of their first size (start of an epoch), or empty in Transformer-XL. */
+/* Not collective. Memories become zeros of their first size (start of an epoch); in Transformer-XL empty, or with
+ * VD_MEMORY_ZEROS mem_len rows of zeros. VD_FAILED without memory. */
 int vd_model_reset_memory(vd_model *m, vd_error *err);
 
 /* Not collective. Distances 0 .. n - 1 that attention weights can have in this model at its present spans: n is the

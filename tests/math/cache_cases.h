@@ -136,6 +136,9 @@ static void adaptive_span(void **state) {
   c.softmax = VD_TRIMMED;
   against_projections_of_all(&c);
   against_blocks(&c);
+  c.attn_span = 1;
+  against_projections_of_all(&c);
+  against_blocks(&c);
 }
 
 static void transformer_xl(void **state) {
@@ -143,7 +146,12 @@ static void transformer_xl(void **state) {
   vd_model_config c = base();
   c.arch = VD_TRANSFORMER_XL;
   against_projections_of_all(&c);
+  c.initial_memory = VD_MEMORY_ZEROS;
+  against_projections_of_all(&c);
   c.same_length = true; /* the block's length then changes nothing */
+  against_projections_of_all(&c);
+  against_blocks(&c);
+  c.initial_memory = VD_MEMORY_EMPTY;
   against_projections_of_all(&c);
   against_blocks(&c);
 }
