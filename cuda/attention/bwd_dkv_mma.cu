@@ -129,15 +129,16 @@ VD_DEV void dkv_query_tile(const vd_cuda_attention &a, const vd_band &band, cons
 }
 
 /* Writes dk and dv of this warp's keys. */
-template <typename T, int D>
-VD_DEV void dkv_end(const vd_cuda_attention &a, const vd_cuda_attention_gradient &g, vd_work_tile at, int lowest,
-                    int kw, dkv_warp<T, D> &w, float scale, float dropout_scale) {
+template <typename T, int D, bool REL>
+VD_DEV void dkv_end(const vd_cuda_attention &a, const vd_cuda_attention_gradient &g, vd_work_tile at,
+                    const vd_band &band, int kw, dkv_warp<T, D> &w, float scale, float dropout_scale) {
+  const int lowest = vd_lowest<REL>(band), lowest_value = vd_lowest_value<REL>(band);
   const float scales[2] = {scale, scale}, dropped[2] = {dropout_scale, dropout_scale};
   const vd_kv_view<T> gradients = vd_kv_view_of(a, (T *)g.dblock, (T *)g.dmemory, at.head, at.stream);
   const vd_row_view<T> dkeys = gradients.at(at.tile * VD_TILE, VD_KEY);
   const vd_row_view<T> dvalues = gradients.at(at.tile * VD_TILE, VD_VALUE);
   vd_write_rows<T, D>(dkeys.row0, dkeys.stride, kw, lowest, a.block, a.d_head, w.dk, scales);
-  vd_write_rows<T, D>(dvalues.row0, dvalues.stride, kw, lowest, a.block, a.d_head, w.dv, dropped);
+  vd_write_rows<T, D>(dvalues.row0, dvalues.stride, kw, lowest_value, a.block, a.d_head, w.dv, dropped);
 }
 
 template <typename T, int D, bool REL>
@@ -159,7 +160,6 @@ __global__ void __launch_bounds__(VD_WARPGROUP, vd_backward_layout<T, D>::key_bl
     const vd_work_tile at = vd_key_tile_at<REL>(a, schedule, tile_id);
     const vd_band band = vd_band_of<REL>(a, schedule, at.head);
     const vd_position_keys<T> positions = vd_position_keys_of<REL, T>(a, g.table, at.head);
-    const int lowest = vd_lowest<REL>(band);
     vd_seek_dropout(&drop, a, at.head, at.stream);
     const int kappa0 = at.tile * VD_TILE, kw = kappa0 + 16 * warp, first = kappa0 > 0 ? kappa0 : 0;
     const int last = min(a.block - 1, kappa0 + VD_TILE - 1 + band.reach), n = last / VD_TILE - first / VD_TILE + 1;
@@ -185,7 +185,7 @@ __global__ void __launch_bounds__(VD_WARPGROUP, vd_backward_layout<T, D>::key_bl
 #pragma unroll
     for (int i = 0; i < D / 8 * 4; i++) w.dk[i >> 2][i & 3] = w.dv[i >> 2][i & 3] = 0;
     const vd_kv_view<const T> memories = vd_kv_view_of(a, (const T *)g.block, (const T *)g.memory, at.head, at.stream);
-    vd_copy_kv_tile<T, D>(ks, vs, a, memories, kappa0, lowest);
+    vd_copy_kv_tile<T, D, REL>(ks, vs, a, memories, kappa0, band);
     copy_table(0);
     copy(0);
     for (int t = 0; t < n; t++) {
@@ -201,7 +201,7 @@ __global__ void __launch_bounds__(VD_WARPGROUP, vd_backward_layout<T, D>::key_bl
         copy(t + 1);
       }
     }
-    dkv_end<T, D>(a, g, at, lowest, kw, w, scale, drop.scale);
+    dkv_end<T, D, REL>(a, g, at, band, kw, w, scale, drop.scale);
     tile_id = vd_receive_tile(requested, &next);
   }
   vd_finish_work(schedule, VD_WORK_DKV);

@@ -99,7 +99,7 @@ VD_DEV uint32_t transpose_mask(const uint32_t words[4]) {
 
 /* Sub-tile j of this warp's keys and 64 queries from i0 on: scores s become the weights that multiply values,
  * gradients of weights ds become gradients of scores. rows: lse of the queries; delta follows after 64. */
-template <bool FULL, bool DROP, bool REL>
+template <bool FULL, bool DROP, bool REL, bool TRIM>
 VD_DEV void score_gradients(const vd_cuda_attention &a, const vd_band &band, float scale, const float *rows, int i0,
                             int kappa0, uint32_t dropout_mask, int j, float factor, float s[2][4], float ds[2][4]) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
@@ -122,18 +122,17 @@ VD_DEV void score_gradients(const vd_cuda_attention &a, const vd_band &band, flo
         ds[jn][e] = weight * (keep ? fmaf(ds[jn][e], scale, -own) : -own);
       } else {
         ds[jn][e] =
-            vd_masked_gradient(m, a.trimmed, nearer, score, keep ? ds[jn][e] * scale : 0, own, &weight, &unused);
+            vd_masked_gradient<TRIM>(m, nearer, score, keep ? ds[jn][e] * scale : 0, own, &weight, &unused);
       }
       s[jn][e] = keep ? weight : 0;
     }
   }
 }
 
-/* Starts the products s = k q^T and ds = v dout^T of work tile i and query tile c, whose copies have landed, after
- * writing the position scores to the exchange. `near_alone`: the far block is not in shared memory; its scores are
- * masked. */
+/* Starts the product s = k q^T of work tile i and query tile c, whose copies have landed, and writes the position scores
+ * to the exchange. `near_alone`: the far block is not in shared memory; its scores are masked. */
 template <typename T, bool REL>
-VD_DEV void start_products(dkv_smem<T> *m, int i, int c, bool near_alone, float s[8][4], float ds[8][4]) {
+VD_DEV void start_scores(dkv_smem<T> *m, int i, int c, bool near_alone, float s[8][4]) {
   float near_[8][4], far[8][4];
   const int near_slot = c % 3, far_slot = near_alone ? near_slot : (c + 1) % 3;
   init_position_rows<REL>(near_, m->bias_scores[near_slot]), init_position_rows<REL>(far, m->bias_scores[far_slot]);
@@ -151,17 +150,14 @@ VD_DEV void start_products(dkv_smem<T> *m, int i, int c, bool near_alone, float 
   vd_wgmma_wait<1>();
   vd_wgmma_fence_operand<8>(far);
   write_exchange(m->exchange, 0, far);
-  vd_wgmma_fence();
-  vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(ds, m->v[i & 1], m->dout[c & 1], false);
-  vd_wgmma_commit();
 }
 
 /* A work tile of 64 keys: n query tiles from `first` on. Query tile t needs blocks t (nearer keys) and t + 1 of the
- * table. */
+ * table. Of them the first `near_tiles` are within the head's own span. */
 typedef struct dkv_work {
   vd_work_tile at;
   vd_band band;
-  int kappa0, first, n;
+  int kappa0, first, n, near_tiles;
 } dkv_work;
 template <bool REL>
 VD_DEV dkv_work dkv_work_at(const vd_cuda_attention &a, const vd_tile_schedule *schedule, int tile_id) {
@@ -170,6 +166,7 @@ VD_DEV dkv_work dkv_work_at(const vd_cuda_attention &a, const vd_tile_schedule *
   w.band = vd_band_of<REL>(a, schedule, w.at.head);
   w.kappa0 = w.at.tile * VD_TILE, w.first = max(w.kappa0, 0);
   w.n = min(a.block - 1, w.kappa0 + VD_TILE - 1 + w.band.reach) / VD_TILE - w.first / VD_TILE + 1;
+  w.near_tiles = REL ? w.n : max(0, min(w.n, (w.band.own + 2 * VD_TILE - 1 + w.kappa0 - w.first) / VD_TILE));
   return w;
 }
 /* Whether the reach ends the work tile, not the block: the last query tile then sees nothing of its far block. */
@@ -182,13 +179,16 @@ template <bool REL> VD_DEV int dkv_tiles(const vd_cuda_attention &a, const vd_ti
 }
 
 /* The t-th query tile of work tile i, the c-th of the block, for this warp's keys. */
-template <typename T, bool DROP, bool REL>
+template <typename T, bool DROP, bool REL, bool TRIM>
 VD_DEV void dkv_tile(const vd_cuda_attention &a, const dkv_work &work, float scale, dkv_smem<T> *m, dkv_state &w, int i,
                      int t, int c, bool near_alone, uint32_t dropout_mask, float factor) {
   float s[8][4], ds[8][4];
   const int kw = work.kappa0 + 16 * (int)(threadIdx.x >> 5);
   vd_frag_a<T> weight[4], gradient[4];
-  start_products<T, REL>(m, i, c, near_alone, s, ds);
+  start_scores<T, REL>(m, i, c, near_alone, s);
+  vd_wgmma_fence();
+  vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(ds, m->v[i & 1], m->dout[c & 1], false);
+  vd_wgmma_commit();
   vd_consumer_sync();
   vd_wgmma_wait<0>();
   vd_wgmma_fence_operand<8>(s), vd_wgmma_fence_operand<8>(ds);
@@ -200,16 +200,16 @@ VD_DEV void dkv_tile(const vd_cuda_attention &a, const dkv_work &work, float sca
     for (int j = 0; j < 4; j++) add_exchange(s + 2 * j, m->exchange, j);
 #pragma unroll
     for (int j = 0; j < 4; j++)
-      score_gradients<true, DROP, REL>(a, work.band, scale, rows, i0, kw, dropout_mask, j, factor, s + 2 * j,
-                                       ds + 2 * j);
+      score_gradients<true, DROP, REL, TRIM>(a, work.band, scale, rows, i0, kw, dropout_mask, j, factor, s + 2 * j,
+                                             ds + 2 * j);
   } else {
 #pragma unroll
     for (int j = 0; j < 4; j++) {
       int iq = i0 + 16 * j;
       if (vd_any_seen<false>(work.band, iq - kw, kw) && iq < a.block) {
         add_exchange(s + 2 * j, m->exchange, j);
-        score_gradients<false, DROP, REL>(a, work.band, scale, rows, i0, kw, dropout_mask, j, factor, s + 2 * j,
-                                          ds + 2 * j);
+        score_gradients<false, DROP, REL, TRIM>(a, work.band, scale, rows, i0, kw, dropout_mask, j, factor, s + 2 * j,
+                                                ds + 2 * j);
       } else {
         vd_clear(s + 2 * j), vd_clear(ds + 2 * j);
       }
@@ -224,6 +224,41 @@ VD_DEV void dkv_tile(const vd_cuda_attention &a, const dkv_work &work, float sca
   vd_wgmma_fence_operand<8>(w.dv), vd_wgmma_fence_operand<8>(w.dk);
 }
 
+/* The same for a far tile, whose weights are 0: ds = -p delta. */
+template <typename T>
+VD_DEV void far_tile(const vd_cuda_attention &a, const dkv_work &work, dkv_smem<T> *m, dkv_state &w, int i, int t,
+                     int c, bool near_alone, float factor) {
+  float s[8][4];
+  const int lane = (int)(threadIdx.x & 31), g = lane >> 2, column = 2 * (lane & 3);
+  const int kw = work.kappa0 + 16 * (int)(threadIdx.x >> 5), i0 = work.first + t * VD_TILE;
+  vd_frag_a<T> gradient[4];
+  start_scores<T, false>(m, i, c, near_alone, s);
+  vd_consumer_sync();
+  vd_wgmma_wait<0>();
+  vd_wgmma_fence_operand<8>(s);
+  const float *rows = m->rows[c & 1][0] + column;
+  const bool all = vd_seen(work.band, i0 - kw - 15) && vd_seen(work.band, i0 + 63 - kw) && i0 + VD_TILE <= a.block;
+#pragma unroll
+  for (int j = 0; j < 4; j++) add_exchange(s + 2 * j, m->exchange, j);
+#pragma unroll
+  for (int n = 0; n < 8; n++) {
+    float2 lse = *(const float2 *)(rows + 8 * n), delta = *(const float2 *)(rows + VD_TILE + 8 * n);
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      float p = vd_exp2(fmaf(s[n][e], factor, -1.44269504088896341f * ((e & 1) ? lse.y : lse.x)));
+      int query = i0 + 8 * n + column + (e & 1);
+      if (!all && (query >= a.block || !vd_seen(work.band, query - kw - g - 8 * (e >> 1)))) p = 0;
+      s[n][e] = p * -((e & 1) ? delta.y : delta.x);
+    }
+  }
+  vd_results_to_a(gradient, s);
+  vd_wgmma_fence();
+  vd_tile_product_rs<T, VD_MN_MAJOR>(w.dk, gradient, m->q[c & 1], true);
+  vd_wgmma_commit();
+  vd_wgmma_wait<0>();
+  vd_wgmma_fence_operand<8>(w.dk);
+}
+
 /* Operands of the kernel. */
 typedef struct dkv_task {
   vd_cuda_attention_gradient g;
@@ -234,7 +269,7 @@ typedef struct dkv_task {
 } dkv_task;
 
 /* The consumer warpgroup. */
-template <typename T, bool DROP, bool REL>
+template <typename T, bool DROP, bool REL, bool TRIM>
 VD_DEV void dkv_consumer(const vd_cuda_attention &a, const dkv_task &task, dkv_smem<T> *m) {
   vd_tile_schedule *schedule = (vd_tile_schedule *)a.schedule;
   const int n_work_tile = dkv_tiles<REL>(a, schedule);
@@ -249,9 +284,14 @@ VD_DEV void dkv_consumer(const vd_cuda_attention &a, const dkv_task &task, dkv_s
     for (int t = 0; t < work.n; t++, c++) {
       const bool near_alone = t + 1 == work.n && ends_near, all = t + 1 == work.n && !ends_near;
       vd_barrier_sync<VD_TILE_FULL>();
-      const uint32_t dropout_mask = DROP ? m->dropout_mask[c & 1][threadIdx.x] : 0;
+      const bool far = TRIM && t >= work.near_tiles;
+      const uint32_t dropout_mask = DROP && !far ? m->dropout_mask[c & 1][threadIdx.x] : 0;
       if (!all) vd_barrier_arrive<VD_TILE_EMPTY>();
-      dkv_tile<T, DROP, REL>(a, work, task.drop.scale, m, w, i, t, c, near_alone, dropout_mask, factor);
+      if (far) {
+        far_tile<T>(a, work, m, w, i, t, c, near_alone, factor);
+      } else {
+        dkv_tile<T, DROP, REL, TRIM>(a, work, task.drop.scale, m, w, i, t, c, near_alone, dropout_mask, factor);
+      }
       if (all) vd_barrier_arrive<VD_TILE_EMPTY>(); /* the next work tile's block 0 takes the slot of the far block */
     }
     tile_id = vd_announced_tile(&m->next[i & 1]);
@@ -259,13 +299,15 @@ VD_DEV void dkv_consumer(const vd_cuda_attention &a, const dkv_task &task, dkv_s
     const vd_kv_view<T> to = vd_kv_view_of(a, (T *)task.g.dblock, (T *)task.g.dmemory, work.at.head, work.at.stream);
     const vd_row_view<T> keys = to.at(work.kappa0, VD_KEY), values = to.at(work.kappa0, VD_VALUE);
     vd_write_rows<T, VD_HEAD_WIDTH>(keys.row0, keys.stride, kw, lowest, a.block, a.d_head, w.dk, scales);
-    vd_write_rows<T, VD_HEAD_WIDTH>(values.row0, values.stride, kw, lowest, a.block, a.d_head, w.dv, dropped);
+    if (!TRIM || work.near_tiles > 0)
+      vd_write_rows<T, VD_HEAD_WIDTH>(values.row0, values.stride, kw, vd_lowest_value<REL>(work.band), a.block,
+                                      a.d_head, w.dv, dropped);
   }
   vd_finish_work(schedule, VD_WORK_DKV);
 }
 
 /* The producer warpgroup. */
-template <typename T, bool DROP, bool REL>
+template <typename T, bool DROP, bool REL, bool TRIM>
 VD_DEV void dkv_producer(const vd_cuda_attention &a, const dkv_task &task, dkv_smem<T> *m) {
   vd_tile_schedule *schedule = (vd_tile_schedule *)a.schedule;
   const vd_cuda_attention_gradient &g = task.g;
@@ -277,7 +319,7 @@ VD_DEV void dkv_producer(const vd_cuda_attention &a, const dkv_task &task, dkv_s
     const vd_position_keys<T> positions = vd_position_keys_of<REL, T>(a, g.table, work.at.head);
     const vd_row_view<const T> queries = vd_query_rows<T, REL>(a, g, task.query, work.at.head, work.at.stream);
     const vd_row_view<const T> douts = vd_output_rows(a, (const T *)g.dout, work.at.head, work.at.stream);
-    const int lowest = vd_lowest<REL>(work.band), n = work.n;
+    const int lowest = vd_lowest<REL>(work.band), n = work.n, near_tiles = TRIM ? work.near_tiles : n;
     const float *rows =
         (thread < VD_TILE ? g.lse : task.delta) + ((int64_t)work.at.stream * a.n_head + work.at.head) * a.block;
     auto copy_table = [&](int y, int slot) {
@@ -298,7 +340,7 @@ VD_DEV void dkv_producer(const vd_cuda_attention &a, const dkv_task &task, dkv_s
       for (int j = 0; j < 4; j++) words[j] = dropout_mask[32 * j];
       dropout_mask += (vd_max_key_tiles(a) + 1) * VD_WARPGROUP;
     };
-    if (DROP) read_kept();
+    if (DROP && near_tiles > 0) read_kept();
     for (int t = 0; t < n; t++, c++) {
       int i0 = work.first + t * VD_TILE, row = i0 + (thread & (VD_TILE - 1));
       if (c > 0) vd_barrier_sync<VD_TILE_EMPTY>();
@@ -307,16 +349,19 @@ VD_DEV void dkv_producer(const vd_cuda_attention &a, const dkv_task &task, dkv_s
             vd_kv_view_of(a, (const T *)g.block, (const T *)g.memory, work.at.head, work.at.stream);
         const vd_row_view<const T> keys = memories.at(work.kappa0, VD_KEY), values = memories.at(work.kappa0, VD_VALUE);
         vd_copy_tile<T, VD_HEAD_WIDTH>(m->k[i & 1], keys.row0, keys.stride, work.kappa0, lowest, a.block, a.d_head);
-        vd_copy_tile<T, VD_HEAD_WIDTH>(m->v[i & 1], values.row0, values.stride, work.kappa0, lowest, a.block, a.d_head);
+        if (near_tiles > 0)
+          vd_copy_tile<T, VD_HEAD_WIDTH>(m->v[i & 1], values.row0, values.stride, work.kappa0,
+                                         vd_lowest_value<REL>(work.band), a.block, a.d_head);
         copy_table(0, c % 3);
       }
       vd_copy_tile<T, VD_HEAD_WIDTH>(m->q[c & 1], queries.row0, queries.stride, i0, 0, a.block, a.d_head);
-      vd_copy_tile<T, VD_HEAD_WIDTH>(m->dout[c & 1], douts.row0, douts.stride, i0, 0, a.block, a.d_head);
+      if (t < near_tiles)
+        vd_copy_tile<T, VD_HEAD_WIDTH>(m->dout[c & 1], douts.row0, douts.stride, i0, 0, a.block, a.d_head);
       vd_cp_async4(m->rows[c & 1][0] + thread, row < a.block ? rows + row : rows, row < a.block);
       if (t + 1 < n || !ends_near) copy_table(t + 1, (c + 1) % 3);
       vd_cp_async_commit();
-      if (DROP) m->dropout_mask[c & 1][thread] = transpose_mask(words);
-      if (DROP && t + 1 < n) read_kept();
+      if (DROP && t < near_tiles) m->dropout_mask[c & 1][thread] = transpose_mask(words);
+      if (DROP && t + 1 < near_tiles) read_kept();
       if (t + 1 == n) vd_producer_announce(requested, &m->next[i & 1]);
       vd_cp_async_wait_all();
       vd_fence_proxy_async();
@@ -328,17 +373,17 @@ VD_DEV void dkv_producer(const vd_cuda_attention &a, const dkv_task &task, dkv_s
   if (c > 0) vd_barrier_sync<VD_TILE_EMPTY>();
 }
 
-template <typename T, bool DROP, bool REL>
+template <typename T, bool DROP, bool REL, bool TRIM>
 __global__ void __launch_bounds__(VD_SPECIALIZED_THREADS, 2)
     dkv_wgmma_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ dkv_task task) {
   extern __shared__ __align__(1024) unsigned char smem[];
   dkv_smem<T> *m = (dkv_smem<T> *)smem;
   if (threadIdx.x < VD_WARPGROUP) {
     vd_setmaxnreg_inc<200>();
-    dkv_consumer<T, DROP, REL>(a, task, m);
+    dkv_consumer<T, DROP, REL, TRIM>(a, task, m);
   } else {
     vd_setmaxnreg_dec<56>();
-    dkv_producer<T, DROP, REL>(a, task, m);
+    dkv_producer<T, DROP, REL, TRIM>(a, task, m);
   }
 }
 
@@ -346,8 +391,9 @@ template <typename T>
 cudaError_t launch_dkv(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g, const vd_backward_workspace *ws,
                        cudaStream_t stream) {
   const dkv_task task = {*g, ws->query, ws->delta, ws->dropout_mask, vd_make_dropout_draws(a)};
-  auto kernel = vd_variant(a, dkv_wgmma_kernel<T, false, false>, dkv_wgmma_kernel<T, true, false>,
-                           dkv_wgmma_kernel<T, false, true>, dkv_wgmma_kernel<T, true, true>);
+  auto kernel = vd_variant(a, dkv_wgmma_kernel<T, false, false, false>, dkv_wgmma_kernel<T, true, false, false>,
+                           dkv_wgmma_kernel<T, false, false, true>, dkv_wgmma_kernel<T, true, false, true>,
+                           dkv_wgmma_kernel<T, false, true, false>, dkv_wgmma_kernel<T, true, true, false>);
   return vd_launch_persistent(kernel, VD_SPECIALIZED_THREADS, (int)sizeof(dkv_smem<T>), stream, NULL, 0, *a, task);
 }
 

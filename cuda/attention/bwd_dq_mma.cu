@@ -252,7 +252,7 @@ __global__ void __launch_bounds__(VD_WARPGROUP, vd_backward_layout<T, D>::query_
     const vd_position_gradients dpositions = vd_position_gradients_of<REL>(a, g, ws.dsum, at.head, band);
     vd_seek_dropout(&drop, a, at.head, at.stream);
     const int i0 = at.tile * VD_TILE, iw = i0 + 16 * warp, n = vd_key_tiles<REL>(band, at.tile);
-    const int start = i0 - (n - 1) * VD_TILE, lowest = vd_lowest<REL>(band);
+    const int start = i0 - (n - 1) * VD_TILE;
     const vd_kv_view<const T> memories = vd_kv_view_of(a, (const T *)g.block, (const T *)g.memory, at.head, at.stream);
     auto copy_positions = [&](int y) {
       vd_copy_position_keys<T, D, REL>(ts + y % (stages + 1) * tile, bias_scores + y % (stages + 1) * VD_TILE,
@@ -260,7 +260,7 @@ __global__ void __launch_bounds__(VD_WARPGROUP, vd_backward_layout<T, D>::query_
     };
     auto copy = [&](int t) {
       int kappa0 = start + t * VD_TILE, slot = t % stages;
-      vd_copy_kv_tile<T, D>(ks + slot * tile, vs + slot * tile, a, memories, kappa0, lowest);
+      vd_copy_kv_tile<T, D, REL>(ks + slot * tile, vs + slot * tile, a, memories, kappa0, band);
       if (REL && t == 0) copy_positions(0);
       if (REL || t + 1 < n) copy_positions(t + 1);
       vd_cp_async_commit();

@@ -53,10 +53,9 @@ template <typename T, bool REL> struct dq_state {
 };
 
 /* Sub-tile j of 16 queries from i0 on and 64 keys: gradients of weights ds become gradients of scores. */
-template <typename T, bool FULL, bool DROP, bool REL>
-VD_DEV void score_gradients(const vd_cuda_attention &a, const vd_band &band, float scale, dq_state<T, REL> &w,
-                            uint32_t dropout_mask, int j, int i0, int kappa0, float factor, const float s[2][4],
-                            float ds[2][4]) {
+template <typename T, bool FULL, bool DROP, bool REL, bool TRIM>
+VD_DEV void score_gradients(const vd_band &band, float scale, dq_state<T, REL> &w, uint32_t dropout_mask, int j, int i0,
+                            int kappa0, float factor, const float s[2][4], float ds[2][4]) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   vd_masks m = vd_masks_of(band, i0 - kappa0 - 16 * j + g - 2 * t);
 #pragma unroll
@@ -70,7 +69,7 @@ VD_DEV void score_gradients(const vd_cuda_attention &a, const vd_band &band, flo
       ds[jn][e] = vd_exp2(score) * (keep ? fmaf(ds[jn][e], scale, -delta) : -delta);
     } else {
       ds[jn][e] =
-          vd_masked_gradient(m, a.trimmed, nearer, score, keep ? ds[jn][e] * scale : 0, delta, &weight, &w.dspan);
+          vd_masked_gradient<TRIM>(m, nearer, score, keep ? ds[jn][e] * scale : 0, delta, &weight, &w.dspan);
     }
   }
 }
@@ -78,10 +77,9 @@ VD_DEV void score_gradients(const vd_cuda_attention &a, const vd_band &band, flo
 /* Score gradients, as left operands, of this warp's queries and the t-th key tile of the work tile, the c-th of the
  * block, whose copies have landed. Without relative keys the last tile's block of e has no distances above 0 and no
  * place in the table; the scores of the block that is read instead are masked. */
-template <typename T, bool DROP, bool REL>
-VD_DEV void dq_scores(const vd_cuda_attention &a, float scale, const vd_query_work &work, dq_smem<T> *m,
-                      dq_state<T, REL> &w, const T *q, int t, int c, uint32_t dropout_mask, float factor,
-                      vd_frag_a<T> gradient[4]) {
+template <typename T, bool DROP, bool REL, bool TRIM>
+VD_DEV void dq_scores(float scale, const vd_query_work &work, dq_smem<T> *m, dq_state<T, REL> &w, const T *q, int t,
+                      int c, uint32_t dropout_mask, float factor, vd_frag_a<T> gradient[4]) {
   float s[8][4], position[8][4], ds[8][4];
   __half *ring = m->ring[threadIdx.x >> 5];
   const int warp = (int)(threadIdx.x >> 5), unit = 4 * (c + 1) + 7 - warp,
@@ -106,21 +104,62 @@ VD_DEV void dq_scores(const vd_cuda_attention &a, float scale, const vd_query_wo
     for (int j = 0; j < 4; j++) vd_add_ring(s + 2 * j, ring, unit + j);
 #pragma unroll
     for (int j = 0; j < 4; j++)
-      score_gradients<T, true, DROP, REL>(a, work.band, scale, w, dropout_mask, j, iw, kappa0, factor, s + 2 * j,
-                                          ds + 2 * j);
+      score_gradients<T, true, DROP, REL, TRIM>(work.band, scale, w, dropout_mask, j, iw, kappa0, factor, s + 2 * j,
+                                                ds + 2 * j);
   } else {
 #pragma unroll
     for (int j = 0; j < 4; j++) {
       if (vd_any_seen<REL>(work.band, iw - kappa0 - 16 * j, kappa0 + 16 * j)) {
         vd_add_ring(s + 2 * j, ring, unit + j);
-        score_gradients<T, false, DROP, REL>(a, work.band, scale, w, dropout_mask, j, iw, kappa0, factor, s + 2 * j,
-                                             ds + 2 * j);
+        score_gradients<T, false, DROP, REL, TRIM>(work.band, scale, w, dropout_mask, j, iw, kappa0, factor, s + 2 * j,
+                                                   ds + 2 * j);
       } else {
         vd_clear(ds + 2 * j);
       }
     }
   }
   vd_results_to_a(gradient, ds);
+}
+
+/* The same for a far tile, whose weights are 0: ds = -p delta. The size of delta is added to the exponent, and its sign
+ * is set last. */
+template <typename T>
+VD_DEV void far_scores(const vd_query_work &work, dq_smem<T> *m, const dq_state<T, false> &w, const T *q, int t, int c,
+                       float factor, vd_frag_a<T> gradient[4]) {
+  float s[8][4], position[8][4], shift[2];
+  uint32_t sign[2];
+  __half *ring = m->ring[threadIdx.x >> 5];
+  const int warp = (int)(threadIdx.x >> 5), iw = work.i0 + 16 * warp, kappa0 = work.start + t * VD_TILE;
+  vd_wgmma_fence();
+  vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(position, q, m->table[(c + 1) % 3], false);
+  vd_wgmma_commit();
+  vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(s, q, m->k[c & 1], false);
+  vd_wgmma_commit();
+#pragma unroll
+  for (int ih = 0; ih < 2; ih++) {
+    shift[ih] = __log2f(fabsf(w.delta[ih])) - w.lse[ih];
+    sign[ih] = w.delta[ih] > 0 ? 0x80008000U : 0;
+  }
+  vd_wgmma_wait<1>();
+  vd_wgmma_fence_operand<8>(position);
+  vd_write_ring(ring, c + 1, position);
+  __syncwarp();
+  vd_wgmma_wait<0>();
+  vd_wgmma_fence_operand<8>(s);
+#pragma unroll
+  for (int j = 0; j < 4; j++) vd_add_ring(s + 2 * j, ring, 4 * (c + 1) + 7 - warp + j);
+  const bool seen = vd_far_row_seen(work.band, iw, kappa0);
+  const int g = (int)(threadIdx.x & 31) >> 2, column = 2 * (int)(threadIdx.x & 3);
+#pragma unroll
+  for (int i = 0; i < 32; i++) {
+    int ih = i >> 1 & 1;
+    float *x = &s[i >> 2][i & 3];
+    *x = vd_exp2(fmaf(*x, factor, shift[ih]));
+    if (!seen && !vd_seen(work.band, iw + g + 8 * ih - kappa0 - 8 * (i >> 2) - column - (i & 1))) *x = 0;
+  }
+  vd_results_to_a(gradient, s);
+#pragma unroll
+  for (int i = 0; i < 16; i++) gradient[i >> 2].x[i & 3] ^= sign[i & 1];
 }
 
 /* Byte offset of a pair of columns in the two adjacent skewed tiles, for row g of a warp's 16; `chunk` counts 16
@@ -264,7 +303,7 @@ VD_DEV void dq_end(const vd_cuda_attention &a, const dq_task &task, const vd_que
 }
 
 /* The consumer warpgroup. */
-template <typename T, bool DROP, bool REL>
+template <typename T, bool DROP, bool REL, bool TRIM>
 VD_DEV void dq_consumer(const vd_cuda_attention &a, const dq_task &task, dq_smem<T> *m) {
   vd_tile_schedule *schedule = (vd_tile_schedule *)a.schedule;
   const int n_work_tile = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE);
@@ -281,9 +320,13 @@ VD_DEV void dq_consumer(const vd_cuda_attention &a, const dq_task &task, dq_smem
       vd_barrier_sync<VD_TILE_FULL>();
       if (t == 0)
         dq_begin<T, REL>(a, task.g.lse, task.ws.delta, work.at, work.i0 + 16 * (int)(threadIdx.x >> 5), m, w, q, c);
-      const uint32_t dropout_mask = DROP ? m->dropout_mask[c & 1][threadIdx.x] : 0;
+      const bool far = TRIM && t < work.far;
+      const uint32_t dropout_mask = DROP && !far ? m->dropout_mask[c & 1][threadIdx.x] : 0;
       if (!REL || t + 1 < work.n) vd_barrier_arrive<VD_TILE_EMPTY>();
-      dq_scores<T, DROP, REL>(a, task.drop.scale, work, m, w, q, t, c, dropout_mask, factor, gradient);
+      if constexpr (TRIM) {
+        if (far) far_scores<T>(work, m, w, q, t, c, factor, gradient);
+      }
+      if (!far) dq_scores<T, DROP, REL, TRIM>(task.drop.scale, work, m, w, q, t, c, dropout_mask, factor, gradient);
       write_skewed<T>(m->skewed, c + 1, gradient);
       vd_fence_proxy_async();
       vd_consumer_sync();
@@ -305,7 +348,7 @@ VD_DEV void dq_consumer(const vd_cuda_attention &a, const dq_task &task, dq_smem
 }
 
 /* The producer warpgroup. */
-template <typename T, bool DROP, bool REL>
+template <typename T, bool DROP, bool REL, bool TRIM>
 VD_DEV void dq_producer(const vd_cuda_attention &a, const dq_task &task, dq_smem<T> *m) {
   vd_tile_schedule *schedule = (vd_tile_schedule *)a.schedule;
   const vd_cuda_attention_gradient &g = task.g;
@@ -318,7 +361,7 @@ VD_DEV void dq_producer(const vd_cuda_attention &a, const dq_task &task, dq_smem
     const vd_position_keys<T> positions = vd_position_keys_of<REL, T>(a, g.table, work.at.head);
     const vd_kv_view<const T> memories =
         vd_kv_view_of(a, (const T *)g.block, (const T *)g.memory, work.at.head, work.at.stream);
-    const int lowest = vd_lowest<REL>(work.band), n = work.n;
+    const int lowest = vd_lowest<REL>(work.band), lowest_value = vd_lowest_value<REL>(work.band), n = work.n;
     const uint32_t *dropout_mask = vd_dropout_mask_tile(a, task.ws.dropout_mask, work.at.stream, work.at.head,
                                                         work.at.tile, n - 1); /* the mask of the first key tile */
     auto copy_table = [&](int y, int slot) {
@@ -326,6 +369,7 @@ VD_DEV void dq_producer(const vd_cuda_attention &a, const dq_task &task, dq_smem
                                                    work.first_block + y * VD_TILE, a.d_head);
     };
     for (int t = 0; t < n; t++, c++) {
+      const bool far = TRIM && t < work.far;
       int kappa0 = work.start + t * VD_TILE;
       if (c > 0) vd_barrier_sync<VD_TILE_EMPTY>();
       if (t == 0) {
@@ -338,9 +382,11 @@ VD_DEV void dq_producer(const vd_cuda_attention &a, const dq_task &task, dq_smem
       }
       const vd_row_view<const T> keys = memories.at(kappa0, VD_KEY), values = memories.at(kappa0, VD_VALUE);
       vd_copy_tile<T, VD_HEAD_WIDTH>(m->k[c & 1], keys.row0, keys.stride, kappa0, lowest, a.block, a.d_head);
-      vd_copy_tile<T, VD_HEAD_WIDTH>(m->v[c & 1], values.row0, values.stride, kappa0, lowest, a.block, a.d_head);
+      if (!far)
+        vd_copy_tile<T, VD_HEAD_WIDTH>(m->v[c & 1], values.row0, values.stride, kappa0, lowest_value, a.block,
+                                       a.d_head);
       if (REL || t + 1 < n) copy_table(t + 1, (c + 1) % 3);
-      if (DROP) vd_cp_async4(&m->dropout_mask[c & 1][thread], dropout_mask - t * VD_WARPGROUP + thread, true);
+      if (DROP && !far) vd_cp_async4(&m->dropout_mask[c & 1][thread], dropout_mask - t * VD_WARPGROUP + thread, true);
       vd_cp_async_commit();
       if (t + 1 == n) vd_producer_announce(requested, &m->next[i & 1]);
       vd_cp_async_wait_all();
@@ -353,17 +399,17 @@ VD_DEV void dq_producer(const vd_cuda_attention &a, const dq_task &task, dq_smem
   if (c > 0) vd_barrier_sync<VD_TILE_EMPTY>();
 }
 
-template <typename T, bool DROP, bool REL>
+template <typename T, bool DROP, bool REL, bool TRIM>
 __global__ void __launch_bounds__(VD_SPECIALIZED_THREADS, 2)
     dq_wgmma_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ dq_task task) {
   extern __shared__ __align__(1024) unsigned char smem[];
   dq_smem<T> *m = (dq_smem<T> *)smem;
   if (threadIdx.x < VD_WARPGROUP) {
     vd_setmaxnreg_inc<208>();
-    dq_consumer<T, DROP, REL>(a, task, m);
+    dq_consumer<T, DROP, REL, TRIM>(a, task, m);
   } else {
     vd_setmaxnreg_dec<48>();
-    dq_producer<T, DROP, REL>(a, task, m);
+    dq_producer<T, DROP, REL, TRIM>(a, task, m);
   }
 }
 
@@ -373,8 +419,9 @@ cudaError_t launch_dq(const vd_cuda_attention *a, const vd_cuda_attention_gradie
   const dq_task task = {*g, *ws, vd_make_dropout_draws(a)};
   cudaLaunchAttribute launched = {};
   launched.id = cudaLaunchAttributeLaunchCompletionEvent, launched.val.launchCompletionEvent.event = g->join;
-  auto kernel = vd_variant(a, dq_wgmma_kernel<T, false, false>, dq_wgmma_kernel<T, true, false>,
-                           dq_wgmma_kernel<T, false, true>, dq_wgmma_kernel<T, true, true>);
+  auto kernel = vd_variant(a, dq_wgmma_kernel<T, false, false, false>, dq_wgmma_kernel<T, true, false, false>,
+                           dq_wgmma_kernel<T, false, false, true>, dq_wgmma_kernel<T, true, false, true>,
+                           dq_wgmma_kernel<T, false, true, false>, dq_wgmma_kernel<T, true, true, false>);
   return vd_launch_persistent(kernel, VD_SPECIALIZED_THREADS, (int)sizeof(dq_smem<T>), stream, &launched,
                               g->side ? 1 : 0, *a, task);
 }

@@ -18,10 +18,11 @@
 enum { VD_WARPGROUP = 128 }; /* threads */
 enum { VD_WORK_FORWARD, VD_WORK_DQ, VD_WORK_DKV, VD_WORK_KINDS };
 
-/* The band of a head: queries see distances first .. reach, those up to `full` with mask 1. The soft mask is (u +
- * ramp + fraction) / ramp clamped to 0..1, u = whole - (x - 1), where whole + fraction = z * attn_span. */
+/* The band of a head: queries see distances first .. reach, those up to `full` with mask 1 and those beyond `own` with
+ * mask 0: `own` is less than the reach only where trimmed, and values are not needed beyond. The soft mask is (u + ramp
+ * + fraction) / ramp clamped to 0..1, u = whole - (x - 1), where whole + fraction = z * attn_span. */
 typedef struct vd_band {
-  int reach, first, full, whole, ramp;
+  int reach, own, first, full, whole, ramp;
   float fraction, inverse_ramp;
   int oldest; /* with relative keys: the first key that exists */
 } vd_band;
@@ -32,7 +33,7 @@ enum { VD_MAX_SM = 256 };
 typedef struct vd_tile_schedule {
   int sm_blocks[VD_MAX_SM]; /* blocks seen on each multiprocessor; see first_tile() in fwd_wgmma.cu */
   int next[VD_WORK_KINDS], done[VD_WORK_KINDS], next_rest;
-  int head[VD_CUDA_MAX_HEADS];          /* heads by decreasing reach */
+  int head[VD_CUDA_MAX_HEADS];          /* heads by decreasing reach, then own span */
   int dkv_first[VD_CUDA_MAX_HEADS + 1]; /* first dK/dV tile of the head of this rank; last: number of tiles */
   vd_band band[VD_CUDA_MAX_HEADS];      /* of head h */
 } vd_tile_schedule;
@@ -92,7 +93,7 @@ VD_DEV vd_work_tile vd_query_tile_at(const vd_cuda_attention &a, const vd_tile_s
 template <bool REL> VD_DEV vd_band vd_band_of(const vd_cuda_attention &a, const vd_tile_schedule *schedule, int head) {
   if constexpr (REL) {
     vd_band b = {};
-    b.reach = b.full = a.reach, b.oldest = -a.window;
+    b.reach = b.own = b.full = a.reach, b.oldest = -a.window;
     return b;
   }
   return schedule->band[head];
@@ -100,6 +101,10 @@ template <bool REL> VD_DEV vd_band vd_band_of(const vd_cuda_attention &a, const 
 /* The first key that the head sees. */
 template <bool REL> VD_DEV int vd_lowest(const vd_band &b) {
   return REL ? max(-b.reach, b.oldest) : -b.reach;
+}
+/* The first key whose value the head needs. */
+template <bool REL> VD_DEV int vd_lowest_value(const vd_band &b) {
+  return REL ? vd_lowest<REL>(b) : -b.own;
 }
 /* Number of key tiles that a query tile sees, its own included. */
 template <bool REL> VD_DEV int vd_key_tiles(const vd_band &b, int query_tile) {
@@ -147,13 +152,14 @@ VD_DEV vd_kv_view<T> vd_kv_view_of(const vd_cuda_attention &a, T *block, T *memo
   return k;
 }
 
-/* Starts the copies of a tile of keys and of values, rows kappa0 .. kappa0 + 63, to shared memory. */
-template <typename T, int D>
+/* Starts the copies of a tile of keys and of values, rows kappa0 .. kappa0 + 63, to shared memory; zeros for what the
+ * head does not need. */
+template <typename T, int D, bool REL>
 VD_DEV void vd_copy_kv_tile(T *k, T *v, const vd_cuda_attention &a, const vd_kv_view<const T> &from, int kappa0,
-                            int lowest) {
+                            const vd_band &band) {
   const vd_row_view<const T> keys = from.at(kappa0, VD_KEY), values = from.at(kappa0, VD_VALUE);
-  vd_copy_tile<T, D>(k, keys.row0, keys.stride, kappa0, lowest, a.block, a.d_head);
-  vd_copy_tile<T, D>(v, values.row0, values.stride, kappa0, lowest, a.block, a.d_head);
+  vd_copy_tile<T, D>(k, keys.row0, keys.stride, kappa0, vd_lowest<REL>(band), a.block, a.d_head);
+  vd_copy_tile<T, D>(v, values.row0, values.stride, kappa0, vd_lowest_value<REL>(band), a.block, a.d_head);
 }
 
 /* The soft mask at distance x. */
@@ -412,13 +418,20 @@ static inline cudaError_t vd_persistent_blocks(const void *kernel, int shared, i
   return e;
 }
 
-/* Not collective. The variant of a kernel for this layer's keys and dropout. */
+/* Not collective. The variant of a kernel for this layer's keys, softmax and dropout. */
+template <typename KERNEL>
+static KERNEL *vd_variant(const vd_cuda_attention *a, KERNEL *plain, KERNEL *dropout, KERNEL *trimmed,
+                          KERNEL *trimmed_dropout, KERNEL *relative, KERNEL *relative_dropout) {
+  const bool drops = vd_dropout_threshold(a->dropout) > 0;
+  if (a->rel_key) return drops ? relative_dropout : relative;
+  if (a->trimmed) return drops ? trimmed_dropout : trimmed;
+  return drops ? dropout : plain;
+}
+/* The same for kernels that have no variant of their own for a trimmed softmax. */
 template <typename KERNEL>
 static KERNEL *vd_variant(const vd_cuda_attention *a, KERNEL *plain, KERNEL *dropout, KERNEL *relative,
                           KERNEL *relative_dropout) {
-  const bool drops = vd_dropout_threshold(a->dropout) > 0;
-  if (a->rel_key) return drops ? relative_dropout : relative;
-  return drops ? dropout : plain;
+  return vd_variant(a, plain, dropout, plain, dropout, relative, relative_dropout);
 }
 
 /* Stream-ordered. Launches a persistent kernel with as many blocks as are resident at once. attribute: n launch

@@ -233,8 +233,7 @@ __global__ void __launch_bounds__(VD_WARPGROUP, forward_layout<T, D>::blocks)
     const vd_position_keys<T> positions = vd_position_keys_of<REL, T>(a, table, at.head);
     vd_seek_dropout(&drop, a, at.head, at.stream);
     const int i0 = at.tile * VD_TILE, iw = i0 + 16 * warp, n = vd_key_tiles<REL>(band, at.tile);
-    const int start = i0 - (n - 1) * VD_TILE,
-              lowest = vd_lowest<REL>(band); /* first key of the tiles; first key that the head sees */
+    const int start = i0 - (n - 1) * VD_TILE; /* first key of the tiles */
     const vd_row_view<const T> queries = vd_block_rows(a, block, VD_QUERY, at.head, at.stream);
     const vd_kv_view<const T> memories = vd_kv_view_of(a, block, memory, at.head, at.stream);
     /* Key tile t needs blocks t and t + 1 of the table. Block 0 is beyond a span's reach (with relative keys it may
@@ -245,7 +244,7 @@ __global__ void __launch_bounds__(VD_WARPGROUP, forward_layout<T, D>::blocks)
     };
     auto copy = [&](int t) {
       int kappa0 = start + t * VD_TILE, slot = t % stages;
-      vd_copy_kv_tile<T, D>(ks + slot * tile, vs + slot * tile, a, memories, kappa0, lowest);
+      vd_copy_kv_tile<T, D, REL>(ks + slot * tile, vs + slot * tile, a, memories, kappa0, band);
       if (REL && t == 0) copy_positions(0);
       if (REL || t + 1 < n) copy_positions(t + 1);
       vd_cp_async_commit();

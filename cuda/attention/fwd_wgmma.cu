@@ -50,11 +50,11 @@ struct forward_state {
 };
 
 /* Masks the scores of a partly seen sub-tile. */
-template <bool REL>
-VD_DEV void mask_scores(const vd_band &band, bool trimmed, int x0, int kappa0, float unit, float s[2][4]) {
+template <bool REL, bool TRIM>
+VD_DEV void mask_scores(const vd_band &band, int x0, int kappa0, float unit, float s[2][4]) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   vd_masks m = vd_masks_of(band, x0 + g - 2 * t);
-  if (!REL && !trimmed) {
+  if (!REL && !TRIM) {
 #pragma unroll
     for (int i = 0; i < 8; i++)
       s[i >> 2][i & 3] += __log2f(vd_masks_at(m, 8 * (i >> 2) + (i & 1) - 8 * (i >> 1 & 1))) * unit;
@@ -69,9 +69,9 @@ VD_DEV void mask_scores(const vd_band &band, bool trimmed, int x0, int kappa0, f
 }
 
 /* Adds position scores to the scores of 64 keys, and masks pairs that are not seen in full. */
-template <bool REL>
-VD_DEV void finish_scores(const vd_cuda_attention &a, const vd_band &band, const float *ring, int unit, int iw,
-                          int kappa0, float factor, float s[8][4]) {
+template <bool REL, bool TRIM>
+VD_DEV void finish_scores(const vd_band &band, const float *ring, int unit, int iw, int kappa0, float factor,
+                          float s[8][4]) {
   if (vd_row_full<REL>(band, iw, kappa0)) {
 #pragma unroll
     for (int j = 0; j < 4; j++) vd_add_ring(s + 2 * j, ring, unit + j);
@@ -82,7 +82,7 @@ VD_DEV void finish_scores(const vd_cuda_attention &a, const vd_band &band, const
     int kappa = kappa0 + 16 * j;
     if (vd_any_seen<REL>(band, iw - kappa, kappa)) {
       vd_add_ring(s + 2 * j, ring, unit + j);
-      mask_scores<REL>(band, a.trimmed, iw - kappa, kappa, 1 / factor, s + 2 * j);
+      mask_scores<REL, TRIM>(band, iw - kappa, kappa, 1 / factor, s + 2 * j);
     } else {
 #pragma unroll
       for (int i = 0; i < 8; i++) s[2 * j + (i >> 2)][i & 3] = -INFINITY;
@@ -138,14 +138,10 @@ template <typename T> VD_DEV void drop_weights(vd_frag_a<T> p[4], uint32_t bits)
     }
 }
 
-/* The t-th key tile of the work tile, the c-th of the block, whose copies have landed. */
-template <typename T, bool DROP, bool REL>
-VD_DEV void forward_tile(const vd_cuda_attention &a, const vd_query_work &work, forward_smem<T> *m, forward_state &w,
-                         const T *q, int t, int c, uint32_t dropout_mask, float factor) {
-  float s[8][4], position[8][4];
+/* Content scores of the c-th key tile of the block, and its position scores in the ring buffer. */
+template <typename T, bool REL> VD_DEV void multiply_scores(forward_smem<T> *m, const T *q, int c, float s[8][4]) {
+  float position[8][4];
   float *ring = m->ring[threadIdx.x >> 5];
-  const int block = c + 1, warp = (int)(threadIdx.x >> 5), iw = work.i0 + 16 * warp, kappa0 = work.start + t * VD_TILE;
-  vd_frag_a<T> p[4];
   if constexpr (REL) vd_init_position_tile(position, m->bias_scores[c & 1]);
   vd_wgmma_fence();
   vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(position, q, m->table[c & 1], REL);
@@ -154,13 +150,23 @@ VD_DEV void forward_tile(const vd_cuda_attention &a, const vd_query_work &work, 
   vd_wgmma_commit();
   vd_wgmma_wait<1>();
   vd_wgmma_fence_operand<8>(position);
-  vd_write_ring(ring, block, position);
+  vd_write_ring(ring, c + 1, position);
   __syncwarp();
   vd_wgmma_wait<0>();
   vd_wgmma_fence_operand<8>(s);
-  finish_scores<REL>(a, work.band, ring, 4 * block + 7 - warp, iw, kappa0, factor, s);
+}
+
+/* The t-th key tile of the work tile, the c-th of the block, whose copies have landed. */
+template <typename T, bool DROP, bool REL, bool TRIM>
+VD_DEV void forward_tile(const vd_query_work &work, forward_smem<T> *m, forward_state &w, const T *q, int t, int c,
+                         uint32_t dropout_mask, float factor) {
+  float s[8][4];
+  const int warp = (int)(threadIdx.x >> 5), iw = work.i0 + 16 * warp, kappa0 = work.start + t * VD_TILE;
+  vd_frag_a<T> p[4];
+  multiply_scores<T, REL>(m, q, c, s);
+  finish_scores<REL, TRIM>(work.band, m->ring[warp], 4 * (c + 1) + 7 - warp, iw, kappa0, factor, s);
   softmax_tile(w, factor, s);
-  if (!REL && a.trimmed && !vd_row_full<REL>(work.band, iw, kappa0)) {
+  if (TRIM && !vd_row_full<REL>(work.band, iw, kappa0)) {
 #pragma unroll
     for (int j = 0; j < 4; j++) apply_soft_mask(work.band, iw - kappa0 - 16 * j, s + 2 * j);
   }
@@ -171,6 +177,39 @@ VD_DEV void forward_tile(const vd_cuda_attention &a, const vd_query_work &work, 
   vd_wgmma_commit();
   vd_wgmma_wait<0>();
   vd_wgmma_fence_operand<8>(w.sum);
+}
+
+/* A far tile: all weights are 0, and the softmax's denominator is all that is wanted. Exponentials are taken against
+ * the maximum of the tiles before, until a sum nears the end of the range or a row has seen no key yet. */
+template <typename T>
+VD_DEV void far_tile(const vd_query_work &work, forward_smem<T> *m, forward_state &w, const T *q, int t, int c,
+                     float factor) {
+  constexpr float most = 0x1p64f;
+  float s[8][4], total[2];
+  const int warp = (int)(threadIdx.x >> 5), iw = work.i0 + 16 * warp, kappa0 = work.start + t * VD_TILE;
+  multiply_scores<T, false>(m, q, c, s);
+#pragma unroll
+  for (int j = 0; j < 4; j++) vd_add_ring(s + 2 * j, m->ring[warp], 4 * (c + 1) + 7 - warp + j);
+  if (!vd_far_row_seen(work.band, iw, kappa0)) {
+#pragma unroll
+    for (int j = 0; j < 4; j++) mask_scores<false, true>(work.band, iw - kappa0 - 16 * j, kappa0, 0, s + 2 * j);
+  }
+#pragma unroll
+  for (int ih = 0; ih < 2; ih++) {
+    float base = w.highest[ih] * factor, even = w.total[ih], odd = 0;
+#pragma unroll
+    for (int n = 0; n < 8; n++) {
+      even += vd_exp2(fmaf(s[n][2 * ih], factor, -base));
+      odd += vd_exp2(fmaf(s[n][2 * ih + 1], factor, -base));
+    }
+    total[ih] = even + odd;
+  }
+  /* Without a key so far the base is -infinity, and the sum infinite or NaN. */
+  if (__all_sync(0xffffffffU, total[0] < most && total[1] < most)) {
+    w.total[0] = total[0], w.total[1] = total[1];
+  } else {
+    softmax_tile(w, factor, s);
+  }
 }
 
 /* With relative keys, before the first key tile: adds the content bias to q, and computes the scores of the block of
@@ -234,7 +273,7 @@ VD_DEV void finish_work(vd_tile_schedule *schedule) {
 }
 
 /* The consumer warpgroup. */
-template <typename T, bool DROP, bool REL>
+template <typename T, bool DROP, bool REL, bool TRIM>
 VD_DEV void forward_consumer(const vd_cuda_attention &a, const forward_task<T> &task, forward_smem<T> *m, float scale) {
   vd_tile_schedule *schedule = (vd_tile_schedule *)a.schedule;
   const int n_work_tile = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE);
@@ -247,10 +286,15 @@ VD_DEV void forward_consumer(const vd_cuda_attention &a, const forward_task<T> &
     vd_clear_sums(w.sum);
     for (int t = 0; t < work.n; t++, c++) {
       vd_barrier_sync<VD_TILE_FULL>();
-      const uint32_t dropout_mask = DROP ? m->dropout_mask[c % 3][threadIdx.x] : 0;
+      const bool far = TRIM && t < work.far;
+      const uint32_t dropout_mask = DROP && !far ? m->dropout_mask[c % 3][threadIdx.x] : 0;
       if (REL && t == 0) forward_begin<T>(a, m, work, m->q[i & 1], c);
       vd_barrier_arrive<VD_TILE_EMPTY>();
-      forward_tile<T, DROP, REL>(a, work, m, w, m->q[i & 1], t, c, dropout_mask, factor);
+      if (far) {
+        far_tile<T>(work, m, w, m->q[i & 1], t, c, factor);
+      } else {
+        forward_tile<T, DROP, REL, TRIM>(work, m, w, m->q[i & 1], t, c, dropout_mask, factor);
+      }
     }
     tile_id = vd_announced_tile(&m->next[i & 1]);
     forward_end<T>(a, scale, work, w, factor, task.out, task.lse);
@@ -259,7 +303,7 @@ VD_DEV void forward_consumer(const vd_cuda_attention &a, const forward_task<T> &
 }
 
 /* The producer warpgroup. */
-template <typename T, bool DROP, bool REL>
+template <typename T, bool DROP, bool REL, bool TRIM>
 VD_DEV void forward_producer(const vd_cuda_attention &a, const forward_task<T> &task, forward_smem<T> *m,
                              vd_dropout_draws drop) {
   vd_tile_schedule *schedule = (vd_tile_schedule *)a.schedule;
@@ -270,7 +314,7 @@ VD_DEV void forward_producer(const vd_cuda_attention &a, const forward_task<T> &
     const int requested = threadIdx.x == VD_WARPGROUP ? pop_tile(schedule, longest_tiles(n_work_tile)) : 0;
     const vd_query_work work = vd_query_work_at<REL>(a, schedule, tile_id);
     const vd_position_keys<T> positions = vd_position_keys_of<REL, T>(a, task.table, work.at.head);
-    const int lowest = vd_lowest<REL>(work.band), n = work.n;
+    const int lowest = vd_lowest<REL>(work.band), lowest_value = vd_lowest_value<REL>(work.band), n = work.n;
     auto copy_table = [&](int y, int slot) {
       vd_copy_position_keys<T, VD_HEAD_WIDTH, REL>(m->table[slot], m->bias_scores[slot], positions,
                                                    work.first_block + y * VD_TILE, a.d_head);
@@ -288,11 +332,13 @@ VD_DEV void forward_producer(const vd_cuda_attention &a, const forward_task<T> &
         const vd_kv_view<const T> memories = vd_kv_view_of(a, task.block, task.memory, work.at.head, work.at.stream);
         const vd_row_view<const T> keys = memories.at(kappa0, VD_KEY), values = memories.at(kappa0, VD_VALUE);
         vd_copy_tile<T, VD_HEAD_WIDTH>(m->k[slot], keys.row0, keys.stride, kappa0, lowest, a.block, a.d_head);
-        vd_copy_tile<T, VD_HEAD_WIDTH>(m->v[slot], values.row0, values.stride, kappa0, lowest, a.block, a.d_head);
+        if (!TRIM || tile >= work.far)
+          vd_copy_tile<T, VD_HEAD_WIDTH>(m->v[slot], values.row0, values.stride, kappa0, lowest_value, a.block,
+                                         a.d_head);
         if (REL || tile + 1 < n) copy_table(tile + 1, slot);
         vd_cp_async_commit();
       }
-      if (DROP && t + 1 < n) {
+      if (DROP && t + 1 < n && (!TRIM || t + 1 >= work.far)) {
         uint32_t bits = vd_draw_dropout_mask(a, drop, work.i0 + 16 * (thread >> 5), work.start + (t + 1) * VD_TILE);
         m->dropout_mask[(c + t + 1) % 3][thread] = bits;
         if (a.dropout_mask)
@@ -311,7 +357,7 @@ VD_DEV void forward_producer(const vd_cuda_attention &a, const forward_task<T> &
   if (c > 0) vd_barrier_sync<VD_TILE_EMPTY>();
 }
 
-template <typename T, bool DROP, bool REL>
+template <typename T, bool DROP, bool REL, bool TRIM>
 __global__ void __launch_bounds__(VD_SPECIALIZED_THREADS, 2)
     forward_wgmma_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ forward_task<T> task,
                          const __grid_constant__ vd_dropout_draws drop) {
@@ -323,10 +369,10 @@ __global__ void __launch_bounds__(VD_SPECIALIZED_THREADS, 2)
   __syncthreads();
   if (threadIdx.x < VD_WARPGROUP) {
     vd_setmaxnreg_inc<192>();
-    forward_consumer<T, DROP, REL>(a, task, m, drop.scale);
+    forward_consumer<T, DROP, REL, TRIM>(a, task, m, drop.scale);
   } else {
     vd_setmaxnreg_dec<64>();
-    forward_producer<T, DROP, REL>(a, task, m, drop);
+    forward_producer<T, DROP, REL, TRIM>(a, task, m, drop);
   }
 }
 
@@ -335,8 +381,9 @@ cudaError_t launch_forward(const vd_cuda_attention *a, const void *block, const 
                            void *out, float *lse, cudaStream_t stream) {
   const forward_task<T> task = {(const T *)block, (const T *)memory, (const T *)table, (T *)out, lse};
   cudaLaunchAttribute early = vd_pdl_attribute();
-  auto kernel = vd_variant(a, forward_wgmma_kernel<T, false, false>, forward_wgmma_kernel<T, true, false>,
-                           forward_wgmma_kernel<T, false, true>, forward_wgmma_kernel<T, true, true>);
+  auto kernel = vd_variant(a, forward_wgmma_kernel<T, false, false, false>, forward_wgmma_kernel<T, true, false, false>,
+                           forward_wgmma_kernel<T, false, false, true>, forward_wgmma_kernel<T, true, false, true>,
+                           forward_wgmma_kernel<T, false, true, false>, forward_wgmma_kernel<T, true, true, false>);
   return vd_launch_persistent(kernel, VD_SPECIALIZED_THREADS, (int)sizeof(forward_smem<T>), stream, &early, 1, *a, task,
                               vd_make_dropout_draws(a));
 }

@@ -3,8 +3,9 @@
  *
  *      kv = memory [W_k^T, W_v^T],   dW += dkv^T memory
  *
- * Tiles: 128 x 128 results by a block of two warpgroups (256 threads, 64 rows each). Keys and values of a head are
- * adjacent as 2 d_head columns, so that both use the same memory rows. 16-bit operands are multiplied by wgmma from
+ * Tiles: 128 x 128 results by a block of two warpgroups (256 threads, 64 rows each). Columns of keys and values form
+ * groups of up to 2 d_head that need the same memory rows: keys and values of a head, or where trimmed, keys of two
+ * heads, and values of one. 16-bit operands are multiplied by wgmma from
  * shared memory, fp32 by mma.sync. Forward is persistent; backward gives a block a fixed share of the rows, and a
  * second kernel adds the partial sums in a fixed order.
  *
@@ -49,12 +50,38 @@ typedef struct projection_args {
   int slots;
 } projection_args;
 
-/* Rows of memory that each head reaches, in shared memory: a block searches them often. All threads call this. */
+/* The groups of columns. Where trimmed, all keys are wanted as far back as the window goes, the values of a head only
+ * within its own span. */
+enum { MAX_GROUPS = 2 * VD_CUDA_MAX_HEADS };
+static inline __host__ __device__ int key_groups(const vd_cuda_attention &a) {
+  return a.trimmed ? vd_ceil_div(a.n_head, 2) : 0;
+}
+static inline __host__ __device__ int group_count(const vd_cuda_attention &a) {
+  return key_groups(a) + a.n_head;
+}
+/* Number of the group's columns. */
+VD_DEV int group_width(const vd_cuda_attention &a, int group) {
+  if (!a.trimmed) return 2 * a.d_head;
+  return group < key_groups(a) ? min(2, a.n_head - 2 * group) * a.d_head : a.d_head;
+}
+/* Column of a row of keys and values that column y of the group is, or -1. */
+VD_DEV int group_column(const vd_cuda_attention &a, int group, int y) {
+  const int d = vd_width(a);
+  if (y >= group_width(a, group)) return -1;
+  if (!a.trimmed) return group * a.d_head + (y < a.d_head ? y : d + y - a.d_head);
+  return group < key_groups(a) ? 2 * group * a.d_head + y : d + (group - key_groups(a)) * a.d_head + y;
+}
+
+/* Rows of memory that each group needs, in shared memory: a block searches them often. All threads call this. */
 VD_DEV const int *rows_reached(const vd_cuda_attention &a, const projection_args &p) {
-  __shared__ int reached[VD_CUDA_MAX_HEADS];
+  __shared__ int reached[MAX_GROUPS];
   const vd_tile_schedule *schedule = (const vd_tile_schedule *)a.schedule;
-  if ((int)threadIdx.x < a.n_head)
-    reached[threadIdx.x] = (int)min((int64_t)schedule->band[threadIdx.x].reach, p.memory.rows);
+  const int group = (int)threadIdx.x;
+  if (group < group_count(a)) {
+    int head = group < key_groups(a) ? 2 * group : group - key_groups(a);
+    const vd_band *band = &schedule->band[head];
+    reached[group] = (int)min((int64_t)(group < key_groups(a) ? band->reach : band->own), p.memory.rows);
+  }
   __syncthreads();
   return reached;
 }
@@ -158,18 +185,18 @@ VD_DEV void multiply_stages(int steps, copy_pipeline<T> &pipe, Copy copy, float 
   if constexpr (sizeof(T) == 2) vd_wgmma_wait<0>(), vd_wgmma_fence_operand<16>(c);
 }
 
-/* A tile of forward: 128 rows of a head, counted from the window's end, by 128 of its 2 d_head columns. */
+/* A tile of forward: 128 rows of a group, counted from the window's end, by 128 of its columns. */
 typedef struct projection_tile {
-  int head, stream, first, lowest, column0;
+  int group, stream, first, lowest, column0;
 } projection_tile;
 
 VD_DEV bool find_tile(const vd_cuda_attention &a, const int *reached, int tile_id, projection_tile *t) {
-  int parts = vd_ceil_div(2 * a.d_head, SIDE);
-  for (int h = 0; h < a.n_head; h++) {
-    int rows = reached[h], tiles = vd_ceil_div(rows, SIDE), n = a.n_stream * tiles * parts;
+  for (int g = 0; g < group_count(a); g++) {
+    int parts = vd_ceil_div(group_width(a, g), SIDE);
+    int rows = reached[g], tiles = vd_ceil_div(rows, SIDE), n = a.n_stream * tiles * parts;
     if (tile_id < n) {
       int tile = tile_id / parts % tiles;
-      t->head = h, t->stream = tile_id / parts / tiles, t->first = a.window - (tile + 1) * SIDE;
+      t->group = g, t->stream = tile_id / parts / tiles, t->first = a.window - (tile + 1) * SIDE;
       t->lowest = a.window - rows, t->column0 = tile_id % parts * SIDE;
       return true;
     }
@@ -194,11 +221,10 @@ VD_DEV void aim(const vd_cuda_attention &a, const int *reached, const projection
   const T *memory = (const T *)p.memory.at + (int64_t)t.stream * p.memory.rows * d;
 #pragma unroll
   for (int i = 0; i < COPIES; i++) {
-    int r = t.first + k.row + i * k.step, y = t.column0 + k.row + i * k.step;
-    bool key = y < a.d_head;
-    const T *weight = (const T *)(key ? p.wk : p.wv) + (int64_t)(t.head * a.d_head + (key ? y : y - a.d_head)) * d;
+    int r = t.first + k.row + i * k.step, column = group_column(a, t.group, t.column0 + k.row + i * k.step);
+    const T *weight = (const T *)(column < d ? p.wk : p.wv) + (int64_t)(column < d ? column : column - d) * d;
     at.row[i] = r >= t.lowest ? memory + (int64_t)ring_row(a, p, r) * d : NULL;
-    at.weight[i] = y < 2 * a.d_head ? weight : NULL;
+    at.weight[i] = column >= 0 ? weight : NULL;
   }
 }
 
@@ -209,12 +235,12 @@ VD_DEV void write_tile(const vd_cuda_attention &a, const projection_args &p, con
   for (int ih = 0; ih < 2; ih++) {
     int row = t.first + warp * 16 + (lane >> 2) + 8 * ih;
     if (row < t.lowest) continue;
-    T *keys = (T *)p.kv + ((int64_t)t.stream * a.kv_rows + row) * 2 * d + t.head * a.d_head;
+    T *kv = (T *)p.kv + ((int64_t)t.stream * a.kv_rows + row) * 2 * d;
 #pragma unroll
     for (int j = 0; j < 16; j++) {
-      int column = t.column0 + 8 * j + 2 * (lane & 3);
-      if (column >= 2 * a.d_head) continue;
-      T *to = keys + (column < a.d_head ? column : d + column - a.d_head);
+      int column = group_column(a, t.group, t.column0 + 8 * j + 2 * (lane & 3));
+      if (column < 0) continue;
+      T *to = kv + column;
       float x = c[j][2 * ih], y = c[j][2 * ih + 1];
       if constexpr (sizeof(T) == 4) {
         *(float2 *)to = make_float2(x, y);
@@ -260,25 +286,25 @@ __global__ void __launch_bounds__(BLOCK_THREADS, projection_layout<T>::blocks)
   }
 }
 
-/* Division of backward's rows: a unit is `depth` rows of one stream and head; a slot is `size` units of one head and
+/* Division of backward's rows: a unit is `depth` rows of one stream and group; a slot is `size` units of one group and
  * has one partial sum. */
 typedef struct row_share {
-  int size;              /* units of a slot */
-  int head, slot, slots; /* of a head: its first slot and their number */
-  int rows, units;       /* of the head: rows of a stream; units of all streams */
+  int size;               /* units of a slot */
+  int group, slot, slots; /* of a group: its first slot and their number */
+  int rows, units;        /* of the group: rows of a stream; units of all streams */
 } row_share;
 
-/* The share of the slot's head, or of `head` where slot < 0. Returns false if there is no such slot. */
+/* The share of the slot's group, or of `group` where slot < 0. Returns false if there is no such slot. */
 VD_DEV bool find_share(const vd_cuda_attention &a, const int *reached, const projection_args &p, int depth, int slot,
-                       int head, row_share *s) {
-  int units = 0, first = 0;
-  for (int h = 0; h < a.n_head; h++) units += a.n_stream * vd_ceil_div(reached[h], depth);
-  s->size = max((int)MIN_UNITS, vd_ceil_div(units, p.slots - a.n_head));
-  for (int h = 0; h < a.n_head; h++) {
-    int rows = reached[h], mine = a.n_stream * vd_ceil_div(rows, depth);
+                       int group, row_share *s) {
+  int units = 0, first = 0, n_group = group_count(a);
+  for (int g = 0; g < n_group; g++) units += a.n_stream * vd_ceil_div(reached[g], depth);
+  s->size = max((int)MIN_UNITS, vd_ceil_div(units, p.slots - n_group));
+  for (int g = 0; g < n_group; g++) {
+    int rows = reached[g], mine = a.n_stream * vd_ceil_div(rows, depth);
     int slots = vd_ceil_div(mine, s->size);
-    if (slot < 0 ? h == head : slot < first + slots) {
-      s->head = h, s->slot = first, s->slots = slots, s->rows = rows, s->units = mine;
+    if (slot < 0 ? g == group : slot < first + slots) {
+      s->group = g, s->slot = first, s->slots = slots, s->rows = rows, s->units = mine;
       return true;
     }
     first += slots;
@@ -286,14 +312,14 @@ VD_DEV bool find_share(const vd_cuda_attention &a, const int *reached, const pro
   return false;
 }
 
-/* Writes a block's part of a partial sum: rows column0.. of 2 d_head, columns x0.. of d. */
-VD_DEV void write_partial(const vd_cuda_attention &a, float *partial, int column0, int x0, float c[16][4]) {
+/* Writes a block's part of a partial sum: rows column0.. of `width`, columns x0.. of d. */
+VD_DEV void write_partial(const vd_cuda_attention &a, float *partial, int width, int column0, int x0, float c[16][4]) {
   int lane = threadIdx.x & 31, d = vd_width(a), row0 = column0 + (int)(threadIdx.x >> 5) * 16 + (lane >> 2);
   x0 += 2 * (lane & 3);
 #pragma unroll
   for (int i = 0; i < 32; i++) {
     int j = i >> 1, ih = i & 1, row = row0 + 8 * ih, x = x0 + 8 * j;
-    if (row < 2 * a.d_head && x < d)
+    if (row < width && x < d)
       *(float2 *)(partial + (int64_t)row * d + x) = make_float2(c[j][2 * ih], c[j][2 * ih + 1]);
   }
 }
@@ -310,11 +336,13 @@ __global__ void __launch_bounds__(BLOCK_THREADS, projection_layout<T>::blocks)
   const int column0 = (int)blockIdx.x / across % parts * SIDE;
   row_share share;
   if (!find_share(a, rows_reached(a, p), p, depth, slot, 0, &share)) return;
+  const int width = group_width(a, share.group);
+  if (column0 >= width) return;
   const int first_unit = (slot - share.slot) * share.size, per_stream = vd_ceil_div(share.rows, depth);
   const int steps = min(share.size, share.units - first_unit), lowest = a.window - share.rows;
   const copier k = copier_of<T, true>();
-  const int y = column0 + k.chunk * per_chunk, x = x0 + k.chunk * per_chunk;
-  const T *dkv = (const T *)p.dkv + share.head * a.d_head + (y < a.d_head ? y : d + y - a.d_head);
+  const int column = group_column(a, share.group, column0 + k.chunk * per_chunk), x = x0 + k.chunk * per_chunk;
+  const T *dkv = (const T *)p.dkv + column;
   const T *memory = (const T *)p.memory.at + x;
   int left_steps = steps, stream = first_unit / per_stream, unit = first_unit % per_stream;
   auto copy = [&](T *left, T *right) {
@@ -324,7 +352,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS, projection_layout<T>::blocks)
 #pragma unroll
     for (int i = 0; i < COPIES; i++) {
       int r = first + i * k.step;
-      bool key = r >= lowest && y < 2 * a.d_head, row = r >= lowest && x < d;
+      bool key = r >= lowest && column >= 0, row = r >= lowest && x < d;
       vd_cp_async16(left + k.to + i * k.to_step, key ? dkeys + (int64_t)r * 2 * d : (const T *)p.dkv, key);
       vd_cp_async16(right + k.to + i * k.to_step, row ? rows + (int64_t)ring_row(a, p, r) * d : (const T *)p.dkv, row);
     }
@@ -333,7 +361,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS, projection_layout<T>::blocks)
   copy_pipeline<T> pipe = start_pipeline((T *)shared, copy);
   float c[16][4];
   multiply_stages<T, true>(steps, pipe, copy, c);
-  write_partial(a, p.partial + (int64_t)slot * 2 * a.d_head * d, column0, x0, c);
+  write_partial(a, p.partial + (int64_t)slot * 2 * a.d_head * d, width, column0, x0, c);
 }
 
 /* dwk, dwv += the partial sums, in the order of slots; a thread adds four adjacent elements. */
@@ -341,22 +369,21 @@ static __global__ void sum_partials_kernel(const __grid_constant__ vd_cuda_atten
                                            const __grid_constant__ projection_args p, int depth, float *dwk,
                                            float *dwv) {
   vd_pdl_wait();
-  const int d = a.n_head * a.d_head, per_head = 2 * a.d_head * d;
+  const int d = a.n_head * a.d_head, per_group = 2 * a.d_head * d;
   const int *reached = rows_reached(a, p);
   int64_t id = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 4;
-  if (id >= (int64_t)per_head * a.n_head) return;
-  int head = (int)(id / per_head), in = (int)(id % per_head), row = in / d;
+  if (id >= (int64_t)per_group * group_count(a)) return;
+  int group = (int)(id / per_group), in = (int)(id % per_group), column = group_column(a, group, in / d);
   row_share share;
-  if (!find_share(a, reached, p, depth, -1, head, &share)) return;
-  const float *from = p.partial + (int64_t)share.slot * per_head + in;
+  if (column < 0 || !find_share(a, reached, p, depth, -1, group, &share)) return;
+  const float *from = p.partial + (int64_t)share.slot * per_group + in;
   float4 sum = make_float4(0, 0, 0, 0);
 #pragma unroll 8
   for (int s = 0; s < share.slots; s++) {
-    float4 x = *(const float4 *)(from + (int64_t)s * per_head);
+    float4 x = *(const float4 *)(from + (int64_t)s * per_group);
     sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w;
   }
-  float *to = row < a.d_head ? dwk : dwv;
-  to += (int64_t)(head * a.d_head + (row < a.d_head ? row : row - a.d_head)) * d + in % d;
+  float *to = (column < d ? dwk : dwv) + (int64_t)(column < d ? column : column - d) * d + in % d;
   float4 old = *(float4 *)to;
   *(float4 *)to = make_float4(old.x + sum.x, old.y + sum.y, old.z + sum.z, old.w + sum.w);
 }
@@ -364,10 +391,10 @@ static __global__ void sum_partials_kernel(const __grid_constant__ vd_cuda_atten
 static int tiles_across(const vd_cuda_attention *a) {
   return vd_ceil_div(a->n_head * a->d_head, SIDE) * vd_ceil_div(2 * a->d_head, SIDE);
 }
-/* Number of slots: more than heads, since each head's last slot may be partly filled. */
+/* Number of slots: more than groups, since each group's last slot may be partly filled. */
 static int slot_count(const vd_cuda_attention *a) {
   int shared = BACKWARD_BLOCKS / tiles_across(a);
-  return shared > 2 * a->n_head ? shared : 2 * a->n_head;
+  return shared > 2 * group_count(*a) ? shared : 2 * group_count(*a);
 }
 
 size_t vd_cuda_project_workspace_size(const vd_cuda_attention *a) {
@@ -392,7 +419,7 @@ static cudaError_t launch_project_backward(const vd_cuda_attention *a, const pro
   e = vd_launch_pdl(project_backward_kernel<T>, (unsigned)(p->slots * tiles_across(a)), (unsigned)threads,
                     (size_t)shared, stream, *a, *p);
   if (e != cudaSuccess) return e;
-  int64_t d = (int64_t)a->n_head * a->d_head, n = 2 * d * d / 4;
+  int64_t d = (int64_t)a->n_head * a->d_head, n = (int64_t)group_count(*a) * 2 * a->d_head * d / 4;
   return vd_launch_pdl(sum_partials_kernel, (unsigned)((n + threads - 1) / threads), (unsigned)threads, 0, stream, *a,
                        *p, (int)projection_layout<T>::depth, dwk, dwv);
 }

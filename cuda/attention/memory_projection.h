@@ -20,7 +20,7 @@ typedef struct vd_cuda_ring {
 
 /* Stream-ordered. Keys and values of the memory, kv as attention.h has it: for head h and rows r = window -
  * min(reach[h], memory->rows) .. window - 1 of each stream, its columns become those of memory W_k^T and memory W_v^T;
- * nothing else is written. wk and wv [d, d] are [out, in], row-major. All are device memory of the activation type,
+ * nothing else is written. Where a->trimmed, values are written only within the head's own span (vd_band.own). wk and wv [d, d] are [out, in], row-major. All are device memory of the activation type,
  * aligned to 16 bytes. a->schedule must have been made. Returns cudaErrorInvalidValue for shapes that the attention
  * does not take.
  */
@@ -28,7 +28,7 @@ cudaError_t vd_cuda_project_memory(const vd_cuda_attention *a, const vd_cuda_rin
                                    const void *wv, void *kv, cudaStream_t stream);
 
 /* Not collective. Bytes of scratch memory that vd_cuda_project_memory_backward needs (partial sums over rows). Depends
- * on n_head and d_head alone. */
+ * on n_head, d_head and trimmed alone. */
 size_t vd_cuda_project_workspace_size(const vd_cuda_attention *a);
 
 /* Stream-ordered. Adds to dwk and dwv [d, d] (fp32): rows of head h += its columns of dkv^T memory, summed over all

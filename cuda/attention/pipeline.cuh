@@ -138,11 +138,12 @@ template <typename E> VD_DEV void vd_add_ring(float s[2][4], const E *ring, int 
 
 /* A work tile of the forward and dQ kernels: 64 queries. Key tile t needs blocks t and t + 1 of the table; block y
  * begins with e = first_block + 64 y. Block 0 is beyond a span's reach (with relative keys it may be within), and
- * block n has distances <= 0: scores from those entries are masked. */
+ * block n has distances <= 0: scores from those entries are masked. The first `far` key tiles are beyond the head's own
+ * span: every mask there is 0. */
 typedef struct vd_query_work {
   vd_work_tile at;
   vd_band band;
-  int i0, n, start, first_block; /* first query, key tiles, first key */
+  int i0, n, far, start, first_block; /* first query, key tiles, first key */
 } vd_query_work;
 template <bool REL>
 VD_DEV vd_query_work vd_query_work_at(const vd_cuda_attention &a, const vd_tile_schedule *schedule, int tile_id) {
@@ -150,8 +151,13 @@ VD_DEV vd_query_work vd_query_work_at(const vd_cuda_attention &a, const vd_tile_
   w.at = vd_query_tile_at<REL>(a, schedule, tile_id);
   w.band = vd_band_of<REL>(a, schedule, w.at.head);
   w.i0 = w.at.tile * VD_TILE, w.n = vd_key_tiles<REL>(w.band, w.at.tile), w.start = w.i0 - (w.n - 1) * VD_TILE;
+  w.far = REL ? 0 : w.n - 1 - vd_ceil_div(w.band.own, VD_TILE);
   w.first_block = w.start - w.i0 - VD_TILE;
   return w;
+}
+/* Whether the head sees all pairs of 16 queries from i0 on and 64 keys from kappa0 on, in a far tile. */
+VD_DEV bool vd_far_row_seen(const vd_band &b, int i0, int kappa0) {
+  return vd_seen(b, i0 + 15 - kappa0) && vd_seen(b, i0 - kappa0 - 63);
 }
 
 /* The dropout mask of 16 queries from i0 on and 64 keys from kappa0 on, 32 bits a lane, 1 = kept: element jj of row
@@ -209,13 +215,14 @@ VD_DEV float vd_masks_at(const vd_masks &m, int nearer) {
   return __saturatef((m.least + (float)nearer + m.fraction) * m.factor);
 }
 /* vd_score_gradient of adaptive span for a partly seen sub-tile. */
-VD_DEV float vd_masked_gradient(const vd_masks &m, bool trimmed, int nearer, float s, float dp, float delta,
-                                float *weight, float *dspan) {
+template <bool TRIM>
+VD_DEV float vd_masked_gradient(const vd_masks &m, int nearer, float s, float dp, float delta, float *weight,
+                                float *dspan) {
   float p = vd_masks_seen(m, nearer) ? vd_exp2(s) : 0, mask = vd_masks_at(m, nearer);
-  p = !trimmed && mask == 0 ? fminf(p, m.ramp) : p;
+  p = !TRIM && mask == 0 ? fminf(p, m.ramp) : p;
   *weight = p * mask;
-  float own = trimmed ? 0 : p * delta;
+  float own = TRIM ? 0 : p * delta;
   *dspan += m.moving + (unsigned)nearer < m.moves ? fmaf(p, dp, -own) : 0;
-  return fmaf(*weight, dp, -(trimmed ? p : *weight) * delta);
+  return fmaf(*weight, dp, -(TRIM ? p : *weight) * delta);
 }
 #endif

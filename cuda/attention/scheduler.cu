@@ -21,7 +21,7 @@ VD_DEV int window_of_spans(const vd_cuda_attention &a) {
 VD_DEV vd_band make_band(const vd_cuda_attention &a, int head) {
   if (a.rel_key) {
     vd_band same = vd_band_of<true>(a, nullptr, head);
-    same.reach = min(same.reach, a.window); /* limits the reach to the memory, for the projection of memory */
+    same.reach = same.own = min(same.reach, a.window); /* limited to the memory, for the projection of memory */
     return same;
   }
   int window = a.bounds ? min(a.window, window_of_spans(a)) : a.window;
@@ -32,7 +32,8 @@ VD_DEV vd_band make_band(const vd_cuda_attention &a, int head) {
   b.ramp = a.ramp;
   b.inverse_ramp = 1.0f / (float)a.ramp;
   b.first = a.first_distance;
-  b.reach = a.trimmed ? window : min(window, b.whole + a.ramp + 1);
+  b.own = min(window, b.whole + a.ramp + 1);
+  b.reach = a.trimmed ? window : b.own;
   b.full = min(b.reach, b.whole + (b.fraction > 0 ? 1 : 0)); /* where the derivative of the mask is 0 too */
   b.oldest = -a.window;
   return b;
@@ -48,17 +49,20 @@ static_assert(sizeof(schedule_layers) <= 4096, "arguments of a kernel");
 /* One block a layer, one thread a head. */
 __global__ void schedule_kernel(const __grid_constant__ schedule_layers layers) {
   const vd_cuda_attention &a = layers.at[blockIdx.x];
-  __shared__ int reach[VD_CUDA_MAX_HEADS], head[VD_CUDA_MAX_HEADS];
+  __shared__ int reach[VD_CUDA_MAX_HEADS], own[VD_CUDA_MAX_HEADS], head[VD_CUDA_MAX_HEADS];
   vd_tile_schedule *schedule = (vd_tile_schedule *)a.schedule;
   int h = (int)threadIdx.x;
   if (h < a.n_head) {
     schedule->band[h] = make_band(a, h);
-    reach[h] = schedule->band[h].reach;
+    reach[h] = schedule->band[h].reach, own[h] = schedule->band[h].own;
   }
   __syncthreads();
   if (h < a.n_head) {
     int rank = 0;
-    for (int i = 0; i < a.n_head; i++) rank += reach[i] > reach[h] || (reach[i] == reach[h] && i < h);
+    for (int i = 0; i < a.n_head; i++) {
+      bool equal = reach[i] == reach[h] && own[i] == own[h];
+      rank += reach[i] > reach[h] || (reach[i] == reach[h] && own[i] > own[h]) || (equal && i < h);
+    }
     head[rank] = schedule->head[rank] = h;
   }
   __syncthreads();

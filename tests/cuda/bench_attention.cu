@@ -1,7 +1,7 @@
 /* Times the GPU's attention at the benchmark spans, and against one head's span with the other heads at 32.
- * Usage: bench_attention [STREAMS [DROPOUT [REPEATS [sweep|xl]]]]; xl: Transformer-XL's layers of
- * input/enwik8_transformer_xl.nml instead. Medians of CUDA event times, in milliseconds;
- * tab-separated. With REPEATS 0 every kernel of layers 0 and 11 runs once, for a profiler. */
+ * Usage: bench_attention [STREAMS [DROPOUT [REPEATS [sweep|trimmed|xl]]]]; trimmed: with that softmax instead of
+ * 'masked'; xl: Transformer-XL's layers of input/enwik8_transformer_xl.nml instead. Medians of CUDA event times, in
+ * milliseconds; tab-separated. With REPEATS 0 every kernel of layers 0 and 11 runs once, for a profiler. */
 #include "cuda/attention/attention.h"
 #include "src/base/random.h"
 
@@ -52,8 +52,8 @@ struct side_stream {
   cudaEvent_t fork, join;
 };
 
-static layer make_layer(int n_stream, double dropout, const std::vector<int> &spans, uint16_t number, void *table,
-                        float *dtable, const side_stream *fork) {
+static layer make_layer(int n_stream, double dropout, const std::vector<int> &spans, bool trimmed, uint16_t number,
+                        void *table, float *dtable, const side_stream *fork) {
   layer l;
   int longest = 0;
   float z[N_HEAD], *span = (float *)allocate(sizeof z);
@@ -64,10 +64,11 @@ static layer make_layer(int n_stream, double dropout, const std::vector<int> &sp
     longest = std::max(longest, reach);
     l.reach += reach;
   }
+  if (trimmed) longest = std::min((int)ATTN_SPAN, (longest - 1 + 63) / 64 * 64), l.reach = (long)N_HEAD * longest;
   check(cudaMemcpy(span, z, sizeof z, cudaMemcpyHostToDevice), "copy");
   vd_rng rng = {1, 7, number, VD_SITE_ATTENTION};
-  l.a = {VD_BF16, n_stream, BLOCK, longest, N_HEAD,  D_HEAD, ATTN_SPAN,
-         RAMP,    1,        0,     N_HEAD,  longest, span,   allocate(vd_cuda_attention_schedule_size()),
+  l.a = {VD_BF16, n_stream, BLOCK,   longest, N_HEAD,  D_HEAD, ATTN_SPAN,
+         RAMP,    1,        trimmed, N_HEAD,  longest, span,   allocate(vd_cuda_attention_schedule_size()),
          dropout, rng,      0};
   l.a.dropout_mask = (uint32_t *)allocate(vd_cuda_attention_dropout_mask_size(&l.a));
   size_t nq = (size_t)n_stream * BLOCK * WIDTH, nk = (size_t)n_stream * (size_t)longest * WIDTH;
@@ -175,12 +176,12 @@ int main(int argc, char **argv) {
   }
   std::vector<layer> layers;
   double pairs = 0;
-  bool relative = argc > 4 && strcmp(argv[4], "xl") == 0;
+  bool relative = argc > 4 && strcmp(argv[4], "xl") == 0, trimmed = argc > 4 && strcmp(argv[4], "trimmed") == 0;
   for (int l = 0; l < N_LAYER; l++) {
     std::vector<int> spans = {8, 16, 16, 24, 24, 32, 40, 64};
     if (l >= 5) spans = {16, 24, 40, 64, 110, 220, 700, 1024 + 512 * (l - 5)};
     layers.push_back(relative ? make_relative_layer(n_stream, dropout, (uint16_t)l, &fork)
-                              : make_layer(n_stream, dropout, spans, (uint16_t)l, table, dtable, &fork));
+                              : make_layer(n_stream, dropout, spans, trimmed, (uint16_t)l, table, dtable, &fork));
     pairs += queries * (double)layers.back().reach;
   }
   if (repeats == 0) {
@@ -201,7 +202,7 @@ int main(int argc, char **argv) {
   for (layer &l : layers) free_layer(&l);
   for (int span = 8; argc > 4 && strcmp(argv[4], "sweep") == 0 && span <= ATTN_SPAN; span *= 2) {
     std::vector<layer> one = {
-        make_layer(n_stream, dropout, {span, 32, 32, 32, 32, 32, 32, 32}, 0, table, dtable, &fork)};
+        make_layer(n_stream, dropout, {span, 32, 32, 32, 32, 32, 32, 32}, false, 0, table, dtable, &fork)};
     std::vector<double> sf, sb;
     char name[24];
     measure(one, repeats, &sf, &sb);

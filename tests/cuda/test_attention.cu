@@ -13,6 +13,7 @@ struct test_case {
   int n_stream, block, window, n_head, d_head, attn_span, ramp, trimmed, n_span, memory_spare;
   double dropout;
   std::vector<float> z;
+  double query_size = 1;
 };
 
 static const std::vector<test_case> cases = {
@@ -23,6 +24,9 @@ static const std::vector<test_case> cases = {
     {"window", 3, 33, 77, 3, 64, 301, 10, 0, 3, 5, 0.3, {0.1f, 0.25f, 0.9f}},
     {"per_layer", 2, 100, 150, 3, 64, 150, 32, 0, 1, 0, 0.3, {0.4f}},
     {"trimmed", 2, 70, 136, 4, 64, 200, 32, 1, 4, 0, 0.3, {0, 0.3f, 0.5f, 0.1f}},
+    {"trimmed_far", 2, 130, 708, 4, 64, 900, 32, 1, 4, 2, 0.3, {0, 0.04f, 0.35f, 1}},
+    {"trimmed_sharp", 1, 128, 640, 2, 64, 640, 32, 1, 2, 0, 0.3, {0.02f, 0.3f}, 12},
+    {"trimmed_wide", 1, 70, 300, 2, 128, 300, 20, 1, 2, 0, 0.3, {0.01f, 0.4f}},
     {"trimmed_full", 1, 64, 128, 3, 64, 128, 32, 1, 1, 0, 0.2, {1}},
     {"narrow", 2, 50, 90, 3, 32, 90, 8, 0, 3, 0, 0.3, {0.2f, 0.6f, 1}},
     {"padded", 1, 45, 90, 2, 24, 91, 8, 0, 2, 0, 0.3, {0.2f, 0.6f}},
@@ -132,11 +136,11 @@ static void *random_array(vd_precision type, vec *x, size_t n, double size, uint
   free(host);
   return device;
 }
-static void random_values(vd_precision type, vec *x, size_t n, uint64_t *state) {
+static void random_values(vd_precision type, vec *x, size_t n, uint64_t *state, double size = 1) {
   x->resize(n);
   for (double &e : *x) {
     char one[4];
-    store(type, one, 0, normal(state));
+    store(type, one, 0, size * normal(state));
     e = load(type, one, 0);
   }
 }
@@ -197,15 +201,20 @@ template <typename EACH> static void for_keys(const layer_shape &s, int part, EA
   }
 }
 
+/* Which elements of keys and of values the heads see. */
+struct seen_rows {
+  std::vector<bool> of[2];
+};
+
 /* q, k, v on the device, with NaN where no head sees them. */
 static layer_arrays upload(vd_precision type, const layer_shape &s, const vec &q, const vec &k, const vec &v,
-                           const std::vector<bool> &seen) {
+                           const seen_rows &seen) {
   vec host[2] = {vec(s.block_size(), NAN), vec(s.memory_size(), NAN)};
   void *device[2];
   for (size_t i = 0; i < q.size(); i++) host[0][i / (size_t)s.width * 3 * (size_t)s.width + i % (size_t)s.width] = q[i];
   for (int part = 1; part < 3; part++)
     for_keys(s, part, [&](int array, size_t at, size_t i) {
-      if (seen[i]) host[array][at] = (part == 1 ? k : v)[i];
+      if (seen.of[part - 1][i]) host[array][at] = (part == 1 ? k : v)[i];
     });
   for (int array = 0; array < 2; array++) {
     size_t n = host[array].size();
@@ -218,15 +227,15 @@ static layer_arrays upload(vd_precision type, const layer_shape &s, const vec &q
 }
 
 /* The reverse. What no head sees must be NaN still, spare rows too; it becomes 0 in k and v. */
-static int download(vd_precision type, const layer_shape &s, const layer_arrays &x, const std::vector<bool> &seen,
-                    vec *q, vec *k, vec *v) {
+static int download(vd_precision type, const layer_shape &s, const layer_arrays &x, const seen_rows &seen, vec *q,
+                    vec *k, vec *v) {
   vec host[2] = {fetch(type, x.block, s.block_size()), fetch(type, x.memory, s.memory_size())};
-  q->resize(s.block_size() / 3), k->assign(seen.size(), 0), v->assign(seen.size(), 0);
+  q->resize(s.block_size() / 3), k->assign(seen.of[0].size(), 0), v->assign(seen.of[1].size(), 0);
   for (size_t i = 0; i < q->size(); i++)
     (*q)[i] = host[0][i / (size_t)s.width * 3 * (size_t)s.width + i % (size_t)s.width];
   for (int part = 1; part < 3; part++)
     for_keys(s, part, [&](int array, size_t at, size_t i) {
-      if (!seen[i]) return;
+      if (!seen.of[part - 1][i]) return;
       (*(part == 1 ? k : v))[i] = host[array][at];
       if (array == 1) host[array][at] = NAN;
     });
@@ -242,18 +251,18 @@ static uint32_t *allocate_mask(const vd_cuda_attention &a) {
   return bytes > 0 ? (uint32_t *)filled(bytes, 0x55) : NULL;
 }
 
-/* The reach of each head. */
-static std::vector<int> reaches_of(const test_case &c) {
+/* The reach of each head, or its own span, beyond which values are not needed. */
+static std::vector<int> reaches_of(const test_case &c, bool own) {
   std::vector<int> reaches;
   for (int h = 0; h < c.n_head; h++) {
     int reach = (int)floor((double)c.z[(size_t)(c.n_span == 1 ? 0 : h)] * c.attn_span) + c.ramp + 1;
-    reaches.push_back(c.trimmed || reach > c.window ? c.window : reach);
+    reaches.push_back((c.trimmed && !own) || reach > c.window ? c.window : reach);
   }
   return reaches;
 }
 
-/* Which elements of keys and values some query sees. */
-static std::vector<bool> seen_by(const test_case &c, const std::vector<int> &reach) {
+/* Which elements of keys, or of values, some query sees. */
+static std::vector<bool> seen_within(const test_case &c, const std::vector<int> &reach) {
   int stride = c.n_head * c.d_head, rows = c.window + c.block;
   std::vector<bool> seen((size_t)(c.n_stream * rows * stride));
   for (size_t i = 0; i < seen.size(); i++) {
@@ -288,17 +297,18 @@ static int run_case(const test_case &c, vd_precision type, double tolerance, uin
   size_t np = (size_t)(c.d_head * c.attn_span), nl = (size_t)(c.n_stream * c.n_head * c.block);
   vec q, k, v, pe, dout;
   void *gdo = random_array(type, &dout, nq, 1, &state);
-  random_values(type, &q, nq, &state), random_values(type, &k, nk, &state), random_values(type, &v, nk, &state);
+  random_values(type, &q, nq, &state, c.query_size), random_values(type, &k, nk, &state);
+  random_values(type, &v, nk, &state);
   float *gpe = (float *)random_array(VD_FP32, &pe, np, 1, &state);
   reference r = {vec(nq), vec(nl), vec(nq), vec(nk), vec(nk), vec(np), vec((size_t)c.n_span), 0, {}};
-  r.reach = reaches_of(c);
+  r.reach = reaches_of(c, false);
   /* The table as the device rounds it; NaN where no head may read. */
   for (size_t i = 0; type != VD_FP32 && i < np; i++) {
     char one[4];
     store(type, one, 0, pe[i]);
     pe[i] = load(type, one, 0);
   }
-  const std::vector<bool> seen = seen_by(c, r.reach);
+  const seen_rows seen = {{seen_within(c, r.reach), seen_within(c, reaches_of(c, true))}};
   layer_arrays x = upload(type, shape, q, k, v, seen);
 
   vd_rng rng = {1234567890123ULL + seed, 17, 3, VD_SITE_ATTENTION};
@@ -420,7 +430,7 @@ static int run_relative(const relative_case &c, vd_precision type, double tolera
   float *gw = (float *)random_array(VD_FP32, &w, width, c.biases, &state);
   std::vector<bool> seen(nk);
   for (size_t i = 0; i < nk; i++) seen[i] = (int)(i / width) % rows >= c.window - c.reach;
-  layer_arrays x = upload(type, shape, q, k, v, seen);
+  layer_arrays x = upload(type, shape, q, k, v, {{seen, seen}});
 
   vd_cuda_attention a = relative_layer(c, type, seed, gr, gu, gw);
   void *out = filled(nq * size_of(type), 0xff);
@@ -452,7 +462,7 @@ static int run_relative(const relative_case &c, vd_precision type, double tolera
   for (double &x : r.dv_bias) x *= 2;
   vec got_dq, got_dk, got_dv;
   printf("%-12s %s:", c.name, name_of(type));
-  int bad = download(type, shape, dx, seen, &got_dq, &got_dk, &got_dv);
+  int bad = download(type, shape, dx, {{seen, seen}}, &got_dq, &got_dk, &got_dv);
   bad += compare("out", fetch(type, out, nq), r.out, tolerance, 0);
   bad += compare("lse", fetch(VD_FP32, lse, nl), r.lse, tolerance, 0);
   /* A query that sees one key has a gradient of zero but for rounding of what it is a difference of. */

@@ -25,6 +25,8 @@ static const std::vector<test_case> cases = {
     {"wide", 2, 140, 150, 2, 128, 140, 10, 0, 8, {0.1f, 0.9f}},
     {"between", 1, 140, 150, 3, 72, 140, 10, 0, 8, {0.1f, 0.9f, 0.5f}},
     {"trimmed", 2, 129, 200, 3, 64, 200, 32, 1, 64, {0, 0.3f, 0.5f}},
+    {"trimmed_even", 2, 700, 720, 6, 64, 700, 32, 1, 64, {0, 0.3f, 0.05f, 1, 0.1f, 0.6f}},
+    {"trimmed_wide", 2, 140, 150, 3, 128, 140, 10, 1, 8, {0.1f, 0.9f, 0.3f}},
     {"many_heads", 1, 90, 90, 40, 8, 90, 4, 0, 4, std::vector<float>(40, 0.7f)},
     {"long", 3, 1500, 1500, 2, 64, 1500, 32, 0, 4, {1, 0.01f}},
 };
@@ -83,13 +85,13 @@ static int run_case(const test_case &c, vd_precision type, double tolerance, uin
   for (int i = 0; i < 2; i++) gw[i] = to_device(type, w[i]), gdw[i] = to_device(VD_FP32, dw[i]);
   const vd_cuda_ring ring = {gm, c.memory_rows, 2 * c.memory_rows / 3};
   for (int h = 0; h < c.n_head; h++) {
-    int reach = (int)floor((double)c.z[(size_t)h] * c.attn_span) + c.ramp + 1;
-    if (c.trimmed || reach > c.window) reach = c.window;
-    reach = std::min(reach, c.memory_rows);
+    int own = (int)floor((double)c.z[(size_t)h] * c.attn_span) + c.ramp + 1; /* as far back as values are needed */
+    int limit = std::min(c.window, c.memory_rows),
+        reach[2] = {c.trimmed ? limit : std::min(own, limit), std::min(own, limit)};
     for (int s = 0; s < c.n_stream; s++)
-      for (int r = c.window - reach; r < c.window; r++)
-        for (int o = h * c.d_head; o < (h + 1) * c.d_head; o++)
-          for (int i = 0; i < 2; i++) {
+      for (int i = 0; i < 2; i++)
+        for (int r = c.window - reach[i]; r < c.window; r++)
+          for (int o = h * c.d_head; o < (h + 1) * c.d_head; o++) {
             int place = ((int)ring.oldest + c.memory_rows - c.window + r) % c.memory_rows;
             const double *m = &memory[(size_t)((s * c.memory_rows + place) * d)];
             size_t at = (size_t)(((s * rows + r) * 2 + i) * d + o);
