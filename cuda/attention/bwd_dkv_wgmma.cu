@@ -121,18 +121,16 @@ VD_DEV void score_gradients(const vd_cuda_attention &a, const vd_band &band, flo
         weight = vd_exp2(score);
         ds[jn][e] = weight * (keep ? fmaf(ds[jn][e], scale, -own) : -own);
       } else {
-        ds[jn][e] =
-            vd_masked_gradient<TRIM>(m, nearer, score, keep ? ds[jn][e] * scale : 0, own, &weight, &unused);
+        ds[jn][e] = vd_masked_gradient<TRIM>(m, nearer, score, keep ? ds[jn][e] * scale : 0, own, &weight, &unused);
       }
       s[jn][e] = keep ? weight : 0;
     }
   }
 }
 
-/* Starts the product s = k q^T of work tile i and query tile c, whose copies have landed, and writes the position scores
- * to the exchange. `near_alone`: the far block is not in shared memory; its scores are masked. */
-template <typename T, bool REL>
-VD_DEV void start_scores(dkv_smem<T> *m, int i, int c, bool near_alone, float s[8][4]) {
+/* Starts the product s = k q^T of work tile i and query tile c, whose copies have landed, and writes the position
+ * scores to the exchange. `near_alone`: the far block is not in shared memory; its scores are masked. */
+template <typename T, bool REL> VD_DEV void start_scores(dkv_smem<T> *m, int i, int c, bool near_alone, float s[8][4]) {
   float near_[8][4], far[8][4];
   const int near_slot = c % 3, far_slot = near_alone ? near_slot : (c + 1) % 3;
   init_position_rows<REL>(near_, m->bias_scores[near_slot]), init_position_rows<REL>(far, m->bias_scores[far_slot]);

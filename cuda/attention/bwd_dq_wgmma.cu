@@ -68,8 +68,7 @@ VD_DEV void score_gradients(const vd_band &band, float scale, dq_state<T, REL> &
     if constexpr (FULL || REL) {
       ds[jn][e] = vd_exp2(score) * (keep ? fmaf(ds[jn][e], scale, -delta) : -delta);
     } else {
-      ds[jn][e] =
-          vd_masked_gradient<TRIM>(m, nearer, score, keep ? ds[jn][e] * scale : 0, delta, &weight, &w.dspan);
+      ds[jn][e] = vd_masked_gradient<TRIM>(m, nearer, score, keep ? ds[jn][e] * scale : 0, delta, &weight, &w.dspan);
     }
   }
 }

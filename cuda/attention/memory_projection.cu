@@ -319,8 +319,7 @@ VD_DEV void write_partial(const vd_cuda_attention &a, float *partial, int width,
 #pragma unroll
   for (int i = 0; i < 32; i++) {
     int j = i >> 1, ih = i & 1, row = row0 + 8 * ih, x = x0 + 8 * j;
-    if (row < width && x < d)
-      *(float2 *)(partial + (int64_t)row * d + x) = make_float2(c[j][2 * ih], c[j][2 * ih + 1]);
+    if (row < width && x < d) *(float2 *)(partial + (int64_t)row * d + x) = make_float2(c[j][2 * ih], c[j][2 * ih + 1]);
   }
 }
 

@@ -20,9 +20,9 @@ typedef struct vd_cuda_ring {
 
 /* Stream-ordered. Keys and values of the memory, kv as attention.h has it: for head h and rows r = window -
  * min(reach[h], memory->rows) .. window - 1 of each stream, its columns become those of memory W_k^T and memory W_v^T;
- * nothing else is written. Where a->trimmed, values are written only within the head's own span (vd_band.own). wk and wv [d, d] are [out, in], row-major. All are device memory of the activation type,
- * aligned to 16 bytes. a->schedule must have been made. Returns cudaErrorInvalidValue for shapes that the attention
- * does not take.
+ * nothing else is written. Where a->trimmed, values are written only within the head's own span (vd_band.own). wk and
+ * wv [d, d] are [out, in], row-major. All are device memory of the activation type, aligned to 16 bytes. a->schedule
+ * must have been made. Returns cudaErrorInvalidValue for shapes that the attention does not take.
  */
 cudaError_t vd_cuda_project_memory(const vd_cuda_attention *a, const vd_cuda_ring *memory, const void *wk,
                                    const void *wv, void *kv, cudaStream_t stream);
