@@ -129,8 +129,10 @@ VD_DEV void score_gradients(const vd_cuda_attention &a, const vd_band &band, flo
 }
 
 /* Starts the product s = k q^T of work tile i and query tile c, whose copies have landed, and writes the position
- * scores to the exchange. `near_alone`: the far block is not in shared memory; its scores are masked. */
-template <typename T, bool REL> VD_DEV void start_scores(dkv_smem<T> *m, int i, int c, bool near_alone, float s[8][4]) {
+ * scores to the exchange. `keys`: this warp's keys in registers, or NULL. `near_alone`: the far block is not in shared
+ * memory; its scores are masked. */
+template <typename T, bool REL>
+VD_DEV void start_scores(dkv_smem<T> *m, const vd_frag_a<T> *keys, int i, int c, bool near_alone, float s[8][4]) {
   float near_[8][4], far[8][4];
   const int near_slot = c % 3, far_slot = near_alone ? near_slot : (c + 1) % 3;
   init_position_rows<REL>(near_, m->bias_scores[near_slot]), init_position_rows<REL>(far, m->bias_scores[far_slot]);
@@ -143,7 +145,11 @@ template <typename T, bool REL> VD_DEV void start_scores(dkv_smem<T> *m, int i, 
   vd_wgmma_fence_operand<8>(near_);
   write_exchange(m->exchange, 64, near_);
   vd_wgmma_fence();
-  vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(s, m->k[i & 1], m->q[c & 1], false);
+  if (keys) {
+    vd_tile_product_rs<T, VD_K_MAJOR>(s, keys, m->q[c & 1], false);
+  } else {
+    vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(s, m->k[i & 1], m->q[c & 1], false);
+  }
   vd_wgmma_commit();
   vd_wgmma_wait<1>();
   vd_wgmma_fence_operand<8>(far);
@@ -183,7 +189,7 @@ VD_DEV void dkv_tile(const vd_cuda_attention &a, const dkv_work &work, float sca
   float s[8][4], ds[8][4];
   const int kw = work.kappa0 + 16 * (int)(threadIdx.x >> 5);
   vd_frag_a<T> weight[4], gradient[4];
-  start_scores<T, REL>(m, i, c, near_alone, s);
+  start_scores<T, REL>(m, nullptr, i, c, near_alone, s);
   vd_wgmma_fence();
   vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(ds, m->v[i & 1], m->dout[c & 1], false);
   vd_wgmma_commit();
@@ -224,18 +230,17 @@ VD_DEV void dkv_tile(const vd_cuda_attention &a, const dkv_work &work, float sca
 
 /* The same for a far tile, whose weights are 0: ds = -p delta. */
 template <typename T>
-VD_DEV void far_tile(const vd_cuda_attention &a, const dkv_work &work, dkv_smem<T> *m, dkv_state &w, int i, int t,
-                     int c, bool near_alone, float factor) {
+VD_DEV void far_tile(const vd_cuda_attention &a, const dkv_work &work, dkv_smem<T> *m, dkv_state &w,
+                     const vd_frag_a<T> keys[4], int i, int t, int c, bool near_alone, float factor) {
   float s[8][4];
-  const int lane = (int)(threadIdx.x & 31), g = lane >> 2, column = 2 * (lane & 3);
+  const int column = 2 * (int)(threadIdx.x & 3);
   const int kw = work.kappa0 + 16 * (int)(threadIdx.x >> 5), i0 = work.first + t * VD_TILE;
   vd_frag_a<T> gradient[4];
-  start_scores<T, false>(m, i, c, near_alone, s);
+  start_scores<T, false>(m, keys, i, c, near_alone, s);
   vd_consumer_sync();
   vd_wgmma_wait<0>();
   vd_wgmma_fence_operand<8>(s);
   const float *rows = m->rows[c & 1][0] + column;
-  const bool all = vd_seen(work.band, i0 - kw - 15) && vd_seen(work.band, i0 + 63 - kw) && i0 + VD_TILE <= a.block;
 #pragma unroll
   for (int j = 0; j < 4; j++) add_exchange(s + 2 * j, m->exchange, j);
 #pragma unroll
@@ -244,9 +249,16 @@ VD_DEV void far_tile(const vd_cuda_attention &a, const dkv_work &work, dkv_smem<
 #pragma unroll
     for (int e = 0; e < 4; e++) {
       float p = vd_exp2(fmaf(s[n][e], factor, -1.44269504088896341f * ((e & 1) ? lse.y : lse.x)));
-      int query = i0 + 8 * n + column + (e & 1);
-      if (!all && (query >= a.block || !vd_seen(work.band, query - kw - g - 8 * (e >> 1)))) p = 0;
       s[n][e] = p * -((e & 1) ? delta.y : delta.x);
+    }
+  }
+  if (!vd_seen(work.band, i0 - kw - 15) || !vd_seen(work.band, i0 + 63 - kw) || i0 + VD_TILE > a.block) {
+    const int query = i0 + column, x = query - kw - (int)(threadIdx.x & 31) / 4;
+#pragma unroll
+    for (int e = 0; e < 32; e++) {
+      int later = 8 * (e >> 2) + (e & 1);
+      bool seen = query + later < a.block && vd_seen(work.band, x + later - 8 * (e >> 1 & 1));
+      s[e >> 2][e & 3] = seen ? s[e >> 2][e & 3] : 0;
     }
   }
   vd_results_to_a(gradient, s);
@@ -278,15 +290,19 @@ VD_DEV void dkv_consumer(const vd_cuda_attention &a, const dkv_task &task, dkv_s
     const bool ends_near = ends_near_block(work);
     const int lowest = vd_lowest<REL>(work.band), kw = work.kappa0 + 16 * (int)(threadIdx.x >> 5);
     dkv_state w;
+    vd_frag_a<T> keys_left[4] = {}; /* of far tiles: this warp's keys as left operands */
     vd_clear_sums(w.dk), vd_clear_sums(w.dv);
     for (int t = 0; t < work.n; t++, c++) {
       const bool near_alone = t + 1 == work.n && ends_near, all = t + 1 == work.n && !ends_near;
       vd_barrier_sync<VD_TILE_FULL>();
       const bool far = TRIM && t >= work.near_tiles;
+#pragma unroll
+      for (int k = 0; TRIM && t == 0 && k < 4; k++)
+        vd_load_a<T, VD_HEAD_WIDTH>(keys_left[k], m->k[i & 1], 16 * (int)(threadIdx.x >> 5), 16 * k);
       const uint32_t dropout_mask = DROP && !far ? m->dropout_mask[c & 1][threadIdx.x] : 0;
       if (!all) vd_barrier_arrive<VD_TILE_EMPTY>();
       if (far) {
-        far_tile<T>(a, work, m, w, i, t, c, near_alone, factor);
+        far_tile<T>(a, work, m, w, keys_left, i, t, c, near_alone, factor);
       } else {
         dkv_tile<T, DROP, REL, TRIM>(a, work, task.drop.scale, m, w, i, t, c, near_alone, dropout_mask, factor);
       }

@@ -123,16 +123,16 @@ VD_DEV void dq_scores(float scale, const vd_query_work &work, dq_smem<T> *m, dq_
 /* The same for a far tile, whose weights are 0: ds = -p delta. The size of delta is added to the exponent, and its sign
  * is set last. */
 template <typename T>
-VD_DEV void far_scores(const vd_query_work &work, dq_smem<T> *m, const dq_state<T, false> &w, const T *q, int t, int c,
-                       float factor, vd_frag_a<T> gradient[4]) {
+VD_DEV void far_scores(const vd_query_work &work, dq_smem<T> *m, const dq_state<T, false> &w, const vd_frag_a<T> q[4],
+                       int t, int c, float factor, vd_frag_a<T> gradient[4]) {
   float s[8][4], position[8][4], shift[2];
   uint32_t sign[2];
   __half *ring = m->ring[threadIdx.x >> 5];
   const int warp = (int)(threadIdx.x >> 5), iw = work.i0 + 16 * warp, kappa0 = work.start + t * VD_TILE;
   vd_wgmma_fence();
-  vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(position, q, m->table[(c + 1) % 3], false);
+  vd_tile_product_rs<T, VD_K_MAJOR>(position, q, m->table[(c + 1) % 3], false);
   vd_wgmma_commit();
-  vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(s, q, m->k[c & 1], false);
+  vd_tile_product_rs<T, VD_K_MAJOR>(s, q, m->k[c & 1], false);
   vd_wgmma_commit();
 #pragma unroll
   for (int ih = 0; ih < 2; ih++) {
@@ -147,14 +147,13 @@ VD_DEV void far_scores(const vd_query_work &work, dq_smem<T> *m, const dq_state<
   vd_wgmma_fence_operand<8>(s);
 #pragma unroll
   for (int j = 0; j < 4; j++) vd_add_ring(s + 2 * j, ring, 4 * (c + 1) + 7 - warp + j);
-  const bool seen = vd_far_row_seen(work.band, iw, kappa0);
-  const int g = (int)(threadIdx.x & 31) >> 2, column = 2 * (int)(threadIdx.x & 3);
 #pragma unroll
-  for (int i = 0; i < 32; i++) {
-    int ih = i >> 1 & 1;
-    float *x = &s[i >> 2][i & 3];
-    *x = vd_exp2(fmaf(*x, factor, shift[ih]));
-    if (!seen && !vd_seen(work.band, iw + g + 8 * ih - kappa0 - 8 * (i >> 2) - column - (i & 1))) *x = 0;
+  for (int i = 0; i < 32; i++) s[i >> 2][i & 3] = vd_exp2(fmaf(s[i >> 2][i & 3], factor, shift[i >> 1 & 1]));
+  if (!vd_far_row_seen(work.band, iw, kappa0)) {
+    const int x = iw - kappa0 + (int)(threadIdx.x & 31) / 4 - 2 * (int)(threadIdx.x & 3);
+#pragma unroll
+    for (int i = 0; i < 32; i++)
+      s[i >> 2][i & 3] = vd_seen(work.band, x + 8 * (i >> 1 & 1) - 8 * (i >> 2) - (i & 1)) ? s[i >> 2][i & 3] : 0;
   }
   vd_results_to_a(gradient, s);
 #pragma unroll
@@ -314,16 +313,20 @@ VD_DEV void dq_consumer(const vd_cuda_attention &a, const dq_task &task, dq_smem
     const vd_position_gradients p = vd_position_gradients_of<REL>(a, task.g, task.ws.dsum, work.at.head, work.band);
     const T *q = m->q[i & 1];
     dq_state<T, REL> w;
+    vd_frag_a<T> queries[4] = {}; /* of far tiles, as left operands */
     for (int t = 0; t < work.n; t++, c++) {
       vd_frag_a<T> gradient[4];
       vd_barrier_sync<VD_TILE_FULL>();
+#pragma unroll
+      for (int k = 0; TRIM && t == 0 && k < 4; k++)
+        vd_load_a<T, VD_HEAD_WIDTH>(queries[k], q, 16 * (int)(threadIdx.x >> 5), 16 * k);
       if (t == 0)
         dq_begin<T, REL>(a, task.g.lse, task.ws.delta, work.at, work.i0 + 16 * (int)(threadIdx.x >> 5), m, w, q, c);
       const bool far = TRIM && t < work.far;
       const uint32_t dropout_mask = DROP && !far ? m->dropout_mask[c & 1][threadIdx.x] : 0;
       if (!REL || t + 1 < work.n) vd_barrier_arrive<VD_TILE_EMPTY>();
       if constexpr (TRIM) {
-        if (far) far_scores<T>(work, m, w, q, t, c, factor, gradient);
+        if (far) far_scores<T>(work, m, w, queries, t, c, factor, gradient);
       }
       if (!far) dq_scores<T, DROP, REL, TRIM>(task.drop.scale, work, m, w, q, t, c, dropout_mask, factor, gradient);
       write_skewed<T>(m->skewed, c + 1, gradient);

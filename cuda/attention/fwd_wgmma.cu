@@ -22,9 +22,9 @@
 namespace {
 
 template <typename T> struct forward_smem {
-  T q[2][VD_TILE * VD_HEAD_WIDTH], k[2][VD_TILE * VD_HEAD_WIDTH], v[2][VD_TILE * VD_HEAD_WIDTH];
-  T table[3][VD_TILE *
-             VD_HEAD_WIDTH]; /* the last one: the block before a work tile's first key tile, with relative keys */
+  T tile[6][VD_TILE * VD_HEAD_WIDTH]; /* queries, keys, values: query_slot() and so on */
+  T table[3]
+         [VD_TILE * VD_HEAD_WIDTH]; /* with relative keys the last one: the block before a work tile's first key tile */
   float ring[VD_WARPGROUP / 32][VD_RING_BYTES / 4];
   float bias_scores[3][VD_TILE]; /* bias scores: initial accumulators of position scores */
   /* Mask bits of a key tile for each consumer thread, drawn one tile ahead of the copies. With three slots the
@@ -32,6 +32,21 @@ template <typename T> struct forward_smem {
   uint32_t dropout_mask[3][VD_WARPGROUP];
   int next[2];
 };
+
+/* Slots of the block's i-th work tile and c-th key tile. Where trimmed, queries pass to registers at once, and keys
+ * have three slots, as has the table: with far tiles, copies of one tile ahead would arrive too late. */
+template <bool TRIM, typename T> VD_DEV T *query_slot(forward_smem<T> *m, int i) {
+  return m->tile[TRIM ? 0 : i & 1];
+}
+template <bool TRIM, typename T> VD_DEV T *key_slot(forward_smem<T> *m, int c) {
+  return m->tile[TRIM ? 1 + c % 3 : 2 + (c & 1)];
+}
+template <typename T> VD_DEV T *value_slot(forward_smem<T> *m, int c) {
+  return m->tile[4 + (c & 1)];
+}
+template <bool TRIM> VD_DEV int table_slot(int c) {
+  return TRIM ? c % 3 : c & 1;
+}
 
 static_assert(2 * (sizeof(forward_smem<__half>) + 1024) <= 228 * 1024, "two blocks for a multiprocessor");
 
@@ -138,15 +153,23 @@ template <typename T> VD_DEV void drop_weights(vd_frag_a<T> p[4], uint32_t bits)
     }
 }
 
-/* Content scores of the c-th key tile of the block, and its position scores in the ring buffer. */
-template <typename T, bool REL> VD_DEV void multiply_scores(forward_smem<T> *m, const T *q, int c, float s[8][4]) {
+/* Content scores of the c-th key tile of the block, and its position scores in the ring buffer. Where trimmed, the
+ * queries are `left`, in registers. */
+template <typename T, bool REL, bool TRIM>
+VD_DEV void multiply_scores(forward_smem<T> *m, const T *q, const vd_frag_a<T> *left, int c, float s[8][4]) {
   float position[8][4];
   float *ring = m->ring[threadIdx.x >> 5];
   if constexpr (REL) vd_init_position_tile(position, m->bias_scores[c & 1]);
   vd_wgmma_fence();
-  vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(position, q, m->table[c & 1], REL);
-  vd_wgmma_commit();
-  vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(s, q, m->k[c & 1], false);
+  if constexpr (TRIM) {
+    vd_tile_product_rs<T, VD_K_MAJOR>(position, left, m->table[table_slot<TRIM>(c)], false);
+    vd_wgmma_commit();
+    vd_tile_product_rs<T, VD_K_MAJOR>(s, left, key_slot<TRIM>(m, c), false);
+  } else {
+    vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(position, q, m->table[table_slot<TRIM>(c)], REL);
+    vd_wgmma_commit();
+    vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(s, q, key_slot<TRIM>(m, c), false);
+  }
   vd_wgmma_commit();
   vd_wgmma_wait<1>();
   vd_wgmma_fence_operand<8>(position);
@@ -158,12 +181,12 @@ template <typename T, bool REL> VD_DEV void multiply_scores(forward_smem<T> *m, 
 
 /* The t-th key tile of the work tile, the c-th of the block, whose copies have landed. */
 template <typename T, bool DROP, bool REL, bool TRIM>
-VD_DEV void forward_tile(const vd_query_work &work, forward_smem<T> *m, forward_state &w, const T *q, int t, int c,
-                         uint32_t dropout_mask, float factor) {
+VD_DEV void forward_tile(const vd_query_work &work, forward_smem<T> *m, forward_state &w, const T *q,
+                         const vd_frag_a<T> *left, int t, int c, uint32_t dropout_mask, float factor) {
   float s[8][4];
   const int warp = (int)(threadIdx.x >> 5), iw = work.i0 + 16 * warp, kappa0 = work.start + t * VD_TILE;
   vd_frag_a<T> p[4];
-  multiply_scores<T, REL>(m, q, c, s);
+  multiply_scores<T, REL, TRIM>(m, q, left, c, s);
   finish_scores<REL, TRIM>(work.band, m->ring[warp], 4 * (c + 1) + 7 - warp, iw, kappa0, factor, s);
   softmax_tile(w, factor, s);
   if (TRIM && !vd_row_full<REL>(work.band, iw, kappa0)) {
@@ -173,7 +196,7 @@ VD_DEV void forward_tile(const vd_query_work &work, forward_smem<T> *m, forward_
   vd_results_to_a(p, s);
   if constexpr (DROP) drop_weights(p, dropout_mask);
   vd_wgmma_fence();
-  vd_tile_product_rs<T, VD_MN_MAJOR>(w.sum, p, m->v[c & 1], true);
+  vd_tile_product_rs<T, VD_MN_MAJOR>(w.sum, p, value_slot(m, c), true);
   vd_wgmma_commit();
   vd_wgmma_wait<0>();
   vd_wgmma_fence_operand<8>(w.sum);
@@ -182,12 +205,12 @@ VD_DEV void forward_tile(const vd_query_work &work, forward_smem<T> *m, forward_
 /* A far tile: all weights are 0, and the softmax's denominator is all that is wanted. Exponentials are taken against
  * the maximum of the tiles before, until a sum nears the end of the range or a row has seen no key yet. */
 template <typename T>
-VD_DEV void far_tile(const vd_query_work &work, forward_smem<T> *m, forward_state &w, const T *q, int t, int c,
-                     float factor) {
+VD_DEV void far_tile(const vd_query_work &work, forward_smem<T> *m, forward_state &w, const vd_frag_a<T> q[4], int t,
+                     int c, float factor) {
   constexpr float most = 0x1p64f;
   float s[8][4], total[2];
   const int warp = (int)(threadIdx.x >> 5), iw = work.i0 + 16 * warp, kappa0 = work.start + t * VD_TILE;
-  multiply_scores<T, false>(m, q, c, s);
+  multiply_scores<T, false, true>(m, nullptr, q, c, s);
 #pragma unroll
   for (int j = 0; j < 4; j++) vd_add_ring(s + 2 * j, m->ring[warp], 4 * (c + 1) + 7 - warp + j);
   if (!vd_far_row_seen(work.band, iw, kappa0)) {
@@ -284,16 +307,21 @@ VD_DEV void forward_consumer(const vd_cuda_attention &a, const forward_task<T> &
     forward_state w;
     w.highest[0] = w.highest[1] = -INFINITY, w.total[0] = w.total[1] = 0;
     vd_clear_sums(w.sum);
+    const T *q = query_slot<TRIM>(m, i);
+    vd_frag_a<T> left[4] = {}; /* where trimmed, the queries */
     for (int t = 0; t < work.n; t++, c++) {
       vd_barrier_sync<VD_TILE_FULL>();
       const bool far = TRIM && t < work.far;
+#pragma unroll
+      for (int k = 0; TRIM && t == 0 && k < 4; k++)
+        vd_load_a<T, VD_HEAD_WIDTH>(left[k], q, 16 * (int)(threadIdx.x >> 5), 16 * k);
       const uint32_t dropout_mask = DROP && !far ? m->dropout_mask[c % 3][threadIdx.x] : 0;
-      if (REL && t == 0) forward_begin<T>(a, m, work, m->q[i & 1], c);
+      if (REL && t == 0) forward_begin<T>(a, m, work, query_slot<TRIM>(m, i), c);
       vd_barrier_arrive<VD_TILE_EMPTY>();
       if (far) {
-        far_tile<T>(work, m, w, m->q[i & 1], t, c, factor);
+        far_tile<T>(work, m, w, left, t, c, factor);
       } else {
-        forward_tile<T, DROP, REL, TRIM>(work, m, w, m->q[i & 1], t, c, dropout_mask, factor);
+        forward_tile<T, DROP, REL, TRIM>(work, m, w, q, left, t, c, dropout_mask, factor);
       }
     }
     tile_id = vd_announced_tile(&m->next[i & 1]);
@@ -302,19 +330,97 @@ VD_DEV void forward_consumer(const vd_cuda_attention &a, const forward_task<T> &
   finish_work(schedule);
 }
 
+/* Draws the dropout mask of key tile t of the work tile, the c-th of the block, and stores it for the backward pass. */
+template <typename T>
+VD_DEV void draw_mask(const vd_cuda_attention &a, const vd_dropout_draws &drop, const vd_query_work &work,
+                      forward_smem<T> *m, int t, int c) {
+  const int thread = (int)threadIdx.x - VD_WARPGROUP;
+  uint32_t bits = vd_draw_dropout_mask(a, drop, work.i0 + 16 * (thread >> 5), work.start + t * VD_TILE);
+  m->dropout_mask[c % 3][thread] = bits;
+  if (a.dropout_mask)
+    vd_dropout_mask_tile(a, a.dropout_mask, work.at.stream, work.at.head, work.at.tile, work.n - 1 - t)[thread] = bits;
+}
+
+/* Starts the copies of key tile t of a work tile, the c-th of the block, where trimmed: keys, the block of the table,
+ * and with the first tile the queries. */
+template <typename T>
+VD_DEV void copy_trimmed(const vd_cuda_attention &a, const forward_task<T> &task, forward_smem<T> *m,
+                         const vd_query_work &work, int t, int c) {
+  const int kappa0 = work.start + t * VD_TILE;
+  const vd_kv_view<const T> memories = vd_kv_view_of(a, task.block, task.memory, work.at.head, work.at.stream);
+  const vd_row_view<const T> keys = memories.at(kappa0, VD_KEY);
+  vd_copy_tile<T, VD_HEAD_WIDTH>(key_slot<true>(m, c), keys.row0, keys.stride, kappa0, vd_lowest<false>(work.band),
+                                 a.block, a.d_head);
+  if (t + 1 < work.n)
+    vd_copy_position_keys<T, VD_HEAD_WIDTH, false>(m->table[table_slot<true>(c)], nullptr,
+                                                   vd_position_keys_of<false, T>(a, task.table, work.at.head),
+                                                   work.first_block + (t + 1) * VD_TILE, a.d_head);
+  if (t > 0) return;
+  const vd_row_view<const T> queries = vd_block_rows(a, task.block, VD_QUERY, work.at.head, work.at.stream);
+  vd_copy_tile<T, VD_HEAD_WIDTH>(query_slot<true>(m, 0), queries.row0, queries.stride, work.i0, 0, a.block, a.d_head);
+}
+
+/* The producer warpgroup where trimmed. Copies of keys run two tiles ahead, also from one work tile to the next: each
+ * has at least two key tiles, so that the queries of one are in registers when those of the next are copied. */
+template <typename T, bool DROP>
+VD_DEV void trimmed_producer(const vd_cuda_attention &a, const forward_task<T> &task, forward_smem<T> *m,
+                             vd_dropout_draws drop) {
+  vd_tile_schedule *schedule = (vd_tile_schedule *)a.schedule;
+  const int n_work_tile = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE);
+  int tile_id = vd_announced_tile(&m->next[1]), c = 0;
+  if (tile_id >= n_work_tile) return;
+  vd_query_work work = vd_query_work_at<false>(a, schedule, tile_id);
+  auto draw = [&](int t) {
+    if (!DROP || t < work.far) return;
+    vd_seek_dropout(&drop, a, work.at.head, work.at.stream);
+    draw_mask(a, drop, work, m, t, c);
+  };
+  copy_trimmed(a, task, m, work, 0, 0);
+  vd_cp_async_commit();
+  draw(0);
+  for (int i = 0; tile_id < n_work_tile; i++) {
+    const int requested = threadIdx.x == VD_WARPGROUP ? pop_tile(schedule, longest_tiles(n_work_tile)) : 0;
+    for (int t = 0, last = work.n - 1; t <= last; t++) {
+      if (c > 0) vd_barrier_sync<VD_TILE_EMPTY>();
+      if (t >= work.far) {
+        const int kappa0 = work.start + t * VD_TILE;
+        const vd_kv_view<const T> memories = vd_kv_view_of(a, task.block, task.memory, work.at.head, work.at.stream);
+        const vd_row_view<const T> values = memories.at(kappa0, VD_VALUE);
+        vd_copy_tile<T, VD_HEAD_WIDTH>(value_slot(m, c), values.row0, values.stride, kappa0,
+                                       vd_lowest_value<false>(work.band), a.block, a.d_head);
+      }
+      vd_cp_async_commit();
+      int ahead = t + 1;
+      if (t == last) {
+        vd_producer_announce(requested, &m->next[i & 1]);
+        vd_producer_sync();
+        tile_id = vd_announced_tile(&m->next[i & 1]), ahead = 0;
+        if (tile_id < n_work_tile) work = vd_query_work_at<false>(a, schedule, tile_id);
+      }
+      c++;
+      if (tile_id < n_work_tile) copy_trimmed(a, task, m, work, ahead, c);
+      vd_cp_async_commit();
+      if (tile_id < n_work_tile) draw(ahead);
+      vd_cp_async_wait<1>();
+      vd_fence_proxy_async();
+      vd_barrier_arrive<VD_TILE_FULL>();
+    }
+  }
+  vd_barrier_sync<VD_TILE_EMPTY>();
+}
+
 /* The producer warpgroup. */
-template <typename T, bool DROP, bool REL, bool TRIM>
+template <typename T, bool DROP, bool REL>
 VD_DEV void forward_producer(const vd_cuda_attention &a, const forward_task<T> &task, forward_smem<T> *m,
                              vd_dropout_draws drop) {
   vd_tile_schedule *schedule = (vd_tile_schedule *)a.schedule;
-  const int n_work_tile = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE),
-            thread = (int)threadIdx.x - VD_WARPGROUP;
+  const int n_work_tile = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE);
   int tile_id = vd_announced_tile(&m->next[1]), c = 0;
   for (int i = 0; tile_id < n_work_tile; i++) {
     const int requested = threadIdx.x == VD_WARPGROUP ? pop_tile(schedule, longest_tiles(n_work_tile)) : 0;
     const vd_query_work work = vd_query_work_at<REL>(a, schedule, tile_id);
     const vd_position_keys<T> positions = vd_position_keys_of<REL, T>(a, task.table, work.at.head);
-    const int lowest = vd_lowest<REL>(work.band), lowest_value = vd_lowest_value<REL>(work.band), n = work.n;
+    const int lowest = vd_lowest<REL>(work.band), n = work.n;
     auto copy_table = [&](int y, int slot) {
       vd_copy_position_keys<T, VD_HEAD_WIDTH, REL>(m->table[slot], m->bias_scores[slot], positions,
                                                    work.first_block + y * VD_TILE, a.d_head);
@@ -324,26 +430,22 @@ VD_DEV void forward_producer(const vd_cuda_attention &a, const forward_task<T> &
       if (t > 0 || (t < 0 && i > 0)) vd_barrier_sync<VD_TILE_EMPTY>();
       if (t < 0) {
         const vd_row_view<const T> queries = vd_block_rows(a, task.block, VD_QUERY, work.at.head, work.at.stream);
-        vd_copy_tile<T, VD_HEAD_WIDTH>(m->q[i & 1], queries.row0, queries.stride, work.i0, 0, a.block, a.d_head);
+        vd_copy_tile<T, VD_HEAD_WIDTH>(query_slot<false>(m, i), queries.row0, queries.stride, work.i0, 0, a.block,
+                                       a.d_head);
         if constexpr (REL) copy_table(0, 2);
       }
       if (t != 0) {
         int tile = max(t, 0), slot = (c + tile) & 1, kappa0 = work.start + tile * VD_TILE;
         const vd_kv_view<const T> memories = vd_kv_view_of(a, task.block, task.memory, work.at.head, work.at.stream);
         const vd_row_view<const T> keys = memories.at(kappa0, VD_KEY), values = memories.at(kappa0, VD_VALUE);
-        vd_copy_tile<T, VD_HEAD_WIDTH>(m->k[slot], keys.row0, keys.stride, kappa0, lowest, a.block, a.d_head);
-        if (!TRIM || tile >= work.far)
-          vd_copy_tile<T, VD_HEAD_WIDTH>(m->v[slot], values.row0, values.stride, kappa0, lowest_value, a.block,
-                                         a.d_head);
+        vd_copy_tile<T, VD_HEAD_WIDTH>(key_slot<false>(m, slot), keys.row0, keys.stride, kappa0, lowest, a.block,
+                                       a.d_head);
+        vd_copy_tile<T, VD_HEAD_WIDTH>(value_slot(m, slot), values.row0, values.stride, kappa0, lowest, a.block,
+                                       a.d_head);
         if (REL || tile + 1 < n) copy_table(tile + 1, slot);
         vd_cp_async_commit();
       }
-      if (DROP && t + 1 < n && (!TRIM || t + 1 >= work.far)) {
-        uint32_t bits = vd_draw_dropout_mask(a, drop, work.i0 + 16 * (thread >> 5), work.start + (t + 1) * VD_TILE);
-        m->dropout_mask[(c + t + 1) % 3][thread] = bits;
-        if (a.dropout_mask)
-          vd_dropout_mask_tile(a, a.dropout_mask, work.at.stream, work.at.head, work.at.tile, n - 2 - t)[thread] = bits;
-      }
+      if (DROP && t + 1 < n) draw_mask(a, drop, work, m, t + 1, c + t + 1);
       if (t < 0) continue;
       if (t + 1 == n) vd_producer_announce(requested, &m->next[i & 1]);
       vd_cp_async_wait_all();
@@ -372,7 +474,11 @@ __global__ void __launch_bounds__(VD_SPECIALIZED_THREADS, 2)
     forward_consumer<T, DROP, REL, TRIM>(a, task, m, drop.scale);
   } else {
     vd_setmaxnreg_dec<64>();
-    forward_producer<T, DROP, REL, TRIM>(a, task, m, drop);
+    if constexpr (TRIM) {
+      trimmed_producer<T, DROP>(a, task, m, drop);
+    } else {
+      forward_producer<T, DROP, REL>(a, task, m, drop);
+    }
   }
 }
 
