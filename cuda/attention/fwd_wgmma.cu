@@ -202,21 +202,30 @@ VD_DEV void forward_tile(const vd_query_work &work, forward_smem<T> *m, forward_
   vd_wgmma_fence_operand<8>(w.sum);
 }
 
-/* A far tile: all weights are 0, and the softmax's denominator is all that is wanted. Exponentials are taken against
- * the maximum of the tiles before, until a sum nears the end of the range or a row has seen no key yet. */
-template <typename T>
-VD_DEV void far_tile(const vd_query_work &work, forward_smem<T> *m, forward_state &w, const vd_frag_a<T> q[4], int t,
-                     int c, float factor) {
+/* This warp's queries as left operands. */
+template <typename T> VD_DEV void load_queries(forward_smem<T> *m, vd_frag_a<T> left[4]) {
+#pragma unroll
+  for (int k = 0; k < 4; k++)
+    vd_load_a<T, VD_HEAD_WIDTH>(left[k], query_slot<true>(m, 0), 16 * (int)(threadIdx.x >> 5), 16 * k);
+}
+/* Starts the position and content scores of far tile c of the block. FIRST: of the work tile. */
+template <typename T, bool FIRST>
+VD_DEV void start_far(forward_smem<T> *m, vd_frag_a<T> left[4], int c, float position[8][4], float s[8][4]) {
+  vd_barrier_sync<VD_TILE_FULL>();
+  if constexpr (FIRST) load_queries(m, left);
+  vd_barrier_arrive<VD_TILE_EMPTY>();
+  vd_wgmma_fence();
+  vd_tile_product_rs<T, VD_K_MAJOR>(position, left, m->table[table_slot<true>(c)], false);
+  vd_wgmma_commit();
+  vd_tile_product_rs<T, VD_K_MAJOR>(s, left, key_slot<true>(m, c), false);
+  vd_wgmma_commit();
+}
+
+/* Adds the exponentials of a far tile's scores to the sums. They are taken against the maximum of the tiles before,
+ * until a sum nears the end of the range or a row has seen no key yet. */
+VD_DEV void sum_far(forward_state &w, float factor, float s[8][4]) {
   constexpr float most = 0x1p64f;
-  float s[8][4], total[2];
-  const int warp = (int)(threadIdx.x >> 5), iw = work.i0 + 16 * warp, kappa0 = work.start + t * VD_TILE;
-  multiply_scores<T, false, true>(m, nullptr, q, c, s);
-#pragma unroll
-  for (int j = 0; j < 4; j++) vd_add_ring(s + 2 * j, m->ring[warp], 4 * (c + 1) + 7 - warp + j);
-  if (!vd_far_row_seen(work.band, iw, kappa0)) {
-#pragma unroll
-    for (int j = 0; j < 4; j++) mask_scores<false, true>(work.band, iw - kappa0 - 16 * j, kappa0, 0, s + 2 * j);
-  }
+  float total[2];
 #pragma unroll
   for (int ih = 0; ih < 2; ih++) {
     float base = w.highest[ih] * factor, even = w.total[ih], odd = 0;
@@ -232,6 +241,49 @@ VD_DEV void far_tile(const vd_query_work &work, forward_smem<T> *m, forward_stat
     w.total[0] = total[0], w.total[1] = total[1];
   } else {
     softmax_tile(w, factor, s);
+  }
+}
+
+/* The t-th key tile of the work tile, a far one: all weights are 0, and the softmax's denominator is all that is
+ * wanted. Its products have been started, with scores `s`; those of the next far tile, with scores `next`, run while
+ * exponentials are taken. */
+template <typename T, bool MORE>
+VD_DEV void far_tile(const vd_query_work &work, forward_smem<T> *m, forward_state &w, vd_frag_a<T> left[4], int t,
+                     int c, float factor, float position[8][4], float s[8][4], float next[8][4]) {
+  const int warp = (int)(threadIdx.x >> 5), iw = work.i0 + 16 * warp, kappa0 = work.start + t * VD_TILE;
+  float *ring = m->ring[warp];
+  __syncwarp();
+  vd_wgmma_wait<1>();
+  vd_wgmma_fence_operand<8>(position);
+  vd_write_ring(ring, c + 1, position);
+  __syncwarp();
+  vd_wgmma_wait<0>();
+  vd_wgmma_fence_operand<8>(s);
+  if constexpr (MORE) start_far<T, false>(m, left, c + 1, position, next);
+#pragma unroll
+  for (int j = 0; j < 4; j++) vd_add_ring(s + 2 * j, ring, 4 * (c + 1) + 7 - warp + j);
+  if (!vd_far_row_seen(work.band, iw, kappa0)) {
+#pragma unroll
+    for (int j = 0; j < 4; j++) mask_scores<false, true>(work.band, iw - kappa0 - 16 * j, kappa0, 0, s + 2 * j);
+  }
+  sum_far(w, factor, s);
+}
+/* All far tiles of the work tile, from the block's c-th on. */
+template <typename T>
+VD_DEV void far_tiles(const vd_query_work &work, forward_smem<T> *m, forward_state &w, vd_frag_a<T> left[4], int c,
+                      float factor) {
+  float position[8][4], even[8][4], odd[8][4];
+  int t = 0;
+  start_far<T, true>(m, left, c, position, even);
+  for (; t + 2 < work.far; t += 2) {
+    far_tile<T, true>(work, m, w, left, t, c + t, factor, position, even, odd);
+    far_tile<T, true>(work, m, w, left, t + 1, c + t + 1, factor, position, odd, even);
+  }
+  if (t + 1 < work.far) {
+    far_tile<T, true>(work, m, w, left, t, c + t, factor, position, even, odd);
+    far_tile<T, false>(work, m, w, left, t + 1, c + t + 1, factor, position, odd, even);
+  } else {
+    far_tile<T, false>(work, m, w, left, t, c + t, factor, position, even, odd);
   }
 }
 
@@ -309,20 +361,19 @@ VD_DEV void forward_consumer(const vd_cuda_attention &a, const forward_task<T> &
     vd_clear_sums(w.sum);
     const T *q = query_slot<TRIM>(m, i);
     vd_frag_a<T> left[4] = {}; /* where trimmed, the queries */
-    for (int t = 0; t < work.n; t++, c++) {
+    if constexpr (TRIM) {
+      if (work.far > 0) far_tiles<T>(work, m, w, left, c, factor);
+      c += work.far;
+    }
+    for (int t = TRIM ? work.far : 0; t < work.n; t++, c++) {
       vd_barrier_sync<VD_TILE_FULL>();
-      const bool far = TRIM && t < work.far;
-#pragma unroll
-      for (int k = 0; TRIM && t == 0 && k < 4; k++)
-        vd_load_a<T, VD_HEAD_WIDTH>(left[k], q, 16 * (int)(threadIdx.x >> 5), 16 * k);
-      const uint32_t dropout_mask = DROP && !far ? m->dropout_mask[c % 3][threadIdx.x] : 0;
+      if constexpr (TRIM) {
+        if (t == 0) load_queries(m, left);
+      }
+      const uint32_t dropout_mask = DROP ? m->dropout_mask[c % 3][threadIdx.x] : 0;
       if (REL && t == 0) forward_begin<T>(a, m, work, query_slot<TRIM>(m, i), c);
       vd_barrier_arrive<VD_TILE_EMPTY>();
-      if (far) {
-        far_tile<T>(work, m, w, left, t, c, factor);
-      } else {
-        forward_tile<T, DROP, REL, TRIM>(work, m, w, q, left, t, c, dropout_mask, factor);
-      }
+      forward_tile<T, DROP, REL, TRIM>(work, m, w, q, left, t, c, dropout_mask, factor);
     }
     tile_id = vd_announced_tile(&m->next[i & 1]);
     forward_end<T>(a, scale, work, w, factor, task.out, task.lse);

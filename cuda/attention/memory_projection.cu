@@ -5,7 +5,7 @@
  *
  * Tiles: 128 x 128 results by a block of two warpgroups (256 threads, 64 rows each). Columns of keys and values form
  * groups of up to 2 d_head that need the same memory rows: keys and values of a head, or where trimmed, keys of two
- * heads, and values of one. 16-bit operands are multiplied by wgmma from
+ * heads, and values of two. 16-bit operands are multiplied by wgmma from
  * shared memory, fp32 by mma.sync. Forward is persistent; backward gives a block a fixed share of the rows, and a
  * second kernel adds the partial sums in a fixed order.
  *
@@ -50,40 +50,57 @@ typedef struct projection_args {
   int slots;
 } projection_args;
 
-/* The groups of columns. Where trimmed, all keys are wanted as far back as the window goes, the values of a head only
- * within its own span. */
+/* The groups of columns. Where trimmed, a group has keys of two heads, needed as far back as the window goes, or their
+ * values, needed within a head's own span: groups of keys come first. */
 enum { MAX_GROUPS = 2 * VD_CUDA_MAX_HEADS };
-static inline __host__ __device__ int key_groups(const vd_cuda_attention &a) {
-  return a.trimmed ? vd_ceil_div(a.n_head, 2) : 0;
+template <bool TRIM> static inline __host__ __device__ int group_count(const vd_cuda_attention &a) {
+  return TRIM ? 2 * vd_ceil_div(a.n_head, 2) : a.n_head;
 }
-static inline __host__ __device__ int group_count(const vd_cuda_attention &a) {
-  return key_groups(a) + a.n_head;
+template <bool TRIM> VD_DEV bool has_keys_alone(const vd_cuda_attention &a, int group) {
+  return TRIM && 2 * group < group_count<TRIM>(a);
+}
+/* The first head of a group. */
+template <bool TRIM> VD_DEV int group_head(const vd_cuda_attention &a, int group) {
+  return TRIM ? 2 * group - (has_keys_alone<TRIM>(a, group) ? 0 : group_count<TRIM>(a)) : group;
 }
 /* Number of the group's columns. */
-VD_DEV int group_width(const vd_cuda_attention &a, int group) {
-  if (!a.trimmed) return 2 * a.d_head;
-  return group < key_groups(a) ? min(2, a.n_head - 2 * group) * a.d_head : a.d_head;
+template <bool TRIM> VD_DEV int group_width(const vd_cuda_attention &a, int group) {
+  return (TRIM ? min(2, a.n_head - group_head<TRIM>(a, group)) : 2) * a.d_head;
 }
 /* Column of a row of keys and values that column y of the group is, or -1. */
-VD_DEV int group_column(const vd_cuda_attention &a, int group, int y) {
+template <bool TRIM> VD_DEV int group_column(const vd_cuda_attention &a, int group, int y) {
   const int d = vd_width(a);
-  if (y >= group_width(a, group)) return -1;
-  if (!a.trimmed) return group * a.d_head + (y < a.d_head ? y : d + y - a.d_head);
-  return group < key_groups(a) ? 2 * group * a.d_head + y : d + (group - key_groups(a)) * a.d_head + y;
+  if (y >= group_width<TRIM>(a, group)) return -1;
+  const bool value = TRIM ? !has_keys_alone<TRIM>(a, group) : y >= a.d_head;
+  return group_head<TRIM>(a, group) * a.d_head + y + (value ? d - (TRIM ? 0 : a.d_head) : 0);
 }
 
-/* Rows of memory that each group needs, in shared memory: a block searches them often. All threads call this. */
-VD_DEV const int *rows_reached(const vd_cuda_attention &a, const projection_args &p) {
-  __shared__ int reached[MAX_GROUPS];
-  const vd_tile_schedule *schedule = (const vd_tile_schedule *)a.schedule;
+/* Rows of memory that each group needs, and that the values of each head need, in shared memory: a block searches them
+ * often. All threads call this. */
+struct rows_needed {
+  int group[MAX_GROUPS], own[VD_CUDA_MAX_HEADS];
+};
+template <bool TRIM> VD_DEV const rows_needed *find_rows(const vd_cuda_attention &a, const projection_args &p) {
+  __shared__ rows_needed rows;
+  const vd_band *band = ((const vd_tile_schedule *)a.schedule)->band;
   const int group = (int)threadIdx.x;
-  if (group < group_count(a)) {
-    int head = group < key_groups(a) ? 2 * group : group - key_groups(a);
-    const vd_band *band = &schedule->band[head];
-    reached[group] = (int)min((int64_t)(group < key_groups(a) ? band->reach : band->own), p.memory.rows);
+  if (TRIM && group < a.n_head) rows.own[group] = (int)min((int64_t)band[group].own, p.memory.rows);
+  if (group < group_count<TRIM>(a)) {
+    const int head = group_head<TRIM>(a, group);
+    int most = band[head].reach;
+    if (TRIM && !has_keys_alone<TRIM>(a, group)) {
+      most = band[head].own;
+      if (head + 1 < a.n_head) most = max(most, band[head + 1].own);
+    }
+    rows.group[group] = (int)min((int64_t)most, p.memory.rows);
   }
   __syncthreads();
-  return reached;
+  return &rows;
+}
+/* Rows that column y of the group needs. */
+template <bool TRIM> VD_DEV int rows_of_column(const vd_cuda_attention &a, const rows_needed *rows, int group, int y) {
+  if (!TRIM || has_keys_alone<TRIM>(a, group)) return rows->group[group];
+  return rows->own[group_head<TRIM>(a, group) + (y >= a.d_head ? 1 : 0)];
 }
 
 /* Row of the ring buffer that holds row r of the window. */
@@ -190,17 +207,21 @@ typedef struct projection_tile {
   int group, stream, first, lowest, column0;
 } projection_tile;
 
-VD_DEV bool find_tile(const vd_cuda_attention &a, const int *reached, int tile_id, projection_tile *t) {
-  for (int g = 0; g < group_count(a); g++) {
-    int parts = vd_ceil_div(group_width(a, g), SIDE);
-    int rows = reached[g], tiles = vd_ceil_div(rows, SIDE), n = a.n_stream * tiles * parts;
+/* The tile of a number. Groups of keys alone need the same rows: tiles of one place follow each other, so that the rows
+ * are in the second-level cache. */
+template <bool TRIM>
+VD_DEV bool find_tile(const vd_cuda_attention &a, const rows_needed *rows, int tile_id, projection_tile *t) {
+  const int n_group = group_count<TRIM>(a), parts = vd_ceil_div(2 * a.d_head, SIDE);
+  for (int g = 0; g < n_group;) {
+    const int together = has_keys_alone<TRIM>(a, g) ? n_group / 2 : 1;
+    int tiles = vd_ceil_div(rows->group[g], SIDE), n = a.n_stream * tiles * parts * together;
     if (tile_id < n) {
-      int tile = tile_id / parts % tiles;
-      t->group = g, t->stream = tile_id / parts / tiles, t->first = a.window - (tile + 1) * SIDE;
-      t->lowest = a.window - rows, t->column0 = tile_id % parts * SIDE;
+      int place = tile_id / parts / together, tile = place % tiles;
+      t->group = g + tile_id / parts % together, t->stream = place / tiles, t->first = a.window - (tile + 1) * SIDE;
+      t->lowest = a.window - rows->group[g], t->column0 = tile_id % parts * SIDE;
       return true;
     }
-    tile_id -= n;
+    tile_id -= n, g += together;
   }
   return false;
 }
@@ -211,25 +232,26 @@ template <typename T> struct copy_cursor {
   bool more;
   const T *row[COPIES], *weight[COPIES];
 };
-template <typename T>
-VD_DEV void aim(const vd_cuda_attention &a, const int *reached, const projection_args &p, const copier &k,
+template <typename T, bool TRIM>
+VD_DEV void aim(const vd_cuda_attention &a, const rows_needed *rows, const projection_args &p, const copier &k,
                 copy_cursor<T> &at) {
   const int d = vd_width(a);
   projection_tile t;
-  at.stage = 0, at.more = find_tile(a, reached, at.tile_id, &t);
+  at.stage = 0, at.more = find_tile<TRIM>(a, rows, at.tile_id, &t);
   if (!at.more) return;
   const T *memory = (const T *)p.memory.at + (int64_t)t.stream * p.memory.rows * d;
 #pragma unroll
   for (int i = 0; i < COPIES; i++) {
-    int r = t.first + k.row + i * k.step, column = group_column(a, t.group, t.column0 + k.row + i * k.step);
+    int r = t.first + k.row + i * k.step, column = group_column<TRIM>(a, t.group, t.column0 + k.row + i * k.step);
     const T *weight = (const T *)(column < d ? p.wk : p.wv) + (int64_t)(column < d ? column : column - d) * d;
     at.row[i] = r >= t.lowest ? memory + (int64_t)ring_row(a, p, r) * d : NULL;
     at.weight[i] = column >= 0 ? weight : NULL;
   }
 }
 
-template <typename T>
-VD_DEV void write_tile(const vd_cuda_attention &a, const projection_args &p, const projection_tile &t, float c[16][4]) {
+template <typename T, bool TRIM>
+VD_DEV void write_tile(const vd_cuda_attention &a, const rows_needed *rows, const projection_args &p,
+                       const projection_tile &t, float c[16][4]) {
   int lane = threadIdx.x & 31, warp = (int)threadIdx.x >> 5, d = vd_width(a);
 #pragma unroll
   for (int ih = 0; ih < 2; ih++) {
@@ -238,8 +260,8 @@ VD_DEV void write_tile(const vd_cuda_attention &a, const projection_args &p, con
     T *kv = (T *)p.kv + ((int64_t)t.stream * a.kv_rows + row) * 2 * d;
 #pragma unroll
     for (int j = 0; j < 16; j++) {
-      int column = group_column(a, t.group, t.column0 + 8 * j + 2 * (lane & 3));
-      if (column < 0) continue;
+      int in_group = t.column0 + 8 * j + 2 * (lane & 3), column = group_column<TRIM>(a, t.group, in_group);
+      if (column < 0 || (TRIM && row < a.window - rows_of_column<TRIM>(a, rows, t.group, in_group))) continue;
       T *to = kv + column;
       float x = c[j][2 * ih], y = c[j][2 * ih + 1];
       if constexpr (sizeof(T) == 4) {
@@ -252,18 +274,18 @@ VD_DEV void write_tile(const vd_cuda_attention &a, const projection_args &p, con
 }
 
 /* Forward: a persistent block takes tiles of 128 x 128 keys and values. */
-template <typename T>
+template <typename T, bool TRIM>
 __global__ void __launch_bounds__(BLOCK_THREADS, projection_layout<T>::blocks)
     project_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ projection_args p) {
   vd_pdl_wait();
   typedef projection_layout<T> layout;
   extern __shared__ __align__(1024) unsigned char shared[];
-  const int *reached = rows_reached(a, p);
+  const rows_needed *rows = find_rows<TRIM>(a, p);
   const int d = vd_width(a), stages = vd_ceil_div(d, layout::depth);
   const copier k = copier_of<T, false>();
   copy_cursor<T> at;
   at.tile_id = (int)blockIdx.x;
-  aim(a, reached, p, k, at);
+  aim<T, TRIM>(a, rows, p, k, at);
   auto copy = [&](T *left, T *right) {
     if (!at.more) return;
     int x = at.stage * layout::depth + k.chunk * layout::per_chunk;
@@ -275,14 +297,14 @@ __global__ void __launch_bounds__(BLOCK_THREADS, projection_layout<T>::blocks)
     }
     if (++at.stage < stages) return;
     at.tile_id += (int)gridDim.x;
-    aim(a, reached, p, k, at);
+    aim<T, TRIM>(a, rows, p, k, at);
   };
   copy_pipeline<T> pipe = start_pipeline((T *)shared, copy);
   projection_tile t;
-  for (int tile_id = (int)blockIdx.x; find_tile(a, reached, tile_id, &t); tile_id += (int)gridDim.x) {
+  for (int tile_id = (int)blockIdx.x; find_tile<TRIM>(a, rows, tile_id, &t); tile_id += (int)gridDim.x) {
     float c[16][4];
     multiply_stages<T, false>(stages, pipe, copy, c);
-    write_tile<T>(a, p, t, c);
+    write_tile<T, TRIM>(a, rows, p, t, c);
   }
 }
 
@@ -295,13 +317,14 @@ typedef struct row_share {
 } row_share;
 
 /* The share of the slot's group, or of `group` where slot < 0. Returns false if there is no such slot. */
-VD_DEV bool find_share(const vd_cuda_attention &a, const int *reached, const projection_args &p, int depth, int slot,
-                       int group, row_share *s) {
-  int units = 0, first = 0, n_group = group_count(a);
-  for (int g = 0; g < n_group; g++) units += a.n_stream * vd_ceil_div(reached[g], depth);
+template <bool TRIM>
+VD_DEV bool find_share(const vd_cuda_attention &a, const rows_needed *needed, const projection_args &p, int depth,
+                       int slot, int group, row_share *s) {
+  int units = 0, first = 0, n_group = group_count<TRIM>(a);
+  for (int g = 0; g < n_group; g++) units += a.n_stream * vd_ceil_div(needed->group[g], depth);
   s->size = max((int)MIN_UNITS, vd_ceil_div(units, p.slots - n_group));
   for (int g = 0; g < n_group; g++) {
-    int rows = reached[g], mine = a.n_stream * vd_ceil_div(rows, depth);
+    int rows = needed->group[g], mine = a.n_stream * vd_ceil_div(rows, depth);
     int slots = vd_ceil_div(mine, s->size);
     if (slot < 0 ? g == group : slot < first + slots) {
       s->group = g, s->slot = first, s->slots = slots, s->rows = rows, s->units = mine;
@@ -324,7 +347,7 @@ VD_DEV void write_partial(const vd_cuda_attention &a, float *partial, int width,
 }
 
 /* Backward: a block writes the partial sum of its share of the rows to one tile of dW. */
-template <typename T>
+template <typename T, bool TRIM>
 __global__ void __launch_bounds__(BLOCK_THREADS, projection_layout<T>::blocks)
     project_backward_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ projection_args p) {
   vd_pdl_wait();
@@ -334,13 +357,16 @@ __global__ void __launch_bounds__(BLOCK_THREADS, projection_layout<T>::blocks)
   const int slot = (int)blockIdx.x / (across * parts), x0 = (int)blockIdx.x % across * SIDE;
   const int column0 = (int)blockIdx.x / across % parts * SIDE;
   row_share share;
-  if (!find_share(a, rows_reached(a, p), p, depth, slot, 0, &share)) return;
-  const int width = group_width(a, share.group);
+  const rows_needed *needed = find_rows<TRIM>(a, p);
+  if (!find_share<TRIM>(a, needed, p, depth, slot, 0, &share)) return;
+  const int width = group_width<TRIM>(a, share.group);
   if (column0 >= width) return;
   const int first_unit = (slot - share.slot) * share.size, per_stream = vd_ceil_div(share.rows, depth);
   const int steps = min(share.size, share.units - first_unit), lowest = a.window - share.rows;
   const copier k = copier_of<T, true>();
-  const int column = group_column(a, share.group, column0 + k.chunk * per_chunk), x = x0 + k.chunk * per_chunk;
+  const int y = column0 + k.chunk * per_chunk, x = x0 + k.chunk * per_chunk;
+  const int column = group_column<TRIM>(a, share.group, y);
+  const int lowest_key = TRIM && column >= 0 ? a.window - rows_of_column<TRIM>(a, needed, share.group, y) : lowest;
   const T *dkv = (const T *)p.dkv + column;
   const T *memory = (const T *)p.memory.at + x;
   int left_steps = steps, stream = first_unit / per_stream, unit = first_unit % per_stream;
@@ -351,7 +377,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS, projection_layout<T>::blocks)
 #pragma unroll
     for (int i = 0; i < COPIES; i++) {
       int r = first + i * k.step;
-      bool key = r >= lowest && column >= 0, row = r >= lowest && x < d;
+      bool key = r >= lowest_key && column >= 0, row = r >= lowest && x < d;
       vd_cp_async16(left + k.to + i * k.to_step, key ? dkeys + (int64_t)r * 2 * d : (const T *)p.dkv, key);
       vd_cp_async16(right + k.to + i * k.to_step, row ? rows + (int64_t)ring_row(a, p, r) * d : (const T *)p.dkv, row);
     }
@@ -364,17 +390,18 @@ __global__ void __launch_bounds__(BLOCK_THREADS, projection_layout<T>::blocks)
 }
 
 /* dwk, dwv += the partial sums, in the order of slots; a thread adds four adjacent elements. */
+template <bool TRIM>
 static __global__ void sum_partials_kernel(const __grid_constant__ vd_cuda_attention a,
                                            const __grid_constant__ projection_args p, int depth, float *dwk,
                                            float *dwv) {
   vd_pdl_wait();
   const int d = a.n_head * a.d_head, per_group = 2 * a.d_head * d;
-  const int *reached = rows_reached(a, p);
+  const rows_needed *needed = find_rows<TRIM>(a, p);
   int64_t id = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 4;
-  if (id >= (int64_t)per_group * group_count(a)) return;
-  int group = (int)(id / per_group), in = (int)(id % per_group), column = group_column(a, group, in / d);
+  if (id >= (int64_t)per_group * group_count<TRIM>(a)) return;
+  int group = (int)(id / per_group), in = (int)(id % per_group), column = group_column<TRIM>(a, group, in / d);
   row_share share;
-  if (column < 0 || !find_share(a, reached, p, depth, -1, group, &share)) return;
+  if (column < 0 || !find_share<TRIM>(a, needed, p, depth, -1, group, &share)) return;
   const float *from = p.partial + (int64_t)share.slot * per_group + in;
   float4 sum = make_float4(0, 0, 0, 0);
 #pragma unroll 8
@@ -393,7 +420,8 @@ static int tiles_across(const vd_cuda_attention *a) {
 /* Number of slots: more than groups, since each group's last slot may be partly filled. */
 static int slot_count(const vd_cuda_attention *a) {
   int shared = BACKWARD_BLOCKS / tiles_across(a);
-  return shared > 2 * group_count(*a) ? shared : 2 * group_count(*a);
+  int groups = a->trimmed ? group_count<true>(*a) : group_count<false>(*a);
+  return shared > 2 * groups ? shared : 2 * groups;
 }
 
 size_t vd_cuda_project_workspace_size(const vd_cuda_attention *a) {
@@ -401,26 +429,27 @@ size_t vd_cuda_project_workspace_size(const vd_cuda_attention *a) {
   return (size_t)slot_count(a) * 2 * (size_t)a->d_head * d * sizeof(float);
 }
 
-template <typename T>
+template <typename T, bool TRIM>
 static cudaError_t launch_project(const vd_cuda_attention *a, const projection_args *p, cudaStream_t stream) {
   int blocks, threads = BLOCK_THREADS, shared = projection_layout<T>::bytes;
-  cudaError_t e = vd_persistent_blocks((const void *)project_kernel<T>, shared, &blocks, threads);
+  cudaError_t e = vd_persistent_blocks((const void *)project_kernel<T, TRIM>, shared, &blocks, threads);
   if (e != cudaSuccess) return e;
-  return vd_launch_pdl(project_kernel<T>, (unsigned)blocks, (unsigned)threads, (size_t)shared, stream, *a, *p);
+  return vd_launch_pdl(project_kernel<T, TRIM>, (unsigned)blocks, (unsigned)threads, (size_t)shared, stream, *a, *p);
 }
 
-template <typename T>
+template <typename T, bool TRIM>
 static cudaError_t launch_project_backward(const vd_cuda_attention *a, const projection_args *p, float *dwk, float *dwv,
                                            cudaStream_t stream) {
   int shared = projection_layout<T>::bytes, threads = BLOCK_THREADS;
-  cudaError_t e = cudaFuncSetAttribute(project_backward_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+  cudaError_t e =
+      cudaFuncSetAttribute(project_backward_kernel<T, TRIM>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
   if (e != cudaSuccess) return e;
-  e = vd_launch_pdl(project_backward_kernel<T>, (unsigned)(p->slots * tiles_across(a)), (unsigned)threads,
+  e = vd_launch_pdl(project_backward_kernel<T, TRIM>, (unsigned)(p->slots * tiles_across(a)), (unsigned)threads,
                     (size_t)shared, stream, *a, *p);
   if (e != cudaSuccess) return e;
-  int64_t d = (int64_t)a->n_head * a->d_head, n = (int64_t)group_count(*a) * 2 * a->d_head * d / 4;
-  return vd_launch_pdl(sum_partials_kernel, (unsigned)((n + threads - 1) / threads), (unsigned)threads, 0, stream, *a,
-                       *p, (int)projection_layout<T>::depth, dwk, dwv);
+  int64_t d = (int64_t)a->n_head * a->d_head, n = (int64_t)group_count<TRIM>(*a) * 2 * a->d_head * d / 4;
+  return vd_launch_pdl(sum_partials_kernel<TRIM>, (unsigned)((n + threads - 1) / threads), (unsigned)threads, 0, stream,
+                       *a, *p, (int)projection_layout<T>::depth, dwk, dwv);
 }
 
 static bool shapes_fit(const vd_cuda_attention *a, const vd_cuda_ring *memory) {
@@ -436,11 +465,11 @@ cudaError_t vd_cuda_project_memory(const vd_cuda_attention *a, const vd_cuda_rin
   const projection_args p = {*memory, wk, wv, kv, NULL, NULL, 0};
   switch (a->type) {
   case VD_FP32:
-    return launch_project<float>(a, &p, stream);
+    return (a->trimmed ? launch_project<float, true> : launch_project<float, false>)(a, &p, stream);
   case VD_BF16:
-    return launch_project<__nv_bfloat16>(a, &p, stream);
+    return (a->trimmed ? launch_project<__nv_bfloat16, true> : launch_project<__nv_bfloat16, false>)(a, &p, stream);
   case VD_FP16:
-    return launch_project<__half>(a, &p, stream);
+    return (a->trimmed ? launch_project<__half, true> : launch_project<__half, false>)(a, &p, stream);
   }
   return cudaErrorInvalidValue;
 }
@@ -451,11 +480,14 @@ cudaError_t vd_cuda_project_memory_backward(const vd_cuda_attention *a, const vd
   const projection_args p = {*memory, NULL, NULL, NULL, dkv, (float *)workspace, slot_count(a)};
   switch (a->type) {
   case VD_FP32:
-    return launch_project_backward<float>(a, &p, dwk, dwv, stream);
+    return (a->trimmed ? launch_project_backward<float, true> : launch_project_backward<float, false>)(a, &p, dwk, dwv,
+                                                                                                       stream);
   case VD_BF16:
-    return launch_project_backward<__nv_bfloat16>(a, &p, dwk, dwv, stream);
+    return (a->trimmed ? launch_project_backward<__nv_bfloat16, true>
+                       : launch_project_backward<__nv_bfloat16, false>)(a, &p, dwk, dwv, stream);
   case VD_FP16:
-    return launch_project_backward<__half>(a, &p, dwk, dwv, stream);
+    return (a->trimmed ? launch_project_backward<__half, true> : launch_project_backward<__half, false>)(a, &p, dwk,
+                                                                                                         dwv, stream);
   }
   return cudaErrorInvalidValue;
 }
