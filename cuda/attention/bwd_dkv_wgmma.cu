@@ -8,7 +8,7 @@
  * Tiles: a persistent block takes 64 keys of one head and stream and goes over the query tiles of 64 that see them.
  * Keys are the rows of the results, so that weights and score gradients are left operands from registers. Six
  * products of 64 x 64 x 64 for each query tile: two blocks of position scores, scores k q^T, v dout^T, dv += weights
- * dout, dk += gradients q.
+ * dout, dk += gradients q. Far tiles (bwd_dq_wgmma.cu) need no values and give no dv: four products.
  *
  * Warps: the consumer warpgroup (200 registers) has 16 keys a warp. The producer warpgroup (56 registers) copies the
  * tiles, lse and delta, and transposes the stored dropout mask to keys as rows.

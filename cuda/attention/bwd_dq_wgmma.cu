@@ -7,7 +7,7 @@
  *
  * Tiles: a persistent block takes 64 queries of one head and stream and goes over the key tiles of 64 in reach. Six
  * products of 64 x 64 x 64 for each key tile: position scores, scores, dout v^T, dq += ds k, dq += skewed ds p, dp =
- * skewed ds^T q.
+ * skewed ds^T q. Far tiles, which are beyond the own span of a head with a trimmed softmax, need no dout v^T.
  *
  * Warps: the consumer warpgroup (208 registers) has 16 queries a warp. The producer warpgroup (48 registers) copies
  * the tiles, bias scores and the dropout mask.
