@@ -94,7 +94,8 @@ typedef struct vd_attention {
 /* Queries, keys and values of a layer, or their gradients, d = n_head * d_head wide each. block [n_stream * block, 3,
  * d]: those of the block's rows, side by side. memory [n_stream, memory_rows, 2, d]: rows 0 .. window - 1 of a stream
  * are keys and values of the newest `window` rows of the memory, of which head h uses rows >= window - reach[h]; not
- * read where no head uses any. */
+ * read where no head uses any. With VD_TRIMMED a head uses values within its own span only, min(window, floor(z
+ * attn_span) + ramp + 1), as with VD_MASKED: farther values and their gradients may hold anything. */
 typedef struct vd_qkv {
   vd_act *block, *memory;
   int64_t memory_rows; /* rows from one stream's memory to the next's, at least the window; 0: the window */

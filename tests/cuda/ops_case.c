@@ -117,17 +117,17 @@ static bool is_value(const side_call *c, size_t element) {
   return (int64_t)element / (c->n_head * c->d_head) % 3 == 2;
 }
 
-/* Element of keys and values in memory: does its head reach its row? */
-static bool is_reached(const side_call *c, size_t element) {
+/* Element of keys and values in memory: is it of a row that lies at most as far back as its head's `most`? */
+static bool is_within(const side_call *c, size_t element, const int64_t *most) {
   int64_t width = c->n_head * c->d_head, head = (int64_t)element % width / c->d_head;
   int64_t row = (int64_t)element / (2 * width) % (c->window + c->kv_spare);
-  return row < c->window && row >= c->window - c->reach[head];
+  return row < c->window && row >= c->window - most[head];
 }
 static bool is_old_key(const side_call *c, size_t element) {
-  return is_reached(c, element) && (int64_t)element / (c->n_head * c->d_head) % 2 == 0;
+  return is_within(c, element, c->reach) && (int64_t)element / (c->n_head * c->d_head) % 2 == 0;
 }
 static bool is_old_value(const side_call *c, size_t element) {
-  return is_reached(c, element) && (int64_t)element / (c->n_head * c->d_head) % 2 == 1;
+  return is_within(c, element, c->own) && (int64_t)element / (c->n_head * c->d_head) % 2 == 1;
 }
 
 int case_qkv(const ops_test *t, side_call *c, double range, uint64_t salt) {
@@ -137,8 +137,9 @@ int case_qkv(const ops_test *t, side_call *c, double range, uint64_t salt) {
   for (size_t i = 0; i < new->n; i++)
     if (!is_value(c, i)) new->x[i] = case_round(t->precision, range * new->x[i]);
   for (size_t i = 0; i < old->n; i++) {
-    double factor = is_reached(c, i) ? 1 : 50;
-    if ((int64_t)i / (c->n_head * c->d_head) % 2 == 0) factor *= range;
+    bool key = (int64_t)i / (c->n_head * c->d_head) % 2 == 0, reached = is_within(c, i, c->reach);
+    double factor = !reached ? 50 : key || is_within(c, i, c->own) ? 1 : 0;
+    if (key) factor *= range;
     old->x[i] = case_round(t->precision, factor * old->x[i]);
   }
   return block;

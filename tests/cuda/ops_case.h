@@ -54,7 +54,7 @@ size_t case_rows(const side_call *c);
 /* Not collective. As above. */
 size_t case_memory(const side_call *c);
 /* Not collective. Appends the two buffers of a vd_qkv, fifty times as large where no head reaches; queries and keys in
- * +-range, values in +-1. Returns the index of the first. */
+ * +-range, values in +-1, and 0 where a head reaches but needs no values. Returns the index of the first. */
 int case_qkv(const ops_test *t, side_call *c, double range, uint64_t salt);
 /* Not collective. Has the attention call record weights, for more distances than it reaches: appends targets, of which
  * every seventh is not counted, sums and weights. Chooses the first query, one in the middle and the last one. Returns
@@ -67,7 +67,7 @@ void case_unit_values(side_call *c, int64_t group);
 int case_qkv_out(side_call *c);
 enum { CASE_PARTS = 5 };
 /* Not collective. What case_qkv_out appended at `buffer`, as results to compare: queries, keys and values of the block,
- * keys and values of the memory where their head reaches their row. */
+ * keys and values of the memory where their head needs their row. */
 void case_parts(int buffer, case_result result[CASE_PARTS]);
 
 /* Not collective. The cases, by what they are about. */

@@ -71,8 +71,8 @@ typedef struct side_call {
   int64_t stride;            /* memory_ring_push: elements between rows of the block */
   bool trimmed, same_buffer; /* same_buffer: memory_push, cross_entropy and scale_dropout in place */
   bool sliced; /* relative keys: queries', keys' and values' weights are slices of one tensor, the first one given */
-  int64_t reach[SIDE_HEADS];
-  int64_t n_distance; /* > 0: attention records weights; targets, sums and weights follow lse */
+  int64_t reach[SIDE_HEADS], own[SIDE_HEADS]; /* own: as far back as a head needs values */
+  int64_t n_distance;                         /* > 0: attention records weights; targets, sums and weights follow lse */
   int64_t chosen[SIDE_CHOSEN];
   /* memory_push: rows_old, rows_new are memory_rows and window; tensors of the optimiser */
   int n_tensor;

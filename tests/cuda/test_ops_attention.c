@@ -57,7 +57,8 @@ static side_call begin(const ops_test *t, const struct geometry *g, enum side_op
   for (int64_t h = 0; h < g->n_head; h++) {
     double z = c.buffer[span].x[g->n_span == 1 ? 0 : h];
     int64_t reach = (int64_t)floor(z * (double)g->attn_span) + g->ramp + 1;
-    c.reach[h] = g->trimmed || reach > g->window ? g->window : reach;
+    c.own[h] = reach > g->window ? g->window : reach;
+    c.reach[h] = g->trimmed ? g->window : c.own[h];
   }
   case_noise(t, &c, SIDE_PARAM, (size_t)(g->d_head * g->attn_span), 1, 101);
   return c;

@@ -59,7 +59,7 @@ static side_call begin(const ops_test *t, const struct geometry *g, enum side_op
                  .layer = 3,
                  .row0 = 7};
   int64_t farthest = g->window + g->block - 1;
-  for (int64_t h = 0; h < g->n_head; h++) c.reach[h] = g->reach < farthest ? g->reach : farthest;
+  for (int64_t h = 0; h < g->n_head; h++) c.reach[h] = c.own[h] = g->reach < farthest ? g->reach : farthest;
   size_t biases = g->unbiased ? 0 : (size_t)width_of(g);
   case_noise(t, &c, SIDE_ACT, (size_t)((c.reach[0] + 1) * width_of(g)), 2, 301);
   case_noise(t, &c, SIDE_PARAM, biases, 1, 302);
