@@ -91,8 +91,8 @@ cudaError_t vd_cuda_attention_key_pe_backward(int32_t d_head, int32_t attn_span,
                                               cudaStream_t stream);
 
 /* Stream-ordered. Writes out and lse [n_stream, n_head, block], the natural logarithm of the softmax denominator.
- * Head h reads `memory` from row max(window - reach[h], 0) on. With relative keys table is NULL. Returns launch
- * errors. */
+ * Head h reads keys of `memory` from row max(window - reach[h], 0) on; values, too, but where trimmed only within its
+ * own span (vd_qkv in src/ops/ops.h). With relative keys table is NULL. Returns launch errors. */
 cudaError_t vd_cuda_attention_forward(const vd_cuda_attention *a, const void *block, const void *memory,
                                       const void *table, void *out, float *lse, cudaStream_t stream);
 
@@ -112,7 +112,7 @@ cudaError_t vd_cuda_attention_record_weights(const vd_cuda_attention *a, const v
                                              const void *block, const void *memory, const void *table, const float *lse,
                                              cudaStream_t stream);
 
-/* Inputs and outputs of backward. dblock is written; dmemory is written in the rows that a head reaches; dtable
+/* Inputs and outputs of backward. dblock is written; dmemory is written in the rows that a head reads; dtable
  * [attn_span, d_head] and dspan [n_span] are accumulated. With relative keys table, dtable and dspan are NULL, and
  * drel_key, dcontent_bias and dposition_bias (both NULL without biases) are accumulated. dtable and drel_key are
  * summed by fp32 atomics, so that their last bits can differ between runs; all other sums have a fixed order. */
