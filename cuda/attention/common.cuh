@@ -427,7 +427,7 @@ static KERNEL *vd_variant(const vd_cuda_attention *a, KERNEL *plain, KERNEL *dro
   if (a->trimmed) return drops ? trimmed_dropout : trimmed;
   return drops ? dropout : plain;
 }
-/* The same for kernels that have no variant of their own for a trimmed softmax. */
+/* Not collective. The same for kernels that have no variant of their own for a trimmed softmax. */
 template <typename KERNEL>
 static KERNEL *vd_variant(const vd_cuda_attention *a, KERNEL *plain, KERNEL *dropout, KERNEL *relative,
                           KERNEL *relative_dropout) {

@@ -201,20 +201,15 @@ template <typename EACH> static void for_keys(const layer_shape &s, int part, EA
   }
 }
 
-/* Which elements of keys and of values the heads see. */
-struct seen_rows {
-  std::vector<bool> of[2];
-};
-
-/* q, k, v on the device, with NaN where no head sees them. */
+/* q, k, v on the device, with NaN where no head sees them; seen: elements of keys, of values. */
 static layer_arrays upload(vd_precision type, const layer_shape &s, const vec &q, const vec &k, const vec &v,
-                           const seen_rows &seen) {
+                           const std::vector<bool> seen[2]) {
   vec host[2] = {vec(s.block_size(), NAN), vec(s.memory_size(), NAN)};
   void *device[2];
   for (size_t i = 0; i < q.size(); i++) host[0][i / (size_t)s.width * 3 * (size_t)s.width + i % (size_t)s.width] = q[i];
   for (int part = 1; part < 3; part++)
     for_keys(s, part, [&](int array, size_t at, size_t i) {
-      if (seen.of[part - 1][i]) host[array][at] = (part == 1 ? k : v)[i];
+      if (seen[part - 1][i]) host[array][at] = (part == 1 ? k : v)[i];
     });
   for (int array = 0; array < 2; array++) {
     size_t n = host[array].size();
@@ -227,15 +222,15 @@ static layer_arrays upload(vd_precision type, const layer_shape &s, const vec &q
 }
 
 /* The reverse. What no head sees must be NaN still, spare rows too; it becomes 0 in k and v. */
-static int download(vd_precision type, const layer_shape &s, const layer_arrays &x, const seen_rows &seen, vec *q,
-                    vec *k, vec *v) {
+static int download(vd_precision type, const layer_shape &s, const layer_arrays &x, const std::vector<bool> seen[2],
+                    vec *q, vec *k, vec *v) {
   vec host[2] = {fetch(type, x.block, s.block_size()), fetch(type, x.memory, s.memory_size())};
-  q->resize(s.block_size() / 3), k->assign(seen.of[0].size(), 0), v->assign(seen.of[1].size(), 0);
+  q->resize(s.block_size() / 3), k->assign(seen[0].size(), 0), v->assign(seen[1].size(), 0);
   for (size_t i = 0; i < q->size(); i++)
     (*q)[i] = host[0][i / (size_t)s.width * 3 * (size_t)s.width + i % (size_t)s.width];
   for (int part = 1; part < 3; part++)
     for_keys(s, part, [&](int array, size_t at, size_t i) {
-      if (!seen.of[part - 1][i]) return;
+      if (!seen[part - 1][i]) return;
       (*(part == 1 ? k : v))[i] = host[array][at];
       if (array == 1) host[array][at] = NAN;
     });
@@ -308,7 +303,7 @@ static int run_case(const test_case &c, vd_precision type, double tolerance, uin
     store(type, one, 0, pe[i]);
     pe[i] = load(type, one, 0);
   }
-  const seen_rows seen = {{seen_within(c, r.reach), seen_within(c, reaches_of(c, true))}};
+  const std::vector<bool> seen[2] = {seen_within(c, r.reach), seen_within(c, reaches_of(c, true))};
   layer_arrays x = upload(type, shape, q, k, v, seen);
 
   vd_rng rng = {1234567890123ULL + seed, 17, 3, VD_SITE_ATTENTION};
@@ -428,9 +423,9 @@ static int run_relative(const relative_case &c, vd_precision type, double tolera
   void *gr = random_array(type, &rel, nr, 1, &state);
   float *gu = (float *)random_array(VD_FP32, &u, width, c.biases, &state);
   float *gw = (float *)random_array(VD_FP32, &w, width, c.biases, &state);
-  std::vector<bool> seen(nk);
-  for (size_t i = 0; i < nk; i++) seen[i] = (int)(i / width) % rows >= c.window - c.reach;
-  layer_arrays x = upload(type, shape, q, k, v, {{seen, seen}});
+  std::vector<bool> seen[2] = {std::vector<bool>(nk), std::vector<bool>(nk)};
+  for (size_t i = 0; i < nk; i++) seen[0][i] = seen[1][i] = (int)(i / width) % rows >= c.window - c.reach;
+  layer_arrays x = upload(type, shape, q, k, v, seen);
 
   vd_cuda_attention a = relative_layer(c, type, seed, gr, gu, gw);
   void *out = filled(nq * size_of(type), 0xff);
@@ -462,7 +457,7 @@ static int run_relative(const relative_case &c, vd_precision type, double tolera
   for (double &x : r.dv_bias) x *= 2;
   vec got_dq, got_dk, got_dv;
   printf("%-12s %s:", c.name, name_of(type));
-  int bad = download(type, shape, dx, {{seen, seen}}, &got_dq, &got_dk, &got_dv);
+  int bad = download(type, shape, dx, seen, &got_dq, &got_dk, &got_dv);
   bad += compare("out", fetch(type, out, nq), r.out, tolerance, 0);
   bad += compare("lse", fetch(VD_FP32, lse, nl), r.lse, tolerance, 0);
   /* A query that sees one key has a gradient of zero but for rounding of what it is a difference of. */
@@ -494,14 +489,12 @@ int main(int argc, char **argv) {
    * the size of the terms, which share a row's rounding errors and are independent between rows. */
   const double tolerance[] = {1e-5, 2e-2, 2e-2};
   int bad = 0, n = 0;
-  for (const test_case &c : cases) {
+  for (const test_case &c : cases)
     for (int type = VD_FP32; wanted(argc, argv, c.name) && type <= VD_FP16; type++, n++)
       bad += run_case(c, (vd_precision)type, tolerance[type - VD_FP32], (uint64_t)(n + 1) * 7919);
-  }
-  for (const relative_case &c : relative_cases) {
+  for (const relative_case &c : relative_cases)
     for (int type = VD_FP32; wanted(argc, argv, c.name) && type <= VD_FP16; type++, n++)
       bad += run_relative(c, (vd_precision)type, tolerance[type - VD_FP32], (uint64_t)(n + 1) * 7919);
-  }
   printf("%d cases, %d quantities FAILED\n", n, bad);
   return bad > 0 || n == 0;
 }
