@@ -268,8 +268,8 @@ static int write_original(const struct compress *c, vd_error *err) {
   if (memcmp(digest, c->packed.sha256, sizeof digest) != 0)
     return vd_fail(
         err, VD_FAILED,
-        "%s: the bytes that come out have another SHA-256 than the original, since this processor or program "
-        "predicts other bits: nothing is written",
+        "%s: the bytes that come out have another SHA-256 than the original: nothing is written. This processor or "
+        "program predicts other bits, or the file was made by another program",
         c->s->compress.input);
   return vd_atomic_write(c->s->compress.output, c->bytes, (size_t)c->packed.n_byte, err);
 }
