@@ -21,7 +21,7 @@ import numpy as np
 import whole
 from whole import BUILD, ENVIRONMENT, Place, seal, settings, unseal
 
-COUNT = int(sys.argv[1]) if len(sys.argv) > 1 else 60
+COUNT = int(sys.argv[1]) if len(sys.argv) > 1 else 40
 SEED = int(sys.argv[2]) if len(sys.argv) > 2 else 1
 SANITIZED = os.path.join(BUILD, "clang", "viaduct")
 PROGRAM = os.environ.get("VIADUCT") or (SANITIZED if os.path.exists(SANITIZED) else whole.VIADUCT)

@@ -126,7 +126,7 @@ for source in tests/fuzz_*.c tests/*/fuzz_*.c; do
   name=$(basename "$source" .c)
   mkdir -p "$logs/corpus-$name"
   cp input/*.nml "$logs/corpus-$name/"
-  pool "$name" "$sanitized/tests/$name" -max_total_time=30 -timeout=10 -rss_limit_mb=2048 -artifact_prefix="$logs/$name-" \
+  pool "$name" "$sanitized/tests/$name" -max_total_time=20 -timeout=10 -rss_limit_mb=2048 -artifact_prefix="$logs/$name-" \
     "$logs/corpus-$name"
 done
 pool format bash -c 'clang-format --dry-run --Werror $(find src io cuda tests -name "*.[ch]" -o -name "*.cu" -o -name "*.cuh")'

@@ -15,7 +15,7 @@
 
 #include <cmocka.h>
 
-enum { VOCAB = 11, TOKENS = 640, BLOCK = 16 };
+enum { VOCAB = 11, TOKENS = 320, BLOCK = 16 };
 
 static const double TOLERANCE = VD_REAL_IS_DOUBLE ? 1e-12 : 1e-5;
 
@@ -95,12 +95,12 @@ static void against_projections_of_all(const vd_model_config *c) {
   vd_model *m[MODELS] = {make(c, ops, 2, 1), make(c, ops, 2, 2), make(c, ops, 2, 2)};
   real logits[MODELS][2 * VOCAB];
   for (int64_t t = 0; t < TOKENS;) {
-    int64_t block = t == 0 || t == 400 ? BLOCK : 1;
+    int64_t block = t == 0 || t == 200 ? BLOCK : 1;
     for (int i = 0; i < MODELS; i++) {
       if (t == 0) set_spans(m[i], 0.2);
-      if (t == 330) change_weights(m[i]);
-      if (t == 450) set_spans(m[i], 0.9);
-      if (t == 600) assert_int_equal(vd_model_reset_memory(m[i], &err), VD_OK);
+      if (t == 165) change_weights(m[i]);
+      if (t == 225) set_spans(m[i], 0.9);
+      if (t == 305) assert_int_equal(vd_model_reset_memory(m[i], &err), VD_OK);
       if (i == PROJECTS_ALL) vd_model_params_changed(m[i]);
       feed(m[i], 2, t, block, logits[i]);
     }
