@@ -125,40 +125,34 @@ static int put_axes(hid_t file, const vd_attention_contents *a, vd_error *err) {
   return vd_h5_dataset(file, &span, a->span, NULL, err);
 }
 
+/* Writes a dataset of one value for each position. */
+static int put_of_positions(hid_t file, const char *path, enum vd_dtype dtype, int64_t n, const char *units,
+                            const char *long_name, const void *value, vd_error *err) {
+  vd_dataset d = {.path = path,
+                  .dtype = dtype,
+                  .rank = 1,
+                  .shape = {(hsize_t)n},
+                  .dimension = {"position"},
+                  .units = units,
+                  .long_name = long_name};
+  return vd_h5_dataset(file, &d, value, NULL, err);
+}
+
 /* The datasets of the positions but for their weights. */
 static int put_positions(hid_t file, const vd_attention_contents *a, vd_error *err) {
-  hsize_t n = (hsize_t)a->n_position;
-  vd_dataset position = {.path = "/position",
-                         .dtype = VD_I64,
-                         .rank = 1,
-                         .shape = {n},
-                         .dimension = {"position"},
-                         .units = "tokens",
-                         .long_name = "predicted token, counted from the start of the split"};
-  vd_dataset token = {.path = "/token",
-                      .dtype = VD_I32,
-                      .rank = 1,
-                      .shape = {n},
-                      .dimension = {"position"},
-                      .units = "1",
-                      .long_name = "id of the predicted token"};
-  vd_dataset nll = {.path = "/nll",
-                    .dtype = VD_F32,
-                    .rank = 1,
-                    .shape = {n},
-                    .dimension = {"position"},
-                    .units = "nats",
-                    .long_name = "negative log likelihood of the predicted token"};
+  int64_t n = a->n_position;
   vd_dataset context = {.path = "/context",
                         .dtype = VD_I32,
                         .rank = 2,
-                        .shape = {n, (hsize_t)a->n_distance},
+                        .shape = {(hsize_t)n, (hsize_t)a->n_distance},
                         .dimension = {"position", "distance"},
                         .units = "1",
                         .long_name = "id of the token at each distance; -1 where the stream has none",
                         .deflate = 4};
-  if (vd_h5_dataset(file, &position, a->position, NULL, err) || vd_h5_dataset(file, &token, a->token, NULL, err) ||
-      vd_h5_dataset(file, &nll, a->nll, NULL, err))
+  if (put_of_positions(file, "/position", VD_I64, n, "tokens", "predicted token, counted from the start of the split",
+                       a->position, err) ||
+      put_of_positions(file, "/token", VD_I32, n, "1", "id of the predicted token", a->token, err) ||
+      put_of_positions(file, "/nll", VD_F32, n, "nats", "negative log likelihood of the predicted token", a->nll, err))
     return err->status;
   return vd_h5_dataset(file, &context, a->context, NULL, err);
 }

@@ -13,6 +13,11 @@ bool vd_terminal_is_interactive(FILE *out) {
   return isatty(fileno(out)) && term && term[0] && strcmp(term, "dumb") != 0;
 }
 
+bool vd_terminal_takes_live_line(enum vd_progress_style style) {
+  if (style == VD_PROGRESS_AUTO) return vd_terminal_is_interactive(stdout);
+  return style == VD_PROGRESS_LINE && isatty(STDOUT_FILENO);
+}
+
 int vd_terminal_width(FILE *out) {
   struct winsize size = {.ws_col = 0};
   const char *columns = getenv("COLUMNS");

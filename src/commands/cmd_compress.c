@@ -15,7 +15,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 enum { LABEL = -11 };
 
@@ -35,11 +34,6 @@ struct compress {
 };
 
 /* ---- progress, on rank 0 ---- */
-
-static bool is_live(const vd_settings *s) {
-  if (s->run.progress == VD_PROGRESS_AUTO) return vd_terminal_is_interactive(stdout);
-  return s->run.progress == VD_PROGRESS_LINE && isatty(STDOUT_FILENO);
-}
 
 static void end_live_line(const struct compress *c) {
   if (c->live && c->shown > c->start) printf("\r%*s\r", vd_terminal_width(stdout) - 1, "");
@@ -277,7 +271,7 @@ static int write_original(const struct compress *c, vd_error *err) {
 static int run(struct compress *c, vd_error *err) {
   if (read_inputs(c, err) || make_compressor(c, err)) return err->status;
   if (c->ctx->rank == 0) {
-    c->live = is_live(c->s);
+    c->live = vd_terminal_takes_live_line(c->s->run.progress);
     print_header(c);
   }
   c->start = c->shown = vd_clock_seconds();

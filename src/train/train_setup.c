@@ -145,19 +145,13 @@ static void log_start(vd_train *t) {
     if (notices[i][0]) vd_log_message(t->log, "%s", notices[i]);
 }
 
-/* Is progress a line that is rewritten? Never in a file, whatever the deck says. */
-static bool is_live(const vd_settings *s) {
-  if (s->run.progress == VD_PROGRESS_AUTO) return vd_terminal_is_interactive(stdout);
-  return s->run.progress == VD_PROGRESS_LINE && isatty(STDOUT_FILENO);
-}
-
 static int open_logs(vd_train *t, vd_error *err) {
   const vd_settings *s = t->settings;
   char path[VD_PATH + 64];
   snprintf(path, sizeof path, "%s/trace.h5", s->run.directory);
   if (t->ctx->rank == 0 &&
-      vd_log_open(&t->log, s->run.directory, t->progress.update, s->run.max_updates, stdout, is_live(s), err) ==
-          VD_OK &&
+      vd_log_open(&t->log, s->run.directory, t->progress.update, s->run.max_updates, stdout,
+                  vd_terminal_takes_live_line(s->run.progress), err) == VD_OK &&
       vd_trace_open(&t->trace, t->ctx->h5, path, (int)t->config.n_layer, (int)t->config.n_head, t->progress.update,
                     &t->origin, err) == VD_OK)
     log_start(t);

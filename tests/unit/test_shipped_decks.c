@@ -71,32 +71,37 @@ static void test_list(void **state) {
   globfree(&found);
 }
 
+/* A deck of published enwik8 or text8 models: sizes of the model, and what all of them share. */
+static void check_recipe(const char *name, bool paper, const int64_t size[3], double dropout, int64_t updates,
+                         vd_settings *s) {
+  check_deck(name, "train", s);
+  assert_int_equal(s->span.softmax, paper ? VD_MASKED : VD_TRIMMED);
+  assert_int_equal(s->model.init, paper ? VD_INIT_PUBLISHED : VD_INIT_FAIRSEQ);
+  assert_int_equal(s->model.n_layer, size[0]);
+  assert_int_equal(s->model.d_model, size[1]);
+  assert_int_equal(s->model.n_head, 8);
+  assert_int_equal(s->model.d_inner, size[2]);
+  assert_true(s->model.dropout == dropout);
+  assert_int_equal(s->span.attn_span, 8192);
+  assert_int_equal(s->span.ramp, 32);
+  assert_true(s->span.aux_loss_scaler == 5e-7);
+  assert_true(s->optimizer.clip_step == 0.03);
+  assert_true(s->optimizer.lr == 0.07);
+  assert_int_equal(s->optimizer.warmup_updates, 32000);
+  assert_int_equal(s->run.max_updates, updates);
+  assert_int_equal(s->data.batch_streams, 64);
+  assert_int_equal(s->data.tokens_per_sample, 512);
+}
+
 /* The recipe of fairseq's adaptive_span example; the paper's, which differs from it in two choices; and the paper's of
  * text8, which is longer. */
 static void test_recipe(void **state) {
   (void)state;
   vd_settings *s = vd_calloc(1, sizeof *s);
-  const char *const recipes[] = {"enwik8_adaptive_span.nml", "enwik8_adaptive_span_paper.nml",
-                                 "text8_adaptive_span.nml"};
-  for (int paper = 0; paper < 3; paper++) {
-    check_deck(recipes[paper], "train", s);
-    assert_int_equal(s->span.softmax, paper ? VD_MASKED : VD_TRIMMED);
-    assert_int_equal(s->model.init, paper ? VD_INIT_PUBLISHED : VD_INIT_FAIRSEQ);
-    assert_int_equal(s->model.n_layer, 12);
-    assert_int_equal(s->model.d_model, 512);
-    assert_int_equal(s->model.n_head, 8);
-    assert_int_equal(s->model.d_inner, 2048);
-    assert_true(s->model.dropout == 0.3);
-    assert_int_equal(s->span.attn_span, 8192);
-    assert_int_equal(s->span.ramp, 32);
-    assert_true(s->span.aux_loss_scaler == 5e-7);
-    assert_true(s->optimizer.clip_step == 0.03);
-    assert_true(s->optimizer.lr == 0.07);
-    assert_int_equal(s->optimizer.warmup_updates, 32000);
-    assert_int_equal(s->run.max_updates, paper == 2 ? 900000 : 600000);
-    assert_int_equal(s->data.batch_streams, 64);
-    assert_int_equal(s->data.tokens_per_sample, 512);
-  }
+  const int64_t size[] = {12, 512, 2048};
+  check_recipe("enwik8_adaptive_span.nml", false, size, 0.3, 600000, s);
+  check_recipe("enwik8_adaptive_span_paper.nml", true, size, 0.3, 600000, s);
+  check_recipe("text8_adaptive_span.nml", true, size, 0.3, 900000, s);
   check_deck("enwik8_adaptive_span_small.nml", "train", s);
   assert_int_equal(s->model.n_layer, 8);
   assert_int_equal(s->model.d_model, 256);
@@ -108,24 +113,9 @@ static void test_recipe(void **state) {
 static void test_large(void **state) {
   (void)state;
   vd_settings *s = vd_calloc(1, sizeof *s);
-  const char *const recipes[] = {"enwik8_adaptive_span_large.nml", "enwik8_adaptive_span_large_paper.nml"};
-  for (int paper = 0; paper < 2; paper++) {
-    check_deck(recipes[paper], "train", s);
-    assert_int_equal(s->span.softmax, paper ? VD_MASKED : VD_TRIMMED);
-    assert_int_equal(s->model.init, paper ? VD_INIT_PUBLISHED : VD_INIT_FAIRSEQ);
-    assert_int_equal(s->model.n_layer, 24);
-    assert_int_equal(s->model.d_model, 768);
-    assert_int_equal(s->model.n_head, 8);
-    assert_int_equal(s->model.d_inner, 4096);
-    assert_true(s->model.dropout == 0.4);
-    assert_int_equal(s->span.attn_span, 8192);
-    assert_true(s->span.aux_loss_scaler == 5e-7);
-    assert_true(s->optimizer.clip_step == 0.03);
-    assert_true(s->optimizer.lr == 0.07);
-    assert_int_equal(s->optimizer.warmup_updates, 32000);
-    assert_int_equal(s->run.max_updates, 150000);
-    assert_int_equal(s->data.batch_streams, 64);
-  }
+  const int64_t size[] = {24, 768, 4096};
+  check_recipe("enwik8_adaptive_span_large.nml", false, size, 0.4, 150000, s);
+  check_recipe("enwik8_adaptive_span_large_paper.nml", true, size, 0.4, 150000, s);
   free(s);
 }
 
