@@ -2,8 +2,9 @@
  *
  * Here live errors and allocation (this header), the real type (real.h), counter-based random numbers (random.h),
  * signals (signals.h), threads (thread.h), clocks (clock.h), the terminal (terminal.h, terminal_text.h), memory and
- * disk of the host (machine.h), choices of the deck as enums (choices.h) and the version (version.h). Nothing here
- * writes a file or sends a message; the one MPI call is the abort in vd_bug().
+ * disk of the host (machine.h), choices of the deck as enums (choices.h), compression of arrays of numbers
+ * (plane_deflate.h) and the version (version.h). Nothing here writes a file or sends a message; the one MPI call is
+ * the abort in vd_bug().
  *
  * An error that a user or a disk causes is a status that functions return: the callee fills a vd_error, callers put
  * context before its message, and main prints it once. Ranks agree on an error with vd_agree() of
