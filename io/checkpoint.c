@@ -25,16 +25,40 @@ int vd_checkpoint_begin(vd_checkpoint **c, vd_h5 *h5, const char *path, const vd
   return err->status;
 }
 
-int vd_checkpoint_put(vd_checkpoint *c, const vd_dataset *d, const void *data, vd_error *err) {
+void vd_checkpoint_compress(vd_checkpoint *c) {
   vd_h5_lock(c->h5);
-  if (vd_h5_dataset(c->out.file, d, data, NULL, err)) vd_wrap(err, "%s", c->path);
+  c->compress = vd_h5_can_compress();
   vd_h5_unlock(c->h5);
-  return err->status;
+}
+
+/* Small datasets gain nothing that anyone sees, and their readers need no filter. */
+static bool is_compressed(const vd_checkpoint *c, const vd_dataset *d) {
+  enum { LEAST_BYTES = 16 * 1024 };
+  hsize_t bytes = vd_dtype_size(d->dtype);
+  for (int i = 0; i < d->rank; i++) bytes *= d->shape[i];
+  return c->compress && d->rank > 0 && (d->dtype == VD_F32 || d->dtype == VD_F64) && bytes >= LEAST_BYTES;
+}
+
+int vd_checkpoint_put(vd_checkpoint *c, const vd_dataset *d, const void *data, vd_error *err) {
+  vd_dataset made = *d;
+  made.compressed = is_compressed(c, d);
+  vd_h5_lock(c->h5);
+  vd_h5_dataset(c->out.file, &made, made.compressed ? NULL : data, NULL, err);
+  vd_h5_unlock(c->h5);
+  if (made.compressed && err->status == VD_OK)
+    vd_h5_put_chunks(c->h5, c->out.file, d->path, d->dtype, 0, (int64_t)d->shape[0], data, err);
+  return vd_wrap(err, "%s", c->path);
 }
 
 int vd_checkpoint_create(vd_checkpoint *c, const vd_dataset *d, vd_error *err) {
   if (d->rank < 1) vd_bug("%s has no rows", d->path);
-  if (vd_checkpoint_put(c, d, NULL, err)) return err->status;
+  vd_dataset made = *d;
+  made.compressed = is_compressed(c, d);
+  if (made.compressed) made.chunk[0] = 1; /* rows come in any number, and in any order */
+  vd_h5_lock(c->h5);
+  vd_h5_dataset(c->out.file, &made, NULL, NULL, err);
+  vd_h5_unlock(c->h5);
+  if (err->status) return vd_wrap(err, "%s", c->path);
   vd_part *part = realloc(c->part, (size_t)(c->n_part + 1) * sizeof *part);
   if (!part) vd_bug("no memory for %d parts", c->n_part + 1);
   c->part = part;
@@ -43,6 +67,7 @@ int vd_checkpoint_create(vd_checkpoint *c, const vd_dataset *d, vd_error *err) {
     vd_bug("the name of a dataset is too long: %s", d->path);
   part->rows = (int64_t)d->shape[0];
   part->dtype = d->dtype;
+  part->compressed = made.compressed;
   part->written = 0;
   return VD_OK;
 }
@@ -53,6 +78,11 @@ int vd_checkpoint_put_rows(vd_checkpoint *c, const char *path, int64_t first, in
   for (int i = 0; i < c->n_part; i++)
     if (strcmp(c->part[i].path, path) == 0) part = &c->part[i];
   if (!part) vd_bug("%s was not made by vd_checkpoint_create()", path);
+  part->written += n;
+  if (part->compressed) {
+    vd_h5_put_chunks(c->h5, c->out.file, path, part->dtype, first, n, data, err);
+    return vd_wrap(err, "%s", c->path);
+  }
   vd_rows r;
   vd_h5_lock(c->h5);
   if (vd_rows_open(&r, H5Dopen2(c->out.file, path, H5P_DEFAULT), path, part->dtype, first, n, err) == VD_OK &&
@@ -60,7 +90,6 @@ int vd_checkpoint_put_rows(vd_checkpoint *c, const char *path, int64_t first, in
     vd_h5_fail(err, "cannot write %s", path);
   vd_rows_close(&r);
   vd_h5_unlock(c->h5);
-  part->written += n;
   return vd_wrap(err, "%s", c->path);
 }
 

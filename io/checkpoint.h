@@ -15,6 +15,9 @@ typedef struct vd_checkpoint vd_checkpoint;
  * origin: as for vd_h5_begin(). The caller ends with vd_checkpoint_commit() or vd_checkpoint_abandon(); on error *c is
  * NULL. */
 int vd_checkpoint_begin(vd_checkpoint **c, vd_h5 *h5, const char *path, const vd_origin *origin, vd_error *err);
+/* Not collective. From now on datasets of floats of 16 KiB and more are compressed with HDF5's filters shuffle and
+ * deflate. Does nothing where the HDF5 library lacks them. */
+void vd_checkpoint_compress(vd_checkpoint *c);
 /* Not collective. Writes a whole dataset; data [d->shape], native d->dtype. */
 int vd_checkpoint_put(vd_checkpoint *c, const vd_dataset *d, const void *data, vd_error *err);
 /* Not collective. Creates a dataset [n, ...] that is then written in parts along its first dimension with

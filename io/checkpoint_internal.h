@@ -8,6 +8,7 @@
 typedef struct vd_part {
   char path[256];
   enum vd_dtype dtype;
+  bool compressed;
   int64_t rows, written;
 } vd_part;
 
@@ -18,6 +19,7 @@ struct vd_checkpoint {
   char path[1024]; /* of the file, for messages */
   vd_part *part;   /* [n_part] */
   int n_part;
+  bool compress; /* large datasets of floats, while writing */
 };
 
 /* Rows of an open dataset. */

@@ -61,7 +61,9 @@ typedef struct vd_dataset {
                                datasets; see doc/FILES.md */
   const char *units;        /* "1", "tokens", "bits", ... */
   const char *long_name;
-  int deflate; /* 0: off; 1..9 */
+  int deflate;     /* by HDF5's filters. 0: off; 1..9 */
+  bool compressed; /* shuffle and deflate, whose Adler-32 is the chunks' checksum in place of fletcher32; written with
+                      vd_h5_put_chunks() alone. Has a size, and does not grow */
 } vd_dataset;
 
 /* Not collective. Creates the dataset (little-endian, chunked, fletcher32, scales attached; contiguous without a
@@ -69,6 +71,15 @@ typedef struct vd_dataset {
  * `dtype`); data NULL: left to be written later. Returns the dataset id in *id when id is not NULL (caller closes),
  * else closes it. Errors: HDF5's, with the path. */
 int vd_h5_dataset(hid_t file, const vd_dataset *d, const void *data, hid_t *id, vd_error *err);
+
+/* Not collective. Under the lock. Whether HDF5 can read what vd_h5_put_chunks() writes: it has both filters, and the
+ * machine is little-endian. */
+bool vd_h5_can_compress(void);
+/* Not collective. Takes the lock itself, for each chunk anew, so that others read while a chunk is compressed. Writes
+ * rows [first, first + n) along the first dimension of the compressed dataset `path`; data: n rows of its shape, native
+ * `dtype`. Rows that are not whole chunks are a bug. VD_FAILED naming the dataset. */
+int vd_h5_put_chunks(vd_h5 *h5, hid_t file, const char *path, enum vd_dtype dtype, int64_t first, int64_t n,
+                     const void *data, vd_error *err);
 
 /* Not collective. Attaches the scales of d->dimension to an open dataset that was made otherwise (a virtual one), and
  * writes its units and long_name; `id` lies in `file` at d->path. Errors: HDF5's. */

@@ -216,11 +216,11 @@ static hid_t creation_list(const vd_dataset *d) {
   hsize_t chunk[4];
   choose_chunk(d, chunk);
   H5Pset_chunk(list, d->rank, chunk);
-  if (d->deflate > 0) {
+  if (d->deflate > 0 || d->compressed) {
     if (vd_dtype_size(d->dtype) > 1) H5Pset_shuffle(list);
-    H5Pset_deflate(list, (unsigned)d->deflate);
+    H5Pset_deflate(list, d->compressed ? 1 : (unsigned)d->deflate);
   }
-  H5Pset_fletcher32(list);
+  if (!d->compressed) H5Pset_fletcher32(list);
   return list;
 }
 

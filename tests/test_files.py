@@ -153,6 +153,28 @@ def with_h5py(kind):
             expect(text(f[path].attrs["units"]) == units, f"{path} has the units {f[path].attrs['units']}")
 
 
+def tensors(path):
+    """Values and whether they are compressed, of a checkpoint's datasets of floats."""
+    with h5py.File(at(path)) as f:
+        found = [f[name] for name in datasets(f) if not is_scale(f[name]) and f[name].dtype.kind == "f"]
+        return {d.name: (d[()], (d.compression, d.shuffle) == ("gzip", True), d.nbytes) for d in found}
+
+
+def checkpoint_is_compressed():
+    """Large tensors have the filters, small ones do not, and checkpoint%compress = .false. gives the same values."""
+    packed = tensors(FILES["checkpoint"])
+    expect({c for _, c, size in packed.values() if size >= 16384} == {True}, "a large tensor is not compressed")
+    expect({c for _, c, size in packed.values() if size < 16384} == {False}, "a small tensor is compressed")
+    viaduct("train", "deck.nml", "--set", "run%directory='plain'", "--set", "checkpoint%compress=.false.")
+    plain = tensors("plain/checkpoints/last.h5")
+    expect(not any(c for _, c, _ in plain.values()), "a tensor is compressed in spite of checkpoint%compress = .false.")
+    expect(plain.keys() == packed.keys(), "other datasets")
+    for name, (value, _, _) in packed.items():
+        expect("seconds" in name or value.tobytes() == plain[name][0].tobytes(), f"{name} has other values")
+    sizes = [os.path.getsize(at(f"{run}/checkpoints/last.h5")) for run in ("run", "plain")]
+    expect(sizes[0] < sizes[1], f"bytes of the files: {sizes}")
+
+
 def with_xarray(kind, engine):
     with h5py.File(at(FILES[kind]), "r") as f:
         for group in GROUPS[kind]:
@@ -438,6 +460,7 @@ try:
         check(f"viaduct info tells what a {k} holds", lambda: info_tells(k, PRINTED[k]))
         check(f"viaduct info refuses a damaged {k}", lambda: info_refuses(k))
     if made:
+        check("large tensors of a checkpoint are compressed, without loss", checkpoint_is_compressed)
         check("a trace has a time axis", trace_has_a_time_axis)
         check("a nll file names its checkpoint", nll_names_its_checkpoint)
         check("virtual datasets are the shards, and these the source", virtual_is_shards)

@@ -79,6 +79,7 @@ typedef struct vd_settings {
   } valid;
   struct {
     int64_t interval, keep;
+    bool compress;
   } checkpoint;
   struct {
     int64_t interval; /* updates between rows of the trace */

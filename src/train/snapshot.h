@@ -45,6 +45,7 @@ typedef struct vd_snapshot {
   vd_task_queue *writer;   /* rank 0, to write; else NULL */
   const vd_corpus *corpus; /* to write: its id and the vocabulary; else NULL */
   const vd_origin *origin; /* to write: with the resolved deck, which a resumed run reads; else NULL */
+  bool compress;           /* to write: checkpoint%compress */
 } vd_snapshot;
 
 /* Collective(ctx->comm). Writes a checkpoint to `path`, whole or not at all. When it returns the run is copied, and may

@@ -195,9 +195,10 @@ static void send_memories(const vd_snapshot *s, vd_checkpoint *c, int layer) {
 
 int vd_snapshot_write(const vd_snapshot *s, const char *path, const vd_progress *progress, vd_error *err) {
   vd_checkpoint *c = NULL;
-  if (s->ctx->rank == 0 && vd_checkpoint_begin(&c, s->ctx->h5, path, s->origin, err) == VD_OK &&
-      put_progress(c, s, progress, err) != VD_OK)
-    vd_checkpoint_abandon(&c);
+  if (s->ctx->rank == 0 && vd_checkpoint_begin(&c, s->ctx->h5, path, s->origin, err) == VD_OK) {
+    if (s->compress) vd_checkpoint_compress(c);
+    if (put_progress(c, s, progress, err) != VD_OK) vd_checkpoint_abandon(&c);
+  }
   vd_wrap(err, "the checkpoint was not written");
   if (vd_broadcast_error(s->ctx->comm, err)) return err->status;
   if (s->ctx->rank == 0) send_arenas(s, c);

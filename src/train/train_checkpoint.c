@@ -57,8 +57,16 @@ int vd_train_checkpoint(vd_train *t, bool best, vd_error *err) {
   if (vd_train_wait_checkpoint(t, err)) return err->status;
   char path[VD_PATH + 64];
   vd_checkpoint_path(t->settings->run.directory, t->progress.update, path, sizeof path);
-  vd_snapshot snapshot = {t->ctx,    t->ops,    t->model,  t->optimizer, t->geometry.n_stream,
-                          t->blocks, t->writer, t->corpus, &t->origin};
+  vd_snapshot snapshot = {.ctx = t->ctx,
+                          .ops = t->ops,
+                          .model = t->model,
+                          .optimizer = t->optimizer,
+                          .n_stream = t->geometry.n_stream,
+                          .n_block = t->blocks,
+                          .writer = t->writer,
+                          .corpus = t->corpus,
+                          .origin = &t->origin,
+                          .compress = t->settings->checkpoint.compress};
   t->saved_update = t->progress.update;
   vd_train_write_trace(t); /* its rows up to the checkpoint are there once that is */
   if (vd_snapshot_write(&snapshot, path, &t->progress, err)) return wrap_checkpoint(t, err);

@@ -75,29 +75,39 @@ double vd_train_memory(const vd_train *t, int64_t streams, int64_t window, vd_tr
          need->backend;
 }
 
-/* Parameters and optimiser states, and the memories of all streams, in a checkpoint's type. */
-static double checkpoint_bytes(const vd_train *t, int64_t window, double *arena) {
+/* A checkpoint in bytes: parameters and optimizer states, and the memories of all streams. */
+struct checkpoint_size {
+  double arena, tensors; /* in memory: one arena; everything */
+  double file;
+};
+
+static struct checkpoint_size checkpoint_size(const vd_train *t, int64_t window) {
   const vd_settings *s = t->settings;
   vd_memory_estimate e;
   vd_model_estimate(&t->config, sizeof(real), s->data.batch_streams, 1, s->data.tokens_per_sample, window, &e);
-  *arena = e.parameters;
-  return e.parameters * (s->optimizer.method == VD_ADAM ? 3.0 : 2.0) + e.memories;
+  double arenas = e.parameters * (s->optimizer.method == VD_ADAM ? 3.0 : 2.0);
+  struct checkpoint_size size = {.arena = e.parameters, .tensors = arenas + e.memories};
+  /* Compressed: 0.80 to 0.84 was measured for float32, 0.34 for bf16 and 0.43 for fp16 in it. */
+  double memories = t->ops->act_size < sizeof(real) ? 0.45 : 0.85;
+  size.file = s->checkpoint.compress ? 0.85 * arenas + memories * e.memories : size.tensors;
+  return size;
 }
 
 double vd_train_host_memory(const vd_train *t, int64_t window) {
   vd_train_need need;
-  double arena, file = checkpoint_bytes(t, window, &arena), bytes = 0;
+  struct checkpoint_size checkpoint = checkpoint_size(t, window);
+  double arena = checkpoint.arena, bytes = 0;
   if (!t->device.is_gpu)
     bytes = vd_train_memory(t, t->n_own, window, &need);
   else if (t->device.comm == VD_COMM_MPI && t->ctx->size > 1)
     bytes = arena; /* gradients on their way through host memory */
-  return t->ctx->rank > 0 ? bytes : bytes + fmin(file, arena + (double)VD_TASK_QUEUE_BYTES);
+  return t->ctx->rank > 0 ? bytes : bytes + fmin(checkpoint.tensors, arena + (double)VD_TASK_QUEUE_BYTES);
 }
 
 double vd_train_disk(const vd_train *t, int64_t window, int64_t *files) {
   const vd_settings *s = t->settings;
   const vd_model_config *c = &t->config;
-  double arena, file = checkpoint_bytes(t, window, &arena), updates = (double)s->run.max_updates;
+  double file = checkpoint_size(t, window).file, updates = (double)s->run.max_updates;
   double row = (double)(c->n_layer * c->n_head) * sizeof(float) + 7 * sizeof(double), line = 300;
   double written = 1 + floor(updates / (double)s->checkpoint.interval);
   if (s->valid.interval > 0) written += floor(updates / (double)s->valid.interval);

@@ -149,6 +149,120 @@ static void test_newer_format_is_no_damage(void **state) {
   assert_int_equal(unlink(RUN "/checkpoints/update-00000080.h5"), 0);
 }
 
+/* A value for each element, as a memory in bfloat16 has it. */
+static float value_of(size_t i) {
+  return (float)((i * 2654435761u >> 24) % 256) * 0.0078125f;
+}
+
+/* Tensors whose chunks are cut along each dimension, with and without a rest. */
+static const vd_dataset tensors[] = {
+    {.path = "/model/line", .rank = 1, .shape = {300001}},
+    {.path = "/model/flat", .rank = 2, .shape = {1, 200003}},
+    {.path = "/model/table", .rank = 2, .shape = {777, 513}},
+    {.path = "/model/cube", .rank = 3, .shape = {3, 5, 12345}},
+    {.path = "/model/deep", .rank = 3, .shape = {2, 3, 150001}},
+};
+enum { N_TENSOR = sizeof tensors / sizeof *tensors, STREAMS = 6, ROWS = 301, WIDTH = 1024 };
+
+static size_t size_of(const vd_dataset *d) {
+  size_t n = 1;
+  for (int i = 0; i < d->rank; i++) n *= (size_t)d->shape[i];
+  return n;
+}
+
+static void write_compressed(vd_h5 *h5, const char *path, const float *x) {
+  vd_error err = {0};
+  vd_checkpoint *c;
+  assert_int_equal(vd_checkpoint_begin(&c, h5, path, NULL, &err), VD_OK);
+  vd_checkpoint_compress(c);
+  for (int i = 0; i < N_TENSOR; i++) {
+    vd_dataset d = tensors[i];
+    d.dtype = VD_F32;
+    for (int k = 0; k < 3; k++) d.dimension[k] = (const char *[]){"a", "b", "c"}[k];
+    d.units = "1";
+    d.long_name = "tensor";
+    assert_int_equal(vd_checkpoint_put(c, &d, x, &err), VD_OK);
+  }
+  vd_dataset m = {.path = "/memory/layer0",
+                  .dtype = VD_F32,
+                  .rank = 3,
+                  .shape = {STREAMS, ROWS, WIDTH},
+                  .dimension = {"stream", "position", "feature"},
+                  .units = "1",
+                  .long_name = "memory"};
+  const size_t stream = (size_t)ROWS * WIDTH;
+  assert_int_equal(vd_checkpoint_create(c, &m, &err), VD_OK);
+  assert_int_equal(vd_checkpoint_put_rows(c, m.path, 3, 3, x + 3 * stream, &err), VD_OK);
+  assert_int_equal(vd_checkpoint_put_rows(c, m.path, 0, 1, x, &err), VD_OK);
+  assert_int_equal(vd_checkpoint_put_rows(c, m.path, 1, 2, x + stream, &err), VD_OK);
+  assert_int_equal(vd_checkpoint_commit(&c, &err), VD_OK);
+}
+
+/* Compressed tensors come back, and the file is less than half. */
+static void test_compressed(void **state) {
+  const char *path = RUN "/checkpoints/compressed.h5";
+  const size_t n = (size_t)STREAMS * ROWS * WIDTH;
+  float *x = vd_calloc(n, sizeof *x), *y = vd_calloc(n, sizeof *y);
+  size_t all = n;
+  vd_error err = {0};
+  vd_checkpoint *c;
+  struct stat info;
+  for (size_t i = 0; i < n; i++) x[i] = value_of(i);
+  write_compressed(*state, path, x);
+  assert_int_equal(vd_checkpoint_open(&c, *state, path, true, &err), VD_OK);
+  for (int i = 0; i < N_TENSOR; i++) {
+    const vd_dataset *d = &tensors[i];
+    assert_int_equal(vd_checkpoint_get(c, d->path, VD_F32, d->rank, d->shape, y, &err), VD_OK);
+    assert_memory_equal(x, y, size_of(d) * sizeof *x);
+    all += size_of(d);
+  }
+  assert_int_equal(vd_checkpoint_get_rows(c, "/memory/layer0", VD_F32, 1, 4, y, &err), VD_OK);
+  assert_memory_equal(x + n / STREAMS, y, n / STREAMS * 4 * sizeof *x);
+  vd_checkpoint_close(&c);
+  assert_int_equal(stat(path, &info), 0);
+  assert_true((size_t)info.st_size < all * sizeof *x / 2);
+  free(x);
+  free(y);
+}
+
+/* One wrong byte in a compressed chunk is an error that names the dataset, where the digest was not compared, too. */
+static void test_damaged_chunk(void **state) {
+  const char *path = RUN "/checkpoints/compressed.h5";
+  const hsize_t *shape = tensors[2].shape;
+  float *y = vd_calloc(777 * 513, sizeof *y);
+  vd_error err = {0};
+  vd_checkpoint *c;
+  haddr_t address;
+  hsize_t bytes;
+  unsigned skipped;
+  hid_t file = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT), id = H5Dopen2(file, "/model/table", H5P_DEFAULT);
+  assert_true(H5Dget_chunk_info_by_coord(id, (hsize_t[]){0, 0}, &skipped, &address, &bytes) >= 0);
+  H5Dclose(id);
+  H5Fclose(file);
+  assert_int_equal(skipped, 0);
+  for (hsize_t at = 5; at < bytes; at += bytes / 7) {
+    FILE *f = fopen(path, "r+b");
+    assert_int_equal(fseek(f, (long)(address + at), SEEK_SET), 0);
+    int byte = fgetc(f);
+    for (int turn = 0; turn < 2; turn++) { /* damaged, then whole again */
+      assert_int_equal(fseek(f, (long)(address + at), SEEK_SET), 0);
+      fputc(turn == 0 ? byte ^ 16 : byte, f);
+      fflush(f);
+      err = (vd_error){0};
+      assert_int_equal(vd_checkpoint_open(&c, *state, path, true, &err), turn == 0 ? VD_FAILED : VD_OK);
+      if (turn == 0) assert_non_null(strstr(err.message, "is damaged: its SHA-256"));
+      vd_checkpoint_close(&c);
+      err = (vd_error){0};
+      assert_int_equal(vd_checkpoint_open(&c, *state, path, false, &err), VD_OK);
+      assert_int_equal(vd_checkpoint_get(c, "/model/table", VD_F32, 2, shape, y, &err), turn == 0 ? VD_FAILED : VD_OK);
+      if (turn == 0) assert_non_null(strstr(err.message, "compressed.h5: cannot read /model/table"));
+      vd_checkpoint_close(&c);
+    }
+    fclose(f);
+  }
+  free(y);
+}
+
 /* A folder of its own: another build of the same test may run beside this one. */
 static int setup(void **state) {
   vd_error err = {0};
@@ -165,8 +279,9 @@ static int teardown(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_comes_back), cmocka_unit_test(test_damage_is_named),
-                                     cmocka_unit_test(test_newest_and_prune),
-                                     cmocka_unit_test(test_newer_format_is_no_damage)};
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_comes_back),       cmocka_unit_test(test_damage_is_named),
+      cmocka_unit_test(test_newest_and_prune), cmocka_unit_test(test_newer_format_is_no_damage),
+      cmocka_unit_test(test_compressed),       cmocka_unit_test(test_damaged_chunk)};
   return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -135,8 +135,16 @@ static void ends_without_a_loss_scale(void **state) {
 
 static void save(vd_train *t, const char *path) {
   vd_error err = {0};
-  vd_snapshot s = {t->ctx,    t->ops,    t->model,  t->optimizer, t->geometry.n_stream,
-                   t->blocks, t->writer, t->corpus, &t->origin};
+  vd_snapshot s = {.ctx = t->ctx,
+                   .ops = t->ops,
+                   .model = t->model,
+                   .optimizer = t->optimizer,
+                   .n_stream = t->geometry.n_stream,
+                   .n_block = t->blocks,
+                   .writer = t->writer,
+                   .corpus = t->corpus,
+                   .origin = &t->origin,
+                   .compress = true};
   vd_snapshot_write(&s, path, &t->progress, &err);
   vd_task_queue_wait(t->writer, &err);
   assert_string_equal(err.message, "");
@@ -144,7 +152,12 @@ static void save(vd_train *t, const char *path) {
 
 static void load(vd_train *t, const char *path) {
   vd_error err = {0};
-  vd_snapshot s = {t->ctx, t->ops, t->model, t->optimizer, t->geometry.n_stream, t->blocks, NULL, NULL, NULL};
+  vd_snapshot s = {.ctx = t->ctx,
+                   .ops = t->ops,
+                   .model = t->model,
+                   .optimizer = t->optimizer,
+                   .n_stream = t->geometry.n_stream,
+                   .n_block = t->blocks};
   vd_snapshot_read(&s, path, &t->progress, &err);
   assert_string_equal(err.message, "");
   vd_reader_stop(t->reader);

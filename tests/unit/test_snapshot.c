@@ -32,7 +32,12 @@ static void position_of(const char *path, bool put, int64_t position[3]) {
 }
 
 static int load(vd_train *t, const char *path, vd_progress *progress, vd_error *err) {
-  vd_snapshot s = {t->ctx, t->ops, t->model, t->optimizer, t->geometry.n_stream, t->blocks, NULL, NULL, NULL};
+  vd_snapshot s = {.ctx = t->ctx,
+                   .ops = t->ops,
+                   .model = t->model,
+                   .optimizer = t->optimizer,
+                   .n_stream = t->geometry.n_stream,
+                   .n_block = t->blocks};
   return vd_snapshot_read(&s, path, progress, err);
 }
 
@@ -47,8 +52,16 @@ static void refuses_a_wrong_position(void **state) {
   assert_int_equal(t->blocks, 250);
   t->progress.update = UPDATE;
   snprintf(path, sizeof path, "%s/position.h5", f->folder);
-  vd_snapshot s = {t->ctx,    t->ops,    t->model,  t->optimizer, t->geometry.n_stream,
-                   t->blocks, t->writer, t->corpus, &t->origin};
+  vd_snapshot s = {.ctx = t->ctx,
+                   .ops = t->ops,
+                   .model = t->model,
+                   .optimizer = t->optimizer,
+                   .n_stream = t->geometry.n_stream,
+                   .n_block = t->blocks,
+                   .writer = t->writer,
+                   .corpus = t->corpus,
+                   .origin = &t->origin,
+                   .compress = true};
   vd_snapshot_write(&s, path, &t->progress, &err);
   vd_task_queue_wait(t->writer, &err);
   assert_string_equal(err.message, "");
