@@ -1,6 +1,7 @@
 #include "src/cpu/attention.h"
 #include "src/cpu/attention_tile.h"
 #include "src/cpu/blas.h"
+#include "src/cpu/product.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -134,14 +135,43 @@ static const real *common_rows(const projection *p, int64_t stream, real *x) {
   return x;
 }
 
-static void project_memory(const projection *p, const real *weight, real *keys) {
-  int64_t d = p->d, in = p->in_width, n = p->common;
-  real *x = n > 0 ? vd_aligned(n * in) : NULL;
-  for (int64_t b = 0; b < p->a->n_stream && n > 0; b++)
-    vd_gemm(CblasNoTrans, CblasTrans, n, d, in, 1, common_rows(p, b, x), in, weight, in, 0, keys + key_row(p, b, n),
-            2 * d);
-  free(x);
-  project_far(p, weight, keys);
+static int64_t blocks_of(int64_t rows) {
+  return (rows + VD_PRODUCT_BLOCK - 1) / VD_PRODUCT_BLOCK;
+}
+
+/* Keys and values of the rows that all heads reach. Block i of all streams' blocks of rows, oldest first; a block in
+ * which the ring wraps takes two products. */
+static void project_common(const projection *p, const vd_panels *weight, int64_t i, real *memory) {
+  int64_t blocks = blocks_of(p->common), stream = i / blocks, age = p->common - i % blocks * VD_PRODUCT_BLOCK;
+  int64_t end = age > VD_PRODUCT_BLOCK ? age - VD_PRODUCT_BLOCK : 0, n;
+  for (; age > end; age -= n) {
+    n = straight_rows(p, age, age - end);
+    for (int64_t part = 0; part < 2; part++)
+      vd_product_rows(&weight[part], n, memory_row(p, stream, age), p->in_width,
+                      memory + key_row(p, stream, age) + part * p->d, 2 * p->d, false);
+  }
+}
+
+/* Queries, keys and values of a block of rows of the hidden states from row r on. */
+static void project_block(const projection *p, const vd_panels *weight, int64_t r, real *block) {
+  int64_t left = p->a->n_stream * p->a->block - r, n = left < VD_PRODUCT_BLOCK ? left : VD_PRODUCT_BLOCK;
+  for (int64_t part = 0; part < 3; part++)
+    vd_product_rows(&weight[part], n, (const real *)p->in->hidden + r * p->in_width, p->in_width,
+                    block + (r * 3 + part) * p->d, 3 * p->d, false);
+}
+
+/* All that the panels give, where there are so few rows that packing weights would take longer than the products. */
+static void project_few(const projection *p, const real *const *weight, const vd_qkv *x) {
+  int64_t d = p->d, in = p->in_width, n = p->common, rows = p->a->n_stream * p->a->block;
+  real *copy = n > 0 ? vd_aligned(n * in) : NULL;
+  for (int64_t i = 0; i < 3; i++) {
+    vd_gemm(CblasNoTrans, CblasTrans, rows, d, in, 1, p->in->hidden, in, weight[i], in, 0, (real *)x->block + i * d,
+            3 * d);
+    for (int64_t b = 0; b < p->a->n_stream && n > 0 && i > 0; b++)
+      vd_gemm(CblasNoTrans, CblasTrans, n, d, in, 1, common_rows(p, b, copy), in, weight[i], in, 0,
+              (real *)x->memory + key_row(p, b, n) + (i - 1) * d, 2 * d);
+  }
+  free(copy);
 }
 
 void vd_cpu_attention_project(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
@@ -149,12 +179,23 @@ void vd_cpu_attention_project(vd_ops *o, const vd_attention *a, const vd_attenti
   (void)o;
   projection p;
   projection_new(&p, a, in, x);
+  int64_t rows = a->n_stream * a->block, width = p.in_width, far = a->n_stream * blocks_of(p.common);
   const real *const weight[] = {wq, wk, wv};
-  for (int64_t i = 0; i < 3; i++) {
-    vd_gemm(CblasNoTrans, CblasTrans, a->n_stream * a->block, p.d, p.in_width, 1, in->hidden, p.in_width, weight[i],
-            p.in_width, 0, (real *)x->block + i * p.d, 3 * p.d);
-    if (i > 0) project_memory(&p, weight[i], (real *)x->memory + (i - 1) * p.d);
+  if (rows + a->n_stream * p.common < VD_PRODUCT_FEW) {
+    project_few(&p, weight, x);
+  } else {
+    vd_panels w[3];
+    for (int i = 0; i < 3; i++) vd_panels_new(&w[i], width, p.d, weight[i], width, true);
+#pragma omp parallel
+    {
+#pragma omp for schedule(static) nowait
+      for (int64_t r = 0; r < rows; r += VD_PRODUCT_BLOCK) project_block(&p, w, r, x->block);
+#pragma omp for schedule(static)
+      for (int64_t i = 0; i < far; i++) project_common(&p, w + 1, i, x->memory);
+    }
+    for (int i = 0; i < 3; i++) vd_panels_free(&w[i]);
   }
+  for (int64_t i = 1; i < 3; i++) project_far(&p, weight[i], (real *)x->memory + (i - 1) * p.d);
   projection_free(&p);
 }
 
@@ -184,6 +225,23 @@ static void memory_backward(const projection *p, const real *dkeys, real *dweigh
   far_backward(p, dkeys, dweight);
 }
 
+/* dhidden += the gradients of queries, keys and values times their weights. */
+static void hidden_gradient(const projection *p, const real *const *weight, const real *dy, real *dhidden) {
+  int64_t rows = p->a->n_stream * p->a->block, d = p->d, width = p->in_width;
+  if (rows < VD_PRODUCT_FEW) {
+    for (int64_t i = 0; i < 3; i++)
+      vd_gemm(CblasNoTrans, CblasNoTrans, rows, width, d, 1, dy + i * d, 3 * d, weight[i], width, 1, dhidden, width);
+    return;
+  }
+  vd_panels w[3];
+  for (int i = 0; i < 3; i++) vd_panels_new(&w[i], d, width, weight[i], width, false);
+#pragma omp parallel for schedule(static)
+  for (int64_t r = 0; r < rows; r += VD_PRODUCT_BLOCK)
+    for (int64_t i = 0, n = rows - r < VD_PRODUCT_BLOCK ? rows - r : VD_PRODUCT_BLOCK; i < 3; i++)
+      vd_product_rows(&w[i], n, dy + (r * 3 + i) * d, 3 * d, dhidden + r * width, width, true);
+  for (int i = 0; i < 3; i++) vd_panels_free(&w[i]);
+}
+
 void vd_cpu_attention_project_backward(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
                                        const real *wk, const real *wv, const vd_qkv *dx, vd_act *dhidden, real *dwq,
                                        real *dwk, real *dwv) {
@@ -193,9 +251,9 @@ void vd_cpu_attention_project_backward(vd_ops *o, const vd_attention *a, const v
   int64_t n = a->n_stream * a->block, d = p.d, width = p.in_width;
   const real *const weight[] = {wq, wk, wv};
   real *const dweight[] = {dwq, dwk, dwv};
+  hidden_gradient(&p, weight, dx->block, dhidden);
   for (int64_t i = 0; i < 3; i++) {
     const real *dy = (const real *)dx->block + i * d;
-    vd_gemm(CblasNoTrans, CblasNoTrans, n, width, d, 1, dy, 3 * d, weight[i], width, 1, dhidden, width);
     vd_gemm(CblasTrans, CblasNoTrans, d, width, n, 1, dy, 3 * d, in->hidden, width, 1, dweight[i], width);
     if (i > 0) memory_backward(&p, (const real *)dx->memory + (i - 1) * d, dweight[i]);
   }

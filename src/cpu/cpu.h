@@ -2,6 +2,7 @@
  *   cpu_ops.c    the table, memory and copies               dense.c     embedding, linear layers, layer norm, loss
  *   update.c     memories and optimiser steps               relative.c  position encodings, scaled dropout
  *   attention*.c attention by tiles, attention_tile.h       philox.c    dropout masks, 32 Philox counters at a time
+ *   product.c    products of many rows with weights
  *   openblas_kernel.c  chooses OpenBLAS's kernel before main starts MPI
  * In: src/base and src/ops. Out: vd_ops_cpu (src/ops/ops.h) makes the backend; no other room calls the functions below
  * by name. A result depends neither on the number of threads nor on their timing: sums over rows run over columns in

@@ -2,6 +2,7 @@
 #include "src/cpu/attention.h"
 #include "src/cpu/cpu.h"
 
+#include <malloc.h>
 #include <math.h>
 #include <omp.h>
 #include <stdlib.h>
@@ -90,6 +91,10 @@ static void cpu_clamp01(vd_ops *o, real *x, size_t n) {
 int vd_ops_cpu(vd_ops **o, int threads, vd_error *err) {
   (void)err;
   if (threads > 0) omp_set_num_threads(threads);
+  /* Workspaces of an op are freed and allocated again in the next: the system would have to clear their pages each time
+   * if the allocator gave them back. 32 MiB is the most that glibc takes. */
+  mallopt(M_MMAP_THRESHOLD, 32 << 20);
+  mallopt(M_TRIM_THRESHOLD, 512 << 20);
   vd_ops *t = vd_calloc(1, sizeof *t);
   *t = (vd_ops){.name = "cpu",
                 .act_size = sizeof(real),

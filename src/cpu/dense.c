@@ -3,9 +3,11 @@
 #include "src/cpu/blas.h"
 #include "src/cpu/cpu.h"
 #include "src/cpu/philox.h"
+#include "src/cpu/product.h"
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 static const double VD_NORM_EPS = 1e-5;
 
@@ -58,38 +60,83 @@ void vd_cpu_embed_backward(vd_ops *o, int64_t n, int64_t d, int64_t vocab, const
   }
 }
 
-void vd_cpu_linear(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const real *bias, vd_act *y) {
-  (void)o;
-  real *out = y;
-  vd_gemm(CblasNoTrans, CblasTrans, l->n, l->out, l->in, 1, x, l->in, weight, l->in, 0, out, l->out);
-  if (!bias && !l->relu) return;
-#pragma omp parallel for schedule(static)
-  for (int64_t r = 0; r < l->n; r++) {
-    real *row = out + r * l->out;
-    if (bias)
+/* Bias, ReLU and dropout of rows first .. first + n - 1 of y. */
+static void finish_rows(const vd_linear *l, int64_t first, int64_t n, const real *restrict bias, real *restrict y) {
+  for (int64_t r = first; r < first + n; r++) {
+    real *restrict row = y + r * l->out;
+    if (bias && l->relu) {
+      for (int64_t c = 0; c < l->out; c++) row[c] = row[c] + bias[c] < 0 ? 0 : row[c] + bias[c];
+    } else if (bias) {
       for (int64_t c = 0; c < l->out; c++) row[c] += bias[c];
-    if (!l->relu) continue;
-    for (int64_t c = 0; c < l->out; c++) row[c] = row[c] < 0 ? 0 : row[c];
-    if (l->dropout.p > 0) vd_cpu_dropout_row(&l->dropout, r, l->out, row);
+    } else if (l->relu) {
+      for (int64_t c = 0; c < l->out; c++) row[c] = row[c] < 0 ? 0 : row[c];
+    }
+    if (l->relu && l->dropout.p > 0) vd_cpu_dropout_row(&l->dropout, r, l->out, row);
   }
 }
 
-/* dy becomes the gradient before ReLU and dropout: y > 0 exactly where the unit was active and kept. A NaN in y
- * propagates, so that the gradient statistics report it. */
-static void relu_backward(const vd_linear *l, const real *y, real *dy) {
-  real scale = l->dropout.p > 0 ? (real)vd_dropout_scale(vd_dropout_threshold(l->dropout.p)) : 1;
-  int64_t total = l->n * l->out;
-#pragma omp parallel for simd schedule(static)
-  for (int64_t i = 0; i < total; i++) dy[i] = y[i] <= 0 ? 0 : dy[i] * scale;
+void vd_cpu_linear(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const real *bias, vd_act *y) {
+  (void)o;
+  const real *in = x;
+  real *out = y;
+  if (l->n < VD_PRODUCT_FEW) {
+    vd_gemm(CblasNoTrans, CblasTrans, l->n, l->out, l->in, 1, in, l->in, weight, l->in, 0, out, l->out);
+    finish_rows(l, 0, l->n, bias, out);
+    return;
+  }
+  vd_panels w;
+  vd_panels_new(&w, l->in, l->out, weight, l->in, true);
+#pragma omp parallel for schedule(static)
+  for (int64_t r = 0; r < l->n; r += VD_PRODUCT_BLOCK) {
+    int64_t n = l->n - r < VD_PRODUCT_BLOCK ? l->n - r : VD_PRODUCT_BLOCK;
+    vd_product_rows(&w, n, in + r * l->in, l->in, out + r * l->out, l->out, false);
+    finish_rows(l, r, n, bias, out);
+  }
+  vd_panels_free(&w);
 }
 
+/* n rows of dy become the gradient before ReLU and dropout: y > 0 exactly where the unit was active and kept. A NaN in
+ * y propagates, so that the gradient statistics report it. */
+static void relu_backward(const vd_linear *l, int64_t n, const real *restrict y, real *restrict dy) {
+  real scale = l->dropout.p > 0 ? (real)vd_dropout_scale(vd_dropout_threshold(l->dropout.p)) : 1;
+  for (int64_t i = 0; i < n * l->out; i++) dy[i] = y[i] <= 0 ? 0 : dy[i] * scale;
+}
+
+/* dx = dy weight, or += ; the gradient of `before`, whose output is x, follows while the rows are in the cache. */
+static void input_gradient(const vd_linear *l, const real *x, const real *weight, const real *dy, real *dx,
+                           bool accumulate, const vd_linear *before) {
+  if (l->n < VD_PRODUCT_FEW) {
+    vd_gemm(CblasNoTrans, CblasNoTrans, l->n, l->in, l->out, 1, dy, l->out, weight, l->in, accumulate ? 1 : 0, dx,
+            l->in);
+    if (before) relu_backward(before, l->n, x, dx);
+    return;
+  }
+  vd_panels w;
+  vd_panels_new(&w, l->out, l->in, weight, l->in, false);
+#pragma omp parallel for schedule(static)
+  for (int64_t r = 0; r < l->n; r += VD_PRODUCT_BLOCK) {
+    int64_t n = l->n - r < VD_PRODUCT_BLOCK ? l->n - r : VD_PRODUCT_BLOCK;
+    vd_product_rows(&w, n, dy + r * l->out, l->out, dx + r * l->in, l->in, accumulate);
+    if (before) relu_backward(before, n, x + r * l->in, dx + r * l->in);
+  }
+  vd_panels_free(&w);
+}
+
+enum { COLUMNS = 64 }; /* columns that a thread sums at once: a few vectors, held in registers or the nearest cache */
+
 static void sum_rows(int64_t n, int64_t width, const real *x, real *sum) {
-  enum { COLUMNS = 64 };
 #pragma omp parallel for schedule(static)
   for (int64_t c0 = 0; c0 < width; c0 += COLUMNS) {
-    int64_t c1 = c0 + COLUMNS < width ? c0 + COLUMNS : width;
-    for (int64_t r = 0; r < n; r++)
-      for (int64_t c = c0; c < c1; c++) sum[c] += x[r * width + c];
+    int64_t columns = c0 + COLUMNS < width ? COLUMNS : width - c0;
+    real total[COLUMNS];
+    memcpy(total, sum + c0, (size_t)columns * sizeof *sum);
+    if (columns == COLUMNS)
+      for (int64_t r = 0; r < n; r++)
+        for (int64_t c = 0; c < COLUMNS; c++) total[c] += x[r * width + c0 + c];
+    else
+      for (int64_t r = 0; r < n; r++)
+        for (int64_t c = 0; c < columns; c++) total[c] += x[r * width + c0 + c];
+    memcpy(sum + c0, total, (size_t)columns * sizeof *sum);
   }
 }
 
@@ -97,15 +144,10 @@ void vd_cpu_linear_backward(vd_ops *o, const vd_linear *l, const vd_act *x, cons
                             vd_act *dx, bool accumulate, real *dweight, real *dbias, const vd_linear *before,
                             real *dbefore) {
   (void)o;
-  const real *g = dy;
-  vd_gemm(CblasTrans, CblasNoTrans, l->out, l->in, l->n, 1, g, l->out, x, l->in, 1, dweight, l->in);
-  if (dbias) sum_rows(l->n, l->out, g, dbias);
-  if (dx)
-    vd_gemm(CblasNoTrans, CblasNoTrans, l->n, l->in, l->out, 1, g, l->out, weight, l->in, accumulate ? 1 : 0, dx,
-            l->in);
-  if (!before) return;
-  relu_backward(before, x, dx);
-  sum_rows(l->n, l->in, dx, dbefore);
+  vd_gemm(CblasTrans, CblasNoTrans, l->out, l->in, l->n, 1, dy, l->out, x, l->in, 1, dweight, l->in);
+  if (dbias) sum_rows(l->n, l->out, dy, dbias);
+  if (dx) input_gradient(l, x, weight, dy, dx, accumulate, before);
+  if (before) sum_rows(l->n, l->in, dx, dbefore);
 }
 
 void vd_cpu_add_norm(vd_ops *o, int64_t n, int64_t d, const vd_act *a, const vd_act *b, const real *weight,
@@ -131,6 +173,28 @@ void vd_cpu_add_norm(vd_ops *o, int64_t n, int64_t d, const vd_act *a, const vd_
   }
 }
 
+/* dweight += sum of dy xhat, dbias += sum of dy, over the rows. */
+static void norm_parameters(int64_t n, int64_t d, const real *s, const real *mean, const real *rstd, const real *dy,
+                            real *dweight, real *dbias) {
+#pragma omp parallel for schedule(static)
+  for (int64_t c0 = 0; c0 < d; c0 += COLUMNS) {
+    int64_t columns = c0 + COLUMNS < d ? COLUMNS : d - c0;
+    real weight[COLUMNS], bias[COLUMNS];
+    memcpy(weight, dweight + c0, (size_t)columns * sizeof *weight);
+    memcpy(bias, dbias + c0, (size_t)columns * sizeof *bias);
+    for (int64_t r = 0; r < n; r++) {
+      const real *g = dy + r * d + c0, *x = s + r * d + c0;
+#pragma omp simd
+      for (int64_t c = 0; c < columns; c++) {
+        weight[c] += g[c] * (x[c] - mean[r]) * rstd[r];
+        bias[c] += g[c];
+      }
+    }
+    memcpy(dweight + c0, weight, (size_t)columns * sizeof *weight);
+    memcpy(dbias + c0, bias, (size_t)columns * sizeof *bias);
+  }
+}
+
 /* With g = dy * weight and xhat = (sum - mean) rstd: dsum = rstd (g - mean(g) - xhat mean(g xhat)). */
 void vd_cpu_add_norm_backward(vd_ops *o, int64_t n, int64_t d, const vd_act *sum, const real *mean, const real *rstd,
                               const real *weight, const vd_act *dy, vd_act *dsum, real *dweight, real *dbias,
@@ -151,16 +215,7 @@ void vd_cpu_add_norm_backward(vd_ops *o, int64_t n, int64_t d, const vd_act *sum
     m2 /= (real)d;
     for (int64_t c = 0; c < d; c++) ds[r * d + c] = scale * (gr[c] * weight[c] - m1 - (row[c] - mu) * scale * m2);
   }
-  enum { COLUMNS = 64 };
-#pragma omp parallel for schedule(static)
-  for (int64_t c0 = 0; c0 < d; c0 += COLUMNS) {
-    int64_t c1 = c0 + COLUMNS < d ? c0 + COLUMNS : d;
-    for (int64_t r = 0; r < n; r++)
-      for (int64_t c = c0; c < c1; c++) {
-        dweight[c] += g[r * d + c] * (s[r * d + c] - mean[r]) * rstd[r];
-        dbias[c] += g[r * d + c];
-      }
-  }
+  norm_parameters(n, d, s, mean, rstd, g, dweight, dbias);
   if (dshift) sum_rows(n, d, ds, dshift);
 }
 

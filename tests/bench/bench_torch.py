@@ -1,5 +1,5 @@
 """Tokens per second of one training update of the adaptive-span model, in PyTorch on the CPU or, with --device cuda, on a
-GPU in bf16 autocast.
+GPU in bf16 autocast; eager, or with --compile MODE by torch.compile.
 
 Written for the comparisons of `make bench` and `make gpu-bench`, to be as quick as eager PyTorch allows: keys are trimmed to the longest span
 of the layer in steps of 64 (as the published code does), the scale is folded into the queries, the band of scores is
@@ -10,6 +10,7 @@ Prints one JSON line: the median over the updates after the warm-up, and on a GP
 import argparse
 import json
 import math
+import statistics
 import time
 
 import torch
@@ -111,11 +112,11 @@ class Model(nn.Module):
         current = [min(a.attn_span, math.ceil(z * a.attn_span) + a.ramp) for z in longest]
         return [a.attn_span - 64 * (min(a.attn_span - 1, a.attn_span - c) // 64) for c in current]
 
-    def forward(self, x, y, memories):
+    def forward(self, x, y, memories, windows):
         a = self.a
         h = F.dropout(self.embedding(x), a.emb_dropout) if a.emb_dropout else self.embedding(x)
         new = []
-        for layer, memory, window in zip(self.layers, memories, self.windows()):
+        for layer, memory, window in zip(self.layers, memories, windows):
             keep = min(a.attn_span, window + 64)  # as far back as the spans may reach soon
             if memory.shape[1] > keep:
                 memory = memory[:, -keep:]
@@ -159,21 +160,27 @@ def main():
                            clip_step=float).items():
         p.add_argument("--" + name, type=kind, required=True)
     p.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    p.add_argument("--compile", default="no", choices=["no", "default", "max-autotune", "max-autotune-no-cudagraphs"])
     a = p.parse_args()
     torch.set_num_threads(a.threads)
     torch.manual_seed(1)
     model = Model(a).to(a.device).train()
     optimizer = Adagrad(model.parameters(), a.lr, a.clip_step)
+    if a.compile != "no":
+        for layer in model.layers:  # alike, so that one compilation serves all of the same window
+            layer.compile(mode=a.compile, dynamic=False)
     memories = [torch.zeros(a.streams, a.attn_span, a.d_model, device=a.device) for _ in range(a.n_layer)]
     tokens = torch.randint(a.vocab, (a.streams, a.block * (a.warmup + a.updates) + 1), device=a.device)
-    times = []
+    times, cpu_times = [], []
     for u in range(a.warmup + a.updates):
+        if u == a.warmup:
+            torch._dynamo.config.error_on_recompile = True  # no compilation in the timed part
         wait(a.device)
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         x, y = (tokens[:, u * a.block + o:(u + 1) * a.block + o].contiguous() for o in (0, 1))
         optimizer.lr = a.lr * min(1.0, (u + 1) / a.lr_warmup)
         with torch.autocast(a.device, torch.bfloat16, enabled=a.device == "cuda"):
-            loss, memories = model(x, y, memories)
+            loss, memories = model(x, y, memories, model.windows())
         loss.backward()
         optimizer.step()
         with torch.no_grad():
@@ -183,15 +190,17 @@ def main():
             raise SystemExit("the loss is not finite")
         wait(a.device)
         times.append(time.perf_counter() - start)
-    times = sorted(times[a.warmup:])
-    median = times[len(times) // 2]
+        cpu_times.append(time.process_time() - cpu_start)
+    median = statistics.median(times[a.warmup:])
     result = {"tokens_per_second": a.streams * a.block / median, "seconds_per_update": median,
-              "torch": torch.__version__, "updates": a.updates}
+              "torch": torch.__version__, "compile": a.compile,
+              "updates": a.updates}
     if a.device == "cuda":
         result["gib"] = torch.cuda.max_memory_allocated() / 2**30
     else:
         result["threads"] = a.threads
-    print(json.dumps(result))
+        result["cpu_seconds_per_update"] = statistics.median(cpu_times[a.warmup:])
+    print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

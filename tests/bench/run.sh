@@ -1,14 +1,19 @@
 #!/usr/bin/env bash
-# `make bench`: tokens per second of training updates of the small enwik8 deck's model, Viaduct beside PyTorch, on the
-# same cores, one after the other and twice over. Medians after the warm-up; random tokens for both, since the speed does
-# not depend on them. span%init 0 is how training begins, 0.25 is every head at a quarter of attn_span.
+# `make bench`: tokens per second of training updates of the small enwik8 deck's model, Viaduct beside PyTorch eager and
+# compiled, on the same cores, in turns. Medians after the warm-up, compilation outside; random tokens for all, since the
+# speed does not depend on them. span%init 0 is how training begins, 0.25 is every head at a quarter of attn_span.
 #   TORCH_PYTHON   a python with torch (default: python3);  RANKS  MPI ranks of Viaduct (default 2)
 #   UPDATES, WARMUP, ROUNDS   10, 3, 2
+#   COMPILE   modes of torch.compile, 'default max-autotune'; '' leaves them out
+# `taskset -c 0,1 make bench` compares on these two cores.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 BUILD=${BUILD:-build}
 TORCH_PYTHON=${TORCH_PYTHON:-python3}
 ranks=${RANKS:-2} updates=${UPDATES:-10} warmup=${WARMUP:-3} rounds=${ROUNDS:-2}
+sides=(viaduct no)
+read -ra modes <<<"${COMPILE-default max-autotune}"
+[ "${#modes[@]}" = 0 ] || sides+=("${modes[@]}")
 cores=$(nproc)
 threads=$((cores / ranks > 0 ? cores / ranks : 1))
 deck=input/enwik8_adaptive_span_small.nml
@@ -17,6 +22,7 @@ deck=input/enwik8_adaptive_span_small.nml
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/viaduct-bench.XXXXXX")
 trap 'rm -rf "$work"' EXIT
+export TORCHINDUCTOR_CACHE_DIR=$work/inductor # a later round finds what an earlier one compiled
 mpirun=(mpirun --oversubscribe --bind-to none -n "$ranks")
 [ "$(id -u)" != 0 ] || mpirun+=(--allow-run-as-root)
 
@@ -40,31 +46,35 @@ viaduct() { # span%init -> tokens per second
     --set "span%init=$1" --set valid%interval=0 --set checkpoint%interval=100000 >"$work/train.log" 2>&1 ||
     { tail "$work/train.log" >&2; return 1; }
   "$TORCH_PYTHON" - "$work/run/log.jsonl" "$warmup" <<'PY'
-import json, sys
+import json, statistics, sys
 rows = [json.loads(line) for line in open(sys.argv[1]) if line.strip()]
-wps = sorted(float(r["wps"]) for r in rows if "wps" in r and int(r["num_updates"]) > int(sys.argv[2]))
-print(wps[len(wps) // 2])
+print(statistics.median(float(r["wps"]) for r in rows if "wps" in r and int(r["num_updates"]) > int(sys.argv[2])))
 PY
 }
-pytorch() {
+pytorch() { # span%init, mode of torch.compile or 'no' -> tokens per second
   OMP_NUM_THREADS=$cores "$TORCH_PYTHON" tests/bench/bench_torch.py --threads "$cores" --updates "$updates" \
     --warmup "$warmup" --vocab $vocab --n_layer "$(value n_layer)" --d_model "$(value d_model)" --n_head "$(value n_head)" \
     --d_inner "$(value d_inner)" --dropout "$(value dropout)" --emb_dropout 0 --attn_span "$(value attn_span)" \
     --ramp "$(value ramp)" --span_init "$1" --aux_loss_scaler "$(value aux_loss_scaler | tr dD ee)" \
     --streams "$(value batch_streams)" --block "$(value tokens_per_sample)" --lr "$(value lr)" \
-    --lr_warmup "$(value warmup_updates)" --clip_step "$(value clip_step)" |
-    "$TORCH_PYTHON" -c 'import json, sys; print(json.load(sys.stdin)["tokens_per_second"])'
+    --lr_warmup "$(value warmup_updates)" --clip_step "$(value clip_step)" --compile "$2" 2>"$work/torch.log" |
+    "$TORCH_PYTHON" -c 'import json, sys; print(json.load(sys.stdin)["tokens_per_second"])' ||
+    { tail "$work/torch.log" >&2; return 1; }
 }
 
 echo "$("$BUILD/viaduct" --version | head -1); $("$TORCH_PYTHON" -c 'import torch; print("PyTorch", torch.__version__)'); $(
   awk -F ': ' '/^model name/ { print $2; exit }' /proc/cpuinfo), $cores cores; $ranks ranks of $threads threads against 1 of $cores"
 for init in 0 0.25; do
-  : >"$work/v"; : >"$work/t"
+  rm -f "$work"/rate.*
   for _ in $(seq "$rounds"); do
-    viaduct $init >>"$work/v"
-    pytorch $init >>"$work/t"
+    for side in "${sides[@]}"; do
+      if [ "$side" = viaduct ]; then viaduct $init; else pytorch $init "$side"; fi >>"$work/rate.$side"
+    done
   done
-  v=$(median <"$work/v") t=$(median <"$work/t")
-  awk -v i=$init -v v="$v" -v t="$t" \
-    'BEGIN { printf "span%%init %-5s viaduct %8.0f tokens/s   PyTorch %8.0f tokens/s   ratio %.2f\n", i, v, t, v / t }'
+  v=$(median <"$work/rate.viaduct")
+  printf 'span%%init %-5s Viaduct                %8.0f tokens/s\n' $init "$v"
+  for side in "${sides[@]:1}"; do
+    median <"$work/rate.$side" | awk -v s="$side" -v v="$v" \
+      '{ printf "                PyTorch %-14s %8.0f tokens/s   ratio %.2f\n", s == "no" ? "eager" : s, $1, v / $1 }'
+  done
 done
