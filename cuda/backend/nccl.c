@@ -1,5 +1,5 @@
-/* Gradient all-reduces by NCCL. The communicator is non-blocking: calls return while they wait for other ranks, so that
- * another thread can abort them. */
+/* Gradient all-reduces by NCCL, and the exchange of a sharded optimizer. The communicator is non-blocking: calls return
+ * while they wait for other ranks, so that another thread can abort them. */
 #include "cuda/backend/nccl.h"
 #include "cuda/backend/context.h"
 #include "src/ops/nccl_plugin.h"
@@ -23,6 +23,8 @@ struct calls {
   ncclResult_t (*unique_id)(ncclUniqueId *);
   ncclResult_t (*init)(ncclComm_t *, int, ncclUniqueId, int, ncclConfig_t *);
   ncclResult_t (*all_reduce)(const void *, void *, size_t, ncclDataType_t, ncclRedOp_t, ncclComm_t, cudaStream_t);
+  ncclResult_t (*reduce_scatter)(const void *, void *, size_t, ncclDataType_t, ncclRedOp_t, ncclComm_t, cudaStream_t);
+  ncclResult_t (*all_gather)(const void *, void *, size_t, ncclDataType_t, ncclComm_t, cudaStream_t);
   ncclResult_t (*async_error)(ncclComm_t, ncclResult_t *);
   ncclResult_t (*finalize)(ncclComm_t);
   ncclResult_t (*destroy)(ncclComm_t);
@@ -31,16 +33,27 @@ struct calls {
   const char *(*last_error)(ncclComm_t);
 };
 
+/* An all-reduce or a reduce-scatter. */
 struct all_reduce {
   size_t first, n;
+  bool scattered;
   cudaEvent_t ready, start, end;
 };
 
-/* The all-reduces of an update. */
+/* A wait of the backend's stream for an all-gather. */
+struct wait {
+  cudaEvent_t before, after;
+};
+
+/* The operations of an update. */
 struct update {
   cudaEvent_t began;
   struct all_reduce *all_reduce; /* [capacity], n of them in use */
   int n, capacity;
+  struct all_reduce norms; /* of all_reduce_doubles */
+  bool has_norms;
+  struct wait *wait; /* [n_slot], n_wait of them in use */
+  int n_wait, n_slot;
 };
 
 struct vd_nccl {
@@ -51,12 +64,16 @@ struct vd_nccl {
   cudaStream_t stream;
   struct update update[2]; /* the current and the previous one, whose all-reduces may still run */
   int current;
+  int rank, size;
+  cudaEvent_t stepped;   /* what an all-gather reads is there */
+  cudaEvent_t *gathered; /* [n_slot] the last all-gather of each slot */
+  int n_slot;
 };
 
 static int load(struct calls *c, vd_error *err) {
-  const char *const names[] = {"ncclGetVersion",        "ncclGetUniqueId",  "ncclCommInitRankConfig", "ncclAllReduce",
-                               "ncclCommGetAsyncError", "ncclCommFinalize", "ncclCommDestroy",        "ncclCommAbort",
-                               "ncclGetErrorString",    "ncclGetLastError"};
+  const char *const names[] = {"ncclGetVersion",    "ncclGetUniqueId", "ncclCommInitRankConfig", "ncclAllReduce",
+                               "ncclReduceScatter", "ncclAllGather",   "ncclCommGetAsyncError",  "ncclCommFinalize",
+                               "ncclCommDestroy",   "ncclCommAbort",   "ncclGetErrorString",     "ncclGetLastError"};
   void *found[sizeof names / sizeof *names];
   _Static_assert(sizeof found == sizeof *c, "a name for each function");
   setenv("NCCL_NVLS_ENABLE", "0", 0); /* multicast hangs on nodes with a broken fabric manager */
@@ -138,25 +155,122 @@ static struct all_reduce *next_all_reduce(vd_nccl *n, vd_error *err) {
   return a;
 }
 
-static int nccl_all_reduce(vd_nccl *n, real *arena, size_t first, size_t count, vd_error *err) {
+/* Begins an operation that reads what the backend's stream has made so far. */
+static cudaError_t begin(vd_nccl *n, struct all_reduce *a) {
+  cudaError_t e = cudaEventRecord(a->ready, n->backend->stream);
+  if (e == cudaSuccess) e = cudaStreamWaitEvent(n->stream, a->ready, 0);
+  return e == cudaSuccess ? cudaEventRecord(a->start, n->stream) : e;
+}
+
+/* A sum over the ranks: of gradients, all of it or (scattered) this rank's chunk. */
+static int sum_gradients(vd_nccl *n, real *arena, size_t first, size_t count, bool scattered, vd_error *err) {
+  static const char what[] = "the gradient all-reduce";
   struct all_reduce *a = next_all_reduce(n, err);
   if (!a) return err->status;
   a->first = first;
   a->n = count;
+  a->scattered = scattered;
   char range[64];
-  snprintf(range, sizeof range, "all-reduce %zu MB", count * sizeof *arena / 1000000);
+  snprintf(range, sizeof range, "%s %zu MB", scattered ? "reduce-scatter" : "all-reduce",
+           count * sizeof *arena / 1000000);
   nvtxRangePushA(range);
-  cudaError_t e = cudaEventRecord(a->ready, n->backend->stream);
-  if (e == cudaSuccess) e = cudaStreamWaitEvent(n->stream, a->ready, 0);
-  if (e == cudaSuccess) e = cudaEventRecord(a->start, n->stream);
+  cudaError_t e = begin(n, a);
   if (e == cudaSuccess) {
+    real *x = arena + first;
+    size_t chunk = count / (size_t)n->size;
     pthread_mutex_lock(&n->lock);
-    ncclResult_t r = n->call.all_reduce(arena + first, arena + first, count, ncclFloat, ncclSum, n->comm, n->stream);
+    ncclResult_t r = scattered ? n->call.reduce_scatter(x, x + (size_t)n->rank * chunk, chunk, ncclFloat, ncclSum,
+                                                        n->comm, n->stream)
+                               : n->call.all_reduce(x, x, count, ncclFloat, ncclSum, n->comm, n->stream);
     pthread_mutex_unlock(&n->lock);
-    if (finish(n, r, "the gradient all-reduce", err) == VD_OK) e = cudaEventRecord(a->end, n->stream);
+    if (finish(n, r, what, err) == VD_OK) e = cudaEventRecord(a->end, n->stream);
   }
   nvtxRangePop();
-  return e == cudaSuccess ? err->status : fail_cuda(e, "the gradient all-reduce", err);
+  return e == cudaSuccess ? err->status : fail_cuda(e, what, err);
+}
+
+static int nccl_all_reduce(vd_nccl *n, real *arena, size_t first, size_t count, vd_error *err) {
+  return sum_gradients(n, arena, first, count, false, err);
+}
+static int nccl_reduce_scatter(vd_nccl *n, real *arena, size_t first, size_t chunk, vd_error *err) {
+  return sum_gradients(n, arena, first, chunk * (size_t)n->size, true, err);
+}
+
+static int nccl_all_reduce_doubles(vd_nccl *n, double *x, size_t count, vd_error *err) {
+  static const char what[] = "the all-reduce of the gradients' norms";
+  struct update *u = &n->update[n->current];
+  if (!u->norms.end && make_events(&u->norms, err)) return err->status;
+  u->has_norms = true;
+  cudaError_t e = begin(n, &u->norms);
+  if (e == cudaSuccess) {
+    pthread_mutex_lock(&n->lock);
+    ncclResult_t r = n->call.all_reduce(x, x, count, ncclDouble, ncclSum, n->comm, n->stream);
+    pthread_mutex_unlock(&n->lock);
+    if (finish(n, r, what, err) == VD_OK) e = cudaEventRecord(u->norms.end, n->stream);
+  }
+  if (e == cudaSuccess && err->status == VD_OK) e = cudaStreamWaitEvent(n->backend->stream, u->norms.end, 0);
+  return e == cudaSuccess ? err->status : fail_cuda(e, what, err);
+}
+
+/* Events for slots up to `slot`. */
+static int reserve_slot(vd_nccl *n, int slot, vd_error *err) {
+  if (slot < n->n_slot) return VD_OK;
+  int capacity = slot + 8;
+  cudaEvent_t *more = vd_calloc((size_t)capacity, sizeof(cudaEvent_t));
+  if (n->n_slot > 0) memcpy((void *)more, (void *)n->gathered, (size_t)n->n_slot * sizeof(cudaEvent_t));
+  free((void *)n->gathered);
+  n->gathered = more;
+  for (; n->n_slot < capacity; n->n_slot++) {
+    cudaError_t e = cudaEventCreateWithFlags(&n->gathered[n->n_slot], cudaEventDisableTiming);
+    if (e != cudaSuccess) return fail_cuda(e, "an event", err);
+  }
+  return VD_OK;
+}
+
+static int nccl_all_gather(vd_nccl *n, int slot, real *arena, size_t first, size_t chunk, bool masters, vd_error *err) {
+  static const char what[] = "the all-gather of weights";
+  const vd_arena *a = masters ? NULL : vd_cuda_arena_of(n->backend, arena);
+  size_t element = a ? n->backend->act_size : sizeof *arena;
+  char *x = (a ? (char *)a->copy : (char *)arena) + first * element, range[64];
+  ncclDataType_t type = !a ? ncclFloat : n->backend->type == VD_BF16 ? ncclBfloat16 : ncclHalf;
+  if (reserve_slot(n, slot, err)) return err->status;
+  snprintf(range, sizeof range, "all-gather %zu MB", chunk * (size_t)n->size * element / 1000000);
+  nvtxRangePushA(range);
+  cudaError_t e = cudaEventRecord(n->stepped, n->backend->stream);
+  if (e == cudaSuccess) e = cudaStreamWaitEvent(n->stream, n->stepped, 0);
+  if (e == cudaSuccess) {
+    pthread_mutex_lock(&n->lock);
+    ncclResult_t r = n->call.all_gather(x + (size_t)n->rank * chunk * element, x, chunk, type, n->comm, n->stream);
+    pthread_mutex_unlock(&n->lock);
+    if (finish(n, r, what, err) == VD_OK) e = cudaEventRecord(n->gathered[slot], n->stream);
+  }
+  nvtxRangePop();
+  return e == cudaSuccess ? err->status : fail_cuda(e, what, err);
+}
+
+static cudaError_t next_wait(struct update *u, struct wait **wait) {
+  if (u->n_wait == u->n_slot) {
+    int capacity = u->n_slot + 16;
+    struct wait *more = vd_calloc((size_t)capacity, sizeof *more);
+    if (u->n_slot > 0) memcpy(more, u->wait, (size_t)u->n_slot * sizeof *more);
+    free(u->wait);
+    u->wait = more;
+    u->n_slot = capacity;
+  }
+  struct wait *w = *wait = &u->wait[u->n_wait];
+  cudaError_t e = w->before ? cudaSuccess : cudaEventCreate(&w->before);
+  if (e == cudaSuccess && !w->after) e = cudaEventCreate(&w->after);
+  if (e == cudaSuccess) u->n_wait++;
+  return e;
+}
+
+static void nccl_wait_all_gather(vd_nccl *n, int slot) {
+  struct wait *w = NULL;
+  cudaError_t e = next_wait(&n->update[n->current], &w);
+  if (e == cudaSuccess) e = cudaEventRecord(w->before, n->backend->stream);
+  if (e == cudaSuccess) e = cudaStreamWaitEvent(n->backend->stream, n->gathered[slot], 0);
+  if (e == cudaSuccess) e = cudaEventRecord(w->after, n->backend->stream);
+  vd_cuda_record_error(n->backend, e, "waiting for the all-gather of weights");
 }
 
 /* All-reduces rank + 1, whose sum is known. The first all-reduce also opens the connections. */
@@ -178,11 +292,12 @@ static int check_all_reduce(vd_nccl *n, int rank, int size, vd_error *err) {
   return err->status;
 }
 
-/* All-reduces get the highest priority: their few blocks start before those of the kernels that they overlap. */
+/* NCCL's operations get the highest priority: their few blocks start before those of the kernels that they overlap. */
 static int make_streams(vd_nccl *n, vd_error *err) {
   int least = 0, greatest = 0;
   cudaError_t e = cudaDeviceGetStreamPriorityRange(&least, &greatest);
   if (e == cudaSuccess) e = cudaStreamCreateWithPriority(&n->stream, cudaStreamNonBlocking, greatest);
+  if (e == cudaSuccess) e = cudaEventCreateWithFlags(&n->stepped, cudaEventDisableTiming);
   for (int i = 0; i < 2 && e == cudaSuccess; i++) e = cudaEventCreate(&n->update[i].began);
   return e == cudaSuccess ? VD_OK : fail_cuda(e, "a stream", err);
 }
@@ -197,14 +312,26 @@ static void nccl_abort(vd_nccl *n) {
   if (locked) pthread_mutex_unlock(&n->lock);
 }
 
+static void free_event(cudaEvent_t e) {
+  if (e) cudaEventDestroy(e);
+}
+
+static void free_events(const struct all_reduce *a) {
+  free_event(a->ready);
+  free_event(a->start);
+  free_event(a->end);
+}
+
 static void free_update(struct update *u) {
-  for (int i = 0; i < u->capacity; i++) {
-    if (u->all_reduce[i].ready) cudaEventDestroy(u->all_reduce[i].ready);
-    if (u->all_reduce[i].start) cudaEventDestroy(u->all_reduce[i].start);
-    if (u->all_reduce[i].end) cudaEventDestroy(u->all_reduce[i].end);
+  for (int i = 0; i < u->capacity; i++) free_events(&u->all_reduce[i]);
+  free_events(&u->norms);
+  for (int i = 0; i < u->n_slot; i++) {
+    free_event(u->wait[i].before);
+    free_event(u->wait[i].after);
   }
-  if (u->began) cudaEventDestroy(u->began);
+  free_event(u->began);
   free(u->all_reduce);
+  free(u->wait);
 }
 
 static void nccl_destroy(vd_nccl *n) {
@@ -215,6 +342,9 @@ static void nccl_destroy(vd_nccl *n) {
   else if (n->comm)
     n->call.abort(n->comm);
   for (int i = 0; i < 2; i++) free_update(&n->update[i]);
+  for (int i = 0; i < n->n_slot; i++) free_event(n->gathered[i]);
+  free_event(n->stepped);
+  free((void *)n->gathered);
   if (n->stream) cudaStreamDestroy(n->stream);
   pthread_mutex_destroy(&n->lock);
   free(n);
@@ -227,6 +357,8 @@ static int nccl_init(vd_nccl **out, vd_ops *o, const vd_nccl_id *id, int rank, i
   vd_nccl *n = vd_calloc(1, sizeof *n);
   n->call = calls;
   n->backend = vd_cuda_of(o);
+  n->rank = rank;
+  n->size = size;
   pthread_mutex_init(&n->lock, NULL);
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   config.blocking = 0;
@@ -247,7 +379,11 @@ static int nccl_init(vd_nccl **out, vd_ops *o, const vd_nccl_id *id, int rank, i
 
 static void nccl_begin_update(vd_nccl *n) {
   n->current = 1 - n->current;
-  n->update[n->current].n = 0;
+  n->update[n->current].n = n->update[n->current].n_wait = 0;
+  n->update[n->current].has_norms = false;
+}
+
+static void nccl_begin_backward(vd_nccl *n) {
   vd_cuda_record_error(n->backend, cudaEventRecord(n->update[n->current].began, n->backend->stream), "an event");
 }
 
@@ -284,8 +420,23 @@ static bool nccl_times(const vd_nccl *n, int before, int i, vd_all_reduce_times 
     cudaGetLastError(); /* cudaErrorNotReady is not an error of later calls */
     return false;
   }
-  *t = (vd_all_reduce_times){a->first, a->n, (double)ready, (double)start, (double)end};
+  *t = (vd_all_reduce_times){a->first, a->n, a->scattered, (double)ready, (double)start, (double)end};
   return true;
+}
+
+/* Milliseconds between two events; 0 where one of them has not completed. */
+static double elapsed(cudaEvent_t from, cudaEvent_t to) {
+  float ms = 0;
+  if (cudaEventElapsedTime(&ms, from, to) == cudaSuccess) return (double)ms;
+  cudaGetLastError();
+  return 0;
+}
+
+static double nccl_waited(const vd_nccl *n, int before) {
+  const struct update *u = update_of(n, before);
+  double ms = u->has_norms ? elapsed(u->norms.ready, u->norms.end) : 0;
+  for (int i = 0; i < u->n_wait; i++) ms += elapsed(u->wait[i].before, u->wait[i].after);
+  return ms;
 }
 
 const vd_nccl_plugin *vd_cuda_nccl(void) {
@@ -293,7 +444,13 @@ const vd_nccl_plugin *vd_cuda_nccl(void) {
                                        .unique_id = nccl_unique_id,
                                        .init = nccl_init,
                                        .begin_update = nccl_begin_update,
+                                       .begin_backward = nccl_begin_backward,
                                        .all_reduce = nccl_all_reduce,
+                                       .reduce_scatter = nccl_reduce_scatter,
+                                       .all_reduce_doubles = nccl_all_reduce_doubles,
+                                       .all_gather = nccl_all_gather,
+                                       .wait_all_gather = nccl_wait_all_gather,
+                                       .waited = nccl_waited,
                                        .wait_all_reduces = nccl_wait_all_reduces,
                                        .async_error = nccl_async_error,
                                        .count = nccl_count,

@@ -294,6 +294,7 @@ static vd_ops table_of(vd_cuda_backend *c) {
                   .cross_entropy = cuda_cross_entropy,
                   .add_constant = cuda_add_constant,
                   .square_sums = vd_cuda_square_sums_op,
+                  .gradient_norms = vd_cuda_gradient_norms_op,
                   .gradient_stats = vd_cuda_gradient_stats_op,
                   .adagrad = vd_cuda_adagrad_op,
                   .adam = vd_cuda_adam_op,

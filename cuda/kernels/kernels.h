@@ -80,7 +80,7 @@ cudaError_t vd_cuda_cross_entropy(enum vd_precision type, int64_t n, int64_t voc
                                   const int32_t *targets, float scale, double *loss_sum, float *row_nll, void *dlogits,
                                   cudaStream_t stream);
 
-/* One piece of a tensor, for kernels that process all tensors in one launch. */
+/* One piece of an extent, for kernels that process all tensors in one launch. */
 typedef struct vd_cuda_piece {
   size_t first; /* element of the arena */
   int32_t n;    /* at most VD_PIECE */
@@ -92,8 +92,7 @@ enum { VD_PIECE = 16384 };
  * tensor_piece [n_tensor + 1]: first piece of each tensor. */
 cudaError_t vd_cuda_square_sums(const float *x, const vd_cuda_piece *piece, int n_piece, const int32_t *tensor_piece,
                                 int n_tensor, double *partial, double *norm2, cudaStream_t stream);
-/* Stream-ordered. vd_ops.gradient_stats, after vd_cuda_square_sums wrote the norms of the plain gradients to grad_stats
- * + VD_STATS_TENSORS. */
+/* Stream-ordered. vd_ops.gradient_stats. */
 cudaError_t vd_cuda_gradient_stats(int n_tensor, double scale, double clip_norm, double *grad_stats,
                                    cudaStream_t stream);
 /* Stream-ordered. Adagrad over all pieces, as vd_ops.adagrad. copy (NULL: none) = the new parameters in `type`. */

@@ -35,4 +35,7 @@ enum vd_precision { VD_PRECISION_AUTO, VD_FP32, VD_BF16, VD_FP16 };
 /* device%comm: how gradients are all-reduced. VD_COMM_AUTO stands in decks only. */
 enum vd_comm { VD_COMM_AUTO, VD_COMM_NCCL, VD_COMM_MPI };
 
+/* device%shard_optimizer: does each rank step a shard of the parameters, or all of them? */
+enum vd_shard_optimizer { VD_SHARD_AUTO, VD_SHARD_ON, VD_SHARD_OFF };
+
 #endif

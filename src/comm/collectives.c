@@ -16,6 +16,14 @@ void vd_all_reduce_reals(MPI_Comm comm, real *x, size_t n) {
   }
 }
 
+void vd_reduce_scatter_reals(MPI_Comm comm, const real *x, size_t chunk, real *own) {
+  MPI_Reduce_scatter_block(x, own, (int)chunk, VD_MPI_REAL, MPI_SUM, comm);
+}
+
+void vd_all_gather_reals(MPI_Comm comm, real *x, size_t chunk) {
+  MPI_Allgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, x, (int)chunk, VD_MPI_REAL, comm);
+}
+
 void vd_all_reduce_doubles(MPI_Comm comm, double *x, int n) {
   MPI_Allreduce(MPI_IN_PLACE, x, n, MPI_DOUBLE, MPI_SUM, comm);
 }

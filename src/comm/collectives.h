@@ -13,6 +13,12 @@
 /* Collective(comm). Sums x [n] (host memory; the CPU backend's memory is) over the ranks, in place, in a fixed order
  * for a given number of ranks. All ranks get the same bits, so that their parameters stay equal. */
 void vd_all_reduce_reals(MPI_Comm comm, real *x, size_t n);
+/* Collective(comm). Sums x [ranks * chunk] (host memory) over the ranks in a fixed order for a given number of ranks,
+ * and writes the sums of this rank's chunk, elements rank * chunk and on, to own [chunk]. x and own do not overlap;
+ * chunk fits an int. */
+void vd_reduce_scatter_reals(MPI_Comm comm, const real *x, size_t chunk, real *own);
+/* Collective(comm). In place, the reverse: x [ranks * chunk] (host memory) gets each rank's chunk from that rank. */
+void vd_all_gather_reals(MPI_Comm comm, real *x, size_t chunk);
 /* Collective(comm). Sums n doubles in place; all ranks get the same bits. */
 void vd_all_reduce_doubles(MPI_Comm comm, double *x, int n);
 /* Collective(comm). Broadcasts x [n] reals from rank `root`; n may exceed an int. */

@@ -44,15 +44,17 @@ void vd_cpu_memory_push(vd_ops *o, int64_t n_stream, int64_t d, const vd_act *ol
 void vd_cpu_memory_ring_push(vd_ops *o, int64_t n_stream, int64_t d, vd_act *memory, int64_t rows, int64_t oldest,
                              const vd_act *hidden, int64_t stride, int64_t block);
 /* Not collective. vd_ops.square_sums. */
-void vd_cpu_square_sums(vd_ops *o, const real *x, const vd_extent *tensor, int n_tensor, double *norm2);
+void vd_cpu_square_sums(vd_ops *o, const real *x, const vd_extent *extent, int n, double *norm2);
+/* Not collective. vd_ops.gradient_norms. */
+void vd_cpu_gradient_norms(vd_ops *o, const real *gradient, const vd_extent *extent, int n, int n_tensor,
+                           double *norm2);
 /* Not collective. vd_ops.gradient_stats. */
-void vd_cpu_gradient_stats(vd_ops *o, const real *gradient, const vd_extent *tensor, int n_tensor, double scale,
-                           double clip_norm, double *grad_stats);
+void vd_cpu_gradient_stats(vd_ops *o, int n_tensor, double scale, double clip_norm, double *grad_stats);
 /* Not collective. vd_ops.adagrad. */
-void vd_cpu_adagrad(vd_ops *o, real *param, const real *gradient, real *accumulator, const vd_extent *tensor,
-                    int n_tensor, const double *grad_stats, double lr, double eps, double clip_step);
+void vd_cpu_adagrad(vd_ops *o, real *param, const real *gradient, real *accumulator, const vd_extent *extent, int n,
+                    const double *grad_stats, double lr, double eps, double clip_step);
 /* Not collective. vd_ops.adam. */
-void vd_cpu_adam(vd_ops *o, real *param, const real *gradient, real *m, real *v, const vd_extent *tensor, int n_tensor,
+void vd_cpu_adam(vd_ops *o, real *param, const real *gradient, real *m, real *v, const vd_extent *extent, int n,
                  const double *grad_stats, const vd_adam *a);
 /* Not collective. vd_ops.scale_dropout. */
 void vd_cpu_scale_dropout(vd_ops *o, int64_t n, int64_t width, double scale, const vd_dropout *dropout, const vd_act *x,

@@ -128,6 +128,7 @@ int vd_ops_cpu(vd_ops **o, int threads, vd_error *err) {
                 .cross_entropy = vd_cpu_cross_entropy,
                 .add_constant = cpu_add_constant,
                 .square_sums = vd_cpu_square_sums,
+                .gradient_norms = vd_cpu_gradient_norms,
                 .gradient_stats = vd_cpu_gradient_stats,
                 .adagrad = vd_cpu_adagrad,
                 .adam = vd_cpu_adam,

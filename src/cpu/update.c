@@ -1,6 +1,7 @@
 /* Memories and the optimiser's steps on the CPU. */
 #include "src/cpu/cpu.h"
 
+#include <stdlib.h>
 #include <string.h>
 #include <tgmath.h>
 
@@ -42,22 +43,30 @@ void vd_cpu_memory_ring_push(vd_ops *o, int64_t n_stream, int64_t d, vd_act *mem
       memcpy(to + (s * rows + (oldest + r) % rows) * d, from + (s * block + r) * stride, (size_t)d * sizeof *to);
 }
 
-void vd_cpu_square_sums(vd_ops *o, const real *x, const vd_extent *tensor, int n_tensor, double *norm2) {
+void vd_cpu_square_sums(vd_ops *o, const real *x, const vd_extent *extent, int n, double *norm2) {
   (void)o;
 #pragma omp parallel for schedule(dynamic, 1)
-  for (int t = 0; t < n_tensor; t++) {
-    const real *v = x + tensor[t].offset;
+  for (int t = 0; t < n; t++) {
+    const real *v = x + extent[t].offset;
     double sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (size_t i = 0; i < tensor[t].size; i++) sum += (double)v[i] * (double)v[i];
+    for (size_t i = 0; i < extent[t].size; i++) sum += (double)v[i] * (double)v[i];
     norm2[t] = sum;
   }
 }
 
-void vd_cpu_gradient_stats(vd_ops *o, const real *gradient, const vd_extent *tensor, int n_tensor, double scale,
-                           double clip_norm, double *grad_stats) {
+void vd_cpu_gradient_norms(vd_ops *o, const real *gradient, const vd_extent *extent, int n, int n_tensor,
+                           double *norm2) {
+  double *sum = vd_calloc((size_t)n + 1, sizeof *sum);
+  vd_cpu_square_sums(o, gradient, extent, n, sum);
+  memset(norm2, 0, (size_t)n_tensor * sizeof *norm2);
+  for (int i = 0; i < n; i++) norm2[extent[i].tensor] += sum[i];
+  free(sum);
+}
+
+void vd_cpu_gradient_stats(vd_ops *o, int n_tensor, double scale, double clip_norm, double *grad_stats) {
+  (void)o;
   double *norm2 = grad_stats + VD_STATS_TENSORS, total = 0;
-  vd_cpu_square_sums(o, gradient, tensor, n_tensor, norm2);
   grad_stats[VD_STATS_NONFINITE] = -1;
   for (int t = n_tensor - 1; t >= 0; t--)
     if (!isfinite(norm2[t])) grad_stats[VD_STATS_NONFINITE] = t;
@@ -68,18 +77,18 @@ void vd_cpu_gradient_stats(vd_ops *o, const real *gradient, const vd_extent *ten
   grad_stats[VD_STATS_SCALE] = scale;
 }
 
-void vd_cpu_adagrad(vd_ops *o, real *param, const real *gradient, real *accumulator, const vd_extent *tensor,
-                    int n_tensor, const double *grad_stats, double lr, double eps, double clip_step) {
+void vd_cpu_adagrad(vd_ops *o, real *param, const real *gradient, real *accumulator, const vd_extent *extent, int n,
+                    const double *grad_stats, double lr, double eps, double clip_step) {
   (void)o;
-  for (int t = 0; t < n_tensor && grad_stats[VD_STATS_NONFINITE] < 0; t++) {
-    double norm = sqrt(grad_stats[VD_STATS_TENSORS + t]), rate = lr;
+  for (int t = 0; t < n && grad_stats[VD_STATS_NONFINITE] < 0; t++) {
+    double norm = sqrt(grad_stats[VD_STATS_TENSORS + extent[t].tensor]), rate = lr;
     if (clip_step > 0 && norm > clip_step) rate *= clip_step / (norm + 1e-10);
     real step = (real)rate, factor = (real)grad_stats[VD_STATS_SCALE], small = (real)eps;
-    real *p = param + tensor[t].offset, *acc = accumulator + tensor[t].offset;
-    const real *g = gradient + tensor[t].offset;
-    int64_t n = (int64_t)tensor[t].size;
+    real *p = param + extent[t].offset, *acc = accumulator + extent[t].offset;
+    const real *g = gradient + extent[t].offset;
+    int64_t size = (int64_t)extent[t].size;
 #pragma omp parallel for simd schedule(static)
-    for (int64_t i = 0; i < n; i++) {
+    for (int64_t i = 0; i < size; i++) {
       real v = g[i] * factor;
       acc[i] += v * v;
       p[i] -= step * v / (sqrt(acc[i]) + small);
@@ -87,18 +96,18 @@ void vd_cpu_adagrad(vd_ops *o, real *param, const real *gradient, real *accumula
   }
 }
 
-void vd_cpu_adam(vd_ops *o, real *param, const real *gradient, real *m, real *v, const vd_extent *tensor, int n_tensor,
+void vd_cpu_adam(vd_ops *o, real *param, const real *gradient, real *m, real *v, const vd_extent *extent, int n,
                  const double *grad_stats, const vd_adam *a) {
   (void)o;
   real factor = (real)grad_stats[VD_STATS_SCALE], b1 = (real)a->beta1, b2 = (real)a->beta2, small = (real)a->eps;
   real rest1 = (real)(1 - a->beta1), rest2 = (real)(1 - a->beta2);
   real step = (real)(a->lr / (1 - pow(a->beta1, (double)a->t)));
   real correct = (real)(1 / sqrt(1 - pow(a->beta2, (double)a->t)));
-  for (int t = 0; t < n_tensor && grad_stats[VD_STATS_NONFINITE] < 0; t++) {
-    size_t at = tensor[t].offset;
-    int64_t n = (int64_t)tensor[t].size;
+  for (int t = 0; t < n && grad_stats[VD_STATS_NONFINITE] < 0; t++) {
+    size_t at = extent[t].offset;
+    int64_t size = (int64_t)extent[t].size;
 #pragma omp parallel for simd schedule(static)
-    for (int64_t i = 0; i < n; i++) {
+    for (int64_t i = 0; i < size; i++) {
       real g = gradient[at + (size_t)i] * factor;
       real first = b1 * m[at + (size_t)i] + rest1 * g, second = b2 * v[at + (size_t)i] + rest2 * g * g;
       m[at + (size_t)i] = first;

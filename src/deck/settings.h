@@ -89,6 +89,7 @@ typedef struct vd_settings {
     enum vd_backend backend;
     enum vd_precision precision;
     enum vd_comm comm;
+    enum vd_shard_optimizer shard_optimizer;
     int64_t bucket_bytes;      /* gradients summed at once */
     double timeout;            /* seconds; 0: none */
     char timeline[VD_PATH];    /* '': none */

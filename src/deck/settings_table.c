@@ -199,6 +199,12 @@ const vd_variable vd_variables[] = {
            "rank needs a GPU of its own, and the loader must find libnccl.so.2. 'mpi': MPI_Allreduce after backward, "
            "through host memory where GPUs compute. 'auto': 'nccl' where it is available and there are several ranks, "
            "else 'mpi'."),
+    CHOICE(
+        device, shard_optimizer, "'auto'", "auto on off", "--zero-sharding",
+        "With several ranks: 'on': gradients are reduce-scattered, each rank steps its shard of the parameters, and "
+        "the "
+        "new weights are all-gathered, with 'nccl' beside the next forward pass. 'off': gradients are all-reduced, and "
+        "every rank steps all parameters. 'auto': 'on' with 'nccl', else 'off'. Checkpoints are the same."),
     INTEGER(device, bucket_bytes, "25000000", 4096, 1e12, "bytes", "--bucket-cap-mb",
             "With 'nccl': size of a gradient bucket, at least one layer; each bucket is all-reduced as soon as "
             "backward has filled it. With 'mpi' on GPUs: bytes that pass through host memory at a time."),

@@ -173,6 +173,9 @@ size_t vd_model_arena(const vd_model *m) {
 size_t vd_model_span_extent(const vd_model *m) {
   return m->span_extent;
 }
+size_t vd_model_common_extent(const vd_model *m) {
+  return m->common;
+}
 real *vd_model_params(vd_model *m) {
   return m->params;
 }

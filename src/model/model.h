@@ -43,9 +43,11 @@ typedef struct vd_param {
   char name[96];
   int rank;
   int64_t shape[3];
-  vd_extent at; /* place in the parameter, gradient and state arenas */
-  int layer;    /* -1: none */
-  bool is_span; /* clamped to 0..1 after each update */
+  vd_extent at;   /* place in the parameter, gradient and state arenas */
+  int layer;      /* -1: none */
+  bool is_span;   /* clamped to 0..1 after each update */
+  bool is_common; /* ops read it as `real` (spans, norms, biases, tables of embeddings and keys); the other tensors are
+                     matrices that products read in the activations' type */
 } vd_param;
 
 typedef struct vd_model vd_model;
@@ -87,6 +89,9 @@ const vd_param *vd_model_param(const vd_model *m, int i);
 size_t vd_model_arena(const vd_model *m);
 /* Not collective. Reals at the start of the arenas that hold the spans of all layers, padding included; 0: no spans. */
 size_t vd_model_span_extent(const vd_model *m);
+/* Not collective. Reals at the start of the arenas that hold all tensors with `is_common`; the matrices follow, layer
+ * by layer in the order of the forward pass, and at last the output layer. */
+size_t vd_model_common_extent(const vd_model *m);
 /* Not collective. The parameter arena, in the backend's memory. Borrowed; call vd_model_params_changed after writing.
  */
 real *vd_model_params(vd_model *m);
@@ -98,6 +103,11 @@ real *vd_model_gradients(vd_model *m);
  * marks the start of the last backward pass. The calls after it cover the arena once, from its end to its start, in
  * the same ranges on all ranks. */
 typedef void (*vd_gradients_ready)(void *receiver, size_t first, size_t n);
+
+/* Stream-ordered. The ops that are enqueued after the call read the weights [first, first + n) of the parameter arena.
+ * A pass calls it for the matrices of each layer, in the order of the forward pass, and for the output layer; more than
+ * once where it computes in micro batches. The common extent needs no call. */
+typedef void (*vd_weights_needed)(void *receiver, size_t first, size_t n);
 
 /* One block of all the rank's streams. x, y: host [n_stream][block]; y = -1: not counted. */
 typedef struct vd_step {
@@ -112,7 +122,8 @@ typedef struct vd_step {
   real *logits;             /* [n_stream][vocab]: logits of the block's last position */
   int64_t n_target;         /* out: targets that are counted */
   vd_gradients_ready ready; /* where `train`: called for each range of final gradients; NULL: not called */
-  void *receiver;           /* its first argument */
+  vd_weights_needed needed; /* called before the ops of each layer; NULL: not called */
+  void *receiver;           /* first argument of both */
   /* Host [n_chosen], ascending: queries, stream * block + i, whose attention weights are recorded after
    * vd_model_attention_begin. */
   const int64_t *chosen;

@@ -9,8 +9,7 @@ struct vd_layer_params {
   int span, query, key, value;               /* of adaptive span */
   int qkv, rel, content_bias, position_bias; /* of Transformer-XL */
   size_t query_at, key_at, value_at;         /* where the three projections lie in the arenas */
-  size_t begin; /* in the arenas, of the tensors that are this layer's alone, spans left out; they end where those of
-                   the next layer begin */
+  size_t begin; /* in the arenas, of the layer's matrices; they end where those of the next layer begin */
   int out, fc1_weight, fc1_bias, fc2_weight, fc2_bias;
   int norm1_weight, norm1_bias, norm2_weight, norm2_bias;
 };
@@ -68,6 +67,7 @@ struct vd_model {
   vd_param *param;
   struct vd_layer_params *layer;
   size_t arena;
+  size_t common;            /* in the arenas, end of the tensors that ops read as `real` */
   size_t output_begin;      /* in the arenas, of the tensors after those of the last layer */
   int64_t span_margin;      /* see vd_model_set_span_margin */
   bool spans_moved;         /* vd_layer_state.z is older than the spans in the backend's memory */

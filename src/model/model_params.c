@@ -22,28 +22,29 @@ static int add(vd_model *m, int layer, const char *name, int rank, int64_t a, in
   p->shape[1] = b;
   p->shape[2] = c;
   p->layer = layer;
-  p->at.offset = m->arena;
+  p->is_common = rank == 1;
   p->at.size = (size_t)a;
   for (int i = 1; i < rank; i++) p->at.size *= (size_t)p->shape[i];
-  m->arena += padded(p->at.size);
+  p->at.tensor = m->n_param;
   return m->n_param++;
+}
+
+/* A tensor of more than one dimension that ops read as `real`. */
+static int add_common(vd_model *m, int layer, const char *name, int rank, int64_t a, int64_t b, int64_t c) {
+  int i = add(m, layer, name, rank, a, b, c);
+  m->param[i].is_common = true;
+  return i;
 }
 
 static void add_layer(vd_model *m, int l) {
   struct vd_layer_params *p = &m->layer[l];
   int64_t d = m->d, inner = m->config.d_inner;
   p->span = add(m, l, "attn.attn.adaptive_span._mask.current_val", m->config.span_per_layer ? 1 : 3, m->n_span, 1, 1);
-  m->param[p->span].is_span = true;
-  m->arena = m->param[p->span].at.offset;
-  m->param[p->span].at.offset = (size_t)l * padded((size_t)m->n_span);
-  p->begin = m->arena;
+  m->param[p->span].is_span = m->param[p->span].is_common = true;
   p->query = add(m, l, "attn.proj_query.weight", 2, d, d, 1);
   p->key = add(m, l, "attn.proj_key.weight", 2, d, d, 1);
   p->value = add(m, l, "attn.proj_val.weight", 2, d, d, 1);
   p->out = add(m, l, "attn.proj_out.weight", 2, d, d, 1);
-  p->query_at = m->param[p->query].at.offset;
-  p->key_at = m->param[p->key].at.offset;
-  p->value_at = m->param[p->value].at.offset;
   p->norm1_weight = add(m, l, "norm1.weight", 1, d, 1, 1);
   p->norm1_bias = add(m, l, "norm1.bias", 1, d, 1, 1);
   p->fc1_weight = add(m, l, "ff.fc1.weight", 2, inner, d, 1);
@@ -59,15 +60,10 @@ static void add_layer_xl(vd_model *m, int l) {
   struct vd_layer_params *p = &m->layer[l];
   int64_t d = m->d, inner = m->config.d_inner, heads = m->config.n_head, width = m->width;
   bool own = m->config.untie_r || l == 0;
-  p->begin = m->arena;
   int owner = m->config.untie_r ? l : -1;
-  p->content_bias = own ? add(m, owner, "r_w", 2, heads, m->config.d_head, 1) : m->layer[0].content_bias;
-  p->position_bias = own ? add(m, owner, "r_r", 2, heads, m->config.d_head, 1) : m->layer[0].position_bias;
-  if (!m->config.untie_r) p->begin = m->arena; /* biases that all layers share are final after the first layer only */
+  p->content_bias = own ? add_common(m, owner, "r_w", 2, heads, m->config.d_head, 1) : m->layer[0].content_bias;
+  p->position_bias = own ? add_common(m, owner, "r_r", 2, heads, m->config.d_head, 1) : m->layer[0].position_bias;
   p->qkv = add(m, l, "dec_attn.qkv_net.weight", 2, 3 * width, d, 1);
-  p->query_at = m->param[p->qkv].at.offset;
-  p->key_at = p->query_at + (size_t)(width * d);
-  p->value_at = p->key_at + (size_t)(width * d);
   p->rel = add(m, l, "dec_attn.r_net.weight", 2, width, d, 1);
   p->out = add(m, l, "dec_attn.o_net.weight", 2, d, width, 1);
   p->norm1_weight = add(m, l, "dec_attn.layer_norm.weight", 1, d, 1, 1);
@@ -82,10 +78,39 @@ static void add_layer_xl(vd_model *m, int l) {
 
 static void layout_xl(vd_model *m) {
   const vd_model_config *c = &m->config;
-  m->in_emb = m->out_weight = add(m, -1, "word_emb.emb_layers.0.weight", 2, c->vocab, m->d, 1);
+  m->in_emb = m->out_weight = add_common(m, -1, "word_emb.emb_layers.0.weight", 2, c->vocab, m->d, 1);
   for (int l = 0; l < (int)c->n_layer; l++) add_layer_xl(m, l);
-  m->output_begin = m->arena;
   m->out_bias = add(m, -1, "crit.out_layers.0.bias", 1, c->vocab, 1, 1);
+}
+
+/* Gives tensors of one kind their places, in their order. */
+static void place(vd_model *m, bool spans, bool common) {
+  for (int i = 0; i < m->n_param; i++) {
+    vd_param *p = &m->param[i];
+    if (p->is_span != spans || p->is_common != common) continue;
+    p->at.offset = m->arena;
+    m->arena += padded(p->at.size);
+  }
+}
+
+/* The arenas begin with the tensors that ops read as `real`, the spans of all layers first, so that they are read and
+ * clamped as one. The rest, which products read in the activations' type, follows in the order of the forward pass. */
+static void place_all(vd_model *m) {
+  m->arena = 0;
+  place(m, true, true);
+  m->span_extent = m->arena;
+  place(m, false, true);
+  m->common = m->arena;
+  place(m, false, false);
+  bool xl = vd_model_is_xl(m);
+  for (int l = 0; l < (int)m->config.n_layer; l++) {
+    struct vd_layer_params *p = &m->layer[l];
+    size_t part = (size_t)(m->width * m->d);
+    p->begin = p->query_at = m->param[xl ? p->qkv : p->query].at.offset;
+    p->key_at = xl ? p->query_at + part : m->param[p->key].at.offset;
+    p->value_at = xl ? p->key_at + part : m->param[p->value].at.offset;
+  }
+  m->output_begin = m->param[xl ? m->out_bias : m->out_weight].at.offset;
 }
 
 void vd_model_layout(vd_model *m) {
@@ -94,19 +119,17 @@ void vd_model_layout(vd_model *m) {
   m->param = vd_calloc((size_t)(4 + 14 * c->n_layer), sizeof *m->param);
   m->layer = vd_calloc((size_t)c->n_layer, sizeof *m->layer);
   m->n_param = 0;
-  m->arena = m->span_extent = 0;
   if (vd_model_is_xl(m)) {
     layout_xl(m);
-    return;
+  } else {
+    m->in_emb = add_common(m, -1, "in_emb.weight", 2, c->vocab, m->d, 1);
+    m->key_pe = add_common(m, -1, "key_pe", 3, 1, c->d_head, c->attn_span);
+    for (int l = 0; l < (int)c->n_layer; l++) add_layer(m, l);
+    m->out_weight = add(m, -1, "out_emb.weight", 2, c->vocab, m->d, 1);
+    m->out_bias = add(m, -1, "out_emb.bias", 1, c->vocab, 1, 1);
   }
-  /* The spans of all layers begin the arena, so that they are read and clamped as one. */
-  m->span_extent = m->arena = (size_t)c->n_layer * padded((size_t)m->n_span);
-  m->in_emb = add(m, -1, "in_emb.weight", 2, c->vocab, m->d, 1);
-  m->key_pe = add(m, -1, "key_pe", 3, 1, c->d_head, c->attn_span);
-  for (int l = 0; l < (int)c->n_layer; l++) add_layer(m, l);
-  m->output_begin = m->arena;
-  m->out_weight = add(m, -1, "out_emb.weight", 2, c->vocab, m->d, 1);
-  m->out_bias = add(m, -1, "out_emb.bias", 1, c->vocab, 1, 1);
+  m->param[m->out_bias].is_common = false; /* the output product reads it as it reads its weight */
+  place_all(m);
 }
 
 static vd_rng init_rng(const vd_model *m, int param) {

@@ -105,8 +105,17 @@ static vd_linear plain(const struct micro *u, int64_t in, int64_t out) {
   return (vd_linear){.n = u->rows, .in = in, .out = out};
 }
 
+/* The ops after this call read the matrices of layer l; l = n_layer: of the output layer. */
+static void weights_needed(const vd_model *m, const vd_step *s, int l) {
+  int n_layer = (int)m->config.n_layer;
+  size_t first = l < n_layer ? m->layer[l].begin : m->output_begin;
+  size_t end = l + 1 < n_layer ? m->layer[l + 1].begin : l + 1 == n_layer ? m->output_begin : m->arena;
+  if (s->needed) s->needed(s->receiver, first, end - first);
+}
+
 static void layer_forward(vd_model *m, const struct micro *u, int l, vd_act *output) {
   vd_ops *o = m->ops;
+  weights_needed(m, u->step, l);
   const struct vd_layer_params *p = &m->layer[l];
   struct vd_layer_saved *s = &m->saved[l];
   vd_attention a = attention_of(m, u, l);
@@ -187,6 +196,7 @@ static void encode_positions(vd_model *m, const vd_step *step) {
   o->position_encodings(o, &e, m->distances);
   for (int i = 0; i < (int)m->config.n_layer; i++) {
     struct vd_layer_state *s = &m->state[i];
+    weights_needed(m, step, i);
     o->linear(o, &l, m->distances, weight(m, m->layer[i].rel), NULL, s->rel_key);
     if (step->train) o->zero(o, s->drel_key, (size_t)(n * m->width) * sizeof(real));
   }
@@ -236,6 +246,7 @@ static void forward(vd_model *m, const struct micro *u) {
   for (int l = 0; l <= last; l++) layer_forward(m, u, l, l == last ? m->output : m->saved[l + 1].input);
   drop(m, u, last, VD_SITE_OUTPUT, m->output, m->output);
   vd_linear head = plain(u, m->d, m->config.vocab);
+  weights_needed(m, u->step, last + 1);
   o->linear(o, &head, m->output, weight(m, m->out_weight), weight(m, m->out_bias), m->logits);
 }
 

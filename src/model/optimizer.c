@@ -3,13 +3,15 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 struct vd_optimizer {
   vd_optimizer_config config;
   vd_model *model;
   vd_ops *ops;
   int n_tensor;
-  vd_extent *tensor;  /* [n_tensor] host */
+  vd_extent *step, *norm; /* host: of `shard`, which borrows them; all tensors where the steps are not sharded */
+  vd_optimizer_shard shard;
   double *grad_stats; /* backend [VD_STATS_TENSORS + n_tensor] */
   real *state[2];     /* backend: Adagrad's sum of squared gradients; Adam's m and v */
   vd_loss_scale scaling;
@@ -25,8 +27,11 @@ int vd_optimizer_create(vd_optimizer **out, const vd_optimizer_config *config, v
   o->model = m;
   o->ops = ops;
   o->n_tensor = vd_model_n_param(m);
-  o->tensor = vd_calloc((size_t)o->n_tensor, sizeof *o->tensor);
-  for (int i = 0; i < o->n_tensor; i++) o->tensor[i] = vd_model_param(m, i)->at;
+  vd_extent *all = vd_calloc((size_t)o->n_tensor, sizeof *all);
+  for (int i = 0; i < o->n_tensor; i++) all[i] = vd_model_param(m, i)->at;
+  const vd_optimizer_shard whole = {.n_step = o->n_tensor, .n_norm = o->n_tensor, .step = all, .norm = all};
+  vd_optimizer_set_shard(o, &whole);
+  free(all);
   void *p = NULL;
   for (int i = 0; i < vd_optimizer_n_state(o) && err->status == VD_OK; i++)
     if (ops->alloc(ops, vd_model_arena(m) * sizeof(real), &p, err) == VD_OK) o->state[i] = p;
@@ -41,12 +46,27 @@ int vd_optimizer_create(vd_optimizer **out, const vd_optimizer_config *config, v
   return err->status;
 }
 
+void vd_optimizer_set_shard(vd_optimizer *o, const vd_optimizer_shard *shard) {
+  vd_extent *step = vd_calloc((size_t)shard->n_step + 1, sizeof *step);
+  vd_extent *norm = vd_calloc((size_t)shard->n_norm + 1, sizeof *norm);
+  memcpy(step, shard->step, (size_t)shard->n_step * sizeof *step);
+  memcpy(norm, shard->norm, (size_t)shard->n_norm * sizeof *norm);
+  free(o->step);
+  free(o->norm);
+  o->step = step;
+  o->norm = norm;
+  o->shard = *shard;
+  o->shard.step = step;
+  o->shard.norm = norm;
+}
+
 void vd_optimizer_destroy(vd_optimizer *o) {
   if (!o) return;
   for (int i = 0; i < 2; i++)
     if (o->state[i]) o->ops->free(o->ops, o->state[i]);
   if (o->grad_stats) o->ops->free(o->ops, o->grad_stats);
-  free(o->tensor);
+  free(o->step);
+  free(o->norm);
   free(o);
 }
 
@@ -106,12 +126,16 @@ void vd_optimizer_step(vd_optimizer *o, int64_t update, double loss_scale) {
   size_t spans = vd_model_span_extent(m);
   double lr = vd_optimizer_lr(o, update);
   vd_adam adam = {lr, c->beta1, c->beta2, c->eps, update + 1};
-  o->ops->gradient_stats(o->ops, gradient, o->tensor, o->n_tensor, 1 / loss_scale, c->clip_norm, o->grad_stats);
+  const vd_optimizer_shard *s = &o->shard;
+  double *norm2 = o->grad_stats + VD_STATS_TENSORS;
+  o->ops->gradient_norms(o->ops, gradient, s->norm, s->n_norm, o->n_tensor, norm2);
+  if (s->all_reduce_norms) s->all_reduce_norms(s->receiver, norm2, o->n_tensor);
+  o->ops->gradient_stats(o->ops, o->n_tensor, 1 / loss_scale, c->clip_norm, o->grad_stats);
   if (c->method == VD_ADAM)
-    o->ops->adam(o->ops, param, gradient, o->state[0], o->state[1], o->tensor, o->n_tensor, o->grad_stats, &adam);
+    o->ops->adam(o->ops, param, gradient, o->state[0], o->state[1], s->step, s->n_step, o->grad_stats, &adam);
   else
-    o->ops->adagrad(o->ops, param, gradient, o->state[0], o->tensor, o->n_tensor, o->grad_stats, lr, c->eps,
-                    c->clip_step);
+    o->ops->adagrad(o->ops, param, gradient, o->state[0], s->step, s->n_step, o->grad_stats, lr, c->eps, c->clip_step);
+  if (s->all_gather_weights) s->all_gather_weights(s->receiver);
   if (spans > 0) o->ops->clamp01(o->ops, param, spans);
   vd_model_params_moved(m);
 }

@@ -28,20 +28,36 @@ typedef struct vd_loss_scale {
   int64_t skipped; /* skipped steps in all */
 } vd_loss_scale;
 
+/* What one rank steps where the optimizer is sharded over ranks. Extents are sorted by tensor. */
+typedef struct vd_optimizer_shard {
+  int n_step, n_norm;
+  const vd_extent *step; /* [n_step] host: the parameters that this rank steps */
+  const vd_extent *norm; /* [n_norm] host: the gradients whose squares it sums; each gradient is in one rank's list */
+  void *receiver;        /* first argument of both: */
+  /* Stream-ordered, collective. Sums norm2 [n], in the backend's memory, over the ranks, in place. */
+  void (*all_reduce_norms)(void *receiver, double *norm2, int n);
+  /* Stream-ordered, collective. The step of this rank's parameters is enqueued: gathers those of the other ranks. */
+  void (*all_gather_weights)(void *receiver);
+} vd_optimizer_shard;
+
 typedef struct vd_optimizer vd_optimizer;
 
 /* Not collective. An optimiser for m, its state zeros in the backend's memory. m and ops must outlive it. VD_FAILED
  * when there is no memory. */
 int vd_optimizer_create(vd_optimizer **o, const vd_optimizer_config *config, vd_model *m, vd_ops *ops, vd_error *err);
+/* Not collective. From now on steps are sharded over the ranks: each step is collective, in the order of calls, over
+ * those that the shard's functions know. Copies the extents; the receiver must outlive o. */
+void vd_optimizer_set_shard(vd_optimizer *o, const vd_optimizer_shard *shard);
 /* Not collective. NULL is allowed. */
 void vd_optimizer_destroy(vd_optimizer *o);
 /* Not collective. Learning rate of update u, counted from 0: with W = warmup_updates, lr * min(1, (u + 1) / W); with
  * VD_COSINE from update W on min_lr + (lr - min_lr) (1 + cos(pi (u - W) / (max_updates - W))) / 2, min_lr beyond
  * max_updates (arXiv 1608.03983, without restarts). */
 double vd_optimizer_lr(const vd_optimizer *o, int64_t update);
-/* Stream-ordered. One update of the model's parameters from its gradients, which are `loss_scale` times those of the
- * loss and already summed over the ranks; then clamps the spans to 0..1. `update` counts from 0. Writes the gradient
- * statistics to vd_optimizer_grad_stats; where a gradient is not finite neither parameters nor state change. */
+/* Stream-ordered; collective where the steps are sharded. One update of the model's parameters from its gradients,
+ * which are `loss_scale` times those of the loss and already summed over the ranks; then clamps the spans to 0..1.
+ * `update` counts from 0. Writes the gradient statistics to vd_optimizer_grad_stats; where a gradient is not finite
+ * neither parameters nor state change. */
 void vd_optimizer_step(vd_optimizer *o, int64_t update, double loss_scale);
 /* Not collective. In the backend's memory: the gradient statistics of the last step, double [VD_STATS_TENSORS +
  * vd_model_n_param] (src/ops/update_stats.h). Borrowed. */
@@ -71,7 +87,8 @@ void vd_optimizer_set_scaling(vd_optimizer *o, const vd_loss_scale *scaling);
 int vd_optimizer_n_state(const vd_optimizer *o);
 /* Not collective. Name of state i: "adagrad_sum"; of Adam "adam_m" and "adam_v". */
 const char *vd_optimizer_state_name(const vd_optimizer *o, int i);
-/* Not collective. State i in the backend's memory, borrowed: vd_model_arena reals, extents as the parameters'. */
+/* Not collective. State i in the backend's memory, borrowed: vd_model_arena reals, extents as the parameters'. Where
+ * the steps are sharded only the extents that this rank steps are up to date. */
 real *vd_optimizer_state(vd_optimizer *o, int i);
 
 #endif

@@ -124,10 +124,12 @@ typedef struct vd_attention_input {
   const vd_act *hidden; /* [n_stream, block, d] */
 } vd_attention_input;
 
-/* One tensor for the optimiser: its first element and number of elements, the same in the arenas of parameters,
- * gradients and optimiser state. */
+/* A tensor, or a contiguous part of one, for the optimiser: its first element and number of elements, the same in the
+ * arenas of parameters, gradients and optimiser state, and the tensor's index. Lists of them are sorted by tensor; an
+ * offset is a multiple of 16 bytes. */
 typedef struct vd_extent { /* host */
   size_t offset, size;
+  int tensor;
 } vd_extent;
 
 typedef struct vd_ops vd_ops;
@@ -236,22 +238,26 @@ struct vd_ops {
 
   /* x[i] += value. */
   void (*add_constant)(vd_ops *o, real *x, size_t n, double value);
-  /* norm2[t] = sum of squares of tensor t, in double. norm2: host [n_tensor]; waits. Non-finite sums are returned as
-   * they are. */
-  void (*square_sums)(vd_ops *o, const real *x, const vd_extent *tensor, int n_tensor, double *norm2);
-  /* Fills grad_stats (backend memory, layout in update_stats.h) with the gradient statistics. Its VD_STATS_SCALE is
-   * scale * min(1, clip_norm / (norm + 1e-6)) with norm = scale * (global norm), or `scale` where clip_norm <= 0. */
-  void (*gradient_stats)(vd_ops *o, const real *gradient, const vd_extent *tensor, int n_tensor, double scale,
-                         double clip_norm, double *grad_stats);
-  /* Adagrad: g = gradient * factor; acc += g^2; p -= lr_t g / (sqrt(acc) + eps), lr_t = lr * clip_step / (|g_t| +
-   * 1e-10) where |g_t|, the norm of tensor t of g, exceeds clip_step > 0, else lr. `factor` is VD_STATS_SCALE and the
-   * norms come from grad_stats. Changes nothing where VD_STATS_NONFINITE >= 0: the step is skipped. */
-  void (*adagrad)(vd_ops *o, real *param, const real *gradient, real *accumulator, const vd_extent *tensor,
-                  int n_tensor, const double *grad_stats, double lr, double eps, double clip_step);
+  /* norm2[i] = sum of squares of extent i, in double. norm2: host [n]; waits. Non-finite sums are returned as they are.
+   */
+  void (*square_sums)(vd_ops *o, const real *x, const vd_extent *extent, int n, double *norm2);
+  /* norm2[t] = sum of squares of the extents of tensor t, 0 where it has none. norm2: backend memory [n_tensor]. */
+  void (*gradient_norms)(vd_ops *o, const real *gradient, const vd_extent *extent, int n, int n_tensor, double *norm2);
+  /* grad_stats (backend memory, layout in update_stats.h) holds the plain gradients' squared norms from
+   * VD_STATS_TENSORS on, in whatever parts they were summed: fills in the rest and multiplies the norms by the factor.
+   * VD_STATS_SCALE is scale * min(1, clip_norm / (norm + 1e-6)) with norm = scale * (global norm), or `scale` where
+   * clip_norm <= 0. */
+  void (*gradient_stats)(vd_ops *o, int n_tensor, double scale, double clip_norm, double *grad_stats);
+  /* Adagrad over the n extents: g = gradient * factor; acc += g^2; p -= lr_t g / (sqrt(acc) + eps), lr_t = lr *
+   * clip_step / (|g_t| + 1e-10) where |g_t|, the norm of tensor t of g, exceeds clip_step > 0, else lr. `factor` is
+   * VD_STATS_SCALE and the norms come from grad_stats. Changes nothing where VD_STATS_NONFINITE >= 0: the step is
+   * skipped. */
+  void (*adagrad)(vd_ops *o, real *param, const real *gradient, real *accumulator, const vd_extent *extent, int n,
+                  const double *grad_stats, double lr, double eps, double clip_step);
   /* param -= lr m^ / (sqrt(v^) + eps), with g = gradient * factor, m = beta1 m + (1 - beta1) g, v = beta2 v + (1 -
    * beta2) g^2, m^ = m / (1 - beta1^t), v^ = v / (1 - beta2^t). param, gradient, m, v: arenas. grad_stats as in
    * adagrad. */
-  void (*adam)(vd_ops *o, real *param, const real *gradient, real *m, real *v, const vd_extent *tensor, int n_tensor,
+  void (*adam)(vd_ops *o, real *param, const real *gradient, real *m, real *v, const vd_extent *extent, int n,
                const double *grad_stats, const vd_adam *a);
   /* x = clamp(x, 0, 1). */
   void (*clamp01)(vd_ops *o, real *x, size_t n);

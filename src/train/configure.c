@@ -55,10 +55,16 @@ void vd_configure_optimizer(vd_optimizer_config *config, const vd_settings *s) {
                                   .warmup_updates = s->optimizer.warmup_updates};
 }
 
+bool vd_configure_is_sharded(const vd_settings *s, const vd_device *d) {
+  enum vd_shard_optimizer chosen = s->device.shard_optimizer;
+  return chosen == VD_SHARD_ON || (chosen == VD_SHARD_AUTO && d->comm == VD_COMM_NCCL);
+}
+
 void vd_configure_grad_reducer(vd_grad_reducer_config *config, const vd_settings *s, const vd_device *d) {
   *config = (vd_grad_reducer_config){.comm = d->comm,
                                      .nccl = d->comm == VD_COMM_NCCL ? d->cuda->nccl() : NULL,
                                      .bucket = (size_t)s->device.bucket_bytes,
+                                     .shard = vd_configure_is_sharded(s, d),
                                      .timeout = s->device.timeout,
                                      .timeline = s->device.timeline};
 }

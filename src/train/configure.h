@@ -20,6 +20,9 @@ double vd_configure_eps(const vd_settings *s);
 /* Not collective. Fills *config from &optimizer and run%max_updates. */
 void vd_configure_optimizer(vd_optimizer_config *config, const vd_settings *s);
 
+/* Not collective. With several ranks: is the optimizer sharded on d, whose comm is chosen (device%shard_optimizer)? */
+bool vd_configure_is_sharded(const vd_settings *s, const vd_device *d);
+
 /* Not collective. Fills *config from &device for the gradient all-reduce on d, whose comm is chosen. s must outlive
  * *config. */
 void vd_configure_grad_reducer(vd_grad_reducer_config *config, const vd_settings *s, const vd_device *d);

@@ -41,6 +41,9 @@ static void print_devices(const vd_train *t) {
              v / 100 % 100, v % 100);
   else
     snprintf(after, sizeof after, "; %s%s", f->precision, f->ranks > 1 ? "; gradients all-reduced by MPI" : "");
+  size_t used = strlen(after);
+  if (f->ranks > 1 && vd_configure_is_sharded(t->settings, &t->device))
+    snprintf(after + used, sizeof after - used, "; optimizer sharded");
   print_list("devices", "", f->devices, after);
 }
 

@@ -53,6 +53,14 @@ int vd_train_wait_checkpoint(vd_train *t, vd_error *err) {
   return wrap_checkpoint(t, err);
 }
 
+/* Parameters and optimizer states that each rank has stepped in part become whole. */
+static int gather_shards(vd_train *t, vd_error *err) {
+  vd_grad_reducer_gather(t->reducer, vd_model_params(t->model), err);
+  for (int i = 0; i < vd_optimizer_n_state(t->optimizer) && err->status == VD_OK; i++)
+    vd_grad_reducer_gather(t->reducer, vd_optimizer_state(t->optimizer, i), err);
+  return err->status;
+}
+
 int vd_train_checkpoint(vd_train *t, bool best, vd_error *err) {
   if (vd_train_wait_checkpoint(t, err)) return err->status;
   char path[VD_PATH + 64];
@@ -67,6 +75,7 @@ int vd_train_checkpoint(vd_train *t, bool best, vd_error *err) {
                           .corpus = t->corpus,
                           .origin = &t->origin,
                           .compress = t->settings->checkpoint.compress};
+  if (gather_shards(t, err)) return wrap_checkpoint(t, err);
   t->saved_update = t->progress.update;
   vd_train_write_trace(t); /* its rows up to the checkpoint are there once that is */
   if (vd_snapshot_write(&snapshot, path, &t->progress, err)) return wrap_checkpoint(t, err);
@@ -104,6 +113,7 @@ static int make_evaluator(vd_train *t, vd_error *err) {
 
 int vd_train_validate(vd_train *t, bool *stopped, vd_error *err) {
   vd_evaluation result = {0};
+  vd_grad_reducer_all_needed(t->reducer);
   if (make_evaluator(t, err) == VD_OK) vd_evaluator_run(t->evaluator, false, &result, err);
   *stopped = result.stopped;
   if (err->status) return vd_wrap(err, "validation");

@@ -107,8 +107,10 @@ static int make_model(vd_train *t, vd_error *err) {
   t->pipeline = vd_update_pipeline_create(t->model, t->optimizer, t->ops);
   vd_grad_reducer_config reducer;
   vd_configure_grad_reducer(&reducer, s, &t->device);
-  return vd_grad_reducer_create(&t->reducer, t->ctx->comm, &reducer, t->ops, vd_model_gradients(t->model),
-                                vd_model_arena(t->model), err);
+  const vd_grad_reducer_arenas arenas = vd_grad_reducer_arenas_of(t->model);
+  if (vd_grad_reducer_create(&t->reducer, t->ctx->comm, &reducer, t->ops, &arenas, err) == VD_OK)
+    vd_grad_reducer_shard_optimizer(t->reducer, t->model, t->optimizer);
+  return err->status;
 }
 
 /* A run that died between a checkpoint and its links left stale ones: they are made anew. */

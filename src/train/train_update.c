@@ -26,6 +26,7 @@ static void run_block(vd_train *t, vd_step *step, vd_error *err) {
                     .update = update,
                     .train = true,
                     .ready = vd_grad_reducer_ready,
+                    .needed = vd_grad_reducer_needed,
                     .receiver = t->reducer,
                     .scale = vd_optimizer_loss_scale(t->optimizer) /
                              (double)vd_stream_targets(&t->geometry, number % t->blocks)};
@@ -49,8 +50,9 @@ static int wrap_last_good(vd_train *t, vd_error *err) {
 }
 
 /* The loss of an update (counted from 0) is not finite: names the first tensor that is not. Parameters are the same on
- * all ranks, and so is the message. */
+ * all ranks once they are gathered, and so is the message. */
 static int fail_loss(vd_train *t, int64_t update, double nll, vd_error *err) {
+  if (vd_grad_reducer_gather(t->reducer, vd_model_params(t->model), err)) return err->status;
   const vd_param *p = vd_monitor_not_finite(t->model, t->ops, vd_model_params(t->model));
   char where[192] = "all parameters are finite";
   if (p && p->layer >= 0)
@@ -108,6 +110,7 @@ static int reduce_and_step(vd_train *t, double targets, bool skip, vd_error *err
   vd_update_pipeline_push(t->pipeline, update, targets, skip, err);
   vd_grad_reducer_disarm_watchdog(t->reducer);
   if (err->status != VD_OK && vd_update_pipeline_lag(t->pipeline) > 0) end_run(t, err);
+  if (err->status == VD_OK && vd_grad_reducer_check(t->reducer, err)) end_run(t, err); /* the exchange of a shard */
   if (err->status == VD_OK && vd_update_pipeline_is_full(t->pipeline)) pull(t, update + 1, &stats, err);
   return err->status;
 }

@@ -287,7 +287,8 @@ static void run_xl(vd_ops *o, const side_call *c, void *const *p, const vd_exten
   vd_position_encoding e = {c->n, c->in, c->clamp_len, position};
   vd_adam adam = {c->lr, c->beta1, c->beta2, c->eps, c->t};
   if (c->op == SIDE_ADAM) {
-    o->gradient_stats(o, p[1], tensor, c->n_tensor, c->scale, c->clip_norm, p[4]);
+    o->gradient_norms(o, p[1], tensor, c->n_tensor, c->n_tensor, (double *)p[4] + VD_STATS_TENSORS);
+    o->gradient_stats(o, c->n_tensor, c->scale, c->clip_norm, p[4]);
     o->adam(o, p[0], p[1], p[2], p[3], tensor, c->n_tensor, p[4], &adam);
   } else if (c->op == SIDE_SCALE_DROPOUT)
     o->scale_dropout(o, c->n, c->in, c->scale, &drop, p[0], c->same_buffer ? p[0] : p[1]);
@@ -299,7 +300,7 @@ static void run_xl(vd_ops *o, const side_call *c, void *const *p, const vd_exten
 
 static void run_rest(vd_ops *o, side_call *c, void *const *p) {
   vd_extent tensor[SIDE_TENSORS];
-  for (int t = 0; t < c->n_tensor; t++) tensor[t] = (vd_extent){c->offset[t], c->size[t]};
+  for (int t = 0; t < c->n_tensor; t++) tensor[t] = (vd_extent){c->offset[t], c->size[t], t};
   switch (c->op) {
   case SIDE_MEMORY_PUSH:
     o->memory_push(o, c->n_stream, c->in, p[0], c->memory_rows, c->oldest, p[1], c->block, c->same_buffer ? p[0] : p[2],
@@ -318,7 +319,8 @@ static void run_rest(vd_ops *o, side_call *c, void *const *p) {
     o->square_sums(o, p[0], tensor, c->n_tensor, c->norm2);
     break;
   case SIDE_ADAGRAD:
-    o->gradient_stats(o, p[1], tensor, c->n_tensor, c->scale, c->clip_norm, p[3]);
+    o->gradient_norms(o, p[1], tensor, c->n_tensor, c->n_tensor, (double *)p[3] + VD_STATS_TENSORS);
+    o->gradient_stats(o, c->n_tensor, c->scale, c->clip_norm, p[3]);
     o->adagrad(o, p[0], p[1], p[2], tensor, c->n_tensor, p[3], c->lr, c->eps, c->clip_step);
     break;
   case SIDE_CLAMP:

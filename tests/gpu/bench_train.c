@@ -6,7 +6,7 @@
  * is any of `transformer_xl`: the model of input/enwik8_transformer_xl.nml with its dropout, Adam and norm clip;
  * `short`: all spans are 0, as in early training; `trimmed`; `parts`: as many updates more, with the time that each
  * kind of op takes. Under mpirun the streams are shared out over the ranks, which take the node's GPUs in turn, and the
- * environment's COMM, 'mpi' (the default) or 'nccl', sums gradients. */
+ * environment's COMM, 'mpi' (the default) or 'nccl', sums gradients; SHARD=on shards the optimizer over the ranks. */
 #include "io/streams.h"
 #include "src/comm/collectives.h"
 #include "src/comm/grad_reducer.h"
@@ -82,6 +82,7 @@ static int one_update(struct bench *b, double *bpc, vd_error *err) {
                   .train = true,
                   .scale = vd_optimizer_loss_scale(b->optimizer) / (double)(b->n_stream * BLOCK),
                   .ready = vd_grad_reducer_ready,
+                  .needed = vd_grad_reducer_needed,
                   .receiver = b->reducer};
   vd_grad_reducer_begin(b->reducer, b->update + 1);
   if (vd_update_pipeline_run(b->pipeline, &step, err) || vd_grad_reducer_check(b->reducer, err)) return err->status;
@@ -152,14 +153,18 @@ static void choose(const struct bench *b, vd_model_config *c, vd_optimizer_confi
 
 static int make_reducer(struct bench *b, vd_error *err) {
   const char *comm = getenv("COMM"), *timeline = getenv("TIMELINE"), *bucket = getenv("BUCKET");
+  const char *shard = getenv("SHARD");
   bool nccl = comm && strcmp(comm, "nccl") == 0;
   vd_grad_reducer_config config = {.comm = nccl ? VD_COMM_NCCL : VD_COMM_MPI,
                                    .nccl = b->table->nccl(),
                                    .bucket = bucket ? (size_t)atoll(bucket) : 25000000,
+                                   .shard = shard && strcmp(shard, "on") == 0,
                                    .timeout = 60,
                                    .timeline = timeline ? timeline : ""};
-  return vd_grad_reducer_create(&b->reducer, MPI_COMM_WORLD, &config, b->ops, vd_model_gradients(b->model),
-                                vd_model_arena(b->model), err);
+  const vd_grad_reducer_arenas arenas = vd_grad_reducer_arenas_of(b->model);
+  if (vd_grad_reducer_create(&b->reducer, MPI_COMM_WORLD, &config, b->ops, &arenas, err) == VD_OK)
+    vd_grad_reducer_shard_optimizer(b->reducer, b->model, b->optimizer);
+  return err->status;
 }
 
 /* The GPU of this rank: the node's in turn. */
@@ -202,11 +207,11 @@ static void print_result(const struct bench *b, const char *precision, int updat
   double median = seconds[windows / 2], tokens = (double)(b->n_stream * BLOCK);
   printf("{\"gpu\": \"%s\", \"model\": \"%s\", \"precision\": \"%s\", \"streams\": %lld, \"tokens_per_second\": %.0f, "
          "\"ms_per_update\": %.3f, \"fastest_ms\": %.3f, \"slowest_ms\": %.3f, \"memory_gib\": %.2f, "
-         "\"updates\": %d, \"bpc\": %.3f, \"ranks\": %d, \"exposed_sum_ms\": %.3f}\n",
+         "\"updates\": %d, \"bpc\": %.3f, \"ranks\": %d, \"sharded\": %s, \"exposed_sum_ms\": %.3f}\n",
          gpu->name, b->xl ? "transformer_xl" : "adaptive_span", precision, (long long)b->n_stream, tokens / median,
          median * 1e3, seconds[0] * 1e3, seconds[windows - 1] * 1e3,
          (double)(gpu->total_bytes - gpu->free_bytes) / 1073741824.0, updates, bpc, b->size,
-         b->exposed * 1e3 / updates);
+         vd_grad_reducer_is_sharded(b->reducer) ? "true" : "false", b->exposed * 1e3 / updates);
 }
 
 int main(int argc, char **argv) {

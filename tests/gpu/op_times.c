@@ -239,24 +239,30 @@ static double elements(const vd_extent *tensor, int n) {
   return sum;
 }
 
-static void timed_gradient_stats(vd_ops *o, const real *gradient, const vd_extent *tensor, int n_tensor, double scale,
-                                 double clip_norm, double *grad_stats) {
-  vd_ops *i = begin(o, "gradient_stats", 0, elements(tensor, n_tensor) * sizeof(real));
-  i->gradient_stats(i, gradient, tensor, n_tensor, scale, clip_norm, grad_stats);
+static void timed_gradient_norms(vd_ops *o, const real *gradient, const vd_extent *extent, int n, int n_tensor,
+                                 double *norm2) {
+  vd_ops *i = begin(o, "gradient_norms", 0, elements(extent, n) * sizeof(real));
+  i->gradient_norms(i, gradient, extent, n, n_tensor, norm2);
   end(o);
 }
 
-static void timed_adagrad(vd_ops *o, real *param, const real *gradient, real *accumulator, const vd_extent *tensor,
-                          int n_tensor, const double *grad_stats, double lr, double eps, double clip_step) {
-  vd_ops *i = begin(o, "adagrad", 0, elements(tensor, n_tensor) * (5 * sizeof(real) + act(o)));
-  i->adagrad(i, param, gradient, accumulator, tensor, n_tensor, grad_stats, lr, eps, clip_step);
+static void timed_gradient_stats(vd_ops *o, int n_tensor, double scale, double clip_norm, double *grad_stats) {
+  vd_ops *i = begin(o, "gradient_stats", 0, (double)n_tensor * sizeof(double));
+  i->gradient_stats(i, n_tensor, scale, clip_norm, grad_stats);
   end(o);
 }
 
-static void timed_adam(vd_ops *o, real *param, const real *gradient, real *m, real *v, const vd_extent *tensor,
-                       int n_tensor, const double *grad_stats, const vd_adam *a) {
-  vd_ops *i = begin(o, "adam", 0, elements(tensor, n_tensor) * (7 * sizeof(real) + act(o)));
-  i->adam(i, param, gradient, m, v, tensor, n_tensor, grad_stats, a);
+static void timed_adagrad(vd_ops *o, real *param, const real *gradient, real *accumulator, const vd_extent *extent,
+                          int n, const double *grad_stats, double lr, double eps, double clip_step) {
+  vd_ops *i = begin(o, "adagrad", 0, elements(extent, n) * (5 * sizeof(real) + act(o)));
+  i->adagrad(i, param, gradient, accumulator, extent, n, grad_stats, lr, eps, clip_step);
+  end(o);
+}
+
+static void timed_adam(vd_ops *o, real *param, const real *gradient, real *m, real *v, const vd_extent *extent, int n,
+                       const double *grad_stats, const vd_adam *a) {
+  vd_ops *i = begin(o, "adam", 0, elements(extent, n) * (7 * sizeof(real) + act(o)));
+  i->adam(i, param, gradient, m, v, extent, n, grad_stats, a);
   end(o);
 }
 
@@ -312,6 +318,7 @@ vd_ops *op_times_wrap(vd_ops *inner, const vd_cuda_plugin *cuda) {
   o->memory_push = timed_memory_push;
   o->memory_ring_push = timed_memory_ring_push;
   o->cross_entropy = timed_cross_entropy;
+  o->gradient_norms = timed_gradient_norms;
   o->gradient_stats = timed_gradient_stats;
   o->adagrad = timed_adagrad;
   o->adam = timed_adam;

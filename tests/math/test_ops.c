@@ -250,13 +250,20 @@ static void dropout_mask(void **state) {
   o->destroy(o);
 }
 
+/* Of two tensors. */
+static void statistics(vd_ops *o, const real *g, const vd_extent *t, double scale, double clip_norm,
+                       double *grad_stats) {
+  o->gradient_norms(o, g, t, 2, 2, grad_stats + VD_STATS_TENSORS);
+  o->gradient_stats(o, 2, scale, clip_norm, grad_stats);
+}
+
 static void adagrad_step(void **state) {
   (void)state;
   vd_ops *o = ops();
   real p[4] = {1, 2, 3, 4}, g[4] = {6, 8, 0.02, 0}, acc[4] = {0, 0, 1, 0};
-  vd_extent t[2] = {{0, 2}, {2, 2}};
+  const vd_extent t[2] = {{0, 2, 0}, {2, 2, 1}};
   double grad_stats[VD_STATS_TENSORS + 2];
-  o->gradient_stats(o, g, t, 2, 0.5, 0, grad_stats);
+  statistics(o, g, t, 0.5, 0, grad_stats);
   assert_true(fabs(grad_stats[VD_STATS_NORM2] - 100.0004) < 1e-12 && grad_stats[VD_STATS_SCALE] == 0.5 &&
               grad_stats[VD_STATS_NONFINITE] == -1);
   assert_true(fabs(grad_stats[VD_STATS_TENSORS] - 25) < 1e-12 && fabs(grad_stats[VD_STATS_TENSORS + 1] - 1e-4) < 1e-15);
@@ -279,18 +286,18 @@ static void measures_gradients(void **state) {
   (void)state;
   vd_ops *o = ops();
   real p[4] = {1, 2, 3, 4}, g[4] = {6, 8, 0, 0}, acc[4] = {0}, m[4] = {0};
-  vd_extent t[2] = {{0, 2}, {2, 2}};
+  const vd_extent t[2] = {{0, 2, 0}, {2, 2, 1}};
   vd_adam adam = {0.1, 0.9, 0.999, 1e-8, 1};
   double grad_stats[VD_STATS_TENSORS + 2];
-  o->gradient_stats(o, g, t, 2, 0.5, 2, grad_stats); /* norm 5 */
+  statistics(o, g, t, 0.5, 2, grad_stats); /* norm 5 */
   assert_true(fabs(grad_stats[VD_STATS_SCALE] - 0.5 * 2 / (5 + 1e-6)) < 1e-15);
   assert_true(fabs(grad_stats[VD_STATS_TENSORS] - 4) < 1e-5 && grad_stats[VD_STATS_TENSORS + 1] == 0);
-  o->gradient_stats(o, g, t, 2, 0.5, 10, grad_stats);
+  statistics(o, g, t, 0.5, 10, grad_stats);
   assert_true(grad_stats[VD_STATS_SCALE] == 0.5);
   for (int bad = 0; bad < 4; bad += 3) {
     real was = g[bad];
     g[bad] = bad ? (real)NAN : (real)INFINITY;
-    o->gradient_stats(o, g, t, 2, 0.5, bad, grad_stats);
+    statistics(o, g, t, 0.5, bad, grad_stats);
     assert_true(grad_stats[VD_STATS_NONFINITE] == (bad ? 1 : 0));
     o->adagrad(o, p, g, acc, t, 2, grad_stats, 0.1, 1e-10, 0);
     o->adam(o, p, g, m, acc, t, 2, grad_stats, &adam);

@@ -294,7 +294,7 @@ static void adam_is_the_equations(void **state) {
   vd_error err = {0};
   assert_int_equal(vd_ops_cpu(&o, 2, &err), VD_OK);
   enum { N = 50 };
-  const vd_extent tensor[2] = {{0, 17}, {32, 18}};
+  const vd_extent tensor[2] = {{0, 17, 0}, {32, 18, 1}};
   real *p = noise(N, 1), m[N] = {0}, v[N] = {0};
   double q[N], first[N] = {0}, second[N] = {0};
   for (int i = 0; i < N; i++) q[i] = p[i];

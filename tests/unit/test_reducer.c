@@ -69,7 +69,8 @@ static void sums_over_ranks(void **state) {
       vd_grad_reducer_config config = {.comm = VD_COMM_MPI, .bucket = buckets[b], .timeout = 60, .timeline = ""};
       assert_int_equal(vd_ops_cpu(&o, 1, &err), VD_OK);
       o->memory_is_remote = remote == 1;
-      assert_int_equal(vd_grad_reducer_create(&r, MPI_COMM_WORLD, &config, o, x, N, &err), VD_OK);
+      const vd_grad_reducer_arenas arenas = {.gradients = x, .n = N};
+      assert_int_equal(vd_grad_reducer_create(&r, MPI_COMM_WORLD, &config, o, &arenas, &err), VD_OK);
       for (int turn = 0; turn < 3; turn++) sum_and_compare(r, x, turn);
       assert_int_equal(vd_grad_reducer_check(r, &err), VD_OK);
       vd_grad_reducer_destroy(r);
@@ -108,10 +109,14 @@ static void fake_begin_update(vd_nccl *n) {
   n->n_sum = 0;
   n->begun++;
 }
+static void fake_begin_backward(vd_nccl *n) {
+  assert_int_equal(n->n_sum, 0);
+}
 static int fake_all_reduce(vd_nccl *n, real *arena, size_t first, size_t count, vd_error *err) {
   assert_true(n->n_sum < MOST);
   n->arena = arena;
-  n->sum[n->n_sum] = (vd_all_reduce_times){first, count, 1 + n->n_sum, 2 + n->n_sum, 5 + n->n_sum + n->begun % 2};
+  n->sum[n->n_sum] =
+      (vd_all_reduce_times){first, count, false, 1 + n->n_sum, 2 + n->n_sum, 5 + n->n_sum + n->begun % 2};
   n->kept[n->n_sum] = vd_calloc(count, sizeof(real));
   memcpy(n->kept[n->n_sum++], arena + first, count * sizeof(real));
   return err->status;
@@ -148,6 +153,7 @@ static void fake_destroy(vd_nccl *n) {
 static const vd_nccl_plugin fake = {.unique_id = fake_unique_id,
                                     .init = fake_init,
                                     .begin_update = fake_begin_update,
+                                    .begin_backward = fake_begin_backward,
                                     .all_reduce = fake_all_reduce,
                                     .wait_all_reduces = fake_wait_all_reduces,
                                     .async_error = fake_async_error,
@@ -163,7 +169,8 @@ static vd_grad_reducer *open_fake(const vd_nccl_plugin *table, size_t bucket, co
   vd_grad_reducer_config config = {
       .comm = VD_COMM_NCCL, .nccl = table, .bucket = bucket, .timeout = 60, .timeline = timeline};
   assert_int_equal(vd_ops_cpu(o, 1, &err), VD_OK);
-  assert_int_equal(vd_grad_reducer_create(&r, MPI_COMM_WORLD, &config, *o, x, N, &err), VD_OK);
+  const vd_grad_reducer_arenas arenas = {.gradients = x, .n = N};
+  assert_int_equal(vd_grad_reducer_create(&r, MPI_COMM_WORLD, &config, *o, &arenas, &err), VD_OK);
   return r;
 }
 

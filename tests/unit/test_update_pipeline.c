@@ -289,10 +289,9 @@ static void record_constant(vd_ops *o, real *x, size_t n, double value) {
   record('C');
   plain.add_constant(o, x, n, value);
 }
-static void record_stats(vd_ops *o, const real *g, const vd_extent *t, int n, double scale, double clip,
-                         double *stats) {
+static void record_stats(vd_ops *o, int n, double scale, double clip, double *stats) {
   record('G');
-  plain.gradient_stats(o, g, t, n, scale, clip, stats);
+  plain.gradient_stats(o, n, scale, clip, stats);
 }
 static void record_adagrad(vd_ops *o, real *p, const real *g, real *a, const vd_extent *t, int n, const double *stats,
                            double lr, double eps, double clip) {
