@@ -152,6 +152,7 @@ int vd_device_open(vd_context *ctx, const vd_settings *s, const vd_model_config 
   *ops = NULL;
   *d = (vd_device){.threads = vd_threads(ctx->comm, s->device.threads)};
   vd_local_rank(ctx->comm, &d->local_rank, &d->local_size);
+  d->one_node = d->local_size == ctx->size; /* the same on all ranks */
   if (s->device.backend != VD_BACKEND_CPU) {
     if (all_have_gpus(ctx, s, model, ops, d, &why)) return VD_OK;
     if (s->device.backend == VD_BACKEND_CUDA)

@@ -11,6 +11,7 @@
 typedef struct vd_device {
   bool is_gpu;
   int local_rank, local_size; /* ranks of this node */
+  bool one_node;              /* all ranks are on it */
   int number, count;          /* the GPU, and how many this node shows */
   bool shared;                /* some rank shares a GPU with another */
   int n_gpu;                  /* different GPUs of all ranks */

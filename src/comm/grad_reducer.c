@@ -117,6 +117,13 @@ static int open_timeline(vd_grad_reducer *r, vd_error *err) {
   return vd_fail(err, VD_FAILED, "device%%timeline = '%s' cannot be written: %s", path, strerror(errno));
 }
 
+/* NCCL takes multiprocessors from the backward pass, and kernels of one wave of blocks then take a second wave, so that
+ * few large operations cost less than many small ones. Between nodes what counts is that little is left to do when the
+ * backward pass ends. Measured: doc/notes/2026-11-28-sharded-optimizer.md. */
+size_t vd_grad_reducer_default_bucket(const vd_grad_reducer_config *config, bool one_node) {
+  return config->comm == VD_COMM_NCCL && config->shard && one_node ? 80000000 : 25000000;
+}
+
 /* Buckets, and host memory that they pass through. */
 static void make_buckets(vd_grad_reducer *r) {
   bool nccl = r->config.comm == VD_COMM_NCCL;

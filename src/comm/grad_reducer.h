@@ -25,6 +25,9 @@ typedef struct vd_grad_reducer_config {
 
 typedef struct vd_grad_reducer vd_grad_reducer;
 
+/* Not collective. The bucket, in bytes, of device%bucket_bytes = 0. one_node: all ranks are on one node. */
+size_t vd_grad_reducer_default_bucket(const vd_grad_reducer_config *config, bool one_node);
+
 /* The arenas that are exchanged, in the backend's memory; borrowed. */
 typedef struct vd_grad_reducer_arenas {
   real *gradients; /* [n] zeros still */

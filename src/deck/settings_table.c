@@ -205,9 +205,11 @@ const vd_variable vd_variables[] = {
         "the "
         "new weights are all-gathered, with 'nccl' beside the next forward pass. 'off': gradients are all-reduced, and "
         "every rank steps all parameters. 'auto': 'on' with 'nccl', else 'off'. Checkpoints are the same."),
-    INTEGER(device, bucket_bytes, "25000000", 4096, 1e12, "bytes", "--bucket-cap-mb",
-            "With 'nccl': size of a gradient bucket, at least one layer; each bucket is all-reduced as soon as "
-            "backward has filled it. With 'mpi' on GPUs: bytes that pass through host memory at a time."),
+    INTEGER(
+        device, bucket_bytes, "0", 0, 1e12, "bytes", "--bucket-cap-mb",
+        "With 'nccl': size of a gradient bucket; each bucket is all-reduced, or reduce-scattered, as soon as backward "
+        "has filled it. With 'mpi' on GPUs: bytes that pass through host memory at a time. 0: 80000000 with 'nccl', a "
+        "sharded optimizer and all ranks on one node, else 25000000."),
     REAL(device, timeout, "300.0", 0, false, NONE, true, "s", "",
          "With several ranks: the watchdog ends the run when a rank waits longer than this for the others in an "
          "update, because one of them hangs or has died. 0: no limit."),

@@ -54,7 +54,7 @@ void vd_optimizer_destroy(vd_optimizer *o);
  * VD_COSINE from update W on min_lr + (lr - min_lr) (1 + cos(pi (u - W) / (max_updates - W))) / 2, min_lr beyond
  * max_updates (arXiv 1608.03983, without restarts). */
 double vd_optimizer_lr(const vd_optimizer *o, int64_t update);
-/* Stream-ordered; collective where the steps are sharded. One update of the model's parameters from its gradients,
+/* Stream-ordered. Also collective where the steps are sharded. One update of the model's parameters from its gradients,
  * which are `loss_scale` times those of the loss and already summed over the ranks; then clamps the spans to 0..1.
  * `update` counts from 0. Writes the gradient statistics to vd_optimizer_grad_stats; where a gradient is not finite
  * neither parameters nor state change. */

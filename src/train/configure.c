@@ -63,10 +63,11 @@ bool vd_configure_is_sharded(const vd_settings *s, const vd_device *d) {
 void vd_configure_grad_reducer(vd_grad_reducer_config *config, const vd_settings *s, const vd_device *d) {
   *config = (vd_grad_reducer_config){.comm = d->comm,
                                      .nccl = d->comm == VD_COMM_NCCL ? d->cuda->nccl() : NULL,
-                                     .bucket = (size_t)s->device.bucket_bytes,
                                      .shard = vd_configure_is_sharded(s, d),
                                      .timeout = s->device.timeout,
                                      .timeline = s->device.timeline};
+  config->bucket =
+      s->device.bucket_bytes > 0 ? (size_t)s->device.bucket_bytes : vd_grad_reducer_default_bucket(config, d->one_node);
 }
 
 int vd_configure_corpus(vd_context *ctx, const vd_settings *s, vd_corpus **corpus, vd_error *err) {

@@ -6,7 +6,8 @@
  * is any of `transformer_xl`: the model of input/enwik8_transformer_xl.nml with its dropout, Adam and norm clip;
  * `short`: all spans are 0, as in early training; `trimmed`; `parts`: as many updates more, with the time that each
  * kind of op takes. Under mpirun the streams are shared out over the ranks, which take the node's GPUs in turn, and the
- * environment's COMM, 'mpi' (the default) or 'nccl', sums gradients; SHARD=on shards the optimizer over the ranks. */
+ * environment's COMM, 'mpi' (the default) or 'nccl', sums gradients; SHARD=on shards the optimizer over the ranks,
+ * which are on one node; BUCKET: bytes of a bucket. */
 #include "io/streams.h"
 #include "src/comm/collectives.h"
 #include "src/comm/grad_reducer.h"
@@ -157,10 +158,10 @@ static int make_reducer(struct bench *b, vd_error *err) {
   bool nccl = comm && strcmp(comm, "nccl") == 0;
   vd_grad_reducer_config config = {.comm = nccl ? VD_COMM_NCCL : VD_COMM_MPI,
                                    .nccl = b->table->nccl(),
-                                   .bucket = bucket ? (size_t)atoll(bucket) : 25000000,
                                    .shard = shard && strcmp(shard, "on") == 0,
                                    .timeout = 60,
                                    .timeline = timeline ? timeline : ""};
+  config.bucket = bucket ? (size_t)atoll(bucket) : vd_grad_reducer_default_bucket(&config, true);
   const vd_grad_reducer_arenas arenas = vd_grad_reducer_arenas_of(b->model);
   if (vd_grad_reducer_create(&b->reducer, MPI_COMM_WORLD, &config, b->ops, &arenas, err) == VD_OK)
     vd_grad_reducer_shard_optimizer(b->reducer, b->model, b->optimizer);

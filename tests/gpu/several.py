@@ -26,13 +26,35 @@ def train(run, ranks, **more):
 
 def check_invariance():
     train("one", 1)
-    train("all", RANKS)
-    same(f"{UPDATES} updates in fp32: losses on {RANKS} ranks as on one", "all", "one")
-    train("again", RANKS)
-    same(f"{RANKS} ranks twice: the same losses", "again", "all")
+    for shard in ("off", "on"):
+        train(f"all-{shard}", RANKS, device__shard_optimizer=shard)
+        same(f"{UPDATES} updates in fp32: losses on {RANKS} ranks as on one, optimizer sharded: {shard}", f"all-{shard}", "one")
+    same("validations as on one", "all-on", "one", key="valid_bpc")
+    train("again", RANKS, device__shard_optimizer="on")
+    same(f"{RANKS} ranks twice: the same losses", "again", "all-on")
     for at, ranks in ((UPDATES // 4, 1), (UPDATES // 2, RANKS), (UPDATES, 1)):
         train("changing", ranks, run__max_updates=at)
     same(f"1, {RANKS}, 1 ranks, stopped and resumed between: losses as on one", "changing", "one")
+
+
+def check_half():
+    """16-bit products read the copy of the weights that ranks exchange; checkpoints have the fp32 parameters."""
+    more = {"device__precision": "bf16" if BACKEND == "cuda" else "fp32", "run__max_updates": UPDATES // 2,
+            "valid__interval": UPDATES // 4}
+    for shard in ("off", "on"):
+        train(f"half-{shard}", RANKS, device__shard_optimizer=shard, **more)
+    same(f"bf16: losses on {RANKS} ranks, optimizer sharded as not", "half-on", "half-off", bound=2e-3)
+    same("bf16: validations", "half-on", "half-off", key="valid_bpc", bound=2e-3)
+    for at, ranks in ((UPDATES // 8, RANKS), (UPDATES // 4, 1), (UPDATES // 2, RANKS)):
+        train("half-changing", ranks, device__shard_optimizer="on", **{**more, "run__max_updates": at})
+    same(f"bf16: {RANKS}, 1, {RANKS} ranks, resumed between", "half-changing", "half-off", bound=2e-3)
+    if COMM == "nccl":
+        for shard in ("off", "on"):
+            train(f"fp16-{shard}", RANKS, device__shard_optimizer=shard, **{**more, "device__precision": "fp16"})
+        same("fp16, with a loss scale: optimizer sharded as not", "fp16-on", "fp16-off", bound=2e-3)
+        for shard in ("off", "on"):
+            train(f"xl-{shard}", RANKS, deck="xl", device__shard_optimizer=shard, **more)
+        same("Transformer-XL in bf16: optimizer sharded as not", "xl-on", "xl-off", bound=2e-3)
 
 
 def rows(run):
@@ -100,7 +122,7 @@ def check_failure():
 
 
 run_gpu.make_corpus()
-checks = {"invariance": check_invariance, "strikes": check_strikes, "failure": check_failure}
+checks = {"invariance": check_invariance, "half": check_half, "strikes": check_strikes, "failure": check_failure}
 for check in sys.argv[3:] or checks:
     checks[check]()
 shutil.rmtree(folder, ignore_errors=True)
