@@ -19,11 +19,14 @@ struct vd_shard {
   hid_t tokens;
   bool wide; /* uint16 */
   int64_t n, done;
-  uint8_t *narrow; /* [SHARD_CHUNK] */
 };
 
 static bool is_wide(const vd_corpus_plan *plan) {
   return plan->vocabulary.n > 256;
+}
+
+size_t vd_corpus_token_bytes(const vd_corpus_plan *plan) {
+  return is_wide(plan) ? sizeof(uint16_t) : sizeof(uint8_t);
 }
 
 static int shard_attributes(hid_t file, const vd_corpus_plan *plan, int split, int64_t index, vd_error *err) {
@@ -41,7 +44,6 @@ int vd_shard_begin(vd_shard **shard, vd_h5 *h5, const vd_corpus_plan *plan, int 
   vd_shard *s = vd_calloc(1, sizeof *s);
   *s = (vd_shard){.h5 = h5, .tokens = -1, .wide = is_wide(plan)};
   s->n = vd_shard_length(plan->n_token[split], plan->shard_tokens, index);
-  s->narrow = vd_calloc(SHARD_CHUNK, 1);
   vd_dataset d = {.path = "/tokens",
                   .dtype = s->wide ? VD_U16 : VD_U8,
                   .rank = 1,
@@ -66,16 +68,11 @@ int64_t vd_shard_wants(const vd_shard *shard) {
   return shard->n - shard->done;
 }
 
-static int put_part(vd_shard *s, const uint16_t *tokens, hsize_t n, vd_error *err) {
-  const void *data = tokens;
-  if (!s->wide) {
-    for (hsize_t i = 0; i < n; i++) s->narrow[i] = (uint8_t)tokens[i];
-    data = s->narrow;
-  }
+static int put_part(vd_shard *s, const void *tokens, hsize_t n, vd_error *err) {
   hsize_t first = (hsize_t)s->done;
   hid_t memory = H5Screate_simple(1, &n, NULL), space = H5Dget_space(s->tokens);
   H5Sselect_hyperslab(space, H5S_SELECT_SET, &first, NULL, &n, NULL);
-  if (H5Dwrite(s->tokens, vd_h5_type(s->wide ? VD_U16 : VD_U8), memory, space, H5P_DEFAULT, data) < 0)
+  if (H5Dwrite(s->tokens, vd_h5_type(s->wide ? VD_U16 : VD_U8), memory, space, H5P_DEFAULT, tokens) < 0)
     vd_h5_fail(err, "cannot write %s", s->out.at.path);
   H5Sclose(space);
   H5Sclose(memory);
@@ -83,41 +80,37 @@ static int put_part(vd_shard *s, const uint16_t *tokens, hsize_t n, vd_error *er
   return err->status;
 }
 
-int vd_shard_put(vd_shard *shard, const uint16_t *tokens, int64_t n, vd_error *err) {
+int vd_shard_put(vd_shard *shard, const void *tokens, int64_t n, vd_error *err) {
+  const char *at = tokens;
   if (n > vd_shard_wants(shard)) vd_bug("%lld tokens too many for %s", (long long)n, shard->out.at.path);
   vd_h5_lock(shard->h5);
   while (n > 0 && err->status == VD_OK) {
     /* Up to the next chunk's border, so that each chunk is written once. */
     int64_t part = SHARD_CHUNK - shard->done % SHARD_CHUNK;
     if (part > n) part = n;
-    put_part(shard, tokens, (hsize_t)part, err);
-    tokens += part;
+    put_part(shard, at, (hsize_t)part, err);
+    at += (size_t)part * (shard->wide ? sizeof(uint16_t) : sizeof(uint8_t));
     n -= part;
   }
   vd_h5_unlock(shard->h5);
   return err->status;
 }
 
-static void free_shard(vd_shard **shard) {
-  free((*shard)->narrow);
-  free(*shard);
-  *shard = NULL;
+int vd_shard_finish(vd_shard *s, vd_error *err) {
+  if (vd_shard_wants(s) != 0) vd_bug("%s still wants %lld tokens", s->out.at.path, (long long)vd_shard_wants(s));
+  vd_h5_lock(s->h5);
+  if (H5Dclose(s->tokens) < 0) vd_h5_fail(err, "cannot write %s", s->out.at.path);
+  s->tokens = -1;
+  if (err->status == VD_OK) vd_h5_finish(&s->out, err);
+  vd_h5_unlock(s->h5);
+  return err->status;
 }
 
 int vd_shard_commit(vd_shard **shard, vd_error *err) {
   vd_shard *s = *shard;
-  if (vd_shard_wants(s) != 0) vd_bug("%s still wants %lld tokens", s->out.at.path, (long long)vd_shard_wants(s));
-  vd_h5_lock(s->h5);
-  herr_t closed = H5Dclose(s->tokens);
-  s->tokens = -1;
-  if (closed < 0) {
-    vd_h5_fail(err, "cannot write %s", s->out.at.path);
-    vd_h5_abandon(&s->out);
-  } else {
-    vd_h5_commit(&s->out, err);
-  }
-  vd_h5_unlock(s->h5);
-  free_shard(shard);
+  /* The finished file is closed: its sync and rename need no lock. */
+  if (s->tokens < 0 || vd_shard_finish(s, err) == VD_OK) vd_h5_commit(&s->out, err);
+  vd_shard_abandon(shard); /* of a committed file there is nothing left to remove */
   return err->status;
 }
 
@@ -128,7 +121,8 @@ void vd_shard_abandon(vd_shard **shard) {
   if (s->tokens >= 0) H5Dclose(s->tokens);
   vd_h5_abandon(&s->out);
   vd_h5_unlock(s->h5);
-  free_shard(shard);
+  free(s);
+  *shard = NULL;
 }
 
 /* HDF5 takes the names of a virtual dataset's sources for patterns: %b is the number of a block, %% is a percent sign.

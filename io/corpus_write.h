@@ -23,14 +23,23 @@ typedef struct vd_corpus_plan {
   vd_origin origin;
 } vd_corpus_plan;
 
+/* Not collective. Bytes of a token in the shards: 1 where the vocabulary has at most 256 symbols, else 2. */
+size_t vd_corpus_token_bytes(const vd_corpus_plan *plan);
+
+/* A shard that is being written. One thread at a time uses it; it need not be the same one. */
 typedef struct vd_shard vd_shard;
 /* Not collective. Starts writing shard `index` of a split; memory: about 1 MiB. Errors: the file cannot be created. */
 int vd_shard_begin(vd_shard **shard, vd_h5 *h5, const vd_corpus_plan *plan, int split, int64_t index, vd_error *err);
 /* Not collective. Tokens that the shard still wants. */
 int64_t vd_shard_wants(const vd_shard *shard);
-/* Not collective. Appends n (at most vd_shard_wants()) tokens. Errors: the disk is full ... */
-int vd_shard_put(vd_shard *shard, const uint16_t *tokens, int64_t n, vd_error *err);
-/* Not collective. Puts the whole shard in its place and frees *shard, also on error. */
+/* Not collective. Appends n (at most vd_shard_wants()) tokens, each of vd_corpus_token_bytes(): uint8_t or uint16_t.
+ * Errors: the disk is full ... */
+int vd_shard_put(vd_shard *shard, const void *tokens, int64_t n, vd_error *err);
+/* Not collective. Closes the whole shard for HDF5, so that vd_shard_commit() holds HDF5's lock no more while it waits
+ * for the disk. The caller commits or abandons, also after an error. */
+int vd_shard_finish(vd_shard *shard, vd_error *err);
+/* Not collective. Puts the whole shard in its place and frees *shard, also on error. Finishes it where that was not
+ * done. */
 int vd_shard_commit(vd_shard **shard, vd_error *err);
 /* Not collective. Gives the shard up, removes what was written of it, frees *shard. NULL is allowed. */
 void vd_shard_abandon(vd_shard **shard);

@@ -80,6 +80,24 @@ try:
     report("prepare refuses a vocabulary that lacks symbols",
            done.returncode == 2 and "'~'" in done.stderr and not os.path.exists(place.path("refused.h5")), done.stderr)
 
+    # Bytes with the ids of a vocabulary of more than 256 symbols take two bytes a token.
+    with open(place.path("words.txt"), "w") as f:
+        f.write(" ".join([f"w{i}" for i in range(300)] + list("abc")))
+    done = viaduct("prepare", place.path("prepare.nml"), *settings(
+        data__path=place.path("words.h5"), prepare__source="", **{f"prepare__{k}_text": place.path("words.txt")
+                                                                  for k in ("train", "valid", "test")}))
+    report("a corpus of 304 words", done.returncode == 0 and len(vocabulary_of(place.path("words.h5"))) == 304, done.stderr)
+    abc = b"abc" * 20000
+    with open(place.path("abc.txt"), "wb") as f:
+        f.write(abc)
+    done = given("wide", place.path("words.h5"), "abc.txt")
+    report("prepare takes over a vocabulary of words for bytes", done.returncode == 0, done.stderr)
+    symbols = vocabulary_of(place.path("wide.h5"))
+    with h5py.File(place.path("wide.h5")) as f:
+        ids = f["train"][()]
+    report("its tokens are the bytes", ids.dtype == np.uint16
+           and b"".join(symbols[i] for i in ids) == abc[:46000], f"{ids.dtype} {ids[:6]}")
+
     done = place.train("tuned", data__path=less, run__start_from=place.checkpoint("run"), run__max_updates=1,
                        optimizer__lr="1d-30", span__aux_loss_scaler=0)
     report("a run starts from a checkpoint's parameters on other data", done.returncode == 0, done.stderr)

@@ -1,5 +1,7 @@
 #include "src/base/plane_deflate.h"
 
+#include "src/base/byte_counts.h"
+
 #include <endian.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -200,15 +202,6 @@ static bool is_noise(const uint8_t *x, size_t n) {
   return 128 * squares < seen * seen;
 }
 
-static void count_bytes(const uint8_t *x, size_t n, uint32_t count[N_SYMBOL]) {
-  uint32_t part[4][256] = {{0}}; /* equal bytes in a row would wait for each other's count */
-  size_t i = 0;
-  for (; i + 4 <= n; i += 4)
-    for (int k = 0; k < 4; k++) part[k][x[i + (size_t)k]]++;
-  for (; i < n; i++) part[0][x[i]]++;
-  for (int s = 0; s < 256; s++) count[s] = part[0][s] + part[1][s] + part[2][s] + part[3][s];
-}
-
 static void put_plane(bit_writer *w, const uint8_t *x, size_t n, bool last) {
   uint32_t count[N_SYMBOL] = {[END_OF_BLOCK] = 1};
   code c;
@@ -217,7 +210,7 @@ static void put_plane(bit_writer *w, const uint8_t *x, size_t n, bool last) {
   if (run) {
     bits = plan_run(x[0], n, count, &c);
   } else if (!is_noise(x, n)) {
-    count_bytes(x, n, count);
+    vd_byte_counts(x, n, count);
     choose_lengths(count, &c);
     bits = block_bits(&c, count, 0);
   }

@@ -44,7 +44,8 @@ int vd_prepare_unchanged(const vd_corpus_plan *plan, const vd_prepare_stamp stam
 void vd_prepare_free(vd_corpus_plan *plan);
 
 /* Not collective. Writes those shards whose number, counted over all splits, is `rank` modulo `size`; reads the sources
- * up to the last of them, in about 2 MiB of memory. Errors: sources that cannot be read or have changed, a full disk.
+ * up to the last of them, in about 8 MiB of memory, beside two threads that write. Errors: sources that cannot be read
+ * or have changed, a full disk.
  */
 int vd_prepare_shards(vd_h5 *h5, const vd_corpus_plan *plan, int rank, int size, vd_error *err);
 

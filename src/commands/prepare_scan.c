@@ -1,8 +1,10 @@
 #include "io/digest.h"
+#include "src/base/byte_counts.h"
 #include "src/base/clock.h"
 #include "src/base/signals.h"
 #include "src/commands/prepare.h"
 #include "src/commands/vocabulary.h"
+#include "src/train/task_queue.h"
 
 #include <errno.h>
 #include <math.h>
@@ -13,7 +15,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { BUFFER = 1 << 20 };
+enum { BUFFER = 1 << 18, AHEAD = 16 * BUFFER };
 
 void vd_progress_start(vd_progress *p, const char *what) {
   *p = (vd_progress){.what = what, .is_live = isatty(STDOUT_FILENO) == 1, .last = vd_clock_seconds()};
@@ -57,26 +59,56 @@ int vd_prepare_unchanged(const vd_corpus_plan *plan, const vd_prepare_stamp stam
   return VD_OK;
 }
 
-/* md5, size and count of each byte of the whole source. */
-static int scan_bytes(vd_corpus_plan *plan, const char **kind, int64_t count[256], vd_error *err) {
-  vd_source_file *source;
-  if (vd_source_open(&source, plan->source[0], err)) return err->status;
-  *kind = vd_source_packing(source);
-  uint8_t *buffer = vd_calloc(BUFFER, 1);
-  struct md5_ctx md5;
-  md5_init(&md5);
+/* Bytes on their way to the md5. */
+struct piece {
+  vd_task_queue *queue;
+  struct md5_ctx *md5;
+  uint8_t *bytes;
+  size_t n;
+};
+
+static void digest_piece(void *argument, vd_error *err) {
+  struct piece *p = argument;
+  if (err->status == VD_OK) md5_update(p->md5, p->n, p->bytes);
+  vd_task_queue_recycle(p->queue, p->bytes);
+  free(p);
+}
+
+/* Reads and counts; the queue's thread computes the md5, which takes twice as long as the rest. */
+static int scan_pieces(vd_corpus_plan *plan, vd_source_file *source, vd_task_queue *queue, struct md5_ctx *md5,
+                       int64_t count[256], vd_error *err) {
   vd_progress progress;
   vd_progress_start(&progress, "reading the source");
-  for (int64_t n = 1; n > 0;) {
-    if (vd_signals_check(err) || vd_source_read(source, buffer, BUFFER, &n, err)) break;
-    md5_update(&md5, (size_t)n, buffer);
-    for (int64_t i = 0; i < n; i++) count[buffer[i]]++;
+  for (int64_t n = 1; n > 0 && vd_signals_check(err) == VD_OK;) {
+    uint32_t here[256];
+    uint8_t *bytes = vd_task_queue_buffer(queue, BUFFER);
+    if (vd_source_read(source, bytes, BUFFER, &n, err)) {
+      vd_task_queue_recycle(queue, bytes);
+      break;
+    }
+    vd_byte_counts(bytes, (size_t)n, here);
+    for (int i = 0; i < 256; i++) count[i] += here[i];
     plan->source_bytes[0] += n;
+    struct piece *p = vd_calloc(1, sizeof *p);
+    *p = (struct piece){.queue = queue, .md5 = md5, .bytes = bytes, .n = (size_t)n};
+    vd_task_queue_add(queue, digest_piece, p, BUFFER);
     vd_progress_show(&progress, vd_source_fraction(source));
   }
   vd_progress_end(&progress);
+  return vd_task_queue_wait(queue, err);
+}
+
+/* md5, size and count of each byte of the whole source. */
+static int scan_bytes(vd_corpus_plan *plan, const char **kind, int64_t count[256], vd_error *err) {
+  vd_source_file *source;
+  vd_task_queue *queue = NULL;
+  struct md5_ctx md5;
+  if (vd_source_open(&source, plan->source[0], err)) return err->status;
+  *kind = vd_source_packing(source);
+  md5_init(&md5);
+  if (vd_task_queue_create(&queue, AHEAD, err) == VD_OK) scan_pieces(plan, source, queue, &md5, count, err);
+  vd_task_queue_destroy(queue);
   hex(&md5, plan->source_md5[0]);
-  free(buffer);
   vd_source_close(source);
   return err->status;
 }

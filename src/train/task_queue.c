@@ -50,7 +50,7 @@ static void run_tasks(vd_thread *thread, void *self) {
 int vd_task_queue_create(vd_task_queue **out, size_t capacity, vd_error *err) {
   vd_task_queue *q = vd_calloc(1, sizeof *q);
   q->capacity = capacity;
-  if (vd_thread_start(&q->thread, run_tasks, q, "the queue of checkpoint writes", err))
+  if (vd_thread_start(&q->thread, run_tasks, q, "the task queue", err))
     free(q);
   else
     *out = q;

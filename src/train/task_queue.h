@@ -1,4 +1,5 @@
-/* Tasks that run beside the training loop, in the order of their submission, on one worker thread. */
+/* Tasks that run beside their owner (the training loop, prepare), in the order of their submission, on one worker
+ * thread. */
 #ifndef VD_TASK_QUEUE_H
 #define VD_TASK_QUEUE_H
 

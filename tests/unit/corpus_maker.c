@@ -29,14 +29,18 @@ static void make_vocabulary(vd_vocabulary *v, int64_t vocab) {
 static int write_split(vd_h5 *h5, const vd_corpus_plan *plan, int k, vd_error *err) {
   enum { PART = 50000 };
   uint16_t *part = vd_calloc(PART, sizeof *part);
+  uint8_t *narrow = vd_calloc(PART, sizeof *narrow);
   for (int64_t i = 0; i < vd_shard_count(plan->n_token[k], plan->shard_tokens) && err->status == VD_OK; i++) {
     vd_shard *shard;
     int64_t at = i * plan->shard_tokens;
     if (vd_shard_begin(&shard, h5, plan, k, i, err)) break;
     while (vd_shard_wants(shard) > 0 && err->status == VD_OK) {
       int64_t n = vd_shard_wants(shard) < PART ? vd_shard_wants(shard) : PART;
-      for (int64_t j = 0; j < n; j++) part[j] = (uint16_t)maker_token(k, at + j, plan->vocabulary.n);
-      vd_shard_put(shard, part, n, err);
+      for (int64_t j = 0; j < n; j++) {
+        part[j] = (uint16_t)maker_token(k, at + j, plan->vocabulary.n);
+        narrow[j] = (uint8_t)part[j];
+      }
+      vd_shard_put(shard, vd_corpus_token_bytes(plan) == 1 ? (const void *)narrow : part, n, err);
       at += n;
     }
     if (err->status)
@@ -45,6 +49,7 @@ static int write_split(vd_h5 *h5, const vd_corpus_plan *plan, int k, vd_error *e
       vd_shard_commit(&shard, err);
   }
   free(part);
+  free(narrow);
   return err->status;
 }
 
