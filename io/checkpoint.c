@@ -31,7 +31,7 @@ void vd_checkpoint_compress(vd_checkpoint *c) {
   vd_h5_unlock(c->h5);
 }
 
-/* Small datasets gain nothing that anyone sees, and their readers need no filter. */
+/* Small datasets would save little. */
 static bool is_compressed(const vd_checkpoint *c, const vd_dataset *d) {
   enum { LEAST_BYTES = 16 * 1024 };
   hsize_t bytes = vd_dtype_size(d->dtype);

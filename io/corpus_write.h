@@ -35,8 +35,8 @@ int64_t vd_shard_wants(const vd_shard *shard);
 /* Not collective. Appends n (at most vd_shard_wants()) tokens, each of vd_corpus_token_bytes(): uint8_t or uint16_t.
  * Errors: the disk is full ... */
 int vd_shard_put(vd_shard *shard, const void *tokens, int64_t n, vd_error *err);
-/* Not collective. Closes the whole shard for HDF5, so that vd_shard_commit() holds HDF5's lock no more while it waits
- * for the disk. The caller commits or abandons, also after an error. */
+/* Not collective. Writes what HDF5 still buffers of the whole shard and closes the file, so that vd_shard_commit() does
+ * not hold HDF5's lock while it waits for the disk. The caller commits; after an error it abandons. */
 int vd_shard_finish(vd_shard *shard, vd_error *err);
 /* Not collective. Puts the whole shard in its place and frees *shard, also on error. Finishes it where that was not
  * done. */

@@ -95,8 +95,8 @@ static const vd_source_file *file_of(const token_source *t) {
   return t->plan->n_source > 1 ? vd_word_scanner_source(t->scanner) : t->bytes;
 }
 
-/* Reading, writing and waiting for the disk take turns with three shards: the caller's thread reads and maps tokens,
- * one queue's thread puts them into a shard, another's syncs the shards before. */
+/* Reading, writing and waiting for the disk overlap: the caller's thread reads tokens and maps them to ids, the thread
+ * of one queue puts them into a shard, the thread of the other syncs the shards before it. */
 typedef struct shard_writer {
   vd_h5 *h5;
   vd_task_queue *put, *commit;
