@@ -4,6 +4,7 @@
 #include "src/base/regular_file.h"
 
 #include <dirent.h>
+#include <endian.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,13 +13,16 @@
 #include <unistd.h>
 
 enum { SHARD_CHUNK = 65536 }; /* tokens; what a reader fetches at once */
+enum { FLETCHER_BYTES = 4 };  /* checksum behind the data of a chunk */
 
 struct vd_shard {
   vd_h5 *h5;
   vd_h5_out out;
   hid_t tokens;
-  bool wide; /* uint16 */
-  int64_t n, done;
+  size_t width; /* bytes of a token */
+  bool direct;  /* chunks go to the file as they are, else through HDF5's filters and conversion */
+  int64_t n, chunk, done;
+  uint8_t *waiting; /* tokens of the chunk that is not full yet, and room for its checksum */
 };
 
 static bool is_wide(const vd_corpus_plan *plan) {
@@ -42,18 +46,25 @@ int vd_shard_begin(vd_shard **shard, vd_h5 *h5, const vd_corpus_plan *plan, int 
   vd_corpus_prefix(plan->path, prefix, sizeof prefix);
   if (vd_shard_path(plan->path, prefix, split, index, path, sizeof path, err)) return err->status;
   vd_shard *s = vd_calloc(1, sizeof *s);
-  *s = (vd_shard){.h5 = h5, .tokens = -1, .wide = is_wide(plan)};
+  *s = (vd_shard){
+      .h5 = h5,
+      .tokens = -1,
+      .width = vd_corpus_token_bytes(plan),
+  };
   s->n = vd_shard_length(plan->n_token[split], plan->shard_tokens, index);
+  s->chunk = s->n < SHARD_CHUNK ? s->n : SHARD_CHUNK;
+  s->waiting = vd_calloc((size_t)s->chunk * s->width + FLETCHER_BYTES, 1);
   vd_dataset d = {.path = "/tokens",
-                  .dtype = s->wide ? VD_U16 : VD_U8,
+                  .dtype = s->width == 2 ? VD_U16 : VD_U8,
                   .rank = 1,
                   .shape = {(hsize_t)s->n},
-                  .chunk = {(hsize_t)(s->n < SHARD_CHUNK ? s->n : SHARD_CHUNK)},
+                  .chunk = {(hsize_t)s->chunk},
                   .dimension = {"token"},
                   .units = "1",
                   .long_name = "ids of the symbols, in the order of the source",
                   .deflate = plan->deflate};
   vd_h5_lock(h5);
+  s->direct = plan->deflate == 0 && (s->width == 1 || H5Tget_order(H5T_NATIVE_UINT16) == H5T_ORDER_LE);
   if (vd_h5_begin(&s->out, path, "shard", &plan->origin, err) == VD_OK) {
     if (shard_attributes(s->out.file, plan, split, index, err) == VD_OK)
       vd_h5_dataset(s->out.file, &d, NULL, &s->tokens, err);
@@ -68,31 +79,70 @@ int64_t vd_shard_wants(const vd_shard *shard) {
   return shard->n - shard->done;
 }
 
-static int put_part(vd_shard *s, const void *tokens, hsize_t n, vd_error *err) {
-  hsize_t first = (hsize_t)s->done;
-  hid_t memory = H5Screate_simple(1, &n, NULL), space = H5Dget_space(s->tokens);
-  H5Sselect_hyperslab(space, H5S_SELECT_SET, &first, NULL, &n, NULL);
-  if (H5Dwrite(s->tokens, vd_h5_type(s->wide ? VD_U16 : VD_U8), memory, space, H5P_DEFAULT, tokens) < 0)
-    vd_h5_fail(err, "cannot write %s", s->out.at.path);
-  H5Sclose(space);
-  H5Sclose(memory);
-  s->done += (int64_t)n;
-  return err->status;
+/* The checksum of HDF5's filter fletcher32 over x [n]: two sums, modulo 65535, of big-endian words of 16 bits, a last
+ * odd byte being the high one of a word. HDF5's own folds the sums after every 360 words, so that 65535 stands for 0
+ * unless all words are 0. The compiler makes vector code of the inner loop. */
+static uint32_t fletcher32(const uint8_t *x, size_t n) {
+  enum { WORDS = 256, BASE = 65535 }; /* the sums of a part stay below 2^32 */
+  uint64_t a = 0, b = 0;
+  bool any = false;
+  for (size_t at = 0; at < n; at += 2 * WORDS) {
+    uint32_t m = n - at < 2 * WORDS ? (uint32_t)(n - at) / 2 : WORDS, sum = 0, weighted = 0;
+    for (uint32_t i = 0; i < m; i++) {
+      uint32_t word = (uint32_t)x[at + 2 * i] << 8 | x[at + 2 * i + 1];
+      sum += word;
+      weighted += (m - i) * word;
+    }
+    b = (b + m * a + weighted) % BASE;
+    a = (a + sum) % BASE;
+    any = any || sum > 0;
+  }
+  if (n % 2 == 1) {
+    uint32_t word = (uint32_t)x[n - 1] << 8;
+    a = (a + word) % BASE;
+    b = (b + a) % BASE;
+    any = any || word > 0;
+  }
+  if (any && a == 0) a = BASE;
+  if (any && b == 0) b = BASE;
+  return (uint32_t)(b << 16 | a);
 }
 
-int vd_shard_put(vd_shard *shard, const void *tokens, int64_t n, vd_error *err) {
-  const char *at = tokens;
-  if (n > vd_shard_wants(shard)) vd_bug("%lld tokens too many for %s", (long long)n, shard->out.at.path);
-  vd_h5_lock(shard->h5);
-  while (n > 0 && err->status == VD_OK) {
-    /* Up to the next chunk's border, so that each chunk is written once. */
-    int64_t part = SHARD_CHUNK - shard->done % SHARD_CHUNK;
-    if (part > n) part = n;
-    put_part(shard, at, (hsize_t)part, err);
-    at += (size_t)part * (shard->wide ? sizeof(uint16_t) : sizeof(uint8_t));
-    n -= part;
+/* Under the lock. Writes the chunk in s->waiting, which is full or the last one of the shard. HDF5's own way to the
+ * file copies it twice and takes longer for the checksum. */
+static int write_chunk(vd_shard *s, vd_error *err) {
+  hsize_t first = (hsize_t)((s->done - 1) / s->chunk * s->chunk), n = (hsize_t)s->done - first;
+  size_t whole = (size_t)s->chunk * s->width;
+  herr_t status;
+  if (!s->direct) {
+    hid_t memory = H5Screate_simple(1, &n, NULL), space = H5Dget_space(s->tokens);
+    H5Sselect_hyperslab(space, H5S_SELECT_SET, &first, NULL, &n, NULL);
+    status = H5Dwrite(s->tokens, vd_h5_type(s->width == 2 ? VD_U16 : VD_U8), memory, space, H5P_DEFAULT, s->waiting);
+    H5Sclose(space);
+    H5Sclose(memory);
+  } else {
+    memset(s->waiting + n * s->width, 0, whole - n * s->width);
+    uint32_t check = htole32(fletcher32(s->waiting, whole));
+    memcpy(s->waiting + whole, &check, FLETCHER_BYTES);
+    status = H5Dwrite_chunk(s->tokens, H5P_DEFAULT, 0, &first, whole + FLETCHER_BYTES, s->waiting);
   }
-  vd_h5_unlock(shard->h5);
+  return status < 0 ? vd_h5_fail(err, "cannot write %s", s->out.at.path) : VD_OK;
+}
+
+int vd_shard_put(vd_shard *s, const void *tokens, int64_t n, vd_error *err) {
+  const uint8_t *from = tokens;
+  if (n > vd_shard_wants(s)) vd_bug("%lld tokens too many for %s", (long long)n, s->out.at.path);
+  while (n > 0 && err->status == VD_OK) {
+    int64_t at = s->done % s->chunk, part = s->chunk - at < n ? s->chunk - at : n;
+    memcpy(s->waiting + (size_t)at * s->width, from, (size_t)part * s->width);
+    from += (size_t)part * s->width;
+    n -= part;
+    s->done += part;
+    if (at + part < s->chunk && s->done < s->n) break;
+    vd_h5_lock(s->h5);
+    write_chunk(s, err);
+    vd_h5_unlock(s->h5);
+  }
   return err->status;
 }
 
@@ -121,6 +171,7 @@ void vd_shard_abandon(vd_shard **shard) {
   if (s->tokens >= 0) H5Dclose(s->tokens);
   vd_h5_abandon(&s->out);
   vd_h5_unlock(s->h5);
+  free(s->waiting);
   free(s);
   *shard = NULL;
 }
