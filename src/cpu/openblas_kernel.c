@@ -3,10 +3,23 @@
 #include "src/base/signals.h"
 
 #include <cblas.h>
-#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+static bool is_one_of(const char *name, const char *const *list) {
+  for (; *list; list++)
+    if (strcmp(name, *list) == 0) return true;
+  return false;
+}
+
+const char *vd_cpu_wider_openblas_kernel(const char *chosen, bool avx512, bool avx2) {
+  static const char *const wide[] = {"SkylakeX", "Cooperlake", "SapphireRapids", NULL};
+  static const char *const middle[] = {"Haswell", "Zen", NULL};
+  if (is_one_of(chosen, wide)) return NULL;
+  if (avx512) return "SkylakeX";
+  return avx2 && !is_one_of(chosen, middle) ? "Haswell" : NULL;
+}
 
 static bool has_avx512(void) {
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -18,11 +31,19 @@ static bool has_avx512(void) {
 #endif
 }
 
+static bool has_avx2(void) {
+#if defined(__x86_64__) && defined(__GNUC__)
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+  return false;
+#endif
+}
+
 void vd_cpu_choose_openblas_kernel(char **argv) {
-  const char *chosen = openblas_get_corename();
-  bool narrow = strcmp(chosen, "Haswell") == 0 || strcmp(chosen, "Zen") == 0;
-  if (!narrow || !has_avx512() || getenv("OPENBLAS_CORETYPE")) return;
+  const char *wider = vd_cpu_wider_openblas_kernel(openblas_get_corename(), has_avx512(), has_avx2());
+  if (!wider || getenv("OPENBLAS_CORETYPE")) return;
   vd_signals_block();
-  if (setenv("OPENBLAS_CORETYPE", "SkylakeX", 1) == 0) execv("/proc/self/exe", argv);
+  if (setenv("OPENBLAS_CORETYPE", wider, 1) == 0) execv("/proc/self/exe", argv);
   vd_signals_catch(); /* the program was not replaced */
 }

@@ -4,16 +4,14 @@
 # speed does not depend on them. span%init 0 is how training begins, 0.25 is every head at a quarter of attn_span.
 #   TORCH_PYTHON   a python with torch (default: python3);  RANKS  MPI ranks of Viaduct (default 2)
 #   UPDATES, WARMUP, ROUNDS   10, 3, 2
-#   COMPILE   modes of torch.compile, 'default max-autotune'; '' leaves them out
+#   SIDES   'viaduct eager default': Viaduct, PyTorch eager, and modes of torch.compile
 # `taskset -c 0,1 make bench` compares on these two cores.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 BUILD=${BUILD:-build}
 TORCH_PYTHON=${TORCH_PYTHON:-python3}
 ranks=${RANKS:-2} updates=${UPDATES:-10} warmup=${WARMUP:-3} rounds=${ROUNDS:-2}
-sides=(viaduct no)
-read -ra modes <<<"${COMPILE-default max-autotune}"
-[ "${#modes[@]}" = 0 ] || sides+=("${modes[@]}")
+read -ra sides <<<"${SIDES:-viaduct eager default}"
 cores=$(nproc)
 threads=$((cores / ranks > 0 ? cores / ranks : 1))
 deck=input/enwik8_adaptive_span_small.nml
@@ -51,13 +49,13 @@ rows = [json.loads(line) for line in open(sys.argv[1]) if line.strip()]
 print(statistics.median(float(r["wps"]) for r in rows if "wps" in r and int(r["num_updates"]) > int(sys.argv[2])))
 PY
 }
-pytorch() { # span%init, mode of torch.compile or 'no' -> tokens per second
+pytorch() { # span%init, 'eager' or a mode of torch.compile -> tokens per second
   OMP_NUM_THREADS=$cores "$TORCH_PYTHON" tests/bench/bench_torch.py --threads "$cores" --updates "$updates" \
     --warmup "$warmup" --vocab $vocab --n_layer "$(value n_layer)" --d_model "$(value d_model)" --n_head "$(value n_head)" \
     --d_inner "$(value d_inner)" --dropout "$(value dropout)" --emb_dropout 0 --attn_span "$(value attn_span)" \
     --ramp "$(value ramp)" --span_init "$1" --aux_loss_scaler "$(value aux_loss_scaler | tr dD ee)" \
     --streams "$(value batch_streams)" --block "$(value tokens_per_sample)" --lr "$(value lr)" \
-    --lr_warmup "$(value warmup_updates)" --clip_step "$(value clip_step)" --compile "$2" 2>"$work/torch.log" |
+    --lr_warmup "$(value warmup_updates)" --clip_step "$(value clip_step)" --compile "${2/eager/no}" 2>"$work/torch.log" |
     "$TORCH_PYTHON" -c 'import json, sys; print(json.load(sys.stdin)["tokens_per_second"])' ||
     { tail "$work/torch.log" >&2; return 1; }
 }
@@ -69,12 +67,14 @@ for init in 0 0.25; do
   for _ in $(seq "$rounds"); do
     for side in "${sides[@]}"; do
       if [ "$side" = viaduct ]; then viaduct $init; else pytorch $init "$side"; fi >>"$work/rate.$side"
+      echo "span%init $init, $side: $(tail -n 1 "$work/rate.$side")" >&2
     done
   done
-  v=$(median <"$work/rate.viaduct")
-  printf 'span%%init %-5s Viaduct                %8.0f tokens/s\n' $init "$v"
-  for side in "${sides[@]:1}"; do
-    median <"$work/rate.$side" | awk -v s="$side" -v v="$v" \
-      '{ printf "                PyTorch %-14s %8.0f tokens/s   ratio %.2f\n", s == "no" ? "eager" : s, $1, v / $1 }'
+  v=0
+  for side in "${sides[@]}"; do
+    rate=$(median <"$work/rate.$side")
+    [ "$side" != viaduct ] || v=$rate
+    awk -v i=$init -v s="$side" -v v="$v" -v r="$rate" \
+      'BEGIN { printf "span%%init %-5s %-13s %8.0f tokens/s%s\n", i, s, r, v && s != "viaduct" ? sprintf("   Viaduct %.2f times as fast", v / r) : "" }'
   done
 done
