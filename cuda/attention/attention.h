@@ -49,10 +49,14 @@ typedef struct vd_cuda_attention {
   const void *rel_key; /* [reach + 1, rel_stride] of `type`, row = distance; head h has columns h * d_head .. */
   int64_t rel_stride;  /* of rel_key and drel_key */
   int32_t reach;       /* of all heads, >= 0 */
+  int32_t bounds;      /* adaptive spans; 1: the device derives the layer's window, at most `window`, from the spans
+                        * (vd_model_window) */
   const float *content_bias, *position_bias; /* u, v [n_head * d_head]; both NULL: none */
   float *bias_scores; /* workspace of vd_cuda_attention_bias_scores_size() bytes; forward and backward write it */
 
-  int32_t bounds; /* 1: the device derives the layer's window, at most `window`, from the spans (vd_model_window) */
+  /* Workspace of vd_cuda_attention_splits_size() bytes, which forward and backward write; NULL: no query tile is split.
+   * The same for the schedule, forward and backward. */
+  void *splits;
   uint32_t
       *dropout_mask; /* vd_cuda_attention_dropout_mask_size() bytes: forward writes, backward reads; NULL: not stored */
 } vd_cuda_attention;
@@ -67,6 +71,10 @@ size_t vd_cuda_attention_workspace_size(const vd_cuda_attention *a);
 /* Not collective. Bytes of a->dropout_mask: one bit for each pair of query and key, in tiles of 64 x 64 up to the
  * window, for every head. 0 without dropout and for the mma kernels, which draw the mask again in backward. */
 size_t vd_cuda_attention_dropout_mask_size(const vd_cuda_attention *a);
+
+/* Not collective. Bytes of a->splits: partial sums of query tiles whose key tiles several blocks share. 0 with relative
+ * keys, where trimmed, and for the mma kernels, which do not split. */
+size_t vd_cuda_attention_splits_size(const vd_cuda_attention *a);
 
 /* Not collective. Bytes of a->bias_scores, (v - u).r(x) for each head and distance. 0 without relative keys. */
 size_t vd_cuda_attention_bias_scores_size(const vd_cuda_attention *a);

@@ -24,6 +24,7 @@
  * streams of 512, dropout 0.3 on one H100: 0.219 ms alone (doc/PERFORMANCE.md). */
 #include "cuda/attention/bwd_common.cuh"
 #include "cuda/attention/pipeline.cuh"
+#include "cuda/attention/splits.cuh"
 
 namespace {
 
@@ -38,7 +39,7 @@ template <typename T> struct dq_smem {
   float bias_scores[3][VD_TILE];          /* bias scores: initial accumulators of position scores */
   uint32_t dropout_mask[2][VD_WARPGROUP]; /* mask bits of a key tile for each consumer thread */
   float sums[4];
-  int next[2];
+  int next[2], last_split;
 };
 
 static_assert(2 * (sizeof(dq_smem<__half>) + 1024) <= 228 * 1024, "two blocks for a multiprocessor");
@@ -198,8 +199,9 @@ VD_DEV void write_skewed(T skewed[2][VD_TILE * VD_HEAD_WIDTH], int block, const 
 }
 
 /* Adds the complete block c of e, which begins with e0, to the table's gradient by atomics, while the products of dq
- * run: the position part from this block, the other from key tile c. LAST, with relative keys: the block that begins
- * with distance 0, of which only that distance exists. */
+ * run: the position part from this block, the other from key tile c. LAST: the block after the last key tile. With
+ * relative keys it begins with distance 0, and only that distance exists; else it is the first block of the next split,
+ * which adds its own part of it. */
 template <typename T, bool REL, bool LAST>
 VD_DEV void add_block(dq_smem<T> *m, dq_state<T, REL> &w, const vd_position_gradients &p, const vd_frag_a<T> *gradient,
                       const T *q, int c, int e0, float factor) {
@@ -213,7 +215,9 @@ VD_DEV void add_block(dq_smem<T> *m, dq_state<T, REL> &w, const vd_position_grad
     vd_wgmma_ss<T, 8, VD_MN_MAJOR, VD_K_MAJOR>(rows, vd_smem_descriptor(skewed) + i * VD_MN_MAJOR,
                                                vd_smem_descriptor(m->ones), i > 0);
   vd_wgmma_commit();
-  if constexpr (LAST) {
+  if constexpr (LAST && !REL) {
+    vd_tile_product<T, VD_K_MAJOR, VD_MN_MAJOR>(dq, skewed, table, true);
+  } else if constexpr (LAST) {
     vd_wgmma_ss<T, 64, VD_K_MAJOR, VD_MN_MAJOR>(dq, vd_smem_descriptor(skewed), vd_smem_descriptor(table), true);
   } else {
     vd_tile_product_rs<T, VD_MN_MAJOR>(w.dq, gradient, m->k[c & 1], true);
@@ -271,6 +275,46 @@ VD_DEV void dq_begin(const vd_cuda_attention &a, const float *lse, const float *
   vd_consumer_sync();
 }
 
+/* The turn before a split's first key tile: position scores of the block of e that both have, and zeros where it would
+ * hold score gradients of the key tile before. */
+template <typename T> VD_DEV void begin_split(dq_smem<T> *m, const T *q, int c) {
+  float position[8][4];
+  const vd_frag_a<T> none[4] = {};
+  vd_wgmma_fence();
+  vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(position, q, m->table[(c + 1) % 3], false);
+  vd_wgmma_commit();
+  write_skewed<T>(m->skewed, c + 1, none);
+  vd_wgmma_wait<0>();
+  vd_wgmma_fence_operand<8>(position);
+  vd_write_ring(m->ring[threadIdx.x >> 5], c + 1, position);
+}
+/* After the last key tile of a split that is not the query tile's last: adds its part of the block of e that the next
+ * split begins with. c: number of the key tile that would follow. */
+template <typename T>
+VD_DEV void end_split(dq_smem<T> *m, dq_state<T, false> &w, const vd_position_gradients &p, const vd_query_work &work,
+                      const T *q, int c, float scale) {
+  const vd_frag_a<T> none[4] = {};
+  write_skewed<T>(m->skewed, c + 1, none);
+  vd_fence_proxy_async();
+  vd_consumer_sync();
+  add_block<T, false, true>(m, w, p, nullptr, q, c, work.first_block + work.end * VD_TILE, scale);
+  vd_barrier_arrive<VD_TILE_EMPTY>();
+}
+/* Stores the sums of this split. True where all others are stored: then `w` has the joint sums. */
+template <typename T>
+VD_DEV bool join_splits(const vd_cuda_attention &a, const vd_query_work &work, dq_smem<T> *m, dq_state<T, false> &w) {
+  const float all[2] = {1, 1};
+  vd_store_split(a, work, w.dq, make_float4(w.dspan, 0, 0, 0));
+  if (!vd_is_last_split(a, work, &m->last_split)) return false;
+  vd_clear_sums(w.dq);
+  w.dspan = 0;
+  for (int split = 0; split < work.n_split; split++) {
+    w.dspan += vd_split_rest(a, work, split).x;
+    vd_add_split(a, work, split, all, all, w.dq);
+  }
+  return true;
+}
+
 /* Operands of the kernel. */
 typedef struct dq_task {
   vd_cuda_attention_gradient g;
@@ -304,27 +348,34 @@ VD_DEV void dq_end(const vd_cuda_attention &a, const dq_task &task, const vd_que
 template <typename T, bool DROP, bool REL, bool TRIM>
 VD_DEV void dq_consumer(const vd_cuda_attention &a, const dq_task &task, dq_smem<T> *m) {
   vd_tile_schedule *schedule = (vd_tile_schedule *)a.schedule;
-  const int n_work_tile = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE);
+  const int n_work_tile = vd_query_items<REL, TRIM>(a, schedule);
   const float scale = rsqrtf((float)a.d_head), factor = scale * 1.44269504088896341f;
   for (int i = (int)threadIdx.x; REL && i < 8 * VD_HEAD_WIDTH; i += VD_WARPGROUP) m->ones[i] = (T)1.0f;
   int tile_id = (int)blockIdx.x, c = 0;
   for (int i = 0; tile_id < n_work_tile; i++) {
-    const vd_query_work work = vd_query_work_at<REL>(a, schedule, tile_id);
+    const vd_query_work work = vd_query_work_at<REL, TRIM>(a, schedule, tile_id);
+    const bool splits = vd_can_split<REL, TRIM>() && work.n_split > 1, block_left = splits && work.end < work.n;
     const vd_position_gradients p = vd_position_gradients_of<REL>(a, task.g, task.ws.dsum, work.at.head, work.band);
     const T *q = m->q[i & 1];
     dq_state<T, REL> w;
     vd_frag_a<T> queries[4] = {}; /* of far tiles, as left operands */
-    for (int t = 0; t < work.n; t++, c++) {
+    for (int t = work.begin; t < work.end; t++, c++) {
       vd_frag_a<T> gradient[4];
       vd_barrier_sync<VD_TILE_FULL>();
 #pragma unroll
       for (int k = 0; TRIM && t == 0 && k < 4; k++)
         vd_load_a<T, VD_HEAD_WIDTH>(queries[k], q, 16 * (int)(threadIdx.x >> 5), 16 * k);
-      if (t == 0)
+      if (t == work.begin)
         dq_begin<T, REL>(a, task.g.lse, task.ws.delta, work.at, work.i0 + 16 * (int)(threadIdx.x >> 5), m, w, q, c);
       const bool far = TRIM && t < work.far;
       const uint32_t dropout_mask = DROP && !far ? m->dropout_mask[c & 1][threadIdx.x] : 0;
-      if (!REL || t + 1 < work.n) vd_barrier_arrive<VD_TILE_EMPTY>();
+      if (!(REL || block_left) || t + 1 < work.end) vd_barrier_arrive<VD_TILE_EMPTY>();
+      if constexpr (vd_can_split<REL, TRIM>()) {
+        if (t < work.first) {
+          begin_split<T>(m, q, c);
+          continue;
+        }
+      }
       if constexpr (TRIM) {
         if (far) far_scores<T>(work, m, w, queries, t, c, factor, gradient);
       }
@@ -343,7 +394,12 @@ VD_DEV void dq_consumer(const vd_cuda_attention &a, const dq_task &task, dq_smem
       }
     }
     const int next = vd_announced_tile(&m->next[i & 1]);
-    dq_end<T, REL>(a, task, work, tile_id, p, m, w, q, c, scale);
+    bool done = true;
+    if constexpr (vd_can_split<REL, TRIM>()) {
+      if (block_left) end_split<T>(m, w, p, work, q, c, scale);
+      if (splits) done = join_splits<T>(a, work, m, w);
+    }
+    if (done) dq_end<T, REL>(a, task, work, tile_id, p, m, w, q, c, scale);
     tile_id = next;
   }
   vd_finish_work(schedule, VD_WORK_DQ);
@@ -354,12 +410,11 @@ template <typename T, bool DROP, bool REL, bool TRIM>
 VD_DEV void dq_producer(const vd_cuda_attention &a, const dq_task &task, dq_smem<T> *m) {
   vd_tile_schedule *schedule = (vd_tile_schedule *)a.schedule;
   const vd_cuda_attention_gradient &g = task.g;
-  const int n_work_tile = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE),
-            thread = (int)threadIdx.x - VD_WARPGROUP;
+  const int n_work_tile = vd_query_items<REL, TRIM>(a, schedule), thread = (int)threadIdx.x - VD_WARPGROUP;
   int tile_id = (int)blockIdx.x, c = 0;
   for (int i = 0; tile_id < n_work_tile; i++) {
     const int requested = vd_producer_request(schedule, VD_WORK_DQ);
-    const vd_query_work work = vd_query_work_at<REL>(a, schedule, tile_id);
+    const vd_query_work work = vd_query_work_at<REL, TRIM>(a, schedule, tile_id);
     const vd_position_keys<T> positions = vd_position_keys_of<REL, T>(a, g.table, work.at.head);
     const vd_kv_view<const T> memories =
         vd_kv_view_of(a, (const T *)g.block, (const T *)g.memory, work.at.head, work.at.stream);
@@ -370,11 +425,11 @@ VD_DEV void dq_producer(const vd_cuda_attention &a, const dq_task &task, dq_smem
       vd_copy_position_keys<T, VD_HEAD_WIDTH, REL>(m->table[slot], m->bias_scores[slot], positions,
                                                    work.first_block + y * VD_TILE, a.d_head);
     };
-    for (int t = 0; t < n; t++, c++) {
-      const bool far = TRIM && t < work.far;
+    for (int t = work.begin; t < work.end; t++, c++) {
+      const bool far = TRIM && t < work.far, keys_too = REL || t >= work.first;
       int kappa0 = work.start + t * VD_TILE;
       if (c > 0) vd_barrier_sync<VD_TILE_EMPTY>();
-      if (t == 0) {
+      if (t == work.begin) {
         const vd_row_view<const T> queries = vd_query_rows<T, REL>(a, g, task.ws.query, work.at.head, work.at.stream);
         const vd_row_view<const T> douts = vd_output_rows(a, (const T *)g.dout, work.at.head, work.at.stream);
         vd_copy_tile<T, VD_HEAD_WIDTH>(m->q[i & 1], queries.row0, queries.stride, work.i0, 0, a.block, a.d_head);
@@ -383,14 +438,16 @@ VD_DEV void dq_producer(const vd_cuda_attention &a, const dq_task &task, dq_smem
         if constexpr (REL) copy_table(0, c % 3);
       }
       const vd_row_view<const T> keys = memories.at(kappa0, VD_KEY), values = memories.at(kappa0, VD_VALUE);
-      vd_copy_tile<T, VD_HEAD_WIDTH>(m->k[c & 1], keys.row0, keys.stride, kappa0, lowest, a.block, a.d_head);
-      if (!far)
+      if (keys_too)
+        vd_copy_tile<T, VD_HEAD_WIDTH>(m->k[c & 1], keys.row0, keys.stride, kappa0, lowest, a.block, a.d_head);
+      if (keys_too && !far)
         vd_copy_tile<T, VD_HEAD_WIDTH>(m->v[c & 1], values.row0, values.stride, kappa0, lowest_value, a.block,
                                        a.d_head);
       if (REL || t + 1 < n) copy_table(t + 1, (c + 1) % 3);
-      if (DROP && !far) vd_cp_async4(&m->dropout_mask[c & 1][thread], dropout_mask - t * VD_WARPGROUP + thread, true);
+      if (DROP && keys_too && !far)
+        vd_cp_async4(&m->dropout_mask[c & 1][thread], dropout_mask - t * VD_WARPGROUP + thread, true);
       vd_cp_async_commit();
-      if (t + 1 == n) vd_producer_announce(requested, &m->next[i & 1]);
+      if (t + 1 == work.end) vd_producer_announce(requested, &m->next[i & 1]);
       vd_cp_async_wait_all();
       vd_fence_proxy_async();
       vd_barrier_arrive<VD_TILE_FULL>();

@@ -27,15 +27,22 @@ typedef struct vd_band {
   int oldest; /* with relative keys: the first key that exists */
 } vd_band;
 
+/* Where few query tiles reach far, their key tiles are shared out over several blocks, each with a split of them
+ * (split-KV, as in Flash-Decoding). VD_SPLIT_SLOTS: partial sums that a->splits holds. */
+enum { VD_MAX_SPLITS = 16, VD_SPLIT_SLOTS = 512 };
+
 /* A layer's schedule, in device memory: bands, the order of the heads, and the counters from which persistent blocks
  * take tiles. All counters are zero between kernels. */
 enum { VD_MAX_SM = 256 };
 typedef struct vd_tile_schedule {
   int sm_blocks[VD_MAX_SM]; /* blocks seen on each multiprocessor; see first_tile() in fwd_wgmma.cu */
   int next[VD_WORK_KINDS], done[VD_WORK_KINDS], next_rest;
-  int head[VD_CUDA_MAX_HEADS];          /* heads by decreasing reach, then own span */
-  int dkv_first[VD_CUDA_MAX_HEADS + 1]; /* first dK/dV tile of the head of this rank; last: number of tiles */
-  vd_band band[VD_CUDA_MAX_HEADS];      /* of head h */
+  int head[VD_CUDA_MAX_HEADS];            /* heads by decreasing reach, then own span */
+  int dkv_first[VD_CUDA_MAX_HEADS + 1];   /* first dK/dV tile of the head of this rank; last: number of tiles */
+  int n_split[VD_CUDA_MAX_HEADS];         /* splits of a query tile of the head of this rank */
+  int split_first[VD_CUDA_MAX_HEADS + 1]; /* the head's first split of all; last: number of splits */
+  int arrived[VD_SPLIT_SLOTS];            /* splits of a query tile that are done, at the number of its first split */
+  vd_band band[VD_CUDA_MAX_HEADS];        /* of head h */
 } vd_tile_schedule;
 
 /* a / b, rounded up. */

@@ -16,7 +16,7 @@ template <typename T> struct forward_smem {
   /* Mask bits of a key tile for each consumer thread, drawn one tile ahead of the copies. With three slots the
    * producer overwrites one only after a barrier that the consumer reached after reading it. */
   uint32_t dropout_mask[3][VD_WARPGROUP];
-  int next[2];
+  int next[2], last_split;
 };
 
 /* Slots of the block's i-th work tile and c-th key tile. Where trimmed, queries pass to registers at once, and keys

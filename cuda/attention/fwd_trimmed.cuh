@@ -119,10 +119,10 @@ template <typename T, bool DROP>
 VD_DEV void trimmed_producer(const vd_cuda_attention &a, const forward_task<T> &task, forward_smem<T> *m,
                              vd_dropout_draws drop) {
   vd_tile_schedule *schedule = (vd_tile_schedule *)a.schedule;
-  const int n_work_tile = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE);
+  const int n_work_tile = vd_query_items<false, true>(a, schedule);
   int tile_id = vd_announced_tile(&m->next[1]), c = 0;
   if (tile_id >= n_work_tile) return;
-  vd_query_work work = vd_query_work_at<false>(a, schedule, tile_id);
+  vd_query_work work = vd_query_work_at<false, true>(a, schedule, tile_id);
   auto draw = [&](int t) {
     if (!DROP || t < work.far) return;
     vd_seek_dropout(&drop, a, work.at.head, work.at.stream);
@@ -148,7 +148,7 @@ VD_DEV void trimmed_producer(const vd_cuda_attention &a, const forward_task<T> &
         vd_producer_announce(requested, &m->next[i & 1]);
         vd_producer_sync();
         tile_id = vd_announced_tile(&m->next[i & 1]), ahead = 0;
-        if (tile_id < n_work_tile) work = vd_query_work_at<false>(a, schedule, tile_id);
+        if (tile_id < n_work_tile) work = vd_query_work_at<false, true>(a, schedule, tile_id);
       }
       c++;
       if (tile_id < n_work_tile) copy_trimmed(a, task, m, work, ahead, c);

@@ -18,6 +18,7 @@
  * Bound: instruction issue and waiting between few warps, 35 to 50 % of the issue slots are used. Layer 11 of 12, 16
  * streams of 512, dropout 0.3 on one H100: 0.122 ms (doc/PERFORMANCE.md). */
 #include "cuda/attention/fwd_trimmed.cuh"
+#include "cuda/attention/splits.cuh"
 
 namespace {
 
@@ -100,6 +101,39 @@ VD_DEV void forward_end(const vd_cuda_attention &a, float scale, const vd_query_
   vd_write_rows<T, VD_HEAD_WIDTH>(to.row0, to.stride, iw, 0, a.block, a.d_head, w.sum, factor);
 }
 
+/* The turn before a split's first key tile: position scores of the block of e that both have. */
+template <typename T> VD_DEV void begin_split(forward_smem<T> *m, const T *q, int c) {
+  float position[8][4];
+  vd_wgmma_fence();
+  vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(position, q, m->table[table_slot<false>(c)], false);
+  vd_wgmma_commit();
+  vd_wgmma_wait<0>();
+  vd_wgmma_fence_operand<8>(position);
+  vd_write_ring(m->ring[threadIdx.x >> 5], c + 1, position);
+}
+/* Stores the sums of this split. True where all others are stored: then `w` has the joint sums. */
+template <typename T>
+VD_DEV bool join_splits(const vd_cuda_attention &a, const vd_query_work &work, float factor, forward_smem<T> *m,
+                        forward_state &w) {
+  vd_store_split(a, work, w.sum, make_float4(w.highest[0], w.highest[1], w.total[0], w.total[1]));
+  if (!vd_is_last_split(a, work, &m->last_split)) return false;
+  w.highest[0] = w.highest[1] = -INFINITY, w.total[0] = w.total[1] = 0;
+  vd_clear_sums(w.sum);
+  for (int split = 0; split < work.n_split; split++) {
+    const float4 of = vd_split_rest(a, work, split);
+    const float highest[2] = {of.x, of.y}, total[2] = {of.z, of.w};
+    float keep[2], add[2];
+#pragma unroll
+    for (int ih = 0; ih < 2; ih++) {
+      const float both = fmaxf(w.highest[ih], highest[ih]), base = both == -INFINITY ? 0 : both * factor;
+      keep[ih] = vd_exp2(w.highest[ih] * factor - base), add[ih] = vd_exp2(highest[ih] * factor - base);
+      w.highest[ih] = both, w.total[ih] = w.total[ih] * keep[ih] + total[ih] * add[ih];
+    }
+    vd_add_split(a, work, split, keep, add, w.sum);
+  }
+  return true;
+}
+
 VD_DEV int first_tile(vd_tile_schedule *schedule, int n_longest) {
   unsigned place;
   asm volatile("mov.u32 %0, %%smid;" : "=r"(place));
@@ -119,11 +153,11 @@ VD_DEV void finish_work(vd_tile_schedule *schedule) {
 template <typename T, bool DROP, bool REL, bool TRIM>
 VD_DEV void forward_consumer(const vd_cuda_attention &a, const forward_task<T> &task, forward_smem<T> *m, float scale) {
   vd_tile_schedule *schedule = (vd_tile_schedule *)a.schedule;
-  const int n_work_tile = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE);
+  const int n_work_tile = vd_query_items<REL, TRIM>(a, schedule);
   const float factor = rsqrtf((float)a.d_head) * 1.44269504088896341f;
   int tile_id = vd_announced_tile(&m->next[1]), c = 0;
   for (int i = 0; tile_id < n_work_tile; i++) {
-    const vd_query_work work = vd_query_work_at<REL>(a, schedule, tile_id);
+    const vd_query_work work = vd_query_work_at<REL, TRIM>(a, schedule, tile_id);
     forward_state w;
     w.highest[0] = w.highest[1] = -INFINITY, w.total[0] = w.total[1] = 0;
     vd_clear_sums(w.sum);
@@ -133,8 +167,13 @@ VD_DEV void forward_consumer(const vd_cuda_attention &a, const forward_task<T> &
       if (work.far > 0) far_tiles<T>(work, m, w, left, c, factor);
       c += work.far;
     }
-    for (int t = TRIM ? work.far : 0; t < work.n; t++, c++) {
+    for (int t = TRIM ? work.far : work.begin; t < work.end; t++, c++) {
       vd_barrier_sync<VD_TILE_FULL>();
+      if (vd_can_split<REL, TRIM>() && t < work.first) {
+        vd_barrier_arrive<VD_TILE_EMPTY>();
+        begin_split<T>(m, q, c);
+        continue;
+      }
       if constexpr (TRIM) {
         if (t == 0) load_queries(m, left);
       }
@@ -144,9 +183,21 @@ VD_DEV void forward_consumer(const vd_cuda_attention &a, const forward_task<T> &
       forward_tile<T, DROP, REL, TRIM>(work, m, w, q, left, t, c, dropout_mask, factor);
     }
     tile_id = vd_announced_tile(&m->next[i & 1]);
+    if (vd_can_split<REL, TRIM>() && work.n_split > 1 && !join_splits<T>(a, work, factor, m, w)) continue;
     forward_end<T>(a, scale, work, w, factor, task.out, task.lse);
   }
   finish_work(schedule);
+}
+
+/* Starts the copies of the keys and values of key tile t of a work tile. */
+template <typename T>
+VD_DEV void copy_keys_and_values(const vd_cuda_attention &a, const forward_task<T> &task, forward_smem<T> *m,
+                                 const vd_query_work &work, int t, int slot, int lowest) {
+  const int kappa0 = work.start + t * VD_TILE;
+  const vd_kv_view<const T> memories = vd_kv_view_of(a, task.block, task.memory, work.at.head, work.at.stream);
+  const vd_row_view<const T> keys = memories.at(kappa0, VD_KEY), values = memories.at(kappa0, VD_VALUE);
+  vd_copy_tile<T, VD_HEAD_WIDTH>(key_slot<false>(m, slot), keys.row0, keys.stride, kappa0, lowest, a.block, a.d_head);
+  vd_copy_tile<T, VD_HEAD_WIDTH>(value_slot(m, slot), values.row0, values.stride, kappa0, lowest, a.block, a.d_head);
 }
 
 /* The producer warpgroup. */
@@ -154,19 +205,20 @@ template <typename T, bool DROP, bool REL>
 VD_DEV void forward_producer(const vd_cuda_attention &a, const forward_task<T> &task, forward_smem<T> *m,
                              vd_dropout_draws drop) {
   vd_tile_schedule *schedule = (vd_tile_schedule *)a.schedule;
-  const int n_work_tile = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE);
+  const int n_work_tile = vd_query_items<REL, false>(a, schedule);
   int tile_id = vd_announced_tile(&m->next[1]), c = 0;
   for (int i = 0; tile_id < n_work_tile; i++) {
     const int requested = threadIdx.x == VD_WARPGROUP ? pop_tile(schedule, longest_tiles(n_work_tile)) : 0;
-    const vd_query_work work = vd_query_work_at<REL>(a, schedule, tile_id);
+    const vd_query_work work = vd_query_work_at<REL, false>(a, schedule, tile_id);
     const vd_position_keys<T> positions = vd_position_keys_of<REL, T>(a, task.table, work.at.head);
-    const int lowest = vd_lowest<REL>(work.band), n = work.n;
+    const int lowest = vd_lowest<REL>(work.band), n = work.end - work.begin;
     auto copy_table = [&](int y, int slot) {
       vd_copy_position_keys<T, VD_HEAD_WIDTH, REL>(m->table[slot], m->bias_scores[slot], positions,
                                                    work.first_block + y * VD_TILE, a.d_head);
     };
     vd_seek_dropout(&drop, a, work.at.head, work.at.stream);
-    for (int t = -1; t < n; t++) { /* copies tile t and draws the mask of tile t + 1; t = -1: copies and draws tile 0 */
+    /* Copies the tile of turn t and draws the mask of turn t + 1; t = -1: copies and draws those of turn 0. */
+    for (int t = -1; t < n; t++) {
       if (t > 0 || (t < 0 && i > 0)) vd_barrier_sync<VD_TILE_EMPTY>();
       if (t < 0) {
         const vd_row_view<const T> queries = vd_block_rows(a, task.block, VD_QUERY, work.at.head, work.at.stream);
@@ -175,17 +227,13 @@ VD_DEV void forward_producer(const vd_cuda_attention &a, const forward_task<T> &
         if constexpr (REL) copy_table(0, 2);
       }
       if (t != 0) {
-        int tile = max(t, 0), slot = (c + tile) & 1, kappa0 = work.start + tile * VD_TILE;
-        const vd_kv_view<const T> memories = vd_kv_view_of(a, task.block, task.memory, work.at.head, work.at.stream);
-        const vd_row_view<const T> keys = memories.at(kappa0, VD_KEY), values = memories.at(kappa0, VD_VALUE);
-        vd_copy_tile<T, VD_HEAD_WIDTH>(key_slot<false>(m, slot), keys.row0, keys.stride, kappa0, lowest, a.block,
-                                       a.d_head);
-        vd_copy_tile<T, VD_HEAD_WIDTH>(value_slot(m, slot), values.row0, values.stride, kappa0, lowest, a.block,
-                                       a.d_head);
-        if (REL || tile + 1 < n) copy_table(tile + 1, slot);
+        const int turn = max(t, 0), tile = work.begin + turn, slot = (c + turn) & 1;
+        if (REL || tile >= work.first) copy_keys_and_values(a, task, m, work, tile, slot, lowest);
+        if (REL || tile + 1 < work.n) copy_table(tile + 1, slot);
         vd_cp_async_commit();
       }
-      if (DROP && t + 1 < n) draw_mask(a, drop, work, m, t + 1, c + t + 1);
+      if (DROP && t + 1 < n && (REL || work.begin + t + 1 >= work.first))
+        draw_mask(a, drop, work, m, work.begin + t + 1, c + t + 1);
       if (t < 0) continue;
       if (t + 1 == n) vd_producer_announce(requested, &m->next[i & 1]);
       vd_cp_async_wait_all();
@@ -205,9 +253,9 @@ __global__ void __launch_bounds__(VD_SPECIALIZED_THREADS, 2)
                          const __grid_constant__ vd_dropout_draws drop) {
   extern __shared__ __align__(1024) unsigned char smem[];
   forward_smem<T> *m = (forward_smem<T> *)smem;
-  const int n_work_tile = a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE);
+  vd_tile_schedule *schedule = (vd_tile_schedule *)a.schedule;
   vd_pdl_wait();
-  if (threadIdx.x == 0) m->next[1] = first_tile((vd_tile_schedule *)a.schedule, longest_tiles(n_work_tile));
+  if (threadIdx.x == 0) m->next[1] = first_tile(schedule, longest_tiles(vd_query_items<REL, TRIM>(a, schedule)));
   __syncthreads();
   if (threadIdx.x < VD_WARPGROUP) {
     vd_setmaxnreg_inc<192>();
@@ -246,4 +294,9 @@ size_t vd_cuda_attention_dropout_mask_size(const vd_cuda_attention *a) {
   if (!vd_uses_wgmma(a) || !vd_make_dropout_draws(a).threshold) return 0;
   size_t query_tiles = (size_t)a->n_stream * (size_t)a->n_head * (size_t)vd_ceil_div(a->block, VD_TILE);
   return query_tiles * (size_t)vd_max_key_tiles(*a) * VD_WARPGROUP * sizeof(uint32_t);
+}
+
+size_t vd_cuda_attention_splits_size(const vd_cuda_attention *a) {
+  if (!vd_uses_wgmma(a) || a->rel_key || a->trimmed) return 0;
+  return (size_t)VD_SPLIT_SLOTS * VD_SPLIT_FLOAT4 * sizeof(float4);
 }

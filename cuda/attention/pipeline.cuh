@@ -139,20 +139,46 @@ template <typename E> VD_DEV void vd_add_ring(float s[2][4], const E *ring, int 
 /* A work tile of the forward and dQ kernels: 64 queries. Key tile t needs blocks t and t + 1 of the table; block y
  * begins with e = first_block + 64 y. Block 0 is beyond a span's reach (with relative keys it may be within), and
  * block n has distances <= 0: scores from those entries are masked. The first `far` key tiles are beyond the head's own
- * span: every mask there is 0. */
+ * span: every mask there is 0.
+ *
+ * A split has key tiles first .. end - 1. Its first block of e is also the last of the split before it, so that both
+ * multiply its position scores: where first > 0, a split begins with a turn for them alone, t = begin = first - 1. */
 typedef struct vd_query_work {
   vd_work_tile at;
   vd_band band;
   int i0, n, far, start, first_block; /* first query, key tiles, first key */
+  int begin, first, end;
+  int n_split, split, slot; /* splits of the query tile; this one; the number of the first one */
 } vd_query_work;
-template <bool REL>
-VD_DEV vd_query_work vd_query_work_at(const vd_cuda_attention &a, const vd_tile_schedule *schedule, int tile_id) {
+/* Whether query tiles can be split: not with relative keys, which all reach equally far, nor where trimmed. */
+template <bool REL, bool TRIM> VD_DEV constexpr bool vd_can_split() {
+  return !REL && !TRIM;
+}
+/* Number of work items of the forward and dQ kernels: query tiles, or their splits. */
+template <bool REL, bool TRIM>
+VD_DEV int vd_query_items(const vd_cuda_attention &a, const vd_tile_schedule *schedule) {
+  if constexpr (vd_can_split<REL, TRIM>()) return schedule->split_first[a.n_head];
+  return a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE);
+}
+template <bool REL, bool TRIM>
+VD_DEV vd_query_work vd_query_work_at(const vd_cuda_attention &a, const vd_tile_schedule *schedule, int item) {
   vd_query_work w;
-  w.at = vd_query_tile_at<REL>(a, schedule, tile_id);
+  w.n_split = 1, w.split = 0, w.slot = item;
+  if constexpr (vd_can_split<REL, TRIM>()) {
+    int rank = 0, n_tile = vd_ceil_div(a.block, VD_TILE);
+    while (item >= schedule->split_first[rank + 1]) rank++;
+    w.n_split = schedule->n_split[rank];
+    int rest = item - schedule->split_first[rank], tile = rest / w.n_split;
+    w.split = rest - tile * w.n_split, w.slot = item - w.split;
+    w.at = {schedule->head[rank], tile / n_tile, tile % n_tile};
+  } else {
+    w.at = vd_query_tile_at<REL>(a, schedule, item);
+  }
   w.band = vd_band_of<REL>(a, schedule, w.at.head);
   w.i0 = w.at.tile * VD_TILE, w.n = vd_key_tiles<REL>(w.band, w.at.tile), w.start = w.i0 - (w.n - 1) * VD_TILE;
   w.far = REL ? 0 : w.n - 1 - vd_ceil_div(w.band.own, VD_TILE);
   w.first_block = w.start - w.i0 - VD_TILE;
+  w.first = w.split * w.n / w.n_split, w.end = (w.split + 1) * w.n / w.n_split, w.begin = max(w.first - 1, 0);
   return w;
 }
 /* Whether the head sees all pairs of 16 queries from i0 on and 64 keys from kappa0 on, in a far tile. */

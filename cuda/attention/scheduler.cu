@@ -39,6 +39,25 @@ VD_DEV vd_band make_band(const vd_cuda_attention &a, int head) {
   return b;
 }
 
+/* Splits of each head's query tiles: none much longer than a block's fair share of the layer's key tiles, unless it is
+ * so short that a split costs more than it saves (a turn of its own, and the sums' way through memory). */
+enum { LEAST_SPLIT = 6 };
+VD_DEV void split_heads(const vd_cuda_attention &a, int n_block, vd_tile_schedule *schedule) {
+  const int per_head = a.n_stream * vd_ceil_div(a.block, VD_TILE);
+  auto key_tiles = [&](int head) { return vd_ceil_div(schedule->band[head].reach, VD_TILE) + 1; };
+  int total = 0, slots = VD_SPLIT_SLOTS, first = 0;
+  for (int h = 0; h < a.n_head; h++) total += per_head * key_tiles(h);
+  const int share = max(LEAST_SPLIT, vd_ceil_div(total, n_block));
+  for (int rank = 0; rank < a.n_head; rank++) {
+    int wanted = vd_ceil_div(4 * key_tiles(schedule->head[rank]), 5 * share);
+    int n = a.splits && !a.trimmed && !a.rel_key ? max(1, min(min(wanted, (int)VD_MAX_SPLITS), slots / per_head)) : 1;
+    if (n > 1) slots -= n * per_head;
+    schedule->n_split[rank] = n, schedule->split_first[rank] = first;
+    first += n * per_head;
+  }
+  schedule->split_first[a.n_head] = first;
+}
+
 /* Layers of one launch; more would exceed the 4 KiB of kernel arguments. */
 enum { LAYERS_PER_LAUNCH = 24 };
 typedef struct schedule_layers {
@@ -47,7 +66,7 @@ typedef struct schedule_layers {
 static_assert(sizeof(schedule_layers) <= 4096, "arguments of a kernel");
 
 /* One block a layer, one thread a head. */
-__global__ void schedule_kernel(const __grid_constant__ schedule_layers layers) {
+__global__ void schedule_kernel(const __grid_constant__ schedule_layers layers, int n_block) {
   const vd_cuda_attention &a = layers.at[blockIdx.x];
   __shared__ int reach[VD_CUDA_MAX_HEADS], own[VD_CUDA_MAX_HEADS], head[VD_CUDA_MAX_HEADS];
   vd_tile_schedule *schedule = (vd_tile_schedule *)a.schedule;
@@ -73,6 +92,7 @@ __global__ void schedule_kernel(const __grid_constant__ schedule_layers layers) 
       first += a.n_stream * (vd_ceil_div(reach[head[i]], VD_TILE) + near);
     }
     schedule->dkv_first[a.n_head] = first;
+    split_heads(a, n_block, schedule);
   }
 }
 
@@ -100,11 +120,15 @@ static bool shapes_fit(const vd_cuda_attention *a) {
 cudaError_t vd_cuda_attention_make_schedules(int32_t n, const vd_cuda_attention *a, cudaStream_t stream) {
   for (int32_t i = 0; i < n; i++)
     if (!shapes_fit(&a[i])) return cudaErrorInvalidValue;
+  int device, n_sm;
+  cudaError_t e = cudaGetDevice(&device);
+  if (e == cudaSuccess) e = cudaDeviceGetAttribute(&n_sm, cudaDevAttrMultiProcessorCount, device);
+  if (e != cudaSuccess) return e;
   for (int32_t first = 0; first < n; first += LAYERS_PER_LAUNCH) {
     schedule_layers layers = {};
     int32_t here = n - first < LAYERS_PER_LAUNCH ? n - first : LAYERS_PER_LAUNCH;
     for (int32_t i = 0; i < here; i++) layers.at[i] = a[first + i];
-    schedule_kernel<<<(unsigned)here, VD_CUDA_MAX_HEADS, 0, stream>>>(layers);
+    schedule_kernel<<<(unsigned)here, VD_CUDA_MAX_HEADS, 0, stream>>>(layers, 2 * n_sm);
   }
   return cudaGetLastError();
 }

@@ -108,6 +108,8 @@ static vd_cuda_attention kernel_of(vd_cuda_backend *c, const vd_attention *a, co
                          .position_bias = a->position_bias};
   size_t bytes = vd_cuda_attention_bias_scores_size(&x);
   x.bias_scores = bytes > 0 ? vd_cuda_workspace(c, &c->scratch, bytes) : NULL;
+  bytes = vd_cuda_attention_splits_size(&x);
+  x.splits = bytes > 0 ? vd_cuda_workspace(c, &c->scratch, bytes) : NULL;
   return x;
 }
 
@@ -116,7 +118,7 @@ static bool same_shape(const vd_cuda_attention *x, const vd_cuda_attention *y) {
   return x->n_stream == y->n_stream && x->block == y->block && x->window == y->window && x->bounds == y->bounds &&
          x->n_head == y->n_head && x->attn_span == y->attn_span && x->ramp == y->ramp &&
          x->first_distance == y->first_distance && x->trimmed == y->trimmed && x->n_span == y->n_span &&
-         !x->rel_key == !y->rel_key && x->reach == y->reach;
+         !x->rel_key == !y->rel_key && !x->splits == !y->splits && x->reach == y->reach;
 }
 
 /* Makes the schedules that are missing or stale, in one launch. False, with a recorded error, where that fails. */

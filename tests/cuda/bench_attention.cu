@@ -71,6 +71,7 @@ static layer make_layer(int n_stream, double dropout, const std::vector<int> &sp
          RAMP,    1,        trimmed, N_HEAD,  longest, span,   allocate(vd_cuda_attention_schedule_size()),
          dropout, rng,      0};
   l.a.dropout_mask = (uint32_t *)allocate(vd_cuda_attention_dropout_mask_size(&l.a));
+  if (!getenv("VD_BENCH_NO_SPLITS")) l.a.splits = allocate(vd_cuda_attention_splits_size(&l.a));
   size_t nq = (size_t)n_stream * BLOCK * WIDTH, nk = (size_t)n_stream * (size_t)longest * WIDTH;
   l.g = {random_array(3 * nq, 1u),
          random_array(2 * nk, 2u),

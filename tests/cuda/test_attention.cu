@@ -34,6 +34,10 @@ static const std::vector<test_case> cases = {
     {"one_query", 2, 1, 70, 2, 64, 70, 8, 0, 2, 0, 0.3, {0.1f, 0.9f}},
     {"block65", 1, 65, 65, 2, 64, 65, 8, 0, 2, 0, 0.3, {0.3f, 1}},
     {"long", 1, 130, 700, 2, 64, 700, 32, 0, 2, 0, 0.3, {0.8f, 0.04f}},
+    {"split", 2, 100, 1500, 3, 64, 1600, 32, 0, 3, 1, 0.3, {0.9f, 0.03f, 0.45f}},
+    {"split_ramp", 1, 130, 1300, 2, 64, 1300, 700, 0, 1, 0, 0.2, {0.6f}},
+    {"split_sharp", 1, 64, 1100, 2, 64, 1100, 32, 0, 2, 0, 0, {1, 0.5f}, 12},
+    {"split_narrow", 1, 33, 900, 2, 40, 1000, 16, 0, 2, 0, 0.3, {0.85f, 0.7f}},
 };
 
 /* Transformer-XL: relative keys, a fixed reach. */
@@ -319,6 +323,7 @@ static int run_case(const test_case &c, vd_precision type, double tolerance, uin
   layer_arrays dx = {filled(shape.block_size() * size_of(type), 0xff),
                      filled(shape.memory_size() * size_of(type), 0xff)};
   a.dropout_mask = allocate_mask(a);
+  if (vd_cuda_attention_splits_size(&a) > 0) a.splits = filled(vd_cuda_attention_splits_size(&a), 0xff);
   float *dspan = (float *)filled((size_t)c.n_span * 4, 0),
         *scratch = (float *)filled(vd_cuda_attention_workspace_size(&a), 0xff);
   check(vd_cuda_attention_key_pe(type, c.d_head, c.attn_span, gpe, table, 0), "key_pe");
@@ -343,7 +348,8 @@ static int run_case(const test_case &c, vd_precision type, double tolerance, uin
                  type == VD_FP32 ? 0 : r.dspan_terms);
   printf("\n");
   void *all[] = {x.block, x.memory, gdo, gpe,      span,      a.schedule, table,   out,
-                 lse,     dtable,   dpe, dx.block, dx.memory, dspan,      scratch, a.dropout_mask};
+                 lse,     dtable,   dpe, dx.block, dx.memory, dspan,      scratch, a.dropout_mask,
+                 a.splits};
   for (void *p : all) cudaFree(p);
   return bad;
 }
