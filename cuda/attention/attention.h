@@ -94,9 +94,13 @@ cudaError_t vd_cuda_attention_make_schedules(int32_t n, const vd_cuda_attention 
 cudaError_t vd_cuda_attention_key_pe(enum vd_precision type, int32_t d_head, int32_t attn_span, const float *key_pe,
                                      void *table, cudaStream_t stream);
 
-/* Stream-ordered. dkey_pe[d_head, attn_span] += transpose of dtable[attn_span, d_head]. */
-cudaError_t vd_cuda_attention_key_pe_backward(int32_t d_head, int32_t attn_span, const float *dtable, float *dkey_pe,
-                                              cudaStream_t stream);
+/* Not collective. Bytes of dtable, the gradient of the key table (an fp32 array of at least [attn_span, d_head]), in an
+ * order that suits the kernels of `type`. */
+size_t vd_cuda_attention_dtable_size(enum vd_precision type, int32_t d_head, int32_t attn_span);
+
+/* Stream-ordered. dkey_pe[d_head, attn_span] += transpose of dtable. */
+cudaError_t vd_cuda_attention_key_pe_backward(enum vd_precision type, int32_t d_head, int32_t attn_span,
+                                              const float *dtable, float *dkey_pe, cudaStream_t stream);
 
 /* Stream-ordered. Writes out and lse [n_stream, n_head, block], the natural logarithm of the softmax denominator.
  * Head h reads keys of `memory` from row max(window - reach[h], 0) on; values, too, but where trimmed only within its
@@ -121,9 +125,10 @@ cudaError_t vd_cuda_attention_record_weights(const vd_cuda_attention *a, const v
                                              cudaStream_t stream);
 
 /* Inputs and outputs of backward. dblock is written; dmemory is written in the rows that a head reads; dtable
- * [attn_span, d_head] and dspan [n_span] are accumulated. With relative keys table, dtable and dspan are NULL, and
- * drel_key, dcontent_bias and dposition_bias (both NULL without biases) are accumulated. dtable and drel_key are
- * summed by fp32 atomics, so that their last bits can differ between runs; all other sums have a fixed order. */
+ * (vd_cuda_attention_dtable_size() bytes) and dspan [n_span] are accumulated. With relative keys table, dtable and
+ * dspan are NULL, and drel_key, dcontent_bias and dposition_bias (both NULL without biases) are accumulated. dtable and
+ * drel_key are summed by fp32 atomics, so that their last bits can differ between runs; all other sums have a fixed
+ * order. */
 typedef struct vd_cuda_attention_gradient {
   const void *block, *memory, *table, *out;
   const float *lse;

@@ -5,9 +5,18 @@
 #include "cuda/attention/bwd_common.cuh"
 #include "cuda/kernels/pdl.cuh"
 
-/* delta [n_stream, n_head, block] = sum over a head's columns of out * dout. Eight lanes share a row of a head. */
+/* Operands of delta_kernel; `scale` is 1 for the mma kernels, and dropout's scale for the wgmma kernels. */
+typedef struct row_sums {
+  const void *out, *dout;
+  const float *lse;
+  float *delta, *shift, scale;
+} row_sums;
+
+/* delta [n_stream, n_head, block] = sum over a head's columns of out * dout, divided by scale, and shift = log2(scale)
+ * - lse / ln 2. Eight lanes share a row of a head. */
 template <typename T>
-__global__ void delta_kernel(const __grid_constant__ vd_cuda_attention a, const T *out, const T *dout, float *delta) {
+__global__ void delta_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ row_sums rows) {
+  const T *out = (const T *)rows.out, *dout = (const T *)rows.dout;
   constexpr int chunk = 16 / (int)sizeof(T);
   vd_pdl_wait();
   int64_t id = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / 8, row = id / a.n_head;
@@ -29,7 +38,10 @@ __global__ void delta_kernel(const __grid_constant__ vd_cuda_attention a, const 
     }
   }
   for (int m = 4; m; m >>= 1) sum += __shfl_xor_sync(0xffffffffU, sum, m);
-  if (valid && lane == 0) delta[(row / a.block * a.n_head + head) * a.block + row % a.block] = sum;
+  if (!valid || lane > 0) return;
+  const int64_t to = (row / a.block * a.n_head + head) * a.block + row % a.block;
+  rows.delta[to] = sum / rows.scale;
+  rows.shift[to] = fmaf(rows.lse[to], -1.44269504088896341f, log2f(rows.scale));
 }
 
 /* dspan[s] += attn_span / ramp * the sum of its query tiles' partial sums, in a fixed order. */
@@ -55,14 +67,17 @@ static size_t round_up_16(size_t bytes) {
 static size_t lay_out(const vd_cuda_attention *a, void *base, vd_backward_workspace *ws) {
   size_t pairs = (size_t)a->n_stream * (size_t)a->n_head, tiles = pairs * (size_t)vd_ceil_div(a->block, VD_TILE);
   size_t rows = (size_t)a->n_stream * (size_t)a->block, element = a->type == VD_FP32 ? 4 : 2;
-  size_t delta = round_up_16(pairs * (size_t)a->block * 4);
-  ws->dropout_mask = a->dropout_mask, ws->delta = (float *)base;
+  size_t one = round_up_16(pairs * (size_t)a->block * 4), delta = 2 * one;
+  ws->dropout_mask = a->dropout_mask, ws->delta = (float *)base, ws->shift = (float *)((char *)base + one);
   if (a->rel_key) {
     size_t bias = delta + round_up_16(rows * (size_t)a->n_head * (size_t)a->d_head * element);
     size_t sum = bias + round_up_16(tiles * 2 * (size_t)a->d_head * 4);
     ws->query = (char *)base + delta, ws->dbias = (float *)((char *)base + bias);
     ws->dsum = (float *)((char *)base + sum);
-    return sum + (size_t)a->n_head * ((size_t)a->reach + 1) * 4;
+    size_t table = sum + round_up_16((size_t)a->n_head * ((size_t)a->reach + 1) * 4);
+    if (!vd_uses_wgmma(a)) return table;
+    ws->dtable = (float *)((char *)base + table);
+    return table + (size_t)a->n_head * (size_t)vd_table_blocks(a->reach) * VD_TILE * VD_TILE * 4;
   }
   ws->dspan = (float *)((char *)base + delta);
   return delta + tiles * 4;
@@ -73,20 +88,16 @@ size_t vd_cuda_attention_workspace_size(const vd_cuda_attention *a) {
   return lay_out(a, NULL, &ws);
 }
 
-static cudaError_t fill_delta(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g, float *delta,
-                              cudaStream_t stream) {
+static cudaError_t fill_delta(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
+                              const vd_backward_workspace *ws, cudaStream_t stream) {
   int64_t lanes = (int64_t)a->n_stream * a->n_head * a->block * 8;
   unsigned blocks = (unsigned)((lanes + 255) / 256);
-  if (a->type == VD_FP32) {
-    return vd_launch_pdl(delta_kernel<float>, blocks, 256, 0, stream, *a, (const float *)g->out, (const float *)g->dout,
-                         delta);
-  } else if (a->type == VD_BF16) {
-    return vd_launch_pdl(delta_kernel<__nv_bfloat16>, blocks, 256, 0, stream, *a, (const __nv_bfloat16 *)g->out,
-                         (const __nv_bfloat16 *)g->dout, delta);
-  } else {
-    return vd_launch_pdl(delta_kernel<__half>, blocks, 256, 0, stream, *a, (const __half *)g->out,
-                         (const __half *)g->dout, delta);
-  }
+  const float scale = vd_uses_wgmma(a) ? vd_make_dropout_draws(a).scale : 1;
+  const row_sums rows = {g->out, g->dout, g->lse, ws->delta, ws->shift, scale};
+  auto kernel = a->type == VD_FP32   ? delta_kernel<float>
+                : a->type == VD_BF16 ? delta_kernel<__nv_bfloat16>
+                                     : delta_kernel<__half>;
+  return vd_launch_pdl(kernel, blocks, 256, 0, stream, *a, rows);
 }
 
 /* Adds up the partial sums of the dQ kernel: gradients of spans or biases. */
@@ -119,7 +130,7 @@ cudaError_t vd_cuda_attention_backward(const vd_cuda_attention *a, const vd_cuda
   cudaStream_t side = g->side ? g->side : stream;
   lay_out(a, g->workspace, &ws);
   if (vd_cuda_attention_dropout_mask_size(a) > 0 && !a->dropout_mask) return cudaErrorInvalidValue;
-  cudaError_t e = fill_delta(a, g, ws.delta, stream);
+  cudaError_t e = fill_delta(a, g, &ws, stream);
   if (e == cudaSuccess && a->rel_key) e = vd_relative_begin(a, g, &ws, stream);
   if (e == cudaSuccess) e = run_both(a, g, &ws, stream, side);
   if (e == cudaSuccess) e = sum_partials(a, g, &ws, stream);

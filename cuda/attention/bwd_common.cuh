@@ -18,11 +18,15 @@ template <typename T, int D> struct vd_backward_layout {
 
 /* Arrays of the backward pass; all but dropout_mask are in g->workspace. */
 typedef struct vd_backward_workspace {
-  float *delta; /* [n_stream, n_head, block]: sum over a head's columns of out * dout */
-  float *dspan; /* [n_head, n_stream, query tiles] */
-  void *query;  /* with relative keys: q + u [n_stream * block, width] */
-  float *dbias; /* [query tiles, 2, d_head]: sums over a tile's queries of the content and position parts of dq */
-  float *dsum;  /* [n_head, reach + 1]: score gradients summed over all queries at one distance */
+  /* [n_stream, n_head, block]: sum over a head's columns of out * dout. The wgmma kernels multiply weights by dropout's
+   * scale in the exponent, by adding `shift` = log2(scale) - lse / ln 2 to scores; for them delta is divided by it. */
+  float *delta, *shift;
+  float *dspan;  /* [n_head, n_stream, query tiles] */
+  void *query;   /* with relative keys: q + u [n_stream * block, width] */
+  float *dbias;  /* [query tiles, 2, d_head]: sums over a tile's queries of the content and position parts of dq */
+  float *dsum;   /* [n_head, reach + 1]: score gradients summed over all queries at one distance */
+  float *dtable; /* with relative keys, wgmma kernels: [n_head, vd_table_blocks(a->reach), 64, 64], the gradient of
+                  * relative keys in the order of vd_add_table_block(), but for the share of dsum */
   uint32_t *dropout_mask; /* wgmma kernels with dropout: a->dropout_mask */
 } vd_backward_workspace;
 
@@ -131,6 +135,30 @@ VD_DEV void vd_add_rows(const vd_position_gradients &p, const float sum[D / 8][4
           vd_add_pair(to + 8 * n, sum[n][2 * ih] * factor, sum[n][2 * ih + 1] * factor);
     }
   }
+}
+
+/* Blocks of 64 distances that a query tile can add to, with relative keys. */
+static inline __host__ __device__ int vd_table_blocks(int reach) {
+  return vd_ceil_div(reach, VD_TILE) + 2;
+}
+/* p.sum += factor * rows, whose columns are equal, for e0 .. e0 + 15. */
+VD_DEV void vd_add_row_sums(const vd_position_gradients &p, const float rows[4], int e0, float factor) {
+  int lane = threadIdx.x & 31, e = e0 + (lane >> 2);
+#pragma unroll
+  for (int ih = 0; ih < 2; ih++, e += 8)
+    if ((lane & 3) == 0 && e >= p.lowest && e < p.end) atomicAdd(p.sum - e, rows[2 * ih] * factor);
+}
+
+/* The key table's gradient as the wgmma kernels add to it: 64 rows of e after another, from e = -64 on downwards, each
+ * 64 x 64 in the order in which the threads of a warpgroup hold a result, so that a warp adds 512 contiguous bytes. */
+VD_DEV void vd_add_table_block(float *dtable, int e0, const float sum[8][4], float factor) {
+  float *to = dtable + (int64_t)(-e0 / VD_TILE - 1) * VD_TILE * VD_TILE + 4 * threadIdx.x;
+#pragma unroll
+  for (int n = 0; n < 8; n++)
+    asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(
+                     __cvta_generic_to_global(to + 4 * VD_WARPGROUP * n)),
+                 "f"(sum[n][0] * factor), "f"(sum[n][1] * factor), "f"(sum[n][2] * factor), "f"(sum[n][3] * factor)
+                 : "memory");
 }
 
 /* Sums of dq over a warp's 16 queries, to shared[part][warp][D]. */

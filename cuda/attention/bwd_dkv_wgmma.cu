@@ -11,10 +11,10 @@
  * dout, dk += gradients q. Far tiles (bwd_dq_wgmma.cu) need no values and give no dv: four products.
  *
  * Warps: the consumer warpgroup (200 registers) has 16 keys a warp. The producer warpgroup (56 registers) copies the
- * tiles, lse and delta, and transposes the stored dropout mask to keys as rows.
+ * tiles, shift and delta, and transposes the stored dropout mask to keys as rows.
  *
  * Shared memory, 109 KiB, two blocks for a multiprocessor: k, v, q, dout in two slots each (64 KiB), position keys
- * in three (24 KiB), the exchange of position scores (18 KiB, half), lse, delta, bias scores, mask bits. Skewing
+ * in three (24 KiB), the exchange of position scores (18 KiB, half), shift, delta, bias scores, mask bits. Skewing
  * position scores with keys as rows moves rows from warp to warp, hence the exchange through shared memory.
  *
  * Barriers: VD_TILE_FULL and VD_TILE_EMPTY for each query tile, vd_consumer_sync() after the exchange is written.
@@ -38,7 +38,7 @@ template <typename T> struct dkv_smem {
       dout[2][VD_TILE * VD_HEAD_WIDTH];
   T table[3][VD_TILE * VD_HEAD_WIDTH];
   __half exchange[2 * VD_TILE * EXCHANGE_STRIDE];
-  float rows[2][2][VD_TILE];              /* of a query tile: lse, delta */
+  float rows[2][2][VD_TILE];              /* of a query tile: shift, delta */
   float bias_scores[3][VD_TILE];          /* bias scores: initial accumulators of position scores */
   uint32_t dropout_mask[2][VD_WARPGROUP]; /* mask bits of a query tile for each consumer thread */
   int next[2];
@@ -98,32 +98,32 @@ VD_DEV uint32_t transpose_mask(const uint32_t words[4]) {
 }
 
 /* Sub-tile j of this warp's keys and 64 queries from i0 on: scores s become the weights that multiply values,
- * gradients of weights ds become gradients of scores. rows: lse of the queries; delta follows after 64. */
+ * gradients of weights ds become gradients of scores. rows: shift of the queries; delta follows after 64. */
 template <bool FULL, bool DROP, bool REL, bool TRIM>
 VD_DEV void score_gradients(const vd_cuda_attention &a, const vd_band &band, float scale, const float *rows, int i0,
                             int kappa0, uint32_t dropout_mask, int j, float factor, float s[2][4], float ds[2][4]) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   float unused = 0;
   rows += 16 * j, i0 += 16 * j;
-  vd_masks m = vd_masks_of(band, i0 + 2 * t - kappa0 - g);
+  vd_masks m = vd_masks_of(band, i0 + 2 * t - kappa0 - g, scale);
 #pragma unroll
   for (int jn = 0; jn < 2; jn++) {
-    float2 lse = *(const float2 *)(rows + 8 * jn + 2 * t), delta = *(const float2 *)(rows + VD_TILE + 8 * jn + 2 * t);
+    float2 shift = *(const float2 *)(rows + 8 * jn + 2 * t), delta = *(const float2 *)(rows + VD_TILE + 8 * jn + 2 * t);
 #pragma unroll
     for (int e = 0; e < 4; e++) {
       int nearer = 8 * (e >> 1) - 8 * jn - (e & 1);
       bool keep = !DROP || (dropout_mask >> vd_mask_bit(j, jn, e) & 1);
       float own = (e & 1) ? delta.y : delta.x, weight;
-      float score = fmaf(s[jn][e], factor, -1.44269504088896341f * ((e & 1) ? lse.y : lse.x));
+      float score = fmaf(s[jn][e], factor, (e & 1) ? shift.y : shift.x);
       /* Keys that do not exist have result rows of their own, which are not written. */
       if (!FULL && (i0 + 8 * jn + 2 * t + (e & 1) >= a.block || (REL && !vd_masks_seen(m, nearer)))) score = -INFINITY;
       if constexpr (FULL || REL) {
-        weight = vd_exp2(score);
-        ds[jn][e] = weight * (keep ? fmaf(ds[jn][e], scale, -own) : -own);
+        ds[jn][e] = vd_kept_gradient(score, keep, ds[jn][e], own, &weight);
       } else {
-        ds[jn][e] = vd_masked_gradient<TRIM>(m, nearer, score, keep ? ds[jn][e] * scale : 0, own, &weight, &unused);
+        ds[jn][e] = vd_masked_gradient<TRIM>(m, nearer, score, keep ? ds[jn][e] : 0, own, &weight, &unused);
+        weight = keep ? weight : 0;
       }
-      s[jn][e] = keep ? weight : 0;
+      s[jn][e] = weight;
     }
   }
 }
@@ -245,10 +245,10 @@ VD_DEV void far_tile(const vd_cuda_attention &a, const dkv_work &work, dkv_smem<
   for (int j = 0; j < 4; j++) add_exchange(s + 2 * j, m->exchange, j);
 #pragma unroll
   for (int n = 0; n < 8; n++) {
-    float2 lse = *(const float2 *)(rows + 8 * n), delta = *(const float2 *)(rows + VD_TILE + 8 * n);
+    float2 shift = *(const float2 *)(rows + 8 * n), delta = *(const float2 *)(rows + VD_TILE + 8 * n);
 #pragma unroll
     for (int e = 0; e < 4; e++) {
-      float p = vd_exp2(fmaf(s[n][e], factor, -1.44269504088896341f * ((e & 1) ? lse.y : lse.x)));
+      float p = vd_exp2(fmaf(s[n][e], factor, (e & 1) ? shift.y : shift.x));
       s[n][e] = p * -((e & 1) ? delta.y : delta.x);
     }
   }
@@ -273,7 +273,7 @@ VD_DEV void far_tile(const vd_cuda_attention &a, const dkv_work &work, dkv_smem<
 typedef struct dkv_task {
   vd_cuda_attention_gradient g;
   const void *query; /* q + u, from the workspace */
-  const float *delta;
+  const float *shift, *delta;
   const uint32_t *dropout_mask;
   vd_dropout_draws drop;
 } dkv_task;
@@ -309,13 +309,13 @@ VD_DEV void dkv_consumer(const vd_cuda_attention &a, const dkv_task &task, dkv_s
       if (all) vd_barrier_arrive<VD_TILE_EMPTY>(); /* the next work tile's block 0 takes the slot of the far block */
     }
     tile_id = vd_announced_tile(&m->next[i & 1]);
-    const float scales[2] = {scale, scale}, dropped[2] = {task.drop.scale, task.drop.scale};
+    const float scales[2] = {scale, scale}, whole[2] = {1, 1};
     const vd_kv_view<T> to = vd_kv_view_of(a, (T *)task.g.dblock, (T *)task.g.dmemory, work.at.head, work.at.stream);
     const vd_row_view<T> keys = to.at(work.kappa0, VD_KEY), values = to.at(work.kappa0, VD_VALUE);
     vd_write_rows<T, VD_HEAD_WIDTH>(keys.row0, keys.stride, kw, lowest, a.block, a.d_head, w.dk, scales);
     if (!TRIM || work.near_tiles > 0)
       vd_write_rows<T, VD_HEAD_WIDTH>(values.row0, values.stride, kw, vd_lowest_value<REL>(work.band), a.block,
-                                      a.d_head, w.dv, dropped);
+                                      a.d_head, w.dv, whole);
   }
   vd_finish_work(schedule, VD_WORK_DKV);
 }
@@ -335,7 +335,7 @@ VD_DEV void dkv_producer(const vd_cuda_attention &a, const dkv_task &task, dkv_s
     const vd_row_view<const T> douts = vd_output_rows(a, (const T *)g.dout, work.at.head, work.at.stream);
     const int lowest = vd_lowest<REL>(work.band), n = work.n, near_tiles = TRIM ? work.near_tiles : n;
     const float *rows =
-        (thread < VD_TILE ? g.lse : task.delta) + ((int64_t)work.at.stream * a.n_head + work.at.head) * a.block;
+        (thread < VD_TILE ? task.shift : task.delta) + ((int64_t)work.at.stream * a.n_head + work.at.head) * a.block;
     auto copy_table = [&](int y, int slot) {
       vd_copy_position_keys<T, VD_HEAD_WIDTH, REL>(m->table[slot], m->bias_scores[slot], positions,
                                                    work.kappa0 - work.first - y * VD_TILE, a.d_head);
@@ -404,7 +404,7 @@ __global__ void __launch_bounds__(VD_SPECIALIZED_THREADS, 2)
 template <typename T>
 cudaError_t launch_dkv(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g, const vd_backward_workspace *ws,
                        cudaStream_t stream) {
-  const dkv_task task = {*g, ws->query, ws->delta, ws->dropout_mask, vd_make_dropout_draws(a)};
+  const dkv_task task = {*g, ws->query, ws->shift, ws->delta, ws->dropout_mask, vd_make_dropout_draws(a)};
   auto kernel = vd_variant(a, dkv_wgmma_kernel<T, false, false, false>, dkv_wgmma_kernel<T, true, false, false>,
                            dkv_wgmma_kernel<T, false, false, true>, dkv_wgmma_kernel<T, true, false, true>,
                            dkv_wgmma_kernel<T, false, true, false>, dkv_wgmma_kernel<T, true, true, false>);

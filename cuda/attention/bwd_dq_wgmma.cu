@@ -49,7 +49,7 @@ template <typename T, bool REL> struct dq_state {
   vd_frag_a<T> dout[4];
   float dq[8][4];
   float dq_position[REL ? 8 : 1][4]; /* with relative keys apart from dq: its sum is the gradient of v */
-  float lse[2], delta[2];            /* of rows g and g + 8; lse in units of log 2 */
+  float shift[2], delta[2];          /* of rows g and g + 8 */
   float dspan;
 };
 
@@ -58,18 +58,18 @@ template <typename T, bool FULL, bool DROP, bool REL, bool TRIM>
 VD_DEV void score_gradients(const vd_band &band, float scale, dq_state<T, REL> &w, uint32_t dropout_mask, int j, int i0,
                             int kappa0, float factor, const float s[2][4], float ds[2][4]) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-  vd_masks m = vd_masks_of(band, i0 - kappa0 - 16 * j + g - 2 * t);
+  vd_masks m = vd_masks_of(band, i0 - kappa0 - 16 * j + g - 2 * t, scale);
 #pragma unroll
   for (int i = 0; i < 8; i++) {
     int jn = i >> 2, e = i & 3, nearer = 8 * jn + (e & 1) - 8 * (e >> 1);
-    float score = fmaf(s[jn][e], factor, -w.lse[e >> 1]), delta = w.delta[e >> 1], weight;
+    float score = fmaf(s[jn][e], factor, w.shift[e >> 1]), delta = w.delta[e >> 1], weight;
     const bool keep = !DROP || (dropout_mask >> vd_mask_bit(j, jn, e) & 1);
     if (REL && !FULL)
       score = vd_masks_seen(m, nearer) && kappa0 + 16 * j + 8 * jn + 2 * t + (e & 1) >= band.oldest ? score : -INFINITY;
     if constexpr (FULL || REL) {
-      ds[jn][e] = vd_exp2(score) * (keep ? fmaf(ds[jn][e], scale, -delta) : -delta);
+      ds[jn][e] = vd_kept_gradient(score, keep, ds[jn][e], delta, &weight);
     } else {
-      ds[jn][e] = vd_masked_gradient<TRIM>(m, nearer, score, keep ? ds[jn][e] * scale : 0, delta, &weight, &w.dspan);
+      ds[jn][e] = vd_masked_gradient<TRIM>(m, nearer, score, keep ? ds[jn][e] : 0, delta, &weight, &w.dspan);
     }
   }
 }
@@ -78,17 +78,24 @@ VD_DEV void score_gradients(const vd_band &band, float scale, dq_state<T, REL> &
  * block, whose copies have landed. Without relative keys the last tile's block of e has no distances above 0 and no
  * place in the table; the scores of the block that is read instead are masked. */
 template <typename T, bool DROP, bool REL, bool TRIM>
-VD_DEV void dq_scores(float scale, const vd_query_work &work, dq_smem<T> *m, dq_state<T, REL> &w, const T *q, int t,
-                      int c, uint32_t dropout_mask, float factor, vd_frag_a<T> gradient[4]) {
+VD_DEV void dq_scores(float scale, const vd_query_work &work, dq_smem<T> *m, dq_state<T, REL> &w, const T *q,
+                      const vd_frag_a<T> queries[4], int t, int c, uint32_t dropout_mask, float factor,
+                      vd_frag_a<T> gradient[4]) {
   float s[8][4], position[8][4], ds[8][4];
   __half *ring = m->ring[threadIdx.x >> 5];
   const int warp = (int)(threadIdx.x >> 5), unit = 4 * (c + 1) + 7 - warp,
             slot = (REL || t + 1 < work.n ? c + 1 : c) % 3;
   if constexpr (REL) vd_init_position_tile(position, m->bias_scores[slot]);
   vd_wgmma_fence();
-  vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(position, q, m->table[slot], REL);
-  vd_wgmma_commit();
-  vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(s, q, m->k[c & 1], false);
+  if constexpr (REL) {
+    vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(position, q, m->table[slot], true);
+    vd_wgmma_commit();
+    vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(s, q, m->k[c & 1], false);
+  } else {
+    vd_tile_product_rs<T, VD_K_MAJOR>(position, queries, m->table[slot], false);
+    vd_wgmma_commit();
+    vd_tile_product_rs<T, VD_K_MAJOR>(s, queries, m->k[c & 1], false);
+  }
   vd_wgmma_commit();
   vd_tile_product_rs<T, VD_K_MAJOR>(ds, w.dout, m->v[c & 1], false);
   vd_wgmma_commit();
@@ -137,7 +144,7 @@ VD_DEV void far_scores(const vd_query_work &work, dq_smem<T> *m, const dq_state<
   vd_wgmma_commit();
 #pragma unroll
   for (int ih = 0; ih < 2; ih++) {
-    shift[ih] = __log2f(fabsf(w.delta[ih])) - w.lse[ih];
+    shift[ih] = __log2f(fabsf(w.delta[ih])) + w.shift[ih];
     sign[ih] = w.delta[ih] > 0 ? 0x80008000U : 0;
   }
   vd_wgmma_wait<1>();
@@ -227,8 +234,8 @@ VD_DEV void add_block(dq_smem<T> *m, dq_state<T, REL> &w, const vd_position_grad
   vd_wgmma_wait<1>();
   vd_wgmma_fence_operand<8>(sum);
   if constexpr (REL) vd_wgmma_fence_operand<1>(rows);
-  e0 += 16 * (int)(threadIdx.x >> 5);
-  if (e0 + 15 >= p.lowest && e0 < p.end) vd_add_rows<VD_HEAD_WIDTH, REL>(p, sum, rows[0], e0, factor);
+  if constexpr (REL) vd_add_row_sums(p, rows[0], e0 + 16 * (int)(threadIdx.x >> 5), factor);
+  vd_add_table_block(p.row0, REL ? e0 - VD_TILE : e0, sum, factor); /* relative keys have a distance 0 */
   vd_wgmma_wait<0>();
   vd_wgmma_fence_operand<8>(w.dq);
   if constexpr (REL) vd_wgmma_fence_operand<8>(w.dq_position);
@@ -241,11 +248,11 @@ template <typename T, bool REL> VD_DEV T *dout_slot(dq_smem<T> *m, int c) {
   return REL ? m->skewed[(c + 1) & 1] : m->table[c % 3];
 }
 
-/* Starts a work tile whose first copies have landed: loads dout, lse and delta to registers. With relative keys also
+/* Starts a work tile whose first copies have landed: loads dout, shift and delta to registers. With relative keys also
  * zeros the other skewed tile, for keys before the first, and computes the position scores of the block of e before
  * them. */
 template <typename T, bool REL>
-VD_DEV void dq_begin(const vd_cuda_attention &a, const float *lse, const float *delta, vd_work_tile at, int iw,
+VD_DEV void dq_begin(const vd_cuda_attention &a, const vd_backward_workspace &ws, vd_work_tile at, int iw,
                      dq_smem<T> *m, dq_state<T, REL> &w, const T *q, int c) {
   int lane = threadIdx.x & 31;
   int64_t rows = ((int64_t)at.stream * a.n_head + at.head) * a.block;
@@ -256,8 +263,8 @@ VD_DEV void dq_begin(const vd_cuda_attention &a, const float *lse, const float *
 #pragma unroll
   for (int ih = 0; ih < 2; ih++) {
     int i = iw + (lane >> 2) + 8 * ih;
-    w.lse[ih] = i < a.block ? lse[rows + i] * 1.44269504088896341f : INFINITY;
-    w.delta[ih] = i < a.block ? delta[rows + i] : 0;
+    w.shift[ih] = i < a.block ? ws.shift[rows + i] : -INFINITY;
+    w.delta[ih] = i < a.block ? ws.delta[rows + i] : 0;
   }
   vd_clear_sums(w.dq);
   w.dspan = 0;
@@ -355,18 +362,21 @@ VD_DEV void dq_consumer(const vd_cuda_attention &a, const dq_task &task, dq_smem
   for (int i = 0; tile_id < n_work_tile; i++) {
     const vd_query_work work = vd_query_work_at<REL, TRIM>(a, schedule, tile_id);
     const bool splits = vd_can_split<REL, TRIM>() && work.n_split > 1, block_left = splits && work.end < work.n;
-    const vd_position_gradients p = vd_position_gradients_of<REL>(a, task.g, task.ws.dsum, work.at.head, work.band);
+    vd_position_gradients p = {task.g.dtable};
+    if constexpr (REL) {
+      p = vd_position_gradients_of<true>(a, task.g, task.ws.dsum, work.at.head, work.band);
+      p.row0 = task.ws.dtable + (int64_t)work.at.head * vd_table_blocks(a.reach) * VD_TILE * VD_TILE;
+    }
     const T *q = m->q[i & 1];
     dq_state<T, REL> w;
-    vd_frag_a<T> queries[4] = {}; /* of far tiles, as left operands */
+    vd_frag_a<T> queries[4] = {}; /* without relative keys, as left operands */
     for (int t = work.begin; t < work.end; t++, c++) {
       vd_frag_a<T> gradient[4];
       vd_barrier_sync<VD_TILE_FULL>();
 #pragma unroll
-      for (int k = 0; TRIM && t == 0 && k < 4; k++)
+      for (int k = 0; !REL && t == work.begin && k < 4; k++)
         vd_load_a<T, VD_HEAD_WIDTH>(queries[k], q, 16 * (int)(threadIdx.x >> 5), 16 * k);
-      if (t == work.begin)
-        dq_begin<T, REL>(a, task.g.lse, task.ws.delta, work.at, work.i0 + 16 * (int)(threadIdx.x >> 5), m, w, q, c);
+      if (t == work.begin) dq_begin<T, REL>(a, task.ws, work.at, work.i0 + 16 * (int)(threadIdx.x >> 5), m, w, q, c);
       const bool far = TRIM && t < work.far;
       const uint32_t dropout_mask = DROP && !far ? m->dropout_mask[c & 1][threadIdx.x] : 0;
       if (!(REL || block_left) || t + 1 < work.end) vd_barrier_arrive<VD_TILE_EMPTY>();
@@ -379,7 +389,8 @@ VD_DEV void dq_consumer(const vd_cuda_attention &a, const dq_task &task, dq_smem
       if constexpr (TRIM) {
         if (far) far_scores<T>(work, m, w, queries, t, c, factor, gradient);
       }
-      if (!far) dq_scores<T, DROP, REL, TRIM>(task.drop.scale, work, m, w, q, t, c, dropout_mask, factor, gradient);
+      if (!far)
+        dq_scores<T, DROP, REL, TRIM>(task.drop.scale, work, m, w, q, queries, t, c, dropout_mask, factor, gradient);
       write_skewed<T>(m->skewed, c + 1, gradient);
       vd_fence_proxy_async();
       vd_consumer_sync();

@@ -119,15 +119,21 @@ VD_DEV void softmax_tile(forward_state &w, float factor, float s[8][4]) {
   for (int i = 0; i < 32; i++) w.sum[i >> 2][i & 3] *= rescale[i >> 1 & 1];
 }
 
-/* Content scores of the c-th key tile of the block, and its position scores in the ring buffer. Where trimmed, the
- * queries are `left`, in registers. */
+/* This warp's queries as left operands. */
+template <typename T> VD_DEV void load_queries(const T *q, vd_frag_a<T> left[4]) {
+#pragma unroll
+  for (int k = 0; k < 4; k++) vd_load_a<T, VD_HEAD_WIDTH>(left[k], q, 16 * (int)(threadIdx.x >> 5), 16 * k);
+}
+
+/* Content scores of the c-th key tile of the block, and its position scores in the ring buffer. Without relative keys
+ * the queries are `left`, in registers, which leaves bandwidth of shared memory to the rest. */
 template <typename T, bool REL, bool TRIM>
 VD_DEV void multiply_scores(forward_smem<T> *m, const T *q, const vd_frag_a<T> *left, int c, float s[8][4]) {
   float position[8][4];
   float *ring = m->ring[threadIdx.x >> 5];
   if constexpr (REL) vd_init_position_tile(position, m->bias_scores[c & 1]);
   vd_wgmma_fence();
-  if constexpr (TRIM) {
+  if constexpr (!REL) {
     vd_tile_product_rs<T, VD_K_MAJOR>(position, left, m->table[table_slot<TRIM>(c)], false);
     vd_wgmma_commit();
     vd_tile_product_rs<T, VD_K_MAJOR>(s, left, key_slot<TRIM>(m, c), false);

@@ -9,17 +9,11 @@
 
 namespace {
 
-/* This warp's queries as left operands. */
-template <typename T> VD_DEV void load_queries(forward_smem<T> *m, vd_frag_a<T> left[4]) {
-#pragma unroll
-  for (int k = 0; k < 4; k++)
-    vd_load_a<T, VD_HEAD_WIDTH>(left[k], query_slot<true>(m, 0), 16 * (int)(threadIdx.x >> 5), 16 * k);
-}
 /* Starts the position and content scores of far tile c of the block. FIRST: of the work tile. */
 template <typename T, bool FIRST>
 VD_DEV void start_far(forward_smem<T> *m, vd_frag_a<T> left[4], int c, float position[8][4], float s[8][4]) {
   vd_barrier_sync<VD_TILE_FULL>();
-  if constexpr (FIRST) load_queries(m, left);
+  if constexpr (FIRST) load_queries(query_slot<true>(m, 0), left);
   vd_barrier_arrive<VD_TILE_EMPTY>();
   vd_wgmma_fence();
   vd_tile_product_rs<T, VD_K_MAJOR>(position, left, m->table[table_slot<true>(c)], false);

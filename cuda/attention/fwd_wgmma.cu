@@ -102,10 +102,10 @@ VD_DEV void forward_end(const vd_cuda_attention &a, float scale, const vd_query_
 }
 
 /* The turn before a split's first key tile: position scores of the block of e that both have. */
-template <typename T> VD_DEV void begin_split(forward_smem<T> *m, const T *q, int c) {
+template <typename T> VD_DEV void begin_split(forward_smem<T> *m, const vd_frag_a<T> left[4], int c) {
   float position[8][4];
   vd_wgmma_fence();
-  vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(position, q, m->table[table_slot<false>(c)], false);
+  vd_tile_product_rs<T, VD_K_MAJOR>(position, left, m->table[table_slot<false>(c)], false);
   vd_wgmma_commit();
   vd_wgmma_wait<0>();
   vd_wgmma_fence_operand<8>(position);
@@ -162,20 +162,20 @@ VD_DEV void forward_consumer(const vd_cuda_attention &a, const forward_task<T> &
     w.highest[0] = w.highest[1] = -INFINITY, w.total[0] = w.total[1] = 0;
     vd_clear_sums(w.sum);
     const T *q = query_slot<TRIM>(m, i);
-    vd_frag_a<T> left[4] = {}; /* where trimmed, the queries */
+    vd_frag_a<T> left[4] = {}; /* without relative keys, the queries */
     if constexpr (TRIM) {
       if (work.far > 0) far_tiles<T>(work, m, w, left, c, factor);
       c += work.far;
     }
     for (int t = TRIM ? work.far : work.begin; t < work.end; t++, c++) {
       vd_barrier_sync<VD_TILE_FULL>();
+      if constexpr (!REL) {
+        if (t == work.begin) load_queries(q, left);
+      }
       if (vd_can_split<REL, TRIM>() && t < work.first) {
         vd_barrier_arrive<VD_TILE_EMPTY>();
-        begin_split<T>(m, q, c);
+        begin_split<T>(m, left, c);
         continue;
-      }
-      if constexpr (TRIM) {
-        if (t == 0) load_queries(m, left);
       }
       const uint32_t dropout_mask = DROP ? m->dropout_mask[c % 3][threadIdx.x] : 0;
       if (REL && t == 0) forward_begin<T>(a, m, work, query_slot<TRIM>(m, i), c);

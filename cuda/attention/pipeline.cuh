@@ -155,8 +155,7 @@ template <bool REL, bool TRIM> VD_DEV constexpr bool vd_can_split() {
   return !REL && !TRIM;
 }
 /* Number of work items of the forward and dQ kernels: query tiles, or their splits. */
-template <bool REL, bool TRIM>
-VD_DEV int vd_query_items(const vd_cuda_attention &a, const vd_tile_schedule *schedule) {
+template <bool REL, bool TRIM> VD_DEV int vd_query_items(const vd_cuda_attention &a, const vd_tile_schedule *schedule) {
   if constexpr (vd_can_split<REL, TRIM>()) return schedule->split_first[a.n_head];
   return a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE);
 }
@@ -221,15 +220,25 @@ template <bool REL> VD_DEV bool vd_row_full(const vd_band &b, int i0, int kappa0
   return vd_all_full<REL>(b, i0 - kappa0, kappa0) && vd_all_full<REL>(b, i0 - kappa0 - 48, kappa0);
 }
 
-/* Masks of a partly seen 16 x 16 sub-tile. `nearer`: distance of the sub-tile's corner less that of the element. */
+/* The gradient of a score whose mask is 1, and the weight after dropout. s: the score in units of log 2 plus the row's
+ * `shift`, so that 2^s is the weight times dropout's scale; dp: the gradient of the weight; delta is divided by scale.
+ */
+VD_DEV float vd_kept_gradient(float s, bool keep, float dp, float delta, float *weight) {
+  float p = vd_exp2(s);
+  *weight = keep ? p : 0;
+  return fmaf(*weight, dp, -p * delta);
+}
+
+/* Masks of a partly seen 16 x 16 sub-tile; `scale` is that of the weights, which the ramp bounds. `nearer`: distance of
+ * the sub-tile's corner less that of the element. */
 typedef struct vd_masks {
   float least, fraction, factor, ramp; /* the mask is (least + nearer + fraction) factor in 0..1 */
   unsigned x, seen;                    /* distance of the corner - first; number of distances - 1 */
   unsigned moving, moves;              /* the mask depends on the span where moving + nearer < moves */
 } vd_masks;
-VD_DEV vd_masks vd_masks_of(const vd_band &b, int x) {
+VD_DEV vd_masks vd_masks_of(const vd_band &b, int x, float scale = 1) {
   int u = b.whole - x + 1 + b.ramp;
-  vd_masks m = {(float)u, b.fraction, b.inverse_ramp, (float)b.ramp, (unsigned)(x - b.first)};
+  vd_masks m = {(float)u, b.fraction, b.inverse_ramp, (float)b.ramp * scale, (unsigned)(x - b.first)};
   m.seen = (unsigned)(b.reach - b.first);
   m.moving = (unsigned)u, m.moves = (unsigned)b.ramp + (b.fraction == 0 ? 1U : 0U);
   return m;
@@ -240,7 +249,8 @@ VD_DEV bool vd_masks_seen(const vd_masks &m, int nearer) {
 VD_DEV float vd_masks_at(const vd_masks &m, int nearer) {
   return __saturatef((m.least + (float)nearer + m.fraction) * m.factor);
 }
-/* vd_score_gradient of adaptive span for a partly seen sub-tile. */
+/* vd_score_gradient of adaptive span for a partly seen sub-tile. s includes the shift, dp is 0 where dropped: as in
+ * vd_kept_gradient. */
 template <bool TRIM>
 VD_DEV float vd_masked_gradient(const vd_masks &m, int nearer, float s, float dp, float delta, float *weight,
                                 float *dspan) {

@@ -52,6 +52,8 @@ static void launch_add_content_bias(const vd_cuda_attention *a, const void *bloc
                                     cudaStream_t stream) {
   int64_t n = (int64_t)a->n_stream * a->block * a->n_head * a->d_head * (int64_t)sizeof(T) / 16;
   int n_sum = a->n_head * (a->reach + 1);
+  if (ws->dtable) /* which follows dsum */
+    n_sum = (int)(ws->dtable - ws->dsum) + a->n_head * vd_table_blocks(a->reach) * VD_TILE * VD_TILE;
   n = n < n_sum ? n_sum : n;
   add_content_bias_kernel<T>
       <<<(unsigned)((n + 255) / 256), 256, 0, stream>>>(*a, (const T *)block, (T *)ws->query, ws->dsum, n_sum);
@@ -71,14 +73,25 @@ cudaError_t vd_relative_begin(const vd_cuda_attention *a, const vd_cuda_attentio
   return cudaGetLastError();
 }
 
-/* drel[x, h] += sum[h, x] (v - u): the dQ kernel has added the share of q + u. */
-__global__ void drel_key_kernel(const __grid_constant__ vd_cuda_attention a, const float *sum, float *drel) {
+/* The element of distance x and column c of a head, 0 <= c < 64, in the order of vd_add_table_block(). */
+VD_DEV float table_element(const float *dtable, int x, int c) {
+  const int b = vd_ceil_div(x, VD_TILE), row = b * VD_TILE - x;
+  const int lane = 4 * (row & 7) + (c & 7) / 2, k = 2 * (row >> 3 & 1) + (c & 1);
+  return dtable[(((int64_t)b * 8 + c / 8) * VD_WARPGROUP + 32 * (row / 16) + lane) * 4 + k];
+}
+/* drel[x, h] += sum[h, x] (v - u) and, where dtable is not NULL, the share of q + u; else the dQ kernel has added it.
+ */
+__global__ void drel_key_kernel(const __grid_constant__ vd_cuda_attention a, const float *sum, const float *dtable,
+                                float *drel) {
   int width = a.n_head * a.d_head;
   int64_t id = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, x = id / width;
-  int c = (int)(id % width);
-  if (x <= a.reach)
-    drel[x * a.rel_stride + c] +=
-        sum[c / a.d_head * (int64_t)(a.reach + 1) + x] * (a.position_bias[c] - a.content_bias[c]);
+  int c = (int)(id % width), head = c / a.d_head;
+  if (x > a.reach) return;
+  float add = 0;
+  if (a.content_bias) add = sum[head * (int64_t)(a.reach + 1) + x] * (a.position_bias[c] - a.content_bias[c]);
+  if (dtable)
+    add += table_element(dtable + (int64_t)head * vd_table_blocks(a.reach) * VD_TILE * VD_TILE, (int)x, c % a.d_head);
+  drel[x * a.rel_stride + c] += add;
 }
 
 /* dcontent_bias and dposition_bias += sums over streams and query tiles, in a fixed order. A block has 32 of a
@@ -102,11 +115,11 @@ __global__ void dbias_kernel(const __grid_constant__ vd_cuda_attention a, int n_
 
 cudaError_t vd_relative_end(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                             const vd_backward_workspace *ws, cudaStream_t stream) {
-  if (!a->content_bias) return cudaSuccess;
+  if (!a->content_bias && !ws->dtable) return cudaSuccess;
   int64_t n = (int64_t)(a->reach + 1) * a->n_head * a->d_head;
   dim3 blocks((unsigned)a->n_head, (unsigned)vd_ceil_div(2 * a->d_head, 32)), threads(32, 8);
-  drel_key_kernel<<<(unsigned)((n + 255) / 256), 256, 0, stream>>>(*a, ws->dsum, g->drel_key);
-  if (g->dcontent_bias)
+  drel_key_kernel<<<(unsigned)((n + 255) / 256), 256, 0, stream>>>(*a, ws->dsum, ws->dtable, g->drel_key);
+  if (a->content_bias && g->dcontent_bias)
     dbias_kernel<<<blocks, threads, 0, stream>>>(*a, vd_ceil_div(a->block, VD_TILE), ws->dbias, g->dcontent_bias,
                                                  g->dposition_bias);
   return cudaGetLastError();

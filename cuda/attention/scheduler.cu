@@ -182,8 +182,41 @@ cudaError_t vd_cuda_attention_key_pe(enum vd_precision type, int32_t d_head, int
   return cudaGetLastError();
 }
 
-cudaError_t vd_cuda_attention_key_pe_backward(int32_t d_head, int32_t attn_span, const float *dtable, float *dkey_pe,
-                                              cudaStream_t stream) {
+/* dkey_pe [d_head, attn_span] += a block of 64 rows of dtable in the order of vd_add_table_block(), transposed. */
+__global__ void add_table_block_kernel(int d_head, int attn_span, const float *dtable, float *dkey_pe) {
+  __shared__ float tile[VD_TILE][VD_TILE + 1]; /* [column of d_head][row of e] */
+  const int row0 = attn_span - ((int)blockIdx.x + 1) * VD_TILE;
+  for (int i = (int)threadIdx.x; i < VD_TILE * VD_TILE; i += (int)blockDim.x) {
+    const int k = i & 3, thread = i / 4 % VD_WARPGROUP, n = i / (4 * VD_WARPGROUP), lane = thread & 31;
+    tile[8 * n + 2 * (lane & 3) + (k & 1)][16 * (thread >> 5) + (lane >> 2) + 8 * (k >> 1)] =
+        dtable[(int64_t)blockIdx.x * VD_TILE * VD_TILE + i];
+  }
+  __syncthreads();
+  for (int i = (int)threadIdx.x; i < VD_TILE * d_head; i += (int)blockDim.x) {
+    const int row = row0 + i % VD_TILE;
+    if (row >= 0) dkey_pe[(int64_t)(i / VD_TILE) * attn_span + row] += tile[i / VD_TILE][i % VD_TILE];
+  }
+}
+
+/* Whether the gradient of the key table has the order of vd_add_table_block(). */
+static bool in_blocks(enum vd_precision type, int d_head) {
+  vd_cuda_attention a = {};
+  a.type = type, a.d_head = d_head;
+  return vd_uses_wgmma(&a);
+}
+
+size_t vd_cuda_attention_dtable_size(enum vd_precision type, int32_t d_head, int32_t attn_span) {
+  if (!in_blocks(type, d_head)) return (size_t)attn_span * (size_t)d_head * sizeof(float);
+  return (size_t)vd_ceil_div(attn_span, VD_TILE) * VD_TILE * VD_TILE * sizeof(float);
+}
+
+cudaError_t vd_cuda_attention_key_pe_backward(enum vd_precision type, int32_t d_head, int32_t attn_span,
+                                              const float *dtable, float *dkey_pe, cudaStream_t stream) {
+  if (in_blocks(type, d_head)) {
+    add_table_block_kernel<<<(unsigned)vd_ceil_div(attn_span, VD_TILE), 256, 0, stream>>>(d_head, attn_span, dtable,
+                                                                                          dkey_pe);
+    return cudaGetLastError();
+  }
   dim3 blocks((unsigned)vd_ceil_div(d_head, 32), (unsigned)vd_ceil_div(attn_span, 32)), threads(32, 8);
   transpose_kernel<float, true><<<blocks, threads, 0, stream>>>(attn_span, d_head, dtable, dkey_pe);
   return cudaGetLastError();

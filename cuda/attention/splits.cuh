@@ -1,5 +1,5 @@
-/* Splits of a query tile (pipeline.cuh): each block stores the sums of its split, and the block that ends last joins them.
- * It adds them in the order of the splits, so that results do not depend on the order in which blocks end. */
+/* Splits of a query tile (pipeline.cuh): each block stores the sums of its split, and the block that ends last joins
+ * them. It adds them in the order of the splits, so that results do not depend on the order in which blocks end. */
 #ifndef VD_ATTENTION_SPLITS_CUH
 #define VD_ATTENTION_SPLITS_CUH
 
@@ -17,8 +17,7 @@ VD_DEV float4 *vd_split_slot(const vd_cuda_attention &a, const vd_query_work &wo
 VD_DEV void vd_store_split(const vd_cuda_attention &a, const vd_query_work &work, const float sum[8][4], float4 rest) {
   float4 *to = vd_split_slot(a, work, work.split);
 #pragma unroll
-  for (int n = 0; n < 8; n++)
-    __stcg(to + n * VD_WARPGROUP, make_float4(sum[n][0], sum[n][1], sum[n][2], sum[n][3]));
+  for (int n = 0; n < 8; n++) __stcg(to + n * VD_WARPGROUP, make_float4(sum[n][0], sum[n][1], sum[n][2], sum[n][3]));
   __stcg(to + 8 * VD_WARPGROUP, rest);
 }
 

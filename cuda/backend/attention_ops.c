@@ -29,7 +29,7 @@ typedef struct key_table {
   int32_t d_head, attn_span;
   bool made;       /* since the parameters last changed */
   void *table;     /* [attn_span, d_head] of type */
-  float *gradient; /* [attn_span, d_head] */
+  float *gradient; /* vd_cuda_attention_dtable_size() bytes */
   float *dkey_pe;  /* destination of the gradient; NULL: none pending */
 } key_table;
 
@@ -174,7 +174,8 @@ static key_table *table_of(vd_cuda_backend *c, const vd_attention *a) {
     cudaFree(t->gradient);
     *t = (key_table){.d_head = (int32_t)a->d_head, .attn_span = (int32_t)a->attn_span};
     cudaError_t e = cudaMalloc(&t->table, n * c->act_size);
-    if (e == cudaSuccess) e = cudaMalloc((void **)&t->gradient, n * sizeof(float));
+    if (e == cudaSuccess)
+      e = cudaMalloc((void **)&t->gradient, vd_cuda_attention_dtable_size(c->type, t->d_head, t->attn_span));
     vd_cuda_record_error(c, e, "allocating the key table");
     if (e != cudaSuccess) return NULL;
   }
@@ -190,9 +191,9 @@ void vd_cuda_backward_end(vd_ops *o) {
   vd_cuda_backend *c = vd_cuda_of(o);
   key_table *t = &state_of(c)->key_table;
   if (!t->dkey_pe) return;
-  vd_cuda_record_error(c,
-                       vd_cuda_attention_key_pe_backward(t->d_head, t->attn_span, t->gradient, t->dkey_pe, c->stream),
-                       "key table's gradient");
+  vd_cuda_record_error(
+      c, vd_cuda_attention_key_pe_backward(c->type, t->d_head, t->attn_span, t->gradient, t->dkey_pe, c->stream),
+      "key table's gradient");
   t->dkey_pe = NULL;
 }
 
@@ -247,7 +248,7 @@ static void begin_table_gradient(vd_ops *o, key_table *t, real *dkey_pe) {
   vd_cuda_backend *c = vd_cuda_of(o);
   if (t->dkey_pe == dkey_pe) return;
   vd_cuda_backward_end(o);
-  size_t bytes = (size_t)t->d_head * (size_t)t->attn_span * sizeof(float);
+  size_t bytes = vd_cuda_attention_dtable_size(c->type, t->d_head, t->attn_span);
   vd_cuda_record_error(c, cudaMemsetAsync(t->gradient, 0, bytes, c->stream), "zeroing the key table's gradient");
   t->dkey_pe = dkey_pe;
 }

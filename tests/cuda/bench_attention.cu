@@ -168,7 +168,7 @@ int main(int argc, char **argv) {
   int n_stream = argc > 1 ? atoi(argv[1]) : 16, repeats = argc > 3 ? atoi(argv[3]) : 31;
   double dropout = argc > 2 ? atof(argv[2]) : 0.3, queries = (double)n_stream * BLOCK;
   void *table = random_array((size_t)ATTN_SPAN * D_HEAD, 5u);
-  float *dtable = (float *)allocate((size_t)ATTN_SPAN * D_HEAD * 4);
+  float *dtable = (float *)allocate(vd_cuda_attention_dtable_size(VD_BF16, D_HEAD, ATTN_SPAN));
   side_stream fork = {}; /* VD_BENCH_ONE_STREAM in the environment: the two backward kernels one after the other */
   if (!getenv("VD_BENCH_ONE_STREAM")) {
     check(cudaStreamCreateWithFlags(&fork.side, cudaStreamNonBlocking), "stream");
