@@ -52,6 +52,11 @@ cudaError_t vd_dq_wgmma(const vd_cuda_attention *a, const vd_cuda_attention_grad
 /* Stream-ordered. The dK/dV kernel where vd_uses_wgmma(a); bwd_dkv_wgmma.cu. */
 cudaError_t vd_dkv_wgmma(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                          const vd_backward_workspace *ws, cudaStream_t stream);
+/* Stream-ordered. Both for bf16 heads of 65 to 96 without relative keys; bwd_dq_wgmma_96.cu, bwd_dkv_wgmma_96.cu. */
+cudaError_t vd_dq_wgmma_96(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
+                           const vd_backward_workspace *ws, cudaStream_t stream);
+cudaError_t vd_dkv_wgmma_96(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
+                            const vd_backward_workspace *ws, cudaStream_t stream);
 
 /* Stream-ordered. Before the kernels: ws->query = q + u, ws->dsum = 0; relative.cu. */
 cudaError_t vd_relative_begin(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
@@ -149,12 +154,12 @@ VD_DEV void vd_add_row_sums(const vd_position_gradients &p, const float rows[4],
     if ((lane & 3) == 0 && e >= p.lowest && e < p.end) atomicAdd(p.sum - e, rows[2 * ih] * factor);
 }
 
-/* The key table's gradient as the wgmma kernels add to it: 64 rows of e after another, from e = -64 on downwards, each
- * 64 x 64 in the order in which the threads of a warpgroup hold a result, so that a warp adds 512 contiguous bytes. */
-VD_DEV void vd_add_table_block(float *dtable, int e0, const float sum[8][4], float factor) {
-  float *to = dtable + (int64_t)(-e0 / VD_TILE - 1) * VD_TILE * VD_TILE + 4 * threadIdx.x;
+/* The key table's gradient as the wgmma kernels add to it: 64 rows of e after another, e0 = -64, -128 ..., each 64 x 8
+ * N in the order in which the threads of a warpgroup hold a result, so that a warp adds 512 contiguous bytes. */
+template <int N> VD_DEV void vd_add_table_block(float *dtable, int e0, const float sum[N][4], float factor) {
+  float *to = dtable + (int64_t)(-e0 / VD_TILE - 1) * VD_TILE * 8 * N + 4 * threadIdx.x;
 #pragma unroll
-  for (int n = 0; n < 8; n++)
+  for (int n = 0; n < N; n++)
     asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(
                      __cvta_generic_to_global(to + 4 * VD_WARPGROUP * n)),
                  "f"(sum[n][0] * factor), "f"(sum[n][1] * factor), "f"(sum[n][2] * factor), "f"(sum[n][3] * factor)
@@ -205,8 +210,7 @@ VD_DEV vd_work_tile vd_key_tile_at(const vd_cuda_attention &a, const vd_tile_sch
     vd_work_tile at = {pair % a.n_head, pair / a.n_head, tile_id % tiles - before};
     return at;
   }
-  int rank = 0;
-  while (tile_id >= schedule->dkv_first[rank + 1]) rank++;
+  const int rank = vd_rank_of(schedule->dkv_first, a.n_head, tile_id);
   int head = schedule->head[rank], far = vd_ceil_div(schedule->band[head].reach, VD_TILE);
   int n_tile = far + vd_ceil_div(a.block, VD_TILE), rest = tile_id - schedule->dkv_first[rank];
   vd_work_tile at = {head, rest / n_tile, rest % n_tile - far};

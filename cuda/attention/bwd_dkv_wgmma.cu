@@ -34,9 +34,8 @@ enum { EXCHANGE_STRIDE = 72 };
  * c & 1, and blocks c and c + 1 of the table in slots c % 3 and (c + 1) % 3. Work tile i has keys and values in slot
  * i & 1. */
 template <typename T> struct dkv_smem {
-  T k[2][VD_TILE * VD_HEAD_WIDTH], v[2][VD_TILE * VD_HEAD_WIDTH], q[2][VD_TILE * VD_HEAD_WIDTH],
-      dout[2][VD_TILE * VD_HEAD_WIDTH];
-  T table[3][VD_TILE * VD_HEAD_WIDTH];
+  T k[2][VD_OPERAND], v[2][VD_OPERAND], q[2][VD_OPERAND], dout[2][VD_OPERAND];
+  T table[3][VD_OPERAND];
   __half exchange[2 * VD_TILE * EXCHANGE_STRIDE];
   float rows[2][2][VD_TILE];              /* of a query tile: shift, delta */
   float bias_scores[3][VD_TILE];          /* bias scores: initial accumulators of position scores */
@@ -44,11 +43,11 @@ template <typename T> struct dkv_smem {
   int next[2];
 };
 
-static_assert(2 * (sizeof(dkv_smem<__half>) + 1024) <= 228 * 1024, "two blocks for a multiprocessor");
+static_assert(VD_BLOCKS * (sizeof(dkv_smem<__half>) + 1024) <= 228 * 1024, "blocks of a multiprocessor");
 
 /* Accumulators of a warp's 16 keys over the query tiles. */
 struct dkv_state {
-  float dk[8][4], dv[8][4];
+  float dk[VD_SUMS][4], dv[VD_SUMS][4];
 };
 
 /* vd_init_position_scores with position keys as rows. */
@@ -225,13 +224,13 @@ VD_DEV void dkv_tile(const vd_cuda_attention &a, const dkv_work &work, float sca
   vd_tile_product_rs<T, VD_MN_MAJOR>(w.dk, gradient, m->q[c & 1], true);
   vd_wgmma_commit();
   vd_wgmma_wait<0>();
-  vd_wgmma_fence_operand<8>(w.dv), vd_wgmma_fence_operand<8>(w.dk);
+  vd_wgmma_fence_operand<VD_SUMS>(w.dv), vd_wgmma_fence_operand<VD_SUMS>(w.dk);
 }
 
 /* The same for a far tile, whose weights are 0: ds = -p delta. */
 template <typename T>
 VD_DEV void far_tile(const vd_cuda_attention &a, const dkv_work &work, dkv_smem<T> *m, dkv_state &w,
-                     const vd_frag_a<T> keys[4], int i, int t, int c, bool near_alone, float factor) {
+                     const vd_frag_a<T> keys[VD_LEFTS], int i, int t, int c, bool near_alone, float factor) {
   float s[8][4];
   const int column = 2 * (int)(threadIdx.x & 3);
   const int kw = work.kappa0 + 16 * (int)(threadIdx.x >> 5), i0 = work.first + t * VD_TILE;
@@ -266,7 +265,7 @@ VD_DEV void far_tile(const vd_cuda_attention &a, const dkv_work &work, dkv_smem<
   vd_tile_product_rs<T, VD_MN_MAJOR>(w.dk, gradient, m->q[c & 1], true);
   vd_wgmma_commit();
   vd_wgmma_wait<0>();
-  vd_wgmma_fence_operand<8>(w.dk);
+  vd_wgmma_fence_operand<VD_SUMS>(w.dk);
 }
 
 /* Operands of the kernel. */
@@ -290,15 +289,13 @@ VD_DEV void dkv_consumer(const vd_cuda_attention &a, const dkv_task &task, dkv_s
     const bool ends_near = ends_near_block(work);
     const int lowest = vd_lowest<REL>(work.band), kw = work.kappa0 + 16 * (int)(threadIdx.x >> 5);
     dkv_state w;
-    vd_frag_a<T> keys_left[4] = {}; /* of far tiles: this warp's keys as left operands */
+    vd_frag_a<T> keys_left[VD_LEFTS] = {}; /* of far tiles: this warp's keys as left operands */
     vd_clear_sums(w.dk), vd_clear_sums(w.dv);
     for (int t = 0; t < work.n; t++, c++) {
       const bool near_alone = t + 1 == work.n && ends_near, all = t + 1 == work.n && !ends_near;
       vd_barrier_sync<VD_TILE_FULL>();
       const bool far = TRIM && t >= work.near_tiles;
-#pragma unroll
-      for (int k = 0; TRIM && t == 0 && k < 4; k++)
-        vd_load_a<T, VD_HEAD_WIDTH>(keys_left[k], m->k[i & 1], 16 * (int)(threadIdx.x >> 5), 16 * k);
+      if (TRIM && t == 0) vd_load_lefts<T>(m->k[i & 1], keys_left);
       const uint32_t dropout_mask = DROP && !far ? m->dropout_mask[c & 1][threadIdx.x] : 0;
       if (!all) vd_barrier_arrive<VD_TILE_EMPTY>();
       if (far) {
@@ -337,8 +334,8 @@ VD_DEV void dkv_producer(const vd_cuda_attention &a, const dkv_task &task, dkv_s
     const float *rows =
         (thread < VD_TILE ? task.shift : task.delta) + ((int64_t)work.at.stream * a.n_head + work.at.head) * a.block;
     auto copy_table = [&](int y, int slot) {
-      vd_copy_position_keys<T, VD_HEAD_WIDTH, REL>(m->table[slot], m->bias_scores[slot], positions,
-                                                   work.kappa0 - work.first - y * VD_TILE, a.d_head);
+      vd_copy_positions<T, REL>(m->table[slot], m->bias_scores[slot], positions, work.kappa0 - work.first - y * VD_TILE,
+                                a.d_head);
     };
     const bool ends_near = ends_near_block(work);
     const uint32_t *dropout_mask = nullptr; /* the mask of the next query tile */
@@ -362,15 +359,14 @@ VD_DEV void dkv_producer(const vd_cuda_attention &a, const dkv_task &task, dkv_s
         const vd_kv_view<const T> memories =
             vd_kv_view_of(a, (const T *)g.block, (const T *)g.memory, work.at.head, work.at.stream);
         const vd_row_view<const T> keys = memories.at(work.kappa0, VD_KEY), values = memories.at(work.kappa0, VD_VALUE);
-        vd_copy_tile<T, VD_HEAD_WIDTH>(m->k[i & 1], keys.row0, keys.stride, work.kappa0, lowest, a.block, a.d_head);
+        vd_copy_operand<T>(m->k[i & 1], keys.row0, keys.stride, work.kappa0, lowest, a.block, a.d_head);
         if (near_tiles > 0)
-          vd_copy_tile<T, VD_HEAD_WIDTH>(m->v[i & 1], values.row0, values.stride, work.kappa0,
-                                         vd_lowest_value<REL>(work.band), a.block, a.d_head);
+          vd_copy_operand<T>(m->v[i & 1], values.row0, values.stride, work.kappa0, vd_lowest_value<REL>(work.band),
+                             a.block, a.d_head);
         copy_table(0, c % 3);
       }
-      vd_copy_tile<T, VD_HEAD_WIDTH>(m->q[c & 1], queries.row0, queries.stride, i0, 0, a.block, a.d_head);
-      if (t < near_tiles)
-        vd_copy_tile<T, VD_HEAD_WIDTH>(m->dout[c & 1], douts.row0, douts.stride, i0, 0, a.block, a.d_head);
+      vd_copy_operand<T>(m->q[c & 1], queries.row0, queries.stride, i0, 0, a.block, a.d_head);
+      if (t < near_tiles) vd_copy_operand<T>(m->dout[c & 1], douts.row0, douts.stride, i0, 0, a.block, a.d_head);
       vd_cp_async4(m->rows[c & 1][0] + thread, row < a.block ? rows + row : rows, row < a.block);
       if (t + 1 < n || !ends_near) copy_table(t + 1, (c + 1) % 3);
       vd_cp_async_commit();
@@ -388,7 +384,7 @@ VD_DEV void dkv_producer(const vd_cuda_attention &a, const dkv_task &task, dkv_s
 }
 
 template <typename T, bool DROP, bool REL, bool TRIM>
-__global__ void __launch_bounds__(VD_SPECIALIZED_THREADS, 2)
+__global__ void __launch_bounds__(VD_SPECIALIZED_THREADS, VD_BLOCKS)
     dkv_wgmma_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ dkv_task task) {
   extern __shared__ __align__(1024) unsigned char smem[];
   dkv_smem<T> *m = (dkv_smem<T> *)smem;
@@ -404,16 +400,25 @@ __global__ void __launch_bounds__(VD_SPECIALIZED_THREADS, 2)
 template <typename T>
 cudaError_t launch_dkv(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g, const vd_backward_workspace *ws,
                        cudaStream_t stream) {
+  constexpr bool REL = VD_HEAD_WIDTH == 64;
   const dkv_task task = {*g, ws->query, ws->shift, ws->delta, ws->dropout_mask, vd_make_dropout_draws(a)};
   auto kernel = vd_variant(a, dkv_wgmma_kernel<T, false, false, false>, dkv_wgmma_kernel<T, true, false, false>,
                            dkv_wgmma_kernel<T, false, false, true>, dkv_wgmma_kernel<T, true, false, true>,
-                           dkv_wgmma_kernel<T, false, true, false>, dkv_wgmma_kernel<T, true, true, false>);
+                           dkv_wgmma_kernel<T, false, REL, false>, dkv_wgmma_kernel<T, true, REL, false>);
   return vd_launch_persistent(kernel, VD_SPECIALIZED_THREADS, (int)sizeof(dkv_smem<T>), stream, NULL, 0, *a, task);
 }
 
 } // namespace
 
+#if VD_HEAD_WIDTH > 64
+cudaError_t vd_dkv_wgmma_96(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
+                            const vd_backward_workspace *ws, cudaStream_t stream) {
+  return launch_dkv<__nv_bfloat16>(a, g, ws, stream);
+}
+#else
 cudaError_t vd_dkv_wgmma(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                          const vd_backward_workspace *ws, cudaStream_t stream) {
+  if (a->d_head > 64) return vd_dkv_wgmma_96(a, g, ws, stream);
   return a->type == VD_BF16 ? launch_dkv<__nv_bfloat16>(a, g, ws, stream) : launch_dkv<__half>(a, g, ws, stream);
 }
+#endif

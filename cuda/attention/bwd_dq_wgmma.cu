@@ -5,7 +5,9 @@
  *
  * and partial sums of the gradients of spans, or of the biases u and v; ds_ij as in bwd_dkv_wgmma.cu.
  *
- * Tiles: a persistent block takes 64 queries of one head and stream and goes over the key tiles of 64 in reach. Six
+ * Tiles: a persistent block takes 64 queries of one head and stream and goes over the key tiles of 64 in reach, or over
+ * a split of them (splits.cuh). The gradient of the table is added by atomics of 16 bytes, to an array in the order of
+ * the accumulators (vd_add_table_block). Six
  * products of 64 x 64 x 64 for each key tile: position scores, scores, dout v^T, dq += ds k, dq += skewed ds p, dp =
  * skewed ds^T q. Far tiles, which are beyond the own span of a head with a trimmed softmax, need no dout v^T.
  *
@@ -23,7 +25,7 @@
  * instructions a warp), 1,000 of atomics on the table's gradient, 1,000 of waits between warps. Layer 11 of 12, 16
  * streams of 512, dropout 0.3 on one H100: 0.219 ms alone (doc/PERFORMANCE.md). */
 #include "cuda/attention/bwd_common.cuh"
-#include "cuda/attention/pipeline.cuh"
+#include "cuda/attention/bwd_skew.cuh"
 #include "cuda/attention/splits.cuh"
 
 namespace {
@@ -31,23 +33,22 @@ namespace {
 /* Key tiles are counted through the work tiles of a block: tile c has keys, values and mask bits in slot c & 1; the
  * block of e that it ends with is number c + 1, in slot (c + 1) & 1 of `skewed` and (c + 1) % 3 of the table. */
 template <typename T> struct dq_smem {
-  T skewed[2][VD_TILE * VD_HEAD_WIDTH]; /* score gradients by columns of e */
-  T q[2][VD_TILE * VD_HEAD_WIDTH], k[2][VD_TILE * VD_HEAD_WIDTH], v[2][VD_TILE * VD_HEAD_WIDTH],
-      table[3][VD_TILE * VD_HEAD_WIDTH];
+  T skewed[2][VD_PANEL]; /* score gradients by columns of e */
+  T q[2][VD_OPERAND], k[2][VD_OPERAND], v[2][VD_OPERAND], table[3][VD_OPERAND];
   __half ring[VD_WARPGROUP / 32][16 * VD_RING_STRIDE];
-  T ones[8 * VD_HEAD_WIDTH];
+  T ones[8 * 64];
   float bias_scores[3][VD_TILE];          /* bias scores: initial accumulators of position scores */
   uint32_t dropout_mask[2][VD_WARPGROUP]; /* mask bits of a key tile for each consumer thread */
   float sums[4];
   int next[2], last_split;
 };
 
-static_assert(2 * (sizeof(dq_smem<__half>) + 1024) <= 228 * 1024, "two blocks for a multiprocessor");
+static_assert(VD_BLOCKS * (sizeof(dq_smem<__half>) + 1024) <= 228 * 1024, "blocks of a multiprocessor");
 
 /* A warp's state over the key tiles. */
 template <typename T, bool REL> struct dq_state {
-  vd_frag_a<T> dout[4];
-  float dq[8][4];
+  vd_frag_a<T> dout[VD_LEFTS];
+  float dq[VD_SUMS][4];
   float dq_position[REL ? 8 : 1][4]; /* with relative keys apart from dq: its sum is the gradient of v */
   float shift[2], delta[2];          /* of rows g and g + 8 */
   float dspan;
@@ -79,12 +80,12 @@ VD_DEV void score_gradients(const vd_band &band, float scale, dq_state<T, REL> &
  * place in the table; the scores of the block that is read instead are masked. */
 template <typename T, bool DROP, bool REL, bool TRIM>
 VD_DEV void dq_scores(float scale, const vd_query_work &work, dq_smem<T> *m, dq_state<T, REL> &w, const T *q,
-                      const vd_frag_a<T> queries[4], int t, int c, uint32_t dropout_mask, float factor,
+                      const vd_frag_a<T> queries[VD_LEFTS], int t, int c, uint32_t dropout_mask, float factor,
                       vd_frag_a<T> gradient[4]) {
   float s[8][4], position[8][4], ds[8][4];
   __half *ring = m->ring[threadIdx.x >> 5];
   const int warp = (int)(threadIdx.x >> 5), unit = 4 * (c + 1) + 7 - warp,
-            slot = (REL || t + 1 < work.n ? c + 1 : c) % 3;
+            slot = (REL || t + 1 < work.left ? c + 1 : c) % 3;
   if constexpr (REL) vd_init_position_tile(position, m->bias_scores[slot]);
   vd_wgmma_fence();
   if constexpr (REL) {
@@ -131,8 +132,8 @@ VD_DEV void dq_scores(float scale, const vd_query_work &work, dq_smem<T> *m, dq_
 /* The same for a far tile, whose weights are 0: ds = -p delta. The size of delta is added to the exponent, and its sign
  * is set last. */
 template <typename T>
-VD_DEV void far_scores(const vd_query_work &work, dq_smem<T> *m, const dq_state<T, false> &w, const vd_frag_a<T> q[4],
-                       int t, int c, float factor, vd_frag_a<T> gradient[4]) {
+VD_DEV void far_scores(const vd_query_work &work, dq_smem<T> *m, const dq_state<T, false> &w,
+                       const vd_frag_a<T> q[VD_LEFTS], int t, int c, float factor, vd_frag_a<T> gradient[4]) {
   float s[8][4], position[8][4], shift[2];
   uint32_t sign[2];
   __half *ring = m->ring[threadIdx.x >> 5];
@@ -168,43 +169,6 @@ VD_DEV void far_scores(const vd_query_work &work, dq_smem<T> *m, const dq_state<
   for (int i = 0; i < 16; i++) gradient[i >> 2].x[i & 3] ^= sign[i & 1];
 }
 
-/* Byte offset of a pair of columns in the two adjacent skewed tiles, for row g of a warp's 16; `chunk` counts 16
- * bytes modulo both tiles. */
-VD_DEV int skewed_chunk(int chunk, int g) {
-  return ((chunk & 7) ^ g) * 16 + (chunk & 8) * (VD_TILE_BYTES / 8);
-}
-/* Stores score gradients by columns of e: element (r, c) goes to column c - r of block `block`, or of the previous
- * block where that is negative. Odd rows are shifted by one against pairs of columns and exchange halves with the
- * lane of the next columns. */
-template <typename T>
-VD_DEV void write_skewed(T skewed[2][VD_TILE * VD_HEAD_WIDTH], int block, const vd_frag_a<T> gradient[4]) {
-  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, odd = g & 1, r = 16 * (int)(threadIdx.x >> 5) + g;
-  int first = 64 * (block & 1) + 128 + 2 * t + odd - r; /* the column of this lane's first pair, modulo 128 */
-  char *to = (char *)skewed[0] + r * 128 + (first & 6) * 2;
-#pragma unroll
-  for (int n = -1; n < 8; n++) { /* columns 8 (n + 1) of row g + 8 lie where columns 8 n of row g do */
-    char *at = to + skewed_chunk((first >> 3) + n, g);
-#pragma unroll
-    for (int ih = 0; ih < 2; ih++) {
-      int c = n + ih;
-      if (c < 0 || c > 7) continue;
-      uint32_t mine = gradient[c >> 1].x[2 * (c & 1) + ih];
-      uint32_t after = c < 7 ? gradient[(c + 1) >> 1].x[2 * ((c + 1) & 1) + ih] : 0;
-      uint32_t got = __shfl_sync(0xffffffffU, t == 0 ? after : mine, (lane & 28) | ((t + 1) & 3));
-      if (c == 7 && odd && t == 3) {
-        *(uint16_t *)(at + ih * 1024) =
-            (uint16_t)(mine >> 16); /* its neighbour is the first column of the next key tile */
-      } else {
-        *(uint32_t *)(at + ih * 1024) = __byte_perm(mine, got, odd ? 0x5432 : 0x3210);
-      }
-    }
-  }
-  if (!odd || t > 0) return;
-  to = (char *)skewed[0] + r * 128 + ((first - 2) & 6) * 2 + 2;
-  *(uint16_t *)(to + skewed_chunk((first - 2) >> 3, g)) = (uint16_t)gradient[0].x[0];
-  *(uint16_t *)(to + 1024 + skewed_chunk(((first - 2) >> 3) - 1, g)) = (uint16_t)gradient[0].x[1];
-}
-
 /* Adds the complete block c of e, which begins with e0, to the table's gradient by atomics, while the products of dq
  * run: the position part from this block, the other from key tile c. LAST: the block after the last key tile. With
  * relative keys it begins with distance 0, and only that distance exists; else it is the first block of the next split,
@@ -212,7 +176,7 @@ VD_DEV void write_skewed(T skewed[2][VD_TILE * VD_HEAD_WIDTH], int block, const 
 template <typename T, bool REL, bool LAST>
 VD_DEV void add_block(dq_smem<T> *m, dq_state<T, REL> &w, const vd_position_gradients &p, const vd_frag_a<T> *gradient,
                       const T *q, int c, int e0, float factor) {
-  float sum[8][4], rows[1][4] = {{0, 0, 0, 0}}; /* rows: column sums of the skewed tile, with relative keys */
+  float sum[VD_SUMS][4], rows[1][4] = {{0, 0, 0, 0}}; /* rows: column sums of the skewed tile, with relative keys */
   float(*dq)[4] = REL ? w.dq_position : w.dq;
   const T *skewed = m->skewed[c & 1], *table = m->table[c % 3];
   vd_wgmma_fence();
@@ -232,12 +196,12 @@ VD_DEV void add_block(dq_smem<T> *m, dq_state<T, REL> &w, const vd_position_grad
   }
   vd_wgmma_commit();
   vd_wgmma_wait<1>();
-  vd_wgmma_fence_operand<8>(sum);
+  vd_wgmma_fence_operand<VD_SUMS>(sum);
   if constexpr (REL) vd_wgmma_fence_operand<1>(rows);
   if constexpr (REL) vd_add_row_sums(p, rows[0], e0 + 16 * (int)(threadIdx.x >> 5), factor);
-  vd_add_table_block(p.row0, REL ? e0 - VD_TILE : e0, sum, factor); /* relative keys have a distance 0 */
+  vd_add_table_block<VD_SUMS>(p.row0, REL ? e0 - VD_TILE : e0, sum, factor); /* relative keys have a distance 0 */
   vd_wgmma_wait<0>();
-  vd_wgmma_fence_operand<8>(w.dq);
+  vd_wgmma_fence_operand<VD_SUMS>(w.dq);
   if constexpr (REL) vd_wgmma_fence_operand<8>(w.dq_position);
 }
 
@@ -258,8 +222,7 @@ VD_DEV void dq_begin(const vd_cuda_attention &a, const vd_backward_workspace &ws
   int64_t rows = ((int64_t)at.stream * a.n_head + at.head) * a.block;
   for (int i = (int)threadIdx.x; REL && i < VD_TILE_BYTES / 16; i += VD_WARPGROUP)
     ((uint4 *)m->skewed[c & 1])[i] = make_uint4(0, 0, 0, 0);
-#pragma unroll
-  for (int i = 0; i < 4; i++) vd_load_a<T, VD_HEAD_WIDTH>(w.dout[i], dout_slot<T, REL>(m, c), iw & 63, 16 * i);
+  vd_load_lefts<T>(dout_slot<T, REL>(m, c), w.dout);
 #pragma unroll
   for (int ih = 0; ih < 2; ih++) {
     int i = iw + (lane >> 2) + 8 * ih;
@@ -290,7 +253,7 @@ template <typename T> VD_DEV void begin_split(dq_smem<T> *m, const T *q, int c) 
   vd_wgmma_fence();
   vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(position, q, m->table[(c + 1) % 3], false);
   vd_wgmma_commit();
-  write_skewed<T>(m->skewed, c + 1, none);
+  vd_write_skewed<T>(m->skewed, c + 1, none);
   vd_wgmma_wait<0>();
   vd_wgmma_fence_operand<8>(position);
   vd_write_ring(m->ring[threadIdx.x >> 5], c + 1, position);
@@ -301,10 +264,10 @@ template <typename T>
 VD_DEV void end_split(dq_smem<T> *m, dq_state<T, false> &w, const vd_position_gradients &p, const vd_query_work &work,
                       const T *q, int c, float scale) {
   const vd_frag_a<T> none[4] = {};
-  write_skewed<T>(m->skewed, c + 1, none);
+  vd_write_skewed<T>(m->skewed, c + 1, none);
   vd_fence_proxy_async();
   vd_consumer_sync();
-  add_block<T, false, true>(m, w, p, nullptr, q, c, work.first_block + work.end * VD_TILE, scale);
+  add_block<T, false, true>(m, w, p, nullptr, q, c, work.first_block + work.n * VD_TILE, scale);
   vd_barrier_arrive<VD_TILE_EMPTY>();
 }
 /* Stores the sums of this split. True where all others are stored: then `w` has the joint sums. */
@@ -337,8 +300,8 @@ VD_DEV void dq_end(const vd_cuda_attention &a, const dq_task &task, const vd_que
   if constexpr (REL) {
     add_block<T, REL, true>(m, w, p, nullptr, q, c, work.first_block + work.n * VD_TILE, scale);
     vd_barrier_arrive<VD_TILE_EMPTY>();
-    vd_store_dbias<VD_HEAD_WIDTH>(w.dq, w.dq_position, (float *)m->ring[0], scale, a.d_head,
-                                  task.ws.dbias + (int64_t)tile_id * 2 * a.d_head);
+    vd_store_dbias<64>(w.dq, w.dq_position, (float *)m->ring[0], scale, a.d_head,
+                       task.ws.dbias + (int64_t)tile_id * 2 * a.d_head);
 #pragma unroll
     for (int i = 0; i < 32; i++) w.dq[i >> 2][i & 3] += w.dq_position[i >> 2][i & 3];
   } else {
@@ -357,11 +320,11 @@ VD_DEV void dq_consumer(const vd_cuda_attention &a, const dq_task &task, dq_smem
   vd_tile_schedule *schedule = (vd_tile_schedule *)a.schedule;
   const int n_work_tile = vd_query_items<REL, TRIM>(a, schedule);
   const float scale = rsqrtf((float)a.d_head), factor = scale * 1.44269504088896341f;
-  for (int i = (int)threadIdx.x; REL && i < 8 * VD_HEAD_WIDTH; i += VD_WARPGROUP) m->ones[i] = (T)1.0f;
+  for (int i = (int)threadIdx.x; REL && i < 8 * 64; i += VD_WARPGROUP) m->ones[i] = (T)1.0f;
   int tile_id = (int)blockIdx.x, c = 0;
   for (int i = 0; tile_id < n_work_tile; i++) {
     const vd_query_work work = vd_query_work_at<REL, TRIM>(a, schedule, tile_id);
-    const bool splits = vd_can_split<REL, TRIM>() && work.n_split > 1, block_left = splits && work.end < work.n;
+    const bool splits = vd_can_split<REL, TRIM>() && work.n_split > 1, block_left = splits && work.n < work.left;
     vd_position_gradients p = {task.g.dtable};
     if constexpr (REL) {
       p = vd_position_gradients_of<true>(a, task.g, task.ws.dsum, work.at.head, work.band);
@@ -369,19 +332,17 @@ VD_DEV void dq_consumer(const vd_cuda_attention &a, const dq_task &task, dq_smem
     }
     const T *q = m->q[i & 1];
     dq_state<T, REL> w;
-    vd_frag_a<T> queries[4] = {}; /* without relative keys, as left operands */
-    for (int t = work.begin; t < work.end; t++, c++) {
+    vd_frag_a<T> queries[VD_LEFTS] = {}; /* without relative keys, as left operands */
+    for (int t = 0; t < work.n; t++, c++) {
       vd_frag_a<T> gradient[4];
       vd_barrier_sync<VD_TILE_FULL>();
-#pragma unroll
-      for (int k = 0; !REL && t == work.begin && k < 4; k++)
-        vd_load_a<T, VD_HEAD_WIDTH>(queries[k], q, 16 * (int)(threadIdx.x >> 5), 16 * k);
-      if (t == work.begin) dq_begin<T, REL>(a, task.ws, work.at, work.i0 + 16 * (int)(threadIdx.x >> 5), m, w, q, c);
+      if (!REL && t == 0) vd_load_lefts<T>(q, queries);
+      if (t == 0) dq_begin<T, REL>(a, task.ws, work.at, work.i0 + 16 * (int)(threadIdx.x >> 5), m, w, q, c);
       const bool far = TRIM && t < work.far;
       const uint32_t dropout_mask = DROP && !far ? m->dropout_mask[c & 1][threadIdx.x] : 0;
-      if (!(REL || block_left) || t + 1 < work.end) vd_barrier_arrive<VD_TILE_EMPTY>();
+      if (!(REL || block_left) || t + 1 < work.n) vd_barrier_arrive<VD_TILE_EMPTY>();
       if constexpr (vd_can_split<REL, TRIM>()) {
-        if (t < work.first) {
+        if (work.lead && t == 0) {
           begin_split<T>(m, q, c);
           continue;
         }
@@ -391,7 +352,7 @@ VD_DEV void dq_consumer(const vd_cuda_attention &a, const dq_task &task, dq_smem
       }
       if (!far)
         dq_scores<T, DROP, REL, TRIM>(task.drop.scale, work, m, w, q, queries, t, c, dropout_mask, factor, gradient);
-      write_skewed<T>(m->skewed, c + 1, gradient);
+      vd_write_skewed<T>(m->skewed, c + 1, gradient);
       vd_fence_proxy_async();
       vd_consumer_sync();
       if (REL || t > 0) {
@@ -401,7 +362,7 @@ VD_DEV void dq_consumer(const vd_cuda_attention &a, const dq_task &task, dq_smem
         vd_tile_product_rs<T, VD_MN_MAJOR>(w.dq, gradient, m->k[c & 1], true);
         vd_wgmma_commit();
         vd_wgmma_wait<0>();
-        vd_wgmma_fence_operand<8>(w.dq);
+        vd_wgmma_fence_operand<VD_SUMS>(w.dq);
       }
     }
     const int next = vd_announced_tile(&m->next[i & 1]);
@@ -430,35 +391,34 @@ VD_DEV void dq_producer(const vd_cuda_attention &a, const dq_task &task, dq_smem
     const vd_kv_view<const T> memories =
         vd_kv_view_of(a, (const T *)g.block, (const T *)g.memory, work.at.head, work.at.stream);
     const int lowest = vd_lowest<REL>(work.band), lowest_value = vd_lowest_value<REL>(work.band), n = work.n;
-    const uint32_t *dropout_mask = vd_dropout_mask_tile(a, task.ws.dropout_mask, work.at.stream, work.at.head,
-                                                        work.at.tile, n - 1); /* the mask of the first key tile */
+    const bool lead = vd_can_split<REL, TRIM>() && work.lead;
+    const uint32_t *dropout_mask =
+        vd_dropout_mask_tile(a, task.ws.dropout_mask, work.at.stream, work.at.head, work.at.tile,
+                             work.left - 1); /* the mask of the first key tile */
     auto copy_table = [&](int y, int slot) {
-      vd_copy_position_keys<T, VD_HEAD_WIDTH, REL>(m->table[slot], m->bias_scores[slot], positions,
-                                                   work.first_block + y * VD_TILE, a.d_head);
+      vd_copy_positions<T, REL>(m->table[slot], m->bias_scores[slot], positions, work.first_block + y * VD_TILE,
+                                a.d_head);
     };
-    for (int t = work.begin; t < work.end; t++, c++) {
-      const bool far = TRIM && t < work.far, keys_too = REL || t >= work.first;
+    for (int t = 0; t < n; t++, c++) {
+      const bool far = TRIM && t < work.far, keys_too = !lead || t > 0;
       int kappa0 = work.start + t * VD_TILE;
       if (c > 0) vd_barrier_sync<VD_TILE_EMPTY>();
-      if (t == work.begin) {
+      if (t == 0) {
         const vd_row_view<const T> queries = vd_query_rows<T, REL>(a, g, task.ws.query, work.at.head, work.at.stream);
         const vd_row_view<const T> douts = vd_output_rows(a, (const T *)g.dout, work.at.head, work.at.stream);
-        vd_copy_tile<T, VD_HEAD_WIDTH>(m->q[i & 1], queries.row0, queries.stride, work.i0, 0, a.block, a.d_head);
-        vd_copy_tile<T, VD_HEAD_WIDTH>(dout_slot<T, REL>(m, c), douts.row0, douts.stride, work.i0, 0, a.block,
-                                       a.d_head);
+        vd_copy_operand<T>(m->q[i & 1], queries.row0, queries.stride, work.i0, 0, a.block, a.d_head);
+        vd_copy_operand<T>(dout_slot<T, REL>(m, c), douts.row0, douts.stride, work.i0, 0, a.block, a.d_head);
         if constexpr (REL) copy_table(0, c % 3);
       }
       const vd_row_view<const T> keys = memories.at(kappa0, VD_KEY), values = memories.at(kappa0, VD_VALUE);
-      if (keys_too)
-        vd_copy_tile<T, VD_HEAD_WIDTH>(m->k[c & 1], keys.row0, keys.stride, kappa0, lowest, a.block, a.d_head);
+      if (keys_too) vd_copy_operand<T>(m->k[c & 1], keys.row0, keys.stride, kappa0, lowest, a.block, a.d_head);
       if (keys_too && !far)
-        vd_copy_tile<T, VD_HEAD_WIDTH>(m->v[c & 1], values.row0, values.stride, kappa0, lowest_value, a.block,
-                                       a.d_head);
-      if (REL || t + 1 < n) copy_table(t + 1, (c + 1) % 3);
+        vd_copy_operand<T>(m->v[c & 1], values.row0, values.stride, kappa0, lowest_value, a.block, a.d_head);
+      if (REL || t + 1 < work.left) copy_table(t + 1, (c + 1) % 3);
       if (DROP && keys_too && !far)
         vd_cp_async4(&m->dropout_mask[c & 1][thread], dropout_mask - t * VD_WARPGROUP + thread, true);
       vd_cp_async_commit();
-      if (t + 1 == work.end) vd_producer_announce(requested, &m->next[i & 1]);
+      if (t + 1 == n) vd_producer_announce(requested, &m->next[i & 1]);
       vd_cp_async_wait_all();
       vd_fence_proxy_async();
       vd_barrier_arrive<VD_TILE_FULL>();
@@ -470,7 +430,7 @@ VD_DEV void dq_producer(const vd_cuda_attention &a, const dq_task &task, dq_smem
 }
 
 template <typename T, bool DROP, bool REL, bool TRIM>
-__global__ void __launch_bounds__(VD_SPECIALIZED_THREADS, 2)
+__global__ void __launch_bounds__(VD_SPECIALIZED_THREADS, VD_BLOCKS)
     dq_wgmma_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ dq_task task) {
   extern __shared__ __align__(1024) unsigned char smem[];
   dq_smem<T> *m = (dq_smem<T> *)smem;
@@ -486,19 +446,28 @@ __global__ void __launch_bounds__(VD_SPECIALIZED_THREADS, 2)
 template <typename T>
 cudaError_t launch_dq(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g, const vd_backward_workspace *ws,
                       cudaStream_t stream) {
+  constexpr bool REL = VD_HEAD_WIDTH == 64;
   const dq_task task = {*g, *ws, vd_make_dropout_draws(a)};
   cudaLaunchAttribute launched = {};
   launched.id = cudaLaunchAttributeLaunchCompletionEvent, launched.val.launchCompletionEvent.event = g->join;
   auto kernel = vd_variant(a, dq_wgmma_kernel<T, false, false, false>, dq_wgmma_kernel<T, true, false, false>,
                            dq_wgmma_kernel<T, false, false, true>, dq_wgmma_kernel<T, true, false, true>,
-                           dq_wgmma_kernel<T, false, true, false>, dq_wgmma_kernel<T, true, true, false>);
+                           dq_wgmma_kernel<T, false, REL, false>, dq_wgmma_kernel<T, true, REL, false>);
   return vd_launch_persistent(kernel, VD_SPECIALIZED_THREADS, (int)sizeof(dq_smem<T>), stream, &launched,
                               g->side ? 1 : 0, *a, task);
 }
 
 } // namespace
 
+#if VD_HEAD_WIDTH > 64
+cudaError_t vd_dq_wgmma_96(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
+                           const vd_backward_workspace *ws, cudaStream_t stream) {
+  return launch_dq<__nv_bfloat16>(a, g, ws, stream);
+}
+#else
 cudaError_t vd_dq_wgmma(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                         const vd_backward_workspace *ws, cudaStream_t stream) {
+  if (a->d_head > 64) return vd_dq_wgmma_96(a, g, ws, stream);
   return a->type == VD_BF16 ? launch_dq<__nv_bfloat16>(a, g, ws, stream) : launch_dq<__half>(a, g, ws, stream);
 }
+#endif

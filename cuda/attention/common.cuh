@@ -29,7 +29,7 @@ typedef struct vd_band {
 
 /* Where few query tiles reach far, their key tiles are shared out over several blocks, each with a split of them
  * (split-KV, as in Flash-Decoding). VD_SPLIT_SLOTS: partial sums that a->splits holds. */
-enum { VD_MAX_SPLITS = 16, VD_SPLIT_SLOTS = 512 };
+enum { VD_MAX_SPLITS = 16, VD_SPLIT_SLOTS = 256 };
 
 /* A layer's schedule, in device memory: bands, the order of the heads, and the counters from which persistent blocks
  * take tiles. All counters are zero between kernels. */
@@ -79,6 +79,15 @@ VD_DEV void vd_finish_work(vd_tile_schedule *schedule, int kind) {
 typedef struct vd_work_tile {
   int head, stream, tile;
 } vd_work_tile;
+
+/* The rank of the head whose work items number `item` is among; `first` [n + 1] has the first item of each rank. All
+ * lanes of a warp call it. */
+VD_DEV int vd_rank_of(const int *first, int n, int item) {
+  int rank = 0;
+  for (int i = (int)threadIdx.x & 31; __any_sync(0xffffffffU, i < n); i += 32)
+    rank += __popc(__ballot_sync(0xffffffffU, i < n && item >= first[i + 1]));
+  return rank;
+}
 
 /* The query tile of a number. REL, here and below: relative keys in place of spans, where all heads have the same
  * reach; the heads of a stream are then adjacent, which spreads the atomics on drel_key, and the longest tiles come
@@ -475,12 +484,20 @@ static cudaError_t vd_dispatch(const vd_cuda_attention *a, ARGS... args) {
 /* Stream-ordered. Fills a->bias_scores; relative.cu. */
 cudaError_t vd_fill_bias_scores(const vd_cuda_attention *a, cudaStream_t stream);
 
-/* Not collective. Whether the warp-specialized wgmma kernels (pipeline.cuh) support these shapes. */
+/* Not collective. Whether the warp-specialized wgmma kernels (pipeline.cuh) support these shapes, and the columns of a
+ * head that they then multiply. */
 static inline bool vd_uses_wgmma(const vd_cuda_attention *a) {
-  return a->type != VD_FP32 && a->d_head <= 64;
+  if (a->d_head > 64) return a->type == VD_BF16 && a->d_head <= 96 && !a->rel_key;
+  return a->type != VD_FP32;
 }
-/* Stream-ordered. vd_cuda_attention_forward by the wgmma kernel, fwd_wgmma.cu. a->bias_scores has been filled. */
+static inline int vd_wgmma_width(int d_head) {
+  return d_head > 64 ? 96 : 64;
+}
+/* Stream-ordered. vd_cuda_attention_forward by the wgmma kernels, fwd_wgmma.cu. a->bias_scores has been filled. */
 cudaError_t vd_forward_wgmma(const vd_cuda_attention *a, const void *block, const void *memory, const void *table,
                              void *out, float *lse, cudaStream_t stream);
+/* Stream-ordered. The same for bf16 heads of 65 to 96 without relative keys, fwd_wgmma_96.cu. */
+cudaError_t vd_forward_wgmma_96(const vd_cuda_attention *a, const void *block, const void *memory, const void *table,
+                                void *out, float *lse, cudaStream_t stream);
 
 #endif

@@ -8,9 +8,8 @@
 namespace {
 
 template <typename T> struct forward_smem {
-  T tile[6][VD_TILE * VD_HEAD_WIDTH]; /* queries, keys, values: query_slot() and so on */
-  T table[3]
-         [VD_TILE * VD_HEAD_WIDTH]; /* with relative keys the last one: the block before a work tile's first key tile */
+  T tile[6][VD_OPERAND];  /* queries, keys, values: query_slot() and so on */
+  T table[3][VD_OPERAND]; /* with relative keys the last one: the block before a work tile's first key tile */
   float ring[VD_WARPGROUP / 32][VD_RING_BYTES / 4];
   float bias_scores[3][VD_TILE]; /* bias scores: initial accumulators of position scores */
   /* Mask bits of a key tile for each consumer thread, drawn one tile ahead of the copies. With three slots the
@@ -34,7 +33,7 @@ template <bool TRIM> VD_DEV int table_slot(int c) {
   return TRIM ? c % 3 : c & 1;
 }
 
-static_assert(2 * (sizeof(forward_smem<__half>) + 1024) <= 228 * 1024, "two blocks for a multiprocessor");
+static_assert(VD_BLOCKS * (sizeof(forward_smem<__half>) + 1024) <= 228 * 1024, "blocks of a multiprocessor");
 
 /* Operands of the kernel. */
 template <typename T> struct forward_task {
@@ -46,7 +45,7 @@ template <typename T> struct forward_task {
 /* A warp's 16 queries over the key tiles. Scores are multiplied by sqrt(d_head); `factor` brings them to units of
  * log 2. */
 struct forward_state {
-  float sum[8][4];
+  float sum[VD_SUMS][4];
   float highest[2], total[2]; /* of rows g and g + 8; total: only of this lane's columns */
 };
 
@@ -116,13 +115,7 @@ VD_DEV void softmax_tile(forward_state &w, float factor, float s[8][4]) {
   }
   if (__all_sync(0xffffffffU, rescale[0] == 1 && rescale[1] == 1)) return;
 #pragma unroll
-  for (int i = 0; i < 32; i++) w.sum[i >> 2][i & 3] *= rescale[i >> 1 & 1];
-}
-
-/* This warp's queries as left operands. */
-template <typename T> VD_DEV void load_queries(const T *q, vd_frag_a<T> left[4]) {
-#pragma unroll
-  for (int k = 0; k < 4; k++) vd_load_a<T, VD_HEAD_WIDTH>(left[k], q, 16 * (int)(threadIdx.x >> 5), 16 * k);
+  for (int i = 0; i < 4 * VD_SUMS; i++) w.sum[i >> 2][i & 3] *= rescale[i >> 1 & 1];
 }
 
 /* Content scores of the c-th key tile of the block, and its position scores in the ring buffer. Without relative keys
@@ -169,7 +162,8 @@ VD_DEV void draw_mask(const vd_cuda_attention &a, const vd_dropout_draws &drop, 
   uint32_t bits = vd_draw_dropout_mask(a, drop, work.i0 + 16 * (thread >> 5), work.start + t * VD_TILE);
   m->dropout_mask[c % 3][thread] = bits;
   if (a.dropout_mask)
-    vd_dropout_mask_tile(a, a.dropout_mask, work.at.stream, work.at.head, work.at.tile, work.n - 1 - t)[thread] = bits;
+    vd_dropout_mask_tile(a, a.dropout_mask, work.at.stream, work.at.head, work.at.tile, work.left - 1 - t)[thread] =
+        bits;
 }
 
 } // namespace

@@ -11,9 +11,9 @@ namespace {
 
 /* Starts the position and content scores of far tile c of the block. FIRST: of the work tile. */
 template <typename T, bool FIRST>
-VD_DEV void start_far(forward_smem<T> *m, vd_frag_a<T> left[4], int c, float position[8][4], float s[8][4]) {
+VD_DEV void start_far(forward_smem<T> *m, vd_frag_a<T> left[VD_LEFTS], int c, float position[8][4], float s[8][4]) {
   vd_barrier_sync<VD_TILE_FULL>();
-  if constexpr (FIRST) load_queries(query_slot<true>(m, 0), left);
+  if constexpr (FIRST) vd_load_lefts<T>(query_slot<true>(m, 0), left);
   vd_barrier_arrive<VD_TILE_EMPTY>();
   vd_wgmma_fence();
   vd_tile_product_rs<T, VD_K_MAJOR>(position, left, m->table[table_slot<true>(c)], false);
@@ -49,8 +49,8 @@ VD_DEV void sum_far(forward_state &w, float factor, float s[8][4]) {
  * wanted. Its products have been started, with scores `s`; those of the next far tile, with scores `next`, run while
  * exponentials are taken. */
 template <typename T, bool MORE>
-VD_DEV void far_tile(const vd_query_work &work, forward_smem<T> *m, forward_state &w, vd_frag_a<T> left[4], int t,
-                     int c, float factor, float position[8][4], float s[8][4], float next[8][4]) {
+VD_DEV void far_tile(const vd_query_work &work, forward_smem<T> *m, forward_state &w, vd_frag_a<T> left[VD_LEFTS],
+                     int t, int c, float factor, float position[8][4], float s[8][4], float next[8][4]) {
   const int warp = (int)(threadIdx.x >> 5), iw = work.i0 + 16 * warp, kappa0 = work.start + t * VD_TILE;
   float *ring = m->ring[warp];
   __syncwarp();
@@ -71,8 +71,8 @@ VD_DEV void far_tile(const vd_query_work &work, forward_smem<T> *m, forward_stat
 }
 /* All far tiles of the work tile, from the block's c-th on. */
 template <typename T>
-VD_DEV void far_tiles(const vd_query_work &work, forward_smem<T> *m, forward_state &w, vd_frag_a<T> left[4], int c,
-                      float factor) {
+VD_DEV void far_tiles(const vd_query_work &work, forward_smem<T> *m, forward_state &w, vd_frag_a<T> left[VD_LEFTS],
+                      int c, float factor) {
   float position[8][4], even[8][4], odd[8][4];
   int t = 0;
   start_far<T, true>(m, left, c, position, even);
@@ -96,15 +96,15 @@ VD_DEV void copy_trimmed(const vd_cuda_attention &a, const forward_task<T> &task
   const int kappa0 = work.start + t * VD_TILE;
   const vd_kv_view<const T> memories = vd_kv_view_of(a, task.block, task.memory, work.at.head, work.at.stream);
   const vd_row_view<const T> keys = memories.at(kappa0, VD_KEY);
-  vd_copy_tile<T, VD_HEAD_WIDTH>(key_slot<true>(m, c), keys.row0, keys.stride, kappa0, vd_lowest<false>(work.band),
-                                 a.block, a.d_head);
+  vd_copy_operand<T>(key_slot<true>(m, c), keys.row0, keys.stride, kappa0, vd_lowest<false>(work.band), a.block,
+                     a.d_head);
   if (t + 1 < work.n)
-    vd_copy_position_keys<T, VD_HEAD_WIDTH, false>(m->table[table_slot<true>(c)], nullptr,
-                                                   vd_position_keys_of<false, T>(a, task.table, work.at.head),
-                                                   work.first_block + (t + 1) * VD_TILE, a.d_head);
+    vd_copy_positions<T, false>(m->table[table_slot<true>(c)], nullptr,
+                                vd_position_keys_of<false, T>(a, task.table, work.at.head),
+                                work.first_block + (t + 1) * VD_TILE, a.d_head);
   if (t > 0) return;
   const vd_row_view<const T> queries = vd_block_rows(a, task.block, VD_QUERY, work.at.head, work.at.stream);
-  vd_copy_tile<T, VD_HEAD_WIDTH>(query_slot<true>(m, 0), queries.row0, queries.stride, work.i0, 0, a.block, a.d_head);
+  vd_copy_operand<T>(query_slot<true>(m, 0), queries.row0, queries.stride, work.i0, 0, a.block, a.d_head);
 }
 
 /* The producer warpgroup where trimmed. Copies of keys run two tiles ahead, also from one work tile to the next: each
@@ -133,8 +133,8 @@ VD_DEV void trimmed_producer(const vd_cuda_attention &a, const forward_task<T> &
         const int kappa0 = work.start + t * VD_TILE;
         const vd_kv_view<const T> memories = vd_kv_view_of(a, task.block, task.memory, work.at.head, work.at.stream);
         const vd_row_view<const T> values = memories.at(kappa0, VD_VALUE);
-        vd_copy_tile<T, VD_HEAD_WIDTH>(value_slot(m, c), values.row0, values.stride, kappa0,
-                                       vd_lowest_value<false>(work.band), a.block, a.d_head);
+        vd_copy_operand<T>(value_slot(m, c), values.row0, values.stride, kappa0, vd_lowest_value<false>(work.band),
+                           a.block, a.d_head);
       }
       vd_cp_async_commit();
       int ahead = t + 1;

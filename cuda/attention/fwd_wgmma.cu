@@ -1,7 +1,8 @@
 /* Forward pass of attention by wgmma, for 16-bit types and heads up to 64 wide; the equations are in fwd_mma.cu.
  *
  * Tiles: a persistent block takes 64 queries of one head and stream and goes over key tiles of 64, from the farthest
- * to the nearest, with an on-line softmax. Three products of 64 x 64 x 64 for each key tile: position scores q p^T,
+ * to the nearest, with an on-line softmax. Far-reaching query tiles are split over blocks where there are few
+ * (splits.cuh). Three products of 64 x 64 x 64 for each key tile: position scores q p^T,
  * scores q k^T (in flight together), and out += weights v.
  *
  * Warps: the consumer warpgroup (threads 0 .. 127, 192 registers) has 16 queries a warp. The producer warpgroup
@@ -62,7 +63,7 @@ VD_DEV void forward_tile(const vd_query_work &work, forward_smem<T> *m, forward_
   vd_tile_product_rs<T, VD_MN_MAJOR>(w.sum, p, value_slot(m, c), true);
   vd_wgmma_commit();
   vd_wgmma_wait<0>();
-  vd_wgmma_fence_operand<8>(w.sum);
+  vd_wgmma_fence_operand<VD_SUMS>(w.sum);
 }
 
 /* With relative keys, before the first key tile: adds the content bias to q, and computes the scores of the block of
@@ -102,7 +103,7 @@ VD_DEV void forward_end(const vd_cuda_attention &a, float scale, const vd_query_
 }
 
 /* The turn before a split's first key tile: position scores of the block of e that both have. */
-template <typename T> VD_DEV void begin_split(forward_smem<T> *m, const vd_frag_a<T> left[4], int c) {
+template <typename T> VD_DEV void begin_split(forward_smem<T> *m, const vd_frag_a<T> left[VD_LEFTS], int c) {
   float position[8][4];
   vd_wgmma_fence();
   vd_tile_product_rs<T, VD_K_MAJOR>(position, left, m->table[table_slot<false>(c)], false);
@@ -162,17 +163,17 @@ VD_DEV void forward_consumer(const vd_cuda_attention &a, const forward_task<T> &
     w.highest[0] = w.highest[1] = -INFINITY, w.total[0] = w.total[1] = 0;
     vd_clear_sums(w.sum);
     const T *q = query_slot<TRIM>(m, i);
-    vd_frag_a<T> left[4] = {}; /* without relative keys, the queries */
+    vd_frag_a<T> left[VD_LEFTS] = {}; /* without relative keys, the queries */
     if constexpr (TRIM) {
       if (work.far > 0) far_tiles<T>(work, m, w, left, c, factor);
       c += work.far;
     }
-    for (int t = TRIM ? work.far : work.begin; t < work.end; t++, c++) {
+    for (int t = TRIM ? work.far : 0; t < work.n; t++, c++) {
       vd_barrier_sync<VD_TILE_FULL>();
       if constexpr (!REL) {
-        if (t == work.begin) load_queries(q, left);
+        if (t == 0) vd_load_lefts<T>(q, left);
       }
-      if (vd_can_split<REL, TRIM>() && t < work.first) {
+      if (vd_can_split<REL, TRIM>() && work.lead && t == 0) {
         vd_barrier_arrive<VD_TILE_EMPTY>();
         begin_split<T>(m, left, c);
         continue;
@@ -196,8 +197,8 @@ VD_DEV void copy_keys_and_values(const vd_cuda_attention &a, const forward_task<
   const int kappa0 = work.start + t * VD_TILE;
   const vd_kv_view<const T> memories = vd_kv_view_of(a, task.block, task.memory, work.at.head, work.at.stream);
   const vd_row_view<const T> keys = memories.at(kappa0, VD_KEY), values = memories.at(kappa0, VD_VALUE);
-  vd_copy_tile<T, VD_HEAD_WIDTH>(key_slot<false>(m, slot), keys.row0, keys.stride, kappa0, lowest, a.block, a.d_head);
-  vd_copy_tile<T, VD_HEAD_WIDTH>(value_slot(m, slot), values.row0, values.stride, kappa0, lowest, a.block, a.d_head);
+  vd_copy_operand<T>(key_slot<false>(m, slot), keys.row0, keys.stride, kappa0, lowest, a.block, a.d_head);
+  vd_copy_operand<T>(value_slot(m, slot), values.row0, values.stride, kappa0, lowest, a.block, a.d_head);
 }
 
 /* The producer warpgroup. */
@@ -211,29 +212,28 @@ VD_DEV void forward_producer(const vd_cuda_attention &a, const forward_task<T> &
     const int requested = threadIdx.x == VD_WARPGROUP ? pop_tile(schedule, longest_tiles(n_work_tile)) : 0;
     const vd_query_work work = vd_query_work_at<REL, false>(a, schedule, tile_id);
     const vd_position_keys<T> positions = vd_position_keys_of<REL, T>(a, task.table, work.at.head);
-    const int lowest = vd_lowest<REL>(work.band), n = work.end - work.begin;
+    const int lowest = vd_lowest<REL>(work.band), n = work.n;
+    const bool lead = vd_can_split<REL, false>() && work.lead;
     auto copy_table = [&](int y, int slot) {
-      vd_copy_position_keys<T, VD_HEAD_WIDTH, REL>(m->table[slot], m->bias_scores[slot], positions,
-                                                   work.first_block + y * VD_TILE, a.d_head);
+      vd_copy_positions<T, REL>(m->table[slot], m->bias_scores[slot], positions, work.first_block + y * VD_TILE,
+                                a.d_head);
     };
     vd_seek_dropout(&drop, a, work.at.head, work.at.stream);
-    /* Copies the tile of turn t and draws the mask of turn t + 1; t = -1: copies and draws those of turn 0. */
+    /* Copies tile t and draws the mask of tile t + 1; t = -1: copies and draws tile 0. */
     for (int t = -1; t < n; t++) {
       if (t > 0 || (t < 0 && i > 0)) vd_barrier_sync<VD_TILE_EMPTY>();
       if (t < 0) {
         const vd_row_view<const T> queries = vd_block_rows(a, task.block, VD_QUERY, work.at.head, work.at.stream);
-        vd_copy_tile<T, VD_HEAD_WIDTH>(query_slot<false>(m, i), queries.row0, queries.stride, work.i0, 0, a.block,
-                                       a.d_head);
+        vd_copy_operand<T>(query_slot<false>(m, i), queries.row0, queries.stride, work.i0, 0, a.block, a.d_head);
         if constexpr (REL) copy_table(0, 2);
       }
       if (t != 0) {
-        const int turn = max(t, 0), tile = work.begin + turn, slot = (c + turn) & 1;
-        if (REL || tile >= work.first) copy_keys_and_values(a, task, m, work, tile, slot, lowest);
-        if (REL || tile + 1 < work.n) copy_table(tile + 1, slot);
+        const int tile = max(t, 0), slot = (c + tile) & 1;
+        if (!lead || t > 0) copy_keys_and_values(a, task, m, work, tile, slot, lowest);
+        if (REL || tile + 1 < work.left) copy_table(tile + 1, slot);
         vd_cp_async_commit();
       }
-      if (DROP && t + 1 < n && (REL || work.begin + t + 1 >= work.first))
-        draw_mask(a, drop, work, m, work.begin + t + 1, c + t + 1);
+      if (DROP && t + 1 < n && (!lead || t >= 0)) draw_mask(a, drop, work, m, t + 1, c + t + 1);
       if (t < 0) continue;
       if (t + 1 == n) vd_producer_announce(requested, &m->next[i & 1]);
       vd_cp_async_wait_all();
@@ -248,7 +248,7 @@ VD_DEV void forward_producer(const vd_cuda_attention &a, const forward_task<T> &
 }
 
 template <typename T, bool DROP, bool REL, bool TRIM>
-__global__ void __launch_bounds__(VD_SPECIALIZED_THREADS, 2)
+__global__ void __launch_bounds__(VD_SPECIALIZED_THREADS, VD_BLOCKS)
     forward_wgmma_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ forward_task<T> task,
                          const __grid_constant__ vd_dropout_draws drop) {
   extern __shared__ __align__(1024) unsigned char smem[];
@@ -274,18 +274,26 @@ template <typename T>
 cudaError_t launch_forward(const vd_cuda_attention *a, const void *block, const void *memory, const void *table,
                            void *out, float *lse, cudaStream_t stream) {
   const forward_task<T> task = {(const T *)block, (const T *)memory, (const T *)table, (T *)out, lse};
+  constexpr bool REL = VD_HEAD_WIDTH == 64;
   cudaLaunchAttribute early = vd_pdl_attribute();
   auto kernel = vd_variant(a, forward_wgmma_kernel<T, false, false, false>, forward_wgmma_kernel<T, true, false, false>,
                            forward_wgmma_kernel<T, false, false, true>, forward_wgmma_kernel<T, true, false, true>,
-                           forward_wgmma_kernel<T, false, true, false>, forward_wgmma_kernel<T, true, true, false>);
+                           forward_wgmma_kernel<T, false, REL, false>, forward_wgmma_kernel<T, true, REL, false>);
   return vd_launch_persistent(kernel, VD_SPECIALIZED_THREADS, (int)sizeof(forward_smem<T>), stream, &early, 1, *a, task,
                               vd_make_dropout_draws(a));
 }
 
 } // namespace
 
+#if VD_HEAD_WIDTH > 64
+cudaError_t vd_forward_wgmma_96(const vd_cuda_attention *a, const void *block, const void *memory, const void *table,
+                                void *out, float *lse, cudaStream_t stream) {
+  return launch_forward<__nv_bfloat16>(a, block, memory, table, out, lse, stream);
+}
+#else
 cudaError_t vd_forward_wgmma(const vd_cuda_attention *a, const void *block, const void *memory, const void *table,
                              void *out, float *lse, cudaStream_t stream) {
+  if (a->d_head > 64) return vd_forward_wgmma_96(a, block, memory, table, out, lse, stream);
   return a->type == VD_BF16 ? launch_forward<__nv_bfloat16>(a, block, memory, table, out, lse, stream)
                             : launch_forward<__half>(a, block, memory, table, out, lse, stream);
 }
@@ -298,5 +306,6 @@ size_t vd_cuda_attention_dropout_mask_size(const vd_cuda_attention *a) {
 
 size_t vd_cuda_attention_splits_size(const vd_cuda_attention *a) {
   if (!vd_uses_wgmma(a) || a->rel_key || a->trimmed) return 0;
-  return (size_t)VD_SPLIT_SLOTS * VD_SPLIT_FLOAT4 * sizeof(float4);
+  return (size_t)VD_SPLIT_SLOTS * (size_t)vd_split_float4(vd_wgmma_width(a->d_head)) * sizeof(float4);
 }
+#endif

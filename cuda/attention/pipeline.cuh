@@ -1,41 +1,110 @@
 /* Shared by the warp-specialized attention kernels (fwd_wgmma.cu, bwd_dq_wgmma.cu, bwd_dkv_wgmma.cu): 16-bit types,
- * heads up to 64 wide, tiles of 64 x 64.
+ * heads up to 64 wide (up to 96 in the files for wider heads), tiles of 64 queries or keys.
  *
  * A block has two warpgroups. The consumer warpgroup (threads 0 .. 127) multiplies by wgmma and keeps accumulators
  * in 192 to 208 registers a thread. The producer warpgroup (threads 128 .. 255), with 48 to 64 registers, copies the
  * tiles by cp.async and, in the forward pass, draws the dropout mask, one tile ahead, in issue slots that the
  * consumer leaves free; it starts the next work tile while the consumer ends the current one. Two blocks share a
- * multiprocessor.
+ * multiprocessor; with wider heads one has it alone, and each thread 255 registers.
  *
  * Named barriers: 1, the consumer warpgroup alone; VD_TILE_FULL, the producer arrives when a tile's copies have
  * landed and the consumer waits; VD_TILE_EMPTY, the consumer arrives once for each tile and the producer waits
  * before it copies the next one; VD_PRODUCER, the producer warpgroup alone.
  *
- * A tile is 64 rows of 128 bytes, swizzled (vd_swizzled_chunk) and aligned to 1024 bytes; wgmma contracts over its
- * columns (K-major) or its rows (MN-major). Warp w has rows 16 w .. 16 w + 15 of a result, laid out as eight
- * adjacent m16n8k16 results (mma.cuh), so that c + 2 j is the 16 x 16 sub-tile of columns 16 j. */
+ * A tile is 64 rows of 128 bytes (wider heads: and a second panel, of which 64 bytes a row are used), swizzled
+ * (vd_swizzled_chunk) and aligned to 1024 bytes; wgmma contracts over its columns (K-major) or its rows (MN-major).
+ * Warp w has rows 16 w .. 16 w + 15 of a result, laid out as eight adjacent m16n8k16 results (mma.cuh), so that c + 2 j
+ * is the 16 x 16 sub-tile of columns 16 j. */
 #ifndef VD_PIPELINE_CUH
 #define VD_PIPELINE_CUH
 
 #include "cuda/attention/common.cuh"
 #include "cuda/kernels/wgmma.cuh"
 
-enum { VD_HEAD_WIDTH = 64, VD_TILE_BYTES = VD_TILE * VD_HEAD_WIDTH * 2 };
+/* Columns of a head in shared memory, 64 or 96: a file for wider heads defines it before it includes a kernel. */
+#ifndef VD_HEAD_WIDTH
+#define VD_HEAD_WIDTH 64
+#endif
+/* Panels of 64 columns of an operand [64, d_head], and its elements; accumulators [64, d_head] of a lane, in fours;
+ * left operands of 16 columns. Operands of heads of 64 leave shared memory for two blocks on a multiprocessor. */
+enum {
+  VD_PANEL = VD_TILE * 64,
+  VD_PANELS = (VD_HEAD_WIDTH + 63) / 64,
+  VD_OPERAND = VD_PANELS * VD_PANEL,
+  VD_SUMS = VD_HEAD_WIDTH / 8,
+  VD_LEFTS = VD_HEAD_WIDTH / 16,
+  VD_BLOCKS = VD_HEAD_WIDTH == 64 ? 2 : 1,
+  VD_TILE_BYTES = VD_PANEL * 2
+};
 
-/* Starts c = a b, or += where `add`, of two tiles. A, B: VD_K_MAJOR or VD_MN_MAJOR. Asynchronous. */
-template <typename T, int A, int B> VD_DEV void vd_tile_product(float c[8][4], const T *a, const T *b, bool add) {
-  vd_wgmma_k64_ss<T, 64, A, B>(c, vd_smem_descriptor(a), vd_smem_descriptor(b), add);
-}
-/* The same with the left operand in the registers of the warpgroup. */
-template <typename T, int B>
-VD_DEV void vd_tile_product_rs(float c[8][4], const vd_frag_a<T> a[4], const T *b, bool add) {
-  vd_wgmma_k64_rs<T, 64, B>(c, a, vd_smem_descriptor(b), add);
-}
-
-/* Zeros a 64 x 64 accumulator. */
-VD_DEV void vd_clear_sums(float c[8][4]) {
+/* Starts c = a b, or += where `add`. Asynchronous. K-major operands are both [64, d_head], contracted over its columns:
+ * c is [64, 64]. Else a is a panel [64, 64] (A: contracted over its columns or its rows), b is [64, d_head], contracted
+ * over its rows: c is [64, d_head]. */
+template <typename T, int A, int B> VD_DEV void vd_tile_product(float (*c)[4], const T *a, const T *b, bool add) {
+  if constexpr (A == VD_K_MAJOR && B == VD_K_MAJOR && VD_PANELS == 1) {
+    vd_wgmma_k64_ss<T, 64, A, B>(c, vd_smem_descriptor(a), vd_smem_descriptor(b), add);
+  } else if constexpr (A == VD_K_MAJOR && B == VD_K_MAJOR) {
 #pragma unroll
-  for (int i = 0; i < 32; i++) c[i >> 2][i & 3] = 0;
+    for (int k = 0; k < VD_LEFTS; k++)
+      vd_wgmma_ss<T, 64, A, B>(c, vd_smem_descriptor(a + k / 4 * VD_PANEL) + k % 4 * A,
+                               vd_smem_descriptor(b + k / 4 * VD_PANEL) + k % 4 * B, add || k > 0);
+  } else {
+    vd_wgmma_k64_ss<T, VD_HEAD_WIDTH, A, B>(c, vd_smem_descriptor(a),
+                                            vd_smem_descriptor(b, VD_PANELS == 1 ? 16 : 2 * VD_PANEL), add);
+  }
+}
+/* The same with the left operand in the registers of the warpgroup: [64, d_head] for a K-major b, else [64, 64]. */
+template <typename T, int B>
+VD_DEV void vd_tile_product_rs(float (*c)[4], const vd_frag_a<T> *a, const T *b, bool add) {
+  if constexpr (B == VD_K_MAJOR && VD_PANELS == 1) {
+    vd_wgmma_k64_rs<T, 64, B>(c, a, vd_smem_descriptor(b), add);
+  } else if constexpr (B == VD_K_MAJOR) {
+#pragma unroll
+    for (int k = 0; k < VD_LEFTS; k++)
+      vd_wgmma_rs<T, 64, B>(c, a[k], vd_smem_descriptor(b + k / 4 * VD_PANEL) + k % 4 * B, add || k > 0);
+  } else {
+    vd_wgmma_k64_rs<T, VD_HEAD_WIDTH, B>(c, a, vd_smem_descriptor(b, VD_PANELS == 1 ? 16 : 2 * VD_PANEL), add);
+  }
+}
+
+/* This warp's 16 rows of an operand [64, d_head] as left operands. */
+template <typename T> VD_DEV void vd_load_lefts(const T *tile, vd_frag_a<T> left[VD_LEFTS]) {
+#pragma unroll
+  for (int k = 0; k < VD_LEFTS; k++)
+    vd_load_a<T, 64>(left[k], tile + k / 4 * VD_PANEL, 16 * (int)(threadIdx.x >> 5), k % 4 * 16);
+}
+
+/* vd_copy_tile to an operand [64, d_head]. */
+template <typename T>
+VD_DEV void vd_copy_operand(T *tile, const T *matrix, int stride, int first, int lowest, int end, int width) {
+  vd_copy_tile<T, 64>(tile, matrix, stride, first, lowest, end, width);
+  if constexpr (VD_HEAD_WIDTH > 64) {
+    constexpr int step = VD_WARPGROUP / 4; /* four chunks of 8 columns are left of a row */
+    int thread = (int)threadIdx.x & 127, across = stride;
+    asm volatile("" : "+r"(thread), "+r"(across)); /* as in vd_copy_tile() */
+    const int row = thread / 4, column = 64 + thread % 4 * 8;
+    const unsigned above = (unsigned)(first + row - lowest), rows = column < width ? (unsigned)(end - lowest) : 0;
+    const T *from = matrix + ((first + row) * across + column);
+#pragma unroll
+    for (int i = 0; i < VD_TILE / step; i++, from += step * across)
+      vd_cp_async16(tile + VD_PANEL + vd_swizzled_chunk<T, 64>(row + i * step, thread % 4), from,
+                    above + (unsigned)(i * step) < rows);
+  }
+}
+/* vd_copy_position_keys to an operand [64, d_head]. */
+template <typename T, bool REL>
+VD_DEV void vd_copy_positions(T *tile, float *score, const vd_position_keys<T> &p, int e0, int width) {
+  if constexpr (VD_HEAD_WIDTH == 64) {
+    vd_copy_position_keys<T, 64, REL>(tile, score, p, e0, width);
+  } else {
+    vd_copy_operand(tile, p.row0, p.stride, e0, p.lowest, p.end, width);
+  }
+}
+
+/* Zeros accumulators. */
+template <int N> VD_DEV void vd_clear_sums(float (&c)[N][4]) {
+#pragma unroll
+  for (int i = 0; i < 4 * N; i++) c[i >> 2][i & 3] = 0;
 }
 /* A 64 x 64 result as left operand. */
 template <typename T> VD_DEV void vd_results_to_a(vd_frag_a<T> a[4], const float c[8][4]) {
@@ -71,12 +140,13 @@ VD_DEV int vd_announced_tile(const int *announced) {
                      0); /* the shuffle tells the compiler that the value is uniform in the warp */
 }
 
-/* Registers move from the producer to the consumer warpgroup: 256 for a thread of each together. */
+/* Registers move from the producer to the consumer warpgroup: 256 for a thread of each together. A block that is alone
+ * on its multiprocessor has enough. */
 template <int N> VD_DEV void vd_setmaxnreg_inc() {
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
+  if constexpr (VD_BLOCKS > 1) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
 }
 template <int N> VD_DEV void vd_setmaxnreg_dec() {
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+  if constexpr (VD_BLOCKS > 1) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
 }
 
 /* vd_init_position_scores for 64 columns. */
@@ -141,13 +211,15 @@ template <typename E> VD_DEV void vd_add_ring(float s[2][4], const E *ring, int 
  * block n has distances <= 0: scores from those entries are masked. The first `far` key tiles are beyond the head's own
  * span: every mask there is 0.
  *
- * A split has key tiles first .. end - 1. Its first block of e is also the last of the split before it, so that both
- * multiply its position scores: where first > 0, a split begins with a turn for them alone, t = begin = first - 1. */
+ * A split has some of these key tiles; n, start and first_block are then its own. The block of e before its first key
+ * tile is also the last of the split before it, so that both multiply its position scores: such a split has a `lead`, a
+ * turn t = 0 for them alone, without keys and values. `left` counts key tiles from t = 0 to the query tile's own. */
 typedef struct vd_query_work {
   vd_work_tile at;
   vd_band band;
   int i0, n, far, start, first_block; /* first query, key tiles, first key */
-  int begin, first, end;
+  int left;
+  bool lead;
   int n_split, split, slot; /* splits of the query tile; this one; the number of the first one */
 } vd_query_work;
 /* Whether query tiles can be split: not with relative keys, which all reach equally far, nor where trimmed. */
@@ -164,20 +236,25 @@ VD_DEV vd_query_work vd_query_work_at(const vd_cuda_attention &a, const vd_tile_
   vd_query_work w;
   w.n_split = 1, w.split = 0, w.slot = item;
   if constexpr (vd_can_split<REL, TRIM>()) {
-    int rank = 0, n_tile = vd_ceil_div(a.block, VD_TILE);
-    while (item >= schedule->split_first[rank + 1]) rank++;
+    const int rank = vd_rank_of(schedule->split_first, a.n_head, item), n_tile = vd_ceil_div(a.block, VD_TILE);
     w.n_split = schedule->n_split[rank];
-    int rest = item - schedule->split_first[rank], tile = rest / w.n_split;
+    const int rest = item - schedule->split_first[rank], tile = rest / w.n_split;
     w.split = rest - tile * w.n_split, w.slot = item - w.split;
     w.at = {schedule->head[rank], tile / n_tile, tile % n_tile};
   } else {
     w.at = vd_query_tile_at<REL>(a, schedule, item);
   }
   w.band = vd_band_of<REL>(a, schedule, w.at.head);
-  w.i0 = w.at.tile * VD_TILE, w.n = vd_key_tiles<REL>(w.band, w.at.tile), w.start = w.i0 - (w.n - 1) * VD_TILE;
+  w.i0 = w.at.tile * VD_TILE, w.n = w.left = vd_key_tiles<REL>(w.band, w.at.tile), w.lead = false;
+  w.start = w.i0 - (w.n - 1) * VD_TILE;
   w.far = REL ? 0 : w.n - 1 - vd_ceil_div(w.band.own, VD_TILE);
+  if constexpr (vd_can_split<REL, TRIM>()) {
+    const int first = w.split * w.left / w.n_split, end = (w.split + 1) * w.left / w.n_split;
+    w.lead = first > 0;
+    const int begin = first - (w.lead ? 1 : 0);
+    w.n = end - begin, w.left -= begin, w.start += begin * VD_TILE;
+  }
   w.first_block = w.start - w.i0 - VD_TILE;
-  w.first = w.split * w.n / w.n_split, w.end = (w.split + 1) * w.n / w.n_split, w.begin = max(w.first - 1, 0);
   return w;
 }
 /* Whether the head sees all pairs of 16 queries from i0 on and 64 keys from kappa0 on, in a far tile. */

@@ -41,13 +41,13 @@ VD_DEV vd_band make_band(const vd_cuda_attention &a, int head) {
 
 /* Splits of each head's query tiles: none much longer than a block's fair share of the layer's key tiles, unless it is
  * so short that a split costs more than it saves (a turn of its own, and the sums' way through memory). */
-enum { LEAST_SPLIT = 6 };
+enum { LEAST_SPLIT = 4 };
 VD_DEV void split_heads(const vd_cuda_attention &a, int n_block, vd_tile_schedule *schedule) {
   const int per_head = a.n_stream * vd_ceil_div(a.block, VD_TILE);
   auto key_tiles = [&](int head) { return vd_ceil_div(schedule->band[head].reach, VD_TILE) + 1; };
   int total = 0, slots = VD_SPLIT_SLOTS, first = 0;
   for (int h = 0; h < a.n_head; h++) total += per_head * key_tiles(h);
-  const int share = max(LEAST_SPLIT, vd_ceil_div(total, n_block));
+  const int share = max((int)LEAST_SPLIT, vd_ceil_div(total, a.d_head > 64 ? n_block / 2 : n_block));
   for (int rank = 0; rank < a.n_head; rank++) {
     int wanted = vd_ceil_div(4 * key_tiles(schedule->head[rank]), 5 * share);
     int n = a.splits && !a.trimmed && !a.rel_key ? max(1, min(min(wanted, (int)VD_MAX_SPLITS), slots / per_head)) : 1;
@@ -182,14 +182,15 @@ cudaError_t vd_cuda_attention_key_pe(enum vd_precision type, int32_t d_head, int
   return cudaGetLastError();
 }
 
-/* dkey_pe [d_head, attn_span] += a block of 64 rows of dtable in the order of vd_add_table_block(), transposed. */
-__global__ void add_table_block_kernel(int d_head, int attn_span, const float *dtable, float *dkey_pe) {
-  __shared__ float tile[VD_TILE][VD_TILE + 1]; /* [column of d_head][row of e] */
+/* dkey_pe [d_head, attn_span] += a block of 64 rows of dtable [64, width] in the order of vd_add_table_block(),
+ * transposed. */
+__global__ void add_table_block_kernel(int width, int d_head, int attn_span, const float *dtable, float *dkey_pe) {
+  __shared__ float tile[96][VD_TILE + 1]; /* [column of d_head][row of e] */
   const int row0 = attn_span - ((int)blockIdx.x + 1) * VD_TILE;
-  for (int i = (int)threadIdx.x; i < VD_TILE * VD_TILE; i += (int)blockDim.x) {
+  for (int i = (int)threadIdx.x; i < VD_TILE * width; i += (int)blockDim.x) {
     const int k = i & 3, thread = i / 4 % VD_WARPGROUP, n = i / (4 * VD_WARPGROUP), lane = thread & 31;
     tile[8 * n + 2 * (lane & 3) + (k & 1)][16 * (thread >> 5) + (lane >> 2) + 8 * (k >> 1)] =
-        dtable[(int64_t)blockIdx.x * VD_TILE * VD_TILE + i];
+        dtable[(int64_t)blockIdx.x * VD_TILE * width + i];
   }
   __syncthreads();
   for (int i = (int)threadIdx.x; i < VD_TILE * d_head; i += (int)blockDim.x) {
@@ -207,14 +208,14 @@ static bool in_blocks(enum vd_precision type, int d_head) {
 
 size_t vd_cuda_attention_dtable_size(enum vd_precision type, int32_t d_head, int32_t attn_span) {
   if (!in_blocks(type, d_head)) return (size_t)attn_span * (size_t)d_head * sizeof(float);
-  return (size_t)vd_ceil_div(attn_span, VD_TILE) * VD_TILE * VD_TILE * sizeof(float);
+  return (size_t)vd_ceil_div(attn_span, VD_TILE) * VD_TILE * (size_t)vd_wgmma_width(d_head) * sizeof(float);
 }
 
 cudaError_t vd_cuda_attention_key_pe_backward(enum vd_precision type, int32_t d_head, int32_t attn_span,
                                               const float *dtable, float *dkey_pe, cudaStream_t stream) {
   if (in_blocks(type, d_head)) {
-    add_table_block_kernel<<<(unsigned)vd_ceil_div(attn_span, VD_TILE), 256, 0, stream>>>(d_head, attn_span, dtable,
-                                                                                          dkey_pe);
+    add_table_block_kernel<<<(unsigned)vd_ceil_div(attn_span, VD_TILE), 256, 0, stream>>>(
+        vd_wgmma_width(d_head), d_head, attn_span, dtable, dkey_pe);
     return cudaGetLastError();
   }
   dim3 blocks((unsigned)vd_ceil_div(d_head, 32), (unsigned)vd_ceil_div(attn_span, 32)), threads(32, 8);

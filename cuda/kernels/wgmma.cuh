@@ -1,7 +1,7 @@
 /* Warpgroup matrix products (wgmma, Hopper): shared-memory matrix descriptors, the instructions, their ordering.
  *
- * All operands are 16 bits wide; a product has 64 rows (16 a warp of the warpgroup), N = 8, 64 or 128 columns, and fp32
- * accumulators. Element c[j][2 ih + jj] of lane 4 g + t is row 16 warp + g + 8 ih, column 8 j + 2 t + jj.
+ * All operands are 16 bits wide; a product has 64 rows (16 a warp of the warpgroup), N = 8, 64, 96 or 128 columns, and
+ * fp32 accumulators. Element c[j][2 ih + jj] of lane 4 g + t is row 16 warp + g + 8 ih, column 8 j + 2 t + jj.
  *
  * An operand in shared memory lies in panels of rows of 128 bytes, swizzled as vd_swizzled_chunk() does it (the
  * 128-byte swizzle of the hardware), eight rows to 1024 bytes; panels start at multiples of 1024 bytes. K-major: a row
@@ -32,12 +32,14 @@ template <bool BOUNDED = false> VD_DEV uint64_t vd_smem_descriptor(const void *p
 #define VD_ACC(j) "+f"(c[j][0]), "+f"(c[j][1]), "+f"(c[j][2]), "+f"(c[j][3])
 #define VD_ACC_8 VD_ACC(0)
 #define VD_ACC_64 VD_ACC(0), VD_ACC(1), VD_ACC(2), VD_ACC(3), VD_ACC(4), VD_ACC(5), VD_ACC(6), VD_ACC(7)
+#define VD_ACC_96 VD_ACC_64, VD_ACC(8), VD_ACC(9), VD_ACC(10), VD_ACC(11)
 #define VD_ACC_128                                                                                                     \
   VD_ACC_64, VD_ACC(8), VD_ACC(9), VD_ACC(10), VD_ACC(11), VD_ACC(12), VD_ACC(13), VD_ACC(14), VD_ACC(15)
 #define VD_NAMES_8 "%0,%1,%2,%3"
 #define VD_NAMES_64                                                                                                    \
   VD_NAMES_8 ",%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30," \
              "%31"
+#define VD_NAMES_96 VD_NAMES_64 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
 #define VD_NAMES_128                                                                                                   \
   VD_NAMES_64 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,"  \
               "%57,%58,%59,%60,%61,%62,%63"
@@ -60,11 +62,13 @@ template <bool BOUNDED = false> VD_DEV uint64_t vd_smem_descriptor(const void *p
 template <typename T, int N, int A_MAJOR, int B_MAJOR>
 VD_DEV void vd_wgmma_ss(float (*c)[4], uint64_t a, uint64_t b, bool add) {
   constexpr bool half = std::is_same<T, __half>::value;
-  static_assert(N == 8 || N == 64 || N == 128, "columns of a product");
+  static_assert(N == 8 || N == 64 || N == 96 || N == 128, "columns of a product");
   if constexpr (N == 8 && half) VD_WGMMA_SS(8, "f16", "%4", "%5", "%6", "%7, %8");
   if constexpr (N == 8 && !half) VD_WGMMA_SS(8, "bf16", "%4", "%5", "%6", "%7, %8");
   if constexpr (N == 64 && half) VD_WGMMA_SS(64, "f16", "%32", "%33", "%34", "%35, %36");
   if constexpr (N == 64 && !half) VD_WGMMA_SS(64, "bf16", "%32", "%33", "%34", "%35, %36");
+  if constexpr (N == 96 && half) VD_WGMMA_SS(96, "f16", "%48", "%49", "%50", "%51, %52");
+  if constexpr (N == 96 && !half) VD_WGMMA_SS(96, "bf16", "%48", "%49", "%50", "%51, %52");
   if constexpr (N == 128 && half) VD_WGMMA_SS(128, "f16", "%64", "%65", "%66", "%67, %68");
   if constexpr (N == 128 && !half) VD_WGMMA_SS(128, "bf16", "%64", "%65", "%66", "%67, %68");
 }
@@ -72,9 +76,11 @@ VD_DEV void vd_wgmma_ss(float (*c)[4], uint64_t a, uint64_t b, bool add) {
 template <typename T, int N, int B_MAJOR>
 VD_DEV void vd_wgmma_rs(float (*c)[4], const vd_frag_a<T> &a, uint64_t b, bool add) {
   constexpr bool half = std::is_same<T, __half>::value;
-  static_assert(N == 64 || N == 128, "columns of a product");
+  static_assert(N == 64 || N == 96 || N == 128, "columns of a product");
   if constexpr (N == 64 && half) VD_WGMMA_RS(64, "f16", "{%32,%33,%34,%35}", "%36", "%37", "%38");
   if constexpr (N == 64 && !half) VD_WGMMA_RS(64, "bf16", "{%32,%33,%34,%35}", "%36", "%37", "%38");
+  if constexpr (N == 96 && half) VD_WGMMA_RS(96, "f16", "{%48,%49,%50,%51}", "%52", "%53", "%54");
+  if constexpr (N == 96 && !half) VD_WGMMA_RS(96, "bf16", "{%48,%49,%50,%51}", "%52", "%53", "%54");
   if constexpr (N == 128 && half) VD_WGMMA_RS(128, "f16", "{%64,%65,%66,%67}", "%68", "%69", "%70");
   if constexpr (N == 128 && !half) VD_WGMMA_RS(128, "bf16", "{%64,%65,%66,%67}", "%68", "%69", "%70");
 }
@@ -119,9 +125,11 @@ template <int N> VD_DEV void vd_wgmma_fence_operand(float (*c)[4]) {
 #undef VD_ACC
 #undef VD_ACC_8
 #undef VD_ACC_64
+#undef VD_ACC_96
 #undef VD_ACC_128
 #undef VD_NAMES_8
 #undef VD_NAMES_64
+#undef VD_NAMES_96
 #undef VD_NAMES_128
 #undef VD_WGMMA_TEXT
 #undef VD_WGMMA_SS

@@ -42,7 +42,8 @@ static double dropout_mask_bytes(const vd_train *t, int64_t window) {
   const vd_model_config *c = &t->config;
   int64_t block = s->data.tokens_per_sample, streams = s->data.micro_streams;
   bool xl = c->arch == VD_TRANSFORMER_XL;
-  if (t->device.precision == VD_FP32 || c->d_head > 64 || (xl ? c->dropatt : c->dropout) <= 0) return 0;
+  const int64_t widest = t->device.precision == VD_BF16 && !xl ? 96 : 64; /* of the kernels that store them */
+  if (t->device.precision == VD_FP32 || c->d_head > widest || (xl ? c->dropatt : c->dropout) <= 0) return 0;
   if (streams <= 0 || streams > t->n_own) streams = t->n_own;
   int64_t far = xl ? window + block : window; /* the longest reach of a head */
   int64_t tiles = ((block + 63) / 64) * ((far + 63) / 64 + 1);

@@ -5,6 +5,7 @@
  * window's end only. Usage: bench_train STREAMS [PRECISION [WINDOWS [UPDATES [WORDS]]]]; one line of JSON. PRECISION is
  * bf16 (the default), fp16 or fp32, or `cpu` for the CPU backend. WORDS is any of these, with commas between them:
  *   transformer_xl   the model of input/enwik8_transformer_xl.nml with its dropout, Adam and norm clip
+ *   large            the 24-layer model of input/enwik8_adaptive_span_large_paper.nml; two layers have the spans of one
  *   short            all spans are 0, as in early training
  *   trimmed          the other softmax
  *   parts            on a GPU, as many updates more, with the time that each kind of op takes
@@ -39,7 +40,7 @@ struct bench {
   vd_grad_reducer *reducer;
   double exposed; /* seconds of all updates so far */
   int64_t n_stream, stream0, n_own, update;
-  bool cpu, xl, short_spans, trimmed, parts;
+  bool cpu, xl, large, short_spans, trimmed, parts;
   int64_t block, n_layer, n_head, d_model, d_inner, attn_span;
   int64_t span, head; /* tokens of all heads, of the last head; -1: as learnt, as the others */
   int32_t *x, *y;
@@ -53,12 +54,12 @@ static int64_t number(const char *words, const char *name, int64_t otherwise) {
 }
 
 static void read_words(struct bench *b, const char *words) {
-  b->xl = strstr(words, "transformer_xl");
+  b->xl = strstr(words, "transformer_xl"), b->large = strstr(words, "large");
   b->short_spans = strstr(words, "short"), b->trimmed = strstr(words, "trimmed"), b->parts = strstr(words, "parts");
   b->block = number(words, "block=", 512);
-  b->n_layer = number(words, "layers=", 12);
-  b->d_model = number(words, "d_model=", 512);
-  b->d_inner = number(words, "inner=", 2048);
+  b->n_layer = number(words, "layers=", b->large ? 24 : 12);
+  b->d_model = number(words, "d_model=", b->large ? 768 : 512);
+  b->d_inner = number(words, "inner=", b->large ? 4096 : 2048);
   b->n_head = number(words, "heads=", N_HEAD);
   b->attn_span = number(words, "attn_span=", 8192);
   b->span = number(words, "span=", -1);
@@ -79,7 +80,7 @@ static void set_spans(struct bench *b) {
     real z[MAX_HEADS];
     for (int64_t h = 0; h < b->n_head; h++) {
       double set = (double)(h == b->n_head - 1 ? b->head : b->span);
-      double span = b->short_spans ? 0 : b->span >= 0 ? set : span_of(p->layer, (size_t)h);
+      double span = b->short_spans ? 0 : b->span >= 0 ? set : span_of(b->large ? p->layer / 2 : p->layer, (size_t)h);
       z[h] = (real)(span / (double)b->attn_span);
     }
     b->ops->put(b->ops, vd_model_params(b->model) + p->at.offset, z, (size_t)b->n_head);
@@ -182,7 +183,7 @@ static void choose(const struct bench *b, vd_model_config *c, vd_optimizer_confi
         .method = VD_ADAM, .lr = 0.00025, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .clip_norm = 0.25};
     return;
   }
-  c->dropout = 0.3;
+  c->dropout = b->large ? 0.4 : 0.3;
   c->attn_span = b->attn_span;
   c->ramp = 32;
   c->softmax = b->trimmed ? VD_TRIMMED : VD_MASKED;
@@ -257,12 +258,12 @@ static int make(struct bench *b, vd_error *err) {
 static void print_result(const struct bench *b, const char *precision, int updates, const double *seconds, int windows,
                          double bpc, const vd_gpu *gpu) {
   double median = seconds[windows / 2], tokens = (double)(b->n_stream * b->block);
+  const char *model = b->xl ? "transformer_xl" : b->large ? "adaptive_span_large" : "adaptive_span";
   printf("{\"gpu\": \"%s\", \"model\": \"%s\", \"precision\": \"%s\", \"streams\": %lld, \"tokens_per_second\": %.0f, "
          "\"ms_per_update\": %.3f, \"fastest_ms\": %.3f, \"slowest_ms\": %.3f, \"memory_gib\": %.2f, "
          "\"updates\": %d, \"bpc\": %.3f, \"ranks\": %d, \"sharded\": %s, \"exposed_sum_ms\": %.3f}\n",
-         gpu->name, b->xl ? "transformer_xl" : "adaptive_span", precision, (long long)b->n_stream, tokens / median,
-         median * 1e3, seconds[0] * 1e3, seconds[windows - 1] * 1e3,
-         (double)(gpu->total_bytes - gpu->free_bytes) / 1073741824.0, updates, bpc, b->size,
+         gpu->name, model, precision, (long long)b->n_stream, tokens / median, median * 1e3, seconds[0] * 1e3,
+         seconds[windows - 1] * 1e3, (double)(gpu->total_bytes - gpu->free_bytes) / 1073741824.0, updates, bpc, b->size,
          vd_grad_reducer_is_sharded(b->reducer) ? "true" : "false", b->exposed * 1e3 / updates);
 }
 
