@@ -52,9 +52,10 @@ cudaError_t vd_dq_wgmma(const vd_cuda_attention *a, const vd_cuda_attention_grad
 /* Stream-ordered. The dK/dV kernel where vd_uses_wgmma(a); bwd_dkv_wgmma.cu. */
 cudaError_t vd_dkv_wgmma(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                          const vd_backward_workspace *ws, cudaStream_t stream);
-/* Stream-ordered. Both for bf16 heads of 65 to 96 without relative keys; bwd_dq_wgmma_96.cu, bwd_dkv_wgmma_96.cu. */
+/* Stream-ordered. vd_dq_wgmma for bf16 heads of 65 to 96 without relative keys; bwd_dq_wgmma_96.cu. */
 cudaError_t vd_dq_wgmma_96(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                            const vd_backward_workspace *ws, cudaStream_t stream);
+/* Stream-ordered. vd_dkv_wgmma for the same; bwd_dkv_wgmma_96.cu. */
 cudaError_t vd_dkv_wgmma_96(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                             const vd_backward_workspace *ws, cudaStream_t stream);
 
