@@ -6,10 +6,10 @@
  * and partial sums of the gradients of spans, or of the biases u and v; ds_ij as in bwd_dkv_wgmma.cu.
  *
  * Tiles: a persistent block takes 64 queries of one head and stream and goes over the key tiles of 64 in reach, or over
- * a split of them (splits.cuh). The gradient of the table is added by atomics of 16 bytes, to an array in the order of
- * the accumulators (vd_add_table_block). Six
- * products of 64 x 64 x 64 for each key tile: position scores, scores, dout v^T, dq += ds k, dq += skewed ds p, dp =
- * skewed ds^T q. Far tiles, which are beyond the own span of a head with a trimmed softmax, need no dout v^T.
+ * a split of them (splits.cuh). Six products of 64 x 64 x 64 for each key tile: position scores, scores, dout v^T, dq
+ * += ds k, dq += skewed ds p, dp = skewed ds^T q. Far tiles, which are beyond the own span of a head with a trimmed
+ * softmax, need no dout v^T. dp is added by atomics of 16 bytes to an array in the order of the accumulators
+ * (vd_add_table_block).
  *
  * Warps: the consumer warpgroup (208 registers) has 16 queries a warp. The producer warpgroup (48 registers) copies
  * the tiles, bias scores and the dropout mask.
@@ -21,9 +21,8 @@
  *
  * Barriers: VD_TILE_FULL and VD_TILE_EMPTY for each key tile, vd_consumer_sync() when a skewed tile is complete.
  *
- * Bound: a key tile takes 8,000 cycles with two blocks on a multiprocessor: 2,900 of scores and gradients (576
- * instructions a warp), 1,000 of atomics on the table's gradient, 1,000 of waits between warps. Layer 11 of 12, 16
- * streams of 512, dropout 0.3 on one H100: 0.219 ms alone (doc/PERFORMANCE.md). */
+ * Bound: the data path of shared memory and L1 (60 % busy) and waits between few warps. A key tile takes a
+ * multiprocessor about 3,000 cycles with two blocks (doc/notes/2026-11-28-attention-splits.md). */
 #include "cuda/attention/bwd_common.cuh"
 #include "cuda/attention/bwd_skew.cuh"
 #include "cuda/attention/splits.cuh"

@@ -2,8 +2,8 @@
  *
  * Tiles: a persistent block takes 64 queries of one head and stream and goes over key tiles of 64, from the farthest
  * to the nearest, with an on-line softmax. Far-reaching query tiles are split over blocks where there are few
- * (splits.cuh). Three products of 64 x 64 x 64 for each key tile: position scores q p^T,
- * scores q k^T (in flight together), and out += weights v.
+ * (splits.cuh). Three products of 64 x 64 x 64 for each key tile: position scores q p^T, scores q k^T (in flight
+ * together), and out += weights v. Without relative keys q is a left operand from registers.
  *
  * Warps: the consumer warpgroup (threads 0 .. 127, 192 registers) has 16 queries a warp. The producer warpgroup
  * (threads 128 .. 255, 64 registers) copies q, k, v, position keys and bias scores, draws the dropout mask one tile
