@@ -196,17 +196,25 @@ static void add_relative(const vd_attention_plan *plan, const partial *sums, int
     }
 }
 
-/* dkey_pe and dspan += the partials of `streams` streams, stream after stream and head after head. */
+/* dkey_pe and dspan += the partials of `streams` streams, stream after stream and head after head. A distance is a
+ * column of dkey_pe: it is read and written once, some elements at a time. */
 static void add_partials(const vd_attention_plan *plan, const partial *sums, int64_t streams, real *dkey_pe,
                          real *dspan) {
+  enum { ELEMENTS = 64 };
   const vd_attention *a = plan->a;
 #pragma omp parallel for schedule(static)
   for (int64_t x = a->first_distance; x < a->first_distance + plan->longest; x++) {
-    for (int64_t i = 0; i < streams * a->n_head; i++) {
-      int64_t reach = a->reach[i % a->n_head];
-      if (x > reach) continue;
-      const real *row = sums[i].pe_rows + (reach - x) * plan->wide;
-      for (int64_t e = 0; e < a->d_head; e++) dkey_pe[e * a->attn_span + a->attn_span - x] += row[e];
+    for (int64_t e0 = 0; e0 < a->d_head; e0 += ELEMENTS) {
+      int64_t n = a->d_head - e0 < ELEMENTS ? a->d_head - e0 : ELEMENTS;
+      real total[ELEMENTS], *column = dkey_pe + e0 * a->attn_span + a->attn_span - x;
+      for (int64_t e = 0; e < n; e++) total[e] = column[e * a->attn_span];
+      for (int64_t i = 0; i < streams * a->n_head; i++) {
+        int64_t reach = a->reach[i % a->n_head];
+        if (x > reach) continue;
+        const real *row = sums[i].pe_rows + (reach - x) * plan->wide + e0;
+        for (int64_t e = 0; e < n; e++) total[e] += row[e];
+      }
+      for (int64_t e = 0; e < n; e++) column[e * a->attn_span] = total[e];
     }
   }
   for (int64_t i = 0; i < streams * a->n_head; i++) dspan[a->n_span == 1 ? 0 : i % a->n_head] += (real)sums[i].span;

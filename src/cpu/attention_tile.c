@@ -12,12 +12,12 @@ typedef real vd_vector __attribute__((vector_size(VD_VECTOR_BYTES), aligned(size
 static inline __attribute__((always_inline)) void kernel(const int vectors, int64_t k, const real *a, int64_t a_row,
                                                          int64_t a_col, const real *b, int64_t ldb, real *c,
                                                          int64_t ldc, bool add) {
-  vd_vector sum[VD_ROWS][2];
+  vd_vector sum[VD_ROWS][3];
   for (int r = 0; r < VD_ROWS; r++)
     for (int v = 0; v < vectors; v++)
       sum[r][v] = add ? *(const vd_vector *)(c + r * ldc + v * VD_LANES) : (vd_vector){0};
   for (int64_t p = 0; p < k; p++) {
-    vd_vector row[2];
+    vd_vector row[3];
     for (int v = 0; v < vectors; v++) row[v] = *(const vd_vector *)(b + p * ldb + v * VD_LANES);
     for (int r = 0; r < VD_ROWS; r++)
       for (int v = 0; v < vectors; v++) sum[r][v] += a[r * a_row + p * a_col] * row[v];
@@ -26,20 +26,31 @@ static inline __attribute__((always_inline)) void kernel(const int vectors, int6
     for (int v = 0; v < vectors; v++) *(vd_vector *)(c + r * ldc + v * VD_LANES) = sum[r][v];
 }
 
-void vd_tile_product(int64_t m, int64_t n, int64_t k, const real *a, int64_t a_row, int64_t a_col, const real *b,
-                     int64_t ldb, real *c, int64_t ldc, bool add) {
+/* Three vectors at a time, and what is left in ones of two and one: with fewer sums in flight the multipliers would
+ * wait for each other. */
+static inline __attribute__((always_inline)) void product(int64_t m, int64_t n, int64_t k, const real *a, int64_t a_row,
+                                                          int64_t a_col, const real *b, int64_t ldb, real *c,
+                                                          int64_t ldc, bool add) {
   int64_t j = 0;
-  for (; j + 2 * VD_LANES <= n; j += 2 * VD_LANES) {
-    if (a_col == 1)
-      for (int64_t i = 0; i < m; i += VD_ROWS)
-        kernel(2, k, a + i * a_row, a_row, 1, b + j, ldb, c + i * ldc + j, ldc, add);
-    else
-      for (int64_t i = 0; i < m; i += VD_ROWS)
-        kernel(2, k, a + i * a_row, a_row, a_col, b + j, ldb, c + i * ldc + j, ldc, add);
-  }
-  if (j < n)
+  for (; j + 3 * VD_LANES <= n; j += 3 * VD_LANES)
+    for (int64_t i = 0; i < m; i += VD_ROWS)
+      kernel(3, k, a + i * a_row, a_row, a_col, b + j, ldb, c + i * ldc + j, ldc, add);
+  for (; j + 2 * VD_LANES <= n; j += 2 * VD_LANES)
+    for (int64_t i = 0; i < m; i += VD_ROWS)
+      kernel(2, k, a + i * a_row, a_row, a_col, b + j, ldb, c + i * ldc + j, ldc, add);
+  for (; j < n; j += VD_LANES)
     for (int64_t i = 0; i < m; i += VD_ROWS)
       kernel(1, k, a + i * a_row, a_row, a_col, b + j, ldb, c + i * ldc + j, ldc, add);
+}
+
+void vd_tile_product(int64_t m, int64_t n, int64_t k, const real *a, int64_t a_row, int64_t a_col, const real *b,
+                     int64_t ldb, real *c, int64_t ldc, bool add) {
+  if (a_col == 1)
+    product(m, n, k, a, a_row, 1, b, ldb, c, ldc, add);
+  else if (a_row == 1)
+    product(m, n, k, a, 1, a_col, b, ldb, c, ldc, add);
+  else
+    product(m, n, k, a, a_row, a_col, b, ldb, c, ldc, add);
 }
 
 void vd_tile_band(const vd_attention_plan *plan, const vd_head_plan *head, int64_t i0, int64_t T, const real *x,
