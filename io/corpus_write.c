@@ -113,20 +113,21 @@ static uint32_t fletcher32(const uint8_t *x, size_t n) {
 static int write_chunk(vd_shard *s, vd_error *err) {
   hsize_t first = (hsize_t)((s->done - 1) / s->chunk * s->chunk), n = (hsize_t)s->done - first;
   size_t whole = (size_t)s->chunk * s->width;
-  herr_t status;
-  if (!s->direct) {
-    hid_t memory = H5Screate_simple(1, &n, NULL), space = H5Dget_space(s->tokens);
-    H5Sselect_hyperslab(space, H5S_SELECT_SET, &first, NULL, &n, NULL);
-    status = H5Dwrite(s->tokens, vd_h5_type(s->width == 2 ? VD_U16 : VD_U8), memory, space, H5P_DEFAULT, s->waiting);
-    H5Sclose(space);
-    H5Sclose(memory);
-  } else {
+  if (s->direct) {
     memset(s->waiting + n * s->width, 0, whole - n * s->width);
     uint32_t check = htole32(fletcher32(s->waiting, whole));
     memcpy(s->waiting + whole, &check, FLETCHER_BYTES);
-    status = H5Dwrite_chunk(s->tokens, H5P_DEFAULT, 0, &first, whole + FLETCHER_BYTES, s->waiting);
+    if (H5Dwrite_chunk(s->tokens, H5P_DEFAULT, 0, &first, whole + FLETCHER_BYTES, s->waiting) < 0)
+      vd_h5_fail(err, "cannot write %s", s->out.at.path);
+    return err->status;
   }
-  return status < 0 ? vd_h5_fail(err, "cannot write %s", s->out.at.path) : VD_OK;
+  hid_t memory = H5Screate_simple(1, &n, NULL), space = H5Dget_space(s->tokens);
+  H5Sselect_hyperslab(space, H5S_SELECT_SET, &first, NULL, &n, NULL);
+  if (H5Dwrite(s->tokens, vd_h5_type(s->width == 2 ? VD_U16 : VD_U8), memory, space, H5P_DEFAULT, s->waiting) < 0)
+    vd_h5_fail(err, "cannot write %s", s->out.at.path); /* before HDF5's next call clears the reason */
+  H5Sclose(space);
+  H5Sclose(memory);
+  return err->status;
 }
 
 int vd_shard_put(vd_shard *s, const void *tokens, int64_t n, vd_error *err) {

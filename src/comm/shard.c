@@ -47,7 +47,8 @@ static void add_part(vd_extent *list, int *n, vd_extent at, size_t first, size_t
 
 vd_extent *vd_shard_extents(const vd_shard_layout *s, const vd_model *m, int rank, bool common, int *n) {
   int n_tensor = vd_model_n_param(m);
-  vd_extent *list = vd_calloc((size_t)(n_tensor * (s->n_bucket + 1)) + 1, sizeof *list);
+  /* Each border of a tensor or a chunk begins one part at most. */
+  vd_extent *list = vd_calloc(2 * (size_t)n_tensor + (size_t)s->n_bucket + 1, sizeof *list);
   *n = 0;
   for (int t = 0; t < n_tensor; t++) {
     vd_extent at = vd_model_param(m, t)->at;

@@ -199,12 +199,11 @@ const vd_variable vd_variables[] = {
            "rank needs a GPU of its own, and the loader must find libnccl.so.2. 'mpi': MPI_Allreduce after backward, "
            "through host memory where GPUs compute. 'auto': 'nccl' where it is available and there are several ranks, "
            "else 'mpi'."),
-    CHOICE(
-        device, shard_optimizer, "'auto'", "auto on off", "--zero-sharding",
-        "With several ranks: 'on': gradients are reduce-scattered, each rank steps its shard of the parameters, and "
-        "the "
-        "new weights are all-gathered, with 'nccl' beside the next forward pass. 'off': gradients are all-reduced, and "
-        "every rank steps all parameters. 'auto': 'on' with 'nccl', else 'off'. Checkpoints are the same."),
+    CHOICE(device, shard_optimizer, "'auto'", "auto on off", "--zero-sharding",
+           "With several ranks: 'on': gradients are reduce-scattered, each rank steps its shard of the parameters, and "
+           "the new weights are all-gathered, with 'nccl' beside the next forward pass. 'off': gradients are "
+           "all-reduced, and every rank steps all parameters. 'auto': 'on' with 'nccl', else 'off'. Checkpoints are "
+           "the same."),
     INTEGER(
         device, bucket_bytes, "0", 0, 1e12, "bytes", "--bucket-cap-mb",
         "With 'nccl': size of a gradient bucket; each bucket is all-reduced, or reduce-scattered, as soon as backward "

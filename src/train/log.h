@@ -22,7 +22,7 @@ typedef struct vd_log_row {
   double tokens_per_second; /* targets of all ranks */
   double mean_span;         /* tokens, mean over layers and heads */
   double max_span;          /* tokens, the longest of all heads */
-  double sum_share;         /* share of the time since the row before that the gradient all-reduce took; NAN: none */
+  double sum_share;         /* share of the time since the row before that updates waited for other ranks; NAN: none */
   double data_wait;         /* seconds that updates waited for data since the row before, mean over ranks */
   double mfu;               /* model FLOP/s over the GPUs' peak; NAN: fp32, or no peak is known */
   double loss_scale;        /* fp16; NAN: gradients are not scaled */

@@ -3,10 +3,12 @@
 #include "tests/unit/corpus_maker.h"
 
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -96,6 +98,27 @@ static void test_many_chunks(void **state) {
     vd_corpus *c = open_made(*state, n, 150000, 0, vocab[i]);
     for (int k = 0; k < 3; k++) check_read(c, k, 0, n[k], vocab[i]);
     vd_corpus_close(c);
+  }
+}
+
+/* A limit on the size of files stands for a full disk. Both ways to the file tell what the system said. */
+static void test_full_disk(void **state) {
+  fixture *f = *state;
+  const int64_t n[3] = {1200000, 0, 0};
+  struct rlimit before, small;
+  signal(SIGXFSZ, SIG_IGN);
+  assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
+  small = (struct rlimit){4000, before.rlim_max};
+  for (int deflate = 0; deflate < 2; deflate++) {
+    vd_error err = {0};
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
+    maker_write(f->h5, f->path, n, 1200000, deflate, 65535, &err);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
+    assert_int_equal(err.status, VD_FAILED);
+    assert_non_null(strstr(err.message, "c-train-0000.h5"));
+    assert_non_null(strstr(err.message, "File too large"));
+    assert_int_equal(rmdir(f->folder), 0); /* nothing is left behind */
+    assert_int_equal(mkdir(f->folder, 0700), 0);
   }
 }
 
@@ -258,6 +281,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(test_round_trip, setup, teardown),
       cmocka_unit_test_setup_teardown(test_many_chunks, setup, teardown),
+      cmocka_unit_test_setup_teardown(test_full_disk, setup, teardown),
       cmocka_unit_test(test_names_of_files),
       cmocka_unit_test_setup_teardown(test_unknown_split, setup, teardown),
       cmocka_unit_test_setup_teardown(test_symbols, setup, teardown),
