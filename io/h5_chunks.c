@@ -1,5 +1,5 @@
 /* Compressed datasets are written chunk by chunk as src/base/plane_deflate makes them: HDF5's own filters write the
- * same format at a tenth of the speed. Reading goes through HDF5's filters. */
+ * same format at less than half of the speed. Reading goes through HDF5's filters. */
 #include "io/h5.h"
 #include "src/base/plane_deflate.h"
 
