@@ -207,14 +207,14 @@ const vd_variable vd_variables[] = {
     INTEGER(
         device, bucket_bytes, "0", 0, 1e12, "bytes", "--bucket-cap-mb",
         "With 'nccl': size of a gradient bucket; each bucket is all-reduced, or reduce-scattered, as soon as backward "
-        "has filled it. With 'mpi' on GPUs: bytes that pass through host memory at a time. 0: 80000000 with 'nccl', a "
-        "sharded optimizer and all ranks on one node, else 25000000."),
+        "has filled it. With 'mpi': size of a reduce-scatter, and on GPUs bytes that pass through host memory at a "
+        "time. 0: 80000000 with 'nccl', a sharded optimizer and all ranks on one node, else 25000000."),
     REAL(device, timeout, "300.0", 0, false, NONE, true, "s", "",
          "With several ranks: the watchdog ends the run when a rank waits longer than this for the others in an "
          "update, because one of them hangs or has died. 0: no limit."),
     STRING(device, timeline, "''", "",
-           "File for the times at which gradients were ready and their all-reduces began and ended, in updates 11 to "
-           "20 after the start of the program: JSON lines, of rank 0 (doc/FILES.md). '': none."),
+           "File for the times at which gradients were ready and their all-reduces or reduce-scatters began and ended, "
+           "in updates 11 to 20 after the start of the program: JSON lines, of rank 0 (doc/FILES.md). '': none."),
     REAL(device, loss_scale, "128.0", 1e-4, false, 1e9, false, "", "--fp16-init-scale",
          "Precision 'fp16' only: the first loss scale. The loss is multiplied by it before backward, so that small "
          "gradients do not underflow. It is halved after an update whose loss or gradients are not finite, which is "
