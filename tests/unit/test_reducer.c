@@ -163,6 +163,7 @@ static const vd_nccl_plugin fake = {.unique_id = fake_unique_id,
                                     .destroy = fake_destroy};
 
 static vd_grad_reducer *open_fake(const vd_nccl_plugin *table, size_t bucket, const char *timeline, vd_ops **o,
+                                  /* NOLINTNEXTLINE(readability-non-const-parameter): written through a struct */
                                   real *x) {
   vd_error err = {0};
   vd_grad_reducer *r;
