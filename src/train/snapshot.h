@@ -40,12 +40,13 @@ typedef struct vd_snapshot {
   vd_ops *ops;
   vd_model *model;
   vd_optimizer *optimizer;
-  int64_t n_stream;        /* global */
-  int64_t n_block;         /* blocks in an epoch of the training split */
-  vd_task_queue *writer;   /* rank 0, to write; else NULL */
-  const vd_corpus *corpus; /* to write: its id and the vocabulary; else NULL */
-  const vd_origin *origin; /* to write: with the resolved deck, which a resumed run reads; else NULL */
-  bool compress;           /* to write: checkpoint%compress */
+  int64_t n_stream; /* global */
+  int64_t n_block;  /* blocks in an epoch of the training split */
+  /* To write alone: */
+  vd_task_queue *writer;   /* rank 0; else NULL */
+  const vd_corpus *corpus; /* its id and the vocabulary */
+  const vd_origin *origin; /* with the resolved deck, which a resumed run reads */
+  bool compress;           /* checkpoint%compress */
 } vd_snapshot;
 
 /* Collective(ctx->comm). Writes a checkpoint to `path`, whole or not at all. When it returns the run is copied, and may

@@ -118,6 +118,8 @@ int vd_train_update(vd_train *t, bool *signalled, vd_error *err);
  * checkpoint. The error is agreed. */
 int vd_train_drain(vd_train *t, vd_error *err);
 
+/* Not collective. The parts of the run that a checkpoint is written from and read into, borrowed from t. */
+vd_snapshot vd_train_snapshot(const vd_train *t);
 /* Collective(t->ctx->comm). Waits for the previous checkpoint. Then copies the run and returns; the task queue writes
  * the copy beside the loop, links last.h5 (where `best` best.h5 too) and removes old checkpoints. The error is agreed.
  */

@@ -53,6 +53,19 @@ int vd_train_wait_checkpoint(vd_train *t, vd_error *err) {
   return wrap_checkpoint(t, err);
 }
 
+vd_snapshot vd_train_snapshot(const vd_train *t) {
+  return (vd_snapshot){.ctx = t->ctx,
+                       .ops = t->ops,
+                       .model = t->model,
+                       .optimizer = t->optimizer,
+                       .n_stream = t->geometry.n_stream,
+                       .n_block = t->blocks,
+                       .writer = t->writer,
+                       .corpus = t->corpus,
+                       .origin = &t->origin,
+                       .compress = t->settings->checkpoint.compress};
+}
+
 /* Parameters and optimizer states that each rank has stepped in part become whole. */
 static int gather_shards(vd_train *t, vd_error *err) {
   vd_grad_reducer_gather(t->reducer, vd_model_params(t->model), err);
@@ -65,16 +78,7 @@ int vd_train_checkpoint(vd_train *t, bool best, vd_error *err) {
   if (vd_train_wait_checkpoint(t, err)) return err->status;
   char path[VD_PATH + 64];
   vd_checkpoint_path(t->settings->run.directory, t->progress.update, path, sizeof path);
-  vd_snapshot snapshot = {.ctx = t->ctx,
-                          .ops = t->ops,
-                          .model = t->model,
-                          .optimizer = t->optimizer,
-                          .n_stream = t->geometry.n_stream,
-                          .n_block = t->blocks,
-                          .writer = t->writer,
-                          .corpus = t->corpus,
-                          .origin = &t->origin,
-                          .compress = t->settings->checkpoint.compress};
+  const vd_snapshot snapshot = vd_train_snapshot(t);
   if (gather_shards(t, err)) return wrap_checkpoint(t, err);
   t->saved_update = t->progress.update;
   vd_train_write_trace(t); /* its rows up to the checkpoint are there once that is */

@@ -128,12 +128,7 @@ static int restore(vd_train *t, vd_error *err) {
   if (!t->resume.path[0] && t->start.path[0])
     return vd_snapshot_read_parameters(t->ctx, t->ops, t->model, t->start.path, err);
   if (!t->resume.path[0]) return VD_OK;
-  vd_snapshot snapshot = {.ctx = t->ctx,
-                          .ops = t->ops,
-                          .model = t->model,
-                          .optimizer = t->optimizer,
-                          .n_stream = t->geometry.n_stream,
-                          .n_block = t->blocks};
+  const vd_snapshot snapshot = vd_train_snapshot(t);
   if (vd_snapshot_read(&snapshot, t->resume.path, &t->progress, err)) return err->status;
   t->saved_update = t->progress.update;
   t->seconds_before = t->progress.log.seconds;

@@ -135,16 +135,7 @@ static void ends_without_a_loss_scale(void **state) {
 
 static void save(vd_train *t, const char *path) {
   vd_error err = {0};
-  vd_snapshot s = {.ctx = t->ctx,
-                   .ops = t->ops,
-                   .model = t->model,
-                   .optimizer = t->optimizer,
-                   .n_stream = t->geometry.n_stream,
-                   .n_block = t->blocks,
-                   .writer = t->writer,
-                   .corpus = t->corpus,
-                   .origin = &t->origin,
-                   .compress = true};
+  const vd_snapshot s = vd_train_snapshot(t);
   vd_snapshot_write(&s, path, &t->progress, &err);
   vd_task_queue_wait(t->writer, &err);
   assert_string_equal(err.message, "");
@@ -152,12 +143,7 @@ static void save(vd_train *t, const char *path) {
 
 static void load(vd_train *t, const char *path) {
   vd_error err = {0};
-  vd_snapshot s = {.ctx = t->ctx,
-                   .ops = t->ops,
-                   .model = t->model,
-                   .optimizer = t->optimizer,
-                   .n_stream = t->geometry.n_stream,
-                   .n_block = t->blocks};
+  const vd_snapshot s = vd_train_snapshot(t);
   vd_snapshot_read(&s, path, &t->progress, &err);
   assert_string_equal(err.message, "");
   vd_reader_stop(t->reader);

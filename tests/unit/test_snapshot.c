@@ -32,12 +32,7 @@ static void position_of(const char *path, bool put, int64_t position[3]) {
 }
 
 static int load(vd_train *t, const char *path, vd_progress *progress, vd_error *err) {
-  vd_snapshot s = {.ctx = t->ctx,
-                   .ops = t->ops,
-                   .model = t->model,
-                   .optimizer = t->optimizer,
-                   .n_stream = t->geometry.n_stream,
-                   .n_block = t->blocks};
+  const vd_snapshot s = vd_train_snapshot(t);
   return vd_snapshot_read(&s, path, progress, err);
 }
 
@@ -52,16 +47,7 @@ static void refuses_a_wrong_position(void **state) {
   assert_int_equal(t->blocks, 250);
   t->progress.update = UPDATE;
   snprintf(path, sizeof path, "%s/position.h5", f->folder);
-  vd_snapshot s = {.ctx = t->ctx,
-                   .ops = t->ops,
-                   .model = t->model,
-                   .optimizer = t->optimizer,
-                   .n_stream = t->geometry.n_stream,
-                   .n_block = t->blocks,
-                   .writer = t->writer,
-                   .corpus = t->corpus,
-                   .origin = &t->origin,
-                   .compress = true};
+  const vd_snapshot s = vd_train_snapshot(t);
   vd_snapshot_write(&s, path, &t->progress, &err);
   vd_task_queue_wait(t->writer, &err);
   assert_string_equal(err.message, "");
