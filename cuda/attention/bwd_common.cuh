@@ -118,6 +118,14 @@ VD_DEV void vd_add_pair(float *to, float x, float y) {
                : "memory");
 }
 
+/* p.sum += factor * rows, whose columns are equal, for e0 .. e0 + 15. */
+VD_DEV void vd_add_row_sums(const vd_position_gradients &p, const float rows[4], int e0, float factor) {
+  int lane = threadIdx.x & 31, e = e0 + (lane >> 2);
+#pragma unroll
+  for (int ih = 0; ih < 2; ih++, e += 8)
+    if ((lane & 3) == 0 && e >= p.lowest && e < p.end) atomicAdd(p.sum - e, rows[2 * ih] * factor);
+}
+
 /* Gradients of position keys e0 .. e0 + 15 += factor * sum. With relative keys p.sum += factor * rows, whose columns
  * are equal. */
 template <int D, bool REL>
@@ -125,12 +133,12 @@ VD_DEV void vd_add_rows(const vd_position_gradients &p, const float sum[D / 8][4
                         float factor) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   const bool whole = e0 >= p.lowest && e0 + 16 <= p.end && p.width == D;
+  if constexpr (REL) vd_add_row_sums(p, rows, e0, factor);
 #pragma unroll
   for (int ih = 0; ih < 2; ih++) {
     int e = e0 + g + 8 * ih;
     bool valid = e >= p.lowest && e < p.end;
     float *to = p.row0 + e * p.stride + 2 * t;
-    if (REL && valid && t == 0) atomicAdd(p.sum - e, rows[2 * ih] * factor);
     if (whole) {
 #pragma unroll
       for (int n = 0; n < D / 8; n++) vd_add_pair(to + 8 * n, sum[n][2 * ih] * factor, sum[n][2 * ih + 1] * factor);
@@ -147,14 +155,6 @@ VD_DEV void vd_add_rows(const vd_position_gradients &p, const float sum[D / 8][4
 static inline __host__ __device__ int vd_table_blocks(int reach) {
   return vd_ceil_div(reach, VD_TILE) + 2;
 }
-/* p.sum += factor * rows, whose columns are equal, for e0 .. e0 + 15. */
-VD_DEV void vd_add_row_sums(const vd_position_gradients &p, const float rows[4], int e0, float factor) {
-  int lane = threadIdx.x & 31, e = e0 + (lane >> 2);
-#pragma unroll
-  for (int ih = 0; ih < 2; ih++, e += 8)
-    if ((lane & 3) == 0 && e >= p.lowest && e < p.end) atomicAdd(p.sum - e, rows[2 * ih] * factor);
-}
-
 /* The key table's gradient as the wgmma kernels add to it: 64 rows of e after another, e0 = -64, -128 ..., each 64 x 8
  * N in the order in which the threads of a warpgroup hold a result, so that a warp adds 512 contiguous bytes. */
 template <int N> VD_DEV void vd_add_table_block(float *dtable, int e0, const float sum[N][4], float factor) {

@@ -99,12 +99,8 @@ VD_DEV void dq_scores(float scale, const vd_query_work &work, dq_smem<T> *m, dq_
   vd_wgmma_commit();
   vd_tile_product_rs<T, VD_K_MAJOR>(ds, w.dout, m->v[c & 1], false);
   vd_wgmma_commit();
-  vd_wgmma_wait<2>();
-  vd_wgmma_fence_operand<8>(position);
-  vd_write_ring(ring, c + 1, position);
-  __syncwarp();
-  vd_wgmma_wait<0>();
-  vd_wgmma_fence_operand<8>(s), vd_wgmma_fence_operand<8>(ds);
+  vd_end_scores<2>(ring, c + 1, position, s);
+  vd_wgmma_fence_operand<8>(ds);
   const int iw = work.i0 + 16 * warp, kappa0 = work.start + t * VD_TILE;
   if (vd_row_full<REL>(work.band, iw, kappa0)) {
 #pragma unroll
@@ -147,12 +143,7 @@ VD_DEV void far_scores(const vd_query_work &work, dq_smem<T> *m, const dq_state<
     shift[ih] = __log2f(fabsf(w.delta[ih])) + w.shift[ih];
     sign[ih] = w.delta[ih] > 0 ? 0x80008000U : 0;
   }
-  vd_wgmma_wait<1>();
-  vd_wgmma_fence_operand<8>(position);
-  vd_write_ring(ring, c + 1, position);
-  __syncwarp();
-  vd_wgmma_wait<0>();
-  vd_wgmma_fence_operand<8>(s);
+  vd_end_scores<1>(ring, c + 1, position, s);
 #pragma unroll
   for (int j = 0; j < 4; j++) vd_add_ring(s + 2 * j, ring, 4 * (c + 1) + 7 - warp + j);
 #pragma unroll

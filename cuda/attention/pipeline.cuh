@@ -206,6 +206,17 @@ template <typename E> VD_DEV void vd_add_ring(float s[2][4], const E *ring, int 
   }
 }
 
+/* Ends the products of a tile's scores: position scores, which were started first, go to this warp's ring buffer as
+ * block `block` of e, and s is complete. YOUNGER: groups of products that were started after the position scores. */
+template <int YOUNGER, typename E> VD_DEV void vd_end_scores(E *ring, int block, float position[8][4], float s[8][4]) {
+  vd_wgmma_wait<YOUNGER>();
+  vd_wgmma_fence_operand<8>(position);
+  vd_write_ring(ring, block, position);
+  __syncwarp();
+  vd_wgmma_wait<0>();
+  vd_wgmma_fence_operand<8>(s);
+}
+
 /* A work tile of the forward and dQ kernels: 64 queries. Key tile t needs blocks t and t + 1 of the table; block y
  * begins with e = first_block + 64 y. Block 0 is beyond a span's reach (with relative keys it may be within), and
  * block n has distances <= 0: scores from those entries are masked. The first `far` key tiles are beyond the head's own
