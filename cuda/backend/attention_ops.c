@@ -4,6 +4,7 @@
 #include "cuda/attention/attention.h"
 #include "cuda/attention/memory_projection.h"
 #include "cuda/backend/gemm.h"
+#include "cuda/backend/gradient_stream.h"
 #include "cuda/backend/transformer_xl_ops.h"
 
 #include <stdlib.h>
@@ -187,14 +188,20 @@ static key_table *table_of(vd_cuda_backend *c, const vd_attention *a) {
   return t;
 }
 
-void vd_cuda_backward_end(vd_ops *o) {
-  vd_cuda_backend *c = vd_cuda_of(o);
+/* Adds the table's gradient to its destination, if there is one. */
+static void end_table_gradient(vd_cuda_backend *c) {
   key_table *t = &state_of(c)->key_table;
   if (!t->dkey_pe) return;
   vd_cuda_record_error(
       c, vd_cuda_attention_key_pe_backward(c->type, t->d_head, t->attn_span, t->gradient, t->dkey_pe, c->stream),
       "key table's gradient");
   t->dkey_pe = NULL;
+}
+
+void vd_cuda_backward_end(vd_ops *o) {
+  vd_cuda_backend *c = vd_cuda_of(o);
+  vd_cuda_gradient_join(c);
+  end_table_gradient(c);
 }
 
 /* True where `x` and `y` draw the same dropout mask, in the same layout. */
@@ -244,10 +251,9 @@ void vd_cuda_attention_op(vd_ops *o, const vd_attention *a, const vd_qkv *qkv, v
 }
 
 /* Zeroes the table's gradient at the first layer of a pass. All layers add to it; backward_end adds it to dkey_pe. */
-static void begin_table_gradient(vd_ops *o, key_table *t, real *dkey_pe) {
-  vd_cuda_backend *c = vd_cuda_of(o);
+static void begin_table_gradient(vd_cuda_backend *c, key_table *t, real *dkey_pe) {
   if (t->dkey_pe == dkey_pe) return;
-  vd_cuda_backward_end(o);
+  end_table_gradient(c);
   size_t bytes = vd_cuda_attention_dtable_size(c->type, t->d_head, t->attn_span);
   vd_cuda_record_error(c, cudaMemsetAsync(t->gradient, 0, bytes, c->stream), "zeroing the key table's gradient");
   t->dkey_pe = dkey_pe;
@@ -263,7 +269,8 @@ void vd_cuda_attention_backward_op(vd_ops *o, const vd_attention *a, const vd_qk
   x.dropout_mask = mask_to_read(c, &x);
   void *workspace = vd_cuda_workspace(c, &c->partial, vd_cuda_attention_workspace_size(&x));
   if (!x.schedule || (!t && !a->rel_key) || !workspace) return;
-  if (t) begin_table_gradient(o, t, dkey_pe);
+  vd_cuda_gradient_release(c, dqkv->block);
+  if (t) begin_table_gradient(c, t, dkey_pe);
   vd_cuda_attention_gradient g = {.block = qkv->block,
                                   .memory = qkv->memory,
                                   .table = t ? t->table : NULL,
@@ -311,8 +318,8 @@ static void project_block_backward(vd_cuda_backend *c, const vd_attention *a, co
   int joined = vd_cuda_are_contiguous(3, weight, d * in) && vd_cuda_are_contiguous(3, gradient, d * in) ? 3 : 1;
   for (int i = 0; i < 3; i += joined) {
     const char *mine = (const char *)dblock + (size_t)(i * d) * c->act_size;
-    vd_cuda_input_gradient(c, n, joined * d, in, mine, 3 * d, weight[i], dhidden, true);
     vd_cuda_weight_gradient(c, n, joined * d, in, mine, 3 * d, hidden, dweight[i]);
+    vd_cuda_input_gradient(c, n, joined * d, in, mine, 3 * d, weight[i], dhidden, true);
   }
 }
 
@@ -334,21 +341,29 @@ void vd_cuda_attention_project(vd_ops *o, const vd_attention *a, const vd_attent
       "projecting memory rows");
 }
 
+/* dwk, dwv += gradients from memory rows, on the gradient stream. */
+static void memory_backward(vd_cuda_backend *c, const vd_attention *a, const vd_attention_input *in, const vd_qkv *dqkv,
+                            real *dwk, real *dwv, cudaStream_t stream) {
+  vd_cuda_attention x = kernel_of(c, a, dqkv);
+  const vd_cuda_ring memory = {in->memory, in->memory_rows, in->oldest};
+  void *workspace = vd_cuda_workspace(c, &c->gradient_partial, vd_cuda_project_workspace_size(&x));
+  if (!workspace) return;
+  vd_cuda_record_error(c, vd_cuda_project_memory_backward(&x, &memory, dqkv->memory, dwk, dwv, workspace, stream),
+                       "gradients from memory rows");
+}
+
 void vd_cuda_attention_project_backward(vd_ops *o, const vd_attention *a, const vd_attention_input *in, const real *wq,
                                         const real *wk, const real *wv, const vd_qkv *dqkv, vd_act *dhidden, real *dwq,
                                         real *dwk, real *dwv) {
   vd_cuda_backend *c = vd_cuda_of(o);
   const real *const weight[] = {wq, wk, wv};
   real *const dweight[] = {dwq, dwk, dwv};
+  cudaStream_t stream = vd_cuda_gradient_fork(c);
+  vd_cuda_gradient_release(c, dhidden);
   project_block_backward(c, a, in->hidden, weight, dqkv->block, dhidden, dweight);
-  if (a->rel_key) {
-    vd_cuda_relative_project_backward(c, a, in, dqkv->memory, dweight + 1);
-    return;
-  }
-  vd_cuda_attention x = kernel_of(c, a, dqkv);
-  const vd_cuda_ring memory = {in->memory, in->memory_rows, in->oldest};
-  void *workspace = vd_cuda_workspace(c, &c->partial, vd_cuda_project_workspace_size(&x));
-  if (!workspace) return;
-  vd_cuda_record_error(c, vd_cuda_project_memory_backward(&x, &memory, dqkv->memory, dwk, dwv, workspace, c->stream),
-                       "gradients from memory rows");
+  if (a->rel_key)
+    vd_cuda_relative_project_backward(c, a, in, dqkv->memory, dweight + 1, stream);
+  else
+    memory_backward(c, a, in, dqkv, dwk, dwv, stream);
+  vd_cuda_gradient_job(c, dqkv->block);
 }

@@ -16,6 +16,7 @@ void *vd_cuda_workspace(vd_cuda_backend *c, vd_workspace *s, size_t bytes) {
   /* Growth waits for the stream, so workspaces that grow with the windows grow by a quarter at least. */
   size_t step = s->bytes / 4 * 5, capacity = bytes > step ? bytes : step;
   vd_cuda_record_error(c, cudaStreamSynchronize(c->stream), "waiting");
+  vd_cuda_record_error(c, cudaStreamSynchronize(c->gradient.stream), "waiting");
   if (pinned)
     cudaFreeHost(s->p);
   else

@@ -3,6 +3,7 @@
  *   - context.c: this header's functions: errors, workspaces, arenas of parameters
  *   - gemm.c: cuBLASLt; linear.c: linear layers
  *   - attention_ops.c: attention and its projections; transformer_xl_ops.c: the other ops of Transformer-XL
+ *   - gradient_stream.c: the stream of weight gradients, beside the main stream
  *   - optimizer_ops.c: gradient statistics, optimisers; pinned.c: async copies to and from the host
  *   - timing.c: timing events; nccl.c: gradient all-reduces
  * In: src/ops, and the kernels behind attention.h, memory_projection.h, kernels.h and ffn.h. Out: the symbol vd_cuda.
@@ -34,6 +35,20 @@ typedef struct vd_workspace {
   size_t bytes;
 } vd_workspace;
 
+/* The gradient stream (gradient_stream.h): its jobs that the main stream has not waited for yet, from `first` on. */
+enum { VD_GRADIENT_JOBS = 4 };
+typedef struct vd_gradient_job {
+  const void *reads;
+  bool zeroes; /* it zeroes gradients, to which any op of a backward pass adds */
+  cudaEvent_t done;
+} vd_gradient_job;
+typedef struct vd_gradient_stream {
+  cudaStream_t stream;
+  cudaEvent_t fork;
+  vd_gradient_job job[VD_GRADIENT_JOBS];
+  int first, n;
+} vd_gradient_stream;
+
 typedef struct vd_cuda_backend {
   int device;
   enum vd_precision type;
@@ -43,6 +58,8 @@ typedef struct vd_cuda_backend {
   cudaMemPool_t pool;
   cudaStream_t stream, side;
   cudaEvent_t fork, join;
+  vd_gradient_stream gradient;
+  bool one_stream; /* timing events are used: an op's events then enclose its work */
   cublasLtHandle_t blas;
   struct vd_gemm_algo *product; /* [n_product] the cuBLASLt algorithm of each shape so far */
   int n_product;
@@ -56,7 +73,8 @@ typedef struct vd_cuda_backend {
   struct vd_pieces *pieces;             /* of optimizer_ops.c */
   struct vd_pinned_slots *slots;        /* of pinned.c */
   vd_workspace scratch, blas_workspace, pinned;
-  vd_workspace partial; /* sums over rows; workspace of attention's backward */
+  vd_workspace partial;                                   /* sums over rows; workspace of attention's backward */
+  vd_workspace gradient_blas_workspace, gradient_partial; /* of the gradient stream */
 } vd_cuda_backend;
 
 /* Not collective. The backend behind a table of ops. */

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { VD_BLAS_WORKSPACE = 64 << 20, VD_CANDIDATES = 8, VD_MAX_GEMMS = 256 };
+enum { VD_BLAS_WORKSPACE = 32 << 20, VD_CANDIDATES = 8, VD_MAX_GEMMS = 256 };
 
 /* Key of the algorithm cache. Compared by memcmp, so it is zeroed before it is filled. */
 typedef struct vd_gemm_key {
@@ -103,9 +103,10 @@ static cublasStatus_t describe(const vd_cuda_backend *c, const vd_gemm_call *x, 
 }
 
 static cublasStatus_t multiply(const vd_cuda_backend *c, const vd_gemm_call *x, const struct vd_gemm_algo *p,
-                               const cublasLtMatmulAlgo_t *algo, void *d) {
+                               const cublasLtMatmulAlgo_t *algo, void *d, bool beside) {
   return cublasLtMatmul(c->blas, p->desc, &x->alpha, x->b.p, p->a, x->a.p, p->b, &x->beta, x->c, p->c, d, p->c, algo,
-                        c->blas_workspace.p, VD_BLAS_WORKSPACE, c->stream);
+                        beside ? c->gradient_blas_workspace.p : c->blas_workspace.p, VD_BLAS_WORKSPACE,
+                        beside ? c->gradient.stream : c->stream);
 }
 
 /* Milliseconds of a call: the mean of VD_RUNS calls, the least of VD_ROWS such means. NAN where the algorithm fails. */
@@ -113,12 +114,12 @@ static double time_of(const vd_cuda_backend *c, const vd_gemm_call *x, const str
                       const cublasLtMatmulAlgo_t *algo, void *d, cudaEvent_t event[2]) {
   enum { VD_RUNS = 4, VD_ROWS = 3 };
   double least = NAN;
-  if (multiply(c, x, p, algo, d) != CUBLAS_STATUS_SUCCESS) return NAN;
+  if (multiply(c, x, p, algo, d, false) != CUBLAS_STATUS_SUCCESS) return NAN;
   for (int row = 0; row < VD_ROWS; row++) {
     float ms = 0;
     cudaEventRecord(event[0], c->stream);
     for (int i = 0; i < VD_RUNS; i++)
-      if (multiply(c, x, p, algo, d) != CUBLAS_STATUS_SUCCESS) return NAN;
+      if (multiply(c, x, p, algo, d, false) != CUBLAS_STATUS_SUCCESS) return NAN;
     cudaEventRecord(event[1], c->stream);
     if (cudaEventSynchronize(event[1]) != cudaSuccess || cudaEventElapsedTime(&ms, event[0], event[1]) != cudaSuccess)
       return NAN;
@@ -142,6 +143,7 @@ static int fastest(const vd_cuda_backend *c, const vd_gemm_call *x, const struct
   if (n < 2 || (double)x->m * (double)x->n * (double)x->k * (double)x->n_batch < VD_SMALL) return 0;
   if (cudaMalloc(&d, elements * size) == cudaSuccess && cudaEventCreate(&event[0]) == cudaSuccess &&
       cudaEventCreate(&event[1]) == cudaSuccess) {
+    cudaStreamSynchronize(c->gradient.stream); /* nothing runs beside what is timed */
     double least = time_of(c, x, p, &result[0].algo, d, event) * 0.97;
     for (int i = 1; i < n; i++) {
       if (result[i].state != CUBLAS_STATUS_SUCCESS) continue;
@@ -215,10 +217,12 @@ static struct vd_gemm_algo *find(vd_cuda_backend *c, const vd_gemm_call *x) {
 
 void vd_cuda_gemm(vd_cuda_backend *c, const vd_gemm_call *x) {
   if (x->m == 0 || x->n == 0 || x->k == 0 || x->n_batch == 0) return;
+  const bool beside = x->gradient && !c->one_stream;
   if (!vd_cuda_workspace(c, &c->blas_workspace, VD_BLAS_WORKSPACE)) return;
+  if (beside && !vd_cuda_workspace(c, &c->gradient_blas_workspace, VD_BLAS_WORKSPACE)) return;
   struct vd_gemm_algo *p = find(c, x);
   cublasStatus_t s = p->exists ? set_bias(x, p) : CUBLAS_STATUS_NOT_SUPPORTED;
-  if (s == CUBLAS_STATUS_SUCCESS) s = multiply(c, x, p, &p->algo, x->c);
+  if (s == CUBLAS_STATUS_SUCCESS) s = multiply(c, x, p, &p->algo, x->c, beside);
   if (s != CUBLAS_STATUS_SUCCESS)
     vd_fail(&c->error, VD_FAILED, "GPU %d: a matrix product of %lld x %lld x %lld (x %lld) failed: %s", c->device,
             (long long)x->m, (long long)x->n, (long long)x->k, (long long)x->n_batch, cublasLtGetStatusString(s));
@@ -237,7 +241,8 @@ void vd_cuda_weight_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int6
                        .ldc = in,
                        .c_float = true,
                        .alpha = 1,
-                       .beta = 1};
+                       .beta = 1,
+                       .gradient = true};
   vd_cuda_gemm(c, &call);
 }
 

@@ -1,6 +1,7 @@
 /* See linear.h. */
 #include "cuda/backend/linear.h"
 #include "cuda/backend/gemm.h"
+#include "cuda/backend/gradient_stream.h"
 #include "cuda/kernels/ffn.h"
 
 void vd_cuda_linear(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const real *bias, vd_act *y) {
@@ -58,12 +59,16 @@ void vd_cuda_linear_backward(vd_ops *o, const vd_linear *l, const vd_act *x, con
                              vd_act *dx, bool accumulate, real *dweight, real *dbias, const vd_linear *before,
                              real *dbefore) {
   vd_cuda_backend *c = vd_cuda_of(o);
+  vd_cuda_gradient_release(c, NULL);
   if (dbias) {
     float *partial = vd_cuda_workspace(c, &c->partial, vd_cuda_rows_workspace(l->n, l->out));
     if (!partial) return;
     vd_cuda_record_error(c, vd_cuda_column_sums(c->type, l->n, l->out, dy, partial, dbias, c->stream), "bias gradient");
   }
+  vd_cuda_gradient_fork(c);
   vd_cuda_weight_gradient(c, l->n, l->out, l->in, dy, l->out, x, dweight);
+  vd_cuda_gradient_job(c, dy);
+  vd_cuda_gradient_release(c, dx);
   if (before)
     relu_backward(c, l, x, weight, dy, dx, before, dbefore);
   else if (dx)

@@ -2,6 +2,7 @@
  * while they wait for other ranks, so that another thread can abort them. */
 #include "cuda/backend/nccl.h"
 #include "cuda/backend/context.h"
+#include "cuda/backend/gradient_stream.h"
 #include "src/ops/nccl_plugin.h"
 
 #include <dlfcn.h>
@@ -159,6 +160,7 @@ static struct all_reduce *next_all_reduce(vd_nccl *n, vd_error *err) {
 static cudaError_t begin(vd_nccl *n, struct all_reduce *a) {
   cudaError_t e = cudaEventRecord(a->ready, n->backend->stream);
   if (e == cudaSuccess) e = cudaStreamWaitEvent(n->stream, a->ready, 0);
+  if (e == cudaSuccess) e = vd_cuda_gradient_wait(n->backend, n->stream);
   return e == cudaSuccess ? cudaEventRecord(a->start, n->stream) : e;
 }
 

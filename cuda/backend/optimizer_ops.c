@@ -1,6 +1,8 @@
 /* See optimizer_ops.h. The pieces of each list of extents are made once and cached on the device. */
 #include "cuda/backend/optimizer_ops.h"
 
+#include "cuda/backend/gradient_stream.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -121,6 +123,7 @@ static const struct vd_pieces *pieces_of(vd_cuda_backend *c, const vd_extent *ex
 
 /* Where the list has no extent there is nothing to launch: all sums are 0. */
 static void sum_squares(vd_cuda_backend *c, const real *x, const struct vd_pieces *p, double *norm2) {
+  vd_cuda_gradient_join(c);
   cudaError_t e = p->n_piece > 0 ? vd_cuda_square_sums(x, p->piece, p->n_piece, p->tensor_piece, p->n_tensor,
                                                        p->partial, norm2, c->stream)
                                  : cudaMemsetAsync(norm2, 0, (size_t)p->n_tensor * sizeof *norm2, c->stream);

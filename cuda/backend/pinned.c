@@ -1,6 +1,8 @@
 /* See pinned.h. A slot's event says when the GPU has finished its copy. */
 #include "cuda/backend/pinned.h"
 
+#include "cuda/backend/gradient_stream.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -43,6 +45,7 @@ int vd_cuda_push_stats(vd_ops *o, int slot, int n, const vd_stats_part *part, vd
   size_t bytes = 0;
   for (int i = 0; i < n; i++) bytes += part[i].bytes;
   cudaError_t e = grow(s, bytes);
+  vd_cuda_gradient_join(c);
   if (e == cudaSuccess) e = vd_cuda_copy_parts(n, part, s->p, c->stream);
   if (e == cudaSuccess) e = cudaEventRecord(s->done, c->stream);
   if (e == cudaSuccess) return VD_OK;

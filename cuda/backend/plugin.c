@@ -3,6 +3,7 @@
 
 #include "cuda/backend/attention_ops.h"
 #include "cuda/backend/gemm.h"
+#include "cuda/backend/gradient_stream.h"
 #include "cuda/backend/linear.h"
 #include "cuda/backend/optimizer_ops.h"
 #include "cuda/backend/pinned.h"
@@ -38,6 +39,7 @@ static void cuda_free(vd_ops *o, void *p) {
       cudaFree(c->arena[i].copy);
       c->arena[i] = c->arena[--c->n_arena];
     }
+  vd_cuda_gradient_join(c);
   /* Schedules and tables are found by address: none may be found by what is allocated here next. */
   vd_cuda_attention_changed(c);
   vd_cuda_record_error(c, c->pooled ? cudaFreeAsync(p, c->stream) : cudaFree(p), "freeing memory");
@@ -50,6 +52,7 @@ static void cuda_zero(vd_ops *o, void *p, size_t bytes) {
 }
 
 static void copy_in(vd_cuda_backend *c, void *device, const void *host, size_t bytes) {
+  vd_cuda_gradient_join(c);
   vd_cuda_record_error(c, cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, c->stream),
                        "copying to the GPU");
 }
@@ -57,6 +60,7 @@ static void copy_in(vd_cuda_backend *c, void *device, const void *host, size_t b
 /* Copies through pinned memory, in pieces. Waits. */
 static void copy_out(vd_cuda_backend *c, void *host, const void *device, size_t bytes) {
   enum { PIECE = 1 << 24 };
+  vd_cuda_gradient_join(c);
   char *stage = vd_cuda_workspace(c, &c->pinned, bytes < PIECE ? bytes : PIECE);
   if (!stage) return;
   for (size_t at = 0; at < bytes; at += PIECE) {
@@ -123,6 +127,7 @@ static int cuda_check(vd_ops *o, vd_error *err) {
 
 static int cuda_synchronize(vd_ops *o, vd_error *err) {
   vd_cuda_backend *c = vd_cuda_of(o);
+  vd_cuda_gradient_join(c);
   vd_cuda_record_error(c, cudaStreamSynchronize(c->stream), "waiting for the GPU");
   /* A caller that waits can afford to return the pool's free memory, which windows that grew have left. */
   if (c->pooled && c->freed) vd_cuda_record_error(c, cudaMemPoolTrimTo(c->pool, 0), "trimming the memory pool");
@@ -167,6 +172,7 @@ static void cuda_embed_backward(vd_ops *o, int64_t n, int64_t d, int64_t vocab, 
                                 const vd_dropout *dropout, vd_act *dout, real *dweight) {
   vd_cuda_backend *c = vd_cuda_of(o);
   vd_dropout drop = dropout_of(dropout);
+  vd_cuda_gradient_release(c, dout);
   if (drop.p > 0) vd_cuda_record_error(c, vd_cuda_drop_rows(c->type, n, d, &drop, dout, c->stream), "embed backward");
   vd_cuda_record_error(c, vd_cuda_embed_backward(c->type, n, d, vocab, tokens, dout, dweight, c->stream),
                        "embed backward");
@@ -184,6 +190,7 @@ static void cuda_add_norm_backward(vd_ops *o, int64_t n, int64_t d, const vd_act
                                    real *dbias, real *dshift) {
   vd_cuda_backend *c = vd_cuda_of(o);
   float *partial = vd_cuda_workspace(c, &c->partial, vd_cuda_rows_workspace(n, d));
+  vd_cuda_gradient_release(c, dsum);
   if (partial)
     vd_cuda_record_error(c,
                          vd_cuda_add_norm_backward(c->type, n, d, sum, mean, rstd, weight, dy, dsum, dweight, dbias,
@@ -241,12 +248,15 @@ static void cuda_destroy(vd_ops *o) {
   vd_cuda_attention_end(c);
   vd_cuda_optimizer_end(c);
   vd_cuda_pinned_end(c);
+  vd_cuda_gradient_end(c);
   vd_cuda_gemm_end(c);
   vd_cuda_timing_end(c);
   for (int i = 0; i < c->n_arena; i++) cudaFree(c->arena[i].copy);
   cudaFree(c->scratch.p);
   cudaFree(c->partial.p);
   cudaFree(c->blas_workspace.p);
+  cudaFree(c->gradient_blas_workspace.p);
+  cudaFree(c->gradient_partial.p);
   cudaFreeHost(c->pinned.p);
   cudaEventDestroy(c->fork);
   cudaEventDestroy(c->join);
@@ -264,6 +274,7 @@ static vd_ops table_of(vd_cuda_backend *c) {
                   .alloc = cuda_alloc,
                   .free = cuda_free,
                   .zero = cuda_zero,
+                  .zero_gradients = vd_cuda_zero_gradients,
                   .put = cuda_put,
                   .get = cuda_get,
                   .put_tokens = vd_cuda_put_tokens,
@@ -327,6 +338,7 @@ int vd_cuda_ops(vd_ops **o, int device, enum vd_precision precision, vd_error *e
   if (e == cudaSuccess) e = cudaStreamCreateWithFlags(&c->side, cudaStreamNonBlocking);
   if (e == cudaSuccess) e = cudaEventCreateWithFlags(&c->fork, cudaEventDisableTiming);
   if (e == cudaSuccess) e = cudaEventCreateWithFlags(&c->join, cudaEventDisableTiming);
+  if (e == cudaSuccess) e = vd_cuda_gradient_create(c);
   if (e == cudaSuccess) e = open_pool(c);
   bool blas = e == cudaSuccess && cublasLtCreate(&c->blas) == CUBLAS_STATUS_SUCCESS;
   vd_ops *ops = vd_calloc(1, sizeof *ops);

@@ -1,6 +1,8 @@
 /* See timing.h. The array of events grows on demand. */
 #include "cuda/backend/timing.h"
 
+#include "cuda/backend/gradient_stream.h"
+
 #include <stdlib.h>
 
 void vd_cuda_event_record(vd_ops *o, int i) {
@@ -18,6 +20,8 @@ void vd_cuda_event_record(vd_ops *o, int i) {
     c->event = event;
     c->n_event = n;
   }
+  c->one_stream = true;
+  vd_cuda_gradient_join(c);
   vd_cuda_record_error(c, cudaEventRecord(c->event[i], c->stream), "recording a timing event");
 }
 

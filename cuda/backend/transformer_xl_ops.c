@@ -1,11 +1,13 @@
 /* See transformer_xl_ops.h. The projections are plain products, because all heads reach the same memory rows. */
 #include "cuda/backend/transformer_xl_ops.h"
 #include "cuda/backend/gemm.h"
+#include "cuda/backend/gradient_stream.h"
 
 void vd_cuda_scale_dropout_op(vd_ops *o, int64_t n, int64_t width, double scale, const vd_dropout *dropout,
                               const vd_act *x, vd_act *y) {
   vd_cuda_backend *c = vd_cuda_of(o);
   vd_dropout drop = {dropout->p, dropout->rng, dropout->row0};
+  vd_cuda_gradient_release(c, y);
   vd_cuda_record_error(c, vd_cuda_scale_dropout(c->type, n, width, (float)scale, &drop, x, y, c->stream),
                        "scaled dropout");
 }
@@ -21,14 +23,15 @@ void vd_cuda_weight_gradient_op(vd_ops *o, int64_t n, int64_t in, int64_t out, c
                                 real *dweight) {
   vd_cuda_backend *c = vd_cuda_of(o);
   const void *left = dy;
+  cudaStream_t stream = vd_cuda_gradient_fork(c);
   if (c->type != VD_FP32) {
-    void *copy = vd_cuda_workspace(c, &c->scratch, (size_t)(n * out) * c->act_size);
+    void *copy = vd_cuda_workspace(c, &c->gradient_partial, (size_t)(n * out) * c->act_size);
     if (!copy) return;
-    vd_cuda_record_error(c, vd_cuda_from_float(c->type, (size_t)(n * out), dy, copy, c->stream),
-                         "converting a gradient");
+    vd_cuda_record_error(c, vd_cuda_from_float(c->type, (size_t)(n * out), dy, copy, stream), "converting a gradient");
     left = copy;
   }
   vd_cuda_weight_gradient(c, n, out, in, left, out, x, dweight);
+  vd_cuda_gradient_job(c, NULL);
 }
 
 typedef struct shape {
@@ -74,32 +77,33 @@ void vd_cuda_relative_project(vd_cuda_backend *c, const vd_attention *a, const v
   }
 }
 
-/* The window's rows of all streams' memories, contiguous: in place, or copied to scratch. NULL: out of memory. */
+/* The window's rows of all streams' memories, contiguous: in place, or copied to a workspace of the gradient
+ * stream. NULL: out of memory. */
 static const void *packed_memory(vd_cuda_backend *c, const vd_attention *a, const vd_attention_input *in,
-                                 const shape *s) {
+                                 const shape *s, cudaStream_t stream) {
   size_t row = (size_t)s->d * c->act_size, mine = (size_t)a->window * row;
   const void *from = newest_rows(c, in, s, a->window);
   if (a->n_stream == 1 || a->window == in->memory_rows) return from;
-  void *packed = vd_cuda_workspace(c, &c->scratch, (size_t)a->n_stream * mine);
+  void *packed = vd_cuda_workspace(c, &c->gradient_partial, (size_t)a->n_stream * mine);
   if (!packed) return NULL;
   vd_cuda_record_error(c,
                        cudaMemcpy2DAsync(packed, mine, from, (size_t)in->memory_rows * row, mine, (size_t)a->n_stream,
-                                         cudaMemcpyDeviceToDevice, c->stream),
+                                         cudaMemcpyDeviceToDevice, stream),
                        "gathering memory rows");
   return packed;
 }
 
 void vd_cuda_relative_project_backward(vd_cuda_backend *c, const vd_attention *a, const vd_attention_input *in,
-                                       vd_act *dmemory, real *const dweight[2]) {
+                                       vd_act *dmemory, real *const dweight[2], cudaStream_t stream) {
   shape s = shape_of(a);
   size_t row = (size_t)(2 * s.width) * c->act_size;
   if (s.used == 0) return;
   if (s.used < a->window) /* rows out of reach enter the product as zeros */
     vd_cuda_record_error(c,
                          cudaMemset2DAsync(dmemory, (size_t)a->window * row, 0, (size_t)(a->window - s.used) * row,
-                                           (size_t)a->n_stream, c->stream),
+                                           (size_t)a->n_stream, stream),
                          "zeroing gradients");
-  const void *rows = packed_memory(c, a, in, &s);
+  const void *rows = packed_memory(c, a, in, &s, stream);
   if (!rows) return;
   const real *const gradient[] = {dweight[0], dweight[1]};
   int joined = vd_cuda_are_contiguous(2, gradient, s.width * s.d) ? 2 : 1;

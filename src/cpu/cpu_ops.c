@@ -26,6 +26,9 @@ static void cpu_zero(vd_ops *o, void *p, size_t bytes) {
   (void)o;
   memset(p, 0, bytes);
 }
+static void cpu_zero_gradients(vd_ops *o, real *gradients, size_t n) {
+  cpu_zero(o, gradients, n * sizeof *gradients);
+}
 static void cpu_put(vd_ops *o, real *device, const real *host, size_t n) {
   (void)o;
   memcpy(device, host, n * sizeof *host);
@@ -102,6 +105,7 @@ int vd_ops_cpu(vd_ops **o, int threads, vd_error *err) {
                 .alloc = cpu_alloc,
                 .free = cpu_free,
                 .zero = cpu_zero,
+                .zero_gradients = cpu_zero_gradients,
                 .put = cpu_put,
                 .get = cpu_get,
                 .put_tokens = cpu_put_tokens,

@@ -144,6 +144,9 @@ struct vd_ops {
   int (*alloc)(vd_ops *o, size_t bytes, void **p, vd_error *err);
   void (*free)(vd_ops *o, void *p);
   void (*zero)(vd_ops *o, void *p, size_t bytes);
+  /* gradients [n] = 0, before a forward pass. Ops of a backward pass, norms, `put` and `get` find them zeroed; `zero`,
+   * add_constant and optimisers may be called after backward_end only. */
+  void (*zero_gradients)(vd_ops *o, real *gradients, size_t n);
   void (*put)(vd_ops *o, real *device, const real *host, size_t n);
   void (*get)(vd_ops *o, real *host, const real *device, size_t n); /* waits */
   void (*put_tokens)(vd_ops *o, int32_t *device, const int32_t *host, size_t n);

@@ -19,7 +19,7 @@ static void run_block(vd_train *t, vd_step *step, vd_error *err) {
   if (vd_reader_next(t->reader, &number, &x, &y, err)) return;
   if (!x || number != update) vd_bug("block %lld came for update %lld", (long long)number, (long long)update);
   if (number % t->blocks == 0 && vd_model_reset_memory(t->model, err)) return;
-  o->zero(o, vd_model_gradients(t->model), vd_model_arena(t->model) * sizeof(real));
+  o->zero_gradients(o, vd_model_gradients(t->model), vd_model_arena(t->model));
   *step = (vd_step){.x = x,
                     .y = y,
                     .block = t->geometry.block,

@@ -109,7 +109,7 @@ static int pull(struct bench *b, double *bpc, vd_error *err) {
 /* As a run does: with a lag the host waits for the update before while the device works on this one. */
 static int one_update(struct bench *b, double *bpc, vd_error *err) {
   vd_ops *o = b->ops;
-  o->zero(o, vd_model_gradients(b->model), vd_model_arena(b->model) * sizeof(real));
+  o->zero_gradients(o, vd_model_gradients(b->model), vd_model_arena(b->model));
   vd_step step = {.x = b->x,
                   .y = b->y,
                   .block = b->block,

@@ -68,6 +68,12 @@ static void timed_zero(vd_ops *o, void *p, size_t bytes) {
   end(o);
 }
 
+static void timed_zero_gradients(vd_ops *o, real *gradients, size_t n) {
+  vd_ops *i = begin(o, "zero_gradients", 0, (double)(n * sizeof *gradients));
+  i->zero_gradients(i, gradients, n);
+  end(o);
+}
+
 static void timed_put_tokens(vd_ops *o, int32_t *device, const int32_t *host, size_t n) {
   vd_ops *i = begin(o, "put_tokens", 0, 0);
   i->put_tokens(i, device, host, n);
@@ -301,6 +307,7 @@ vd_ops *op_times_wrap(vd_ops *inner, const vd_cuda_plugin *cuda) {
   vd_ops *o = &t->ops;
   o->destroy = timed_destroy;
   o->zero = timed_zero;
+  o->zero_gradients = timed_zero_gradients;
   o->put_tokens = timed_put_tokens;
   if (inner->weights_changed) o->weights_changed = timed_weights_changed;
   o->embed = timed_embed;

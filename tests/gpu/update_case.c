@@ -107,7 +107,7 @@ int update_run(vd_ops *o, const vd_model_config *config, int64_t n_stream, const
                     .train = block == 1,
                     .scale = 1.0 / (double)(n_stream * BLOCK),
                     .nll_sum = &nll};
-    o->zero(o, vd_model_gradients(m), vd_model_arena(m) * sizeof(real));
+    o->zero_gradients(o, vd_model_gradients(m), vd_model_arena(m));
     status = vd_model_run(m, &step, err);
     out->nll = nll * step.scale;
     free(x);

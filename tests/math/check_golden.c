@@ -163,7 +163,7 @@ static void replay(vd_golden *g, vd_model *m, vd_optimizer *optimizer, vd_ops *o
                     .nll_sum = &nll,
                     .logits = u == 0 ? logits : NULL};
     note_spans(g, ops, m, u, s);
-    ops->zero(ops, vd_model_gradients(m), vd_model_arena(m) * sizeof(real));
+    ops->zero_gradients(ops, vd_model_gradients(m), vd_model_arena(m));
     double norm;
     if (vd_model_run(m, &step, &err)) break;
     s->loss[u] = (real)(nll * step.scale);

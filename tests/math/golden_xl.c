@@ -30,7 +30,7 @@ static bool train(vd_golden *g, struct replay *r, real *loss, real *norm) {
                     .train = true,
                     .scale = 1.0 / (double)(g->n_stream * g->block),
                     .nll_sum = &nll};
-    r->ops->zero(r->ops, vd_model_gradients(r->m), vd_model_arena(r->m) * sizeof(real));
+    r->ops->zero_gradients(r->ops, vd_model_gradients(r->m), vd_model_arena(r->m));
     if (vd_model_run(r->m, &step, &err)) return fail_with(&err);
     loss[u] = (real)(nll * step.scale);
     char group[64];

@@ -121,7 +121,7 @@ static double objective(struct bench *b) {
   vd_model_params_changed(b->m);
   for (int l = 0; l < (int)vd_model_config_of(b->m)->n_layer; l++)
     assert_int_equal(vd_model_memory_put(b->m, l, b->rows[l], 0, b->n_stream, b->memory[l], &err), VD_OK);
-  b->ops->zero(b->ops, vd_model_gradients(b->m), vd_model_arena(b->m) * sizeof(real));
+  b->ops->zero_gradients(b->ops, vd_model_gradients(b->m), vd_model_arena(b->m));
   vd_step s;
   run(b, &s, b->block, true);
   return b->nll * s.scale + vd_model_span_penalty(b->m, true);

@@ -313,7 +313,7 @@ static void check_model(const vd_model_config *config, int64_t streams, int64_t 
     t.next = n;
     t.n_call = t.n_empty = 0;
     t.in_order = true;
-    o->zero(o, vd_model_gradients(m), n * sizeof(real));
+    o->zero_gradients(o, vd_model_gradients(m), n);
     vd_step step = {
         .x = x, .y = y, .block = BLOCK, .update = update, .train = true, .scale = 1, .ready = note, .receiver = &t};
     assert_int_equal(vd_model_run(m, &step, &err), VD_OK);

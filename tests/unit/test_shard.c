@@ -283,7 +283,7 @@ static void train(vd_grad_reducer *r, vd_model *m, vd_ops *o, vd_optimizer *opti
   for (int64_t update = 0; update < UPDATES; update++) {
     tokens(x, rank, (uint64_t)(1 + 2 * update));
     tokens(y, rank, (uint64_t)(2 + 2 * update));
-    o->zero(o, vd_model_gradients(m), vd_model_arena(m) * sizeof(real));
+    o->zero_gradients(o, vd_model_gradients(m), vd_model_arena(m));
     vd_step step = {.x = x,
                     .y = y,
                     .block = BLOCK,

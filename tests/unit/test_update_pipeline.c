@@ -380,7 +380,7 @@ static void statistics_are_of_their_update(void **state) {
   for (int u = 0; u < 3; u++) {
     vd_step step = {.x = x, .y = x, .block = 8, .update = u, .train = true, .scale = 1.0 / 16};
     vd_update_stats stats;
-    t->ops->zero(t->ops, vd_model_gradients(t->model), vd_model_arena(t->model) * sizeof(real));
+    t->ops->zero_gradients(t->ops, vd_model_gradients(t->model), vd_model_arena(t->model));
     assert_int_equal(vd_update_pipeline_run(p, &step, &err), VD_OK);
     assert_null(step.nll_sum);
     loss[u] = *vd_model_loss(t->model);
