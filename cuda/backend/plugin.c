@@ -328,14 +328,23 @@ static cudaError_t open_pool(vd_cuda_backend *c) {
   return e;
 }
 
+/* Blocks of the main and the side stream are scheduled before those of the gradient stream, which has the least
+ * priority, and after NCCL's. */
+static cudaError_t create_streams(vd_cuda_backend *c) {
+  int least = 0, greatest = 0;
+  cudaError_t e = cudaDeviceGetStreamPriorityRange(&least, &greatest);
+  const int priority = greatest < least ? least - 1 : least;
+  if (e == cudaSuccess) e = cudaStreamCreateWithPriority(&c->stream, cudaStreamNonBlocking, priority);
+  return e == cudaSuccess ? cudaStreamCreateWithPriority(&c->side, cudaStreamNonBlocking, priority) : e;
+}
+
 int vd_cuda_ops(vd_ops **o, int device, enum vd_precision precision, vd_error *err) {
   vd_cuda_backend *c = vd_calloc(1, sizeof *c);
   c->device = device;
   c->type = precision;
   c->act_size = precision == VD_FP32 ? 4 : 2;
   cudaError_t e = cudaSetDevice(device);
-  if (e == cudaSuccess) e = cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking);
-  if (e == cudaSuccess) e = cudaStreamCreateWithFlags(&c->side, cudaStreamNonBlocking);
+  if (e == cudaSuccess) e = create_streams(c);
   if (e == cudaSuccess) e = cudaEventCreateWithFlags(&c->fork, cudaEventDisableTiming);
   if (e == cudaSuccess) e = cudaEventCreateWithFlags(&c->join, cudaEventDisableTiming);
   if (e == cudaSuccess) e = vd_cuda_gradient_create(c);
