@@ -346,7 +346,7 @@ static void memory_backward(vd_cuda_backend *c, const vd_attention *a, const vd_
                             real *dwk, real *dwv, cudaStream_t stream) {
   vd_cuda_attention x = kernel_of(c, a, dqkv);
   const vd_cuda_ring memory = {in->memory, in->memory_rows, in->oldest};
-  void *workspace = vd_cuda_workspace(c, &c->gradient_partial, vd_cuda_project_workspace_size(&x));
+  void *workspace = vd_cuda_workspace(c, &c->gradient.scratch, vd_cuda_project_workspace_size(&x));
   if (!workspace) return;
   vd_cuda_record_error(c, vd_cuda_project_memory_backward(&x, &memory, dqkv->memory, dwk, dwv, workspace, stream),
                        "gradients from memory rows");

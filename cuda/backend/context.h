@@ -47,6 +47,7 @@ typedef struct vd_gradient_stream {
   cudaEvent_t fork;
   vd_gradient_job job[VD_GRADIENT_JOBS];
   int first, n;
+  vd_workspace blas_workspace, scratch;
 } vd_gradient_stream;
 
 typedef struct vd_cuda_backend {
@@ -73,8 +74,7 @@ typedef struct vd_cuda_backend {
   struct vd_pieces *pieces;             /* of optimizer_ops.c */
   struct vd_pinned_slots *slots;        /* of pinned.c */
   vd_workspace scratch, blas_workspace, pinned;
-  vd_workspace partial;                                   /* sums over rows; workspace of attention's backward */
-  vd_workspace gradient_blas_workspace, gradient_partial; /* of the gradient stream */
+  vd_workspace partial; /* sums over rows; workspace of attention's backward */
 } vd_cuda_backend;
 
 /* Not collective. The backend behind a table of ops. */

@@ -105,7 +105,7 @@ static cublasStatus_t describe(const vd_cuda_backend *c, const vd_gemm_call *x, 
 static cublasStatus_t multiply(const vd_cuda_backend *c, const vd_gemm_call *x, const struct vd_gemm_algo *p,
                                const cublasLtMatmulAlgo_t *algo, void *d, bool beside) {
   return cublasLtMatmul(c->blas, p->desc, &x->alpha, x->b.p, p->a, x->a.p, p->b, &x->beta, x->c, p->c, d, p->c, algo,
-                        beside ? c->gradient_blas_workspace.p : c->blas_workspace.p, VD_BLAS_WORKSPACE,
+                        beside ? c->gradient.blas_workspace.p : c->blas_workspace.p, VD_BLAS_WORKSPACE,
                         beside ? c->gradient.stream : c->stream);
 }
 
@@ -219,7 +219,7 @@ void vd_cuda_gemm(vd_cuda_backend *c, const vd_gemm_call *x) {
   if (x->m == 0 || x->n == 0 || x->k == 0 || x->n_batch == 0) return;
   const bool beside = x->gradient && !c->one_stream;
   if (!vd_cuda_workspace(c, &c->blas_workspace, VD_BLAS_WORKSPACE)) return;
-  if (beside && !vd_cuda_workspace(c, &c->gradient_blas_workspace, VD_BLAS_WORKSPACE)) return;
+  if (beside && !vd_cuda_workspace(c, &c->gradient.blas_workspace, VD_BLAS_WORKSPACE)) return;
   struct vd_gemm_algo *p = find(c, x);
   cublasStatus_t s = p->exists ? set_bias(x, p) : CUBLAS_STATUS_NOT_SUPPORTED;
   if (s == CUBLAS_STATUS_SUCCESS) s = multiply(c, x, p, &p->algo, x->c, beside);

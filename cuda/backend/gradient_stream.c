@@ -21,6 +21,8 @@ void vd_cuda_gradient_end(vd_cuda_backend *c) {
   if (g->fork) cudaEventDestroy(g->fork);
   for (int i = 0; i < VD_GRADIENT_JOBS; i++)
     if (g->job[i].done) cudaEventDestroy(g->job[i].done);
+  cudaFree(g->blas_workspace.p);
+  cudaFree(g->scratch.p);
   *g = (vd_gradient_stream){0};
 }
 

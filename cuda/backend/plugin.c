@@ -255,8 +255,6 @@ static void cuda_destroy(vd_ops *o) {
   cudaFree(c->scratch.p);
   cudaFree(c->partial.p);
   cudaFree(c->blas_workspace.p);
-  cudaFree(c->gradient_blas_workspace.p);
-  cudaFree(c->gradient_partial.p);
   cudaFreeHost(c->pinned.p);
   cudaEventDestroy(c->fork);
   cudaEventDestroy(c->join);

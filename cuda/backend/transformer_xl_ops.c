@@ -25,7 +25,7 @@ void vd_cuda_weight_gradient_op(vd_ops *o, int64_t n, int64_t in, int64_t out, c
   const void *left = dy;
   cudaStream_t stream = vd_cuda_gradient_fork(c);
   if (c->type != VD_FP32) {
-    void *copy = vd_cuda_workspace(c, &c->gradient_partial, (size_t)(n * out) * c->act_size);
+    void *copy = vd_cuda_workspace(c, &c->gradient.scratch, (size_t)(n * out) * c->act_size);
     if (!copy) return;
     vd_cuda_record_error(c, vd_cuda_from_float(c->type, (size_t)(n * out), dy, copy, stream), "converting a gradient");
     left = copy;
@@ -84,7 +84,7 @@ static const void *packed_memory(vd_cuda_backend *c, const vd_attention *a, cons
   size_t row = (size_t)s->d * c->act_size, mine = (size_t)a->window * row;
   const void *from = newest_rows(c, in, s, a->window);
   if (a->n_stream == 1 || a->window == in->memory_rows) return from;
-  void *packed = vd_cuda_workspace(c, &c->gradient_partial, (size_t)a->n_stream * mine);
+  void *packed = vd_cuda_workspace(c, &c->gradient.scratch, (size_t)a->n_stream * mine);
   if (!packed) return NULL;
   vd_cuda_record_error(c,
                        cudaMemcpy2DAsync(packed, mine, from, (size_t)in->memory_rows * row, mine, (size_t)a->n_stream,
