@@ -61,6 +61,31 @@ def rows(run):
     return len(losses(run))
 
 
+def status_of(pid):
+    """Fields 2 and 4 of /proc/PID/stat, its name and its parent; not every node has ps."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as f:
+            name, rest = f.read().split("(", 1)[1].rsplit(")", 1)
+        return name, int(rest.split()[1])
+    except OSError:
+        return "", 0
+
+
+def name_of(pid):
+    return status_of(pid)[0]
+
+
+def below(pid):
+    """The processes that `pid` has started, and those that they have: mpirun may start another launcher."""
+    parent = {int(x): status_of(x)[1] for x in os.listdir("/proc") if x.isdigit()}
+    found = {pid}
+    while True:
+        more = {x for x in parent if parent[x] in found} - found
+        if not more:
+            return found - {pid}
+        found |= more
+
+
 def strike(run, number):
     """Sends a signal to the last rank after some updates; (exit status, seconds from then to the end, what was said)."""
     words = ["train", os.path.join(folder, "deck.nml")]
@@ -73,11 +98,12 @@ def strike(run, number):
         end = time.monotonic() + 100
         while rows(run) < 10 and p.poll() is None and time.monotonic() < end:
             time.sleep(0.05)
-        found = subprocess.run(["ps", "-o", "pid=,comm=", "--ppid", str(p.pid)], capture_output=True, text=True, check=False)
-        mine = sorted(int(x.split()[0]) for x in found.stdout.splitlines() if x.split()[1] == "viaduct")
+        mine = sorted(pid for pid in below(p.pid) if name_of(pid) == "viaduct")
         start = time.monotonic()
         if mine:
             os.kill(mine[-1], number)
+        else:
+            p.terminate()
         try:
             said = p.communicate(timeout=100)[1]
         except subprocess.TimeoutExpired:
