@@ -25,7 +25,7 @@ typedef struct vd_gemm_call {
 /* Stream-ordered. Enqueues the product; errors are recorded. The first call of a shape times several of cuBLASLt's
  * algorithms on its operands, and waits. */
 void vd_cuda_gemm(vd_cuda_backend *c, const vd_gemm_call *x);
-/* Stream-ordered, on the gradient stream, which has been forked. dweight [out, in] += dy^T x; dy [rows, out] of leading
+/* Stream-ordered. On the gradient stream, which has been forked: dweight [out, in] += dy^T x; dy [rows, out] of leading
  * dimension ld, x [rows, in]. */
 void vd_cuda_weight_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,
                              const void *x, real *dweight);

@@ -16,7 +16,7 @@ void vd_cuda_weight_gradient_op(vd_ops *o, int64_t n, int64_t in, int64_t out, c
  * rows. memory as in vd_qkv; weight: those of keys and of values. */
 void vd_cuda_relative_project(vd_cuda_backend *c, const vd_attention *a, const vd_attention_input *in,
                               const real *const weight[2], const vd_qkv *qkv);
-/* Stream-ordered, on the gradient stream, which is `stream` and has been forked. dweight[0], dweight[1] += gradients of
+/* Stream-ordered. On the gradient stream, which is `stream` and has been forked: dweight[0], dweight[1] += gradients of
  * the weights of keys and of values from memory rows. Zeroes the rows of dmemory that are out of reach. */
 void vd_cuda_relative_project_backward(vd_cuda_backend *c, const vd_attention *a, const vd_attention_input *in,
                                        vd_act *dmemory, real *const dweight[2], cudaStream_t stream);
