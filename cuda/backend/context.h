@@ -8,7 +8,8 @@
  *   - timing.c: timing events; nccl.c: gradient all-reduces
  * In: src/ops, and the kernels behind attention.h, memory_projection.h, kernels.h and ffn.h. Out: the symbol vd_cuda.
  * All files include this header; only plugin.c and device.c include all others, so there is no circle. Work is enqueued
- * on one stream; errors are recorded here and reported by vd_ops.check and synchronize. */
+ * on the main stream, weight gradients beside it on the gradient stream; errors are recorded here and reported by
+ * vd_ops.check and synchronize. */
 #ifndef VD_CUDA_CONTEXT_H
 #define VD_CUDA_CONTEXT_H
 

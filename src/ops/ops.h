@@ -209,7 +209,8 @@ struct vd_ops {
                              const vd_act *dout, const vd_qkv *dx, real *dkey_pe, real *dspan);
 
   /* To be called once after the last attention_backward of a pass: adds gradients that the backend accumulates over
-   * layers in buffers of its own (that of the key table) to the gradient arena. NULL: there are none. */
+   * layers in buffers of its own (that of the key table) to the gradient arena. Until then weight gradients may be
+   * incomplete, and no op of a forward pass may write what the backward pass reads. NULL: nothing to do. */
   void (*backward_end)(vd_ops *o);
 
   /* memory' = newest `rows_new` rows of [zeros; memory (rows_old, a ring); hidden (block)], per stream, oldest first;
