@@ -5,6 +5,7 @@
 
 #include "io/corpus.h"
 #include "src/comm/context.h"
+#include "src/comm/grad_reducer.h"
 #include "src/deck/settings.h"
 #include "src/model/model.h"
 #include "src/model/optimizer.h"
@@ -43,10 +44,11 @@ typedef struct vd_snapshot {
   int64_t n_stream; /* global */
   int64_t n_block;  /* blocks in an epoch of the training split */
   /* To write alone: */
-  vd_task_queue *writer;   /* rank 0; else NULL */
-  const vd_corpus *corpus; /* its id and the vocabulary */
-  const vd_origin *origin; /* with the resolved deck, which a resumed run reads */
-  bool compress;           /* checkpoint%compress */
+  vd_task_queue *writer;    /* rank 0; else NULL */
+  const vd_corpus *corpus;  /* its id and the vocabulary */
+  const vd_origin *origin;  /* with the resolved deck, which a resumed run reads */
+  bool compress;            /* checkpoint%compress */
+  vd_grad_reducer *reducer; /* its watchdog ends rank 0's waits for memory rows that do not come; NULL: none */
 } vd_snapshot;
 
 /* Collective(ctx->comm). Writes a checkpoint to `path`, whole or not at all. When it returns the run is copied, and may

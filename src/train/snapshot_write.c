@@ -154,6 +154,13 @@ static void send_arenas(const vd_snapshot *s, vd_checkpoint *c) {
   }
 }
 
+/* On rank 0. The others may wait for rank 0's disk, which nothing limits; no disk delays what they send. */
+static void receive_rows(const vd_snapshot *s, struct piece *p, int owner, int layer, int count) {
+  if (s->reducer) vd_grad_reducer_arm_watchdog(s->reducer, "another rank's memory rows for the checkpoint");
+  MPI_Recv(p->data, count, VD_MPI_REAL, owner, layer, s->ctx->comm, MPI_STATUS_IGNORE);
+  if (s->reducer) vd_grad_reducer_disarm_watchdog(s->reducer);
+}
+
 /* Memories of the streams [first, first + n) of rank `owner` on their way to rank 0 and into the file. */
 static void send_memory(const vd_snapshot *s, vd_checkpoint *c, int layer, int owner, int64_t first, int64_t n,
                         int64_t rows) {
@@ -168,8 +175,7 @@ static void send_memory(const vd_snapshot *s, vd_checkpoint *c, int layer, int o
   p->n = n;
   if (ctx->rank == owner) vd_model_memory_get(s->model, layer, first - own0, n, p->data);
   if (owner != 0 && ctx->rank == owner) MPI_Send(p->data, (int)count, VD_MPI_REAL, 0, layer, ctx->comm);
-  if (owner != 0 && ctx->rank == 0)
-    MPI_Recv(p->data, (int)count, VD_MPI_REAL, owner, layer, ctx->comm, MPI_STATUS_IGNORE);
+  if (owner != 0 && ctx->rank == 0) receive_rows(s, p, owner, layer, (int)count);
   if (ctx->rank == 0)
     vd_task_queue_add(s->writer, write_memory, p, count * sizeof *p->data);
   else

@@ -63,7 +63,8 @@ vd_snapshot vd_train_snapshot(const vd_train *t) {
                        .writer = t->writer,
                        .corpus = t->corpus,
                        .origin = &t->origin,
-                       .compress = t->settings->checkpoint.compress};
+                       .compress = t->settings->checkpoint.compress,
+                       .reducer = t->reducer};
 }
 
 /* Parameters and optimizer states that each rank has stepped in part become whole. */

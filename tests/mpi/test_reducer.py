@@ -51,7 +51,7 @@ def strike(run, number, victim, **variables):
 
 
 def check_strikes():
-    # No checkpoint, during which nobody watches: parameters that stand still are never better than before.
+    # No checkpoint, during which rank 0 is not watched: parameters that stand still are never better than before.
     still = {"optimizer__lr": 1e-30, "valid__interval": 1}
     for name, number, victim, more in (("hangs", signal.SIGSTOP, 1, {"valid__interval": 0}),
                                        ("hangs, the first,", signal.SIGSTOP, 0, {"valid__interval": 0}),
@@ -68,6 +68,35 @@ def check_strikes():
     again = place.train("kill", ranks=2, run__max_updates=place.lines("kill") + 3)
     report("a run that was ended so continues from its checkpoint",
            again.returncode == 0 and "resumes after update" in again.stdout + again.stderr, again.stdout + again.stderr)
+
+
+def check_checkpoint():
+    """A rank that hangs when it is to send its memory rows: MPI's profiling interface stops it there."""
+    source, library = place.path("stop.c"), place.path("stop.so")
+    with open(source, "w", encoding="utf-8") as f:
+        f.write("""#include <mpi.h>
+#include <signal.h>
+#include <stdlib.h>
+int MPI_Send(const void *x, int n, MPI_Datatype type, int to, int tag, MPI_Comm comm) {
+  const char *rank = getenv("OMPI_COMM_WORLD_RANK");
+  if (rank && atoi(rank) == 2) raise(SIGSTOP);
+  return PMPI_Send(x, n, type, to, tag, comm);
+}
+""")
+    made = subprocess.run(["mpicc", "-shared", "-fPIC", source, "-o", library], capture_output=True, text=True, check=False)
+    words = MPIRUN + ["-x", f"LD_PRELOAD={library}", "-n", "3"] + command(
+        "train", place.deck, *settings(run__directory=place.path("silent"), run__max_updates=1000, checkpoint__interval=3,
+                                       valid__interval=0, device__timeout=TIMEOUT))
+    with subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as p:
+        try:
+            _, said = p.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            p.terminate()  # mpirun then ends the ranks
+            said = p.communicate()[1] + "it ran for 60 s"
+    report("a rank that does not send its rows of a checkpoint ends the run, and rank 0 says what it waited for",
+           made.returncode == 0 and p.returncode == 1 and place.lines("silent") >= 3 and re.search(
+               r"rank 0 of 3 \(host .+\): waited \d\.\d s \(device%timeout\) for another rank's memory rows for the checkpoint of "
+               r"update 3: another rank", said) is not None, f"{made.stderr} {p.returncode} {said}")
 
 
 def check_pause():
@@ -127,6 +156,7 @@ check_sums()
 check_deck()
 check_timeline()
 check_strikes()
+check_checkpoint()
 check_pause()
 place.remove()
 finish()
