@@ -115,6 +115,14 @@ pool lint-src "$MAKE" lint-quick JOBS=1 TIDY_FILES='src/%'
 pool lint-io-cuda "$MAKE" lint-quick JOBS=1 TIDY_FILES='io/% cuda/%'
 pool lint-tests "$MAKE" lint-quick JOBS=1 TIDY_FILES='tests/%'
 pool tsan "$MAKE" check-tsan BUILD="$BUILD"
+for source in tests/fuzz_*.c tests/*/fuzz_*.c; do
+  [ -e "$source" ] || continue
+  name=$(basename "$source" .c)
+  mkdir -p "$logs/corpus-$name"
+  cp input/*.nml "$logs/corpus-$name/"
+  pool "$name" "$sanitized/tests/$name" -max_total_time=20 -timeout=10 -rss_limit_mb=2048 -artifact_prefix="$logs/$name-" \
+    "$logs/corpus-$name"
+done
 for t in tests/test_*.sh; do [ ! -e "$t" ] || pool "$(basename "$t" .sh)" bash "$t"; done
 for t in tests/test_*.py; do [ ! -e "$t" ] || pool "$(basename "$t" .py)" "$PYTHON" "$t"; done
 for file in tests/golden/*.h5; do
@@ -126,14 +134,6 @@ for source in tests/math/test_*.c tests/unit/test_*.c; do
   name=$(basename "$source" .c)
   pool "$name" "$BUILD/tests/$name"
   pool "sanitized-$name" env ASAN_OPTIONS="$ASAN_OPTIONS:fast_unwind_on_malloc=$(fast_unwind "$source")" "$sanitized/tests/$name"
-done
-for source in tests/fuzz_*.c tests/*/fuzz_*.c; do
-  [ -e "$source" ] || continue
-  name=$(basename "$source" .c)
-  mkdir -p "$logs/corpus-$name"
-  cp input/*.nml "$logs/corpus-$name/"
-  pool "$name" "$sanitized/tests/$name" -max_total_time=20 -timeout=10 -rss_limit_mb=2048 -artifact_prefix="$logs/$name-" \
-    "$logs/corpus-$name"
 done
 pool format bash -c 'clang-format --dry-run --Werror $(find src io cuda tests -name "*.[ch]" -o -name "*.cu" -o -name "*.cuh")'
 pool shellcheck "$MAKE" lint-shell
