@@ -13,7 +13,7 @@ bool vd_cuda_trim_pool(vd_cuda_backend *c) {
 void *vd_cuda_workspace(vd_cuda_backend *c, vd_workspace *s, size_t bytes) {
   if (bytes <= s->bytes) return s->p;
   bool pinned = s == &c->pinned;
-  /* Growth waits for the stream, so workspaces that grow with the windows grow by a quarter at least. */
+  /* Growth waits for the streams, so workspaces that grow with the windows grow by a quarter at least. */
   size_t step = s->bytes / 4 * 5, capacity = bytes > step ? bytes : step;
   vd_cuda_record_error(c, cudaStreamSynchronize(c->stream), "waiting");
   vd_cuda_record_error(c, cudaStreamSynchronize(c->gradient.stream), "waiting");

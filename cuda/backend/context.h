@@ -39,8 +39,7 @@ typedef struct vd_workspace {
 /* The gradient stream (gradient_stream.h): its jobs that the main stream has not waited for yet, from `first` on. */
 enum { VD_GRADIENT_JOBS = 4 };
 typedef struct vd_gradient_job {
-  const void *reads;
-  bool zeroes; /* it zeroes gradients, to which any op of a backward pass adds */
+  const void *reads; /* NULL: every op of a backward pass waits for the job */
   cudaEvent_t done;
 } vd_gradient_job;
 typedef struct vd_gradient_stream {

@@ -48,24 +48,19 @@ cudaStream_t vd_cuda_gradient_fork(vd_cuda_backend *c) {
   return g->stream;
 }
 
-static void end_job(vd_cuda_backend *c, const void *reads, bool zeroes) {
+void vd_cuda_gradient_job(vd_cuda_backend *c, const void *reads) {
   vd_gradient_stream *g = &c->gradient;
   if (c->one_stream) return;
   if (g->n == VD_GRADIENT_JOBS) wait_for(c, 1);
   vd_gradient_job *job = pending(g, g->n++);
   job->reads = reads;
-  job->zeroes = zeroes;
   vd_cuda_record_error(c, cudaEventRecord(job->done, g->stream), "ending a weight gradient");
-}
-
-void vd_cuda_gradient_job(vd_cuda_backend *c, const void *reads) {
-  end_job(c, reads, false);
 }
 
 void vd_cuda_gradient_release(vd_cuda_backend *c, const void *buffer) {
   vd_gradient_stream *g = &c->gradient;
   for (int n = g->n; n > 0; n--)
-    if (pending(g, n - 1)->zeroes || (buffer && pending(g, n - 1)->reads == buffer)) {
+    if (!pending(g, n - 1)->reads || pending(g, n - 1)->reads == buffer) {
       wait_for(c, n);
       return;
     }
@@ -75,15 +70,15 @@ void vd_cuda_gradient_join(vd_cuda_backend *c) {
   wait_for(c, c->gradient.n);
 }
 
-cudaError_t vd_cuda_gradient_wait(const vd_cuda_backend *c, cudaStream_t stream) {
-  const vd_gradient_stream *g = &c->gradient;
+cudaError_t vd_cuda_gradient_wait(vd_cuda_backend *c, cudaStream_t stream) {
+  vd_gradient_stream *g = &c->gradient;
   if (g->n == 0) return cudaSuccess;
-  return cudaStreamWaitEvent(stream, g->job[(g->first + g->n - 1) % VD_GRADIENT_JOBS].done, 0);
+  return cudaStreamWaitEvent(stream, pending(g, g->n - 1)->done, 0);
 }
 
 void vd_cuda_zero_gradients(vd_ops *o, real *gradients, size_t n) {
   vd_cuda_backend *c = vd_cuda_of(o);
   cudaStream_t stream = vd_cuda_gradient_fork(c);
   vd_cuda_record_error(c, cudaMemsetAsync(gradients, 0, n * sizeof *gradients, stream), "zeroing gradients");
-  end_job(c, NULL, true);
+  vd_cuda_gradient_job(c, NULL);
 }

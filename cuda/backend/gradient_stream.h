@@ -17,15 +17,15 @@ void vd_cuda_gradient_end(vd_cuda_backend *c);
 /* Stream-ordered. The stream for work on gradients; it waits for what is on the main stream now. */
 cudaStream_t vd_cuda_gradient_fork(vd_cuda_backend *c);
 /* Stream-ordered. Ends a job: what was enqueued on the gradient stream since the fork. `reads`: the buffer that it
- * reads and that an op may write; NULL: none. */
+ * reads and that an op may write; NULL: every op of a backward pass waits for the job. */
 void vd_cuda_gradient_job(vd_cuda_backend *c, const void *reads);
-/* Stream-ordered. The main stream waits for the jobs that read `buffer`, or that zero gradients: to be called before an
- * op writes the buffer. */
+/* Stream-ordered. The main stream waits for the jobs that read `buffer`, and for those that every op waits for: to be
+ * called before an op of a backward pass writes the buffer. */
 void vd_cuda_gradient_release(vd_cuda_backend *c, const void *buffer);
 /* Stream-ordered. The main stream waits for all jobs. */
 void vd_cuda_gradient_join(vd_cuda_backend *c);
 /* Stream-ordered. `stream` waits for all jobs; the main stream does not. */
-cudaError_t vd_cuda_gradient_wait(const vd_cuda_backend *c, cudaStream_t stream);
+cudaError_t vd_cuda_gradient_wait(vd_cuda_backend *c, cudaStream_t stream);
 
 /* Stream-ordered. vd_ops.zero_gradients. */
 void vd_cuda_zero_gradients(vd_ops *o, real *gradients, size_t n);

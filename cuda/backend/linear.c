@@ -59,10 +59,10 @@ void vd_cuda_linear_backward(vd_ops *o, const vd_linear *l, const vd_act *x, con
                              vd_act *dx, bool accumulate, real *dweight, real *dbias, const vd_linear *before,
                              real *dbefore) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  vd_cuda_gradient_release(c, NULL);
   if (dbias) {
     float *partial = vd_cuda_workspace(c, &c->partial, vd_cuda_rows_workspace(l->n, l->out));
     if (!partial) return;
+    vd_cuda_gradient_release(c, dbias);
     vd_cuda_record_error(c, vd_cuda_column_sums(c->type, l->n, l->out, dy, partial, dbias, c->stream), "bias gradient");
   }
   vd_cuda_gradient_fork(c);

@@ -31,7 +31,7 @@ void vd_cuda_weight_gradient_op(vd_ops *o, int64_t n, int64_t in, int64_t out, c
     left = copy;
   }
   vd_cuda_weight_gradient(c, n, out, in, left, out, x, dweight);
-  vd_cuda_gradient_job(c, NULL);
+  vd_cuda_gradient_job(c, dy);
 }
 
 typedef struct shape {

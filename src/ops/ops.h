@@ -145,7 +145,7 @@ struct vd_ops {
   void (*free)(vd_ops *o, void *p);
   void (*zero)(vd_ops *o, void *p, size_t bytes);
   /* gradients [n] = 0, before a forward pass. Ops of a backward pass, norms, `put` and `get` find them zeroed; `zero`,
-   * add_constant and optimisers may be called after backward_end only. */
+   * add_constant and optimisers may be called on them after backward_end only. */
   void (*zero_gradients)(vd_ops *o, real *gradients, size_t n);
   void (*put)(vd_ops *o, real *device, const real *host, size_t n);
   void (*get)(vd_ops *o, real *host, const real *device, size_t n); /* waits */
