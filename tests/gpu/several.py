@@ -61,8 +61,8 @@ def rows(run):
     return len(losses(run))
 
 
-def status_of(pid):
-    """Fields 2 and 4 of /proc/PID/stat, its name and its parent; not every node has ps."""
+def name_and_parent(pid):
+    """Of a process; not every node has ps."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8") as f:
             name, rest = f.read().split("(", 1)[1].rsplit(")", 1)
@@ -71,19 +71,14 @@ def status_of(pid):
         return "", 0
 
 
-def name_of(pid):
-    return status_of(pid)[0]
-
-
 def below(pid):
-    """The processes that `pid` has started, and those that they have: mpirun may start another launcher."""
-    parent = {int(x): status_of(x)[1] for x in os.listdir("/proc") if x.isdigit()}
-    found = {pid}
-    while True:
-        more = {x for x in parent if parent[x] in found} - found
-        if not more:
-            return found - {pid}
+    """Numbers and names of the processes that `pid` has started, and that they have: mpirun may start another launcher."""
+    process = {int(x): name_and_parent(x) for x in os.listdir("/proc") if x.isdigit()}
+    found, more = {pid}, {pid}
+    while more:
+        more = {x for x, (_, parent) in process.items() if parent in more} - found
         found |= more
+    return {x: process[x][0] for x in found - {pid}}
 
 
 def strike(run, number):
@@ -91,14 +86,14 @@ def strike(run, number):
     words = ["train", os.path.join(folder, "deck.nml")]
     for name, value in {**SET, "run__directory": os.path.join(folder, run), "device__backend": BACKEND, "device__comm": COMM,
                         "run__max_updates": 10 ** 6, "valid__interval": 0,
-                        "checkpoint__interval": 10 ** 6}.items():  # while a checkpoint is written nobody watches
+                        "checkpoint__interval": 10 ** 6}.items():  # rank 0 is not watched while it writes one
         words += ["--set", f"{name.replace('__', '%')}={value}"]
     with subprocess.Popen(MPIRUN + ["-n", str(RANKS), VIADUCT, *words], env=ENVIRONMENT, stdout=subprocess.DEVNULL,
                           stderr=subprocess.PIPE, text=True) as p:
         end = time.monotonic() + 100
         while rows(run) < 10 and p.poll() is None and time.monotonic() < end:
             time.sleep(0.05)
-        mine = sorted(pid for pid in below(p.pid) if name_of(pid) == "viaduct")
+        mine = sorted(pid for pid, name in below(p.pid).items() if name == "viaduct")
         start = time.monotonic()
         if mine:
             os.kill(mine[-1], number)
