@@ -53,17 +53,17 @@ count() {
 
 # run NAME COMMAND...: one test, to its end, with its line: seconds by the clock and of the processor.
 run() {
-  local name=$1 folder log status start seconds p f s word
+  local name=$1 folder log status seconds user system p f s word
   shift
   log=$logs/$name.log
   mkdir -p "$(dirname "$log")"
-  start=$(date +%s.%N)
   folder=$(mktemp -d "${TMPDIR:-/tmp}/viaduct-check.XXXXXX")
-  TIMEFORMAT='%U %S'
-  { time TMPDIR=$folder timeout -k 10 "$limit" "$@" >"$log" 2>&1 </dev/null; } 2>"$log.cpu"
+  TIMEFORMAT='%1R %U %S'
+  { time TMPDIR=$folder timeout -k 10 "$limit" "$@" >"$log" 2>&1 </dev/null; } 2>"$log.time"
   status=$?
   rm -rf "$folder"
-  seconds=$(awk -v a="$start" -v b="$(date +%s.%N)" 'BEGIN { printf "%.1f", b - a }')
+  read -r seconds user system < <(tail -n 1 "$log.time")
+  head -n -1 "$log.time" >>"$log" # what the shell says of a signal
   [ "$status" != 124 ] || echo "stopped after $limit s" >>"$log"
   read -r p f s < <(count "$log" "$status")
   echo "$p $f $s" >"$log.count"
@@ -71,7 +71,7 @@ run() {
   [ "$s" = 0 ] || word=skip
   [ "$f" = 0 ] || word=FAIL
   { # one write, so that the lines of parallel tests do not mix
-    printf '%-5s %7s s %7s s  %-36s %s passed, %s failed' "$word" "$seconds" "$(awk '{ printf "%.1f", $1 + $2 }' "$log.cpu")" "$name" "$p" "$f"
+    printf '%-5s %7s s %7s s  %-36s %s passed, %s failed' "$word" "$seconds" "$(awk "BEGIN { printf \"%.1f\", $user + $system }")" "$name" "$p" "$f"
     [ "$s" = 0 ] && echo || echo ", $s skipped"
     # What failed first: whoever keeps only the first lines of a long log must see it.
     [ "$f" = 0 ] || { { grep -aE '^(not ok|\[  FAILED)' "$log" | head -n 20; echo ...; tail -n 30 "$log"; } | cut -c -2000 | sed 's/^/      | /'
