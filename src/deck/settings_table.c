@@ -210,8 +210,8 @@ const vd_variable vd_variables[] = {
         "has filled it. With 'mpi': size of a reduce-scatter, and on GPUs bytes that pass through host memory at a "
         "time. 0: 80000000 with 'nccl', a sharded optimizer and all ranks on one node, else 25000000."),
     REAL(device, timeout, "300.0", 0, false, NONE, true, "s", "",
-         "With several ranks: the watchdog ends the run when a rank waits longer than this for the others in an "
-         "update, because one of them hangs or has died. 0: no limit."),
+         "With several ranks: the watchdog ends the run when a rank waits longer than this for the others, because one "
+         "of them hangs or has died. Waits for rank 0's disk have no limit. 0: no limit."),
     STRING(device, timeline, "''", "",
            "File for the times at which gradients were ready and their all-reduces or reduce-scatters began and ended, "
            "in updates 11 to 20 after the start of the program: JSON lines, of rank 0 (doc/FILES.md). '': none."),
