@@ -56,10 +56,9 @@ VD_DEV void dkv_scores(const dkv_warp<T, D> &w, const T *q, int query, const T *
 }
 
 /* Dropout mask of this lane's eight elements (keys as rows): bytes of the two lanes that have its queries. */
-VD_DEV void dropout_by_key(const vd_cuda_attention &a, const vd_dropout_draws &drop, int i0, int kappa0,
-                           unsigned dropout_mask[2]) {
+VD_DEV void dropout_by_key(const vd_dropout_draws &drop, int i0, int kappa0, unsigned dropout_mask[2]) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-  vd_philox_words words = vd_dropout_words(a, drop, i0, kappa0);
+  vd_philox_words words = vd_dropout_words(drop, i0, kappa0);
   unsigned bits = 0;
 #pragma unroll
   for (int i = 0; i < 8; i++) bits |= (vd_dropout_bits(words, i) >= drop.threshold ? 1U : 0U) << i;
@@ -97,7 +96,7 @@ VD_DEV void dkv_tile(const vd_cuda_attention &a, const vd_band &band, const vd_d
   unsigned dropout_mask[2] = {0xff, 0xff};
   dkv_scores<T, D, REL>(w, q, query, table, bias_scores, row0, row1, s);
   vd_dots<T, D>(ds, w.v, dout, query);
-  if (drop.threshold) dropout_by_key(a, drop, i0, kappa0, dropout_mask);
+  if (drop.threshold) dropout_by_key(drop, i0, kappa0, dropout_mask);
   if (vd_all_full<false>(band, i0 - kappa0, kappa0)) {
     score_gradients<true, REL>(a, band, drop.scale, rows + query, dropout_mask, i0 - kappa0, factor, s, ds);
   } else {

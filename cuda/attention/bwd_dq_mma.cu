@@ -63,7 +63,7 @@ VD_DEV void score_gradients(const vd_cuda_attention &a, const vd_band &band, con
   for (int i = 0; i < 8; i++) w.before[i >> 2][i & 3] = next[i >> 2][i & 3];
   vd_dots<T, D>(ds, w.dout, v, row);
   if (drop.threshold) {
-    vd_philox_words words = vd_dropout_words(a, drop, iw, kappa0);
+    vd_philox_words words = vd_dropout_words(drop, iw, kappa0);
 #pragma unroll
     for (int i = 0; i < 8; i++)
       if (!vd_dropout_keeps(words, drop.threshold, i >> 2, i & 3)) ds[i >> 2][i & 3] = 0;

@@ -14,6 +14,7 @@
 #include "cuda/attention/launch.cuh"
 #include "cuda/kernels/mma.cuh"
 #include "cuda/kernels/pdl.cuh"
+#include "cuda/kernels/philox.cuh"
 
 enum { VD_WORK_FORWARD, VD_WORK_DQ, VD_WORK_DKV, VD_WORK_KINDS };
 
@@ -312,6 +313,7 @@ typedef struct vd_dropout_draws {
   float scale;
   int tiles, offset; /* sub-tiles of a row of queries; sub-tiles before the block */
   uint64_t tile0;    /* number of the head's first sub-tile */
+  vd_philox_keys keys;
 } vd_dropout_draws;
 
 /* Not collective. Dropout of a layer, before vd_seek_dropout() chooses the head. */
@@ -322,6 +324,7 @@ static inline vd_dropout_draws vd_make_dropout_draws(const vd_cuda_attention *a)
   d.offset = (a->attn_span + 15) / 16;
   d.tiles = d.offset + (a->block + 15) / 16;
   d.tile0 = 0;
+  d.keys = vd_make_philox_keys(a->rng);
   return d;
 }
 /* Chooses the head and stream. */
@@ -329,33 +332,10 @@ VD_DEV void vd_seek_dropout(vd_dropout_draws *d, const vd_cuda_attention &a, int
   int query = d->tiles - d->offset;
   d->tile0 = ((uint64_t)(a.row0 + stream) * (uint64_t)a.n_head + (uint64_t)head) * (uint64_t)(query * d->tiles);
 }
-/* The 64-bit product of two 32-bit words. */
-VD_DEV void vd_mul_wide(uint32_t x, uint32_t y, uint32_t *low, uint32_t *high) {
-  asm("{\n.reg .b64 p;\nmul.wide.u32 p, %2, %3;\nmov.b64 {%0, %1}, p;\n}" : "=r"(*low), "=r"(*high) : "r"(x), "r"(y));
-}
-/* The four words of a call of Philox, and the 16 bits of its lane 0..7, as in src/base/random.h. */
-typedef struct vd_philox_words {
-  uint32_t v[4];
-} vd_philox_words;
-VD_DEV uint32_t vd_dropout_bits(const vd_philox_words &words, int lane) {
-  return (words.v[lane >> 1] >> ((lane & 1) * 16)) & 0xffffU;
-}
-/* The four Philox words of this lane for the sub-tile of queries i0.. and keys kappa0.. The same as vd_philox(),
- * with one instruction for each 32 x 32 bit product. */
-VD_DEV vd_philox_words vd_dropout_words(const vd_cuda_attention &a, const vd_dropout_draws &d, int i0, int kappa0) {
+/* The four Philox words of this lane for the sub-tile of queries i0.. and keys kappa0.. */
+VD_DEV vd_philox_words vd_dropout_words(const vd_dropout_draws &d, int i0, int kappa0) {
   uint64_t tile = d.tile0 + (uint64_t)((i0 >> 4) * d.tiles + (kappa0 >> 4) + d.offset);
-  uint64_t call = tile * 32 + (threadIdx.x & 31);
-  uint32_t x[4] = {(uint32_t)call, (uint32_t)(call >> 32), a.rng.update,
-                   (uint32_t)a.rng.layer | (uint32_t)a.rng.site << 16};
-  uint32_t key0 = (uint32_t)a.rng.seed, key1 = (uint32_t)(a.rng.seed >> 32);
-#pragma unroll
-  for (int round = 0; round < 10; round++, key0 += 0x9e3779b9U, key1 += 0xbb67ae85U) {
-    uint32_t low0, high0, low1, high1;
-    vd_mul_wide(x[0], 0xd2511f53U, &low0, &high0), vd_mul_wide(x[2], 0xcd9e8d57U, &low1, &high1);
-    x[0] = high1 ^ x[1] ^ key0, x[1] = low1;
-    x[2] = high0 ^ x[3] ^ key1, x[3] = low0;
-  }
-  return {{x[0], x[1], x[2], x[3]}};
+  return vd_draw_words(d.keys, tile * 32 + (threadIdx.x & 31));
 }
 /* Whether dropout keeps element [jn][2 ih + jj]; k = 2 ih + jj. */
 VD_DEV bool vd_dropout_keeps(const vd_philox_words &words, uint32_t threshold, int jn, int k) {

@@ -154,7 +154,7 @@ VD_DEV void weigh_values(const vd_cuda_attention &a, const vd_band &band, const 
         s[b][i >> 2][i & 3] *= vd_mask(band, x0 + g + 8 * ((i >> 1) & 1) - (8 * (i >> 2) + 2 * t + (i & 1)));
     }
     if (drop.threshold) {
-      vd_philox_words words = vd_dropout_words(a, drop, iw, kappa0 + 16 * b);
+      vd_philox_words words = vd_dropout_words(drop, iw, kappa0 + 16 * b);
 #pragma unroll
       for (int i = 0; i < 8; i++)
         if (!vd_dropout_keeps(words, drop.threshold, i >> 2, i & 3)) s[b][i >> 2][i & 3] = 0;

@@ -154,7 +154,7 @@ template <typename T>
 VD_DEV void draw_mask(const vd_cuda_attention &a, const vd_dropout_draws &drop, const vd_query_work &work,
                       forward_smem<T> *m, int t, int c) {
   const int thread = (int)threadIdx.x - VD_WARPGROUP;
-  uint32_t bits = vd_draw_dropout_mask(a, drop, work.i0 + 16 * (thread >> 5), work.start + t * VD_TILE);
+  uint32_t bits = vd_draw_dropout_mask(drop, work.i0 + 16 * (thread >> 5), work.start + t * VD_TILE);
   m->dropout_mask[c % 3][thread] = bits;
   if (a.dropout_mask)
     vd_dropout_mask_tile(a, a.dropout_mask, work.at.stream, work.at.head, work.at.tile, work.left - 1 - t)[thread] =

@@ -279,11 +279,11 @@ VD_DEV bool vd_far_row_seen(const vd_band &b, int i0, int kappa0) {
 VD_DEV int vd_mask_bit(int j, int jn, int k) {
   return 8 * k + 7 - 2 * j - jn;
 }
-VD_DEV uint32_t vd_draw_dropout_mask(const vd_cuda_attention &a, const vd_dropout_draws &drop, int i0, int kappa0) {
+VD_DEV uint32_t vd_draw_dropout_mask(const vd_dropout_draws &drop, int i0, int kappa0) {
   uint32_t bits = 0;
 #pragma unroll
   for (int j = 0; j < 4; j++) {
-    vd_philox_words words = vd_dropout_words(a, drop, i0, kappa0 + 16 * j);
+    vd_philox_words words = vd_dropout_words(drop, i0, kappa0 + 16 * j);
 #pragma unroll
     for (int i = 0; i < 8; i++)
       if (vd_dropout_keeps(words, drop.threshold, i >> 2, i & 3)) bits |= 1U << vd_mask_bit(j, i >> 2, i & 3);

@@ -1,0 +1,54 @@
+/* Philox 4x32-10 for kernels that draw much: the numbers of vd_philox() (src/base/random.h), with one instruction for
+ * each 32 x 32 bit product and the keys of the rounds made by the host. As a kernel argument they are operands from the
+ * constant bank; made by the kernel, each would wait for the uniform data path. */
+#ifndef VD_PHILOX_CUH
+#define VD_PHILOX_CUH
+
+#include "src/base/rng.h"
+
+enum { VD_PHILOX_ROUNDS = 10 };
+typedef struct vd_philox_keys {
+  uint32_t round[VD_PHILOX_ROUNDS][2];
+  uint32_t counter[2]; /* the upper words of the counter: update; layer and site */
+} vd_philox_keys;
+
+/* Not collective. */
+static inline vd_philox_keys vd_make_philox_keys(vd_rng rng) {
+  vd_philox_keys keys = {{}, {rng.update, (uint32_t)rng.layer | (uint32_t)rng.site << 16}};
+  for (uint32_t i = 0; i < VD_PHILOX_ROUNDS; i++) {
+    keys.round[i][0] = (uint32_t)rng.seed + i * 0x9e3779b9U;
+    keys.round[i][1] = (uint32_t)(rng.seed >> 32) + i * 0xbb67ae85U;
+  }
+  return keys;
+}
+
+/* The 64-bit product of two 32-bit words. */
+static __device__ __forceinline__ void vd_mul_wide(uint32_t x, uint32_t y, uint32_t *low, uint32_t *high) {
+  asm("{\n.reg .b64 p;\nmul.wide.u32 p, %2, %3;\nmov.b64 {%0, %1}, p;\n}" : "=r"(*low), "=r"(*high) : "r"(x), "r"(y));
+}
+
+/* The four words of a call, and the 16 bits of its lane 0..7, as in src/base/random.h. */
+typedef struct vd_philox_words {
+  uint32_t v[4];
+} vd_philox_words;
+static __device__ __forceinline__ uint32_t vd_dropout_bits(const vd_philox_words &words, int lane) {
+  return (words.v[lane >> 1] >> ((lane & 1) * 16)) & 0xffffU;
+}
+/* All bits of each half of a word that is at least the threshold, 1 .. 65535, and none of the other. */
+static __device__ __forceinline__ uint32_t vd_keep_mask(uint32_t word, uint32_t threshold) {
+  const uint32_t pair = threshold * 0x10001U, below = pair - 0x10001U;
+  return (__vminu2(__vmaxu2(word, below), pair) - below) * 0xffffU; /* halves of the difference are 0 or 1 */
+}
+static __device__ __forceinline__ vd_philox_words vd_draw_words(const vd_philox_keys &keys, uint64_t call) {
+  uint32_t x[4] = {(uint32_t)call, (uint32_t)(call >> 32), keys.counter[0], keys.counter[1]};
+#pragma unroll
+  for (int i = 0; i < VD_PHILOX_ROUNDS; i++) {
+    uint32_t low0, high0, low1, high1;
+    vd_mul_wide(x[0], 0xd2511f53U, &low0, &high0), vd_mul_wide(x[2], 0xcd9e8d57U, &low1, &high1);
+    x[0] = high1 ^ x[1] ^ keys.round[i][0], x[1] = low1;
+    x[2] = high0 ^ x[3] ^ keys.round[i][1], x[3] = low0;
+  }
+  return {{x[0], x[1], x[2], x[3]}};
+}
+
+#endif
