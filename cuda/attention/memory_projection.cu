@@ -15,10 +15,11 @@
  * Shared memory, 96 KiB: three stages of two operands of 16 KiB (128 rows of 128 bytes, or panels of 64 rows,
  * wgmma.cuh). Barriers: __syncthreads() once a stage.
  *
- * Bound: bandwidth at short reaches: a memory row of 1 KB serves 131 kFLOP of one long head. 12 layers with learnt
- * spans on one H200: forward 140 TFLOP/s with 16 streams and 179 with 64, backward 107 and 184 (doc/PERFORMANCE.md). */
-#include "cuda/attention/common.cuh"
-#include "cuda/attention/memory_projection.h"
+ * Bound: the second-level cache, from which a stage reads 32 KiB for 512 cycles of the tensor cores.
+ *
+ * Heads of 64 in 16-bit types, up to 8 of them, have kernels of their own: memory_projection_wgmma.cu and
+ * memory_projection_bwd_wgmma.cu. */
+#include "cuda/attention/memory_projection.cuh"
 #include "cuda/kernels/pdl.cuh"
 #include "cuda/kernels/wgmma.cuh"
 
@@ -28,7 +29,6 @@ enum {
   STAGES = 3,            /* stages of the pipeline */
   COPIES = 4,            /* 16-byte copies of a thread for one operand of a stage */
   BACKWARD_BLOCKS = 256, /* blocks of backward, about; a constant, which fixes the order of sums */
-  MIN_UNITS = 4          /* fewest units of rows in one partial sum */
 };
 
 /* Elements contracted in one stage: 128 bytes of a row, so that an operand takes 16 KiB in all types. Where rows are
@@ -41,70 +41,8 @@ template <typename T> struct projection_layout {
 };
 static_assert(SIDE * 128 == BLOCK_THREADS * COPIES * 16, "a stage's copies");
 
-typedef struct projection_args {
-  vd_cuda_ring memory;
-  const void *wk, *wv; /* forward */
-  void *kv;
-  const void *dkv; /* backward */
-  float *partial;  /* backward: [slots, 2 d_head, d] */
-  int slots;
-} projection_args;
-
-/* The groups of columns. Where trimmed, a group has keys of two heads, needed as far back as the window goes, or their
- * values, needed within a head's own span: groups of keys come first. */
-enum { MAX_GROUPS = 2 * VD_CUDA_MAX_HEADS };
-template <bool TRIM> static inline __host__ __device__ int group_count(const vd_cuda_attention &a) {
-  return TRIM ? 2 * vd_ceil_div(a.n_head, 2) : a.n_head;
-}
-template <bool TRIM> VD_DEV bool has_keys_alone(const vd_cuda_attention &a, int group) {
-  return TRIM && 2 * group < group_count<TRIM>(a);
-}
-/* The first head of a group. */
-template <bool TRIM> VD_DEV int group_head(const vd_cuda_attention &a, int group) {
-  return TRIM ? 2 * group - (has_keys_alone<TRIM>(a, group) ? 0 : group_count<TRIM>(a)) : group;
-}
-/* Number of the group's columns. */
-template <bool TRIM> VD_DEV int group_width(const vd_cuda_attention &a, int group) {
-  return (TRIM ? min(2, a.n_head - group_head<TRIM>(a, group)) : 2) * a.d_head;
-}
-/* Column of a row of keys and values that column y of the group is, or -1. */
-template <bool TRIM> VD_DEV int group_column(const vd_cuda_attention &a, int group, int y) {
-  const int d = vd_width(a);
-  if (y >= group_width<TRIM>(a, group)) return -1;
-  const bool value = TRIM ? !has_keys_alone<TRIM>(a, group) : y >= a.d_head;
-  return group_head<TRIM>(a, group) * a.d_head + y + (value ? d - (TRIM ? 0 : a.d_head) : 0);
-}
-
-/* Rows of memory that each group needs, and that the values of each head need, in shared memory: a block searches them
- * often. All threads call this. */
-struct rows_needed {
-  int group[MAX_GROUPS], own[VD_CUDA_MAX_HEADS];
-};
-template <bool TRIM> VD_DEV const rows_needed *find_rows(const vd_cuda_attention &a, const projection_args &p) {
-  __shared__ rows_needed rows;
-  const vd_band *band = ((const vd_tile_schedule *)a.schedule)->band;
-  const int group = (int)threadIdx.x;
-  if (TRIM && group < a.n_head) rows.own[group] = (int)min((int64_t)band[group].own, p.memory.rows);
-  if (group < group_count<TRIM>(a)) {
-    const int head = group_head<TRIM>(a, group);
-    int most = band[head].reach;
-    if (TRIM && !has_keys_alone<TRIM>(a, group)) {
-      most = band[head].own;
-      if (head + 1 < a.n_head) most = max(most, band[head + 1].own);
-    }
-    rows.group[group] = (int)min((int64_t)most, p.memory.rows);
-  }
-  __syncthreads();
-  return &rows;
-}
-/* Rows that column y of the group needs. */
-template <bool TRIM> VD_DEV int rows_of_column(const vd_cuda_attention &a, const rows_needed *rows, int group, int y) {
-  if (!TRIM || has_keys_alone<TRIM>(a, group)) return rows->group[group];
-  return rows->own[group_head<TRIM>(a, group) + (y >= a.d_head ? 1 : 0)];
-}
-
 /* Row of the ring buffer that holds row r of the window. */
-VD_DEV int ring_row(const vd_cuda_attention &a, const projection_args &p, int r) {
+VD_DEV int ring_row(const vd_cuda_attention &a, const vd_projection_args &p, int r) {
   int rows = (int)p.memory.rows, at = (int)p.memory.oldest + rows - a.window + r;
   return at >= rows ? at - rows : at;
 }
@@ -210,10 +148,10 @@ typedef struct projection_tile {
 /* The tile of a number. Groups of keys alone need the same rows: tiles of one place follow each other, so that the rows
  * are in the second-level cache. */
 template <bool TRIM>
-VD_DEV bool find_tile(const vd_cuda_attention &a, const rows_needed *rows, int tile_id, projection_tile *t) {
-  const int n_group = group_count<TRIM>(a), parts = vd_ceil_div(2 * a.d_head, SIDE);
+VD_DEV bool find_tile(const vd_cuda_attention &a, const vd_rows_needed *rows, int tile_id, projection_tile *t) {
+  const int n_group = vd_group_count<TRIM>(a), parts = vd_ceil_div(2 * a.d_head, SIDE);
   for (int g = 0; g < n_group;) {
-    const int together = has_keys_alone<TRIM>(a, g) ? n_group / 2 : 1;
+    const int together = vd_has_keys_alone<TRIM>(a, g) ? n_group / 2 : 1;
     int tiles = vd_ceil_div(rows->group[g], SIDE), n = a.n_stream * tiles * parts * together;
     if (tile_id < n) {
       int place = tile_id / parts / together, tile = place % tiles;
@@ -233,7 +171,7 @@ template <typename T> struct copy_cursor {
   const T *row[COPIES], *weight[COPIES];
 };
 template <typename T, bool TRIM>
-VD_DEV void aim(const vd_cuda_attention &a, const rows_needed *rows, const projection_args &p, const copier &k,
+VD_DEV void aim(const vd_cuda_attention &a, const vd_rows_needed *rows, const vd_projection_args &p, const copier &k,
                 copy_cursor<T> &at) {
   const int d = vd_width(a);
   projection_tile t;
@@ -242,7 +180,7 @@ VD_DEV void aim(const vd_cuda_attention &a, const rows_needed *rows, const proje
   const T *memory = (const T *)p.memory.at + (int64_t)t.stream * p.memory.rows * d;
 #pragma unroll
   for (int i = 0; i < COPIES; i++) {
-    int r = t.first + k.row + i * k.step, column = group_column<TRIM>(a, t.group, t.column0 + k.row + i * k.step);
+    int r = t.first + k.row + i * k.step, column = vd_group_column<TRIM>(a, t.group, t.column0 + k.row + i * k.step);
     const T *weight = (const T *)(column < d ? p.wk : p.wv) + (int64_t)(column < d ? column : column - d) * d;
     at.row[i] = r >= t.lowest ? memory + (int64_t)ring_row(a, p, r) * d : NULL;
     at.weight[i] = column >= 0 ? weight : NULL;
@@ -250,7 +188,7 @@ VD_DEV void aim(const vd_cuda_attention &a, const rows_needed *rows, const proje
 }
 
 template <typename T, bool TRIM>
-VD_DEV void write_tile(const vd_cuda_attention &a, const rows_needed *rows, const projection_args &p,
+VD_DEV void write_tile(const vd_cuda_attention &a, const vd_rows_needed *rows, const vd_projection_args &p,
                        const projection_tile &t, float c[16][4]) {
   int lane = threadIdx.x & 31, warp = (int)threadIdx.x >> 5, d = vd_width(a);
 #pragma unroll
@@ -260,8 +198,8 @@ VD_DEV void write_tile(const vd_cuda_attention &a, const rows_needed *rows, cons
     T *kv = (T *)p.kv + ((int64_t)t.stream * a.kv_rows + row) * 2 * d;
 #pragma unroll
     for (int j = 0; j < 16; j++) {
-      int in_group = t.column0 + 8 * j + 2 * (lane & 3), column = group_column<TRIM>(a, t.group, in_group);
-      if (column < 0 || (TRIM && row < a.window - rows_of_column<TRIM>(a, rows, t.group, in_group))) continue;
+      int in_group = t.column0 + 8 * j + 2 * (lane & 3), column = vd_group_column<TRIM>(a, t.group, in_group);
+      if (column < 0 || (TRIM && row < a.window - vd_rows_of_column<TRIM>(a, rows, t.group, in_group))) continue;
       T *to = kv + column;
       float x = c[j][2 * ih], y = c[j][2 * ih + 1];
       if constexpr (sizeof(T) == 4) {
@@ -276,11 +214,11 @@ VD_DEV void write_tile(const vd_cuda_attention &a, const rows_needed *rows, cons
 /* Forward: a persistent block takes tiles of 128 x 128 keys and values. */
 template <typename T, bool TRIM>
 __global__ void __launch_bounds__(BLOCK_THREADS, projection_layout<T>::blocks)
-    project_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ projection_args p) {
+    project_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ vd_projection_args p) {
   vd_pdl_wait();
   typedef projection_layout<T> layout;
   extern __shared__ __align__(1024) unsigned char shared[];
-  const rows_needed *rows = find_rows<TRIM>(a, p);
+  const vd_rows_needed *rows = vd_find_rows<TRIM>(a, p);
   const int d = vd_width(a), stages = vd_ceil_div(d, layout::depth);
   const copier k = copier_of<T, false>();
   copy_cursor<T> at;
@@ -308,65 +246,27 @@ __global__ void __launch_bounds__(BLOCK_THREADS, projection_layout<T>::blocks)
   }
 }
 
-/* Division of backward's rows: a unit is `depth` rows of one stream and group; a slot is `size` units of one group and
- * has one partial sum. */
-typedef struct row_share {
-  int size;               /* units of a slot */
-  int group, slot, slots; /* of a group: its first slot and their number */
-  int rows, units;        /* of the group: rows of a stream; units of all streams */
-} row_share;
-
-/* The share of the slot's group, or of `group` where slot < 0. Returns false if there is no such slot. */
-template <bool TRIM>
-VD_DEV bool find_share(const vd_cuda_attention &a, const rows_needed *needed, const projection_args &p, int depth,
-                       int slot, int group, row_share *s) {
-  int units = 0, first = 0, n_group = group_count<TRIM>(a);
-  for (int g = 0; g < n_group; g++) units += a.n_stream * vd_ceil_div(needed->group[g], depth);
-  s->size = max((int)MIN_UNITS, vd_ceil_div(units, p.slots - n_group));
-  for (int g = 0; g < n_group; g++) {
-    int rows = needed->group[g], mine = a.n_stream * vd_ceil_div(rows, depth);
-    int slots = vd_ceil_div(mine, s->size);
-    if (slot < 0 ? g == group : slot < first + slots) {
-      s->group = g, s->slot = first, s->slots = slots, s->rows = rows, s->units = mine;
-      return true;
-    }
-    first += slots;
-  }
-  return false;
-}
-
-/* Writes a block's part of a partial sum: rows column0.. of `width`, columns x0.. of d. */
-VD_DEV void write_partial(const vd_cuda_attention &a, float *partial, int width, int column0, int x0, float c[16][4]) {
-  int lane = threadIdx.x & 31, d = vd_width(a), row0 = column0 + (int)(threadIdx.x >> 5) * 16 + (lane >> 2);
-  x0 += 2 * (lane & 3);
-#pragma unroll
-  for (int i = 0; i < 32; i++) {
-    int j = i >> 1, ih = i & 1, row = row0 + 8 * ih, x = x0 + 8 * j;
-    if (row < width && x < d) *(float2 *)(partial + (int64_t)row * d + x) = make_float2(c[j][2 * ih], c[j][2 * ih + 1]);
-  }
-}
-
 /* Backward: a block writes the partial sum of its share of the rows to one tile of dW. */
 template <typename T, bool TRIM>
 __global__ void __launch_bounds__(BLOCK_THREADS, projection_layout<T>::blocks)
-    project_backward_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ projection_args p) {
+    project_backward_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ vd_projection_args p) {
   vd_pdl_wait();
   constexpr int depth = projection_layout<T>::depth, per_chunk = projection_layout<T>::per_chunk;
   extern __shared__ __align__(1024) unsigned char shared[];
   const int d = vd_width(a), across = vd_ceil_div(d, SIDE), parts = vd_ceil_div(2 * a.d_head, SIDE);
   const int slot = (int)blockIdx.x / (across * parts), x0 = (int)blockIdx.x % across * SIDE;
   const int column0 = (int)blockIdx.x / across % parts * SIDE;
-  row_share share;
-  const rows_needed *needed = find_rows<TRIM>(a, p);
-  if (!find_share<TRIM>(a, needed, p, depth, slot, 0, &share)) return;
-  const int width = group_width<TRIM>(a, share.group);
+  vd_row_share share;
+  const vd_rows_needed *needed = vd_find_rows<TRIM>(a, p);
+  if (!vd_find_share<TRIM>(a, needed, p, depth, slot, 0, &share)) return;
+  const int width = vd_group_width<TRIM>(a, share.group);
   if (column0 >= width) return;
   const int first_unit = (slot - share.slot) * share.size, per_stream = vd_ceil_div(share.rows, depth);
   const int steps = min(share.size, share.units - first_unit), lowest = a.window - share.rows;
   const copier k = copier_of<T, true>();
   const int y = column0 + k.chunk * per_chunk, x = x0 + k.chunk * per_chunk;
-  const int column = group_column<TRIM>(a, share.group, y);
-  const int lowest_key = TRIM && column >= 0 ? a.window - rows_of_column<TRIM>(a, needed, share.group, y) : lowest;
+  const int column = vd_group_column<TRIM>(a, share.group, y);
+  const int lowest_key = TRIM && column >= 0 ? a.window - vd_rows_of_column<TRIM>(a, needed, share.group, y) : lowest;
   const T *dkv = (const T *)p.dkv + column;
   const T *memory = (const T *)p.memory.at + x;
   int left_steps = steps, stream = first_unit / per_stream, unit = first_unit % per_stream;
@@ -386,22 +286,23 @@ __global__ void __launch_bounds__(BLOCK_THREADS, projection_layout<T>::blocks)
   copy_pipeline<T> pipe = start_pipeline((T *)shared, copy);
   float c[16][4];
   multiply_stages<T, true>(steps, pipe, copy, c);
-  write_partial(a, p.partial + (int64_t)slot * 2 * a.d_head * d, width, column0, x0, c);
+  vd_write_partial(a, p.partial + (int64_t)slot * 2 * a.d_head * d, width, column0 + 16 * ((int)threadIdx.x >> 5), x0,
+                   c);
 }
 
 /* dwk, dwv += the partial sums, in the order of slots; a thread adds four adjacent elements. */
 template <bool TRIM>
 static __global__ void sum_partials_kernel(const __grid_constant__ vd_cuda_attention a,
-                                           const __grid_constant__ projection_args p, int depth, float *dwk,
+                                           const __grid_constant__ vd_projection_args p, int depth, float *dwk,
                                            float *dwv) {
   vd_pdl_wait();
   const int d = a.n_head * a.d_head, per_group = 2 * a.d_head * d;
-  const rows_needed *needed = find_rows<TRIM>(a, p);
+  const vd_rows_needed *needed = vd_find_rows<TRIM>(a, p);
   int64_t id = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 4;
-  if (id >= (int64_t)per_group * group_count<TRIM>(a)) return;
-  int group = (int)(id / per_group), in = (int)(id % per_group), column = group_column<TRIM>(a, group, in / d);
-  row_share share;
-  if (column < 0 || !find_share<TRIM>(a, needed, p, depth, -1, group, &share)) return;
+  if (id >= (int64_t)per_group * vd_group_count<TRIM>(a)) return;
+  int group = (int)(id / per_group), in = (int)(id % per_group), column = vd_group_column<TRIM>(a, group, in / d);
+  vd_row_share share;
+  if (column < 0 || !vd_find_share<TRIM>(a, needed, p, depth, -1, group, &share)) return;
   const float *from = p.partial + (int64_t)share.slot * per_group + in;
   float4 sum = make_float4(0, 0, 0, 0);
 #pragma unroll 8
@@ -420,7 +321,7 @@ static int tiles_across(const vd_cuda_attention *a) {
 /* Number of slots: more than groups, since each group's last slot may be partly filled. */
 static int slot_count(const vd_cuda_attention *a) {
   int shared = BACKWARD_BLOCKS / tiles_across(a);
-  int groups = a->trimmed ? group_count<true>(*a) : group_count<false>(*a);
+  int groups = a->trimmed ? vd_group_count<true>(*a) : vd_group_count<false>(*a);
   return shared > 2 * groups ? shared : 2 * groups;
 }
 
@@ -430,7 +331,7 @@ size_t vd_cuda_project_workspace_size(const vd_cuda_attention *a) {
 }
 
 template <typename T, bool TRIM>
-static cudaError_t launch_project(const vd_cuda_attention *a, const projection_args *p, cudaStream_t stream) {
+static cudaError_t launch_project(const vd_cuda_attention *a, const vd_projection_args *p, cudaStream_t stream) {
   int blocks, threads = BLOCK_THREADS, shared = projection_layout<T>::bytes;
   cudaError_t e = vd_persistent_blocks((const void *)project_kernel<T, TRIM>, shared, &blocks, threads);
   if (e != cudaSuccess) return e;
@@ -438,16 +339,22 @@ static cudaError_t launch_project(const vd_cuda_attention *a, const projection_a
 }
 
 template <typename T, bool TRIM>
-static cudaError_t launch_project_backward(const vd_cuda_attention *a, const projection_args *p, float *dwk, float *dwv,
-                                           cudaStream_t stream) {
-  int shared = projection_layout<T>::bytes, threads = BLOCK_THREADS;
-  cudaError_t e =
-      cudaFuncSetAttribute(project_backward_kernel<T, TRIM>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+static cudaError_t launch_project_backward(const vd_cuda_attention *a, const vd_projection_args *p, float *dwk,
+                                           float *dwv, cudaStream_t stream) {
+  int threads = BLOCK_THREADS;
+  cudaError_t e = cudaSuccess;
+  if (p->by_ring) {
+    e = vd_project_backward_wgmma(a, p, stream);
+  } else {
+    const int shared = projection_layout<T>::bytes;
+    auto kernel = project_backward_kernel<T, TRIM>;
+    e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+    if (e != cudaSuccess) return e;
+    e = vd_launch_pdl(kernel, (unsigned)(p->slots * tiles_across(a)), (unsigned)threads, (size_t)shared, stream, *a,
+                      *p);
+  }
   if (e != cudaSuccess) return e;
-  e = vd_launch_pdl(project_backward_kernel<T, TRIM>, (unsigned)(p->slots * tiles_across(a)), (unsigned)threads,
-                    (size_t)shared, stream, *a, *p);
-  if (e != cudaSuccess) return e;
-  int64_t d = (int64_t)a->n_head * a->d_head, n = (int64_t)group_count<TRIM>(*a) * 2 * a->d_head * d / 4;
+  int64_t d = (int64_t)a->n_head * a->d_head, n = (int64_t)vd_group_count<TRIM>(*a) * 2 * a->d_head * d / 4;
   return vd_launch_pdl(sum_partials_kernel<TRIM>, (unsigned)((n + threads - 1) / threads), (unsigned)threads, 0, stream,
                        *a, *p, (int)projection_layout<T>::depth, dwk, dwv);
 }
@@ -462,7 +369,8 @@ static bool shapes_fit(const vd_cuda_attention *a, const vd_cuda_ring *memory) {
 cudaError_t vd_cuda_project_memory(const vd_cuda_attention *a, const vd_cuda_ring *memory, const void *wk,
                                    const void *wv, void *kv, cudaStream_t stream) {
   if (!shapes_fit(a, memory)) return cudaErrorInvalidValue;
-  const projection_args p = {*memory, wk, wv, kv, NULL, NULL, 0};
+  const vd_projection_args p = {*memory, wk, wv, kv, NULL, NULL, 0};
+  if (vd_projects_by_wgmma(a)) return vd_project_wgmma(a, &p, stream);
   switch (a->type) {
   case VD_FP32:
     return (a->trimmed ? launch_project<float, true> : launch_project<float, false>)(a, &p, stream);
@@ -477,7 +385,8 @@ cudaError_t vd_cuda_project_memory(const vd_cuda_attention *a, const vd_cuda_rin
 cudaError_t vd_cuda_project_memory_backward(const vd_cuda_attention *a, const vd_cuda_ring *memory, const void *dkv,
                                             float *dwk, float *dwv, void *workspace, cudaStream_t stream) {
   if (!shapes_fit(a, memory)) return cudaErrorInvalidValue;
-  const projection_args p = {*memory, NULL, NULL, NULL, dkv, (float *)workspace, slot_count(a)};
+  vd_projection_args p = {*memory, NULL, NULL, NULL, dkv, (float *)workspace, slot_count(a)};
+  p.by_ring = vd_projects_by_wgmma(a);
   switch (a->type) {
   case VD_FP32:
     return (a->trimmed ? launch_project_backward<float, true> : launch_project_backward<float, false>)(a, &p, dwk, dwv,
