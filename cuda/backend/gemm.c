@@ -1,5 +1,6 @@
 /* See gemm.h: descriptors, the choice of an algorithm for each shape and its cache, the calls. */
 #include "cuda/backend/gemm.h"
+#include "cuda/kernels/rows_product.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -215,8 +216,29 @@ static struct vd_gemm_algo *find(vd_cuda_backend *c, const vd_gemm_call *x) {
   return p;
 }
 
+/* Whether the call is a product of many rows with few weights, for which there is a kernel of ours: then fills p. */
+static bool as_rows_product(const vd_cuda_backend *c, const vd_gemm_call *x, vd_rows_product *p) {
+  const bool plain = x->n_batch == 1 && !x->gradient && !x->c_float && !x->bias && !x->relu && !x->a.transposed;
+  if (!plain || x->alpha != 1 || x->beta != 0 || x->b.ld != (x->b.transposed ? x->k : x->n)) return false;
+  *p = (vd_rows_product){.n = x->m,
+                         .d = x->k,
+                         .width = x->n,
+                         .x = x->a.p,
+                         .weight = x->b.p,
+                         .x_stride = x->a.ld,
+                         .across = !x->b.transposed,
+                         .out = x->c,
+                         .out_stride = x->ldc};
+  return vd_cuda_rows_product_supports(c->type, p);
+}
+
 void vd_cuda_gemm(vd_cuda_backend *c, const vd_gemm_call *x) {
+  vd_rows_product product;
   if (x->m == 0 || x->n == 0 || x->k == 0 || x->n_batch == 0) return;
+  if (as_rows_product(c, x, &product)) {
+    vd_cuda_record_error(c, vd_cuda_rows_product(c->type, &product, c->stream), "a product with few weights");
+    return;
+  }
   const bool beside = x->gradient && !c->one_stream;
   if (!vd_cuda_workspace(c, &c->blas_workspace, VD_BLAS_WORKSPACE)) return;
   if (beside && !vd_cuda_workspace(c, &c->gradient.blas_workspace, VD_BLAS_WORKSPACE)) return;

@@ -1,4 +1,5 @@
-/* Matrix products by cuBLASLt. The algorithm for each shape is chosen by timing, once a process. */
+/* Matrix products by cuBLASLt, whose algorithm for each shape is chosen by timing, once a process; by our own kernel
+ * where the weights are few (cuda/kernels/rows_product.h). */
 #ifndef VD_CUDA_GEMM_H
 #define VD_CUDA_GEMM_H
 
