@@ -5,9 +5,9 @@
  *
  * Tiles: 128 x 128 results by a block of two warpgroups (256 threads, 64 rows each). Columns of keys and values form
  * groups of up to 2 d_head that need the same memory rows: keys and values of a head, or where trimmed, keys of two
- * heads, and values of two. 16-bit operands are multiplied by wgmma from
- * shared memory, fp32 by mma.sync. Forward is persistent; backward gives a block a fixed share of the rows, and a
- * second kernel adds the partial sums in a fixed order.
+ * heads, and values of two. 16-bit operands are multiplied by wgmma from shared memory, fp32 by mma.sync. Forward is
+ * persistent; backward gives a block a fixed share of the rows, and a second kernel adds the partial sums in a fixed
+ * order.
  *
  * Warps: all copy and multiply. Operands pass through a pipeline of three stages of cp.async that runs on from tile
  * to tile.
@@ -15,10 +15,10 @@
  * Shared memory, 96 KiB: three stages of two operands of 16 KiB (128 rows of 128 bytes, or panels of 64 rows,
  * wgmma.cuh). Barriers: __syncthreads() once a stage.
  *
- * Bound: the second-level cache, from which a stage reads 32 KiB for 512 cycles of the tensor cores.
+ * Bound: L2, from which a stage reads 32 KiB for 512 cycles of the tensor cores.
  *
- * Heads of 64 in 16-bit types, up to 8 of them, have kernels of their own: memory_projection_wgmma.cu and
- * memory_projection_bwd_wgmma.cu. */
+ * Up to 8 heads of 64 in 16-bit types (where trimmed, an even number) have kernels of their own:
+ * memory_projection_wgmma.cu and memory_projection_bwd_wgmma.cu. */
 #include "cuda/attention/memory_projection.cuh"
 #include "cuda/kernels/pdl.cuh"
 #include "cuda/kernels/wgmma.cuh"
@@ -28,7 +28,8 @@ enum {
   BLOCK_THREADS = 256,   /* threads of a block */
   STAGES = 3,            /* stages of the pipeline */
   COPIES = 4,            /* 16-byte copies of a thread for one operand of a stage */
-  BACKWARD_BLOCKS = 256, /* blocks of backward, about; a constant, which fixes the order of sums */
+  BACKWARD_BLOCKS = 256, /* blocks of backward, about, or half of them in memory_projection_bwd_wgmma.cu; a constant,
+                            which fixes the order of sums */
 };
 
 /* Elements contracted in one stage: 128 bytes of a row, so that an operand takes 16 KiB in all types. Where rows are
@@ -146,7 +147,7 @@ typedef struct projection_tile {
 } projection_tile;
 
 /* The tile of a number. Groups of keys alone need the same rows: tiles of one place follow each other, so that the rows
- * are in the second-level cache. */
+ * are in L2. */
 template <bool TRIM>
 VD_DEV bool find_tile(const vd_cuda_attention &a, const vd_rows_needed *rows, int tile_id, projection_tile *t) {
   const int n_group = vd_group_count<TRIM>(a), parts = vd_ceil_div(2 * a.d_head, SIDE);

@@ -1,4 +1,5 @@
-/* Shared by the kernels that project a layer's memory (memory_projection.cu, memory_projection_wgmma.cu): their
+/* Shared by the kernels that project a layer's memory (memory_projection.cu, memory_projection_wgmma.cu,
+ * memory_projection_bwd_wgmma.cu): their
  * arguments, the groups of columns and the rows that each needs. */
 #ifndef VD_MEMORY_PROJECTION_CUH
 #define VD_MEMORY_PROJECTION_CUH
@@ -139,7 +140,8 @@ VD_DEV void vd_write_partial(const vd_cuda_attention &a, float *partial, int wid
   }
 }
 
-/* Not collective. Whether vd_project_wgmma() takes these shapes: weights of a group fit in shared memory. */
+/* Not collective. Whether vd_project_wgmma() and vd_project_backward_wgmma() take these shapes: 16-bit types, up to 8
+ * heads of 64, where trimmed an even number. */
 bool vd_projects_by_wgmma(const vd_cuda_attention *a);
 /* Stream-ordered. vd_cuda_project_memory() for them. */
 cudaError_t vd_project_wgmma(const vd_cuda_attention *a, const vd_projection_args *p, cudaStream_t stream);

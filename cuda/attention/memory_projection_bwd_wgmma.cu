@@ -2,14 +2,14 @@
  * 64: partial sums of dkv^T memory over shares of the rows.
  *
  * - Tiles: a block has the 128 columns of a group x 256 columns of d, contracted over its share of the rows, 64 at a
- * time: tiles of the ring, as in memory_projection_wgmma.cu. Rows that a tile has beyond its range are set to zero.
+ *   time: tiles of the ring, as in memory_projection_wgmma.cu. Rows that a tile has beyond its range are set to zero.
  * - Warpgroups: a producer, of which one thread starts the copies, and two consumers (232 registers a thread), each
  * with 64 of the group's columns, 64 x 256 results.
- * - Shared memory, 192 KB: four stages of dkv [64 x 128] and memory [64 x 256], in panels of 64 columns, swizzled as in
- *   wgmma.cuh. One block a multiprocessor.
+ * - Shared memory, 192 KiB: four stages of dkv [64 x 128] and memory [64 x 256], in panels of 64 columns, swizzled as
+ * in wgmma.cuh. One block a multiprocessor.
  * - Barriers: mbarriers `full`, a stage's rows have arrived, and `empty`, both consumers have read it; named barrier 1
- * of both consumers, where rows of a stage were set to zero.
- * - Bound by the second-level cache: a stage reads 48 KB for 1,024 cycles of the tensor cores. */
+ *   of both consumers, where rows of a stage were set to zero.
+ * - Bound by L2: a stage reads 48 KiB for 1,024 cycles of the tensor cores. */
 #include "cuda/attention/memory_projection.cuh"
 #include "cuda/kernels/tma.cuh"
 #include "cuda/kernels/wgmma.cuh"

@@ -1,5 +1,5 @@
-/* The forward projection of a layer's memory for 16-bit types, where the weights of a group of 128 columns fit in
- * shared memory: the pipeline of weight_stationary.cuh.
+/* The forward projection of a layer's memory for up to 8 heads of 64 in 16-bit types (where trimmed, an even number),
+ * by the pipeline of weight_stationary.cuh.
  *
  * - Tiles: 64 rows of the ring buffer x the 128 columns of a group (memory_projection.cuh). Rows of the window are one
  *   or two ranges of the ring; each has tiles of its own, counted from its end, so that a tile is one copy. Rows that a
@@ -9,6 +9,9 @@
  * - Bound by the tensor cores where spans are long; where they are short, by the weights' way to shared memory. */
 #include "cuda/attention/memory_projection.cuh"
 #include "cuda/kernels/weight_stationary.cuh"
+
+static_assert((sizeof(vd_rows_needed) + 1023) / 1024 * 1024 + sizeof(vd_stationary<__half>) <= 227 * 1024,
+              "static and dynamic shared memory of a block");
 
 /* TMA's maps of the memory [stream, row, d] and of both weight matrices. */
 typedef struct projection_maps {
@@ -154,8 +157,8 @@ bool vd_projects_by_wgmma(const vd_cuda_attention *a) {
 template <typename T, bool TRIM>
 static cudaError_t launch(const vd_cuda_attention *a, const vd_projection_args *p, const projection_maps *maps,
                           cudaStream_t stream) {
-  auto kernel =
-      a->n_head == VD_MAX_STEPS ? project_wgmma_kernel<T, TRIM, VD_MAX_STEPS> : project_wgmma_kernel<T, TRIM, 0>;
+  auto kernel = a->n_head * a->d_head == VD_MAX_STEPS * VD_STEP ? project_wgmma_kernel<T, TRIM, VD_MAX_STEPS>
+                                                                : project_wgmma_kernel<T, TRIM, 0>;
   const int shared = (int)sizeof(vd_stationary<T>);
   int blocks;
   cudaError_t e = vd_persistent_blocks((const void *)kernel, shared, &blocks, VD_STATIONARY_THREADS);

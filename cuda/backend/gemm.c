@@ -216,7 +216,7 @@ static struct vd_gemm_algo *find(vd_cuda_backend *c, const vd_gemm_call *x) {
   return p;
 }
 
-/* Whether the call is a product of many rows with few weights, for which there is a kernel of ours: then fills p. */
+/* Whether there is a kernel of ours for the call: then fills p. */
 static bool as_rows_product(const vd_cuda_backend *c, const vd_gemm_call *x, vd_rows_product *p) {
   const bool plain = x->n_batch == 1 && !x->gradient && !x->c_float && !x->bias && !x->relu && !x->a.transposed;
   if (!plain || x->alpha != 1 || x->beta != 0 || x->b.ld != (x->b.transposed ? x->k : x->n)) return false;
@@ -236,7 +236,7 @@ void vd_cuda_gemm(vd_cuda_backend *c, const vd_gemm_call *x) {
   vd_rows_product product;
   if (x->m == 0 || x->n == 0 || x->k == 0 || x->n_batch == 0) return;
   if (as_rows_product(c, x, &product)) {
-    vd_cuda_record_error(c, vd_cuda_rows_product(c->type, &product, c->stream), "a product with few weights");
+    vd_cuda_record_error(c, vd_cuda_rows_product(c->type, &product, c->stream), "a weight-stationary product");
     return;
   }
   const bool beside = x->gradient && !c->one_stream;

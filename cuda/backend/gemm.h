@@ -1,5 +1,5 @@
-/* Matrix products by cuBLASLt, whose algorithm for each shape is chosen by timing, once a process; by our own kernel
- * where the weights are few (cuda/kernels/rows_product.h). */
+/* Matrix products by cuBLASLt, whose algorithm for each shape is chosen by timing, once a process; where the contracted
+ * size is small, by our own kernel (cuda/kernels/rows_product.h). */
 #ifndef VD_CUDA_GEMM_H
 #define VD_CUDA_GEMM_H
 
@@ -23,8 +23,8 @@ typedef struct vd_gemm_call {
   bool relu;
   bool gradient; /* on the gradient stream */
 } vd_gemm_call;
-/* Stream-ordered. Enqueues the product; errors are recorded. The first call of a shape times several of cuBLASLt's
- * algorithms on its operands, and waits. */
+/* Stream-ordered. Enqueues the product; errors are recorded. The first call of a shape that goes to cuBLASLt times
+ * several of its algorithms on the operands, and waits. */
 void vd_cuda_gemm(vd_cuda_backend *c, const vd_gemm_call *x);
 /* Stream-ordered. On the gradient stream, which has been forked: dweight [out, in] += dy^T x; dy [rows, out] of leading
  * dimension ld, x [rows, in]. */

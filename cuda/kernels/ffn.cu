@@ -4,9 +4,9 @@
  *   blocks run: width / 128 sets of units, each owned by `row_splits` blocks. The number is constant, so that the order
  *   of the bias sums is.
  * - Epilogue forward: bias, ReLU, dropout, 16-byte stores. Backward: mask by y > 0, scale, column sums in registers;
- *   the producer has brought y to the second-level cache.
- * - Bound by the tensor cores without dropout (750 TFLOP/s on an H200 with 32,768 rows); dropout's draws take the
- *   registers' bandwidth from them (525), and so does the mask backward (605). */
+ *   the producer has brought y to L2.
+ * - Bound by the tensor cores without dropout (750 TFLOP/s on an H200 with 32,768 rows); 525 with its
+ *   draws, and 605 backward: the epilogue's instructions slow the products beside them. */
 #include "cuda/kernels/ffn.h"
 #include "cuda/kernels/philox.cuh"
 #include "cuda/kernels/weight_stationary.cuh"

@@ -1,6 +1,7 @@
 /* The two products of a feed-forward layer that produce hidden units or their gradient, with fused epilogues: bias,
  * ReLU and dropout forward; the derivative of both and the column sums for the bias backward. For 16-bit types and the
- * shapes that vd_cuda_ffn_supports accepts; other calls use cuBLASLt and elementwise kernels. */
+ * shapes that vd_cuda_ffn_supports accepts, arrays aligned to 16 bytes; other calls use cuBLASLt and elementwise
+ * kernels. */
 #ifndef VD_CUDA_FFN_H
 #define VD_CUDA_FFN_H
 

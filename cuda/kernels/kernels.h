@@ -2,9 +2,11 @@
  *   elementwise.cu     conversions, embedding, dropout, ReLU's backward, column sums, memories
  *   norm.cu            residual sum and layer norm
  *   ffn.cu, ffn.h      feed-forward products with their epilogues
+ *   rows_product.cu, rows_product.h    other products with a small contracted size
+ *   weight_stationary.cuh, tma.cuh     the pipeline of both; TMA and mbarriers
  *   optimizer.cu       loss, gradient statistics, optimisers
  *   transformer_xl.cu  scaled dropout, position encodings
- *   element.cuh, dropout.cuh      activation types, vectors; dropout of row-major sites
+ *   element.cuh, dropout.cuh, philox.cuh   activation types, vectors; dropout of row-major sites; its draws
  *   mma.cuh, wgmma.cuh, pdl.cuh   tensor cores, launches
  * In: src/base and src/ops (enums, Philox, layout of the statistics). Out: the plain C functions below, which
  * cuda/backend calls; they check no error but that of the launch, which they return.

@@ -12,7 +12,7 @@ typedef struct vd_philox_keys {
   uint32_t counter[2]; /* the upper words of the counter: update; layer and site */
 } vd_philox_keys;
 
-/* Not collective. */
+/* Not collective. The keys of all numbers of one site of one layer in one update. */
 static inline vd_philox_keys vd_make_philox_keys(vd_rng rng) {
   vd_philox_keys keys = {{}, {rng.update, (uint32_t)rng.layer | (uint32_t)rng.site << 16}};
   for (uint32_t i = 0; i < VD_PHILOX_ROUNDS; i++) {

@@ -5,7 +5,7 @@
 #include "cuda/kernels/rows_product.h"
 #include "cuda/kernels/weight_stationary.cuh"
 
-enum { MAX_DEPTH = VD_MAX_STEPS * VD_STEP, LEAST_ROWS = 256 };
+enum { MAX_DEPTH = VD_MAX_STEPS * VD_STEP, MIN_DEPTH = 256, MIN_ROWS = 256, MAX_WIDTH = 8192 };
 
 typedef struct product_args {
   CUtensorMap x_map, weight_map;
@@ -62,9 +62,9 @@ static __global__ void __launch_bounds__(VD_STATIONARY_THREADS, 1)
 
 bool vd_cuda_rows_product_supports(enum vd_precision type, const vd_rows_product *p) {
   const bool aligned = ((size_t)p->x | (size_t)p->weight | (size_t)p->out) % 16 == 0;
-  return type != VD_FP32 && aligned && p->n >= LEAST_ROWS && p->d > 0 && p->d <= MAX_DEPTH && p->d % VD_STEP == 0 &&
-         p->width > 0 && p->width % VD_UNITS == 0 && p->width <= INT32_MAX / MAX_DEPTH && p->x_stride % 8 == 0 &&
-         p->out_stride % 8 == 0;
+  return type != VD_FP32 && aligned && p->n >= MIN_ROWS && p->d >= MIN_DEPTH && p->d <= MAX_DEPTH &&
+         p->d % VD_STEP == 0 && p->width > 0 && p->width % VD_UNITS == 0 && p->width <= MAX_WIDTH &&
+         p->x_stride % 8 == 0 && p->out_stride % 8 == 0;
 }
 
 template <typename T, bool ACROSS> static cudaError_t launch(const product_args *a, cudaStream_t stream) {

@@ -1,5 +1,6 @@
-/* Products of many rows with few weights, where all weights that a block needs fit in its shared memory: faster than
- * cuBLASLt's kernels, and a launch costs the host less. For 16-bit types. */
+/* Weight-stationary products (weight_stationary.cuh): many rows, and a contracted size of 256 to 512, so that the
+ * weights of 128 columns of results fit in shared memory. For 16-bit types. At d = 512 they are faster than cuBLASLt's
+ * kernels, and a launch costs the host less. */
 #ifndef VD_CUDA_ROWS_PRODUCT_H
 #define VD_CUDA_ROWS_PRODUCT_H
 
@@ -20,11 +21,12 @@ typedef struct vd_rows_product {
   int64_t out_stride;
 } vd_rows_product;
 
-/* Not collective. Whether the kernel supports these shapes, and has rows enough to be worth it: d up to 512 in steps of
- * 64, width in steps of 128, arrays and strides aligned to 16 bytes. */
+/* Not collective. Whether the kernel supports these shapes, and is worth it: at least 256 rows, d of 256 to 512 in
+ * steps of 64, width up to 8192 in steps of 128, arrays and strides aligned to 16 bytes. */
 bool vd_cuda_rows_product_supports(enum vd_precision type, const vd_rows_product *p);
 
-/* Stream-ordered. Computes it. A row's result does not depend on the other rows, nor on their number. */
+/* Stream-ordered. Computes it. A row's result does not depend on the other rows, nor on their number. Returns
+ * cudaErrorInvalidValue for what vd_cuda_rows_product_supports() refuses. */
 cudaError_t vd_cuda_rows_product(enum vd_precision type, const vd_rows_product *p, cudaStream_t stream);
 
 #ifdef __cplusplus

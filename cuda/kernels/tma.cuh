@@ -12,9 +12,9 @@
 #include <cuda_runtime.h>
 
 /* Not collective. map: the array of `rank` dimensions of 16-bit elements at `array`, aligned to 16 bytes, in boxes of
- * box[rank], of which box[0] is 64. Dimension 0 is contiguous; stride[i] is that of dimension i + 1 in bytes, a
- * multiple of
- * 16. The driver makes the map; this library is linked to the runtime alone, which knows the driver's function. */
+ * box[rank] elements, of which box[0] is 64. Dimension 0 is contiguous; stride[i] is that of dimension i + 1 in bytes,
+ * a multiple of 16. The driver makes the map; this library is linked to the runtime alone, which knows the driver's
+ * function. */
 static inline cudaError_t vd_make_tensor_map(CUtensorMap *map, const void *array, cuuint32_t rank,
                                              const cuuint64_t *size, const cuuint64_t *stride, const cuuint32_t *box) {
   const cuuint32_t step[5] = {1, 1, 1, 1, 1};
@@ -50,8 +50,8 @@ static inline cudaError_t vd_make_stream_map(CUtensorMap *map, const void *array
   return vd_make_tensor_map(map, array, 3, size, stride, box);
 }
 
-/* Starts the copy of the box at `row`, `column` of the matrix to `to`. It completes the bytes of a box at `full`. One
- * thread calls this. */
+/* Starts the copy of the box at `row`, `column` of the matrix to `to`, aligned to 1024 bytes. Its bytes count as
+ * arrived at the mbarrier `full`. One thread calls this. */
 VD_DEV void vd_copy_box(void *to, const CUtensorMap *map, int row, int column, uint64_t *full) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
                "[%0], [%1, {%3, %4}], [%2];" ::"r"(vd_smem_address(to)),
@@ -73,14 +73,10 @@ VD_DEV void vd_copy_box_5d(void *to, const CUtensorMap *map, int first, int last
                "l"(map), "r"(vd_smem_address(full)), "r"(first), "r"(last), "r"(0)
                : "memory");
 }
-/* Reads the box to the second-level cache. */
+/* Reads the box to L2. */
 VD_DEV void vd_prefetch_box(const CUtensorMap *map, int row, int column) {
   asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(map), "r"(column), "r"(row)
                : "memory");
-}
-/* Reads a map, which is a kernel argument, before its first use. */
-VD_DEV void vd_prefetch_tensor_map(const CUtensorMap *map) {
-  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
 /* An mbarrier in shared memory whose phases end when `count` threads have arrived and all expected bytes have come. */

@@ -1,15 +1,15 @@
-/* Products of many rows with few weights on Hopper, weight-stationary: a block keeps weights of 128 units, [128,
- * depth], in shared memory and goes over tiles of 64 rows, so that only rows are read. For 16-bit types; ffn.cu,
- * rows_product.cu and cuda/attention/memory_projection_wgmma.cu.
+/* Weight-stationary products on Hopper: x W for many rows of x, where the contracted size is at most 512. A block keeps
+ * the weights of 128 units (columns of results), [128, depth], in shared memory and goes over tiles of 64 rows, so that
+ * only rows are read. For 16-bit types; ffn.cu, rows_product.cu and cuda/attention/memory_projection_wgmma.cu.
  *
  * - Warpgroups: a producer, of which one thread starts the copies, and three consumers (160 registers a thread), which
  *   take the block's tiles in turns, so that some multiply while others end their tiles.
- * - Shared memory, 224 KB: weights [8 steps of 64 contracted elements][128 x 64], 128 KB; rows [12 stages][64 x 64], 96
- *   KB; both swizzled as in wgmma.cuh. One block a multiprocessor.
+ * - Shared memory, 224 KiB: weights [8 steps of 64 contracted elements][128 x 64], 128 KiB; rows [12 stages][64 x 64],
+ *   96 KiB; both swizzled as in wgmma.cuh. One block a multiprocessor.
  * - Barriers: mbarriers `full`, a stage's rows have arrived, `empty`, its consumer has read it, and `weights_full`, for
  *   each step of the weights; named barriers VD_TURN .. VD_TURN + 2, a consumer may start its products.
  * - Bound by the tensor cores: 780 TFLOP/s on an H200 without an epilogue. A tile's products take 2,048 cycles for a
- *   depth of 512; an epilogue is hidden if it takes less than twice that (doc/notes/2026-11-28-weight-stationary.md).
+ *   depth of 512, and the other consumers' epilogues run beside them (doc/notes/2026-11-28-weight-stationary.md).
  */
 #ifndef VD_WEIGHT_STATIONARY_CUH
 #define VD_WEIGHT_STATIONARY_CUH
@@ -95,7 +95,7 @@ VD_DEV vd_stationary_work vd_stationary_work_of(int64_t n, int d, int width, int
 /* The producer's thread: copies of the weights, and of rows as stages become empty. Weights are K-major (weight:
  * vd_make_weight_map), or MN-major (vd_make_matrix_map of [d, width], boxes of 64 rows): 64 contracted rows of 128
  * units in two panels. ahead: an array [n, width] (boxes of 64 rows) that the epilogue reads, and that is brought to
- * the second-level cache; or NULL. */
+ * L2; or NULL. */
 template <typename T, int B_MAJOR>
 VD_DEV void vd_produce_tiles(const vd_stationary_work &w, vd_stationary<T> *m, const CUtensorMap *x,
                              const CUtensorMap *weight, const CUtensorMap *ahead) {
@@ -145,7 +145,7 @@ VD_DEV void vd_multiply_tile(vd_stationary<T> *m, int i, int steps, bool new_wei
     vd_mbarrier_wait(&m->full[slot], parity);
     vd_wgmma_fence();
     vd_wgmma_k64_ss<T, VD_UNITS, VD_K_MAJOR, B_MAJOR>(c, vd_smem_descriptor<true>(m->rows[slot]),
-                                                      vd_smem_descriptor<true>(m->weights[step], VD_ROWS * VD_STEP * 2),
+                                                      vd_smem_descriptor<true>(m->weights[step], 64 * VD_STEP * 2),
                                                       step > 0);
     vd_wgmma_commit();
     if (step > 0) {
@@ -177,11 +177,11 @@ VD_DEV void vd_transpose_quad(uint32_t w[4]) {
   }
 }
 
-/* Not collective. The map of K-major weights [rows, d] in boxes of `units` rows of 64 contracted elements, a multiple
- * of
- * 32. Of each 32 units, units 8 t + 2 j + i come in the order of j, t, i: lane t of a quad holds columns 8 j + 2 t + i
- * of a product (wgmma.cuh), so that it gets units 8 t .. 8 t + 7 of each 32, the 16 bytes of a store, c[4 b + j][2 ih +
- * i]. The box begins at unit 32 `last` of vd_copy_box_5d(). */
+/* Not collective. The map of K-major weights [rows, d], in boxes of `units` rows (a multiple of 32) of 64 contracted
+ * elements. Of each 32 units, units 8 t + 2 j + i come in the order of j, t, i: lane t of a quad holds columns 8 j + 2
+ * t + i of a product (wgmma.cuh), so that it gets units 8 t .. 8 t + 7 of each 32, the 16 bytes of a store: c[4 b +
+ * j][2 ih + i] is unit 32 b + 8 t + 2 j + i. `last` of vd_copy_box_5d() counts 32 units. The strides do not ascend,
+ * which cuda.h neither shows nor forbids; drivers of CUDA 13 take them. */
 static inline cudaError_t vd_make_weight_map(CUtensorMap *map, const void *weight, int64_t rows, int64_t d, int units) {
   const cuuint64_t row = (cuuint64_t)d * 2, size[5] = {(cuuint64_t)d, 2, 4, 4, (cuuint64_t)rows / 32},
                    stride[4] = {row, 8 * row, 2 * row, 32 * row};

@@ -26,8 +26,11 @@ static const struct shape SHAPES[] = {
     {"linear relu wide", 5003, 512, 2048, true, true, false, false, 0.3},
     {"linear relu blocks", 11001, 64, 384, true, true, false, false, 0.3},
     {"linear relu one block", 70, 128, 128, true, true, false, false, 0},
-    {"linear few weights", 1003, 512, 384, false, false, false, false, 0},
-    {"linear few weights back", 4099, 128, 64, false, false, false, false, 0},
+    {"linear stationary", 1003, 512, 384, false, false, false, false, 0},
+    {"linear stationary back", 4099, 384, 256, false, false, false, false, 0},
+    {"linear stationary turns", 20000, 512, 384, false, false, false, false, 0},
+    {"linear stationary least", 256, 512, 256, false, false, false, false, 0},
+    {"linear stationary one more", 257, 512, 256, false, false, false, false, 0},
     {"linear wide", 96, 2048, 512, false, true, true, false, 0},
 };
 
