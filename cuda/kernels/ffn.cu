@@ -204,11 +204,7 @@ bool vd_cuda_ffn_supports(enum vd_precision type, int64_t d, int64_t width) {
 
 template <typename T, bool BACK, bool DROP> static cudaError_t launch_kernel(const ffn_args *a, cudaStream_t stream) {
   auto kernel = a->d == MAX_DEPTH ? ffn_kernel<T, BACK, DROP, MAX_DEPTH / VD_STEP> : ffn_kernel<T, BACK, DROP, 0>;
-  const int shared = (int)sizeof(vd_stationary<T>);
-  cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
-  if (e != cudaSuccess) return e;
-  return vd_launch_pdl(kernel, (unsigned)(a->width / VD_UNITS * a->row_splits), VD_STATIONARY_THREADS, (size_t)shared,
-                       stream, *a);
+  return vd_launch_stationary<T>(kernel, a->width / VD_UNITS * a->row_splits, a, stream);
 }
 
 template <typename T, bool BACK>

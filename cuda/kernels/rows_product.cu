@@ -69,11 +69,7 @@ bool vd_cuda_rows_product_supports(enum vd_precision type, const vd_rows_product
 
 template <typename T, bool ACROSS> static cudaError_t launch(const product_args *a, cudaStream_t stream) {
   auto kernel = a->d == MAX_DEPTH ? product_kernel<T, ACROSS, MAX_DEPTH / VD_STEP> : product_kernel<T, ACROSS, 0>;
-  const int shared = (int)sizeof(vd_stationary<T>);
-  cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
-  if (e != cudaSuccess) return e;
-  return vd_launch_pdl(kernel, (unsigned)(a->width / VD_UNITS * a->row_splits), VD_STATIONARY_THREADS, (size_t)shared,
-                       stream, *a);
+  return vd_launch_stationary<T>(kernel, a->width / VD_UNITS * a->row_splits, a, stream);
 }
 
 cudaError_t vd_cuda_rows_product(enum vd_precision type, const vd_rows_product *p, cudaStream_t stream) {

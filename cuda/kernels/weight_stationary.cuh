@@ -177,6 +177,15 @@ VD_DEV void vd_transpose_quad(uint32_t w[4]) {
   }
 }
 
+/* Stream-ordered. Launches a kernel of one argument with `blocks` blocks of the pipeline. */
+template <typename T, typename ARGS>
+static cudaError_t vd_launch_stationary(void (*kernel)(ARGS), int64_t blocks, const ARGS *args, cudaStream_t stream) {
+  const int shared = (int)sizeof(vd_stationary<T>);
+  const cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+  if (e != cudaSuccess) return e;
+  return vd_launch_pdl(kernel, (unsigned)blocks, VD_STATIONARY_THREADS, (size_t)shared, stream, *args);
+}
+
 /* Not collective. The map of K-major weights [rows, d], in boxes of `units` rows (a multiple of 32) of 64 contracted
  * elements. Of each 32 units, units 8 t + 2 j + i come in the order of j, t, i: lane t of a quad holds columns 8 j + 2
  * t + i of a product (wgmma.cuh), so that it gets units 8 t .. 8 t + 7 of each 32, the 16 bytes of a store: c[4 b +
