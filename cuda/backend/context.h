@@ -6,10 +6,10 @@
  *   - gradient_stream.c: the stream of weight gradients, beside the main stream
  *   - optimizer_ops.c: gradient statistics, optimisers; pinned.c: async copies to and from the host
  *   - timing.c: timing events; nccl.c: gradient all-reduces
- * In: src/ops, and the kernels behind attention.h, memory_projection.h, kernels.h, ffn.h and rows_product.h. Out: the symbol vd_cuda.
- * All files include this header; only plugin.c and device.c include all others, so there is no circle. Work is enqueued
- * on the main stream, weight gradients beside it on the gradient stream; errors are recorded here and reported by
- * vd_ops.check and synchronize. */
+ * In: src/ops, and the kernels behind attention.h, memory_projection.h, kernels.h, ffn.h and rows_product.h. Out: the
+ * symbol vd_cuda. All files include this header; only plugin.c and device.c include all others, so there is no circle.
+ * Work is enqueued on the main stream, weight gradients beside it on the gradient stream; errors are recorded here and
+ * reported by vd_ops.check and synchronize. */
 #ifndef VD_CUDA_CONTEXT_H
 #define VD_CUDA_CONTEXT_H
 
