@@ -87,9 +87,6 @@ template <typename T, bool TRIM>
 VD_DEV void multiply(const vd_cuda_attention &a, const vd_projection_args &p, const vd_rows_needed *needed,
                      const backward_work &w, backward_smem<T> *m, int consumer, float c[2][16][4]) {
   int slot = 0, parity = 0, before = 0, at = w.first % w.tiles.all;
-  const auto release = [&](int stage) {
-    if ((threadIdx.x & 31) == 0) vd_mbarrier_arrive(&m->empty[stage]);
-  };
   for (int step = 0; step < w.steps; step++) {
     const vd_ring_tile t = vd_ring_tile_at(a, p, w.tiles, at);
     int lowest[3] = {max(a.window - needed->group[w.group], t.shift)};
@@ -107,7 +104,7 @@ VD_DEV void multiply(const vd_cuda_attention &a, const vd_projection_args &p, co
     vd_wgmma_commit();
     if (step > 0) {
       vd_wgmma_wait<1>();
-      release(before);
+      vd_mbarrier_arrive_warp(&m->empty[before]);
     }
     before = slot;
     if (++slot == STAGES) slot = 0, parity ^= 1;

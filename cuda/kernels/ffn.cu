@@ -209,11 +209,11 @@ template <typename T, bool BACK, bool DROP> static cudaError_t launch_kernel(con
 
 template <typename T, bool BACK>
 static cudaError_t launch_ffn(ffn_args *a, const void *x, const void *weight, cudaStream_t stream) {
-  cudaError_t e = vd_make_matrix_map(&a->x_map, x, a->n, a->d, a->d, VD_ROWS);
+  cudaError_t e = vd_make_matrix_map(&a->x_map, x, a->n, a->d, a->d);
   if (e == cudaSuccess)
-    e = BACK ? vd_make_matrix_map(&a->weight_map, weight, a->d, a->width, a->width, VD_STEP)
+    e = BACK ? vd_make_matrix_map(&a->weight_map, weight, a->d, a->width, a->width)
              : vd_make_weight_map(&a->weight_map, weight, a->width, a->d, VD_UNITS);
-  if (e == cudaSuccess && BACK) e = vd_make_matrix_map(&a->y_map, a->y, a->n, a->width, a->width, VD_ROWS);
+  if (e == cudaSuccess && BACK) e = vd_make_matrix_map(&a->y_map, a->y, a->n, a->width, a->width);
   if (e != cudaSuccess) return e;
   if constexpr (!BACK)
     if (a->threshold > 0) return launch_kernel<T, false, true>(a, stream);

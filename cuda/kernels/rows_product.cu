@@ -78,9 +78,9 @@ cudaError_t vd_cuda_rows_product(enum vd_precision type, const vd_rows_product *
   int device, n_sm;
   cudaError_t e = cudaGetDevice(&device);
   if (e == cudaSuccess) e = cudaDeviceGetAttribute(&n_sm, cudaDevAttrMultiProcessorCount, device);
-  if (e == cudaSuccess) e = vd_make_matrix_map(&a.x_map, p->x, p->n, p->d, p->x_stride, VD_ROWS);
+  if (e == cudaSuccess) e = vd_make_matrix_map(&a.x_map, p->x, p->n, p->d, p->x_stride);
   if (e == cudaSuccess)
-    e = p->across ? vd_make_matrix_map(&a.weight_map, p->weight, p->d, p->width, p->width, VD_STEP)
+    e = p->across ? vd_make_matrix_map(&a.weight_map, p->weight, p->d, p->width, p->width)
                   : vd_make_weight_map(&a.weight_map, p->weight, p->width, p->d, VD_UNITS);
   if (e != cudaSuccess) return e;
   const int units = (int)(p->width / VD_UNITS);

@@ -1,6 +1,6 @@
 /* Weight-stationary products (weight_stationary.cuh): many rows, and a contracted size of 256 to 512, so that the
  * weights of 128 columns of results fit in shared memory. For 16-bit types. At d = 512 they are faster than cuBLASLt's
- * kernels, and a launch costs the host less. */
+ * kernels. */
 #ifndef VD_CUDA_ROWS_PRODUCT_H
 #define VD_CUDA_ROWS_PRODUCT_H
 

@@ -33,11 +33,11 @@ static inline cudaError_t vd_make_tensor_map(CUtensorMap *map, const void *array
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 /* Not collective. The same for the row-major matrix [rows, columns], whose rows are `stride` elements apart, in boxes
- * of box_rows x 64. */
+ * of 64 x 64. */
 static inline cudaError_t vd_make_matrix_map(CUtensorMap *map, const void *matrix, int64_t rows, int64_t columns,
-                                             int64_t stride, int box_rows) {
+                                             int64_t stride) {
   const cuuint64_t size[2] = {(cuuint64_t)columns, (cuuint64_t)rows}, bytes[1] = {(cuuint64_t)stride * 2};
-  const cuuint32_t box[2] = {64, (cuuint32_t)box_rows};
+  const cuuint32_t box[2] = {64, 64};
   return vd_make_tensor_map(map, matrix, 2, size, bytes, box);
 }
 
@@ -92,9 +92,10 @@ VD_DEV void vd_mbarrier_expect(uint64_t *barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(vd_smem_address(barrier)), "r"(bytes)
                : "memory");
 }
-/* Arrives. */
-VD_DEV void vd_mbarrier_arrive(uint64_t *barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(vd_smem_address(barrier)) : "memory");
+/* This warp arrives, once. */
+VD_DEV void vd_mbarrier_arrive_warp(uint64_t *barrier) {
+  if ((threadIdx.x & 31) == 0)
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(vd_smem_address(barrier)) : "memory");
 }
 /* Waits until the phase of this parity has ended; the one before the first has parity 1. The caller knows that the
  * phase before it has: parities do not tell a phase from the one after the next. */

@@ -93,8 +93,8 @@ VD_DEV vd_stationary_work vd_stationary_work_of(int64_t n, int d, int width, int
 }
 
 /* The producer's thread: copies of the weights, and of rows as stages become empty. Weights are K-major (weight:
- * vd_make_weight_map), or MN-major (vd_make_matrix_map of [d, width], boxes of 64 rows): 64 contracted rows of 128
- * units in two panels. ahead: an array [n, width] (boxes of 64 rows) that the epilogue reads, and that is brought to
+ * vd_make_weight_map), or MN-major (vd_make_matrix_map of [d, width]): 64 contracted rows of 128
+ * units in two panels. ahead: an array [n, width] that the epilogue reads, and that is brought to
  * L2; or NULL. */
 template <typename T, int B_MAJOR>
 VD_DEV void vd_produce_tiles(const vd_stationary_work &w, vd_stationary<T> *m, const CUtensorMap *x,
@@ -119,10 +119,6 @@ VD_DEV void vd_produce_tiles(const vd_stationary_work &w, vd_stationary<T> *m, c
   }
 }
 
-/* This warp has read a stage. */
-VD_DEV void vd_release_stage(uint64_t *empty) {
-  if ((threadIdx.x & 31) == 0) vd_mbarrier_arrive(empty);
-}
 /* Named barriers of a consumer and the one before it: consumers start their products in the order of tiles. An mbarrier
  * tells only whether the last phase was even or odd, so that nobody may wait for a stage two uses ahead. */
 VD_DEV void vd_wait_for_turn(int consumer) {
@@ -150,7 +146,7 @@ VD_DEV void vd_multiply_tile(vd_stationary<T> *m, int i, int steps, bool new_wei
     vd_wgmma_commit();
     if (step > 0) {
       vd_wgmma_wait<1>();
-      vd_release_stage(&m->empty[before]);
+      vd_mbarrier_arrive_warp(&m->empty[before]);
     }
     before = slot;
     if (++slot == VD_STAGES) slot = 0, parity ^= 1;
@@ -158,7 +154,7 @@ VD_DEV void vd_multiply_tile(vd_stationary<T> *m, int i, int steps, bool new_wei
   if (more) vd_give_turn((i + 1) % VD_CONSUMERS);
   vd_wgmma_wait<0>();
   vd_wgmma_fence_operand<16>(c);
-  vd_release_stage(&m->empty[before]);
+  vd_mbarrier_arrive_warp(&m->empty[before]);
 }
 
 /* Transposes 4 x 4 words over the lanes of a quad: word u of lane t becomes word t of lane u. A lane's four words are

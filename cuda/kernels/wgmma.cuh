@@ -76,13 +76,11 @@ VD_DEV void vd_wgmma_ss(float (*c)[4], uint64_t a, uint64_t b, bool add) {
 template <typename T, int N, int B_MAJOR>
 VD_DEV void vd_wgmma_rs(float (*c)[4], const vd_frag_a<T> &a, uint64_t b, bool add) {
   constexpr bool half = std::is_same<T, __half>::value;
-  static_assert(N == 64 || N == 96 || N == 128, "columns of a product");
+  static_assert(N == 64 || N == 96, "columns of a product");
   if constexpr (N == 64 && half) VD_WGMMA_RS(64, "f16", "{%32,%33,%34,%35}", "%36", "%37", "%38");
   if constexpr (N == 64 && !half) VD_WGMMA_RS(64, "bf16", "{%32,%33,%34,%35}", "%36", "%37", "%38");
   if constexpr (N == 96 && half) VD_WGMMA_RS(96, "f16", "{%48,%49,%50,%51}", "%52", "%53", "%54");
   if constexpr (N == 96 && !half) VD_WGMMA_RS(96, "bf16", "{%48,%49,%50,%51}", "%52", "%53", "%54");
-  if constexpr (N == 128 && half) VD_WGMMA_RS(128, "f16", "{%64,%65,%66,%67}", "%68", "%69", "%70");
-  if constexpr (N == 128 && !half) VD_WGMMA_RS(128, "bf16", "{%64,%65,%66,%67}", "%68", "%69", "%70");
 }
 
 /* Starts c [64, N] = a b, or += where `add`, 64 contracted: four instructions. */
