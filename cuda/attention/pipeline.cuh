@@ -280,15 +280,18 @@ VD_DEV int vd_mask_bit(int j, int jn, int k) {
   return 8 * k + 7 - 2 * j - jn;
 }
 VD_DEV uint32_t vd_draw_dropout_mask(const vd_dropout_draws &drop, int i0, int kappa0) {
-  uint32_t bits = 0;
+  const uint32_t most = (drop.threshold - 1) * 0x10001U; /* most: dropped up to here */
+  uint32_t bits[2] = {0, 0};                             /* of a row half: elements 0 from bit 0 on, 1 from bit 16 on */
 #pragma unroll
   for (int j = 0; j < 4; j++) {
     vd_philox_words words = vd_dropout_words(drop, i0, kappa0 + 16 * j);
 #pragma unroll
-    for (int i = 0; i < 8; i++)
-      if (vd_dropout_keeps(words, drop.threshold, i >> 2, i & 3)) bits |= 1U << vd_mask_bit(j, i >> 2, i & 3);
+    for (int i = 0; i < 4; i++) { /* as vd_dropout_keeps(): a half word is kept from the threshold on */
+      const uint32_t beyond = __vmaxu2(words.v[i], most) - most; /* no half word is less: nothing is borrowed */
+      bits[i >> 1] = 2 * bits[i >> 1] + __vminu2(beyond, 0x10001U);
+    }
   }
-  return bits;
+  return __byte_perm(bits[0], bits[1], 0x6420);
 }
 
 /* The stored dropout mask: [stream, head, query tile, far][128], `far` counting key tiles from the query tile
