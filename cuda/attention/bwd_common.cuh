@@ -181,11 +181,11 @@ template <int D> VD_DEV void vd_sum_queries(const float dq[D / 8][4], float *sha
  * `shared`. */
 template <int D>
 VD_DEV void vd_store_dbias(const float dq[D / 8][4], const float dq_position[D / 8][4], float *shared, float scale,
-                           int d_head, float *place) {
-  vd_consumer_sync();
+                           int d_head, float *place, int consumer = 0) {
+  vd_consumer_sync(consumer);
   vd_sum_queries<D>(dq, shared);
   vd_sum_queries<D>(dq_position, shared + 4 * D);
-  vd_consumer_sync();
+  vd_consumer_sync(consumer);
   for (int i = (int)threadIdx.x; i < 2 * D; i += VD_WARPGROUP) {
     const float *part = shared + i / D * 4 * D + i % D;
     if (i % D < d_head) place[i / D * d_head + i % D] = (part[0] + part[D] + part[2 * D] + part[3 * D]) * scale;
@@ -193,10 +193,10 @@ VD_DEV void vd_store_dbias(const float dq[D / 8][4], const float dq_position[D /
 }
 
 /* Sum of the tile's span gradient, to `place`. */
-VD_DEV void vd_store_dspan(float dspan, float *shared, float *place) {
+VD_DEV void vd_store_dspan(float dspan, float *shared, float *place, int consumer = 0) {
   for (int m = 16; m; m >>= 1) dspan += __shfl_xor_sync(0xffffffffU, dspan, m);
   if ((threadIdx.x & 31) == 0) shared[threadIdx.x >> 5] = dspan;
-  vd_consumer_sync();
+  vd_consumer_sync(consumer);
   if (threadIdx.x == 0) *place = shared[0] + shared[1] + shared[2] + shared[3];
 }
 

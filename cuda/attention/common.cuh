@@ -50,9 +50,9 @@ static inline __host__ __device__ int vd_ceil_div(int a, int b) {
   return (a + b - 1) / b;
 }
 
-/* Barrier of the consumer warpgroup, threads 0 .. 127 of a block (named barrier 1). */
-VD_DEV void vd_consumer_sync() {
-  asm volatile("bar.sync 1, 128;" ::: "memory");
+/* Barrier of a consumer warpgroup (named barrier 1 + its number). */
+VD_DEV void vd_consumer_sync(int consumer = 0) {
+  asm volatile("bar.sync %0, 128;" ::"r"(1 + consumer) : "memory");
 }
 
 /* Dynamic tile scheduling: a block starts with the tile of its own number and requests the next one from a counter

@@ -40,13 +40,12 @@ static KERNEL *vd_variant(const vd_cuda_attention *a, KERNEL *plain, KERNEL *dro
 /* Stream-ordered. Launches a persistent kernel with as many blocks as are resident at once. attribute: n launch
  * attributes. */
 template <typename... PARAMS, typename... ARGS>
-static cudaError_t vd_launch_persistent(void (*kernel)(PARAMS...), int threads, int shared, cudaStream_t stream,
+static cudaError_t vd_launch_persistent(void (*kernel)(PARAMS...), dim3 threads, int shared, cudaStream_t stream,
                                         cudaLaunchAttribute *attribute, unsigned n, ARGS... args) {
   int blocks;
-  cudaError_t e = vd_persistent_blocks((const void *)kernel, shared, &blocks, threads);
+  cudaError_t e = vd_persistent_blocks((const void *)kernel, shared, &blocks, (int)(threads.x * threads.y));
   if (e != cudaSuccess) return e;
-  return vd_launch_attributes(attribute, n, kernel, (unsigned)blocks, (unsigned)threads, (size_t)shared, stream,
-                              args...);
+  return vd_launch_attributes(attribute, n, kernel, (unsigned)blocks, threads, (size_t)shared, stream, args...);
 }
 
 /* Stream-ordered. Calls LAUNCH<type, width>::run for the activation type and a tile width that holds a head, for the

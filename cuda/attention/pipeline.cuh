@@ -140,13 +140,13 @@ VD_DEV int vd_announced_tile(const int *announced) {
                      0); /* the shuffle tells the compiler that the value is uniform in the warp */
 }
 
-/* Registers move from the producer to the consumer warpgroup: 256 for a thread of each together. A block that is alone
- * on its multiprocessor has enough. */
-template <int N> VD_DEV void vd_setmaxnreg_inc() {
-  if constexpr (VD_BLOCKS > 1) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
+/* Registers move from the producer to the consumer warpgroup: 256 for a thread of each together. A block of two
+ * warpgroups that is alone on its multiprocessor has enough. */
+template <int N, bool MOVE = (VD_BLOCKS > 1)> VD_DEV void vd_setmaxnreg_inc() {
+  if constexpr (MOVE) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
 }
-template <int N> VD_DEV void vd_setmaxnreg_dec() {
-  if constexpr (VD_BLOCKS > 1) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+template <int N, bool MOVE = (VD_BLOCKS > 1)> VD_DEV void vd_setmaxnreg_dec() {
+  if constexpr (MOVE) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
 }
 
 /* vd_init_position_scores for 64 columns. */
@@ -184,14 +184,15 @@ VD_DEV uint32_t vd_half_pair(float x, float y) {
   return pair;
 }
 VD_DEV void vd_write_ring(__half *ring, int block, const float c[8][4]) {
-  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, odd = block & 1;
-  __half *to = ring + g * VD_RING_STRIDE + 64 * odd + 2 * t;
+  const int lane = threadIdx.x & 31, odd = block & 1; /* lane: of a row of the four 8 x 8 matrices of a store */
+  const uint32_t to = vd_smem_address(ring + (lane & 15) * VD_RING_STRIDE + 64 * odd + 8 * (lane >> 4));
 #pragma unroll
-  for (int i = 0; i < 16; i++) {
-    uint32_t pair = vd_half_pair(c[i >> 1][2 * (i & 1)], c[i >> 1][2 * (i & 1) + 1]);
-    __half *at = to + (i & 1) * 8 * VD_RING_STRIDE + 8 * (i >> 1);
-    *(uint32_t *)at = pair;
-    if (i < 4 && !odd) *(uint32_t *)(at + 128) = pair;
+  for (int j = 0; j < 8; j += 2) {
+    uint32_t x[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) x[i] = vd_half_pair(c[j + (i >> 1)][2 * (i & 1)], c[j + (i >> 1)][2 * (i & 1) + 1]);
+    vd_stmatrix(to + 16 * j, x);
+    if (j == 0 && !odd) vd_stmatrix(to + 256, x);
   }
 }
 /* s += position scores of 16 keys, from a ring of either type. unit: the 16-wide block of e that is the keys' block
@@ -242,6 +243,21 @@ template <bool REL, bool TRIM> VD_DEV int vd_query_items(const vd_cuda_attention
   if constexpr (vd_can_split<REL, TRIM>()) return schedule->split_first[a.n_head];
   return a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE);
 }
+/* The rest of a work tile whose place and split are set: as many key tiles as query tile `last` of its stream sees. */
+template <bool REL, bool TRIM>
+VD_DEV void vd_set_key_tiles(const vd_cuda_attention &a, const vd_tile_schedule *schedule, vd_query_work &w, int last) {
+  w.band = vd_band_of<REL>(a, schedule, w.at.head);
+  w.i0 = w.at.tile * VD_TILE, w.n = w.left = vd_key_tiles<REL>(w.band, last), w.lead = false;
+  w.start = w.i0 - (w.n - 1) * VD_TILE;
+  w.far = REL ? 0 : w.n - 1 - vd_ceil_div(w.band.own, VD_TILE);
+  if constexpr (vd_can_split<REL, TRIM>()) {
+    const int first = w.split * w.left / w.n_split, end = (w.split + 1) * w.left / w.n_split;
+    w.lead = first > 0;
+    const int begin = first - (w.lead ? 1 : 0);
+    w.n = end - begin, w.left -= begin, w.start += begin * VD_TILE;
+  }
+  w.first_block = w.start - w.i0 - VD_TILE;
+}
 template <bool REL, bool TRIM>
 VD_DEV vd_query_work vd_query_work_at(const vd_cuda_attention &a, const vd_tile_schedule *schedule, int item) {
   vd_query_work w;
@@ -255,17 +271,7 @@ VD_DEV vd_query_work vd_query_work_at(const vd_cuda_attention &a, const vd_tile_
   } else {
     w.at = vd_query_tile_at<REL>(a, schedule, item);
   }
-  w.band = vd_band_of<REL>(a, schedule, w.at.head);
-  w.i0 = w.at.tile * VD_TILE, w.n = w.left = vd_key_tiles<REL>(w.band, w.at.tile), w.lead = false;
-  w.start = w.i0 - (w.n - 1) * VD_TILE;
-  w.far = REL ? 0 : w.n - 1 - vd_ceil_div(w.band.own, VD_TILE);
-  if constexpr (vd_can_split<REL, TRIM>()) {
-    const int first = w.split * w.left / w.n_split, end = (w.split + 1) * w.left / w.n_split;
-    w.lead = first > 0;
-    const int begin = first - (w.lead ? 1 : 0);
-    w.n = end - begin, w.left -= begin, w.start += begin * VD_TILE;
-  }
-  w.first_block = w.start - w.i0 - VD_TILE;
+  vd_set_key_tiles<REL, TRIM>(a, schedule, w, w.at.tile);
   return w;
 }
 /* Whether the head sees all pairs of 16 queries from i0 on and 64 keys from kappa0 on, in a far tile. */

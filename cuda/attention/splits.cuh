@@ -26,15 +26,15 @@ VD_DEV void vd_store_split(const vd_cuda_attention &a, const vd_query_work &work
 }
 
 /* Whether the other splits were stored before this one. Barrier of the consumer warpgroup; `shared` is its own. */
-VD_DEV bool vd_is_last_split(const vd_cuda_attention &a, const vd_query_work &work, int *shared) {
+VD_DEV bool vd_is_last_split(const vd_cuda_attention &a, const vd_query_work &work, int *shared, int consumer = 0) {
   __threadfence();
-  vd_consumer_sync();
+  vd_consumer_sync(consumer);
   if (threadIdx.x == 0) {
     int *arrived = &((vd_tile_schedule *)a.schedule)->arrived[work.slot];
     *shared = atomicAdd(arrived, 1) + 1 == work.n_split;
     if (*shared) *arrived = 0;
   }
-  vd_consumer_sync();
+  vd_consumer_sync(consumer);
   if (!*shared) return false;
   __threadfence();
   return true;

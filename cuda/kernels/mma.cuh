@@ -80,6 +80,12 @@ VD_DEV void vd_ldmatrix_trans(uint32_t *x, uint32_t address) {
                : "r"(address)
                : "memory");
 }
+/* Stores four 8 x 8 matrices; each lane gives the address of a row. */
+VD_DEV void vd_stmatrix(uint32_t address, const uint32_t *x) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(x[0]), "r"(x[1]),
+               "r"(x[2]), "r"(x[3])
+               : "memory");
+}
 
 /* A (m x k) from rows m of a tile: rows row0.. + 15, columns col0.. + 15. */
 template <typename T, int D> VD_DEV void vd_load_a(vd_frag_a<T> &a, const T *tile, int row0, int col0) {

@@ -92,10 +92,13 @@ VD_DEV void vd_mbarrier_expect(uint64_t *barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(vd_smem_address(barrier)), "r"(bytes)
                : "memory");
 }
+/* This thread arrives. */
+VD_DEV void vd_mbarrier_arrive(uint64_t *barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(vd_smem_address(barrier)) : "memory");
+}
 /* This warp arrives, once. */
 VD_DEV void vd_mbarrier_arrive_warp(uint64_t *barrier) {
-  if ((threadIdx.x & 31) == 0)
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(vd_smem_address(barrier)) : "memory");
+  if ((threadIdx.x & 31) == 0) vd_mbarrier_arrive(barrier);
 }
 /* Waits until the phase of this parity has ended; the one before the first has parity 1. The caller knows that the
  * phase before it has: parities do not tell a phase from the one after the next. */

@@ -1,4 +1,4 @@
-/* The cases of test_attention.cu: odd sizes, the edges of spans, splits, all widths of heads. */
+/* The cases of test_attention.cu: odd sizes, the edges of spans, splits, all widths of heads, many tiles. */
 #ifndef VD_TESTS_ATTENTION_CASES_CUH
 #define VD_TESTS_ATTENTION_CASES_CUH
 
@@ -38,6 +38,12 @@ static const std::vector<test_case> cases = {
     {"split_ramp", 1, 130, 1300, 2, 64, 1300, 700, 0, 1, 0, 0.2, {0.6f}},
     {"split_sharp", 1, 64, 1100, 2, 64, 1100, 32, 0, 2, 0, 0, {1, 0.5f}, 4},
     {"split_narrow", 1, 33, 900, 2, 40, 1000, 16, 0, 2, 0, 0.3, {0.85f, 0.7f}},
+    /* more work than a GPU has blocks, so that a block takes several items */
+    {"many", 24, 130, 80, 8, 16, 200, 32, 0, 1, 2, 0.3, {0.25f}},
+    {"many_odd", 48, 40, 150, 12, 16, 150, 32, 0, 1, 0, 0.3, {0.6f}},
+    {"split_many", 8, 200, 1500, 8, 16, 1600, 32, 0, 8, 0, 0.3, {0.9f, 0.02f, 0, 0.01f, 0.03f, 0, 0.02f, 0}},
+    {"trimmed_many", 24, 130, 200, 8, 16, 200, 32, 1, 1, 0, 0.3, {0.1f}},
+    {"wide_many", 36, 33, 80, 8, 72, 200, 32, 0, 1, 0, 0.3, {0.2f}},
 };
 
 /* Transformer-XL: relative keys, a fixed reach. */
@@ -56,6 +62,7 @@ static const std::vector<relative_case> relative_cases = {
     {"xl_wide", 1, 70, 150, 2, 128, 160, 219, 1, 0, 0.3}, {"xl_one", 2, 1, 70, 2, 64, 70, 70, 1, 0, 0},
     {"xl_first", 2, 1, 0, 2, 64, 70, 0, 1, 0, 0},         {"xl_begin", 3, 40, 0, 3, 64, 40, 39, 1, 0, 0.1},
     {"xl_odd", 1, 33, 31, 4, 8, 64, 63, 1, 1, 0},         {"xl_long", 1, 200, 700, 2, 64, 700, 899, 1, 0, 0.1},
+    {"xl_many", 24, 130, 80, 8, 16, 200, 209, 1, 1, 0.1},
 };
 
 #endif

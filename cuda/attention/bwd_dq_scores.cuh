@@ -1,0 +1,183 @@
+/* Scores and score gradients of the dQ kernel (bwd_dq_wgmma.cu), which also describes the shared memory. */
+#ifndef VD_ATTENTION_DQ_SCORES_CUH
+#define VD_ATTENTION_DQ_SCORES_CUH
+
+#include "cuda/attention/bwd_common.cuh"
+#include "cuda/attention/bwd_skew.cuh"
+#include "cuda/attention/splits.cuh"
+
+namespace {
+
+/* Query tiles of a block, each with a consumer warpgroup of its own, and the slots of keys and values: those of a turn
+ * and of the next one. */
+enum { VD_DQ_TILES = VD_HEAD_WIDTH == 64 ? 2 : 1, VD_DQ_KEY_SLOTS = 2 * VD_DQ_TILES };
+
+/* A work item: its first query tile, whose numbers of key tiles are those of all. A closing turn after the last key
+ * tile adds the block of e that it ends with. */
+typedef struct dq_work {
+  vd_query_work tile;
+  int turns;
+} dq_work;
+
+/* What the table warpgroup does in a turn: ADDS_BLOCK: it adds the block of e that begins with e0; LAST_TURN: it ends.
+ * Bit 0 of the flags is the slot of q. */
+enum { ADDS_BLOCK = 2, LAST_TURN = 4 };
+typedef struct dq_table_turn {
+  int e0, head, flags;
+} dq_table_turn;
+
+/* Turns are counted through the work of a block: turn c has the block of e number c in slot c % 3 of the table, which
+ * consumer x completes in slot c & 1 of skewed[x]. Work item i has slot i & 1 of q, work and more. */
+template <typename T> struct dq_smem {
+  T skewed[VD_DQ_TILES][2][VD_PANEL]; /* score gradients by columns of e */
+  T q[2][VD_DQ_TILES][VD_OPERAND], dout[VD_DQ_TILES][VD_OPERAND];
+  T k[VD_DQ_KEY_SLOTS][VD_OPERAND], v[VD_DQ_KEY_SLOTS][VD_OPERAND], table[3][VD_OPERAND];
+  __half ring[VD_DQ_TILES][VD_WARPGROUP / 32][16 * VD_RING_STRIDE];
+  T ones[8 * 64];
+  float bias_scores[3][VD_TILE];                       /* bias scores: initial accumulators of position scores */
+  uint32_t dropout_mask[2][VD_DQ_TILES][VD_WARPGROUP]; /* mask bits of a turn's key tile for each consumer thread */
+  float shift[VD_DQ_TILES][VD_TILE], delta[VD_DQ_TILES][VD_TILE], sums[VD_DQ_TILES][4];
+  dq_work work[2];
+  dq_table_turn table_turn[2];
+  int more[2], next, last_split[VD_DQ_TILES]; /* more: whether an item follows; next: its number, for the producer */
+  uint64_t full[2], empty[2], skewed_full[VD_DQ_TILES][2], skewed_empty[VD_DQ_TILES][2];
+};
+static_assert(sizeof(dq_smem<__half>) + 1024 <= 227 * 1024, "shared memory of a block");
+
+/* A consumer warp's state over the key tiles. */
+template <typename T, bool REL> struct dq_state {
+  vd_frag_a<T> dout[VD_LEFTS], queries[VD_LEFTS]; /* queries: without relative keys */
+  float dq[VD_SUMS][4];
+  float dq_position[REL ? 8 : 1][4]; /* with relative keys apart from dq: its sum is the gradient of v */
+  float shift[2], delta[2];          /* of rows g and g + 8 */
+  float dspan;
+};
+
+/* The operands of a consumer's turn: q and the key tile, the block of e that the tile ends with and its bias scores,
+ * the warp's ring, the numbers of that block and of the key tile's first key. */
+template <typename T> struct dq_turn {
+  const T *q, *k, *v, *table;
+  const float *bias_scores;
+  __half *ring;
+  int block, kappa0;
+};
+
+/* Scores of a warp's 16 queries and a key tile: products, then in place score gradients. */
+typedef struct dq_scores {
+  float s[8][4], ds[8][4]; /* ds: not of far tiles */
+  uint32_t dropout_mask;
+} dq_scores;
+
+/* The products of a turn: position scores, which go to the ring, scores and, unless FAR, gradients of weights. */
+template <bool FAR, typename T, bool REL>
+VD_DEV void multiply_scores(const dq_turn<T> &m, const dq_state<T, REL> &w, dq_scores &y) {
+  float position[8][4];
+  if constexpr (REL) vd_init_position_tile(position, m.bias_scores);
+  vd_wgmma_fence();
+  if constexpr (REL) {
+    vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(position, m.q, m.table, true);
+    vd_wgmma_commit();
+    vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(y.s, m.q, m.k, false);
+  } else {
+    vd_tile_product_rs<T, VD_K_MAJOR>(position, w.queries, m.table, false);
+    vd_wgmma_commit();
+    vd_tile_product_rs<T, VD_K_MAJOR>(y.s, w.queries, m.k, false);
+  }
+  if constexpr (!FAR) vd_tile_product_rs<T, VD_K_MAJOR>(y.ds, w.dout, m.v, false);
+  vd_wgmma_commit();
+  vd_end_scores<1>(m.ring, m.block, position, y.s);
+  if constexpr (!FAR) vd_wgmma_fence_operand<8>(y.ds);
+}
+
+/* Sub-tile j of 16 queries from i0 on and 64 keys: gradients of weights ds become gradients of scores. */
+template <typename T, bool FULL, bool DROP, bool REL, bool TRIM>
+VD_DEV void score_gradients(const vd_band &band, float scale, dq_state<T, REL> &w, uint32_t dropout_mask, int j, int i0,
+                            int kappa0, float factor, const float s[2][4], float ds[2][4]) {
+  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+  vd_masks m = vd_masks_of(band, i0 - kappa0 - 16 * j + g - 2 * t, scale);
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    int jn = i >> 2, e = i & 3, nearer = 8 * jn + (e & 1) - 8 * (e >> 1);
+    float score = fmaf(s[jn][e], factor, w.shift[e >> 1]), delta = w.delta[e >> 1], weight;
+    const bool keep = !DROP || (dropout_mask >> vd_mask_bit(j, jn, e) & 1);
+    if (REL && !FULL)
+      score = vd_masks_seen(m, nearer) && kappa0 + 16 * j + 8 * jn + 2 * t + (e & 1) >= band.oldest ? score : -INFINITY;
+    if constexpr (FULL || REL) {
+      ds[jn][e] = vd_kept_gradient(score, keep, ds[jn][e], delta, &weight);
+    } else {
+      ds[jn][e] = vd_masked_gradient<TRIM>(m, nearer, score, keep ? ds[jn][e] : 0, delta, &weight, &w.dspan);
+    }
+  }
+}
+
+/* Score gradients, as left operands, of this warp's queries, from i0 on, and a key tile. */
+template <bool DROP, bool TRIM, typename T, bool REL>
+VD_DEV void near_gradients(const vd_band &band, float scale, const dq_turn<T> &m, dq_state<T, REL> &w, int i0,
+                           float factor, dq_scores &y, vd_frag_a<T> gradient[4]) {
+  const int unit = 4 * m.block + 7 - (int)(threadIdx.x >> 5);
+  if (vd_row_full<REL>(band, i0, m.kappa0)) {
+#pragma unroll
+    for (int j = 0; j < 4; j++) vd_add_ring(y.s + 2 * j, m.ring, unit + j);
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+      score_gradients<T, true, DROP, REL, TRIM>(band, scale, w, y.dropout_mask, j, i0, m.kappa0, factor, y.s + 2 * j,
+                                                y.ds + 2 * j);
+  } else {
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      if (vd_any_seen<REL>(band, i0 - m.kappa0 - 16 * j, m.kappa0 + 16 * j)) {
+        vd_add_ring(y.s + 2 * j, m.ring, unit + j);
+        score_gradients<T, false, DROP, REL, TRIM>(band, scale, w, y.dropout_mask, j, i0, m.kappa0, factor, y.s + 2 * j,
+                                                   y.ds + 2 * j);
+      } else {
+        vd_clear(y.ds + 2 * j);
+      }
+    }
+  }
+  vd_results_to_a(gradient, y.ds);
+}
+
+/* The same for a far tile, whose weights are 0: ds = -p delta. The size of delta is added to the exponent, and its sign
+ * is set last. */
+template <typename T>
+VD_DEV void far_gradients(const vd_band &band, const dq_turn<T> &m, const dq_state<T, false> &w, int i0, float factor,
+                          dq_scores &y, vd_frag_a<T> gradient[4]) {
+  float(*s)[4] = y.s, shift[2];
+  uint32_t sign[2];
+#pragma unroll
+  for (int ih = 0; ih < 2; ih++) {
+    shift[ih] = __log2f(fabsf(w.delta[ih])) + w.shift[ih];
+    sign[ih] = w.delta[ih] > 0 ? 0x80008000U : 0;
+  }
+#pragma unroll
+  for (int j = 0; j < 4; j++) vd_add_ring(s + 2 * j, m.ring, 4 * m.block + 7 - (int)(threadIdx.x >> 5) + j);
+#pragma unroll
+  for (int i = 0; i < 32; i++) s[i >> 2][i & 3] = vd_exp2(fmaf(s[i >> 2][i & 3], factor, shift[i >> 1 & 1]));
+  if (!vd_far_row_seen(band, i0, m.kappa0)) {
+    const int x = i0 - m.kappa0 + (int)(threadIdx.x & 31) / 4 - 2 * (int)(threadIdx.x & 3);
+#pragma unroll
+    for (int i = 0; i < 32; i++)
+      s[i >> 2][i & 3] = vd_seen(band, x + 8 * (i >> 1 & 1) - 8 * (i >> 2) - (i & 1)) ? s[i >> 2][i & 3] : 0;
+  }
+  vd_results_to_a(gradient, s);
+#pragma unroll
+  for (int i = 0; i < 16; i++) gradient[i >> 2].x[i & 3] ^= sign[i & 1];
+}
+
+/* Position scores of the block of e before a split's first key tile, or with relative keys before the first of all:
+ * block number `block`, to the ring. */
+template <typename T, bool REL>
+VD_DEV void write_positions(const T *q, const T *table, const float *bias_scores, __half *ring, int block) {
+  float position[8][4];
+  if constexpr (REL) vd_init_position_tile(position, bias_scores);
+  vd_wgmma_fence();
+  vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(position, q, table, REL);
+  vd_wgmma_commit();
+  vd_wgmma_wait<0>();
+  vd_wgmma_fence_operand<8>(position);
+  vd_write_ring(ring, block, position);
+}
+
+} // namespace
+
+#endif
