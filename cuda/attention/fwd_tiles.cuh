@@ -10,7 +10,7 @@ namespace {
 template <typename T> struct forward_smem {
   T tile[6][VD_OPERAND];  /* queries, keys, values: query_slot() and so on */
   T table[3][VD_OPERAND]; /* with relative keys the last one: the block before a work tile's first key tile */
-  float ring[VD_WARPGROUP / 32][VD_RING_BYTES / 4];
+  __half ring[VD_WARPGROUP / 32][16 * VD_RING_STRIDE];
   float bias_scores[3][VD_TILE]; /* bias scores: initial accumulators of position scores */
   /* Mask bits of a key tile for each consumer thread, drawn one tile ahead of the copies. With three slots the
    * producer overwrites one only after a barrier that the consumer reached after reading it. */
@@ -70,7 +70,7 @@ VD_DEV void mask_scores(const vd_band &band, int x0, int kappa0, float unit, flo
 
 /* Adds position scores to the scores of 64 keys, and masks pairs that are not seen in full. */
 template <bool REL, bool TRIM>
-VD_DEV void finish_scores(const vd_band &band, const float *ring, int unit, int iw, int kappa0, float factor,
+VD_DEV void finish_scores(const vd_band &band, const __half *ring, int unit, int iw, int kappa0, float factor,
                           float s[8][4]) {
   if (vd_row_full<REL>(band, iw, kappa0)) {
 #pragma unroll
@@ -123,7 +123,7 @@ VD_DEV void softmax_tile(forward_state &w, float factor, float s[8][4]) {
 template <typename T, bool REL, bool TRIM>
 VD_DEV void multiply_scores(forward_smem<T> *m, const T *q, const vd_frag_a<T> *left, int c, float s[8][4]) {
   float position[8][4];
-  float *ring = m->ring[threadIdx.x >> 5];
+  __half *ring = m->ring[threadIdx.x >> 5];
   if constexpr (REL) vd_init_position_tile(position, m->bias_scores[c & 1]);
   vd_wgmma_fence();
   if constexpr (!REL) {

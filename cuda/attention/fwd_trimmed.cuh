@@ -52,7 +52,7 @@ template <typename T, bool MORE>
 VD_DEV void far_tile(const vd_query_work &work, forward_smem<T> *m, forward_state &w, vd_frag_a<T> left[VD_LEFTS],
                      int t, int c, float factor, float position[8][4], float s[8][4], float next[8][4]) {
   const int warp = (int)(threadIdx.x >> 5), iw = work.i0 + 16 * warp, kappa0 = work.start + t * VD_TILE;
-  float *ring = m->ring[warp];
+  __half *ring = m->ring[warp];
   __syncwarp();
   vd_end_scores<1>(ring, c + 1, position, s);
   if constexpr (MORE) start_far<T, false>(m, left, c + 1, position, next);

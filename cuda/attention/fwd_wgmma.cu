@@ -9,8 +9,8 @@
  * (threads 128 .. 255, 64 registers) copies q, k, v, position keys and bias scores, draws the dropout mask one tile
  * ahead of the copies, and stores it for the backward pass.
  *
- * Shared memory, 112 KiB, two blocks for a multiprocessor: q, k, v in two slots each (48 KiB), position keys in
- * three (24 KiB), a ring buffer of position scores for each consumer warp (38 KiB, fp32), bias scores, three slots
+ * Shared memory, 93 KiB, two blocks for a multiprocessor: q, k, v in two slots each (48 KiB), position keys in
+ * three (24 KiB), a ring buffer of position scores for each consumer warp (19 KiB, half), bias scores, three slots
  * of mask bits. Where trimmed, one slot of q and three of k.
  *
  * Barriers: VD_TILE_FULL and VD_TILE_EMPTY for each key tile (pipeline.cuh). The consumer releases a tile as soon as

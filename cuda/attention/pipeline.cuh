@@ -155,34 +155,22 @@ VD_DEV void vd_init_position_tile(float c[8][4], const float *score) {
   for (int j = 0; j < 4; j++) vd_init_position_scores<true>(c + 2 * j, score + 16 * j);
 }
 
-/* Ring buffer of a warp's position scores (16 queries) in shared memory, written by columns of e and read in key
- * order: two 64-wide blocks of e, one of even and one of odd number, and the first 16 columns again after the last,
- * so that 32 columns from any multiple of 16 on are contiguous. The row stride avoids bank conflicts of the writes. */
-enum { VD_RING_STRIDE = 152, VD_RING_BYTES = 16 * VD_RING_STRIDE * 4 };
-
-/* Writes the scores of 64 columns, block number `block` of e. */
-VD_DEV void vd_write_ring(float *ring, int block, const float c[8][4]) {
-  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, odd = block & 1;
-  float *to = ring + g * VD_RING_STRIDE + 64 * odd + 2 * t;
-#pragma unroll
-  for (int i = 0; i < 16; i++)
-    *(float2 *)(to + (i & 1) * 8 * VD_RING_STRIDE + 8 * (i >> 1)) =
-        make_float2(c[i >> 1][2 * (i & 1)], c[i >> 1][2 * (i & 1) + 1]);
-  if (!odd) {
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-      *(float2 *)(to + (i & 1) * 8 * VD_RING_STRIDE + 128 + 8 * (i >> 1)) =
-          make_float2(c[i >> 1][2 * (i & 1)], c[i >> 1][2 * (i & 1) + 1]);
-  }
-}
-/* The ring in half precision, which leaves the dQ kernel shared memory for a second tile. The position part of a
- * score (before division by sqrt(d_head)) has a relative error of at most 2^-11: for a part of 80, 10 in the
- * exponent, the weight changes by 0.5 %; rounding the weight to bf16 changes it by 0.4 %. Beyond 65504 it saturates. */
+/* Two numbers in half precision. Position scores pass from the columns of e to the order of keys in that form, in all
+ * three kernels: a score's position part (before division by sqrt(d_head)) has a relative error of at most 2^-11. For a
+ * part of 80, 10 in the exponent, the weight changes by 0.5 %; rounding the weight to bf16 changes it by 0.4 %. Beyond
+ * 65504 it saturates. */
 VD_DEV uint32_t vd_half_pair(float x, float y) {
   uint32_t pair;
   asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(y), "f"(x));
   return pair;
 }
+
+/* Ring buffer of a warp's position scores (16 queries) in shared memory, written by columns of e and read in key
+ * order: two 64-wide blocks of e, one of even and one of odd number, and the first 16 columns again after the last,
+ * so that 32 columns from any multiple of 16 on are contiguous. The row stride avoids bank conflicts of the writes. */
+enum { VD_RING_STRIDE = 152 };
+
+/* Writes the scores of 64 columns, block number `block` of e. */
 VD_DEV void vd_write_ring(__half *ring, int block, const float c[8][4]) {
   const int lane = threadIdx.x & 31, odd = block & 1; /* lane: of a row of the four 8 x 8 matrices of a store */
   const uint32_t to = vd_smem_address(ring + (lane & 15) * VD_RING_STRIDE + 64 * odd + 8 * (lane >> 4));
@@ -195,11 +183,10 @@ VD_DEV void vd_write_ring(__half *ring, int block, const float c[8][4]) {
     if (j == 0 && !odd) vd_stmatrix(to + 256, x);
   }
 }
-/* s += position scores of 16 keys, from a ring of either type. unit: the 16-wide block of e that is the keys' block
- * 0 (common.cuh). */
-template <typename E> VD_DEV void vd_add_ring(float s[2][4], const E *ring, int unit) {
+/* s += position scores of 16 keys. unit: the 16-wide block of e that is the keys' block 0 (common.cuh). */
+VD_DEV void vd_add_ring(float s[2][4], const __half *ring, int unit) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-  const E *from = ring + g * (VD_RING_STRIDE - 1) + 16 + 2 * t + (unit & 7) * 16;
+  const __half *from = ring + g * (VD_RING_STRIDE - 1) + 16 + 2 * t + (unit & 7) * 16;
 #pragma unroll
   for (int i = 0; i < 8; i++) {
     int jn = i >> 2, ih = i >> 1 & 1, jj = i & 1;
@@ -209,7 +196,7 @@ template <typename E> VD_DEV void vd_add_ring(float s[2][4], const E *ring, int 
 
 /* Ends the products of a tile's scores: position scores, which were started first, go to this warp's ring buffer as
  * block `block` of e, and s is complete. YOUNGER: groups of products that were started after the position scores. */
-template <int YOUNGER, typename E> VD_DEV void vd_end_scores(E *ring, int block, float position[8][4], float s[8][4]) {
+template <int YOUNGER> VD_DEV void vd_end_scores(__half *ring, int block, float position[8][4], float s[8][4]) {
   vd_wgmma_wait<YOUNGER>();
   vd_wgmma_fence_operand<8>(position);
   vd_write_ring(ring, block, position);
