@@ -4,13 +4,36 @@
 #include "cuda/backend/gradient_stream.h"
 #include "cuda/kernels/ffn.h"
 
+void vd_cuda_draw_ahead(vd_ops *o, const vd_linear *l) {
+  vd_cuda_backend *c = vd_cuda_of(o);
+  c->unit_mask = (vd_unit_mask){{l->dropout.p, l->dropout.rng, l->dropout.row0}, l->n, l->out, NULL};
+  c->mask_state = VD_NO_MASK;
+  if (!l->relu || l->n == 0 || vd_dropout_threshold(l->dropout.p) == 0 || l->in % 8 != 0 ||
+      !vd_cuda_ffn_supports(c->type, l->in, l->out))
+    return;
+  c->unit_mask.words = vd_cuda_workspace(c, &c->mask, (size_t)l->n * (size_t)l->out / 8);
+  if (c->unit_mask.words) c->mask_state = VD_MASK_WANTED;
+}
+
+/* The mask of this layer's dropout if it has been drawn, else NULL. It is used once. */
+static const vd_unit_mask *drawn_mask(vd_cuda_backend *c, const vd_linear *l) {
+  const vd_unit_mask *m = &c->unit_mask;
+  const vd_rng *drawn = &m->dropout.rng, *wanted = &l->dropout.rng;
+  bool same = c->mask_state == VD_MASK_DRAWN && m->n == l->n && m->width == l->out && m->dropout.p == l->dropout.p &&
+              m->dropout.row0 == l->dropout.row0 && drawn->seed == wanted->seed && drawn->update == wanted->update &&
+              drawn->layer == wanted->layer && drawn->site == wanted->site;
+  c->mask_state = VD_NO_MASK;
+  return same ? m : NULL;
+}
+
 void vd_cuda_linear(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const real *bias, vd_act *y) {
   vd_cuda_backend *c = vd_cuda_of(o);
   vd_dropout drop = {l->dropout.p, l->dropout.rng, l->dropout.row0};
   if (l->relu && bias && vd_cuda_ffn_supports(c->type, l->in, l->out)) {
-    vd_cuda_record_error(
-        c, vd_cuda_ffn(c->type, l->n, l->in, l->out, x, vd_cuda_weight(c, weight), bias, &drop, y, c->stream),
-        "feed-forward");
+    vd_cuda_record_error(c,
+                         vd_cuda_ffn(c->type, l->n, l->in, l->out, x, vd_cuda_weight(c, weight), bias, &drop,
+                                     drawn_mask(c, l), y, c->stream),
+                         "feed-forward");
     return;
   }
   vd_gemm_call call = {.m = l->n,

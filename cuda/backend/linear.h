@@ -5,6 +5,9 @@
 
 #include "cuda/backend/context.h"
 
+/* Not collective. vd_ops.draw_ahead: the next add_norm draws the dropout mask of hidden units where ffn.h's kernels
+ * read it. */
+void vd_cuda_draw_ahead(vd_ops *o, const vd_linear *l);
 /* Stream-ordered. vd_ops.linear. */
 void vd_cuda_linear(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const real *bias, vd_act *y);
 /* Stream-ordered. vd_ops.linear_backward. */

@@ -181,8 +181,12 @@ static void cuda_embed_backward(vd_ops *o, int64_t n, int64_t d, int64_t vocab, 
 static void cuda_add_norm(vd_ops *o, int64_t n, int64_t d, const vd_act *a, const vd_act *b, const real *weight,
                           const real *bias, vd_act *sum, real *mean, real *rstd, vd_act *y) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  vd_cuda_record_error(c, vd_cuda_add_norm(c->type, n, d, a, b, weight, bias, sum, mean, rstd, y, c->stream),
-                       "layer norm");
+  bool draws = c->mask_state == VD_MASK_WANTED && c->unit_mask.n == n && d % 8 == 0;
+  vd_cuda_record_error(
+      c,
+      vd_cuda_add_norm(c->type, n, d, a, b, weight, bias, sum, mean, rstd, y, draws ? &c->unit_mask : NULL, c->stream),
+      "layer norm");
+  c->mask_state = draws ? VD_MASK_DRAWN : VD_NO_MASK;
 }
 
 static void cuda_add_norm_backward(vd_ops *o, int64_t n, int64_t d, const vd_act *sum, const real *mean,
@@ -254,6 +258,7 @@ static void cuda_destroy(vd_ops *o) {
   for (int i = 0; i < c->n_arena; i++) cudaFree(c->arena[i].copy);
   cudaFree(c->scratch.p);
   cudaFree(c->partial.p);
+  cudaFree(c->mask.p);
   cudaFree(c->blas_workspace.p);
   cudaFreeHost(c->pinned.p);
   cudaEventDestroy(c->fork);
@@ -290,6 +295,7 @@ static vd_ops table_of(vd_cuda_backend *c) {
                   .embed_backward = cuda_embed_backward,
                   .linear = vd_cuda_linear,
                   .linear_backward = vd_cuda_linear_backward,
+                  .draw_ahead = vd_cuda_draw_ahead,
                   .add_norm = cuda_add_norm,
                   .add_norm_backward = cuda_add_norm_backward,
                   .attention_schedule = vd_cuda_attention_schedule_op,

@@ -5,10 +5,10 @@
  *   of the bias sums is.
  * - Epilogue forward: bias, ReLU, dropout, 16-byte stores. Backward: mask by y > 0, scale, column sums in registers;
  *   the producer has brought y to L2.
- * - Bound by the tensor cores without dropout (750 TFLOP/s on an H200 with 32,768 rows); 525 with its
- *   draws, and 605 backward: the epilogue's instructions slow the products beside them. */
+ * - Bound by the tensor cores without dropout (745 TFLOP/s on an H200 with 32,768 rows) and about so where the mask has
+ *   been drawn before; 505 with draws, and 600 backward: the epilogue's instructions slow the products beside them. */
 #include "cuda/kernels/ffn.h"
-#include "cuda/kernels/philox.cuh"
+#include "cuda/kernels/unit_mask.cuh"
 #include "cuda/kernels/weight_stationary.cuh"
 
 enum {
@@ -26,7 +26,8 @@ typedef struct ffn_args {
   int64_t first; /* dropout's position of element 0 */
   uint32_t threshold;
   float scale;
-  const void *y; /* backward */
+  const uint32_t *mask; /* dropout's words, as in unit_mask.cuh; NULL: the kernel draws */
+  const void *y;        /* backward */
   float *partial;
 } ffn_args;
 
@@ -46,6 +47,9 @@ VD_DEV uint32_t positive_mask(uint32_t x, __half) {
   return ~__hle2_mask(*(__half2 *)&x, __half2(0.0f, 0.0f));
 }
 
+/* Where the dropout of hidden units comes from. */
+enum { DROPS_NONE, DRAWS, READS_MASK };
+
 /* This lane's eight units of each 32. */
 typedef struct ffn_bias {
   float at[4][8];
@@ -55,9 +59,19 @@ VD_DEV void load_bias(const ffn_args &a, int unit0, ffn_bias &bias) {
   for (int i = 0; i < 32; i++)
     bias.at[i >> 3][i & 7] = a.bias[unit0 + 8 * (4 * (i >> 3) + (int)(threadIdx.x & 3)) + (i & 7)] * a.scale;
 }
+/* The words of the mask of this lane's two rows of a warp's 16 from row0 on. */
+VD_DEV void load_mask(const ffn_args &a, int64_t row0, int unit0, uint32_t mask[2]) {
+  const int g = (int)(threadIdx.x & 31) >> 2, t = (int)(threadIdx.x & 3);
+#pragma unroll
+  for (int ih = 0; ih < 2; ih++) {
+    const int64_t row = row0 + g + 8 * ih;
+    mask[ih] = row < a.n ? a.mask[row * (a.width / 32) + unit0 / 32 + t] : 0;
+  }
+}
 /* Bias, ReLU and dropout of a warp's 16 rows from row0 on, and stores. This lane has rows row0 + g, row0 + g + 8. */
-template <typename T, bool DROP>
-VD_DEV void epilogue_forward(const ffn_args &a, int64_t row0, int unit0, const float c[16][4], const ffn_bias &bias) {
+template <typename T, int DROP>
+VD_DEV void epilogue_forward(const ffn_args &a, int64_t row0, int unit0, const float c[16][4], const ffn_bias &bias,
+                             const uint32_t mask[2]) {
   const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   const int64_t element = (row0 + g) * a.width + unit0 + 8 * t, below = (int64_t)8 * a.width;
   T *to = (T *)a.out + element;
@@ -72,7 +86,11 @@ VD_DEV void epilogue_forward(const ffn_args &a, int64_t row0, int unit0, const f
       const float *from = c[4 * block + u] + 2 * ih, *shift = bias.at[block] + 2 * u;
       w[u] = relu_pair(vd_pack(fmaf(from[0], a.scale, shift[0]), fmaf(from[1], a.scale, shift[1]), T()), T());
     }
-    if constexpr (DROP) {
+    if constexpr (DROP == READS_MASK) {
+#pragma unroll
+      for (int u = 0; u < 4; u++) w[u] &= vd_unit_pair_mask(mask[ih], block, u);
+    }
+    if constexpr (DROP == DRAWS) {
       const vd_philox_words words = vd_draw_words(a.keys, call + (uint64_t)(4 * block + ih * a.width));
 #pragma unroll
       for (int u = 0; u < 4; u++) w[u] &= vd_keep_mask(words.v[u], a.threshold);
@@ -143,7 +161,7 @@ VD_DEV void epilogue_backward(const ffn_args &a, int64_t row0, int unit0, const 
 }
 
 /* A consumer warpgroup. STEPS, here and below: w.steps, or 0 where the number is not known at compile time. */
-template <typename T, bool BACK, bool DROP, int STEPS>
+template <typename T, bool BACK, int DROP, int STEPS>
 VD_DEV void consume(const ffn_args &a, const vd_stationary_work &w, vd_stationary<T> *m, int consumer) {
   const int warp = (int)threadIdx.x >> 5 & 3;
   float total[4][8] = {};
@@ -154,12 +172,14 @@ VD_DEV void consume(const ffn_args &a, const vd_stationary_work &w, vd_stationar
     const int64_t row0 = (int64_t)(w.split + i * w.row_splits) * VD_ROWS + 16 * warp;
     const bool more = w.split + (i + 1) * w.row_splits < w.n_tile;
     float c[16][4];
+    uint32_t mask[2] = {0, 0};
+    if constexpr (DROP == READS_MASK) load_mask(a, row0, w.unit0, mask);
     if constexpr (BACK) load_units<T>(a, row0, w.unit0, units);
     vd_multiply_tile<T, BACK ? VD_MN_MAJOR : VD_K_MAJOR, STEPS>(m, i, w.steps, i < VD_CONSUMERS, 0, more, c);
     if constexpr (BACK) {
       epilogue_backward<T>(a, row0, w.unit0, c, units, total);
     } else {
-      epilogue_forward<T, DROP>(a, row0, w.unit0, c, bias);
+      epilogue_forward<T, DROP>(a, row0, w.unit0, c, bias, mask);
     }
   }
   if constexpr (BACK) {
@@ -170,7 +190,7 @@ VD_DEV void consume(const ffn_args &a, const vd_stationary_work &w, vd_stationar
   }
 }
 
-template <typename T, bool BACK, bool DROP, int STEPS>
+template <typename T, bool BACK, int DROP, int STEPS>
 static __global__ void __launch_bounds__(VD_STATIONARY_THREADS, 1) ffn_kernel(const __grid_constant__ ffn_args a) {
   extern __shared__ __align__(1024) unsigned char shared[];
   vd_stationary<T> *m = (vd_stationary<T> *)shared;
@@ -202,7 +222,7 @@ bool vd_cuda_ffn_supports(enum vd_precision type, int64_t d, int64_t width) {
          width <= INT32_MAX / MAX_DEPTH;
 }
 
-template <typename T, bool BACK, bool DROP> static cudaError_t launch_kernel(const ffn_args *a, cudaStream_t stream) {
+template <typename T, bool BACK, int DROP> static cudaError_t launch_kernel(const ffn_args *a, cudaStream_t stream) {
   auto kernel = a->d == MAX_DEPTH ? ffn_kernel<T, BACK, DROP, MAX_DEPTH / VD_STEP> : ffn_kernel<T, BACK, DROP, 0>;
   return vd_launch_stationary<T>(kernel, a->width / VD_UNITS * a->row_splits, a, stream);
 }
@@ -216,12 +236,14 @@ static cudaError_t launch_ffn(ffn_args *a, const void *x, const void *weight, cu
   if (e == cudaSuccess && BACK) e = vd_make_matrix_map(&a->y_map, a->y, a->n, a->width, a->width);
   if (e != cudaSuccess) return e;
   if constexpr (!BACK)
-    if (a->threshold > 0) return launch_kernel<T, false, true>(a, stream);
-  return launch_kernel<T, BACK, false>(a, stream);
+    if (a->threshold > 0)
+      return a->mask ? launch_kernel<T, false, READS_MASK>(a, stream) : launch_kernel<T, false, DRAWS>(a, stream);
+  return launch_kernel<T, BACK, DROPS_NONE>(a, stream);
 }
 
 cudaError_t vd_cuda_ffn(enum vd_precision type, int64_t n, int64_t d, int64_t width, const void *x, const void *weight,
-                        const float *bias, const vd_dropout *dropout, void *out, cudaStream_t stream) {
+                        const float *bias, const vd_dropout *dropout, const vd_unit_mask *mask, void *out,
+                        cudaStream_t stream) {
   uint32_t threshold = vd_dropout_threshold(dropout->p);
   ffn_args a = {};
   if (!vd_cuda_ffn_supports(type, d, width)) return cudaErrorInvalidValue;
@@ -229,7 +251,7 @@ cudaError_t vd_cuda_ffn(enum vd_precision type, int64_t n, int64_t d, int64_t wi
   a.n = n, a.d = (int)d, a.width = (int)width, a.row_splits = row_splits_of(width);
   a.out = out, a.bias = bias;
   a.keys = vd_make_philox_keys(dropout->rng), a.first = dropout->row0 * width, a.threshold = threshold;
-  a.scale = (float)vd_dropout_scale(threshold);
+  a.scale = (float)vd_dropout_scale(threshold), a.mask = mask ? mask->words : NULL;
   if (type == VD_BF16) return launch_ffn<__nv_bfloat16, false>(&a, x, weight, stream);
   return launch_ffn<__half, false>(&a, x, weight, stream);
 }

@@ -14,9 +14,11 @@ extern "C" {
 /* Not collective. True where the kernels support `width` hidden units and `d` contracted elements. */
 bool vd_cuda_ffn_supports(enum vd_precision type, int64_t d, int64_t width);
 
-/* Stream-ordered. out [n, width] = dropout(ReLU(x W^T + bias)); x [n, d], weight [width, d] of `type`, bias fp32. */
+/* Stream-ordered. out [n, width] = dropout(ReLU(x W^T + bias)); x [n, d], weight [width, d] of `type`, bias fp32. mask:
+ * the dropout's, drawn before; NULL: the kernel draws it. */
 cudaError_t vd_cuda_ffn(enum vd_precision type, int64_t n, int64_t d, int64_t width, const void *x, const void *weight,
-                        const float *bias, const vd_dropout *dropout, void *out, cudaStream_t stream);
+                        const float *bias, const vd_dropout *dropout, const vd_unit_mask *mask, void *out,
+                        cudaStream_t stream);
 
 /* Not collective. Rows of partial sums that vd_cuda_ffn_backward writes. */
 int64_t vd_cuda_ffn_partials(int64_t width);

@@ -58,11 +58,20 @@ cudaError_t vd_cuda_add_partials(int64_t rows, int64_t width, const float *parti
 cudaError_t vd_cuda_column_sums(enum vd_precision type, int64_t n, int64_t width, const void *x, float *workspace,
                                 float *sum, cudaStream_t stream);
 
+/* The dropout mask of hidden units [n, width], width a multiple of 128: words [n, width / 32] in device memory, in the
+ * order of unit_mask.cuh. */
+typedef struct vd_unit_mask {
+  vd_dropout dropout; /* p > 0 */
+  int64_t n, width;
+  uint32_t *words;
+} vd_unit_mask;
+
 /* Stream-ordered. vd_ops.add_norm. cudaErrorInvalidValue for d that is too large (1024, or 2048 where it is a multiple
- * of 8). */
+ * of 8). mask: draws and writes it, too, which the kernel's waits for memory hide; n rows, 16-bit types and d a
+ * multiple of 8; NULL: none. */
 cudaError_t vd_cuda_add_norm(enum vd_precision type, int64_t n, int64_t d, const void *a, const void *b,
                              const float *weight, const float *bias, void *sum, float *mean, float *rstd, void *y,
-                             cudaStream_t stream);
+                             const vd_unit_mask *mask, cudaStream_t stream);
 /* Stream-ordered. vd_ops.add_norm_backward; same limits. */
 cudaError_t vd_cuda_add_norm_backward(enum vd_precision type, int64_t n, int64_t d, const void *sum, const float *mean,
                                       const float *rstd, const float *weight, const void *dy, void *dsum,

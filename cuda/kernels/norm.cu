@@ -15,6 +15,7 @@
  * against 0.42 and 1.68 ms at 3.35 TB/s (doc/PERFORMANCE.md). */
 #include "cuda/kernels/element.cuh"
 #include "cuda/kernels/pdl.cuh"
+#include "cuda/kernels/unit_mask.cuh"
 
 #include <cuda_pipeline.h>
 
@@ -61,11 +62,12 @@ template <int N, int K> struct lane_weights<N, K, false> {
   __device__ __forceinline__ void get(int k, float out[N]) const { vd_read<float, N>(from + (k * 32 + lane) * N, out); }
 };
 
-/* sum = a + b, y = layer norm of sum; a warp computes a row at a time, N adjacent elements a lane in K chunks. */
-template <typename T, int N, int K>
+/* sum = a + b, y = layer norm of sum; a warp computes a row at a time, N adjacent elements a lane in K chunks. DRAW:
+ * also the row's words of a mask. */
+template <typename T, int N, int K, bool DRAW>
 static __global__ void __launch_bounds__(WARPS * 32, K *N <= IN_REGISTERS ? 2 : 1)
     add_norm_kernel(int64_t n, int d, const T *a, const T *b, const float *weight, const float *bias, T *sum,
-                    float *mean, float *rstd, T *y) {
+                    float *mean, float *rstd, T *y, const __grid_constant__ vd_unit_draws draws) {
   vd_pdl_wait();
   int lane = (int)threadIdx.x % 32;
   int64_t r = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32, step = (int64_t)gridDim.x * WARPS;
@@ -93,6 +95,7 @@ static __global__ void __launch_bounds__(WARPS * 32, K *N <= IN_REGISTERS ? 2 : 
       read_row<T, N, K>(a + (r + step) * d, lane, d, next_a);
       read_row<T, N, K>(b + (r + step) * d, lane, d, next_b);
     }
+    for (int i = lane; DRAW && i < draws.width / 32; i += 32) vd_draw_unit_word(draws, r, i);
     float mu = warp_sum(total) / (float)d;
 #pragma unroll
     for (int k = 0; k < K; k++) {
@@ -282,11 +285,15 @@ static unsigned norm_blocks(int64_t n) {
 
 cudaError_t vd_cuda_add_norm(enum vd_precision type, int64_t n, int64_t d, const void *a, const void *b,
                              const float *weight, const float *bias, void *sum, float *mean, float *rstd, void *y,
-                             cudaStream_t stream) {
+                             const vd_unit_mask *mask, cudaStream_t stream) {
   unsigned blocks = norm_blocks(n);
+  const vd_unit_draws draws = vd_make_unit_draws(mask);
+  if (mask && (type == VD_FP32 || d % 8 != 0 || mask->n != n)) return cudaErrorInvalidValue;
 #define WIDTH(T, N, K)                                                                                                 \
-  return vd_launch_pdl(add_norm_kernel<T, N, K>, blocks, WARPS * 32, 0, stream, n, (int)d, (const T *)a, (const T *)b, \
-                       weight, bias, (T *)sum, mean, rstd, (T *)y)
+  constexpr bool DRAWS = sizeof(T) == 2 && N == 8;                                                                     \
+  auto kernel = mask ? add_norm_kernel<T, N, K, DRAWS> : add_norm_kernel<T, N, K, false>;                              \
+  return vd_launch_pdl(kernel, blocks, WARPS * 32, 0, stream, n, (int)d, (const T *)a, (const T *)b, weight, bias,     \
+                       (T *)sum, mean, rstd, (T *)y, draws)
 #define CALL(T) BY_WIDTH(T, d, WIDTH)
   VD_BY_TYPE(type, CALL);
 #undef CALL

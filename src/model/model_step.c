@@ -131,6 +131,7 @@ static void layer_forward(vd_model *m, const struct micro *u, int l, vd_act *out
   if (m->cached) vd_model_cache_push(m, l, u->first, u->n_stream, &qkv);
   o->linear(o, &join, s->attended, weight(m, p->out), NULL, m->branch);
   drop(m, u, l, VD_SITE_ATTENDED, m->branch, m->branch);
+  if (o->draw_ahead) o->draw_ahead(o, &fc1);
   o->add_norm(o, u->rows, m->d, s->input, m->branch, weight(m, p->norm1_weight), weight(m, p->norm1_bias), s->sum1,
               s->mean1, s->rstd1, s->normed1);
   o->linear(o, &fc1, s->normed1, weight(m, p->fc1_weight), weight(m, p->fc1_bias), s->ff);

@@ -179,6 +179,9 @@ struct vd_ops {
                           vd_act *dx, bool accumulate, real *dweight, real *dbias, const vd_linear *before,
                           real *dbefore);
 
+  /* Optional, before the add_norm whose y the layer l reads: a backend may then draw the dropout of l in passing, with
+   * the same result. The member may be NULL. */
+  void (*draw_ahead)(vd_ops *o, const vd_linear *l);
   /* sum = a + b; y = (sum - mean) * rstd * weight + bias, eps 1e-5. Saved for backward: sum [n,d], mean, rstd [n]. */
   void (*add_norm)(vd_ops *o, int64_t n, int64_t d, const vd_act *a, const vd_act *b, const real *weight,
                    const real *bias, vd_act *sum, real *mean, real *rstd, vd_act *y);

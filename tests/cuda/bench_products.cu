@@ -1,6 +1,7 @@
 /* Times the products whose weights stay in shared memory (cuda/kernels/ffn.h, rows_product.h), bf16, d = 512: hidden
- * units of 2048 with and without dropout, their gradient, and plain products. Usage: bench_products [ROWS]. Medians of
- * CUDA event times of 10 calls in turn, which hides what a launch costs the host; tab-separated. */
+ * units of 2048 with dropout that the kernel draws or reads, and without, their gradient, and plain products. Usage:
+ * bench_products [ROWS]. Medians of CUDA event times of 10 calls in turn, which hides what a launch costs the host;
+ * tab-separated. */
 #include "cuda/kernels/ffn.h"
 #include "cuda/kernels/rows_product.h"
 #include "tests/cuda/device_arrays.cuh"
@@ -53,8 +54,12 @@ int main(int argc, char **argv) {
   for (double p : {0.3, 0.0}) {
     const vd_dropout drop = {p, {5, 1, 2, VD_SITE_HIDDEN}, 0};
     bench(p > 0 ? "hidden, dropout" : "hidden", flop,
-          [&] { return vd_cuda_ffn(VD_BF16, n, D, WIDTH, x, w, bias, &drop, out, 0); });
+          [&] { return vd_cuda_ffn(VD_BF16, n, D, WIDTH, x, w, bias, &drop, NULL, out, 0); });
   }
+  const vd_unit_mask mask = {
+      {0.3, {5, 1, 2, VD_SITE_HIDDEN}, 0}, n, WIDTH, (uint32_t *)random_array((size_t)n * WIDTH / 16, 5)};
+  bench("hidden, mask read", flop,
+        [&] { return vd_cuda_ffn(VD_BF16, n, D, WIDTH, x, w, bias, &mask.dropout, &mask, out, 0); });
   bench("hidden, gradient", flop,
         [&] { return vd_cuda_ffn_backward(VD_BF16, n, D, WIDTH, x, w, y, 1.4f, out, partial, 0); });
   for (int64_t width : {512, 1536})

@@ -94,6 +94,23 @@ static void mask(ops_test *t, const char *name, int64_t in, int64_t out) {
   case_check(t, s.name, &c, &(case_result){.buffer = y, .name = "y", .exact_zeros = true}, 1);
 }
 
+/* The same where a layer norm before the layer may draw the mask, and again where it has not. */
+static void mask_ahead(ops_test *t, const char *name, int64_t rows, int64_t in, int64_t out) {
+  struct shape s = {name, rows, in, out, true, true, false, false, 0.3};
+  side_call c = shape_call(&s, SIDE_NORM_LINEAR);
+  size_t n = (size_t)rows;
+  for (int i = 0; i < 2; i++) case_noise(t, &c, SIDE_ACT, n * (size_t)in, 1, 13 + (uint64_t)i);
+  for (int i = 0; i < 2; i++) case_noise(t, &c, SIDE_PARAM, (size_t)in, 1, 15 + (uint64_t)i);
+  case_fill(&c, SIDE_ACT, n * (size_t)in, 9);
+  for (int i = 0; i < 2; i++) case_fill(&c, SIDE_REAL, n, 9);
+  case_fill(&c, SIDE_ACT, n * (size_t)in, 9);
+  case_noise(t, &c, SIDE_PARAM, (size_t)(out * in), 0.05, 17);
+  case_fill(&c, SIDE_PARAM, (size_t)out, 32);
+  case_result results[2] = {{.name = "y", .exact_zeros = true}, {.name = "y, not drawn before", .exact_zeros = true}};
+  for (int i = 0; i < 2; i++) results[i].buffer = case_fill(&c, SIDE_ACT, n * (size_t)out, 9);
+  case_check(t, name, &c, results, 2);
+}
+
 void test_dense(ops_test *t) {
   for (size_t i = 0; i < sizeof SHAPES / sizeof *SHAPES; i++) {
     forward(t, &SHAPES[i]);
@@ -101,4 +118,7 @@ void test_dense(ops_test *t) {
   }
   mask(t, "linear dropout mask", 16, 104);
   mask(t, "linear dropout mask wide", 64, 256);
+  mask_ahead(t, "linear mask ahead", 77, 512, 2048);
+  mask_ahead(t, "linear mask ahead narrow", 300, 64, 384);
+  mask_ahead(t, "linear mask ahead odd", 33, 37, 51);
 }

@@ -86,7 +86,7 @@ if [ -x "$sanitizer" ]; then
     for file in transformer_xl adaptive_span_trimmed adaptive_span_masked; do
       sanitize $tool "update $file" "$tests/check_golden_f32" --backend cuda "$golden/$file.h5"
     done
-    for ops in "growing memory" "ramp ends" "linear relu tiles" "linear relu deep" "linear stationary back"; do sanitize $tool "ops $ops" "$cuda/test_ops" bf16 "$ops"; done
+    for ops in "growing memory" "ramp ends" "linear relu tiles" "linear relu deep" "linear stationary back" "linear mask ahead narrow"; do sanitize $tool "ops $ops" "$cuda/test_ops" bf16 "$ops"; done
     [ ! -x "$cuda/test_project" ] || sanitize $tool project "$cuda/test_project"
     [ ! -x "$cuda/test_attention" ] || sanitize $tool attention "$cuda/test_attention" zero window trimmed xl_start xl_begin xl_odd
   done
