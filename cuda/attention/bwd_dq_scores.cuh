@@ -12,7 +12,7 @@ namespace {
  * and of the next one. */
 enum { VD_DQ_TILES = VD_HEAD_WIDTH == 64 ? 2 : 1, VD_DQ_KEY_SLOTS = 2 * VD_DQ_TILES };
 
-/* A work item: its first query tile, whose numbers of key tiles are those of all. A closing turn after the last key
+/* A work item: its first query tile, with the numbers of key tiles of the last one. A closing turn after the last key
  * tile adds the block of e that it ends with. */
 typedef struct dq_work {
   vd_query_work tile;

@@ -26,7 +26,8 @@
  * Barriers: mbarriers. full[c & 1]: the copies of turn c have landed. empty[c & 1]: the consumers have begun turn c, so
  * that what only turns before it read is free, and the table warpgroup has read what precedes turn c.
  * skewed_full[x][c & 1]: consumer x has completed its tile of block c; skewed_empty: the table warpgroup has read it.
- * Consumers do not wait for each other.
+ * Consumers stay within a turn of each other, by way of the copies and the table warpgroup. Named barriers 1 and 2:
+ * each consumer by itself.
  *
  * Heads of 65 to 96 (bwd_dq_wgmma_96.cu): one query tile and one consumer a block.
  *
@@ -45,10 +46,10 @@ enum {
   TABLE_REGISTERS = VD_DQ_TILES == 2 ? 64 : 104
 };
 
-/* Query tile x of an item whose first one is `tile`. */
+/* Place and splits of query tile x of an item whose first one is `tile`. */
 VD_DEV vd_query_work tile_of(const vd_query_work &tile, int x) {
   vd_query_work w = tile;
-  w.at.tile += x, w.i0 += x * VD_TILE, w.start += x * VD_TILE, w.slot += x * w.n_split;
+  w.at.tile += x, w.slot += x * w.n_split;
   return w;
 }
 /* The turns of an item before the first key tile of query tile x: with relative keys the next query tile can see one
@@ -213,8 +214,8 @@ VD_DEV void bare_turn(const vd_cuda_attention &a, dq_smem<T> *m, dq_place &at, i
 }
 
 /* Turns at.t .. end - 1, all with a key tile, FAR: far ones. Without relative keys block 0 of e is beyond the reach and
- * not in the table: its score gradients are 0, and so are those of an item's last block, which the next item's block 0
- * begins with. */
+ * not in the table: its score gradients are 0 (as long as all are finite), and so are those of an item's last block,
+ * which the next item's block 0 begins with. */
 template <typename T, bool DROP, bool REL, bool TRIM, bool FAR>
 VD_DEV void take_turns(const vd_cuda_attention &a, const dq_task &task, dq_smem<T> *m, dq_place &at, int end, int first,
                        dq_state<T, REL> &w) {

@@ -1,11 +1,12 @@
 /* Shared by the warp-specialized attention kernels (fwd_wgmma.cu, bwd_dq_wgmma.cu, bwd_dkv_wgmma.cu): 16-bit types,
  * heads up to 64 wide (up to 96 in the files for wider heads), tiles of 64 queries or keys.
  *
- * A block has two warpgroups. The consumer warpgroup (threads 0 .. 127) multiplies by wgmma and keeps accumulators
- * in 192 to 208 registers a thread. The producer warpgroup (threads 128 .. 255), with 48 to 64 registers, copies the
- * tiles by cp.async and, in the forward pass, draws the dropout mask, one tile ahead, in issue slots that the
- * consumer leaves free; it starts the next work tile while the consumer ends the current one. Two blocks share a
- * multiprocessor; with wider heads one has it alone, and each thread 255 registers.
+ * The dQ kernel has warpgroups and barriers of its own. A block of the other two has two warpgroups. The consumer
+ * warpgroup (threads 0 .. 127) multiplies by wgmma and keeps accumulators in 192 to 208 registers a thread. The
+ * producer warpgroup (threads 128 .. 255), with 48 to 64 registers, copies the tiles by cp.async and, in the forward
+ * pass, draws the dropout mask, one tile ahead, in issue slots that the consumer leaves free; it starts the next work
+ * tile while the consumer ends the current one. Two blocks share a multiprocessor; with wider heads one has it alone,
+ * and each thread 255 registers.
  *
  * Named barriers: 1, the consumer warpgroup alone; VD_TILE_FULL, the producer arrives when a tile's copies have
  * landed and the consumer waits; VD_TILE_EMPTY, the consumer arrives once for each tile and the producer waits
@@ -114,7 +115,7 @@ template <typename T> VD_DEV void vd_results_to_a(vd_frag_a<T> a[4], const float
 
 /* Threads of a warp-specialized block, and its named barriers (above). */
 enum { VD_SPECIALIZED_THREADS = 2 * VD_WARPGROUP };
-enum { VD_TILE_FULL = 2, VD_TILE_EMPTY, VD_PRODUCER = 5 }; /* 1 is vd_consumer_sync() */
+enum { VD_TILE_FULL = 2, VD_TILE_EMPTY, VD_PRODUCER = 5 }; /* 1 is vd_consumer_sync(); dQ's second consumer has 2 */
 /* Waits at a named barrier of both warpgroups. */
 template <int BARRIER> VD_DEV void vd_barrier_sync() {
   asm volatile("bar.sync %0, %1;" ::"n"(BARRIER), "n"((int)VD_SPECIALIZED_THREADS) : "memory");

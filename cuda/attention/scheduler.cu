@@ -99,7 +99,8 @@ __global__ void schedule_kernel(const __grid_constant__ schedule_layers layers, 
 /* Whether offsets within a stream's rows fit in the 32 bits that the kernels use. */
 static bool offsets_fit(const vd_cuda_attention *a) {
   int64_t width = (int64_t)a->n_head * a->d_head, most = INT32_MAX, keys = a->rel_key ? a->reach : a->attn_span;
-  return 2 * width * (a->window + (int64_t)VD_TILE) <= most && 3 * width * (a->block + (int64_t)VD_TILE) <= most &&
+  const int64_t pair = 2 * VD_TILE; /* of query tiles, of which the second may lie beyond the block */
+  return 2 * width * (a->window + pair) <= most && 3 * width * (a->block + pair) <= most &&
          (a->rel_key ? a->rel_stride : a->d_head) * (keys + VD_TILE) <= most;
 }
 

@@ -76,7 +76,8 @@ typedef struct vd_cuda_backend {
   vd_workspace scratch, blas_workspace, pinned;
   vd_workspace partial; /* sums over rows; workspace of attention's backward */
   vd_workspace mask;    /* words of unit_mask */
-  /* The dropout mask of the layer after next: wanted, the next add_norm draws it; drawn, the layer reads it. */
+  /* The dropout mask of the layer that reads the next add_norm's y: wanted, add_norm draws it; drawn, the layer reads
+   * it. */
   vd_unit_mask unit_mask;
   enum { VD_NO_MASK, VD_MASK_WANTED, VD_MASK_DRAWN } mask_state;
 } vd_cuda_backend;

@@ -8,8 +8,7 @@ void vd_cuda_draw_ahead(vd_ops *o, const vd_linear *l) {
   vd_cuda_backend *c = vd_cuda_of(o);
   c->unit_mask = (vd_unit_mask){{l->dropout.p, l->dropout.rng, l->dropout.row0}, l->n, l->out, NULL};
   c->mask_state = VD_NO_MASK;
-  if (!l->relu || l->n == 0 || vd_dropout_threshold(l->dropout.p) == 0 || l->in % 8 != 0 ||
-      !vd_cuda_ffn_supports(c->type, l->in, l->out))
+  if (!l->relu || l->n == 0 || vd_dropout_threshold(l->dropout.p) == 0 || !vd_cuda_ffn_supports(c->type, l->in, l->out))
     return;
   c->unit_mask.words = vd_cuda_workspace(c, &c->mask, (size_t)l->n * (size_t)l->out / 8);
   if (c->unit_mask.words) c->mask_state = VD_MASK_WANTED;

@@ -184,11 +184,12 @@ static void run_dense(vd_ops *o, const side_call *c, void *const *p) {
     o->add_norm(o, c->n, c->in, p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7]);
     break;
   case SIDE_NORM_LINEAR:
-    if (o->draw_ahead) o->draw_ahead(o, &l);
-    o->add_norm(o, c->n, c->in, p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7]);
-    o->linear(o, &l, p[7], p[8], p[9], p[10]);
-    l.dropout.row0++; /* no mask of this one has been drawn */
-    o->linear(o, &l, p[7], p[8], p[9], p[11]);
+    before = l, before.dropout.row0++;
+    for (int i = 0; i < 2; i++) { /* the mask that was drawn is not that of the first layer */
+      if (o->draw_ahead) o->draw_ahead(o, &l);
+      o->add_norm(o, c->n, c->in, p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7]);
+      o->linear(o, i == 0 ? &before : &l, p[7], p[8], p[9], p[11 - i]);
+    }
     break;
   case SIDE_ADD_NORM_BACKWARD:
     o->add_norm_backward(o, c->n, c->in, p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8]);
