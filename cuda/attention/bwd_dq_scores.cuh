@@ -85,7 +85,7 @@ VD_DEV void multiply_scores(const dq_turn<T> &m, const dq_state<T, REL> &w, dq_s
   }
   if constexpr (!FAR) vd_tile_product_rs<T, VD_K_MAJOR>(y.ds, w.dout, m.v, false);
   vd_wgmma_commit();
-  vd_end_scores<1>(m.ring, m.block, position, y.s);
+  vd_end_scores(m.ring, m.block, position, y.s);
   if constexpr (!FAR) vd_wgmma_fence_operand<8>(y.ds);
 }
 

@@ -136,7 +136,7 @@ VD_DEV void multiply_scores(forward_smem<T> *m, const T *q, const vd_frag_a<T> *
     vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(s, q, key_slot<TRIM>(m, c), false);
   }
   vd_wgmma_commit();
-  vd_end_scores<1>(ring, c + 1, position, s);
+  vd_end_scores(ring, c + 1, position, s);
 }
 
 /* Work tiles are sorted by length. Each multiprocessor runs two blocks: the first to start there takes one of the

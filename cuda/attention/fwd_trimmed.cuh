@@ -54,7 +54,7 @@ VD_DEV void far_tile(const vd_query_work &work, forward_smem<T> *m, forward_stat
   const int warp = (int)(threadIdx.x >> 5), iw = work.i0 + 16 * warp, kappa0 = work.start + t * VD_TILE;
   __half *ring = m->ring[warp];
   __syncwarp();
-  vd_end_scores<1>(ring, c + 1, position, s);
+  vd_end_scores(ring, c + 1, position, s);
   if constexpr (MORE) start_far<T, false>(m, left, c + 1, position, next);
 #pragma unroll
   for (int j = 0; j < 4; j++) vd_add_ring(s + 2 * j, ring, 4 * (c + 1) + 7 - warp + j);

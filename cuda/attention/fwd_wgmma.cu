@@ -36,11 +36,7 @@ template <typename T> VD_DEV void drop_weights(vd_frag_a<T> p[4], uint32_t bits)
 #pragma unroll
   for (int j = 0; j < 4; j++)
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-      uint32_t mask;
-      asm("prmt.b32 %0, %1, 0, %2;" : "=r"(mask) : "r"(bits << (2 * j + (i >> 1))), "r"((i & 1) ? 0xbbaa : 0x9988));
-      p[j].x[i] &= mask;
-    }
+    for (int i = 0; i < 4; i++) p[j].x[i] &= vd_sign_mask(bits << (2 * j + (i >> 1)), i & 1);
 }
 
 /* The t-th key tile of the work tile, the c-th of the block, whose copies have landed. */

@@ -196,9 +196,9 @@ VD_DEV void vd_add_ring(float s[2][4], const __half *ring, int unit) {
 }
 
 /* Ends the products of a tile's scores: position scores, which were started first, go to this warp's ring buffer as
- * block `block` of e, and s is complete. YOUNGER: groups of products that were started after the position scores. */
-template <int YOUNGER> VD_DEV void vd_end_scores(__half *ring, int block, float position[8][4], float s[8][4]) {
-  vd_wgmma_wait<YOUNGER>();
+ * block `block` of e, and s is complete. One group of products, s among them, was started after the position scores. */
+VD_DEV void vd_end_scores(__half *ring, int block, float position[8][4], float s[8][4]) {
+  vd_wgmma_wait<1>();
   vd_wgmma_fence_operand<8>(position);
   vd_write_ring(ring, block, position);
   __syncwarp();
@@ -274,16 +274,12 @@ VD_DEV int vd_mask_bit(int j, int jn, int k) {
   return 8 * k + 7 - 2 * j - jn;
 }
 VD_DEV uint32_t vd_draw_dropout_mask(const vd_dropout_draws &drop, int i0, int kappa0) {
-  const uint32_t most = (drop.threshold - 1) * 0x10001U; /* most: dropped up to here */
-  uint32_t bits[2] = {0, 0};                             /* of a row half: elements 0 from bit 0 on, 1 from bit 16 on */
+  uint32_t bits[2] = {0, 0}; /* of a row half: elements 0 from bit 0 on, 1 from bit 16 on */
 #pragma unroll
   for (int j = 0; j < 4; j++) {
     vd_philox_words words = vd_dropout_words(drop, i0, kappa0 + 16 * j);
 #pragma unroll
-    for (int i = 0; i < 4; i++) { /* as vd_dropout_keeps(): a half word is kept from the threshold on */
-      const uint32_t beyond = __vmaxu2(words.v[i], most) - most; /* no half word is less: nothing is borrowed */
-      bits[i >> 1] = 2 * bits[i >> 1] + __vminu2(beyond, 0x10001U);
-    }
+    for (int i = 0; i < 4; i++) bits[i >> 1] = 2 * bits[i >> 1] + vd_kept_halves(words.v[i], drop.threshold);
   }
   return __byte_perm(bits[0], bits[1], 0x6420);
 }

@@ -34,10 +34,20 @@ typedef struct vd_philox_words {
 static __device__ __forceinline__ uint32_t vd_dropout_bits(const vd_philox_words &words, int lane) {
   return (words.v[lane >> 1] >> ((lane & 1) * 16)) & 0xffffU;
 }
-/* All bits of each half of a word that is at least the threshold, 1 .. 65535, and none of the other. */
+/* 1 in each half of a word that is at least the threshold, 1 .. 65535, and 0 in the other. */
+static __device__ __forceinline__ uint32_t vd_kept_halves(uint32_t word, uint32_t threshold) {
+  const uint32_t most = (threshold - 1) * 0x10001U;       /* most: dropped up to here */
+  return __vminu2(__vmaxu2(word, most) - most, 0x10001U); /* no half of the maximum is less: nothing is borrowed */
+}
+/* All bits of each half of a word that is at least the threshold, and none of the other. */
 static __device__ __forceinline__ uint32_t vd_keep_mask(uint32_t word, uint32_t threshold) {
-  const uint32_t pair = threshold * 0x10001U, below = pair - 0x10001U;
-  return (__vminu2(__vmaxu2(word, below), pair) - below) * 0xffffU; /* halves of the difference are 0 or 1 */
+  return vd_kept_halves(word, threshold) * 0xffffU;
+}
+/* A mask of two halves from the signs of the bytes of `bits`: bytes 0 and 1, or where `upper` bytes 2 and 3. */
+static __device__ __forceinline__ uint32_t vd_sign_mask(uint32_t bits, bool upper) {
+  uint32_t mask;
+  asm("prmt.b32 %0, %1, 0, %2;" : "=r"(mask) : "r"(bits), "r"(upper ? 0xbbaa : 0x9988));
+  return mask;
 }
 static __device__ __forceinline__ vd_philox_words vd_draw_words(const vd_philox_keys &keys, uint64_t call) {
   uint32_t x[4] = {(uint32_t)call, (uint32_t)(call >> 32), keys.counter[0], keys.counter[1]};

@@ -32,23 +32,19 @@ static inline vd_unit_draws vd_make_unit_draws(const vd_unit_mask *mask) {
 /* Draws word w, 0 .. width / 32 - 1, of a row. */
 static __device__ __forceinline__ void vd_draw_unit_word(const vd_unit_draws &d, int64_t row, int w) {
   const uint64_t call = (uint64_t)(d.first + row * d.width) / 8 + (uint64_t)(w / 4 * 16 + w % 4);
-  const uint32_t most = (d.threshold - 1) * 0x10001U; /* most: dropped up to here */
-  uint32_t bits[2] = {0, 0};                          /* of pairs u % 2: elements 0 from bit 0 on, 1 from bit 16 on */
+  uint32_t bits[2] = {0, 0}; /* of pairs u % 2: elements 0 from bit 0 on, 1 from bit 16 on */
 #pragma unroll
   for (int b = 0; b < 4; b++) {
     const vd_philox_words words = vd_draw_words(d.keys, call + (uint64_t)(4 * b));
 #pragma unroll
-    for (int u = 0; u < 4; u++) /* no half of the maximum is less than `most`: nothing is borrowed */
-      bits[u % 2] = 2 * bits[u % 2] + __vminu2(__vmaxu2(words.v[u], most) - most, 0x10001U);
+    for (int u = 0; u < 4; u++) bits[u % 2] = 2 * bits[u % 2] + vd_kept_halves(words.v[u], d.threshold);
   }
   d.words[row * (d.width / 32) + w] = __byte_perm(bits[0], bits[1], 0x6420);
 }
 
 /* The mask of the pair u of block b: all bits of each half that is kept. */
 static __device__ __forceinline__ uint32_t vd_unit_pair_mask(uint32_t word, int b, int u) {
-  uint32_t mask;
-  asm("prmt.b32 %0, %1, 0, %2;" : "=r"(mask) : "r"(word << (2 * b + u / 2)), "r"(u % 2 ? 0xbbaa : 0x9988));
-  return mask;
+  return vd_sign_mask(word << (2 * b + u / 2), u % 2);
 }
 
 #endif
