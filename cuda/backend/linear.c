@@ -6,7 +6,7 @@
 
 void vd_cuda_draw_ahead(vd_ops *o, const vd_linear *l) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  c->unit_mask = (vd_unit_mask){{l->dropout.p, l->dropout.rng, l->dropout.row0}, l->n, l->out, NULL};
+  c->unit_mask = (vd_unit_mask){l->dropout, l->n, l->out, NULL};
   c->mask_state = VD_NO_MASK;
   if (!l->relu || l->n == 0 || vd_dropout_threshold(l->dropout.p) == 0 || !vd_cuda_ffn_supports(c->type, l->in, l->out))
     return;
@@ -27,10 +27,9 @@ static const vd_unit_mask *drawn_mask(vd_cuda_backend *c, const vd_linear *l) {
 
 void vd_cuda_linear(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const real *bias, vd_act *y) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  vd_dropout drop = {l->dropout.p, l->dropout.rng, l->dropout.row0};
   if (l->relu && bias && vd_cuda_ffn_supports(c->type, l->in, l->out)) {
     vd_cuda_record_error(c,
-                         vd_cuda_ffn(c->type, l->n, l->in, l->out, x, vd_cuda_weight(c, weight), bias, &drop,
+                         vd_cuda_ffn(c->type, l->n, l->in, l->out, x, vd_cuda_weight(c, weight), bias, &l->dropout,
                                      drawn_mask(c, l), y, c->stream),
                          "feed-forward");
     return;
@@ -47,8 +46,8 @@ void vd_cuda_linear(vd_ops *o, const vd_linear *l, const vd_act *x, const real *
                        .bias = bias ? vd_cuda_weight(c, bias) : NULL,
                        .relu = l->relu};
   vd_cuda_gemm(c, &call);
-  if (l->relu && drop.p > 0)
-    vd_cuda_record_error(c, vd_cuda_drop_rows(c->type, l->n, l->out, &drop, y, c->stream), "dropout");
+  if (l->relu && l->dropout.p > 0)
+    vd_cuda_record_error(c, vd_cuda_drop_rows(c->type, l->n, l->out, &l->dropout, y, c->stream), "dropout");
 }
 
 static float scale_of(const vd_dropout *dropout) {

@@ -157,23 +157,18 @@ static void cuda_weights_changed(vd_ops *o, const real *params, size_t n) {
     vd_cuda_record_error(c, vd_cuda_from_float(c->type, n, params, a->copy, c->stream), "copying the parameters");
 }
 
-static vd_dropout dropout_of(const vd_dropout *d) {
-  return (vd_dropout){d->p, d->rng, d->row0};
-}
-
 static void cuda_embed(vd_ops *o, int64_t n, int64_t d, const int32_t *tokens, const real *weight,
                        const vd_dropout *dropout, vd_act *out) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  vd_dropout drop = dropout_of(dropout);
-  vd_cuda_record_error(c, vd_cuda_embed(c->type, n, d, tokens, weight, &drop, out, c->stream), "embed");
+  vd_cuda_record_error(c, vd_cuda_embed(c->type, n, d, tokens, weight, dropout, out, c->stream), "embed");
 }
 
 static void cuda_embed_backward(vd_ops *o, int64_t n, int64_t d, int64_t vocab, const int32_t *tokens,
                                 const vd_dropout *dropout, vd_act *dout, real *dweight) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  vd_dropout drop = dropout_of(dropout);
   vd_cuda_gradient_release(c, dout);
-  if (drop.p > 0) vd_cuda_record_error(c, vd_cuda_drop_rows(c->type, n, d, &drop, dout, c->stream), "embed backward");
+  if (dropout->p > 0)
+    vd_cuda_record_error(c, vd_cuda_drop_rows(c->type, n, d, dropout, dout, c->stream), "embed backward");
   vd_cuda_record_error(c, vd_cuda_embed_backward(c->type, n, d, vocab, tokens, dout, dweight, c->stream),
                        "embed backward");
 }

@@ -6,16 +6,14 @@
 void vd_cuda_scale_dropout_op(vd_ops *o, int64_t n, int64_t width, double scale, const vd_dropout *dropout,
                               const vd_act *x, vd_act *y) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  vd_dropout drop = {dropout->p, dropout->rng, dropout->row0};
   vd_cuda_gradient_release(c, y);
-  vd_cuda_record_error(c, vd_cuda_scale_dropout(c->type, n, width, (float)scale, &drop, x, y, c->stream),
+  vd_cuda_record_error(c, vd_cuda_scale_dropout(c->type, n, width, (float)scale, dropout, x, y, c->stream),
                        "scaled dropout");
 }
 
 void vd_cuda_position_encodings_op(vd_ops *o, const vd_position_encoding *e, vd_act *out) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  vd_dropout drop = {e->dropout.p, e->dropout.rng, e->dropout.row0};
-  vd_cuda_record_error(c, vd_cuda_position_encodings(c->type, e->n, e->d, e->clamp_len, &drop, out, c->stream),
+  vd_cuda_record_error(c, vd_cuda_position_encodings(c->type, e->n, e->d, e->clamp_len, &e->dropout, out, c->stream),
                        "position encodings");
 }
 
