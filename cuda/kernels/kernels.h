@@ -7,6 +7,7 @@
  *   optimizer.cu       loss, gradient statistics, optimisers
  *   transformer_xl.cu  scaled dropout, position encodings
  *   element.cuh, dropout.cuh, philox.cuh   activation types, vectors; dropout of row-major sites; its draws
+ *   unit_mask.cuh      the dropout mask of hidden units, which norm.cu draws and ffn.cu reads
  *   mma.cuh, wgmma.cuh, pdl.cuh   tensor cores, launches
  * In: src/base and src/ops (enums, Philox, layout of the statistics). Out: the plain C functions below, which
  * cuda/backend calls; they check no error but that of the launch, which they return.
