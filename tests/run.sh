@@ -109,20 +109,12 @@ run build "$MAKE" -k -j"$cores" BUILD="$BUILD" all tests
 
 # 2. What may run beside other tests; the long ones first. Ranks that are watched need their processors to themselves.
 watched() { grep -q device__timeout "$1"; }
-# sanitized SOURCE: the test program of a source, by the build with sanitizers.
-sanitized() {
-  local name
-  name=$(basename "$1" .c)
-  pool "sanitized-$name" env ASAN_OPTIONS="$ASAN_OPTIONS:fast_unwind_on_malloc=$(fast_unwind "$1")" "$sanitized/tests/$name"
-}
-long=(tests/math/test_model.c tests/unit/test_update_pipeline.c tests/unit/test_watchdog.c) # a minute each, or many waits
 for t in tests/mpi/test_*.py; do watched "$t" || pool "mpi-$(basename "$t" .py)" "$PYTHON" "$t"; done
 # make lint runs clang-tidy with its analyser, which takes four times as long.
 pool lint-src "$MAKE" lint-quick JOBS=1 TIDY_FILES='src/%'
 pool lint-io-cuda "$MAKE" lint-quick JOBS=1 TIDY_FILES='io/% cuda/%'
 pool lint-tests "$MAKE" lint-quick JOBS=1 TIDY_FILES='tests/%'
 pool tsan "$MAKE" check-tsan BUILD="$BUILD"
-for source in "${long[@]}"; do sanitized "$source"; done
 for source in tests/fuzz_*.c tests/*/fuzz_*.c; do
   [ -e "$source" ] || continue
   name=$(basename "$source" .c)
@@ -141,7 +133,7 @@ for source in tests/math/test_*.c tests/unit/test_*.c; do
   [ -e "$source" ] || continue
   name=$(basename "$source" .c)
   pool "$name" "$BUILD/tests/$name"
-  [[ " ${long[*]} " == *" $source "* ]] || sanitized "$source"
+  pool "sanitized-$name" env ASAN_OPTIONS="$ASAN_OPTIONS:fast_unwind_on_malloc=$(fast_unwind "$source")" "$sanitized/tests/$name"
 done
 pool format bash -c 'clang-format --dry-run --Werror $(find src io cuda tests -name "*.[ch]" -o -name "*.cu" -o -name "*.cuh")'
 pool shellcheck "$MAKE" lint-shell
