@@ -103,7 +103,7 @@ alone() {
 # The kernels, which take minutes and which clang has no part in, are built once.
 sanitized=$BUILD/clang
 sanitize=(BUILD="$sanitized" CC=clang CUDA=no OPT="-O1 -fno-omit-frame-pointer"
-  CFLAGS="-fsanitize=address,undefined,fuzzer-no-link -fno-sanitize-recover=all -gline-tables-only")
+  CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -gline-tables-only" FUZZ_CFLAGS=-fsanitize=fuzzer-no-link)
 run build "$MAKE" -k -j"$cores" BUILD="$BUILD" all tests
 [ -n "$run_only" ] || run build-clang "$MAKE" -k -j"$cores" "${sanitize[@]}" all tests fuzz cuda-c
 
