@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 """The rooms of doc/DESIGN.md, read from the includes: no arrow to a higher room, no circle of files, no room too large,
-every include written from the top. One 'ok' or 'not ok' line for each. With --dot: the rooms as a graph for dot."""
+every include written from the top, no file compiled once that the type of numbers changes. One 'ok' or 'not ok' line for
+each. With --dot: the rooms as a graph for dot."""
 import os
 import re
 import sys
@@ -132,9 +133,32 @@ def check_circles():
     report("no files include each other in a circle", circles)
 
 
+def check_compiled_once():
+    """The Makefile compiles the rooms of WITHOUT_REAL once, for the float and the double library: none of their files may
+    come to know `real`, by whatever way."""
+    with open("Makefile", encoding="utf-8") as f:
+        rooms = re.findall(r"^WITHOUT_REAL := (.*)$", f.read(), flags=re.M)[0].replace("/%", "").split()
+    problems = []
+    for start in (p for p in FILES if room_of(p) in rooms and p.endswith(".c")):
+        reached, todo = {start}, [start]
+        while todo:
+            new = set(INCLUDES[todo.pop()][0]) - reached
+            reached |= new
+            todo += new
+        knows = [p for p in reached if p == "src/base/real.h" or mentions_double(p)]
+        problems += [f"{start}: sees {p}, but is not compiled anew in double" for p in sorted(knows)]
+    report("what is compiled once does not know the type of numbers", problems if rooms else ["no WITHOUT_REAL in the Makefile"])
+
+
+def mentions_double(path):
+    with open(path, encoding="utf-8") as f:
+        return re.search(r"\bVD_DOUBLE\b", f.read())
+
+
 check_paths()
 room_edges = check_rooms()
 check_circles()
+check_compiled_once()
 if "--dot" in sys.argv:
     print("digraph rooms {\n  rankdir=BT; node [shape=box];")
     for room in sorted(room_edges):
