@@ -75,21 +75,34 @@ check runs env PROGRAMS="$gpu" bash -c 'bundled "$@"' _ python3 "$here/run_gpu.p
 # SANITIZER=no leaves it out, which takes most of the time; a path says where it is.
 sanitizer=${SANITIZER:-$(command -v compute-sanitizer || ls -d "${CUDA_HOME:-/usr/local/cuda}"/bin/compute-sanitizer "${CUDA_HOME:-/usr/local/cuda}"/compute-sanitizer/compute-sanitizer /opt/nvidia/*/compute-sanitizer 2>/dev/null | head -n 1)}
 if [ -x "$sanitizer" ]; then
-  # sanitize TOOL NAME PROGRAM... racecheck does not see an order that passes over two barriers, or over the one lane that
-  # arrives at an mbarrier for its warp: it reports the dQ kernel, and kernels of cuBLASLt's (nvjet).
+  # sanitize TOOL NAME PROGRAM...
   sanitize() {
-    local tool=$1 name=$2 options=()
+    local tool=$1 name=$2
     shift 2
-    [ "$tool" != racecheck ] || options=(--kernel-name-exclude kernel_substring=dq_wgmma --kernel-name-exclude kernel_substring=nvjet)
-    beside "sanitizer $tool $name" bash -c 'bundled "$@"' _ "$sanitizer" --tool "$tool" --error-exitcode 9 "${options[@]}" "$@"
+    beside "sanitizer $tool $name" bash -c '"$@"' _ "run_$tool" "$@"
   }
+  run_memcheck() { bundled "$sanitizer" --tool memcheck --error-exitcode 9 "$@"; }
+  # racecheck does not see an order that passes over two barriers, or over the one lane that arrives at an mbarrier for its
+  # warp: it reports the dQ kernel, and kernels of cuBLASLt's (nvjet). Their reports are not counted. Excluding the kernels
+  # by name makes racecheck itself fail: it ends programs with illegal memory accesses that are not theirs.
+  run_racecheck() {
+    local report status unknown
+    report=$(bundled "$sanitizer" --tool racecheck --print-limit 0 "$@" 2>&1)
+    status=$?
+    grep -v '^=========' <<<"$report"
+    unknown=$(grep -E '^========= .*(Error|Warning):' <<<"$report" | grep -vE 'dq_wgmma|nvjet')
+    grep '^========= RACECHECK SUMMARY' <<<"$report" || unknown+="racecheck gave no summary"
+    [ -z "$unknown" ] || { echo "$unknown"; return 9; }
+    return "$status"
+  }
+  export -f run_memcheck run_racecheck
+  export sanitizer
   export OMP_NUM_THREADS=2
   for tool in racecheck memcheck; do # the long ones first
     for file in transformer_xl adaptive_span_trimmed adaptive_span_masked; do
       sanitize $tool "update $file" "$tests/check_golden_f32" --backend cuda "$golden/$file.h5"
     done
     for ops in "growing memory" "ramp ends" "linear relu tiles" "linear relu deep" "linear stationary back" "linear mask ahead narrow"; do
-      [ "$tool $ops" != "racecheck linear relu tiles" ] || continue # the program ends without a word there, why is not known
       sanitize $tool "ops $ops" "$cuda/test_ops" bf16 "$ops"
     done
     [ ! -x "$cuda/test_project" ] || sanitize $tool project "$cuda/test_project"
