@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 """The rooms of doc/DESIGN.md, read from the includes: no arrow to a higher room, no circle of files, no room too large,
-every include written from the top, no file compiled once that the type of numbers changes. One 'ok' or 'not ok' line for
+every include written from the top, no file that knows the type `real` compiled only once. One 'ok' or 'not ok' line for
 each. With --dot: the rooms as a graph for dot."""
 import os
 import re
@@ -147,7 +147,7 @@ def check_compiled_once():
             todo += new
         knows = [p for p in reached if p == "src/base/real.h" or mentions_double(p)]
         problems += [f"{start}: sees {p}, but is not compiled anew in double" for p in sorted(knows)]
-    report("what is compiled once does not know the type of numbers", problems if rooms else ["no WITHOUT_REAL in the Makefile"])
+    report("what is compiled once does not know the type `real`", problems)
 
 
 def mentions_double(path):
