@@ -1,7 +1,8 @@
 /* Fused relative-position attention on a GPU: the C entry points. struct vd_attention in src/ops/ops.h gives the
  * equations and conventions of adaptive span and of Transformer-XL. Spans, and the reaches and work lists that
- * follow from them, stay on the device, so that a captured graph stays valid while the spans change. No matrix of
- * queries x keys is stored in device memory.
+ * follow from them, stay on the device, so that a captured graph stays valid while the spans change. The forward pass
+ * stores no matrix of queries x keys; the backward pass stores the weights of one layer within its heads' reaches, or
+ * of some of its streams at a time.
  *
  * Order of calls within one update, on one stream. Once: vd_cuda_attention_key_pe makes the key table [attn_span,
  * d_head] of the activation type. For each layer: vd_cuda_attention_make_schedule, vd_cuda_attention_forward, and
@@ -57,6 +58,12 @@ typedef struct vd_cuda_attention {
   /* Workspace of vd_cuda_attention_splits_size() bytes, which forward and backward write; NULL: no query tile is split.
    * The same for the schedule, forward and backward. */
   void *splits;
+  /* Bounds of the workspace of backward. key_tiles: tiles of 64 keys that a query tile sees at most, the sum over
+   * heads; 0: as if all heads reached over the window. stored_limit: bytes of the weights that backward stores at once,
+   * for one stream at least; 0: 512 MiB. */
+  int32_t key_tiles;
+  size_t stored_limit;
+
   uint32_t
       *dropout_mask; /* vd_cuda_attention_dropout_mask_size() bytes: forward writes, backward reads; NULL: not stored */
 } vd_cuda_attention;
@@ -64,8 +71,8 @@ typedef struct vd_cuda_attention {
 /* Not collective. Bytes of a->schedule: the bands of the heads and the work list of one layer. */
 size_t vd_cuda_attention_schedule_size(void);
 
-/* Not collective. Bytes of the workspace of backward: row sums of out * dout, and partial sums of the gradients of
- * spans or biases; with relative keys also the queries with u added. */
+/* Not collective. Bytes of the workspace of backward: row sums of out * dout, partial sums of the gradients of spans or
+ * biases, stored weights; with relative keys also the queries with u added. `workspace` is aligned to 128 bytes. */
 size_t vd_cuda_attention_workspace_size(const vd_cuda_attention *a);
 
 /* Not collective. Bytes of a->dropout_mask: one bit for each pair of query and key, in tiles of 64 x 64 up to the
@@ -85,7 +92,7 @@ size_t vd_cuda_attention_bias_scores_size(const vd_cuda_attention *a);
 cudaError_t vd_cuda_attention_make_schedule(const vd_cuda_attention *a, cudaStream_t stream);
 
 /* Stream-ordered. The same for a[0 .. n - 1], the layers of a model, each with a schedule of its own; one launch for
- * up to 24 layers. `a` is host memory and is free again on return. If one shape is not supported, no schedule is
+ * about 20 layers. `a` is host memory and is free again on return. If one shape is not supported, no schedule is
  * made. */
 cudaError_t vd_cuda_attention_make_schedules(int32_t n, const vd_cuda_attention *a, cudaStream_t stream);
 
@@ -136,8 +143,8 @@ typedef struct vd_cuda_attention_gradient {
   void *dblock, *dmemory;
   float *dtable, *dspan;
   void *workspace; /* vd_cuda_attention_workspace_size() bytes */
-  /* A second stream for the dK/dV kernel, which fills the multiprocessors that the longest heads of the dQ kernel
-   * leave idle, and two events (timing disabled) that order the streams. NULL: the kernels run one after the other. */
+  /* For the mma kernels, a second stream for dK/dV, which fills the multiprocessors that the longest heads of dQ leave
+   * idle, and two events (timing disabled) that order the streams. NULL: the kernels run one after the other. */
   cudaStream_t side;
   cudaEvent_t fork, join;
   float *drel_key;                       /* [reach + 1, rel_stride], as rel_key */

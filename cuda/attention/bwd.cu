@@ -1,9 +1,14 @@
-/* Backward pass of attention. The dQ kernel (bwd_dq_*.cu) and the dK/dV kernel (bwd_dkv_*.cu) both recompute the
- * weights from lse. Before them: delta_i = sum over a head's columns of out * dout, and with relative keys q + u.
- * After them: the partial sums of the gradients of spans or biases are added up in a fixed order. The kernels here
- * are bound by memory bandwidth. */
+/* Backward pass of attention: the dQ kernel (bwd_dq_*.cu), then the dK/dV kernel (bwd_dkv_*.cu). Both mma kernels
+ * recompute the weights from lse. Of the wgmma kernels only dQ does, and stores them for dK/dV; so that they need no
+ * more than a limit, streams are taken in groups. Before the kernels: delta_i = sum over a head's columns of out *
+ * dout, and with relative keys q + u. After them: the partial sums of the gradients of spans or biases are added up in
+ * a fixed order. The kernels here are bound by memory bandwidth. */
 #include "cuda/attention/bwd_common.cuh"
+#include "cuda/attention/pipeline.cuh"
 #include "cuda/kernels/pdl.cuh"
+
+/* Bytes of stored tiles, unless the caller says otherwise (a->stored_limit). */
+static const size_t STORED_LIMIT = (size_t)512 << 20;
 
 /* Operands of delta_kernel; `scale` is 1 for the mma kernels, and dropout's scale for the wgmma kernels. */
 typedef struct row_sums {
@@ -58,29 +63,46 @@ __global__ void dspan_kernel(int n, float factor, const float *tile_id, float *d
   if (threadIdx.x == 0) dspan[blockIdx.x] += sums[0] * factor;
 }
 
-/* Rounds bytes up to a multiple of 16. */
-static size_t round_up_16(size_t bytes) {
-  return (bytes + 15) / 16 * 16;
+/* Rounds bytes up to a multiple of 128, so that copies by TMA may begin there. */
+static size_t round_up(size_t bytes) {
+  return (bytes + 127) / 128 * 128;
+}
+
+/* Bytes of one stream's stored tiles. */
+static size_t stored_bytes(const vd_cuda_attention *a) {
+  const int32_t reach = a->rel_key ? a->reach : a->window;
+  const int32_t key_tiles = a->key_tiles > 0 ? a->key_tiles : a->n_head * (vd_ceil_div(reach, VD_TILE) + 1);
+  return (size_t)key_tiles * (size_t)vd_ceil_div(a->block, VD_TILE) * VD_STORED_BYTES;
+}
+/* Streams of a group: as many as keep its stored tiles within the limit, so that groups have about the same size. */
+static int32_t group_of(const vd_cuda_attention *a) {
+  const size_t limit = a->stored_limit > 0 ? a->stored_limit : STORED_LIMIT, one = stored_bytes(a);
+  const int32_t n = a->n_stream, most = limit / one < 1 ? 1 : limit / one < (size_t)n ? (int32_t)(limit / one) : n;
+  return vd_ceil_div(n, vd_ceil_div(n, most));
 }
 
 /* Places the arrays of the workspace from `base` on; returns its size in bytes. */
 static size_t lay_out(const vd_cuda_attention *a, void *base, vd_backward_workspace *ws) {
   size_t pairs = (size_t)a->n_stream * (size_t)a->n_head, tiles = pairs * (size_t)vd_ceil_div(a->block, VD_TILE);
-  size_t rows = (size_t)a->n_stream * (size_t)a->block, element = a->type == VD_FP32 ? 4 : 2;
-  size_t one = round_up_16(pairs * (size_t)a->block * 4), delta = 2 * one;
-  ws->dropout_mask = a->dropout_mask, ws->delta = (float *)base, ws->shift = (float *)((char *)base + one);
+  size_t rows = (size_t)a->n_stream * (size_t)a->block, element = a->type == VD_FP32 ? 4 : 2, size = 0;
+  auto take = [&](size_t bytes) {
+    char *at = (char *)base + size;
+    size += round_up(bytes);
+    return at;
+  };
+  ws->n_stream = a->n_stream, ws->dropout_mask = a->dropout_mask;
+  ws->delta = (float *)take(pairs * (size_t)a->block * 4), ws->shift = (float *)take(pairs * (size_t)a->block * 4);
   if (a->rel_key) {
-    size_t bias = delta + round_up_16(rows * (size_t)a->n_head * (size_t)a->d_head * element);
-    size_t sum = bias + round_up_16(tiles * 2 * (size_t)a->d_head * 4);
-    ws->query = (char *)base + delta, ws->dbias = (float *)((char *)base + bias);
-    ws->dsum = (float *)((char *)base + sum);
-    size_t table = sum + round_up_16((size_t)a->n_head * ((size_t)a->reach + 1) * 4);
-    if (!vd_uses_wgmma(a)) return table;
-    ws->dtable = (float *)((char *)base + table);
-    return table + (size_t)a->n_head * (size_t)vd_table_blocks(a->reach) * VD_TILE * VD_TILE * 4;
+    ws->query = take(rows * (size_t)a->n_head * (size_t)a->d_head * element);
+    ws->dbias = (float *)take(tiles * 2 * (size_t)a->d_head * 4);
+    ws->dsum = (float *)take((size_t)a->n_head * ((size_t)a->reach + 1) * 4);
+    if (vd_uses_wgmma(a))
+      ws->dtable = (float *)take((size_t)a->n_head * (size_t)vd_table_blocks(a->reach) * VD_TILE * VD_TILE * 4);
+  } else {
+    ws->dspan = (float *)take(tiles * 4);
   }
-  ws->dspan = (float *)((char *)base + delta);
-  return delta + tiles * 4;
+  if (vd_uses_wgmma(a)) ws->stored = take((size_t)group_of(a) * stored_bytes(a));
+  return size;
 }
 
 size_t vd_cuda_attention_workspace_size(const vd_cuda_attention *a) {
@@ -110,31 +132,60 @@ static cudaError_t sum_partials(const vd_cuda_attention *a, const vd_cuda_attent
                        g->dspan);
 }
 
-/* The two kernels, on two streams if there is a side stream. The dQ kernel has the longest tiles and goes first; the
- * dK/dV kernel, which fills the multiprocessors that it leaves idle, must not occupy them before. */
-static cudaError_t run_both(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
-                            const vd_backward_workspace *ws, cudaStream_t stream, cudaStream_t side) {
-  const bool wgmma = vd_uses_wgmma(a);
+/* The two kernels, on two streams if there is a side stream. */
+static cudaError_t run_mma(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
+                           const vd_backward_workspace *ws, cudaStream_t stream) {
+  const cudaStream_t side = g->side ? g->side : stream;
   cudaError_t e = cudaSuccess;
   if (side != stream) e = cudaEventRecord(g->fork, stream);
   if (e == cudaSuccess && side != stream) e = cudaStreamWaitEvent(side, g->fork, 0);
-  if (e == cudaSuccess) e = (wgmma ? vd_dq_wgmma : vd_dq_mma)(a, g, ws, stream);
-  if (e == cudaSuccess && wgmma && side != stream) e = cudaStreamWaitEvent(side, g->join, 0);
-  if (e == cudaSuccess) e = (wgmma ? vd_dkv_wgmma : vd_dkv_mma)(a, g, ws, side);
+  if (e == cudaSuccess) e = vd_dq_mma(a, g, ws, stream);
+  if (e == cudaSuccess) e = vd_dkv_mma(a, g, ws, side);
+  if (e == cudaSuccess && side != stream) e = cudaEventRecord(g->join, side);
+  if (e == cudaSuccess && side != stream) e = cudaStreamWaitEvent(stream, g->join, 0);
+  return e;
+}
+
+/* p += bytes, unless it is NULL. */
+template <typename T> static void skip(T *&p, int64_t bytes) {
+  if (p) p = (T *)((uintptr_t)p + (uintptr_t)bytes);
+}
+/* The arguments for n streams from `first` on, of 16-bit elements. */
+static void choose_streams(vd_cuda_attention *a, vd_cuda_attention_gradient *g, vd_backward_workspace *ws,
+                           int32_t first, int32_t n) {
+  const int64_t n_tile = vd_ceil_div(a->block, VD_TILE), heads = (int64_t)first * a->n_head;
+  const int64_t width = (int64_t)a->n_head * a->d_head, rows = (int64_t)first * a->block, memory = first * a->kv_rows;
+  skip(ws->dropout_mask, heads * n_tile * vd_max_key_tiles(*a) * VD_WARPGROUP * 4);
+  skip(ws->delta, heads * a->block * 4), skip(ws->shift, heads * a->block * 4), skip(ws->dspan, first * n_tile * 4);
+  skip(ws->query, rows * width * 2), skip(ws->dbias, heads * n_tile * 2 * a->d_head * 4);
+  skip(g->block, rows * 3 * width * 2), skip(g->dblock, rows * 3 * width * 2);
+  skip(g->memory, memory * 2 * width * 2), skip(g->dmemory, memory * 2 * width * 2);
+  skip(g->dout, rows * width * 2);
+  a->n_stream = n, a->row0 += first;
+}
+/* The dQ and the dK/dV kernel, for one group of streams after another. */
+static cudaError_t run_wgmma(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
+                             const vd_backward_workspace *ws, cudaStream_t stream) {
+  const int32_t group = group_of(a);
+  cudaError_t e = cudaSuccess;
+  for (int32_t first = 0; first < a->n_stream && e == cudaSuccess; first += group) {
+    vd_cuda_attention part = *a;
+    vd_cuda_attention_gradient gradient = *g;
+    vd_backward_workspace workspace = *ws;
+    choose_streams(&part, &gradient, &workspace, first, a->n_stream - first < group ? a->n_stream - first : group);
+    e = vd_dq_wgmma(&part, &gradient, &workspace, stream);
+    if (e == cudaSuccess) e = vd_dkv_wgmma(&part, &gradient, &workspace, stream);
+  }
   return e;
 }
 
 cudaError_t vd_cuda_attention_backward(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                                        cudaStream_t stream) {
   vd_backward_workspace ws = {};
-  cudaStream_t side = g->side ? g->side : stream;
   lay_out(a, g->workspace, &ws);
   if (vd_cuda_attention_dropout_mask_size(a) > 0 && !a->dropout_mask) return cudaErrorInvalidValue;
   cudaError_t e = fill_delta(a, g, &ws, stream);
   if (e == cudaSuccess && a->rel_key) e = vd_relative_begin(a, g, &ws, stream);
-  if (e == cudaSuccess) e = run_both(a, g, &ws, stream, side);
-  if (e == cudaSuccess) e = sum_partials(a, g, &ws, stream);
-  if (e == cudaSuccess && side != stream) e = cudaEventRecord(g->join, side);
-  if (e == cudaSuccess && side != stream) e = cudaStreamWaitEvent(stream, g->join, 0);
-  return e;
+  if (e == cudaSuccess) e = vd_uses_wgmma(a) ? run_wgmma(a, g, &ws, stream) : run_mma(a, g, &ws, stream);
+  return e == cudaSuccess ? sum_partials(a, g, &ws, stream) : e;
 }

@@ -18,6 +18,7 @@ template <typename T, int D> struct vd_backward_layout {
 
 /* Arrays of the backward pass; all but dropout_mask are in g->workspace. */
 typedef struct vd_backward_workspace {
+  int32_t n_stream; /* of the layer: the wgmma kernels run once for each group of its streams (bwd.cu) */
   /* [n_stream, n_head, block]: sum over a head's columns of out * dout. The wgmma kernels multiply weights by dropout's
    * scale in the exponent, by adding `shift` = log2(scale) - lse / ln 2 to scores; for them delta is divided by it. */
   float *delta, *shift;
@@ -27,8 +28,30 @@ typedef struct vd_backward_workspace {
   float *dsum;   /* [n_head, reach + 1]: score gradients summed over all queries at one distance */
   float *dtable; /* with relative keys, wgmma kernels: [n_head, vd_table_blocks(a->reach), 64, 64], the gradient of
                   * relative keys in the order of vd_add_table_block(), but for the share of dsum */
+  char *stored;  /* wgmma kernels: [vd_stored_first()] stored tiles of a group of streams */
   uint32_t *dropout_mask; /* wgmma kernels with dropout: a->dropout_mask */
 } vd_backward_workspace;
+
+/* A stored tile: what the dQ kernel leaves for the dK/dV kernel of a query tile and a key tile, in 16-bit elements. Of
+ * a far tile (bwd_dq_wgmma.cu) the score gradients; else the weights in units of 1 / dropout's scale, negative where
+ * dropped, with a trimmed softmax before the mask. Rows are queries, 128 bytes each, swizzled as in wgmma.cuh. Chunk c
+ * of a row has the keys 8 (4 (c >> 2) + i) + 2 (c & 3) + b at 2 i + b: what a thread of the dQ kernel holds of a row is
+ * two chunks. */
+enum { VD_STORED_BYTES = VD_TILE * VD_TILE * 2 };
+/* Distances of tiles that a head sees. */
+VD_DEV int vd_stored_distances(const vd_band &band) {
+  return vd_ceil_div(band.reach, VD_TILE) + 1;
+}
+/* The number of the stored tile of a head and stream's first query tile with the key tile at its own place; the next
+ * ones are those of farther key tiles, then those of the next query tile. */
+template <bool REL>
+VD_DEV int vd_stored_first(const vd_cuda_attention &a, const vd_tile_schedule *schedule, int rank, int stream,
+                           const vd_band &band) {
+  const int n_tile = vd_ceil_div(a.block, VD_TILE), distances = vd_stored_distances(band);
+  if constexpr (REL) return (stream * a.n_head + rank) * n_tile * distances;
+  const int before = schedule->key_tile_first[rank] - rank * (n_tile - 1); /* distances of the heads before this one */
+  return n_tile * (a.n_stream * before + stream * distances);
+}
 
 /* The queries that the kernels multiply, u added with relative keys. */
 template <typename T, bool REL>
@@ -45,11 +68,10 @@ cudaError_t vd_dq_mma(const vd_cuda_attention *a, const vd_cuda_attention_gradie
 cudaError_t vd_dkv_mma(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g, const vd_backward_workspace *ws,
                        cudaStream_t stream);
 
-/* Stream-ordered. The dQ kernel where vd_uses_wgmma(a); bwd_dq_wgmma.cu. With a side stream it records g->join when
- * all its blocks have started, a hint that CUDA may delay. */
+/* Stream-ordered. The dQ kernel where vd_uses_wgmma(a), which also fills ws->stored; bwd_dq_wgmma.cu. */
 cudaError_t vd_dq_wgmma(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                         const vd_backward_workspace *ws, cudaStream_t stream);
-/* Stream-ordered. The dK/dV kernel where vd_uses_wgmma(a); bwd_dkv_wgmma.cu. */
+/* Stream-ordered. The dK/dV kernel where vd_uses_wgmma(a), after vd_dq_wgmma; bwd_dkv_wgmma.cu. */
 cudaError_t vd_dkv_wgmma(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                          const vd_backward_workspace *ws, cudaStream_t stream);
 /* Stream-ordered. vd_dq_wgmma for bf16 heads of 65 to 96 without relative keys; bwd_dq_wgmma_96.cu. */
@@ -211,9 +233,9 @@ VD_DEV vd_work_tile vd_key_tile_at(const vd_cuda_attention &a, const vd_tile_sch
     vd_work_tile at = {pair % a.n_head, pair / a.n_head, tile_id % tiles - before};
     return at;
   }
-  const int rank = vd_rank_of(schedule->dkv_first, a.n_head, tile_id);
+  const int rank = vd_rank_of(schedule->key_tile_first, a.n_head, a.n_stream, tile_id);
   int head = schedule->head[rank], far = vd_ceil_div(schedule->band[head].reach, VD_TILE);
-  int n_tile = far + vd_ceil_div(a.block, VD_TILE), rest = tile_id - schedule->dkv_first[rank];
+  int n_tile = far + vd_ceil_div(a.block, VD_TILE), rest = tile_id - a.n_stream * schedule->key_tile_first[rank];
   vd_work_tile at = {head, rest / n_tile, rest % n_tile - far};
   return at;
 }

@@ -152,7 +152,8 @@ __global__ void __launch_bounds__(VD_WARPGROUP, vd_backward_layout<T, D>::key_bl
   float *bias_scores = (float *)(ts + ring * tile), *rows = bias_scores + ring * VD_TILE;
   vd_tile_schedule *schedule = (vd_tile_schedule *)a.schedule;
   const int warp = (int)threadIdx.x >> 5, n_near = vd_ceil_div(a.block, VD_TILE);
-  const int n_work_tile = REL ? a.n_stream * a.n_head * (vd_far_tiles(a) + n_near) : schedule->dkv_first[a.n_head];
+  const int n_work_tile =
+      REL ? a.n_stream * a.n_head * (vd_far_tiles(a) + n_near) : a.n_stream * schedule->key_tile_first[a.n_head];
   const float scale = rsqrtf((float)a.d_head), factor = scale * 1.44269504088896341f;
   for (int tile_id = (int)blockIdx.x; tile_id < n_work_tile;) {
     const int requested = vd_request_tile(schedule, VD_WORK_DKV);

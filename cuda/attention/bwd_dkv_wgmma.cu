@@ -3,397 +3,357 @@
  *     dv_j = sum_i dropout(a_ij) dout_i
  *     dk_j = sum_i ds_ij (q_i + u) / sqrt(d_head),  ds_ij = a_ij (dropout(dout_i . v_j) - delta_i)
  *
- * with the weights a_ij recomputed from lse (soft mask: vd_score_gradient).
+ * The dQ kernel has stored the weights a_ij, or where trimmed what follows in bwd_common.cuh (stored tiles), so that no
+ * score and no exponential is computed again.
  *
- * Tiles: a persistent block takes 64 keys of one head and stream and goes over the query tiles of 64 that see them.
- * Keys are the rows of the results, so that weights and score gradients are left operands from registers. Six
- * products of 64 x 64 x 64 for each query tile: two blocks of position scores, scores k q^T, v dout^T, dv += weights
- * dout, dk += gradients q. Far tiles (bwd_dq_wgmma.cu) need no values and give no dv: four products.
+ * Tiles: a persistent block takes two adjacent key tiles of 64 of one head and stream and goes over the query tiles of
+ * 64 that see them, in stages. Keys are the rows of the results. Three products of 64 x 64 x 64 for a query tile and a
+ * key tile: v dout^T, dv += weights dout, dk += gradients q. A far tile (bwd_dq_wgmma.cu) has its score gradients
+ * stored and gives no dv: one product.
  *
- * Warps: the consumer warpgroup (200 registers) has 16 keys a warp. The producer warpgroup (56 registers) copies the
- * tiles, shift and delta, and transposes the stored dropout mask to keys as rows.
+ * Warps: two consumer warpgroups (232 registers), one for each key tile, have 16 keys a warp. Of the producer warpgroup
+ * one warp works: it decodes 32 work items at a time and starts the copies.
  *
- * Shared memory, 109 KiB, two blocks for a multiprocessor: k, v, q, dout in two slots each (64 KiB), position keys
- * in three (24 KiB), the exchange of position scores (18 KiB, half), shift, delta, bias scores, mask bits. Skewing
- * position scores with keys as rows moves rows from warp to warp, hence the exchange through shared memory.
+ * Shared memory, 196 KiB, one block for a multiprocessor: five stages of q, dout, two stored tiles and delta (161 KiB),
+ * the values of two work items (32 KiB), which later take the results on their way to whole rows, work items.
  *
- * Barriers: VD_TILE_FULL and VD_TILE_EMPTY for each query tile, vd_consumer_sync() after the exchange is written.
+ * Barriers: mbarriers. full[s], the copies of a stage have landed, with a work item's first one its values, too;
+ * empty[s], the consumers have read it; values_empty[i], they have ended a work item. Named barriers 1 and 2: each
+ * consumer by itself.
  *
- * Bound: instruction issue, as many instructions as the dQ kernel. Layer 11 of 12, 16 streams of 512, dropout 0.3 on
- * one H100: 0.139 ms alone (doc/PERFORMANCE.md). */
+ * Bound: L2 and device memory (doc/PERFORMANCE.md). */
 #include "cuda/attention/bwd_common.cuh"
 #include "cuda/attention/pipeline.cuh"
+#include "cuda/kernels/tma.cuh"
 
 namespace {
 
-/* Row stride of the exchange: row 64 + e - e0 has position scores of e0 - 64 .. e0 + 63, e0 that of the tiles' first
- * key and query. */
-enum { EXCHANGE_STRIDE = 72 };
-
-/* Query tiles are counted through the work tiles of a block: tile c has queries, dout, `rows` and mask bits in slot
- * c & 1, and blocks c and c + 1 of the table in slots c % 3 and (c + 1) % 3. Work tile i has keys and values in slot
- * i & 1. */
-template <typename T> struct dkv_smem {
-  T k[2][VD_OPERAND], v[2][VD_OPERAND], q[2][VD_OPERAND], dout[2][VD_OPERAND];
-  T table[3][VD_OPERAND];
-  __half exchange[2 * VD_TILE * EXCHANGE_STRIDE];
-  float rows[2][2][VD_TILE];              /* of a query tile: shift, delta */
-  float bias_scores[3][VD_TILE];          /* bias scores: initial accumulators of position scores */
-  uint32_t dropout_mask[2][VD_WARPGROUP]; /* mask bits of a query tile for each consumer thread */
-  int next[2];
+enum {
+  CONSUMERS = VD_DKV_TILES,
+  STAGES = VD_HEAD_WIDTH == 64 ? 5 : 3,
+  DKV_THREADS = (CONSUMERS + 1) * VD_WARPGROUP,
+  BATCH = 32 /* work items that are decoded at once */
 };
 
-static_assert(VD_BLOCKS * (sizeof(dkv_smem<__half>) + 1024) <= 228 * 1024, "blocks of a multiprocessor");
-
-/* Accumulators of a warp's 16 keys over the query tiles. */
-struct dkv_state {
-  float dk[VD_SUMS][4], dv[VD_SUMS][4];
-};
-
-/* vd_init_position_scores with position keys as rows. */
-template <bool REL> VD_DEV void init_position_rows(float c[8][4], const float *score) {
-  if constexpr (REL) {
-    int row = 16 * (int)(threadIdx.x >> 5) + (int)((threadIdx.x & 31) >> 2);
-    float x = score[row], y = score[row + 8];
-#pragma unroll
-    for (int i = 0; i < 32; i++) c[i >> 2][i & 3] = i & 2 ? y : x;
-  }
-}
-/* Stores position scores of 64 distances, from row `block_row` on, in half precision (as vd_write_ring()). */
-VD_DEV void write_exchange(__half *exchange, int block_row, const float c[8][4]) {
-  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-  __half *to = exchange + (block_row + 16 * (int)(threadIdx.x >> 5) + g) * EXCHANGE_STRIDE + 2 * t;
-#pragma unroll
-  for (int i = 0; i < 16; i++)
-    *(uint32_t *)(to + (i & 1) * 8 * EXCHANGE_STRIDE + 8 * (i >> 1)) =
-        vd_half_pair(c[i >> 1][2 * (i & 1)], c[i >> 1][2 * (i & 1) + 1]);
-}
-/* s += position scores of this warp's keys and the 16 queries from column 16 j on. */
-VD_DEV void add_exchange(float s[2][4], const __half *exchange, int j) {
-  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-  const __half *from =
-      exchange + (64 + 16 * (int)(threadIdx.x >> 5) + g) * EXCHANGE_STRIDE - 2 * t * (EXCHANGE_STRIDE - 1);
-#pragma unroll
-  for (int i = 0; i < 8; i++) {
-    int jn = i >> 2, ih = i >> 1 & 1, jj = i & 1;
-    s[jn][2 * ih + jj] += __half2float(from[ih * 8 * EXCHANGE_STRIDE - (16 * j + 8 * jn + jj) * (EXCHANGE_STRIDE - 1)]);
-  }
-}
-
-/* Transposes the dropout mask to keys as rows: element (jn, k) of sub-tile j is bit vd_mask_bit(j, jn, k). words:
- * the mask of 16 queries each, of which this warp's keys are one sub-tile. */
-VD_DEV uint32_t transpose_mask(const uint32_t words[4]) {
-  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, sub_tile = (int)(threadIdx.x >> 5) & 3;
-  uint32_t x = 0;
-#pragma unroll
-  for (int j = 0; j < 4; j++) x |= ((words[j] << (2 * sub_tile)) & 0xc0c0c0c0U) >> (2 * j);
-  /* Swap the halves of queries and of keys. Then lane 4 g' + t' has queries g' and g' + 8 and keys 2 t' + jj; wanted
-   * are keys g and queries 2 t + jj. */
-  x = (x & 0x5555aaaaU) | (x & 0x00005555U) << 17 | (x & 0xaaaa0000U) >> 17;
-  uint32_t even = __shfl_sync(0xffffffffU, x, 8 * t + (g >> 1)),
-           odd = __shfl_sync(0xffffffffU, x, 8 * t + 4 + (g >> 1));
-  if (g & 1) even >>= 8, odd >>= 8;
-  return (even & 0x00ff00ffU) | (odd & 0x00ff00ffU) << 8;
-}
-
-/* Sub-tile j of this warp's keys and 64 queries from i0 on: scores s become the weights that multiply values,
- * gradients of weights ds become gradients of scores. rows: shift of the queries; delta follows after 64. */
-template <bool FULL, bool DROP, bool REL, bool TRIM>
-VD_DEV void score_gradients(const vd_cuda_attention &a, const vd_band &band, float scale, const float *rows, int i0,
-                            int kappa0, uint32_t dropout_mask, int j, float factor, float s[2][4], float ds[2][4]) {
-  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-  float unused = 0;
-  rows += 16 * j, i0 += 16 * j;
-  vd_masks m = vd_masks_of(band, i0 + 2 * t - kappa0 - g, scale);
-#pragma unroll
-  for (int jn = 0; jn < 2; jn++) {
-    float2 shift = *(const float2 *)(rows + 8 * jn + 2 * t), delta = *(const float2 *)(rows + VD_TILE + 8 * jn + 2 * t);
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-      int nearer = 8 * (e >> 1) - 8 * jn - (e & 1);
-      bool keep = !DROP || (dropout_mask >> vd_mask_bit(j, jn, e) & 1);
-      float own = (e & 1) ? delta.y : delta.x, weight;
-      float score = fmaf(s[jn][e], factor, (e & 1) ? shift.y : shift.x);
-      /* Keys that do not exist have result rows of their own, which are not written. */
-      if (!FULL && (i0 + 8 * jn + 2 * t + (e & 1) >= a.block || (REL && !vd_masks_seen(m, nearer)))) score = -INFINITY;
-      if constexpr (FULL || REL) {
-        ds[jn][e] = vd_kept_gradient(score, keep, ds[jn][e], own, &weight);
-      } else {
-        ds[jn][e] = vd_masked_gradient<TRIM>(m, nearer, score, keep ? ds[jn][e] : 0, own, &weight, &unused);
-        weight = keep ? weight : 0;
-      }
-      s[jn][e] = weight;
-    }
-  }
-}
-
-/* Starts the product s = k q^T of work tile i and query tile c, whose copies have landed, and writes the position
- * scores to the exchange. `keys`: this warp's keys in registers, or NULL. `near_alone`: the far block is not in shared
- * memory; its scores are masked. */
-template <typename T, bool REL>
-VD_DEV void start_scores(dkv_smem<T> *m, const vd_frag_a<T> *keys, int i, int c, bool near_alone, float s[8][4]) {
-  float near_[8][4], far[8][4];
-  const int near_slot = c % 3, far_slot = near_alone ? near_slot : (c + 1) % 3;
-  init_position_rows<REL>(near_, m->bias_scores[near_slot]), init_position_rows<REL>(far, m->bias_scores[far_slot]);
-  vd_wgmma_fence();
-  vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(near_, m->table[near_slot], m->q[c & 1], REL);
-  vd_wgmma_commit();
-  vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(far, m->table[far_slot], m->q[c & 1], REL);
-  vd_wgmma_commit();
-  vd_wgmma_wait<1>();
-  vd_wgmma_fence_operand<8>(near_);
-  write_exchange(m->exchange, 64, near_);
-  vd_wgmma_fence();
-  if (keys) {
-    vd_tile_product_rs<T, VD_K_MAJOR>(s, keys, m->q[c & 1], false);
-  } else {
-    vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(s, m->k[i & 1], m->q[c & 1], false);
-  }
-  vd_wgmma_commit();
-  vd_wgmma_wait<1>();
-  vd_wgmma_fence_operand<8>(far);
-  write_exchange(m->exchange, 0, far);
-}
-
-/* A work tile of 64 keys: n query tiles from `first` on. Query tile t needs blocks t (nearer keys) and t + 1 of the
- * table. Of them the first `near_tiles` are within the head's own span. */
+/* A work item: n_key key tiles from `tile` on, the query tiles first .. end - 1 that see them; distances of tiles that
+ * the head sees, and those within its own span; the number of the stored tile of the first query tile and the key tile
+ * at its place; the first key whose value the head needs. */
 typedef struct dkv_work {
-  vd_work_tile at;
-  vd_band band;
-  int kappa0, first, n, near_tiles;
+  int head, stream, tile, n_key, first, end, distances, near_distances, stored, lowest_value;
 } dkv_work;
+
+template <typename T> struct dkv_smem {
+  T stored[STAGES][CONSUMERS][VD_PANEL];
+  T q[STAGES][VD_OPERAND], dout[STAGES][VD_OPERAND];
+  T values[2][CONSUMERS][VD_OPERAND]; /* of work item k in slot k & 1; later its results */
+  float delta[STAGES][VD_TILE];
+  dkv_work work[2][BATCH]; /* the block's work items in turn */
+  uint64_t full[STAGES], empty[STAGES], values_empty[2];
+};
+static_assert(sizeof(dkv_smem<__half>) + 1024 <= 227 * 1024, "shared memory of a block");
+
+/* A stage's slot, and the parity of its phase. */
+typedef struct dkv_stage {
+  int slot, parity;
+} dkv_stage;
+VD_DEV void next_stage(dkv_stage &at) {
+  if (++at.slot == STAGES) at.slot = 0, at.parity ^= 1;
+}
+
+template <bool REL> VD_DEV int dkv_items(const vd_cuda_attention &a, const vd_tile_schedule *schedule) {
+  if constexpr (REL)
+    return a.n_stream * a.n_head * vd_ceil_div(vd_far_tiles(a) + vd_ceil_div(a.block, VD_TILE), CONSUMERS);
+  return a.n_stream * schedule->dkv_first[a.n_head];
+}
+/* Work item number `item`. Each lane may have another one. */
 template <bool REL>
-VD_DEV dkv_work dkv_work_at(const vd_cuda_attention &a, const vd_tile_schedule *schedule, int tile_id) {
-  dkv_work w;
-  w.at = vd_key_tile_at<REL>(a, schedule, tile_id);
-  w.band = vd_band_of<REL>(a, schedule, w.at.head);
-  w.kappa0 = w.at.tile * VD_TILE, w.first = max(w.kappa0, 0);
-  w.n = min(a.block - 1, w.kappa0 + VD_TILE - 1 + w.band.reach) / VD_TILE - w.first / VD_TILE + 1;
-  w.near_tiles = REL ? w.n : max(0, min(w.n, (w.band.own + 2 * VD_TILE - 1 + w.kappa0 - w.first) / VD_TILE));
+VD_DEV dkv_work dkv_work_at(const vd_cuda_attention &a, const vd_tile_schedule *schedule, int item) {
+  const int n_tile = vd_ceil_div(a.block, VD_TILE);
+  int rank = 0, rest = item, far = vd_far_tiles(a);
+  if constexpr (!REL) {
+    while (item >= a.n_stream * schedule->dkv_first[rank + 1]) rank++;
+    rest = item - a.n_stream * schedule->dkv_first[rank];
+    far = vd_ceil_div(schedule->band[schedule->head[rank]].reach, VD_TILE);
+  }
+  const int per_head = vd_ceil_div(far + n_tile, CONSUMERS), row = rest / per_head;
+  if (REL) rank = row % a.n_head;
+  const int head = REL ? rank : schedule->head[rank], stream = REL ? row / a.n_head : row;
+  const vd_band band = vd_band_of<REL>(a, schedule, head);
+  dkv_work w = {head, stream, rest % per_head * CONSUMERS - far};
+  w.distances = vd_stored_distances(band), w.near_distances = REL ? w.distances : vd_ceil_div(band.own, VD_TILE) + 1;
+  w.n_key = min((int)CONSUMERS, n_tile - w.tile);
+  w.first = max(w.tile, 0), w.end = min(n_tile, w.tile + w.n_key - 1 + w.distances);
+  w.stored = vd_stored_first<REL>(a, schedule, rank, stream, band), w.lowest_value = vd_lowest_value<REL>(band);
   return w;
 }
-/* Whether the reach ends the work tile, not the block: the last query tile then sees nothing of its far block. */
-VD_DEV bool ends_near_block(const dkv_work &w) {
-  return w.first + (w.n - 1) * VD_TILE - w.kappa0 >= w.band.reach;
-}
-template <bool REL> VD_DEV int dkv_tiles(const vd_cuda_attention &a, const vd_tile_schedule *schedule) {
-  return REL ? a.n_stream * a.n_head * (vd_far_tiles(a) + vd_ceil_div(a.block, VD_TILE))
-             : schedule->dkv_first[a.n_head];
-}
-
-/* The t-th query tile of work tile i, the c-th of the block, for this warp's keys. */
-template <typename T, bool DROP, bool REL, bool TRIM>
-VD_DEV void dkv_tile(const vd_cuda_attention &a, const dkv_work &work, float scale, dkv_smem<T> *m, dkv_state &w, int i,
-                     int t, int c, bool near_alone, uint32_t dropout_mask, float factor) {
-  float s[8][4], ds[8][4];
-  const int kw = work.kappa0 + 16 * (int)(threadIdx.x >> 5);
-  vd_frag_a<T> weight[4], gradient[4];
-  start_scores<T, REL>(m, nullptr, i, c, near_alone, s);
-  vd_wgmma_fence();
-  vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(ds, m->v[i & 1], m->dout[c & 1], false);
-  vd_wgmma_commit();
-  vd_consumer_sync();
-  vd_wgmma_wait<0>();
-  vd_wgmma_fence_operand<8>(s), vd_wgmma_fence_operand<8>(ds);
-  const int i0 = work.first + t * VD_TILE;
-  const float *rows = m->rows[c & 1][0];
-  if (vd_all_full<false>(work.band, i0 - kw, kw) && vd_all_full<false>(work.band, i0 - kw + 48, kw) &&
-      i0 + VD_TILE <= a.block) {
-#pragma unroll
-    for (int j = 0; j < 4; j++) add_exchange(s + 2 * j, m->exchange, j);
-#pragma unroll
-    for (int j = 0; j < 4; j++)
-      score_gradients<true, DROP, REL, TRIM>(a, work.band, scale, rows, i0, kw, dropout_mask, j, factor, s + 2 * j,
-                                             ds + 2 * j);
-  } else {
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-      int iq = i0 + 16 * j;
-      if (vd_any_seen<false>(work.band, iq - kw, kw) && iq < a.block) {
-        add_exchange(s + 2 * j, m->exchange, j);
-        score_gradients<false, DROP, REL, TRIM>(a, work.band, scale, rows, i0, kw, dropout_mask, j, factor, s + 2 * j,
-                                                ds + 2 * j);
-      } else {
-        vd_clear(s + 2 * j), vd_clear(ds + 2 * j);
-      }
-    }
-  }
-  vd_results_to_a(weight, s), vd_results_to_a(gradient, ds);
-  vd_wgmma_fence();
-  vd_tile_product_rs<T, VD_MN_MAJOR>(w.dv, weight, m->dout[c & 1], true);
-  vd_tile_product_rs<T, VD_MN_MAJOR>(w.dk, gradient, m->q[c & 1], true);
-  vd_wgmma_commit();
-  vd_wgmma_wait<0>();
-  vd_wgmma_fence_operand<VD_SUMS>(w.dv), vd_wgmma_fence_operand<VD_SUMS>(w.dk);
-}
-
-/* The same for a far tile, whose weights are 0: ds = -p delta. */
-template <typename T>
-VD_DEV void far_tile(const vd_cuda_attention &a, const dkv_work &work, dkv_smem<T> *m, dkv_state &w,
-                     const vd_frag_a<T> keys[VD_LEFTS], int i, int t, int c, bool near_alone, float factor) {
-  float s[8][4];
-  const int column = 2 * (int)(threadIdx.x & 3);
-  const int kw = work.kappa0 + 16 * (int)(threadIdx.x >> 5), i0 = work.first + t * VD_TILE;
-  vd_frag_a<T> gradient[4];
-  start_scores<T, false>(m, keys, i, c, near_alone, s);
-  vd_consumer_sync();
-  vd_wgmma_wait<0>();
-  vd_wgmma_fence_operand<8>(s);
-  const float *rows = m->rows[c & 1][0] + column;
-#pragma unroll
-  for (int j = 0; j < 4; j++) add_exchange(s + 2 * j, m->exchange, j);
-#pragma unroll
-  for (int n = 0; n < 8; n++) {
-    float2 shift = *(const float2 *)(rows + 8 * n), delta = *(const float2 *)(rows + VD_TILE + 8 * n);
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-      float p = vd_exp2(fmaf(s[n][e], factor, (e & 1) ? shift.y : shift.x));
-      s[n][e] = p * -((e & 1) ? delta.y : delta.x);
-    }
-  }
-  if (!vd_seen(work.band, i0 - kw - 15) || !vd_seen(work.band, i0 + 63 - kw) || i0 + VD_TILE > a.block) {
-    const int query = i0 + column, x = query - kw - (int)(threadIdx.x & 31) / 4;
-#pragma unroll
-    for (int e = 0; e < 32; e++) {
-      int later = 8 * (e >> 2) + (e & 1);
-      bool seen = query + later < a.block && vd_seen(work.band, x + later - 8 * (e >> 1 & 1));
-      s[e >> 2][e & 3] = seen ? s[e >> 2][e & 3] : 0;
-    }
-  }
-  vd_results_to_a(gradient, s);
-  vd_wgmma_fence();
-  vd_tile_product_rs<T, VD_MN_MAJOR>(w.dk, gradient, m->q[c & 1], true);
-  vd_wgmma_commit();
-  vd_wgmma_wait<0>();
-  vd_wgmma_fence_operand<VD_SUMS>(w.dk);
+/* Number k of the block's work items. The dQ kernel stored the last ones' tiles most recently. */
+VD_DEV int item_of(int n_item, int k) {
+  return n_item - 1 - (int)blockIdx.x - k * (int)gridDim.x;
 }
 
 /* Operands of the kernel. */
 typedef struct dkv_task {
-  vd_cuda_attention_gradient g;
-  const void *query; /* q + u, from the workspace */
-  const float *shift, *delta;
-  const uint32_t *dropout_mask;
-  vd_dropout_draws drop;
+  CUtensorMap q, dout, block, memory; /* q: with relative keys q + u; [n_stream, rows, columns] */
+  const char *stored;
+  const float *delta;
+  void *dblock, *dmemory;
 } dkv_task;
 
-/* The consumer warpgroup. */
-template <typename T, bool DROP, bool REL, bool TRIM>
-VD_DEV void dkv_consumer(const vd_cuda_attention &a, const dkv_task &task, dkv_smem<T> *m) {
-  vd_tile_schedule *schedule = (vd_tile_schedule *)a.schedule;
-  const int n_work_tile = dkv_tiles<REL>(a, schedule);
-  const float scale = rsqrtf((float)a.d_head), factor = scale * 1.44269504088896341f;
-  int tile_id = (int)blockIdx.x, c = 0;
-  for (int i = 0; tile_id < n_work_tile; i++) {
-    const dkv_work work = dkv_work_at<REL>(a, schedule, tile_id);
-    const bool ends_near = ends_near_block(work);
-    const int lowest = vd_lowest<REL>(work.band), kw = work.kappa0 + 16 * (int)(threadIdx.x >> 5);
-    dkv_state w;
-    vd_frag_a<T> keys_left[VD_LEFTS] = {}; /* of far tiles: this warp's keys as left operands */
-    vd_clear_sums(w.dk), vd_clear_sums(w.dv);
-    for (int t = 0; t < work.n; t++, c++) {
-      const bool near_alone = t + 1 == work.n && ends_near, all = t + 1 == work.n && !ends_near;
-      vd_barrier_sync<VD_TILE_FULL>();
-      const bool far = TRIM && t >= work.near_tiles;
-      if (TRIM && t == 0) vd_load_lefts<T>(m->k[i & 1], keys_left);
-      const uint32_t dropout_mask = DROP && !far ? m->dropout_mask[c & 1][threadIdx.x] : 0;
-      if (!all) vd_barrier_arrive<VD_TILE_EMPTY>();
-      if (far) {
-        far_tile<T>(a, work, m, w, keys_left, i, t, c, near_alone, factor);
-      } else {
-        dkv_tile<T, DROP, REL, TRIM>(a, work, task.drop.scale, m, w, i, t, c, near_alone, dropout_mask, factor);
-      }
-      if (all) vd_barrier_arrive<VD_TILE_EMPTY>(); /* the next work tile's block 0 takes the slot of the far block */
-    }
-    tile_id = vd_announced_tile(&m->next[i & 1]);
-    const float scales[2] = {scale, scale}, whole[2] = {1, 1};
-    const vd_kv_view<T> to = vd_kv_view_of(a, (T *)task.g.dblock, (T *)task.g.dmemory, work.at.head, work.at.stream);
-    const vd_row_view<T> keys = to.at(work.kappa0, VD_KEY), values = to.at(work.kappa0, VD_VALUE);
-    vd_write_rows<T, VD_HEAD_WIDTH>(keys.row0, keys.stride, kw, lowest, a.block, a.d_head, w.dk, scales);
-    if (!TRIM || work.near_tiles > 0)
-      vd_write_rows<T, VD_HEAD_WIDTH>(values.row0, values.stride, kw, vd_lowest_value<REL>(work.band), a.block,
-                                      a.d_head, w.dv, whole);
-  }
-  vd_finish_work(schedule, VD_WORK_DKV);
-}
-
-/* The producer warpgroup. */
-template <typename T, bool DROP, bool REL, bool TRIM>
-VD_DEV void dkv_producer(const vd_cuda_attention &a, const dkv_task &task, dkv_smem<T> *m) {
-  vd_tile_schedule *schedule = (vd_tile_schedule *)a.schedule;
-  const vd_cuda_attention_gradient &g = task.g;
-  const int n_work_tile = dkv_tiles<REL>(a, schedule), thread = (int)threadIdx.x - VD_WARPGROUP;
-  int tile_id = (int)blockIdx.x, c = 0;
-  for (int i = 0; tile_id < n_work_tile; i++) {
-    const int requested = vd_producer_request(schedule, VD_WORK_DKV);
-    const dkv_work work = dkv_work_at<REL>(a, schedule, tile_id);
-    const vd_position_keys<T> positions = vd_position_keys_of<REL, T>(a, g.table, work.at.head);
-    const vd_row_view<const T> queries = vd_query_rows<T, REL>(a, g, task.query, work.at.head, work.at.stream);
-    const vd_row_view<const T> douts = vd_output_rows(a, (const T *)g.dout, work.at.head, work.at.stream);
-    const int lowest = vd_lowest<REL>(work.band), n = work.n, near_tiles = TRIM ? work.near_tiles : n;
-    const float *rows =
-        (thread < VD_TILE ? task.shift : task.delta) + ((int64_t)work.at.stream * a.n_head + work.at.head) * a.block;
-    auto copy_table = [&](int y, int slot) {
-      vd_copy_positions<T, REL>(m->table[slot], m->bias_scores[slot], positions, work.kappa0 - work.first - y * VD_TILE,
-                                a.d_head);
-    };
-    const bool ends_near = ends_near_block(work);
-    const uint32_t *dropout_mask = nullptr; /* the mask of the next query tile */
-    uint32_t words[4] = {0, 0, 0, 0};
-    if (DROP) {
-      int tile = work.first / VD_TILE;
-      dropout_mask =
-          vd_dropout_mask_tile(a, task.dropout_mask, work.at.stream, work.at.head, tile, tile - work.at.tile) +
-          (thread & 31);
-    }
-    auto read_kept = [&]() {
+/* Starts the copy of 64 rows of a head's columns, from `column` on, to an operand. One thread calls this. */
+template <typename T>
+VD_DEV void copy_rows(T *to, const CUtensorMap *map, int stream, int row, int column, uint64_t *full) {
 #pragma unroll
-      for (int j = 0; j < 4; j++) words[j] = dropout_mask[32 * j];
-      dropout_mask += (vd_max_key_tiles(a) + 1) * VD_WARPGROUP;
-    };
-    if (DROP && near_tiles > 0) read_kept();
-    for (int t = 0; t < n; t++, c++) {
-      int i0 = work.first + t * VD_TILE, row = i0 + (thread & (VD_TILE - 1));
-      if (c > 0) vd_barrier_sync<VD_TILE_EMPTY>();
-      if (t == 0) {
-        const vd_kv_view<const T> memories =
-            vd_kv_view_of(a, (const T *)g.block, (const T *)g.memory, work.at.head, work.at.stream);
-        const vd_row_view<const T> keys = memories.at(work.kappa0, VD_KEY), values = memories.at(work.kappa0, VD_VALUE);
-        vd_copy_operand<T>(m->k[i & 1], keys.row0, keys.stride, work.kappa0, lowest, a.block, a.d_head);
-        if (near_tiles > 0)
-          vd_copy_operand<T>(m->v[i & 1], values.row0, values.stride, work.kappa0, vd_lowest_value<REL>(work.band),
-                             a.block, a.d_head);
-        copy_table(0, c % 3);
-      }
-      vd_copy_operand<T>(m->q[c & 1], queries.row0, queries.stride, i0, 0, a.block, a.d_head);
-      if (t < near_tiles) vd_copy_operand<T>(m->dout[c & 1], douts.row0, douts.stride, i0, 0, a.block, a.d_head);
-      vd_cp_async4(m->rows[c & 1][0] + thread, row < a.block ? rows + row : rows, row < a.block);
-      if (t + 1 < n || !ends_near) copy_table(t + 1, (c + 1) % 3);
-      vd_cp_async_commit();
-      if (DROP && t < near_tiles) m->dropout_mask[c & 1][thread] = transpose_mask(words);
-      if (DROP && t + 1 < near_tiles) read_kept();
-      if (t + 1 == n) vd_producer_announce(requested, &m->next[i & 1]);
-      vd_cp_async_wait_all();
-      vd_fence_proxy_async();
-      vd_barrier_arrive<VD_TILE_FULL>();
+  for (int panel = 0; panel < VD_PANELS; panel++)
+    vd_copy_box_3d(to + panel * VD_PANEL, map, stream, row, column + 64 * panel, full);
+}
+/* Starts the copies of a work item's values. Rows that the head does not need hold anything. One thread calls this. */
+template <typename T>
+VD_DEV void copy_values(const vd_cuda_attention &a, const dkv_task &task, const dkv_work &w, T (*to)[VD_OPERAND],
+                        uint64_t *full) {
+  const int width = vd_width(a), column = w.head * a.d_head;
+  for (int x = 0; x < w.n_key; x++) {
+    const int kappa0 = (w.tile + x) * VD_TILE;
+    if (kappa0 >= 0) {
+      copy_rows(to[x], &task.block, w.stream, kappa0, 2 * width + column, full);
+    } else {
+      copy_rows(to[x], &task.memory, w.stream, a.window + kappa0, width + column, full);
     }
-    vd_producer_sync();
-    tile_id = vd_announced_tile(&m->next[i & 1]);
   }
-  if (c > 0) vd_barrier_sync<VD_TILE_EMPTY>();
+}
+/* Starts the copies of query tile i of work item k. The producer warp calls this. */
+template <typename T, bool TRIM>
+VD_DEV void copy_stage(const vd_cuda_attention &a, const dkv_task &task, const dkv_work &w, int k, int i, int slot,
+                       dkv_smem<T> *m) {
+  uint64_t *full = &m->full[slot];
+  const int lane = (int)threadIdx.x & 31, row = i * VD_TILE + lane, column = w.head * a.d_head;
+  const float *delta = task.delta + ((int64_t)w.stream * a.n_head + w.head) * a.block;
+  for (int half = 0; half < 2; half++) {
+    const bool valid = row + 32 * half < a.block;
+    vd_cp_async4(&m->delta[slot][lane + 32 * half], valid ? delta + row + 32 * half : delta, valid);
+  }
+  vd_mbarrier_arrive_copies(full);
+  if (lane > 0) return;
+  const int d = i - w.tile, first = max(0, d - w.distances + 1), end = min(w.n_key, d + 1);
+  const bool near = !TRIM || d - end + 1 < w.near_distances;
+  const int operands = 1 + (near ? 1 : 0) + (i == w.first ? w.n_key : 0);
+  vd_mbarrier_expect(full, (end - first) * VD_STORED_BYTES + operands * VD_PANELS * VD_TILE_BYTES);
+  if (i == w.first) copy_values(a, task, w, m->values[k & 1], full);
+  for (int x = first; x < end; x++)
+    vd_copy_bytes(m->stored[slot][x], task.stored + ((int64_t)w.stored + i * w.distances + d - x) * VD_STORED_BYTES,
+                  VD_STORED_BYTES, full);
+  copy_rows(m->q[slot], &task.q, w.stream, i * VD_TILE, column, full);
+  if (near) copy_rows(m->dout[slot], &task.dout, w.stream, i * VD_TILE, column, full);
 }
 
-template <typename T, bool DROP, bool REL, bool TRIM>
-__global__ void __launch_bounds__(VD_SPECIALIZED_THREADS, VD_BLOCKS)
+/* The producer warp. */
+template <typename T, bool REL, bool TRIM>
+VD_DEV void dkv_producer(const vd_cuda_attention &a, const dkv_task &task, dkv_smem<T> *m) {
+  const vd_tile_schedule *schedule = (const vd_tile_schedule *)a.schedule;
+  const int n_item = dkv_items<REL>(a, schedule), lane = (int)threadIdx.x & 31;
+  dkv_stage at = {0, 0};
+  for (int k = 0; item_of(n_item, k) >= 0; k++) {
+    if (k % BATCH == 0) { /* the batch before the last one has been read: its items have ended */
+      const int item = item_of(n_item, k + lane);
+      if (item >= 0) m->work[k / BATCH & 1][lane] = dkv_work_at<REL>(a, schedule, item);
+      __syncwarp();
+      if (k == 0) vd_pdl_wait();
+    }
+    const dkv_work w = m->work[k / BATCH & 1][k % BATCH];
+    vd_mbarrier_wait(&m->values_empty[k & 1], (k >> 1 & 1) ^ 1);
+    for (int i = w.first; i < w.end; i++, next_stage(at)) {
+      vd_mbarrier_wait(&m->empty[at.slot], at.parity ^ 1);
+      copy_stage<T, TRIM>(a, task, w, k, i, at.slot, m);
+      __syncwarp();
+    }
+  }
+}
+
+/* The key, counted from the tile's first one, that row `row` of this warp's 16 rows of a result belongs to: the order
+ * of stored tiles. */
+VD_DEV int key_of_row(int row) {
+  const int warp = (int)(threadIdx.x >> 5) & 3;
+  return 32 * (warp >> 1) + 8 * ((row & 7) >> 1) + 4 * (warp & 1) + 2 * (row >> 3) + (row & 1);
+}
+/* This warp's rows of a key tile's values, as left operands; zeros for keys before `lowest` and for columns of the next
+ * head, which were copied, too. */
+template <typename T>
+VD_DEV void load_values(const T *tile, int kappa0, int lowest, int width, vd_frag_a<T> values[VD_LEFTS]) {
+  const int lane = (int)threadIdx.x & 31, row = key_of_row(lane & 15);
+#pragma unroll
+  for (int k = 0; k < VD_LEFTS; k++) {
+    vd_ldmatrix(values[k].x,
+                vd_smem_address(tile + k / 4 * VD_PANEL + vd_swizzled_chunk<T, 64>(row, 2 * (k % 4) + (lane >> 4))));
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const bool needed = kappa0 + key_of_row((lane >> 2) + 8 * (i & 1)) >= lowest && 16 * k + 8 * (i >> 1) < width;
+      values[k].x[i] = needed ? values[k].x[i] : 0;
+    }
+  }
+}
+/* Writes this warp's rows of a result, times `factor`, to the rows of a key tile, only rows lowest .. end - 1. `place`,
+ * an operand in shared memory, takes them on their way to whole rows. */
+template <typename T>
+VD_DEV void write_keys(const vd_row_view<T> &to, T *place, int kappa0, int lowest, int end, int width,
+                       const float sum[VD_SUMS][4], float factor) {
+  const int lane = (int)threadIdx.x & 31, row0 = 16 * ((int)(threadIdx.x >> 5) & 3);
+#pragma unroll
+  for (int n = 0; n < VD_SUMS; n += 2) {
+    uint32_t x[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      x[i] = vd_pack(sum[n + (i >> 1)][2 * (i & 1)] * factor, sum[n + (i >> 1)][2 * (i & 1) + 1] * factor, T());
+    vd_stmatrix(
+        vd_smem_address(place + n / 8 * VD_PANEL + vd_swizzled_chunk<T, 64>(row0 + (lane & 15), n % 8 + (lane >> 4))),
+        x);
+  }
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < 4 * VD_PANELS; i++) {
+    const int row = 4 * (i & 3) + (lane >> 3), chunk = lane & 7, key = kappa0 + key_of_row(row);
+    const int column = 64 * (i >> 2) + 8 * chunk;
+    const uint4 x = *(const uint4 *)(place + (i >> 2) * VD_PANEL + vd_swizzled_chunk<T, 64>(row0 + row, chunk));
+    if (key >= lowest && key < end && column < width) *(uint4 *)(to.row0 + (int64_t)key * to.stride + column) = x;
+  }
+  __syncwarp();
+}
+
+/* Waits for a stage, or leaves it. */
+template <typename T> VD_DEV void open_stage(dkv_smem<T> *m, const dkv_stage &at) {
+  vd_mbarrier_wait(&m->full[at.slot], at.parity);
+}
+template <typename T> VD_DEV void close_stage(dkv_smem<T> *m, dkv_stage &at) {
+  __syncwarp();
+  vd_mbarrier_arrive_warp(&m->empty[at.slot]);
+  next_stage(at);
+}
+
+/* Weights, as they are stored, and their gradients dp become left operands: weights after dropout, and score gradients.
+ * delta: of the tile's queries. RAMP: with masks, of queries from i0 on and keys from kappa0 on. */
+template <typename T, bool RAMP>
+VD_DEV void score_gradients(const vd_band &band, int i0, int kappa0, const float *delta, const float dp[8][4],
+                            vd_frag_a<T> weight[4], vd_frag_a<T> gradient[4]) {
+  const int g = (int)(threadIdx.x & 31) >> 2, t = (int)threadIdx.x & 3;
+#pragma unroll
+  for (int n = 0; n < 8; n++) {
+    const float2 own = *(const float2 *)(delta + 8 * n + 2 * t);
+#pragma unroll
+    for (int ih = 0; ih < 2; ih++) {
+      uint32_t &pair = weight[n >> 1].x[2 * (n & 1) + ih];
+      const float2 p = vd_unpack(pair, T());
+      float2 kept = make_float2(fmaxf(p.x, 0), fmaxf(p.y, 0));
+      if constexpr (RAMP) {
+        const int x = i0 + 8 * n + 2 * t - kappa0 - key_of_row(g + 8 * ih);
+        kept.x *= vd_mask(band, x), kept.y *= vd_mask(band, x + 1);
+      }
+      pair = vd_pack(kept.x, kept.y, T());
+      gradient[n >> 1].x[2 * (n & 1) + ih] = vd_pack(fmaf(kept.x, dp[n][2 * ih], -fabsf(p.x) * own.x),
+                                                     fmaf(kept.y, dp[n][2 * ih + 1], -fabsf(p.y) * own.y), T());
+    }
+  }
+}
+
+/* Query tiles i .. end - 1 of key tile x of an item, from key kappa0 on: dv += weights^T dout, dk += gradients^T q. */
+template <typename T, bool TRIM>
+VD_DEV void near_stages(dkv_smem<T> *m, dkv_stage &at, const vd_band &band, int x, int kappa0, int &i, int end,
+                        const vd_frag_a<T> values[VD_LEFTS], float dk[VD_SUMS][4], float dv[VD_SUMS][4]) {
+  for (; i < end; i++) {
+    float dp[8][4];
+    vd_frag_a<T> weight[4], gradient[4];
+    open_stage(m, at);
+    vd_wgmma_fence();
+    vd_tile_product_rs<T, VD_K_MAJOR>(dp, values, m->dout[at.slot], false);
+    vd_wgmma_commit();
+#pragma unroll
+    for (int k = 0; k < 4; k++)
+      vd_load_a_trans<T, 64>(weight[k], m->stored[at.slot][x], 16 * k, 16 * ((int)(threadIdx.x >> 5) & 3));
+    vd_wgmma_wait<0>();
+    vd_wgmma_fence_operand<8>(dp);
+    const int i0 = i * VD_TILE;
+    if (!TRIM || i0 + VD_TILE - 1 - kappa0 <= band.full) {
+      score_gradients<T, false>(band, i0, kappa0, m->delta[at.slot], dp, weight, gradient);
+    } else {
+      score_gradients<T, true>(band, i0, kappa0, m->delta[at.slot], dp, weight, gradient);
+    }
+    vd_wgmma_fence();
+    vd_tile_product_rs<T, VD_MN_MAJOR>(dv, weight, m->dout[at.slot], true);
+    vd_tile_product_rs<T, VD_MN_MAJOR>(dk, gradient, m->q[at.slot], true);
+    vd_wgmma_commit();
+    vd_wgmma_wait<0>();
+    vd_wgmma_fence_operand<VD_SUMS>(dv), vd_wgmma_fence_operand<VD_SUMS>(dk);
+    close_stage(m, at);
+  }
+}
+/* The same for far tiles. */
+template <typename T>
+VD_DEV void far_stages(dkv_smem<T> *m, dkv_stage &at, int x, int &i, int end, float dk[VD_SUMS][4]) {
+  for (; i < end; i++) {
+    open_stage(m, at);
+    vd_wgmma_fence();
+    vd_tile_product<T, VD_MN_MAJOR, VD_MN_MAJOR>(dk, m->stored[at.slot][x], m->q[at.slot], true);
+    vd_wgmma_commit();
+    vd_wgmma_wait<0>();
+    vd_wgmma_fence_operand<VD_SUMS>(dk);
+    close_stage(m, at);
+  }
+}
+
+/* Consumer warpgroup x: key tile x of each item. */
+template <typename T, bool REL, bool TRIM>
+VD_DEV void dkv_consumer(const vd_cuda_attention &a, const dkv_task &task, dkv_smem<T> *m, int x) {
+  const vd_tile_schedule *schedule = (const vd_tile_schedule *)a.schedule;
+  const int n_item = dkv_items<REL>(a, schedule);
+  dkv_stage at = {0, 0};
+  for (int k = 0; item_of(n_item, k) >= 0; k++) {
+    open_stage(m, at);
+    const dkv_work w = m->work[k / BATCH & 1][k % BATCH];
+    const vd_band band = vd_band_of<REL>(a, schedule, w.head);
+    const int tile = w.tile + x, kappa0 = tile * VD_TILE, first = x < w.n_key ? max(tile, 0) : w.end;
+    const int end = x < w.n_key ? min(w.end, tile + w.distances) : w.end;
+    const int far = TRIM ? max(min(end, tile + w.near_distances), first) : end;
+    T *place = m->values[k & 1][x];
+    float dk[VD_SUMS][4], dv[VD_SUMS][4];
+    vd_frag_a<T> values[VD_LEFTS];
+    load_values<T>(place, kappa0, w.lowest_value, a.d_head, values);
+    vd_clear_sums(dk), vd_clear_sums(dv);
+    int i = w.first;
+    for (; i < first; i++) open_stage(m, at), close_stage(m, at);
+    near_stages<T, TRIM>(m, at, band, x, kappa0, i, far, values, dk, dv);
+    if constexpr (TRIM) far_stages<T>(m, at, x, i, end, dk);
+    for (; i < w.end; i++) open_stage(m, at), close_stage(m, at);
+    vd_consumer_sync(x); /* all warps have read the values */
+    if (x < w.n_key) {
+      const vd_kv_view<T> to = vd_kv_view_of(a, (T *)task.dblock, (T *)task.dmemory, w.head, w.stream);
+      write_keys(to.at(kappa0, VD_KEY), place, kappa0, vd_lowest<REL>(band), a.block, a.d_head, dk,
+                 rsqrtf((float)a.d_head));
+      write_keys(to.at(kappa0, VD_VALUE), place, kappa0, w.lowest_value, a.block, a.d_head, dv, 1);
+    }
+    vd_fence_proxy_async(); /* the next copies to `place` are by the async proxy */
+    __syncwarp();
+    vd_mbarrier_arrive_warp(&m->values_empty[k & 1]);
+  }
+}
+
+template <typename T, bool REL, bool TRIM>
+__global__ void __launch_bounds__(DKV_THREADS, 1)
     dkv_wgmma_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ dkv_task task) {
   extern __shared__ __align__(1024) unsigned char smem[];
   dkv_smem<T> *m = (dkv_smem<T> *)smem;
-  if (threadIdx.x < VD_WARPGROUP) {
-    vd_setmaxnreg_inc<200>();
-    dkv_consumer<T, DROP, REL, TRIM>(a, task, m);
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < STAGES; i++) {
+      vd_mbarrier_init(&m->full[i], 33); /* the lanes of the producer, and the first one again */
+      vd_mbarrier_init(&m->empty[i], CONSUMERS * VD_WARPGROUP / 32);
+    }
+    for (int i = 0; i < 2; i++) vd_mbarrier_init(&m->values_empty[i], CONSUMERS * VD_WARPGROUP / 32);
+    vd_mbarrier_init_fence();
+  }
+  __syncthreads();
+  const int warpgroup = __shfl_sync(0xffffffffU, (int)threadIdx.x / VD_WARPGROUP, 0);
+  if (warpgroup == CONSUMERS) {
+    vd_setmaxnreg_dec<40, true>();
+    if (threadIdx.x < CONSUMERS * VD_WARPGROUP + 32) dkv_producer<T, REL, TRIM>(a, task, m);
   } else {
-    vd_setmaxnreg_dec<56>();
-    dkv_producer<T, DROP, REL, TRIM>(a, task, m);
+    vd_setmaxnreg_inc<232, true>();
+    dkv_consumer<T, REL, TRIM>(a, task, m, warpgroup);
   }
 }
 
@@ -401,11 +361,21 @@ template <typename T>
 cudaError_t launch_dkv(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g, const vd_backward_workspace *ws,
                        cudaStream_t stream) {
   constexpr bool REL = VD_HEAD_WIDTH == 64;
-  const dkv_task task = {*g, ws->query, ws->shift, ws->delta, ws->dropout_mask, vd_make_dropout_draws(a)};
-  auto kernel = vd_variant(a, dkv_wgmma_kernel<T, false, false, false>, dkv_wgmma_kernel<T, true, false, false>,
-                           dkv_wgmma_kernel<T, false, false, true>, dkv_wgmma_kernel<T, true, false, true>,
-                           dkv_wgmma_kernel<T, false, REL, false>, dkv_wgmma_kernel<T, true, REL, false>);
-  return vd_launch_persistent(kernel, VD_SPECIALIZED_THREADS, (int)sizeof(dkv_smem<T>), stream, NULL, 0, *a, task);
+  const int64_t width = (int64_t)a->n_head * a->d_head;
+  dkv_task task = {};
+  task.stored = ws->stored, task.delta = ws->delta, task.dblock = g->dblock, task.dmemory = g->dmemory;
+  cudaError_t e = vd_make_stream_map(&task.block, g->block, a->n_stream, a->block, 3 * width);
+  task.q = task.block;
+  if (e == cudaSuccess && a->rel_key) e = vd_make_stream_map(&task.q, ws->query, a->n_stream, a->block, width);
+  if (e == cudaSuccess) e = vd_make_stream_map(&task.dout, g->dout, a->n_stream, a->block, width);
+  if (e == cudaSuccess && a->window > 0)
+    e = vd_make_stream_map(&task.memory, g->memory, a->n_stream, a->kv_rows, 2 * width);
+  if (e != cudaSuccess) return e;
+  auto kernel = a->rel_key   ? dkv_wgmma_kernel<T, REL, false>
+                : a->trimmed ? dkv_wgmma_kernel<T, false, true>
+                             : dkv_wgmma_kernel<T, false, false>;
+  cudaLaunchAttribute early = vd_pdl_attribute();
+  return vd_launch_persistent(kernel, DKV_THREADS, (int)sizeof(dkv_smem<T>), stream, &early, 1, *a, task);
 }
 
 } // namespace

@@ -222,7 +222,7 @@ VD_DEV void dq_end(const vd_cuda_attention &a, const vd_cuda_attention_gradient 
     for (int i = 0; i < D / 8 * 4; i++) w.dq[i >> 2][i & 3] += w.dq_position[i >> 2][i & 3];
   } else {
     int n_tile = vd_ceil_div(a.block, VD_TILE);
-    vd_store_dspan(w.dspan, sums, ws.dspan + ((int64_t)at.head * a.n_stream + at.stream) * n_tile + at.tile);
+    vd_store_dspan(w.dspan, sums, ws.dspan + ((int64_t)at.head * ws.n_stream + at.stream) * n_tile + at.tile);
   }
   const vd_row_view<T> to = vd_block_rows(a, (T *)g.dblock, VD_QUERY, at.head, at.stream);
   vd_write_rows<T, D>(to.row0, to.stride, iw, 0, a.block, a.d_head, w.dq, scales);

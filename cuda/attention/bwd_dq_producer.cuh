@@ -17,36 +17,47 @@ typedef struct dq_task {
 /* Number of work items: pairs of query tiles, or their splits. */
 template <bool REL, bool TRIM> VD_DEV int dq_items(const vd_cuda_attention &a, const vd_tile_schedule *schedule) {
   const int n_tile = vd_ceil_div(a.block, VD_TILE), n_pair = vd_ceil_div(n_tile, VD_DQ_TILES);
-  if constexpr (vd_can_split<REL, TRIM>()) return schedule->split_first[a.n_head] / n_tile * n_pair;
+  if constexpr (vd_can_split<REL, TRIM>()) return a.n_stream * schedule->split_first[a.n_head] / n_tile * n_pair;
   return a.n_head * a.n_stream * n_pair;
 }
-/* The place of an item's first query tile, and of its splits' slots, which are numbered as in the forward pass. */
+/* The place of an item's first query tile, and of its splits' slots, which are numbered as in the forward pass. stored:
+ * the number of the stored tile of the stream's first query tile (vd_stored_first). */
 template <bool REL, bool TRIM>
-VD_DEV void place_item(const vd_cuda_attention &a, const vd_tile_schedule *schedule, int item, vd_query_work &w) {
+VD_DEV void place_item(const vd_cuda_attention &a, const vd_tile_schedule *schedule, int item, vd_query_work &w,
+                       int *stored) {
   const int n_tile = vd_ceil_div(a.block, VD_TILE), n_pair = vd_ceil_div(n_tile, VD_DQ_TILES);
   const int row = item / n_pair, pair = item % n_pair;
   w.n_split = 1, w.split = 0, w.slot = 0;
   if constexpr (vd_can_split<REL, TRIM>()) {
-    const int rank = vd_rank_of(schedule->split_first, a.n_head, row * n_tile), first = schedule->split_first[rank];
+    const int rank = vd_rank_of(schedule->split_first, a.n_head, a.n_stream, row * n_tile);
+    const int first = a.n_stream * schedule->split_first[rank];
     w.n_split = schedule->n_split[rank];
     const int rest = row - first / n_tile;
     w.split = rest % w.n_split;
     w.at = {schedule->head[rank], rest / w.n_split, pair * VD_DQ_TILES};
     w.slot = first + (w.at.stream * n_tile + w.at.tile) * w.n_split;
+    *stored = vd_stored_first<REL>(a, schedule, rank, w.at.stream, vd_band_of<REL>(a, schedule, w.at.head));
   } else if constexpr (REL) { /* the longest tiles first */
     w.at = {row % a.n_head, row / a.n_head, (n_pair - 1 - pair) * VD_DQ_TILES};
+    *stored = vd_stored_first<REL>(a, schedule, w.at.head, w.at.stream, vd_band_of<REL>(a, schedule, w.at.head));
   } else {
     w.at = {schedule->head[row / a.n_stream], row % a.n_stream, pair * VD_DQ_TILES};
+    *stored = vd_stored_first<REL>(a, schedule, row / a.n_stream, w.at.stream, vd_band_of<REL>(a, schedule, w.at.head));
   }
 }
-/* A work item. Closing turns: of a split that is not the query tile's last, and with relative keys, which have a
- * distance 0. */
+/* A work item. stored: all stored tiles. Closing turns: of a split that is not the query tile's last, and with relative
+ * keys, which have a distance 0. */
 template <bool REL, bool TRIM>
-VD_DEV dq_work dq_work_at(const vd_cuda_attention &a, const vd_tile_schedule *schedule, int item) {
+VD_DEV dq_work dq_work_at(const vd_cuda_attention &a, const vd_tile_schedule *schedule, char *stored, int item) {
   dq_work w;
-  place_item<REL, TRIM>(a, schedule, item, w.tile);
+  int first;
+  place_item<REL, TRIM>(a, schedule, item, w.tile, &first);
   vd_set_key_tiles<REL, TRIM>(a, schedule, w.tile,
                               min(w.tile.at.tile + VD_DQ_TILES, vd_ceil_div(a.block, VD_TILE)) - 1);
+  for (int x = 0; x < VD_DQ_TILES; x++)
+    w.stored[x] =
+        stored +
+        (int64_t)(first + (w.tile.at.tile + x) * vd_stored_distances(w.tile.band) + w.tile.left - 1) * VD_STORED_BYTES;
   w.turns = w.tile.n + (REL || w.tile.n < w.tile.left ? 1 : 0);
   return w;
 }
@@ -124,7 +135,7 @@ VD_DEV void copy_dropout_mask(const vd_cuda_attention &a, const dq_task &task, c
  * and of two query tiles the first one's key tile. */
 template <typename T, bool REL, bool TRIM>
 VD_DEV void start_item(const vd_cuda_attention &a, const dq_task &task, int item, int slot, int key, dq_smem<T> *m) {
-  const dq_work decoded = dq_work_at<REL, TRIM>(a, (const vd_tile_schedule *)a.schedule, item);
+  const dq_work decoded = dq_work_at<REL, TRIM>(a, (const vd_tile_schedule *)a.schedule, task.ws.stored, item);
   if (threadIdx.x == 0) m->work[slot] = decoded;
   vd_producer_sync();
   copy_queries<T, REL>(a, task, m->work[slot], slot, m);
@@ -152,6 +163,7 @@ VD_DEV void dq_producer(const vd_cuda_attention &a, const dq_task &task, dq_smem
   vd_tile_schedule *schedule = (vd_tile_schedule *)a.schedule;
   const int n_item = dq_items<REL, TRIM>(a, schedule);
   int item = (int)blockIdx.x, c = 0, key = 0;
+  vd_pdl_wait_previous();
   for (int i = 0; item < n_item; i++) {
     const int requested = threadIdx.x == 0 ? (int)gridDim.x + atomicAdd(&schedule->next[VD_WORK_DQ], 1) : 0;
     const dq_work &work = m->work[i & 1];
@@ -173,6 +185,7 @@ VD_DEV void dq_producer(const vd_cuda_attention &a, const dq_task &task, dq_smem
     vd_producer_sync();
     item = vd_announced_tile(&m->next);
   }
+  vd_pdl_launch_next();
 }
 
 } // namespace

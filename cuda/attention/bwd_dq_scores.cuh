@@ -17,6 +17,7 @@ enum { VD_DQ_TILES = VD_HEAD_WIDTH == 64 ? 2 : 1, VD_DQ_KEY_SLOTS = 2 * VD_DQ_TI
 typedef struct dq_work {
   vd_query_work tile;
   int turns;
+  char *stored[VD_DQ_TILES]; /* of each query tile, the stored tile of the first turn's key tile */
 } dq_work;
 
 /* What the table warpgroup does in a turn: ADDS_BLOCK: it adds the block of e that begins with e0; LAST_TURN: it ends.
@@ -54,11 +55,13 @@ template <typename T, bool REL> struct dq_state {
 };
 
 /* The operands of a consumer's turn: q and the key tile, the block of e that the tile ends with and its bias scores,
- * the warp's ring, the numbers of that block and of the key tile's first key. */
+ * the warp's ring, this thread's place in the stored tile (row g, the chunk of its first columns), the numbers of that
+ * block and of the key tile's first key. */
 template <typename T> struct dq_turn {
   const T *q, *k, *v, *table;
   const float *bias_scores;
   __half *ring;
+  char *stored;
   int block, kappa0;
 };
 
@@ -89,39 +92,70 @@ VD_DEV void multiply_scores(const dq_turn<T> &m, const dq_state<T, REL> &w, dq_s
   if constexpr (!FAR) vd_wgmma_fence_operand<8>(y.ds);
 }
 
-/* Sub-tile j of 16 queries from i0 on and 64 keys: gradients of weights ds become gradients of scores. */
+/* Sub-tile j of 16 queries from i0 on and 64 keys: gradients of weights ds become gradients of scores, scores s become
+ * weights before dropout. */
 template <typename T, bool FULL, bool DROP, bool REL, bool TRIM>
 VD_DEV void score_gradients(const vd_band &band, float scale, dq_state<T, REL> &w, uint32_t dropout_mask, int j, int i0,
-                            int kappa0, float factor, const float s[2][4], float ds[2][4]) {
+                            int kappa0, float factor, float s[2][4], float ds[2][4]) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   vd_masks m = vd_masks_of(band, i0 - kappa0 - 16 * j + g - 2 * t, scale);
 #pragma unroll
   for (int i = 0; i < 8; i++) {
     int jn = i >> 2, e = i & 3, nearer = 8 * jn + (e & 1) - 8 * (e >> 1);
-    float score = fmaf(s[jn][e], factor, w.shift[e >> 1]), delta = w.delta[e >> 1], weight;
+    float score = fmaf(s[jn][e], factor, w.shift[e >> 1]), delta = w.delta[e >> 1];
     const bool keep = !DROP || (dropout_mask >> vd_mask_bit(j, jn, e) & 1);
     if (REL && !FULL)
       score = vd_masks_seen(m, nearer) && kappa0 + 16 * j + 8 * jn + 2 * t + (e & 1) >= band.oldest ? score : -INFINITY;
     if constexpr (FULL || REL) {
-      ds[jn][e] = vd_kept_gradient(score, keep, ds[jn][e], delta, &weight);
+      s[jn][e] = vd_exp2(score);
+      ds[jn][e] = vd_kept_gradient(s[jn][e], keep, ds[jn][e], delta);
     } else {
-      ds[jn][e] = vd_masked_gradient<TRIM>(m, nearer, score, keep ? ds[jn][e] : 0, delta, &weight, &w.dspan);
+      ds[jn][e] = vd_masked_gradient<TRIM>(m, nearer, score, keep ? ds[jn][e] : 0, delta, &s[jn][e], &w.dspan);
     }
   }
 }
 
-/* Score gradients, as left operands, of this warp's queries, from i0 on, and a key tile. */
+/* The bits of `dropped`, the complement of mask bits, for row half ih: those of elements 0 and 1 in bytes 1 and 3. */
+VD_DEV uint32_t sign_bytes(uint32_t dropped, int ih) {
+  return __byte_perm(dropped, 0, ih ? 0x3424 : 0x1404);
+}
+/* Stores a thread's part of columns 32 half .. 32 half + 31 of two rows, left operands `pair`, at its place in a stored
+ * tile. */
+template <typename T> VD_DEV void store_columns(char *place, int half, const vd_frag_a<T> pair[2]) {
+  char *to = half ? (char *)((uint64_t)place ^ 64) : place;
+#pragma unroll
+  for (int ih = 0; ih < 2; ih++)
+    __stcg((uint4 *)(to + ih * 1024), make_uint4(pair[0].x[ih], pair[0].x[2 + ih], pair[1].x[ih], pair[1].x[2 + ih]));
+}
+/* Stores weights of sub-tiles 2 half and 2 half + 1, negative where dropped, likewise. */
+template <bool DROP, typename T>
+VD_DEV void store_weights(char *place, int half, const uint32_t sign[2], const float s[4][4]) {
+  vd_frag_a<T> pair[2];
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    const int j = 2 * half + (i >> 2), jn = i >> 1 & 1, ih = i & 1;
+    const float *weight = s[i >> 1] + 2 * ih;
+    pair[i >> 2].x[i & 3] = vd_pack(weight[0], weight[1], T());
+    if (DROP) pair[i >> 2].x[i & 3] ^= sign[ih] << (2 * j + jn) & 0x80008000U;
+  }
+  store_columns<T>(place, half, pair);
+}
+
+/* Score gradients, as left operands, of this warp's queries, from i0 on, and a key tile, whose weights are stored. */
 template <bool DROP, bool TRIM, typename T, bool REL>
 VD_DEV void near_gradients(const vd_band &band, float scale, const dq_turn<T> &m, dq_state<T, REL> &w, int i0,
                            float factor, dq_scores &y, vd_frag_a<T> gradient[4]) {
   const int unit = 4 * m.block + 7 - (int)(threadIdx.x >> 5);
+  const uint32_t sign[2] = {DROP ? sign_bytes(~y.dropout_mask, 0) : 0, DROP ? sign_bytes(~y.dropout_mask, 1) : 0};
   if (vd_row_full<REL>(band, i0, m.kappa0)) {
 #pragma unroll
     for (int j = 0; j < 4; j++) vd_add_ring(y.s + 2 * j, m.ring, unit + j);
 #pragma unroll
-    for (int j = 0; j < 4; j++)
+    for (int j = 0; j < 4; j++) {
       score_gradients<T, true, DROP, REL, TRIM>(band, scale, w, y.dropout_mask, j, i0, m.kappa0, factor, y.s + 2 * j,
                                                 y.ds + 2 * j);
+      if (REL && (j & 1)) store_weights<DROP, T>(m.stored, j >> 1, sign, y.s + 2 * (j - 1));
+    }
   } else {
 #pragma unroll
     for (int j = 0; j < 4; j++) {
@@ -130,10 +164,13 @@ VD_DEV void near_gradients(const vd_band &band, float scale, const dq_turn<T> &m
         score_gradients<T, false, DROP, REL, TRIM>(band, scale, w, y.dropout_mask, j, i0, m.kappa0, factor, y.s + 2 * j,
                                                    y.ds + 2 * j);
       } else {
-        vd_clear(y.ds + 2 * j);
+        vd_clear(y.s + 2 * j), vd_clear(y.ds + 2 * j);
       }
+      if (REL && (j & 1)) store_weights<DROP, T>(m.stored, j >> 1, sign, y.s + 2 * (j - 1));
     }
   }
+  if constexpr (!REL)
+    store_weights<DROP, T>(m.stored, 0, sign, y.s), store_weights<DROP, T>(m.stored, 1, sign, y.s + 4);
   vd_results_to_a(gradient, y.ds);
 }
 
@@ -162,6 +199,7 @@ VD_DEV void far_gradients(const vd_band &band, const dq_turn<T> &m, const dq_sta
   vd_results_to_a(gradient, s);
 #pragma unroll
   for (int i = 0; i < 16; i++) gradient[i >> 2].x[i & 3] ^= sign[i & 1];
+  store_columns<T>(m.stored, 0, gradient), store_columns<T>(m.stored, 1, gradient + 2);
 }
 
 /* Position scores of the block of e before a split's first key tile, or with relative keys before the first of all:

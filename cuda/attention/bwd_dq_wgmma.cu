@@ -3,7 +3,8 @@
  *      dq_i = sum_j ds_ij (k_j + p(i - j)) / sqrt(d_head),  dp(x) = sum over pairs at distance x of ds_ij q_i /
  * sqrt(d_head)
  *
- * and partial sums of the gradients of spans, or of the biases u and v; ds_ij as in bwd_dkv_wgmma.cu.
+ * and partial sums of the gradients of spans, or of the biases u and v; ds_ij as in bwd_dkv_wgmma.cu. Weights, or of
+ * far tiles score gradients, go to device memory, where the dK/dV kernel reads them (stored tiles in bwd_common.cuh).
  *
  * Tiles: a persistent block takes two adjacent query tiles of 64 of one head and stream and goes over the key tiles of
  * 64 in reach, or over a split of them (splits.cuh), in turns. In one turn both query tiles have the same distances, so
@@ -31,9 +32,9 @@
  *
  * Heads of 65 to 96 (bwd_dq_wgmma_96.cu): one query tile and one consumer a block.
  *
- * Bound: the data path of shared memory and L1 (60 % busy, 70 % with far tiles), instruction issue (44 %) and waits
- * between few warps: a turn takes 4,300 cycles, of which the products alone take 1,540
- * (doc/notes/2026-11-29-query-tile-pairs.md). */
+ * Bound: the data path of shared memory and L1, instruction issue and waits between few warps: without its stores a
+ * turn takes 4,300 cycles, of which the products alone take 1,540 (doc/notes/2026-11-29-query-tile-pairs.md); with them
+ * 8 % more (doc/notes/2026-11-29-stored-weights.md). */
 #include "cuda/attention/bwd_dq_producer.cuh"
 
 namespace {
@@ -128,8 +129,8 @@ VD_DEV void dq_end(const vd_cuda_attention &a, const dq_task &task, vd_work_tile
 #pragma unroll
     for (int i = 0; i < 32; i++) w.dq[i >> 2][i & 3] += w.dq_position[i >> 2][i & 3];
   } else {
-    vd_store_dspan(w.dspan, m->sums[x], task.ws.dspan + ((int64_t)at.head * a.n_stream + at.stream) * n_tile + at.tile,
-                   x);
+    vd_store_dspan(w.dspan, m->sums[x],
+                   task.ws.dspan + ((int64_t)at.head * task.ws.n_stream + at.stream) * n_tile + at.tile, x);
   }
   const vd_row_view<T> to = vd_block_rows(a, (T *)task.g.dblock, VD_QUERY, at.head, at.stream);
   vd_write_rows<T, VD_HEAD_WIDTH>(to.row0, to.stride, at.tile * VD_TILE + 16 * (int)(threadIdx.x >> 5), 0, a.block,
@@ -149,6 +150,9 @@ VD_DEV void next_turn(dq_place &at) {
  * place in the table; the scores of the block that is read instead are masked. */
 template <bool REL, typename T> VD_DEV dq_turn<T> turn_of(dq_smem<T> *m, const dq_place &at) {
   const vd_query_work &tile = m->work[at.item].tile;
+  const int lane = (int)threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+  char *stored = m->work[at.item].stored[at.x] - at.t * (int)VD_STORED_BYTES +
+                 ((16 * (int)(threadIdx.x >> 5) + g) * 128 + (t ^ g) * 16);
   const int block = !REL && at.t + 1 == tile.left ? at.block : at.block == 2 ? 0 : at.block + 1;
   const dq_turn<T> turn = {m->q[at.item][at.x],
                            m->k[at.key],
@@ -156,6 +160,7 @@ template <bool REL, typename T> VD_DEV dq_turn<T> turn_of(dq_smem<T> *m, const d
                            m->table[block],
                            m->bias_scores[block],
                            m->ring[at.x][threadIdx.x >> 5],
+                           stored,
                            at.c + 1,
                            tile.start + (at.x + at.t) * VD_TILE};
   return turn;
@@ -374,13 +379,12 @@ cudaError_t launch_dq(const vd_cuda_attention *a, const vd_cuda_attention_gradie
                       cudaStream_t stream) {
   constexpr bool REL = VD_HEAD_WIDTH == 64;
   const dq_task task = {*g, *ws, vd_make_dropout_draws(a)};
-  cudaLaunchAttribute launched = {};
-  launched.id = cudaLaunchAttributeLaunchCompletionEvent, launched.val.launchCompletionEvent.event = g->join;
+  cudaLaunchAttribute early = vd_pdl_attribute();
   auto kernel = vd_variant(a, dq_wgmma_kernel<T, false, false, false>, dq_wgmma_kernel<T, true, false, false>,
                            dq_wgmma_kernel<T, false, false, true>, dq_wgmma_kernel<T, true, false, true>,
                            dq_wgmma_kernel<T, false, REL, false>, dq_wgmma_kernel<T, true, REL, false>);
-  return vd_launch_persistent(kernel, dim3(VD_WARPGROUP, WARPGROUPS), (int)sizeof(dq_smem<T>), stream, &launched,
-                              g->side ? 1 : 0, *a, task);
+  return vd_launch_persistent(kernel, dim3(VD_WARPGROUP, WARPGROUPS), (int)sizeof(dq_smem<T>), stream, &early, 1, *a,
+                              task);
 }
 
 } // namespace

@@ -29,6 +29,9 @@ typedef struct vd_band {
 
 /* Where few query tiles reach far, their key tiles are shared out over several blocks, each with a split of them
  * (split-KV, as in Flash-Decoding). VD_SPLIT_SLOTS: partial sums that a->splits holds. */
+/* Key tiles of a block of the dK/dV kernel (bwd_dkv_wgmma.cu). */
+enum { VD_DKV_TILES = 2 };
+
 enum { VD_MAX_SPLITS = 16, VD_SPLIT_SLOTS = 256 };
 
 /* A layer's schedule, in device memory: bands, the order of the heads, and the counters from which persistent blocks
@@ -37,12 +40,15 @@ enum { VD_MAX_SM = 256 };
 typedef struct vd_tile_schedule {
   int sm_blocks[VD_MAX_SM]; /* blocks seen on each multiprocessor; see first_tile() in fwd_wgmma.cu */
   int next[VD_WORK_KINDS], done[VD_WORK_KINDS], next_rest;
-  int head[VD_CUDA_MAX_HEADS];            /* heads by decreasing reach, then own span */
-  int dkv_first[VD_CUDA_MAX_HEADS + 1];   /* first dK/dV tile of the head of this rank; last: number of tiles */
-  int n_split[VD_CUDA_MAX_HEADS];         /* splits of a query tile of the head of this rank */
-  int split_first[VD_CUDA_MAX_HEADS + 1]; /* the head's first split of all; last: number of splits */
-  int arrived[VD_SPLIT_SLOTS];            /* splits of a query tile that are done, at the number of its first split */
-  vd_band band[VD_CUDA_MAX_HEADS];        /* of head h */
+  int head[VD_CUDA_MAX_HEADS]; /* heads by decreasing reach, then own span */
+  /* Of the head of this rank, for one stream; last: the number of all heads. With n streams a head has n times as many,
+   * from n times that number on. */
+  int key_tile_first[VD_CUDA_MAX_HEADS + 1]; /* key tiles */
+  int dkv_first[VD_CUDA_MAX_HEADS + 1];      /* work items of the dK/dV kernel, VD_DKV_TILES key tiles each */
+  int split_first[VD_CUDA_MAX_HEADS + 1];    /* splits of query tiles */
+  int n_split[VD_CUDA_MAX_HEADS];            /* splits of a query tile of the head of this rank */
+  int arrived[VD_SPLIT_SLOTS];     /* splits of a query tile that are done, at the number of its first split */
+  vd_band band[VD_CUDA_MAX_HEADS]; /* of head h */
 } vd_tile_schedule;
 
 /* a / b, rounded up. */
@@ -80,12 +86,12 @@ typedef struct vd_work_tile {
   int head, stream, tile;
 } vd_work_tile;
 
-/* The rank of the head whose work items number `item` is among; `first` [n + 1] has the first item of each rank. All
- * lanes of a warp call it. */
-VD_DEV int vd_rank_of(const int *first, int n, int item) {
+/* The rank of the head whose work items number `item` is among; `first` [n + 1] has the first item of each rank for one
+ * stream. All lanes of a warp call it. */
+VD_DEV int vd_rank_of(const int *first, int n, int n_stream, int item) {
   int rank = 0;
   for (int i = (int)threadIdx.x & 31; __any_sync(0xffffffffU, i < n); i += 32)
-    rank += __popc(__ballot_sync(0xffffffffU, i < n && item >= first[i + 1]));
+    rank += __popc(__ballot_sync(0xffffffffU, i < n && item >= n_stream * first[i + 1]));
   return rank;
 }
 

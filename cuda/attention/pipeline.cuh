@@ -1,12 +1,11 @@
 /* Shared by the warp-specialized attention kernels (fwd_wgmma.cu, bwd_dq_wgmma.cu, bwd_dkv_wgmma.cu): 16-bit types,
  * heads up to 64 wide (up to 96 in the files for wider heads), tiles of 64 queries or keys.
  *
- * The dQ kernel has warpgroups and barriers of its own. A block of the other two has two warpgroups. The consumer
- * warpgroup (threads 0 .. 127) multiplies by wgmma and keeps accumulators in 192 to 208 registers a thread. The
- * producer warpgroup (threads 128 .. 255), with 48 to 64 registers, copies the tiles by cp.async and, in the forward
- * pass, draws the dropout mask, one tile ahead, in issue slots that the consumer leaves free; it starts the next work
- * tile while the consumer ends the current one. Two blocks share a multiprocessor; with wider heads one has it alone,
- * and each thread 255 registers.
+ * The backward kernels have warpgroups and barriers of their own. A block of the forward kernel has two warpgroups. The
+ * consumer warpgroup (threads 0 .. 127) multiplies by wgmma and keeps accumulators in 192 registers a thread. The
+ * producer warpgroup (threads 128 .. 255) copies the tiles by cp.async and draws the dropout mask, one tile ahead, in
+ * issue slots that the consumer leaves free; it starts the next work tile while the consumer ends the current one. Two
+ * blocks share a multiprocessor; with wider heads one has it alone, and each thread 255 registers.
  *
  * Named barriers: 1, the consumer warpgroup alone; VD_TILE_FULL, the producer arrives when a tile's copies have
  * landed and the consumer waits; VD_TILE_EMPTY, the consumer arrives once for each tile and the producer waits
@@ -228,7 +227,7 @@ template <bool REL, bool TRIM> VD_DEV constexpr bool vd_can_split() {
 }
 /* Number of work items of the forward and dQ kernels: query tiles, or their splits. */
 template <bool REL, bool TRIM> VD_DEV int vd_query_items(const vd_cuda_attention &a, const vd_tile_schedule *schedule) {
-  if constexpr (vd_can_split<REL, TRIM>()) return schedule->split_first[a.n_head];
+  if constexpr (vd_can_split<REL, TRIM>()) return a.n_stream * schedule->split_first[a.n_head];
   return a.n_head * a.n_stream * vd_ceil_div(a.block, VD_TILE);
 }
 /* The rest of a work tile whose place and split are set: as many key tiles as query tile `last` of its stream sees. */
@@ -251,9 +250,10 @@ VD_DEV vd_query_work vd_query_work_at(const vd_cuda_attention &a, const vd_tile_
   vd_query_work w;
   w.n_split = 1, w.split = 0, w.slot = item;
   if constexpr (vd_can_split<REL, TRIM>()) {
-    const int rank = vd_rank_of(schedule->split_first, a.n_head, item), n_tile = vd_ceil_div(a.block, VD_TILE);
+    const int rank = vd_rank_of(schedule->split_first, a.n_head, a.n_stream, item),
+              n_tile = vd_ceil_div(a.block, VD_TILE);
     w.n_split = schedule->n_split[rank];
-    const int rest = item - schedule->split_first[rank], tile = rest / w.n_split;
+    const int rest = item - a.n_stream * schedule->split_first[rank], tile = rest / w.n_split;
     w.split = rest - tile * w.n_split, w.slot = item - w.split;
     w.at = {schedule->head[rank], tile / n_tile, tile % n_tile};
   } else {
@@ -301,13 +301,10 @@ template <bool REL> VD_DEV bool vd_row_full(const vd_band &b, int i0, int kappa0
   return vd_all_full<REL>(b, i0 - kappa0, kappa0) && vd_all_full<REL>(b, i0 - kappa0 - 48, kappa0);
 }
 
-/* The gradient of a score whose mask is 1, and the weight after dropout. s: the score in units of log 2 plus the row's
- * `shift`, so that 2^s is the weight times dropout's scale; dp: the gradient of the weight; delta is divided by scale.
- */
-VD_DEV float vd_kept_gradient(float s, bool keep, float dp, float delta, float *weight) {
-  float p = vd_exp2(s);
-  *weight = keep ? p : 0;
-  return fmaf(*weight, dp, -p * delta);
+/* The gradient of a score whose mask is 1: p is its weight times dropout's scale, dp the gradient of the weight; delta
+ * is divided by scale. */
+VD_DEV float vd_kept_gradient(float p, bool keep, float dp, float delta) {
+  return fmaf(keep ? p : 0, dp, -p * delta);
 }
 
 /* Masks of a partly seen 16 x 16 sub-tile; `scale` is that of the weights, which the ramp bounds. `nearer`: distance of
@@ -331,15 +328,15 @@ VD_DEV float vd_masks_at(const vd_masks &m, int nearer) {
   return __saturatef((m.least + (float)nearer + m.fraction) * m.factor);
 }
 /* vd_score_gradient of adaptive span for a partly seen sub-tile. s includes the shift, dp is 0 where dropped: as in
- * vd_kept_gradient. */
+ * vd_kept_gradient. weight: before dropout; where trimmed, before the mask, too. */
 template <bool TRIM>
 VD_DEV float vd_masked_gradient(const vd_masks &m, int nearer, float s, float dp, float delta, float *weight,
                                 float *dspan) {
   float p = vd_masks_seen(m, nearer) ? vd_exp2(s) : 0, mask = vd_masks_at(m, nearer);
   p = !TRIM && mask == 0 ? fminf(p, m.ramp) : p;
-  *weight = p * mask;
-  float own = TRIM ? 0 : p * delta;
+  const float masked = p * mask, own = TRIM ? 0 : p * delta;
   *dspan += m.moving + (unsigned)nearer < m.moves ? fmaf(p, dp, -own) : 0;
-  return fmaf(*weight, dp, -(TRIM ? p : *weight) * delta);
+  *weight = TRIM ? p : masked;
+  return fmaf(masked, dp, -*weight * delta);
 }
 #endif

@@ -45,7 +45,7 @@ enum { LEAST_SPLIT = 4 };
 VD_DEV void split_heads(const vd_cuda_attention &a, int n_block, vd_tile_schedule *schedule) {
   const int per_head = a.n_stream * vd_ceil_div(a.block, VD_TILE);
   auto key_tiles = [&](int head) { return vd_ceil_div(schedule->band[head].reach, VD_TILE) + 1; };
-  int total = 0, slots = VD_SPLIT_SLOTS, first = 0;
+  int total = 0, slots = VD_SPLIT_SLOTS, first = 0; /* slots: of all streams */
   for (int h = 0; h < a.n_head; h++) total += per_head * key_tiles(h);
   const int share = max((int)LEAST_SPLIT, vd_ceil_div(total, a.d_head > 64 ? n_block / 2 : n_block));
   for (int rank = 0; rank < a.n_head; rank++) {
@@ -53,17 +53,16 @@ VD_DEV void split_heads(const vd_cuda_attention &a, int n_block, vd_tile_schedul
     int n = a.splits && !a.trimmed && !a.rel_key ? max(1, min(min(wanted, (int)VD_MAX_SPLITS), slots / per_head)) : 1;
     if (n > 1) slots -= n * per_head;
     schedule->n_split[rank] = n, schedule->split_first[rank] = first;
-    first += n * per_head;
+    first += n * vd_ceil_div(a.block, VD_TILE);
   }
   schedule->split_first[a.n_head] = first;
 }
 
 /* Layers of one launch; more would exceed the 4 KiB of kernel arguments. */
-enum { LAYERS_PER_LAUNCH = 24 };
+enum { LAYERS_PER_LAUNCH = (4096 - 16) / sizeof(vd_cuda_attention) };
 typedef struct schedule_layers {
   vd_cuda_attention at[LAYERS_PER_LAUNCH];
 } schedule_layers;
-static_assert(sizeof(schedule_layers) <= 4096, "arguments of a kernel");
 
 /* One block a layer, one thread a head. */
 __global__ void schedule_kernel(const __grid_constant__ schedule_layers layers, int n_block) {
@@ -86,12 +85,13 @@ __global__ void schedule_kernel(const __grid_constant__ schedule_layers layers, 
   }
   __syncthreads();
   if (h == 0) {
-    int first = 0, near = vd_ceil_div(a.block, VD_TILE);
+    int first = 0, items = 0;
     for (int i = 0; i < a.n_head; i++) {
-      schedule->dkv_first[i] = first;
-      first += a.n_stream * (vd_ceil_div(reach[head[i]], VD_TILE) + near);
+      const int tiles = vd_ceil_div(reach[head[i]], VD_TILE) + vd_ceil_div(a.block, VD_TILE);
+      schedule->key_tile_first[i] = first, schedule->dkv_first[i] = items;
+      first += tiles, items += vd_ceil_div(tiles, VD_DKV_TILES);
     }
-    schedule->dkv_first[a.n_head] = first;
+    schedule->key_tile_first[a.n_head] = first, schedule->dkv_first[a.n_head] = items;
     split_heads(a, n_block, schedule);
   }
 }

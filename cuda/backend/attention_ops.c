@@ -107,6 +107,7 @@ static vd_cuda_attention kernel_of(vd_cuda_backend *c, const vd_attention *a, co
                          .reach = a->rel_key ? (int32_t)a->reach[0] : 0,
                          .content_bias = a->content_bias,
                          .position_bias = a->position_bias};
+  for (int64_t h = 0; h < a->n_head && !a->rel_key; h++) x.key_tiles += (int32_t)((a->reach[h] + 63) / 64) + 1;
   size_t bytes = vd_cuda_attention_bias_scores_size(&x);
   x.bias_scores = bytes > 0 ? vd_cuda_workspace(c, &c->scratch, bytes) : NULL;
   bytes = vd_cuda_attention_splits_size(&x);

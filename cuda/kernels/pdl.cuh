@@ -38,5 +38,13 @@ static __device__ __forceinline__ void vd_pdl_wait() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
+/* The two halves of vd_pdl_wait, for a persistent kernel: blocks of the next kernel would wait for its whole duration
+ * where one of its own ended early. */
+static __device__ __forceinline__ void vd_pdl_wait_previous() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+static __device__ __forceinline__ void vd_pdl_launch_next() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
 
 #endif

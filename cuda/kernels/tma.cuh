@@ -73,6 +73,14 @@ VD_DEV void vd_copy_box_5d(void *to, const CUtensorMap *map, int first, int last
                "l"(map), "r"(vd_smem_address(full)), "r"(first), "r"(last), "r"(0)
                : "memory");
 }
+/* Starts the copy of `bytes`, a multiple of 16, to `to`; both are aligned to 16 bytes. They count as arrived at `full`.
+ * One thread calls this. */
+VD_DEV void vd_copy_bytes(void *to, const void *from, int bytes, uint64_t *full) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   vd_smem_address(to)),
+               "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(vd_smem_address(full))
+               : "memory");
+}
 /* Reads the box to L2. */
 VD_DEV void vd_prefetch_box(const CUtensorMap *map, int row, int column) {
   asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(map), "r"(column), "r"(row)
@@ -95,6 +103,10 @@ VD_DEV void vd_mbarrier_expect(uint64_t *barrier, int bytes) {
 /* This thread arrives. */
 VD_DEV void vd_mbarrier_arrive(uint64_t *barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(vd_smem_address(barrier)) : "memory");
+}
+/* This thread arrives when its copies by cp.async have landed. */
+VD_DEV void vd_mbarrier_arrive_copies(uint64_t *barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(vd_smem_address(barrier)) : "memory");
 }
 /* This warp arrives, once. */
 VD_DEV void vd_mbarrier_arrive_warp(uint64_t *barrier) {

@@ -46,14 +46,14 @@ struct layer {
   long reach; /* summed over heads */
 };
 
-/* The second stream of backward, one for all layers: more streams than hardware queues would wait for each other. */
-struct side_stream {
-  cudaStream_t side;
-  cudaEvent_t fork, join;
-};
+/* VD_BENCH_STORED_MIB in the environment: MiB of stored tiles instead of the usual limit. */
+static size_t stored_limit() {
+  const char *mib = getenv("VD_BENCH_STORED_MIB");
+  return mib ? (size_t)atoi(mib) << 20 : 0;
+}
 
 static layer make_layer(int n_stream, double dropout, const std::vector<int> &spans, bool trimmed, uint16_t number,
-                        void *table, float *dtable, const side_stream *fork) {
+                        void *table, float *dtable) {
   layer l;
   int longest = 0;
   float z[N_HEAD], *span = (float *)allocate(sizeof z);
@@ -71,6 +71,9 @@ static layer make_layer(int n_stream, double dropout, const std::vector<int> &sp
          RAMP,    1,        trimmed, N_HEAD,  longest, span,   allocate(vd_cuda_attention_schedule_size()),
          dropout, rng,      0};
   l.a.dropout_mask = (uint32_t *)allocate(vd_cuda_attention_dropout_mask_size(&l.a));
+  l.a.key_tiles = N_HEAD; /* of 64 keys, the query tile's own included */
+  for (int h = 0; h < N_HEAD; h++) l.a.key_tiles += ((trimmed ? longest : spans[(size_t)h] + RAMP + 1) + 63) / 64;
+  l.a.stored_limit = stored_limit();
   if (!getenv("VD_BENCH_NO_SPLITS")) l.a.splits = allocate(vd_cuda_attention_splits_size(&l.a));
   size_t nq = (size_t)n_stream * BLOCK * WIDTH, nk = (size_t)n_stream * (size_t)longest * WIDTH;
   l.g = {random_array(3 * nq, 1u),
@@ -84,11 +87,10 @@ static layer make_layer(int n_stream, double dropout, const std::vector<int> &sp
          dtable,
          (float *)allocate(N_HEAD * 4),
          allocate(vd_cuda_attention_workspace_size(&l.a))};
-  l.g.side = fork->side, l.g.fork = fork->fork, l.g.join = fork->join;
   return l;
 }
 /* A layer of Transformer-XL: every query sees memory and block as far back as there are keys. */
-static layer make_relative_layer(int n_stream, double dropout, uint16_t number, const side_stream *fork) {
+static layer make_relative_layer(int n_stream, double dropout, uint16_t number) {
   enum { WINDOW = 512, REACH = WINDOW + BLOCK - 1 };
   layer l = {};
   l.reach = (long)N_HEAD * (2 * WINDOW + BLOCK + 1) / 2; /* on average */
@@ -106,8 +108,8 @@ static layer make_relative_layer(int n_stream, double dropout, uint16_t number, 
   l.g.dout = random_array(nq, 4u), l.g.dblock = allocate(3 * nq * 2), l.g.dmemory = allocate(2 * nk * 2);
   l.g.drel_key = (float *)allocate((size_t)(REACH + 1) * WIDTH * 4);
   l.g.dcontent_bias = (float *)allocate(WIDTH * 4), l.g.dposition_bias = (float *)allocate(WIDTH * 4);
+  l.a.stored_limit = stored_limit();
   l.g.workspace = allocate(vd_cuda_attention_workspace_size(&l.a));
-  l.g.side = fork->side, l.g.fork = fork->fork, l.g.join = fork->join;
   return l;
 }
 static void free_layer(layer *l) {
@@ -169,20 +171,14 @@ int main(int argc, char **argv) {
   double dropout = argc > 2 ? atof(argv[2]) : 0.3, queries = (double)n_stream * BLOCK;
   void *table = random_array((size_t)ATTN_SPAN * D_HEAD, 5u);
   float *dtable = (float *)allocate(vd_cuda_attention_dtable_size(VD_BF16, D_HEAD, ATTN_SPAN));
-  side_stream fork = {}; /* VD_BENCH_ONE_STREAM in the environment: the two backward kernels one after the other */
-  if (!getenv("VD_BENCH_ONE_STREAM")) {
-    check(cudaStreamCreateWithFlags(&fork.side, cudaStreamNonBlocking), "stream");
-    check(cudaEventCreateWithFlags(&fork.fork, cudaEventDisableTiming), "event");
-    check(cudaEventCreateWithFlags(&fork.join, cudaEventDisableTiming), "event");
-  }
   std::vector<layer> layers;
   double pairs = 0;
   bool relative = argc > 4 && strcmp(argv[4], "xl") == 0, trimmed = argc > 4 && strcmp(argv[4], "trimmed") == 0;
   for (int l = 0; l < N_LAYER; l++) {
     std::vector<int> spans = {8, 16, 16, 24, 24, 32, 40, 64};
     if (l >= 5) spans = {16, 24, 40, 64, 110, 220, 700, 1024 + 512 * (l - 5)};
-    layers.push_back(relative ? make_relative_layer(n_stream, dropout, (uint16_t)l, &fork)
-                              : make_layer(n_stream, dropout, spans, trimmed, (uint16_t)l, table, dtable, &fork));
+    layers.push_back(relative ? make_relative_layer(n_stream, dropout, (uint16_t)l)
+                              : make_layer(n_stream, dropout, spans, trimmed, (uint16_t)l, table, dtable));
     pairs += queries * (double)layers.back().reach;
   }
   if (repeats == 0) {
@@ -203,7 +199,7 @@ int main(int argc, char **argv) {
   for (layer &l : layers) free_layer(&l);
   for (int span = 8; argc > 4 && strcmp(argv[4], "sweep") == 0 && span <= ATTN_SPAN; span *= 2) {
     std::vector<layer> one = {
-        make_layer(n_stream, dropout, {span, 32, 32, 32, 32, 32, 32, 32}, false, 0, table, dtable, &fork)};
+        make_layer(n_stream, dropout, {span, 32, 32, 32, 32, 32, 32, 32}, false, 0, table, dtable)};
     std::vector<double> sf, sb;
     char name[24];
     measure(one, repeats, &sf, &sb);
