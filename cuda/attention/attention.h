@@ -75,8 +75,8 @@ size_t vd_cuda_attention_schedule_size(void);
  * biases, stored weights; with relative keys also the queries with u added. `workspace` is aligned to 128 bytes. */
 size_t vd_cuda_attention_workspace_size(const vd_cuda_attention *a);
 
-/* Not collective. Bytes of a->dropout_mask: one bit for each pair of query and key, in tiles of 64 x 64 up to the
- * window, for every head. 0 without dropout and for the mma kernels, which draw the mask again in backward. */
+/* Not collective. Bytes of a->dropout_mask: one bit for each pair of query and key, in tiles of 64 x 64 within the
+ * heads' reaches. 0 without dropout and for the mma kernels, which draw the mask again in backward. */
 size_t vd_cuda_attention_dropout_mask_size(const vd_cuda_attention *a);
 
 /* Not collective. Bytes of a->splits: partial sums of query tiles whose key tiles several blocks share. 0 with relative

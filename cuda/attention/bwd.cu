@@ -4,7 +4,6 @@
  * dout, and with relative keys q + u. After them: the partial sums of the gradients of spans or biases are added up in
  * a fixed order. The kernels here are bound by memory bandwidth. */
 #include "cuda/attention/bwd_common.cuh"
-#include "cuda/attention/pipeline.cuh"
 #include "cuda/kernels/pdl.cuh"
 
 /* Bytes of stored tiles, unless the caller says otherwise (a->stored_limit). */
@@ -68,15 +67,9 @@ static size_t round_up(size_t bytes) {
   return (bytes + 127) / 128 * 128;
 }
 
-/* Bytes of one stream's stored tiles. */
-static size_t stored_bytes(const vd_cuda_attention *a) {
-  const int32_t reach = a->rel_key ? a->reach : a->window;
-  const int32_t key_tiles = a->key_tiles > 0 ? a->key_tiles : a->n_head * (vd_ceil_div(reach, VD_TILE) + 1);
-  return (size_t)key_tiles * (size_t)vd_ceil_div(a->block, VD_TILE) * VD_STORED_BYTES;
-}
 /* Streams of a group: as many as keep its stored tiles within the limit, so that groups have about the same size. */
 static int32_t group_of(const vd_cuda_attention *a) {
-  const size_t limit = a->stored_limit > 0 ? a->stored_limit : STORED_LIMIT, one = stored_bytes(a);
+  const size_t limit = a->stored_limit > 0 ? a->stored_limit : STORED_LIMIT, one = vd_stream_pairs(a) * VD_STORED_BYTES;
   const int32_t n = a->n_stream, most = limit / one < 1 ? 1 : limit / one < (size_t)n ? (int32_t)(limit / one) : n;
   return vd_ceil_div(n, vd_ceil_div(n, most));
 }
@@ -101,7 +94,7 @@ static size_t lay_out(const vd_cuda_attention *a, void *base, vd_backward_worksp
   } else {
     ws->dspan = (float *)take(tiles * 4);
   }
-  if (vd_uses_wgmma(a)) ws->stored = take((size_t)group_of(a) * stored_bytes(a));
+  if (vd_uses_wgmma(a)) ws->stored = take((size_t)group_of(a) * vd_stream_pairs(a) * VD_STORED_BYTES);
   return size;
 }
 
@@ -155,13 +148,12 @@ static void choose_streams(vd_cuda_attention *a, vd_cuda_attention_gradient *g, 
                            int32_t first, int32_t n) {
   const int64_t n_tile = vd_ceil_div(a->block, VD_TILE), heads = (int64_t)first * a->n_head;
   const int64_t width = (int64_t)a->n_head * a->d_head, rows = (int64_t)first * a->block, memory = first * a->kv_rows;
-  skip(ws->dropout_mask, heads * n_tile * vd_max_key_tiles(*a) * VD_WARPGROUP * 4);
   skip(ws->delta, heads * a->block * 4), skip(ws->shift, heads * a->block * 4), skip(ws->dspan, first * n_tile * 4);
   skip(ws->query, rows * width * 2), skip(ws->dbias, heads * n_tile * 2 * a->d_head * 4);
   skip(g->block, rows * 3 * width * 2), skip(g->dblock, rows * 3 * width * 2);
   skip(g->memory, memory * 2 * width * 2), skip(g->dmemory, memory * 2 * width * 2);
   skip(g->dout, rows * width * 2);
-  a->n_stream = n, a->row0 += first;
+  ws->first_stream = first, a->n_stream = n, a->row0 += first;
 }
 /* The dQ and the dK/dV kernel, for one group of streams after another. */
 static cudaError_t run_wgmma(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,

@@ -18,7 +18,8 @@ template <typename T, int D> struct vd_backward_layout {
 
 /* Arrays of the backward pass; all but dropout_mask are in g->workspace. */
 typedef struct vd_backward_workspace {
-  int32_t n_stream; /* of the layer: the wgmma kernels run once for each group of its streams (bwd.cu) */
+  /* The wgmma kernels run once for each group of streams (bwd.cu): those of the layer, and the group's first one. */
+  int32_t n_stream, first_stream;
   /* [n_stream, n_head, block]: sum over a head's columns of out * dout. The wgmma kernels multiply weights by dropout's
    * scale in the exponent, by adding `shift` = log2(scale) - lse / ln 2 to scores; for them delta is divided by it. */
   float *delta, *shift;
@@ -28,8 +29,8 @@ typedef struct vd_backward_workspace {
   float *dsum;   /* [n_head, reach + 1]: score gradients summed over all queries at one distance */
   float *dtable; /* with relative keys, wgmma kernels: [n_head, vd_table_blocks(a->reach), 64, 64], the gradient of
                   * relative keys in the order of vd_add_table_block(), but for the share of dsum */
-  char *stored;  /* wgmma kernels: [vd_stored_first()] stored tiles of a group of streams */
-  uint32_t *dropout_mask; /* wgmma kernels with dropout: a->dropout_mask */
+  char *stored;  /* wgmma kernels: stored tiles of a group of streams, one for each pair (vd_pair_first) */
+  uint32_t *dropout_mask; /* wgmma kernels with dropout: a->dropout_mask, of all streams */
 } vd_backward_workspace;
 
 /* A stored tile: what the dQ kernel leaves for the dK/dV kernel of a query tile and a key tile, in 16-bit elements. Of
@@ -38,20 +39,6 @@ typedef struct vd_backward_workspace {
  * of a row has the keys 8 (4 (c >> 2) + i) + 2 (c & 3) + b at 2 i + b: what a thread of the dQ kernel holds of a row is
  * two chunks. */
 enum { VD_STORED_BYTES = VD_TILE * VD_TILE * 2 };
-/* Distances of tiles that a head sees. */
-VD_DEV int vd_stored_distances(const vd_band &band) {
-  return vd_ceil_div(band.reach, VD_TILE) + 1;
-}
-/* The number of the stored tile of a head and stream's first query tile with the key tile at its own place; the next
- * ones are those of farther key tiles, then those of the next query tile. */
-template <bool REL>
-VD_DEV int vd_stored_first(const vd_cuda_attention &a, const vd_tile_schedule *schedule, int rank, int stream,
-                           const vd_band &band) {
-  const int n_tile = vd_ceil_div(a.block, VD_TILE), distances = vd_stored_distances(band);
-  if constexpr (REL) return (stream * a.n_head + rank) * n_tile * distances;
-  const int before = schedule->key_tile_first[rank] - rank * (n_tile - 1); /* distances of the heads before this one */
-  return n_tile * (a.n_stream * before + stream * distances);
-}
 
 /* The queries that the kernels multiply, u added with relative keys. */
 template <typename T, bool REL>

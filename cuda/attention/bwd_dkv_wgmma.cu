@@ -80,10 +80,10 @@ VD_DEV dkv_work dkv_work_at(const vd_cuda_attention &a, const vd_tile_schedule *
   const int head = REL ? rank : schedule->head[rank], stream = REL ? row / a.n_head : row;
   const vd_band band = vd_band_of<REL>(a, schedule, head);
   dkv_work w = {head, stream, rest % per_head * CONSUMERS - far};
-  w.distances = vd_stored_distances(band), w.near_distances = REL ? w.distances : vd_ceil_div(band.own, VD_TILE) + 1;
+  w.distances = vd_distances(band), w.near_distances = REL ? w.distances : vd_ceil_div(band.own, VD_TILE) + 1;
   w.n_key = min((int)CONSUMERS, n_tile - w.tile);
   w.first = max(w.tile, 0), w.end = min(n_tile, w.tile + w.n_key - 1 + w.distances);
-  w.stored = vd_stored_first<REL>(a, schedule, rank, stream, band), w.lowest_value = vd_lowest_value<REL>(band);
+  w.stored = vd_pair_first<REL>(a, schedule, band, head, stream), w.lowest_value = vd_lowest_value<REL>(band);
   return w;
 }
 /* Number k of the block's work items. The dQ kernel stored the last ones' tiles most recently. */

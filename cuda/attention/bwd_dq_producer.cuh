@@ -20,11 +20,9 @@ template <bool REL, bool TRIM> VD_DEV int dq_items(const vd_cuda_attention &a, c
   if constexpr (vd_can_split<REL, TRIM>()) return a.n_stream * schedule->split_first[a.n_head] / n_tile * n_pair;
   return a.n_head * a.n_stream * n_pair;
 }
-/* The place of an item's first query tile, and of its splits' slots, which are numbered as in the forward pass. stored:
- * the number of the stored tile of the stream's first query tile (vd_stored_first). */
+/* The place of an item's first query tile, and of its splits' slots, which are numbered as in the forward pass. */
 template <bool REL, bool TRIM>
-VD_DEV void place_item(const vd_cuda_attention &a, const vd_tile_schedule *schedule, int item, vd_query_work &w,
-                       int *stored) {
+VD_DEV void place_item(const vd_cuda_attention &a, const vd_tile_schedule *schedule, int item, vd_query_work &w) {
   const int n_tile = vd_ceil_div(a.block, VD_TILE), n_pair = vd_ceil_div(n_tile, VD_DQ_TILES);
   const int row = item / n_pair, pair = item % n_pair;
   w.n_split = 1, w.split = 0, w.slot = 0;
@@ -36,28 +34,27 @@ VD_DEV void place_item(const vd_cuda_attention &a, const vd_tile_schedule *sched
     w.split = rest % w.n_split;
     w.at = {schedule->head[rank], rest / w.n_split, pair * VD_DQ_TILES};
     w.slot = first + (w.at.stream * n_tile + w.at.tile) * w.n_split;
-    *stored = vd_stored_first<REL>(a, schedule, rank, w.at.stream, vd_band_of<REL>(a, schedule, w.at.head));
   } else if constexpr (REL) { /* the longest tiles first */
     w.at = {row % a.n_head, row / a.n_head, (n_pair - 1 - pair) * VD_DQ_TILES};
-    *stored = vd_stored_first<REL>(a, schedule, w.at.head, w.at.stream, vd_band_of<REL>(a, schedule, w.at.head));
   } else {
     w.at = {schedule->head[row / a.n_stream], row % a.n_stream, pair * VD_DQ_TILES};
-    *stored = vd_stored_first<REL>(a, schedule, row / a.n_stream, w.at.stream, vd_band_of<REL>(a, schedule, w.at.head));
   }
 }
-/* A work item. stored: all stored tiles. Closing turns: of a split that is not the query tile's last, and with relative
+/* A work item. Closing turns: of a split that is not the query tile's last, and with relative
  * keys, which have a distance 0. */
 template <bool REL, bool TRIM>
-VD_DEV dq_work dq_work_at(const vd_cuda_attention &a, const vd_tile_schedule *schedule, char *stored, int item) {
+VD_DEV dq_work dq_work_at(const vd_cuda_attention &a, const vd_backward_workspace &ws, int item) {
+  const vd_tile_schedule *schedule = (const vd_tile_schedule *)a.schedule;
   dq_work w;
-  int first;
-  place_item<REL, TRIM>(a, schedule, item, w.tile, &first);
+  place_item<REL, TRIM>(a, schedule, item, w.tile);
   vd_set_key_tiles<REL, TRIM>(a, schedule, w.tile,
                               min(w.tile.at.tile + VD_DQ_TILES, vd_ceil_div(a.block, VD_TILE)) - 1);
-  for (int x = 0; x < VD_DQ_TILES; x++)
-    w.stored[x] =
-        stored +
-        (int64_t)(first + (w.tile.at.tile + x) * vd_stored_distances(w.tile.band) + w.tile.left - 1) * VD_STORED_BYTES;
+  const int before = vd_pair_first<REL>(a, schedule, w.tile.band, 0, ws.first_stream);
+  for (int x = 0; x < VD_DQ_TILES; x++) {
+    const int64_t pair = w.tile.pair + x * vd_distances(w.tile.band);
+    w.stored[x] = ws.stored + pair * VD_STORED_BYTES;
+    w.dropout_mask[x] = ws.dropout_mask + (before + pair) * VD_WARPGROUP;
+  }
   w.turns = w.tile.n + (REL || w.tile.n < w.tile.left ? 1 : 0);
   return w;
 }
@@ -120,22 +117,17 @@ VD_DEV void copy_queries(const vd_cuda_attention &a, const dq_task &task, const 
 }
 /* Starts the copies of the dropout mask's bits for turn t, to slot `slot`. */
 template <typename T, bool TRIM>
-VD_DEV void copy_dropout_mask(const vd_cuda_attention &a, const dq_task &task, const dq_work &work, int t, int slot,
-                              dq_smem<T> *m) {
-  const vd_work_tile &at = work.tile.at;
+VD_DEV void copy_dropout_mask(const vd_cuda_attention &a, const dq_work &work, int t, int slot, dq_smem<T> *m) {
   if (t == work.tile.n || (t == 0 && work.tile.lead) || (TRIM && t < work.tile.far)) return;
-  for (int x = 0; x < VD_DQ_TILES && at.tile + x < vd_ceil_div(a.block, VD_TILE); x++) {
-    const uint32_t *from =
-        vd_dropout_mask_tile(a, task.ws.dropout_mask, at.stream, at.head, at.tile + x, work.tile.left - 1 - t);
-    vd_cp_async4(&m->dropout_mask[slot][x][threadIdx.x], from + threadIdx.x, true);
-  }
+  for (int x = 0; x < VD_DQ_TILES && work.tile.at.tile + x < vd_ceil_div(a.block, VD_TILE); x++)
+    vd_cp_async4(&m->dropout_mask[slot][x][threadIdx.x], work.dropout_mask[x] - t * VD_WARPGROUP + threadIdx.x, true);
 }
 
 /* Decodes a work item to m->work, and starts the copies of what it needs that is free before its first turn: queries,
  * and of two query tiles the first one's key tile. */
 template <typename T, bool REL, bool TRIM>
 VD_DEV void start_item(const vd_cuda_attention &a, const dq_task &task, int item, int slot, int key, dq_smem<T> *m) {
-  const dq_work decoded = dq_work_at<REL, TRIM>(a, (const vd_tile_schedule *)a.schedule, task.ws.stored, item);
+  const dq_work decoded = dq_work_at<REL, TRIM>(a, task.ws, item);
   if (threadIdx.x == 0) m->work[slot] = decoded;
   vd_producer_sync();
   copy_queries<T, REL>(a, task, m->work[slot], slot, m);
@@ -151,7 +143,7 @@ VD_DEV void copy_turn(const vd_cuda_attention &a, const dq_task &task, const dq_
   if (t < work.tile.n && !(tile == 0 && work.tile.lead))
     copy_keys<T, REL, TRIM>(a, task, work, tile, (key + tile) & (VD_DQ_KEY_SLOTS - 1), m);
   if (t < work.tile.n && (REL || t + 1 < work.tile.left)) copy_block<T, REL>(a, task, work, t + 1, (c + 1) % 3, m);
-  if constexpr (DROP) copy_dropout_mask<T, TRIM>(a, task, work, t, c & 1, m);
+  if constexpr (DROP) copy_dropout_mask<T, TRIM>(a, work, t, c & 1, m);
   vd_cp_async_commit();
 }
 

@@ -17,7 +17,8 @@ enum { VD_DQ_TILES = VD_HEAD_WIDTH == 64 ? 2 : 1, VD_DQ_KEY_SLOTS = 2 * VD_DQ_TI
 typedef struct dq_work {
   vd_query_work tile;
   int turns;
-  char *stored[VD_DQ_TILES]; /* of each query tile, the stored tile of the first turn's key tile */
+  char *stored[VD_DQ_TILES];                 /* of each query tile, the stored tile of the first turn's key tile */
+  const uint32_t *dropout_mask[VD_DQ_TILES]; /* and its tile of the dropout mask */
 } dq_work;
 
 /* What the table warpgroup does in a turn: ADDS_BLOCK: it adds the block of e that begins with e0; LAST_TURN: it ends.

@@ -47,6 +47,7 @@ typedef struct vd_tile_schedule {
   int dkv_first[VD_CUDA_MAX_HEADS + 1];      /* work items of the dK/dV kernel, VD_DKV_TILES key tiles each */
   int split_first[VD_CUDA_MAX_HEADS + 1];    /* splits of query tiles */
   int n_split[VD_CUDA_MAX_HEADS];            /* splits of a query tile of the head of this rank */
+  int pair_first[VD_CUDA_MAX_HEADS + 1];     /* of head h: vd_distances() of the heads before it; last: of all */
   int arrived[VD_SPLIT_SLOTS];     /* splits of a query tile that are done, at the number of its first split */
   vd_band band[VD_CUDA_MAX_HEADS]; /* of head h */
 } vd_tile_schedule;
@@ -132,6 +133,21 @@ template <bool REL> VD_DEV int vd_lowest_value(const vd_band &b) {
 template <bool REL> VD_DEV int vd_key_tiles(const vd_band &b, int query_tile) {
   int far = vd_ceil_div(b.reach, VD_TILE);
   return (REL ? min(far, query_tile + vd_ceil_div(-b.oldest, VD_TILE)) : far) + 1;
+}
+
+/* Distances of tiles, from a query tile back to a key tile, that a head sees. */
+VD_DEV int vd_distances(const vd_band &b) {
+  return vd_ceil_div(b.reach, VD_TILE) + 1;
+}
+/* Arrays with an element for each pair of a query tile and a key tile within a head's reach are in the order of
+ * streams, heads, query tiles and distances: the number of the pair of a head's first query tile and the key tile at
+ * its own place. */
+template <bool REL>
+VD_DEV int vd_pair_first(const vd_cuda_attention &a, const vd_tile_schedule *schedule, const vd_band &band, int head,
+                         int stream) {
+  const int n_tile = vd_ceil_div(a.block, VD_TILE), all = a.n_head * vd_distances(band);
+  if constexpr (REL) return n_tile * (stream * all + head * vd_distances(band));
+  return n_tile * (stream * schedule->pair_first[a.n_head] + schedule->pair_first[head]);
 }
 
 /* View of one head and stream: row r begins at row0 + r * stride. */

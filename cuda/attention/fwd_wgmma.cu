@@ -296,8 +296,7 @@ cudaError_t vd_forward_wgmma(const vd_cuda_attention *a, const void *block, cons
 
 size_t vd_cuda_attention_dropout_mask_size(const vd_cuda_attention *a) {
   if (!vd_uses_wgmma(a) || !vd_make_dropout_draws(a).threshold) return 0;
-  size_t query_tiles = (size_t)a->n_stream * (size_t)a->n_head * (size_t)vd_ceil_div(a->block, VD_TILE);
-  return query_tiles * (size_t)vd_max_key_tiles(*a) * VD_WARPGROUP * sizeof(uint32_t);
+  return (size_t)a->n_stream * vd_stream_pairs(a) * VD_WARPGROUP * sizeof(uint32_t);
 }
 
 size_t vd_cuda_attention_splits_size(const vd_cuda_attention *a) {

@@ -48,6 +48,13 @@ static cudaError_t vd_launch_persistent(void (*kernel)(PARAMS...), dim3 threads,
   return vd_launch_attributes(attribute, n, kernel, (unsigned)blocks, threads, (size_t)shared, stream, args...);
 }
 
+/* Not collective. Pairs of a query tile and a key tile within the heads' reaches, of one stream, at most. */
+static inline size_t vd_stream_pairs(const vd_cuda_attention *a) {
+  const int32_t reach = a->rel_key ? a->reach : a->window;
+  const int32_t key_tiles = a->key_tiles > 0 ? a->key_tiles : a->n_head * ((reach + VD_TILE - 1) / VD_TILE + 1);
+  return (size_t)key_tiles * (size_t)((a->block + VD_TILE - 1) / VD_TILE);
+}
+
 /* Stream-ordered. Calls LAUNCH<type, width>::run for the activation type and a tile width that holds a head, for the
  * mma kernels: 16-bit heads up to 64 wide go to the wgmma kernels. */
 template <template <typename, int> class LAUNCH, typename... ARGS>

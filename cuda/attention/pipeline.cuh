@@ -212,12 +212,15 @@ VD_DEV void vd_end_scores(__half *ring, int block, float position[8][4], float s
  *
  * A split has some of these key tiles; n, start and first_block are then its own. The block of e before its first key
  * tile is also the last of the split before it, so that both multiply its position scores: such a split has a `lead`, a
- * turn t = 0 for them alone, without keys and values. `left` counts key tiles from t = 0 to the query tile's own. */
+ * turn t = 0 for them alone, without keys and values. `left` counts key tiles from t = 0 to the query tile's own.
+ *
+ * The pair of the query tile and key tile t is number pair - t (vd_pair_first). In that order lie the tiles of the
+ * stored dropout mask: the words of 128 threads as vd_draw_dropout_mask() makes them. */
 typedef struct vd_query_work {
   vd_work_tile at;
   vd_band band;
   int i0, n, far, start, first_block; /* first query, key tiles, first key */
-  int left;
+  int left, pair;
   bool lead;
   int n_split, split, slot; /* splits of the query tile; this one; the number of the first one */
 } vd_query_work;
@@ -244,6 +247,8 @@ VD_DEV void vd_set_key_tiles(const vd_cuda_attention &a, const vd_tile_schedule 
     w.n = end - begin, w.left -= begin, w.start += begin * VD_TILE;
   }
   w.first_block = w.start - w.i0 - VD_TILE;
+  w.pair =
+      vd_pair_first<REL>(a, schedule, w.band, w.at.head, w.at.stream) + w.at.tile * vd_distances(w.band) + w.left - 1;
 }
 template <bool REL, bool TRIM>
 VD_DEV vd_query_work vd_query_work_at(const vd_cuda_attention &a, const vd_tile_schedule *schedule, int item) {
@@ -282,18 +287,6 @@ VD_DEV uint32_t vd_draw_dropout_mask(const vd_dropout_draws &drop, int i0, int k
     for (int i = 0; i < 4; i++) bits[i >> 1] = 2 * bits[i >> 1] + vd_kept_halves(words.v[i], drop.threshold);
   }
   return __byte_perm(bits[0], bits[1], 0x6420);
-}
-
-/* The stored dropout mask: [stream, head, query tile, far][128], `far` counting key tiles from the query tile
- * backwards; a 64 x 64 tile is the words of 128 threads as vd_draw_dropout_mask() makes them. vd_max_key_tiles:
- * tiles back to the farthest that any head can see. */
-static inline __host__ __device__ int vd_max_key_tiles(const vd_cuda_attention &a) {
-  return vd_ceil_div(a.rel_key ? a.reach : a.window, VD_TILE) + 1;
-}
-template <typename U>
-VD_DEV U *vd_dropout_mask_tile(const vd_cuda_attention &a, U *dropout_mask, int stream, int head, int tile, int far) {
-  int64_t tile_id = ((int64_t)stream * a.n_head + head) * vd_ceil_div(a.block, VD_TILE) + tile;
-  return dropout_mask + (tile_id * vd_max_key_tiles(a) + far) * VD_WARPGROUP;
 }
 
 /* Whether 16 queries from i0 on see all of 64 keys from kappa0 on with mask 1. */

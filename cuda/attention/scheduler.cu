@@ -92,6 +92,12 @@ __global__ void schedule_kernel(const __grid_constant__ schedule_layers layers, 
       first += tiles, items += vd_ceil_div(tiles, VD_DKV_TILES);
     }
     schedule->key_tile_first[a.n_head] = first, schedule->dkv_first[a.n_head] = items;
+    int pairs = 0;
+    for (int i = 0; i < a.n_head; i++) {
+      schedule->pair_first[i] = pairs;
+      pairs += vd_distances(schedule->band[i]);
+    }
+    schedule->pair_first[a.n_head] = pairs;
     split_heads(a, n_block, schedule);
   }
 }

@@ -70,10 +70,10 @@ static layer make_layer(int n_stream, double dropout, const std::vector<int> &sp
   l.a = {VD_BF16, n_stream, BLOCK,   longest, N_HEAD,  D_HEAD, ATTN_SPAN,
          RAMP,    1,        trimmed, N_HEAD,  longest, span,   allocate(vd_cuda_attention_schedule_size()),
          dropout, rng,      0};
-  l.a.dropout_mask = (uint32_t *)allocate(vd_cuda_attention_dropout_mask_size(&l.a));
   l.a.key_tiles = N_HEAD; /* of 64 keys, the query tile's own included */
   for (int h = 0; h < N_HEAD; h++) l.a.key_tiles += ((trimmed ? longest : spans[(size_t)h] + RAMP + 1) + 63) / 64;
   l.a.stored_limit = stored_limit();
+  l.a.dropout_mask = (uint32_t *)allocate(vd_cuda_attention_dropout_mask_size(&l.a));
   if (!getenv("VD_BENCH_NO_SPLITS")) l.a.splits = allocate(vd_cuda_attention_splits_size(&l.a));
   size_t nq = (size_t)n_stream * BLOCK * WIDTH, nk = (size_t)n_stream * (size_t)longest * WIDTH;
   l.g = {random_array(3 * nq, 1u),
