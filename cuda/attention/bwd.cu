@@ -9,6 +9,7 @@
 /* Bytes of stored tiles, unless the caller says otherwise (a->stored_limit). */
 static const size_t STORED_LIMIT = (size_t)512 << 20;
 
+enum { DELTA_ROWS = 32 }; /* of a block of delta_kernel */
 /* Operands of delta_kernel; `scale` is 1 for the mma kernels, and dropout's scale for the wgmma kernels. */
 typedef struct row_sums {
   const void *out, *dout;
@@ -17,19 +18,19 @@ typedef struct row_sums {
 } row_sums;
 
 /* delta [n_stream, n_head, block] = sum over a head's columns of out * dout, divided by scale, and shift = log2(scale)
- * - lse / ln 2. Eight lanes share a row of a head. */
+ * - lse / ln 2. Eight lanes share a row of a head; block (x, y, z) has rows from 32 x on of head y of stream z, so that
+ * no index needs a division. */
 template <typename T>
 __global__ void delta_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ row_sums rows) {
   const T *out = (const T *)rows.out, *dout = (const T *)rows.dout;
   constexpr int chunk = 16 / (int)sizeof(T);
   vd_pdl_wait();
-  int64_t id = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / 8, row = id / a.n_head;
-  int head = (int)(id % a.n_head), lane = (int)threadIdx.x % 8;
-  bool valid = row < (int64_t)a.n_stream * a.block;
+  const int lane = (int)threadIdx.x % 8, row = (int)(blockIdx.x * DELTA_ROWS + threadIdx.x / 8);
+  const bool valid = row < a.block;
+  const int64_t from = ((int64_t)blockIdx.z * a.block + row) * vd_width(a) + (int)blockIdx.y * a.d_head;
   float sum = 0;
   for (int c = lane * chunk; valid && c < a.d_head; c += 8 * chunk) {
-    int64_t at = row * vd_width(a) + head * a.d_head + c;
-    uint4 x = *(const uint4 *)(out + at), y = *(const uint4 *)(dout + at);
+    uint4 x = *(const uint4 *)(out + from + c), y = *(const uint4 *)(dout + from + c);
     const uint32_t xs[4] = {x.x, x.y, x.z, x.w}, ys[4] = {y.x, y.y, y.z, y.w};
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -43,7 +44,7 @@ __global__ void delta_kernel(const __grid_constant__ vd_cuda_attention a, const 
   }
   for (int m = 4; m; m >>= 1) sum += __shfl_xor_sync(0xffffffffU, sum, m);
   if (!valid || lane > 0) return;
-  const int64_t to = (row / a.block * a.n_head + head) * a.block + row % a.block;
+  const int64_t to = ((int64_t)blockIdx.z * a.n_head + blockIdx.y) * a.block + row;
   rows.delta[to] = sum / rows.scale;
   rows.shift[to] = fmaf(rows.lse[to], -1.44269504088896341f, log2f(rows.scale));
 }
@@ -105,14 +106,13 @@ size_t vd_cuda_attention_workspace_size(const vd_cuda_attention *a) {
 
 static cudaError_t fill_delta(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                               const vd_backward_workspace *ws, cudaStream_t stream) {
-  int64_t lanes = (int64_t)a->n_stream * a->n_head * a->block * 8;
-  unsigned blocks = (unsigned)((lanes + 255) / 256);
+  const dim3 blocks((unsigned)vd_ceil_div(a->block, DELTA_ROWS), (unsigned)a->n_head, (unsigned)a->n_stream);
   const float scale = vd_uses_wgmma(a) ? vd_make_dropout_draws(a).scale : 1;
   const row_sums rows = {g->out, g->dout, g->lse, ws->delta, ws->shift, scale};
   auto kernel = a->type == VD_FP32   ? delta_kernel<float>
                 : a->type == VD_BF16 ? delta_kernel<__nv_bfloat16>
                                      : delta_kernel<__half>;
-  return vd_launch_pdl(kernel, blocks, 256, 0, stream, *a, rows);
+  return vd_launch_pdl(kernel, blocks, 8 * DELTA_ROWS, 0, stream, *a, rows);
 }
 
 /* Adds up the partial sums of the dQ kernel: gradients of spans or biases. */

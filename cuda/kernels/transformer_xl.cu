@@ -5,6 +5,7 @@
  * position_encodings: a thread computes one frequency of 16 distances; bound by fp64 sine and cosine, once an update.
  */
 #include "cuda/kernels/dropout.cuh"
+#include "cuda/kernels/pdl.cuh"
 
 enum { BLOCK = 256 };
 
@@ -12,6 +13,7 @@ enum { BLOCK = 256 };
 template <typename T, int N>
 static __global__ void scale_dropout_kernel(int64_t total, float scale, vd_drop drop, const T *x, T *y) {
   int64_t e = ((int64_t)blockIdx.x * BLOCK + threadIdx.x) * N;
+  vd_pdl_wait();
   if (e >= total) return;
   float v[N];
   vd_read<T, N>(x + e, v);
@@ -26,15 +28,15 @@ cudaError_t vd_cuda_scale_dropout(enum vd_precision type, int64_t n, int64_t wid
   vd_drop drop = vd_make_drop(dropout, width);
   int64_t total = n * width;
   if (total == 0) return cudaSuccess;
+  cudaError_t e = cudaSuccess;
 #define CALL(T)                                                                                                        \
-  if (width % 8 == 0)                                                                                                  \
-    scale_dropout_kernel<T, 8>                                                                                         \
-        <<<vd_blocks(total, BLOCK * 8), BLOCK, 0, stream>>>(total, scale, drop, (const T *)x, (T *)y);                 \
-  else                                                                                                                 \
-    scale_dropout_kernel<T, 1><<<vd_blocks(total, BLOCK), BLOCK, 0, stream>>>(total, scale, drop, (const T *)x, (T *)y)
+  e = width % 8 == 0 ? vd_launch_pdl(scale_dropout_kernel<T, 8>, vd_blocks(total, BLOCK * 8), BLOCK, 0, stream, total, \
+                                     scale, drop, (const T *)x, (T *)y)                                                \
+                     : vd_launch_pdl(scale_dropout_kernel<T, 1>, vd_blocks(total, BLOCK), BLOCK, 0, stream, total,     \
+                                     scale, drop, (const T *)x, (T *)y)
   VD_BY_TYPE(type, CALL);
 #undef CALL
-  return cudaGetLastError();
+  return e;
 }
 
 /* A thread computes one frequency of DISTANCES distances. In double: an fp32 angle of distance 1000 has an error of
