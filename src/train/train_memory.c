@@ -35,31 +35,33 @@ static double evaluator_bytes(const vd_train *t, int64_t window) {
          rows * (layers * d + 2 * d + (double)c->vocab) * (double)t->ops->act_size;
 }
 
-/* Dropout masks of the attention weights of all layers, stored from forward to backward (cuda/attention/attention.h):
- * 512 bytes for each tile of 64 x 64. */
-static double dropout_mask_bytes(const vd_train *t, int64_t window) {
+/* What attention's 16-bit kernels keep for each pair of 64 queries and 64 keys (cuda/attention/attention.h): of all
+ * layers the dropout mask from forward to backward, 512 bytes, and of one layer at a time the weights, 8 KiB, up to 512
+ * MiB or those of one stream. */
+static double attention_pair_bytes(const vd_train *t, int64_t window) {
   const vd_settings *s = t->settings;
   const vd_model_config *c = &t->config;
   int64_t block = s->data.tokens_per_sample, streams = s->data.micro_streams;
   bool xl = c->arch == VD_TRANSFORMER_XL;
-  const int64_t widest = t->device.precision == VD_BF16 && !xl ? 96 : 64; /* of the kernels that store them */
-  if (t->device.precision == VD_FP32 || c->d_head > widest || (xl ? c->dropatt : c->dropout) <= 0) return 0;
+  const int64_t widest = t->device.precision == VD_BF16 && !xl ? 96 : 64; /* of the kernels that keep them */
+  if (t->device.precision == VD_FP32 || c->d_head > widest) return 0;
   if (streams <= 0 || streams > t->n_own) streams = t->n_own;
-  int64_t far = xl ? window + block : window; /* the longest reach of a head */
-  int64_t tiles = ((block + 63) / 64) * ((far + 63) / 64 + 1);
-  return (double)(c->n_layer * streams * c->n_head * tiles) * 512.0;
+  int64_t far = xl ? window + block : window;                                       /* the longest reach of a head */
+  double pairs = (double)(c->n_head * ((block + 63) / 64) * ((far + 63) / 64 + 1)); /* of a stream and layer */
+  double masks = (xl ? c->dropatt : c->dropout) > 0 ? (double)(c->n_layer * streams) * pairs * 512.0 : 0;
+  return masks + fmin((double)streams * pairs * 8192.0, fmax(pairs * 8192.0, 512.0 * 1048576.0));
 }
 
 /* What the backend allocates besides the model's buffers (cuda/backend/context.h): the parameters in the activations'
- * type, the key table and its gradient, dropout masks, and 256 MiB. Half of these are the workspaces of cuBLASLt, of
- * reductions over rows, of attention's work lists and of the optimiser; the other half is a margin, since an H100 used
- * 0.38 GiB (16 streams) and 0.75 GiB (64 streams) more than this sum without it. */
+ * type, the key table and its gradient, what attention keeps, and 256 MiB. Half of these are the workspaces of
+ * cuBLASLt, of reductions over rows, of attention's work lists and of the optimiser; the other half is a margin, since
+ * an H100 used 0.38 GiB (16 streams) and 0.75 GiB (64 streams) more than this sum without it. */
 static double cuda_bytes(const vd_train *t, const vd_memory_estimate *e, int64_t window) {
   const vd_model_config *c = &t->config;
   double act = (double)t->ops->act_size;
   double copy = t->device.precision == VD_FP32 ? 0 : e->parameters * act / (double)sizeof(real);
   double table = c->arch == VD_TRANSFORMER_XL ? 0 : (double)(c->attn_span * c->d_head) * (act + sizeof(float));
-  return copy + table + dropout_mask_bytes(t, window) + 256.0 * 1048576.0;
+  return copy + table + attention_pair_bytes(t, window) + 256.0 * 1048576.0;
 }
 
 double vd_train_memory(const vd_train *t, int64_t streams, int64_t window, vd_train_need *need) {
