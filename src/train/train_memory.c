@@ -46,8 +46,9 @@ static double attention_pair_bytes(const vd_train *t, int64_t window) {
   const int64_t widest = t->device.precision == VD_BF16 && !xl ? 96 : 64; /* of the kernels that keep them */
   if (t->device.precision == VD_FP32 || c->d_head > widest) return 0;
   if (streams <= 0 || streams > t->n_own) streams = t->n_own;
-  int64_t far = xl ? window + block : window;                                       /* the longest reach of a head */
-  double pairs = (double)(c->n_head * ((block + 63) / 64) * ((far + 63) / 64 + 1)); /* of a stream and layer */
+  int64_t far = xl ? window + block : window; /* the longest reach of a head */
+  int64_t tiles = ((block + 63) / 64) * ((far + 63) / 64 + 1);
+  double pairs = (double)(c->n_head * tiles); /* of a stream and layer */
   double masks = (xl ? c->dropatt : c->dropout) > 0 ? (double)(c->n_layer * streams) * pairs * 512.0 : 0;
   return masks + fmin((double)streams * pairs * 8192.0, fmax(pairs * 8192.0, 512.0 * 1048576.0));
 }
