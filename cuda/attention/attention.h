@@ -58,9 +58,10 @@ typedef struct vd_cuda_attention {
   /* Workspace of vd_cuda_attention_splits_size() bytes, which forward and backward write; NULL: no query tile is split.
    * The same for the schedule, forward and backward. */
   void *splits;
-  /* Bounds of the workspace of backward. key_tiles: tiles of 64 keys that a query tile sees at most, the sum over
-   * heads; 0: as if all heads reached over the window. stored_limit: bytes of the weights that backward stores at once,
-   * for one stream at least; 0: 512 MiB. */
+  /* Bounds of dropout_mask and of the workspace of backward. key_tiles: tiles of 64 keys that a query tile sees at
+   * most, its own included, the sum over heads (at least two each); the tile scheduler shortens heads that want more.
+   * 0: as if all heads reached over the window. Not used with relative keys. stored_limit: bytes of the weights that
+   * backward stores at once, for one stream at least; 0: 512 MiB. */
   int32_t key_tiles;
   size_t stored_limit;
 

@@ -153,7 +153,7 @@ static void choose_streams(vd_cuda_attention *a, vd_cuda_attention_gradient *g, 
   skip(g->block, rows * 3 * width * 2), skip(g->dblock, rows * 3 * width * 2);
   skip(g->memory, memory * 2 * width * 2), skip(g->dmemory, memory * 2 * width * 2);
   skip(g->dout, rows * width * 2);
-  ws->first_stream = first, a->n_stream = n, a->row0 += first;
+  ws->first_stream = first, a->n_stream = n;
 }
 /* The dQ and the dK/dV kernel, for one group of streams after another. */
 static cudaError_t run_wgmma(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,

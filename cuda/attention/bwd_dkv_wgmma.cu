@@ -3,8 +3,9 @@
  *     dv_j = sum_i dropout(a_ij) dout_i
  *     dk_j = sum_i ds_ij (q_i + u) / sqrt(d_head),  ds_ij = a_ij (dropout(dout_i . v_j) - delta_i)
  *
- * The dQ kernel has stored the weights a_ij, or where trimmed what follows in bwd_common.cuh (stored tiles), so that no
- * score and no exponential is computed again.
+ * The dQ kernel has stored the weights a_ij (stored tiles in bwd_common.cuh), so that no score and no exponential is
+ * computed again. With a trimmed softmax they are stored before the mask m, and ds_ij = a_ij (m dropout(dout_i . v_j) -
+ * delta_i).
  *
  * Tiles: a persistent block takes two adjacent key tiles of 64 of one head and stream and goes over the query tiles of
  * 64 that see them, in stages. Keys are the rows of the results. Three products of 64 x 64 x 64 for a query tile and a
@@ -21,7 +22,9 @@
  * empty[s], the consumers have read it; values_empty[i], they have ended a work item. Named barriers 1 and 2: each
  * consumer by itself.
  *
- * Bound: L2 and device memory (doc/PERFORMANCE.md). */
+ * Heads of 65 to 96 (bwd_dkv_wgmma_96.cu): three stages of 48 KiB.
+ *
+ * Bound: L2 (64 to 75 % busy) and device memory (50 to 60 %); doc/notes/2026-11-29-stored-weights.md. */
 #include "cuda/attention/bwd_common.cuh"
 #include "cuda/attention/pipeline.cuh"
 #include "cuda/kernels/tma.cuh"
@@ -36,10 +39,10 @@ enum {
 };
 
 /* A work item: n_key key tiles from `tile` on, the query tiles first .. end - 1 that see them; distances of tiles that
- * the head sees, and those within its own span; the number of the stored tile of the first query tile and the key tile
- * at its place; the first key whose value the head needs. */
+ * the head sees, and those within its own span; the number of the pair of the first query tile and the key tile at its
+ * place; the first key whose value the head needs. */
 typedef struct dkv_work {
-  int head, stream, tile, n_key, first, end, distances, near_distances, stored, lowest_value;
+  int head, stream, tile, n_key, first, end, distances, near_distances, pair_first, lowest_value;
 } dkv_work;
 
 template <typename T> struct dkv_smem {
@@ -80,10 +83,10 @@ VD_DEV dkv_work dkv_work_at(const vd_cuda_attention &a, const vd_tile_schedule *
   const int head = REL ? rank : schedule->head[rank], stream = REL ? row / a.n_head : row;
   const vd_band band = vd_band_of<REL>(a, schedule, head);
   dkv_work w = {head, stream, rest % per_head * CONSUMERS - far};
-  w.distances = vd_distances(band), w.near_distances = REL ? w.distances : vd_ceil_div(band.own, VD_TILE) + 1;
+  w.distances = vd_tile_distances(band), w.near_distances = REL ? w.distances : vd_ceil_div(band.own, VD_TILE) + 1;
   w.n_key = min((int)CONSUMERS, n_tile - w.tile);
   w.first = max(w.tile, 0), w.end = min(n_tile, w.tile + w.n_key - 1 + w.distances);
-  w.stored = vd_pair_first<REL>(a, schedule, band, head, stream), w.lowest_value = vd_lowest_value<REL>(band);
+  w.pair_first = vd_pair_first<REL>(a, schedule, band, head, stream), w.lowest_value = vd_lowest_value<REL>(band);
   return w;
 }
 /* Number k of the block's work items. The dQ kernel stored the last ones' tiles most recently. */
@@ -139,7 +142,7 @@ VD_DEV void copy_stage(const vd_cuda_attention &a, const dkv_task &task, const d
   vd_mbarrier_expect(full, (end - first) * VD_STORED_BYTES + operands * VD_PANELS * VD_TILE_BYTES);
   if (i == w.first) copy_values(a, task, w, m->values[k & 1], full);
   for (int x = first; x < end; x++)
-    vd_copy_bytes(m->stored[slot][x], task.stored + ((int64_t)w.stored + i * w.distances + d - x) * VD_STORED_BYTES,
+    vd_copy_bytes(m->stored[slot][x], task.stored + ((int64_t)w.pair_first + i * w.distances + d - x) * VD_STORED_BYTES,
                   VD_STORED_BYTES, full);
   copy_rows(m->q[slot], &task.q, w.stream, i * VD_TILE, column, full);
   if (near) copy_rows(m->dout[slot], &task.dout, w.stream, i * VD_TILE, column, full);
@@ -166,6 +169,7 @@ VD_DEV void dkv_producer(const vd_cuda_attention &a, const dkv_task &task, dkv_s
       __syncwarp();
     }
   }
+  vd_cp_async_wait_all(); /* no lane ends before its copies have landed */
 }
 
 /* The key, counted from the tile's first one, that row `row` of this warp's 16 rows of a result belongs to: the order

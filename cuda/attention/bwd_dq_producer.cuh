@@ -40,8 +40,8 @@ VD_DEV void place_item(const vd_cuda_attention &a, const vd_tile_schedule *sched
     w.at = {schedule->head[row / a.n_stream], row % a.n_stream, pair * VD_DQ_TILES};
   }
 }
-/* A work item. Closing turns: of a split that is not the query tile's last, and with relative
- * keys, which have a distance 0. */
+/* A work item. Closing turns: of a split that is not the query tile's last, and with relative keys, which have a
+ * distance 0. */
 template <bool REL, bool TRIM>
 VD_DEV dq_work dq_work_at(const vd_cuda_attention &a, const vd_backward_workspace &ws, int item) {
   const vd_tile_schedule *schedule = (const vd_tile_schedule *)a.schedule;
@@ -51,7 +51,7 @@ VD_DEV dq_work dq_work_at(const vd_cuda_attention &a, const vd_backward_workspac
                               min(w.tile.at.tile + VD_DQ_TILES, vd_ceil_div(a.block, VD_TILE)) - 1);
   const int before = vd_pair_first<REL>(a, schedule, w.tile.band, 0, ws.first_stream);
   for (int x = 0; x < VD_DQ_TILES; x++) {
-    const int64_t pair = w.tile.pair + x * vd_distances(w.tile.band);
+    const int64_t pair = w.tile.pair + x * vd_tile_distances(w.tile.band);
     w.stored[x] = ws.stored + pair * VD_STORED_BYTES;
     w.dropout_mask[x] = ws.dropout_mask + (before + pair) * VD_WARPGROUP;
   }

@@ -27,11 +27,11 @@ typedef struct vd_band {
   int oldest; /* with relative keys: the first key that exists */
 } vd_band;
 
-/* Where few query tiles reach far, their key tiles are shared out over several blocks, each with a split of them
- * (split-KV, as in Flash-Decoding). VD_SPLIT_SLOTS: partial sums that a->splits holds. */
 /* Key tiles of a block of the dK/dV kernel (bwd_dkv_wgmma.cu). */
 enum { VD_DKV_TILES = 2 };
 
+/* Where few query tiles reach far, their key tiles are shared out over several blocks, each with a split of them
+ * (split-KV, as in Flash-Decoding). VD_SPLIT_SLOTS: partial sums that a->splits holds. */
 enum { VD_MAX_SPLITS = 16, VD_SPLIT_SLOTS = 256 };
 
 /* A layer's schedule, in device memory: bands, the order of the heads, and the counters from which persistent blocks
@@ -47,7 +47,7 @@ typedef struct vd_tile_schedule {
   int dkv_first[VD_CUDA_MAX_HEADS + 1];      /* work items of the dK/dV kernel, VD_DKV_TILES key tiles each */
   int split_first[VD_CUDA_MAX_HEADS + 1];    /* splits of query tiles */
   int n_split[VD_CUDA_MAX_HEADS];            /* splits of a query tile of the head of this rank */
-  int pair_first[VD_CUDA_MAX_HEADS + 1];     /* of head h: vd_distances() of the heads before it; last: of all */
+  int pair_first[VD_CUDA_MAX_HEADS + 1];     /* of head h: vd_tile_distances() of the heads before it; last: of all */
   int arrived[VD_SPLIT_SLOTS];     /* splits of a query tile that are done, at the number of its first split */
   vd_band band[VD_CUDA_MAX_HEADS]; /* of head h */
 } vd_tile_schedule;
@@ -136,7 +136,7 @@ template <bool REL> VD_DEV int vd_key_tiles(const vd_band &b, int query_tile) {
 }
 
 /* Distances of tiles, from a query tile back to a key tile, that a head sees. */
-VD_DEV int vd_distances(const vd_band &b) {
+VD_DEV int vd_tile_distances(const vd_band &b) {
   return vd_ceil_div(b.reach, VD_TILE) + 1;
 }
 /* Arrays with an element for each pair of a query tile and a key tile within a head's reach are in the order of
@@ -145,8 +145,8 @@ VD_DEV int vd_distances(const vd_band &b) {
 template <bool REL>
 VD_DEV int vd_pair_first(const vd_cuda_attention &a, const vd_tile_schedule *schedule, const vd_band &band, int head,
                          int stream) {
-  const int n_tile = vd_ceil_div(a.block, VD_TILE), all = a.n_head * vd_distances(band);
-  if constexpr (REL) return n_tile * (stream * all + head * vd_distances(band));
+  const int n_tile = vd_ceil_div(a.block, VD_TILE), all = a.n_head * vd_tile_distances(band);
+  if constexpr (REL) return n_tile * (stream * all + head * vd_tile_distances(band));
   return n_tile * (stream * schedule->pair_first[a.n_head] + schedule->pair_first[head]);
 }
 

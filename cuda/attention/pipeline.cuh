@@ -114,7 +114,7 @@ template <typename T> VD_DEV void vd_results_to_a(vd_frag_a<T> a[4], const float
 
 /* Threads of a warp-specialized block, and its named barriers (above). */
 enum { VD_SPECIALIZED_THREADS = 2 * VD_WARPGROUP };
-enum { VD_TILE_FULL = 2, VD_TILE_EMPTY, VD_PRODUCER = 5 }; /* 1 is vd_consumer_sync(); dQ's second consumer has 2 */
+enum { VD_TILE_FULL = 2, VD_TILE_EMPTY, VD_PRODUCER = 5 }; /* 1 is vd_consumer_sync(); a second consumer has 2 */
 /* Waits at a named barrier of both warpgroups. */
 template <int BARRIER> VD_DEV void vd_barrier_sync() {
   asm volatile("bar.sync %0, %1;" ::"n"(BARRIER), "n"((int)VD_SPECIALIZED_THREADS) : "memory");
@@ -123,11 +123,8 @@ template <int BARRIER> VD_DEV void vd_barrier_sync() {
 template <int BARRIER> VD_DEV void vd_barrier_arrive() {
   asm volatile("bar.arrive %0, %1;" ::"n"(BARRIER), "n"((int)VD_SPECIALIZED_THREADS) : "memory");
 }
-/* The producer requests the next work tile when it starts one, and announces it with the last copies of the current
- * one: it writes `announced` before VD_TILE_FULL; then both warpgroups read it. */
-VD_DEV int vd_producer_request(vd_tile_schedule *schedule, int kind) {
-  return threadIdx.x == VD_WARPGROUP ? (int)gridDim.x + atomicAdd(&schedule->next[kind], 1) : 0;
-}
+/* The producer announces the next work tile, which it requested when it started one, with the last copies of the
+ * current one: it writes `announced` before VD_TILE_FULL; then both warpgroups read it. */
 VD_DEV void vd_producer_announce(int requested, int *announced) {
   if (threadIdx.x == VD_WARPGROUP) *announced = requested;
 }
@@ -155,10 +152,10 @@ VD_DEV void vd_init_position_tile(float c[8][4], const float *score) {
   for (int j = 0; j < 4; j++) vd_init_position_scores<true>(c + 2 * j, score + 16 * j);
 }
 
-/* Two numbers in half precision. Position scores pass from the columns of e to the order of keys in that form, in all
- * three kernels: a score's position part (before division by sqrt(d_head)) has a relative error of at most 2^-11. For a
- * part of 80, 10 in the exponent, the weight changes by 0.5 %; rounding the weight to bf16 changes it by 0.4 %. Beyond
- * 65504 it saturates. */
+/* Two numbers in half precision. Position scores pass from the columns of e to the order of keys in that form, in the
+ * forward and the dQ kernel: a score's position part (before division by sqrt(d_head)) has a relative error of at most
+ * 2^-11. For a part of 80, 10 in the exponent, the weight changes by 0.5 %; rounding the weight to bf16 changes it by
+ * 0.4 %. Beyond 65504 it saturates. */
 VD_DEV uint32_t vd_half_pair(float x, float y) {
   uint32_t pair;
   asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(y), "f"(x));
@@ -247,8 +244,8 @@ VD_DEV void vd_set_key_tiles(const vd_cuda_attention &a, const vd_tile_schedule 
     w.n = end - begin, w.left -= begin, w.start += begin * VD_TILE;
   }
   w.first_block = w.start - w.i0 - VD_TILE;
-  w.pair =
-      vd_pair_first<REL>(a, schedule, w.band, w.at.head, w.at.stream) + w.at.tile * vd_distances(w.band) + w.left - 1;
+  w.pair = vd_pair_first<REL>(a, schedule, w.band, w.at.head, w.at.stream) + w.at.tile * vd_tile_distances(w.band) +
+           w.left - 1;
 }
 template <bool REL, bool TRIM>
 VD_DEV vd_query_work vd_query_work_at(const vd_cuda_attention &a, const vd_tile_schedule *schedule, int item) {

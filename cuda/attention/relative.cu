@@ -23,9 +23,7 @@ cudaError_t vd_fill_bias_scores(const vd_cuda_attention *a, cudaStream_t stream)
   return vd_launch_pdl(kernel, (unsigned)((lanes + 255) / 256), 256, 0, stream, *a);
 }
 
-/* to = q + u for the queries of the block, 16 bytes a thread; block (x, y) has rows of stream y. sum[0 .. n_sum - 1] =
- * 0.
- */
+/* to = q + u for the queries of the block, 16 bytes a thread; block (x, y) has rows of stream y. Zeros sum [n_sum]. */
 template <typename T>
 __global__ void add_content_bias_kernel(const __grid_constant__ vd_cuda_attention a, const T *block, T *to, float *sum,
                                         int n_sum) {

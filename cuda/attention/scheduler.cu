@@ -39,6 +39,22 @@ VD_DEV vd_band make_band(const vd_cuda_attention &a, int head) {
   return b;
 }
 
+/* Shortens the longest heads, by a tile of keys at a time, until a query tile sees at most a.key_tiles: arrays with an
+ * element for each pair of tiles have no room for more. A span that the host has not read yet may have grown that much
+ * (vd_model_set_span_margin in src/model/model.h). */
+VD_DEV void cut_reaches(const vd_cuda_attention &a, vd_band *band) {
+  int total = 0;
+  for (int h = 0; h < a.n_head; h++) total += vd_tile_distances(band[h]);
+  for (; total > a.key_tiles; total--) {
+    int longest = 0;
+    for (int h = 1; h < a.n_head; h++)
+      if (band[h].reach > band[longest].reach) longest = h;
+    vd_band &b = band[longest];
+    b.reach = (vd_tile_distances(b) - 2) * VD_TILE;
+    b.own = min(b.own, b.reach), b.full = min(b.full, b.reach);
+  }
+}
+
 /* Splits of each head's query tiles: none much longer than a block's fair share of the layer's key tiles, unless it is
  * so short that a split costs more than it saves (a turn of its own, and the sums' way through memory). */
 enum { LEAST_SPLIT = 4 };
@@ -70,10 +86,11 @@ __global__ void schedule_kernel(const __grid_constant__ schedule_layers layers, 
   __shared__ int reach[VD_CUDA_MAX_HEADS], own[VD_CUDA_MAX_HEADS], head[VD_CUDA_MAX_HEADS];
   vd_tile_schedule *schedule = (vd_tile_schedule *)a.schedule;
   int h = (int)threadIdx.x;
-  if (h < a.n_head) {
-    schedule->band[h] = make_band(a, h);
-    reach[h] = schedule->band[h].reach, own[h] = schedule->band[h].own;
-  }
+  if (h < a.n_head) schedule->band[h] = make_band(a, h);
+  __syncthreads();
+  if (h == 0 && a.key_tiles > 0 && !a.rel_key) cut_reaches(a, schedule->band);
+  __syncthreads();
+  if (h < a.n_head) reach[h] = schedule->band[h].reach, own[h] = schedule->band[h].own;
   __syncthreads();
   if (h < a.n_head) {
     int rank = 0;
@@ -95,7 +112,7 @@ __global__ void schedule_kernel(const __grid_constant__ schedule_layers layers, 
     int pairs = 0;
     for (int i = 0; i < a.n_head; i++) {
       schedule->pair_first[i] = pairs;
-      pairs += vd_distances(schedule->band[i]);
+      pairs += vd_tile_distances(schedule->band[i]);
     }
     schedule->pair_first[a.n_head] = pairs;
     split_heads(a, n_block, schedule);
@@ -110,17 +127,20 @@ static bool offsets_fit(const vd_cuda_attention *a) {
          (a->rel_key ? a->rel_stride : a->d_head) * (keys + VD_TILE) <= most;
 }
 
+enum { MAX_STREAMS = 65535 }; /* of a grid's dimensions y and z */
 /* Whether the kernels support these shapes: 16-byte chunks lie within one head's columns. */
 static bool shapes_fit(const vd_cuda_attention *a) {
   if (!offsets_fit(a)) return false;
   int chunk = a->type == VD_FP32 ? 4 : 8;
-  if (a->n_stream <= 0 || a->block <= 0 || a->window < 0 || a->n_head <= 0 || a->n_head > VD_CUDA_MAX_HEADS ||
-      a->d_head <= 0 || a->d_head > VD_CUDA_MAX_D_HEAD || a->d_head % chunk != 0 || a->window > a->attn_span ||
-      a->kv_rows < a->window)
+  if (a->n_stream <= 0 || a->n_stream > MAX_STREAMS || a->block <= 0 || a->window < 0 || a->n_head <= 0 ||
+      a->n_head > VD_CUDA_MAX_HEADS || a->d_head <= 0 || a->d_head > VD_CUDA_MAX_D_HEAD || a->d_head % chunk != 0 ||
+      a->window > a->attn_span || a->kv_rows < a->window)
     return false;
   if (a->rel_key)
     return a->first_distance == 0 && a->rel_stride % chunk == 0 && a->reach >= 0 && a->reach < a->window + a->block &&
            a->bias_scores && !a->content_bias == !a->position_bias;
+  /* A head sees a query tile's own keys and those before it. */
+  if (a->key_tiles != 0 && a->key_tiles < 2 * a->n_head) return false;
   return a->window > 0 && a->ramp > 0 && a->first_distance > 0 && (a->n_span == 1 || a->n_span == a->n_head);
 }
 

@@ -120,7 +120,7 @@ static bool same_shape(const vd_cuda_attention *x, const vd_cuda_attention *y) {
   return x->n_stream == y->n_stream && x->block == y->block && x->window == y->window && x->bounds == y->bounds &&
          x->n_head == y->n_head && x->attn_span == y->attn_span && x->ramp == y->ramp &&
          x->first_distance == y->first_distance && x->trimmed == y->trimmed && x->n_span == y->n_span &&
-         !x->rel_key == !y->rel_key && !x->splits == !y->splits && x->reach == y->reach;
+         !x->rel_key == !y->rel_key && !x->splits == !y->splits && x->reach == y->reach && x->key_tiles == y->key_tiles;
 }
 
 /* Makes the schedules that are missing or stale, in one launch. False, with a recorded error, where that fails. */

@@ -24,7 +24,7 @@ static inline cudaLaunchAttribute vd_pdl_attribute() {
   return early;
 }
 
-/* Stream-ordered. Launches a kernel as a programmatic dependent launch; the kernel begins with vd_pdl_wait(). */
+/* Stream-ordered. Launches a kernel as a programmatic dependent launch; the kernel calls vd_pdl_wait(). */
 template <typename... PARAMS, typename... ARGS>
 static cudaError_t vd_launch_pdl(void (*kernel)(PARAMS...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
                                  ARGS... args) {
@@ -32,14 +32,15 @@ static cudaError_t vd_launch_pdl(void (*kernel)(PARAMS...), dim3 grid, dim3 bloc
   return vd_launch_attributes(&early, 1, kernel, grid, block, shared, stream, args...);
 }
 
-/* A kernel calls this before its first access to global memory. Waits until the previous kernel in the stream has ended
- * and its writes are visible; then lets the next kernel be launched. */
+/* A kernel calls this before it touches what the previous kernel in the stream reads or writes. Kernels before that one
+ * have ended: each lets the next one be launched only after its own wait. Waits until the previous kernel in the stream
+ * has ended and its writes are visible; then lets the next kernel be launched. */
 static __device__ __forceinline__ void vd_pdl_wait() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
-/* The two halves of vd_pdl_wait, for a persistent kernel: blocks of the next kernel would wait for its whole duration
- * where one of its own ended early. */
+/* The two halves of vd_pdl_wait, for the dQ kernel: blocks of the next kernel, launched at its start, would hold
+ * multiprocessors that its own blocks have left, while the gradient stream could use them. */
 static __device__ __forceinline__ void vd_pdl_wait_previous() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
 }

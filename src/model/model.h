@@ -195,8 +195,8 @@ void vd_model_params_moved(vd_model *m);
 void vd_model_set_spans(vd_model *m, const real *spans);
 /* Not collective. The one thing that the model knows of how updates are scheduled: the most tokens by which a span may
  * grow before the host reads it. 0 (the default): every step is followed by vd_model_set_spans before the next block.
- * Otherwise VD_WINDOW_STEP: a span that grows by more in one update is cut at 64 tokens more for the next block, and
- * memories keep rows that a window planned without the margin would give up. */
+ * Otherwise VD_WINDOW_STEP: a span that grows by more in one update may be cut at 64 tokens more for the next block,
+ * and memories keep rows that a window planned without the margin would give up. */
 void vd_model_set_span_margin(vd_model *m, int64_t tokens);
 
 #endif

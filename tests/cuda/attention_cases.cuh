@@ -10,6 +10,7 @@ struct test_case {
   double dropout;
   std::vector<float> z;
   double query_size = 1;
+  int cut = 0; /* tiles of keys for which there is no room (vd_cuda_attention.key_tiles) */
 };
 
 static const std::vector<test_case> cases = {
@@ -34,6 +35,7 @@ static const std::vector<test_case> cases = {
     {"one_query", 2, 1, 70, 2, 64, 70, 8, 0, 2, 0, 0.3, {0.1f, 0.9f}},
     {"block65", 1, 65, 65, 2, 64, 65, 8, 0, 2, 0, 0.3, {0.3f, 1}},
     {"long", 1, 130, 700, 2, 64, 700, 32, 0, 2, 0, 0.3, {0.8f, 0.04f}},
+    {"cut", 2, 70, 700, 3, 64, 700, 32, 0, 3, 0, 0.3, {0.9f, 0.8f, 0.05f}, 1, 7},
     {"split", 2, 100, 1500, 3, 64, 1600, 32, 0, 3, 1, 0.3, {0.9f, 0.03f, 0.45f}},
     {"split_ramp", 1, 130, 1300, 2, 64, 1300, 700, 0, 1, 0, 0.2, {0.6f}},
     {"split_sharp", 1, 64, 1100, 2, 64, 1100, 32, 0, 2, 0, 0, {1, 0.5f}, 4},

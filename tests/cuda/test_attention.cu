@@ -211,6 +211,14 @@ static std::vector<int> reaches_of(const test_case &c, bool own) {
   return reaches;
 }
 
+/* Shortens the longest heads by `tiles` tiles of keys in all, as the tile scheduler does for want of room. */
+static void cut_longest(std::vector<int> *reach, int tiles) {
+  for (; tiles > 0; tiles--) {
+    int &longest = *std::max_element(reach->begin(), reach->end());
+    longest = ((longest + 63) / 64 - 1) * 64;
+  }
+}
+
 /* Which elements of keys, or of values, some query sees. */
 static std::vector<bool> seen_within(const test_case &c, const std::vector<int> &reach) {
   int stride = c.n_head * c.d_head, rows = c.window + c.block;
@@ -257,13 +265,16 @@ static int run_case(const test_case &c, vd_precision type, double tolerance, uin
   float *gpe = (float *)random_array(VD_FP32, &pe, np, 1, &state);
   reference r = {vec(nq), vec(nl), vec(nq), vec(nk), vec(nk), vec(np), vec((size_t)c.n_span), 0, {}};
   r.reach = reaches_of(c, false);
+  cut_longest(&r.reach, c.cut);
+  std::vector<int> own = reaches_of(c, true);
+  for (size_t h = 0; h < own.size(); h++) own[h] = std::min(own[h], r.reach[h]);
   /* The table as the device rounds it; NaN where no head may read. */
   for (size_t i = 0; type != VD_FP32 && i < np; i++) {
     char one[4];
     store(type, one, 0, pe[i]);
     pe[i] = load(type, one, 0);
   }
-  const std::vector<bool> seen[2] = {seen_within(c, r.reach), seen_within(c, reaches_of(c, true))};
+  const std::vector<bool> seen[2] = {seen_within(c, r.reach), seen_within(c, own)};
   layer_arrays x = upload(type, shape, q, k, v, seen);
 
   vd_rng rng = {1234567890123ULL + seed, 17, 3, VD_SITE_ATTENTION};
