@@ -219,6 +219,13 @@ static void cut_longest(std::vector<int> *reach, int tiles) {
   }
 }
 
+/* The reaches within which values are needed, of heads with these reaches. */
+static std::vector<int> own_within(const test_case &c, const std::vector<int> &reach) {
+  std::vector<int> own = reaches_of(c, true);
+  for (size_t h = 0; h < own.size(); h++) own[h] = std::min(own[h], reach[h]);
+  return own;
+}
+
 /* Which elements of keys, or of values, some query sees. */
 static std::vector<bool> seen_within(const test_case &c, const std::vector<int> &reach) {
   int stride = c.n_head * c.d_head, rows = c.window + c.block;
@@ -266,15 +273,13 @@ static int run_case(const test_case &c, vd_precision type, double tolerance, uin
   reference r = {vec(nq), vec(nl), vec(nq), vec(nk), vec(nk), vec(np), vec((size_t)c.n_span), 0, {}};
   r.reach = reaches_of(c, false);
   cut_longest(&r.reach, c.cut);
-  std::vector<int> own = reaches_of(c, true);
-  for (size_t h = 0; h < own.size(); h++) own[h] = std::min(own[h], r.reach[h]);
   /* The table as the device rounds it; NaN where no head may read. */
   for (size_t i = 0; type != VD_FP32 && i < np; i++) {
     char one[4];
     store(type, one, 0, pe[i]);
     pe[i] = load(type, one, 0);
   }
-  const std::vector<bool> seen[2] = {seen_within(c, r.reach), seen_within(c, own)};
+  const std::vector<bool> seen[2] = {seen_within(c, r.reach), seen_within(c, own_within(c, r.reach))};
   layer_arrays x = upload(type, shape, q, k, v, seen);
 
   vd_rng rng = {1234567890123ULL + seed, 17, 3, VD_SITE_ATTENTION};
