@@ -61,7 +61,7 @@ typedef struct vd_cuda_attention {
   /* Bounds of dropout_mask and of the workspace of backward. key_tiles: tiles of 64 keys that a query tile sees at
    * most, its own included, the sum over heads (at least two each); the tile scheduler shortens heads that want more.
    * 0: as if all heads reached over the window. Not used with relative keys. stored_limit: bytes of the weights that
-   * backward stores at once, for one stream at least; 0: 512 MiB. */
+   * backward stores at once, for one stream at least; 0: VD_CUDA_WEIGHT_LIMIT. */
   int32_t key_tiles;
   size_t stored_limit;
 

@@ -6,9 +6,6 @@
 #include "cuda/attention/bwd_common.cuh"
 #include "cuda/kernels/pdl.cuh"
 
-/* Bytes of stored tiles, unless the caller says otherwise (a->stored_limit). */
-static const size_t STORED_LIMIT = (size_t)512 << 20;
-
 enum { DELTA_ROWS = 32 }; /* of a block of delta_kernel */
 /* Operands of delta_kernel; `scale` is 1 for the mma kernels, and dropout's scale for the wgmma kernels. */
 typedef struct row_sums {
@@ -70,7 +67,8 @@ static size_t round_up(size_t bytes) {
 
 /* Streams of a group: as many as keep its stored tiles within the limit, so that groups have about the same size. */
 static int32_t group_of(const vd_cuda_attention *a) {
-  const size_t limit = a->stored_limit > 0 ? a->stored_limit : STORED_LIMIT, one = vd_stream_pairs(a) * VD_STORED_BYTES;
+  const size_t limit = a->stored_limit > 0 ? a->stored_limit : VD_CUDA_WEIGHT_LIMIT;
+  const size_t one = vd_stream_pairs(a) * VD_STORED_BYTES;
   const int32_t n = a->n_stream, most = limit / one < 1 ? 1 : limit / one < (size_t)n ? (int32_t)(limit / one) : n;
   return vd_ceil_div(n, vd_ceil_div(n, most));
 }

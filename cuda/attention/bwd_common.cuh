@@ -38,7 +38,8 @@ typedef struct vd_backward_workspace {
  * dropped, with a trimmed softmax before the mask. Rows are queries, 128 bytes each, swizzled as in wgmma.cuh. Chunk c
  * of a row has the keys 8 (4 (c >> 2) + i) + 2 (c & 3) + b at 2 i + b: what a thread of the dQ kernel holds of a row is
  * two chunks. */
-enum { VD_STORED_BYTES = VD_TILE * VD_TILE * 2 };
+enum { VD_STORED_BYTES = VD_CUDA_WEIGHT_BYTES };
+static_assert(VD_STORED_BYTES == VD_TILE * VD_TILE * 2, "a tile of weights");
 
 /* The queries that the kernels multiply, u added with relative keys. */
 template <typename T, bool REL>

@@ -294,9 +294,10 @@ cudaError_t vd_forward_wgmma(const vd_cuda_attention *a, const void *block, cons
                             : launch_forward<__half>(a, block, memory, table, out, lse, stream);
 }
 
+static_assert(VD_CUDA_MASK_BYTES == VD_WARPGROUP * sizeof(uint32_t), "a word of each consumer thread");
 size_t vd_cuda_attention_dropout_mask_size(const vd_cuda_attention *a) {
   if (!vd_uses_wgmma(a) || !vd_make_dropout_draws(a).threshold) return 0;
-  return (size_t)a->n_stream * vd_stream_pairs(a) * VD_WARPGROUP * sizeof(uint32_t);
+  return (size_t)a->n_stream * vd_stream_pairs(a) * VD_CUDA_MASK_BYTES;
 }
 
 size_t vd_cuda_attention_splits_size(const vd_cuda_attention *a) {

@@ -39,8 +39,8 @@ static __device__ __forceinline__ void vd_pdl_wait() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
-/* The two halves of vd_pdl_wait, for the dQ kernel: blocks of the next kernel, launched at its start, would hold
- * multiprocessors that its own blocks have left, while the gradient stream could use them. */
+/* The two halves of vd_pdl_wait, for the dQ kernel: where it let the dK/dV kernel be launched at its start instead of
+ * from its last work item on, both took 1 % longer. */
 static __device__ __forceinline__ void vd_pdl_wait_previous() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
 }

@@ -1,5 +1,5 @@
-/* Limits of the CUDA attention kernels, which the program checks before it chooses a GPU. Host and kernels include this
- * file. */
+/* Limits of the CUDA attention kernels, which the program checks before it chooses a GPU, and sizes of what they keep,
+ * which its memory estimate counts. Host and kernels include this file. */
 #ifndef VD_CUDA_LIMITS_H
 #define VD_CUDA_LIMITS_H
 
@@ -7,5 +7,8 @@ enum {
   VD_CUDA_MAX_HEADS = 128, /* heads of a layer */
   VD_CUDA_MAX_D_HEAD = 128 /* elements of a head */
 };
+/* Bytes that the 16-bit kernels keep for a pair of 64 queries and 64 keys, dropout mask and weights, and the most that
+ * weights take unless one stream needs more. */
+enum { VD_CUDA_MASK_BYTES = 64 * 64 / 8, VD_CUDA_WEIGHT_BYTES = 64 * 64 * 2, VD_CUDA_WEIGHT_LIMIT = 512 << 20 };
 
 #endif

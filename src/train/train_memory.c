@@ -1,5 +1,6 @@
 /* The memory and the disk that a training run needs, and whether GPUs have that much free. */
 #include "src/comm/collectives.h"
+#include "src/ops/cuda_limits.h"
 #include "src/train/train.h"
 
 #include <math.h>
@@ -36,8 +37,8 @@ static double evaluator_bytes(const vd_train *t, int64_t window) {
 }
 
 /* What attention's 16-bit kernels keep for each pair of 64 queries and 64 keys (cuda/attention/attention.h): of all
- * layers the dropout mask from forward to backward, 512 bytes, and of one layer at a time the weights, 8 KiB, up to 512
- * MiB or those of one stream. */
+ * layers the dropout mask from forward to backward, and of one layer at a time the weights, up to a limit or those of
+ * one stream. */
 static double attention_pair_bytes(const vd_train *t, int64_t window) {
   const vd_settings *s = t->settings;
   const vd_model_config *c = &t->config;
@@ -49,8 +50,9 @@ static double attention_pair_bytes(const vd_train *t, int64_t window) {
   int64_t far = xl ? window + block : window; /* the longest reach of a head */
   int64_t tiles = ((block + 63) / 64) * ((far + 63) / 64 + 1);
   double pairs = (double)(c->n_head * tiles); /* of a stream and layer */
-  double masks = (xl ? c->dropatt : c->dropout) > 0 ? (double)(c->n_layer * streams) * pairs * 512.0 : 0;
-  return masks + fmin((double)streams * pairs * 8192.0, fmax(pairs * 8192.0, 512.0 * 1048576.0));
+  double masks = (xl ? c->dropatt : c->dropout) > 0 ? (double)(c->n_layer * streams) * pairs * VD_CUDA_MASK_BYTES : 0;
+  double weights = pairs * VD_CUDA_WEIGHT_BYTES; /* of a stream */
+  return masks + fmin((double)streams * weights, fmax(weights, VD_CUDA_WEIGHT_LIMIT));
 }
 
 /* What the backend allocates besides the model's buffers (cuda/backend/context.h): the parameters in the activations'
