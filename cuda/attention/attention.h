@@ -72,8 +72,9 @@ typedef struct vd_cuda_attention {
 /* Not collective. Bytes of a->schedule: the bands of the heads and the work list of one layer. */
 size_t vd_cuda_attention_schedule_size(void);
 
-/* Not collective. Bytes of the workspace of backward: row sums of out * dout, partial sums of the gradients of spans or
- * biases, stored weights; with relative keys also the queries with u added. `workspace` is aligned to 128 bytes. */
+/* Not collective. Bytes of the workspace of backward: row sums of out * dout, partial sums of the gradients of spans,
+ * stored weights; for the mma kernels with relative keys also the queries with u added. `workspace` is aligned to 128
+ * bytes. */
 size_t vd_cuda_attention_workspace_size(const vd_cuda_attention *a);
 
 /* Not collective. Bytes of a->dropout_mask: one bit for each pair of query and key, in tiles of 64 x 64 within the
@@ -84,7 +85,8 @@ size_t vd_cuda_attention_dropout_mask_size(const vd_cuda_attention *a);
  * keys, where trimmed, and for the mma kernels, which do not split. */
 size_t vd_cuda_attention_splits_size(const vd_cuda_attention *a);
 
-/* Not collective. Bytes of a->bias_scores, (v - u).r(x) for each head and distance. 0 without relative keys. */
+/* Not collective. Bytes of a->bias_scores, (v - u).r(x) for each head and distance. 0 without relative keys and for the
+ * wgmma kernels, which hold q + u and q + v. */
 size_t vd_cuda_attention_bias_scores_size(const vd_cuda_attention *a);
 
 /* Stream-ordered. The tile scheduler: fills a->schedule from a->span on the device with each head's reach, the heads
@@ -135,7 +137,7 @@ cudaError_t vd_cuda_attention_record_weights(const vd_cuda_attention *a, const v
 /* Inputs and outputs of backward. dblock is written; dmemory is written in the rows that a head reads; dtable
  * (vd_cuda_attention_dtable_size() bytes) and dspan [n_span] are accumulated. With relative keys table, dtable and
  * dspan are NULL, and drel_key, dcontent_bias and dposition_bias (both NULL without biases) are accumulated. dtable and
- * drel_key are summed by fp32 atomics, so that their last bits can differ between runs; all other sums have a fixed
+ * these three are summed by fp32 atomics, so that their last bits can differ between runs; all other sums have a fixed
  * order. */
 typedef struct vd_cuda_attention_gradient {
   const void *block, *memory, *table, *out;

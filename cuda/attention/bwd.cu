@@ -1,18 +1,27 @@
 /* Backward pass of attention: the dQ kernel (bwd_dq_*.cu), then the dK/dV kernel (bwd_dkv_*.cu). Both mma kernels
  * recompute the weights from lse. Of the wgmma kernels only dQ does, and stores them for dK/dV; so that they need no
  * more than a limit, streams are taken in groups. Before the kernels: delta_i = sum over a head's columns of out *
- * dout, and with relative keys q + u. After them: the partial sums of the gradients of spans or biases are added up in
- * a fixed order. The kernels here are bound by memory bandwidth. */
+ * dout, and for the mma kernels with relative keys q + u. After them: the gradients of spans from partial sums, in a
+ * fixed order, or of relative keys and biases (relative.cu). The kernels here are bound by memory bandwidth. */
 #include "cuda/attention/bwd_common.cuh"
 #include "cuda/kernels/pdl.cuh"
 
 enum { DELTA_ROWS = 32 }; /* of a block of delta_kernel */
-/* Operands of delta_kernel; `scale` is 1 for the mma kernels, and dropout's scale for the wgmma kernels. */
+/* Operands of delta_kernel; `scale` is 1 for the mma kernels, and dropout's scale for the wgmma kernels; n_clear
+ * elements of `clear` become 0. */
 typedef struct row_sums {
   const void *out, *dout;
   const float *lse;
-  float *delta, *shift, scale;
+  float *delta, *shift, scale, *clear;
+  int64_t n_clear;
 } row_sums;
+
+/* Zeros rows.clear, each block a part. */
+VD_DEV void clear(const row_sums &rows) {
+  const int64_t block = ((int64_t)blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
+  const int64_t threads = (int64_t)gridDim.x * gridDim.y * gridDim.z * blockDim.x;
+  for (int64_t i = block * blockDim.x + threadIdx.x; i < rows.n_clear; i += threads) rows.clear[i] = 0;
+}
 
 /* delta [n_stream, n_head, block] = sum over a head's columns of out * dout, divided by scale, and shift = log2(scale)
  * - lse / ln 2. Eight lanes share a row of a head; block (x, y, z) has rows from 32 x on of head y of stream z, so that
@@ -22,6 +31,7 @@ __global__ void delta_kernel(const __grid_constant__ vd_cuda_attention a, const 
   const T *out = (const T *)rows.out, *dout = (const T *)rows.dout;
   constexpr int chunk = 16 / (int)sizeof(T);
   vd_pdl_wait();
+  if (rows.n_clear > 0) clear(rows);
   const int lane = (int)threadIdx.x % 8, row = (int)(blockIdx.x * DELTA_ROWS + threadIdx.x / 8);
   const bool valid = row < a.block;
   const int64_t from = ((int64_t)blockIdx.z * a.block + row) * vd_width(a) + (int)blockIdx.y * a.d_head;
@@ -85,8 +95,7 @@ static size_t lay_out(const vd_cuda_attention *a, void *base, vd_backward_worksp
   ws->n_stream = a->n_stream, ws->dropout_mask = a->dropout_mask;
   ws->delta = (float *)take(pairs * (size_t)a->block * 4), ws->shift = (float *)take(pairs * (size_t)a->block * 4);
   if (a->rel_key) {
-    ws->query = take(rows * (size_t)a->n_head * (size_t)a->d_head * element);
-    ws->dbias = (float *)take(tiles * 2 * (size_t)a->d_head * 4);
+    if (!vd_uses_wgmma(a)) ws->query = take(rows * (size_t)a->n_head * (size_t)a->d_head * element);
     ws->dsum = (float *)take((size_t)a->n_head * ((size_t)a->reach + 1) * 4);
     if (vd_uses_wgmma(a))
       ws->dtable = (float *)take((size_t)a->n_head * (size_t)vd_table_blocks(a->reach) * VD_TILE * VD_TILE * 4);
@@ -106,7 +115,10 @@ static cudaError_t fill_delta(const vd_cuda_attention *a, const vd_cuda_attentio
                               const vd_backward_workspace *ws, cudaStream_t stream) {
   const dim3 blocks((unsigned)vd_ceil_div(a->block, DELTA_ROWS), (unsigned)a->n_head, (unsigned)a->n_stream);
   const float scale = vd_uses_wgmma(a) ? vd_make_dropout_draws(a).scale : 1;
-  const row_sums rows = {g->out, g->dout, g->lse, ws->delta, ws->shift, scale};
+  int64_t n_sum = a->rel_key ? (int64_t)a->n_head * (a->reach + 1) : 0;
+  if (ws->dtable) /* which follows dsum */
+    n_sum = ws->dtable - ws->dsum + (int64_t)a->n_head * vd_table_blocks(a->reach) * VD_TILE * VD_TILE;
+  const row_sums rows = {g->out, g->dout, g->lse, ws->delta, ws->shift, scale, ws->dsum, n_sum};
   auto kernel = a->type == VD_FP32   ? delta_kernel<float>
                 : a->type == VD_BF16 ? delta_kernel<__nv_bfloat16>
                                      : delta_kernel<__half>;
@@ -147,7 +159,6 @@ static void choose_streams(vd_cuda_attention *a, vd_cuda_attention_gradient *g, 
   const int64_t n_tile = vd_ceil_div(a->block, VD_TILE), heads = (int64_t)first * a->n_head;
   const int64_t width = (int64_t)a->n_head * a->d_head, rows = (int64_t)first * a->block, memory = first * a->kv_rows;
   skip(ws->delta, heads * a->block * 4), skip(ws->shift, heads * a->block * 4), skip(ws->dspan, first * n_tile * 4);
-  skip(ws->query, rows * width * 2), skip(ws->dbias, heads * n_tile * 2 * a->d_head * 4);
   skip(g->block, rows * 3 * width * 2), skip(g->dblock, rows * 3 * width * 2);
   skip(g->memory, memory * 2 * width * 2), skip(g->dmemory, memory * 2 * width * 2);
   skip(g->dout, rows * width * 2);
@@ -175,7 +186,7 @@ cudaError_t vd_cuda_attention_backward(const vd_cuda_attention *a, const vd_cuda
   lay_out(a, g->workspace, &ws);
   if (vd_cuda_attention_dropout_mask_size(a) > 0 && !a->dropout_mask) return cudaErrorInvalidValue;
   cudaError_t e = fill_delta(a, g, &ws, stream);
-  if (e == cudaSuccess && a->rel_key) e = vd_relative_begin(a, g, &ws, stream);
+  if (e == cudaSuccess && a->rel_key && !vd_uses_wgmma(a)) e = vd_relative_begin(a, g, &ws, stream);
   if (e == cudaSuccess) e = vd_uses_wgmma(a) ? run_wgmma(a, g, &ws, stream) : run_mma(a, g, &ws, stream);
   return e == cudaSuccess ? sum_partials(a, g, &ws, stream) : e;
 }

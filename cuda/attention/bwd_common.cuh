@@ -24,8 +24,7 @@ typedef struct vd_backward_workspace {
    * scale in the exponent, by adding `shift` = log2(scale) - lse / ln 2 to scores; for them delta is divided by it. */
   float *delta, *shift;
   float *dspan;  /* [n_head, n_stream, query tiles] */
-  void *query;   /* with relative keys: q + u [n_stream * block, width] */
-  float *dbias;  /* [query tiles, 2, d_head]: sums over a tile's queries of the content and position parts of dq */
+  void *query;   /* mma kernels with relative keys: q + u [n_stream * block, width] */
   float *dsum;   /* [n_head, reach + 1]: score gradients summed over all queries at one distance */
   float *dtable; /* with relative keys, wgmma kernels: [n_head, vd_table_blocks(a->reach), 64, 64], the gradient of
                   * relative keys in the order of vd_add_table_block(), but for the share of dsum */
@@ -41,7 +40,7 @@ typedef struct vd_backward_workspace {
 enum { VD_STORED_BYTES = VD_CUDA_WEIGHT_BYTES };
 static_assert(VD_STORED_BYTES == VD_TILE * VD_TILE * 2, "a tile of weights");
 
-/* The queries that the kernels multiply, u added with relative keys. */
+/* The queries that the mma kernels multiply, u added with relative keys. */
 template <typename T, bool REL>
 VD_DEV vd_row_view<const T> vd_query_rows(const vd_cuda_attention &a, const vd_cuda_attention_gradient &g,
                                           const void *with_u, int head, int stream) {
@@ -69,7 +68,7 @@ cudaError_t vd_dq_wgmma_96(const vd_cuda_attention *a, const vd_cuda_attention_g
 cudaError_t vd_dkv_wgmma_96(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                             const vd_backward_workspace *ws, cudaStream_t stream);
 
-/* Stream-ordered. Before the kernels: ws->query = q + u, ws->dsum = 0; relative.cu. */
+/* Stream-ordered. Before the mma kernels: bias scores, and ws->query = q + u; relative.cu. */
 cudaError_t vd_relative_begin(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                               const vd_backward_workspace *ws, cudaStream_t stream);
 /* Stream-ordered. After the kernels: the gradients of the biases, and the share of drel_key that dsum gives. */
@@ -177,29 +176,22 @@ template <int N> VD_DEV void vd_add_table_block(float *dtable, int e0, const flo
                  : "memory");
 }
 
-/* Sums of dq over a warp's 16 queries, to shared[part][warp][D]. */
-template <int D> VD_DEV void vd_sum_queries(const float dq[D / 8][4], float *shared) {
-  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+/* Adds the sums of dq over the tile's queries to the gradient of a head's content bias, from which that of position
+ * scores is taken later (relative.cu). shared [4 D], which other warps may still read. */
+template <int D>
+VD_DEV void vd_add_dbias(const float dq[D / 8][4], float *shared, float scale, int d_head, float *to,
+                         int consumer = 0) {
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  vd_consumer_sync(consumer);
 #pragma unroll
   for (int n = 0; n < D / 8; n++) {
     float x = dq[n][0] + dq[n][2], y = dq[n][1] + dq[n][3];
     for (int m = 4; m < 32; m *= 2) x += __shfl_xor_sync(0xffffffffU, x, m), y += __shfl_xor_sync(0xffffffffU, y, m);
     if (lane < 4) *(float2 *)(shared + warp * D + 8 * n + 2 * lane) = make_float2(x, y);
   }
-}
-/* Sums over the tile's queries of the content and position parts of dq, to `place`. Other warps may still read
- * `shared`. */
-template <int D>
-VD_DEV void vd_store_dbias(const float dq[D / 8][4], const float dq_position[D / 8][4], float *shared, float scale,
-                           int d_head, float *place, int consumer = 0) {
   vd_consumer_sync(consumer);
-  vd_sum_queries<D>(dq, shared);
-  vd_sum_queries<D>(dq_position, shared + 4 * D);
-  vd_consumer_sync(consumer);
-  for (int i = (int)threadIdx.x; i < 2 * D; i += VD_WARPGROUP) {
-    const float *part = shared + i / D * 4 * D + i % D;
-    if (i % D < d_head) place[i / D * d_head + i % D] = (part[0] + part[D] + part[2 * D] + part[3 * D]) * scale;
-  }
+  for (int i = (int)threadIdx.x; i < d_head; i += VD_WARPGROUP)
+    atomicAdd(to + i, (shared[i] + shared[D + i] + shared[2 * D + i] + shared[3 * D + i]) * scale);
 }
 
 /* Sum of the tile's span gradient, to `place`. */

@@ -9,8 +9,8 @@
  *
  * Tiles: a persistent block takes two adjacent key tiles of 64 of one head and stream and goes over the query tiles of
  * 64 that see them, in stages. Keys are the rows of the results. Three products of 64 x 64 x 64 for a query tile and a
- * key tile: v dout^T, dv += weights dout, dk += gradients q. A far tile (bwd_dq_wgmma.cu) has its score gradients
- * stored and gives no dv: one product.
+ * key tile: v dout^T, dv += weights dout, dk += gradients q; u times the score gradients of a key is added at its end.
+ * A far tile (bwd_dq_wgmma.cu) has its score gradients stored and gives no dv: one product.
  *
  * Warps: two consumer warpgroups (232 registers), one for each key tile, have 16 keys a warp. Of the producer warpgroup
  * one warp works: it decodes 32 work items at a time and starts the copies.
@@ -96,7 +96,7 @@ VD_DEV int item_of(int n_item, int k) {
 
 /* Operands of the kernel. */
 typedef struct dkv_task {
-  CUtensorMap q, dout, block, memory; /* q: with relative keys q + u; [n_stream, rows, columns] */
+  CUtensorMap dout, block, memory; /* [n_stream, rows, columns] */
   const char *stored;
   const float *delta;
   void *dblock, *dmemory;
@@ -144,7 +144,7 @@ VD_DEV void copy_stage(const vd_cuda_attention &a, const dkv_task &task, const d
   for (int x = first; x < end; x++)
     vd_copy_bytes(m->stored[slot][x], task.stored + ((int64_t)w.pair_first + i * w.distances + d - x) * VD_STORED_BYTES,
                   VD_STORED_BYTES, full);
-  copy_rows(m->q[slot], &task.q, w.stream, i * VD_TILE, column, full);
+  copy_rows(m->q[slot], &task.block, w.stream, i * VD_TILE, column, full);
   if (near) copy_rows(m->dout[slot], &task.dout, w.stream, i * VD_TILE, column, full);
 }
 
@@ -221,6 +221,18 @@ VD_DEV void write_keys(const vd_row_view<T> &to, T *place, int kappa0, int lowes
   __syncwarp();
 }
 
+/* dk += the sums of score gradients of keys g and g + 8, of which each lane of a quad has a part, times u [width], in
+ * device memory. */
+VD_DEV void add_content_bias(const float *u, int width, const float sum[2], float dk[VD_SUMS][4]) {
+  const float all[2] = {vd_quad_sum(sum[0]), vd_quad_sum(sum[1])};
+#pragma unroll
+  for (int i = 0; i < 2 * VD_SUMS; i++) {
+    const int column = 8 * (i >> 1) + 2 * ((int)threadIdx.x & 3) + (i & 1);
+    const float x = column < width ? __ldg(u + column) : 0;
+    dk[i >> 1][i & 1] += all[0] * x, dk[i >> 1][2 + (i & 1)] += all[1] * x;
+  }
+}
+
 /* Waits for a stage, or leaves it. */
 template <typename T> VD_DEV void open_stage(dkv_smem<T> *m, const dkv_stage &at) {
   vd_mbarrier_wait(&m->full[at.slot], at.parity);
@@ -232,10 +244,11 @@ template <typename T> VD_DEV void close_stage(dkv_smem<T> *m, dkv_stage &at) {
 }
 
 /* Weights, as they are stored, and their gradients dp become left operands: weights after dropout, and score gradients.
- * delta: of the tile's queries. RAMP: with masks, of queries from i0 on and keys from kappa0 on. */
+ * delta: of the tile's queries. RAMP: with masks, of queries from i0 on and keys from kappa0 on. sum += score gradients
+ * of keys g and g + 8. */
 template <typename T, bool RAMP>
 VD_DEV void score_gradients(const vd_band &band, int i0, int kappa0, const float *delta, const float dp[8][4],
-                            vd_frag_a<T> weight[4], vd_frag_a<T> gradient[4]) {
+                            vd_frag_a<T> weight[4], vd_frag_a<T> gradient[4], float sum[2]) {
   const int g = (int)(threadIdx.x & 31) >> 2, t = (int)threadIdx.x & 3;
 #pragma unroll
   for (int n = 0; n < 8; n++) {
@@ -250,16 +263,19 @@ VD_DEV void score_gradients(const vd_band &band, int i0, int kappa0, const float
         kept.x *= vd_mask(band, x), kept.y *= vd_mask(band, x + 1);
       }
       pair = vd_pack(kept.x, kept.y, T());
-      gradient[n >> 1].x[2 * (n & 1) + ih] = vd_pack(fmaf(kept.x, dp[n][2 * ih], -fabsf(p.x) * own.x),
-                                                     fmaf(kept.y, dp[n][2 * ih + 1], -fabsf(p.y) * own.y), T());
+      const float x = fmaf(kept.x, dp[n][2 * ih], -fabsf(p.x) * own.x);
+      const float y = fmaf(kept.y, dp[n][2 * ih + 1], -fabsf(p.y) * own.y);
+      gradient[n >> 1].x[2 * (n & 1) + ih] = vd_pack(x, y, T());
+      sum[ih] += x + y;
     }
   }
 }
 
-/* Query tiles i .. end - 1 of key tile x of an item, from key kappa0 on: dv += weights^T dout, dk += gradients^T q. */
+/* Query tiles i .. end - 1 of key tile x of an item, from key kappa0 on: dv += weights^T dout, dk += gradients^T q, sum
+ * += those of this lane's keys. */
 template <typename T, bool TRIM>
 VD_DEV void near_stages(dkv_smem<T> *m, dkv_stage &at, const vd_band &band, int x, int kappa0, int &i, int end,
-                        const vd_frag_a<T> values[VD_LEFTS], float dk[VD_SUMS][4], float dv[VD_SUMS][4]) {
+                        const vd_frag_a<T> values[VD_LEFTS], float dk[VD_SUMS][4], float dv[VD_SUMS][4], float sum[2]) {
   for (; i < end; i++) {
     float dp[8][4];
     vd_frag_a<T> weight[4], gradient[4];
@@ -274,9 +290,9 @@ VD_DEV void near_stages(dkv_smem<T> *m, dkv_stage &at, const vd_band &band, int 
     vd_wgmma_fence_operand<8>(dp);
     const int i0 = i * VD_TILE;
     if (!TRIM || i0 + VD_TILE - 1 - kappa0 <= band.full) {
-      score_gradients<T, false>(band, i0, kappa0, m->delta[at.slot], dp, weight, gradient);
+      score_gradients<T, false>(band, i0, kappa0, m->delta[at.slot], dp, weight, gradient, sum);
     } else {
-      score_gradients<T, true>(band, i0, kappa0, m->delta[at.slot], dp, weight, gradient);
+      score_gradients<T, true>(band, i0, kappa0, m->delta[at.slot], dp, weight, gradient, sum);
     }
     vd_wgmma_fence();
     vd_tile_product_rs<T, VD_MN_MAJOR>(dv, weight, m->dout[at.slot], true);
@@ -315,14 +331,15 @@ VD_DEV void dkv_consumer(const vd_cuda_attention &a, const dkv_task &task, dkv_s
     const int end = x < w.n_key ? min(w.end, tile + w.distances) : w.end;
     const int far = TRIM ? max(min(end, tile + w.near_distances), first) : end;
     T *place = m->values[k & 1][x];
-    float dk[VD_SUMS][4], dv[VD_SUMS][4];
+    float dk[VD_SUMS][4], dv[VD_SUMS][4], sum[2] = {0, 0};
     vd_frag_a<T> values[VD_LEFTS];
     load_values<T>(place, kappa0, w.lowest_value, a.d_head, values);
     vd_clear_sums(dk), vd_clear_sums(dv);
     int i = w.first;
     for (; i < first; i++) open_stage(m, at), close_stage(m, at);
-    near_stages<T, TRIM>(m, at, band, x, kappa0, i, far, values, dk, dv);
+    near_stages<T, TRIM>(m, at, band, x, kappa0, i, far, values, dk, dv, sum);
     if constexpr (TRIM) far_stages<T>(m, at, x, i, end, dk);
+    if (REL && a.content_bias) add_content_bias(a.content_bias + w.head * a.d_head, a.d_head, sum, dk);
     for (; i < w.end; i++) open_stage(m, at), close_stage(m, at);
     vd_consumer_sync(x); /* all warps have read the values */
     if (x < w.n_key) {
@@ -369,8 +386,6 @@ cudaError_t launch_dkv(const vd_cuda_attention *a, const vd_cuda_attention_gradi
   dkv_task task = {};
   task.stored = ws->stored, task.delta = ws->delta, task.dblock = g->dblock, task.dmemory = g->dmemory;
   cudaError_t e = vd_make_stream_map(&task.block, g->block, a->n_stream, a->block, 3 * width);
-  task.q = task.block;
-  if (e == cudaSuccess && a->rel_key) e = vd_make_stream_map(&task.q, ws->query, a->n_stream, a->block, width);
   if (e == cudaSuccess) e = vd_make_stream_map(&task.dout, g->dout, a->n_stream, a->block, width);
   if (e == cudaSuccess && a->window > 0)
     e = vd_make_stream_map(&task.memory, g->memory, a->n_stream, a->kv_rows, 2 * width);

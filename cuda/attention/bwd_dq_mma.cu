@@ -21,10 +21,9 @@ namespace {
 template <typename T, int D, bool REL> struct dq_warp {
   vd_left_rows<T, D, vd_backward_layout<T, D>::hold_query> q, dout;
   float dq[D / 8][4];
-  float dq_position[REL ? D / 8 : 1][4]; /* with relative keys apart from dq: its sum is the gradient of v */
-  float lse[2], delta[2];                /* of rows g and g + 8; lse in units of log 2 */
-  float before[2][4];                    /* position scores of the previous block of e */
-  float skewed[2][4];                    /* unskewed gradient of the previous sub-tile */
+  float lse[2], delta[2]; /* of rows g and g + 8; lse in units of log 2 */
+  float before[2][4];     /* position scores of the previous block of e */
+  float skewed[2][4];     /* unskewed gradient of the previous sub-tile */
   bool have_before, have_turned;
   float dspan;
 };
@@ -149,7 +148,7 @@ VD_DEV void dq_step(const vd_cuda_attention &a, const vd_band &band, const vd_dr
     store_skewed(skewed, row0, (unit + b) % 8 * 16, block);
     if ((active || w.have_turned) && (REL || (unit + b >= 4 && unit + b < n_unit))) {
       vd_result_to_a(x, block);
-      vd_accumulate<T, D>(REL ? w.dq_position : w.dq, x, table, vd_ring_row(base + b, ring));
+      vd_accumulate<T, D>(w.dq, x, table, vd_ring_row(base + b, ring));
     }
     w.have_turned = active;
 #pragma unroll
@@ -169,7 +168,7 @@ VD_DEV void last_block(dq_warp<T, D, true> &w, const T *table, T *skewed, int ri
   store_skewed(skewed, 48, unit % 8 * 16, block);
   if (!w.have_turned) return;
   vd_result_to_a(x, block);
-  vd_accumulate<T, D>(w.dq_position, x, table, vd_ring_row(unit % ring, ring));
+  vd_accumulate<T, D>(w.dq, x, table, vd_ring_row(unit % ring, ring));
 }
 
 /* With relative keys: zeros block 0 of e in the exchange tile, of which warps whose keys begin later write nothing. */
@@ -194,8 +193,6 @@ VD_DEV void dq_begin(const vd_cuda_attention &a, const float *lse, const float *
   }
 #pragma unroll
   for (int i = 0; i < D / 8 * 4; i++) w.dq[i >> 2][i & 3] = 0;
-#pragma unroll
-  for (int i = 0; REL && i < D / 8 * 4; i++) w.dq_position[i >> 2][i & 3] = 0;
   vd_clear(w.skewed);
   w.have_before = w.have_turned = false, w.dspan = 0;
 }
@@ -210,16 +207,14 @@ VD_DEV void copy_queries(const vd_cuda_attention &a, const vd_cuda_attention_gra
   vd_copy_tile<T, D>(dos, douts.row0, douts.stride, at.tile * VD_TILE, 0, a.block, a.d_head);
 }
 
-/* The end of a tile: the partial sums of bias or span gradients, and dq. `exchange`: shared memory for 8 D floats. */
+/* The end of a tile: the partial sums of bias or span gradients, and dq. `exchange`: shared memory for 4 D floats. */
 template <typename T, int D, bool REL>
 VD_DEV void dq_end(const vd_cuda_attention &a, const vd_cuda_attention_gradient &g, const vd_backward_workspace &ws,
                    vd_work_tile at, int tile_id, dq_warp<T, D, REL> &w, float *exchange, float *sums, float scale) {
   const int iw = at.tile * VD_TILE + 16 * ((int)threadIdx.x >> 5);
   const float scales[2] = {scale, scale};
   if constexpr (REL) {
-    vd_store_dbias<D>(w.dq, w.dq_position, exchange, scale, a.d_head, ws.dbias + (int64_t)tile_id * 2 * a.d_head);
-#pragma unroll
-    for (int i = 0; i < D / 8 * 4; i++) w.dq[i >> 2][i & 3] += w.dq_position[i >> 2][i & 3];
+    if (g.dcontent_bias) vd_add_dbias<D>(w.dq, exchange, scale, a.d_head, g.dcontent_bias + at.head * a.d_head);
   } else {
     int n_tile = vd_ceil_div(a.block, VD_TILE);
     vd_store_dspan(w.dspan, sums, ws.dspan + ((int64_t)at.head * ws.n_stream + at.stream) * n_tile + at.tile);

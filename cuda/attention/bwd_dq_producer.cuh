@@ -84,8 +84,7 @@ template <typename T, bool REL>
 VD_DEV void copy_block(const vd_cuda_attention &a, const dq_task &task, const dq_work &work, int y, int slot,
                        dq_smem<T> *m) {
   const vd_position_keys<T> positions = vd_position_keys_of<REL, T>(a, task.g.table, work.tile.at.head);
-  vd_copy_positions<T, REL>(m->table[slot], m->bias_scores[slot], positions, work.tile.first_block + y * VD_TILE,
-                            a.d_head);
+  vd_copy_positions(m->table[slot], positions, work.tile.first_block + y * VD_TILE, a.d_head);
 }
 /* Starts the copies of an item's key tile: keys, and values unless it is far for all query tiles. */
 template <typename T, bool REL, bool TRIM>
@@ -106,13 +105,14 @@ template <typename T, bool REL>
 VD_DEV void copy_queries(const vd_cuda_attention &a, const dq_task &task, const dq_work &work, int slot,
                          dq_smem<T> *m) {
   const vd_work_tile &at = work.tile.at;
-  const vd_row_view<const T> queries = vd_query_rows<T, REL>(a, task.g, task.ws.query, at.head, at.stream);
+  const vd_row_view<const T> queries = vd_block_rows(a, (const T *)task.g.block, VD_QUERY, at.head, at.stream);
   const vd_row_view<const T> douts = vd_output_rows(a, (const T *)task.g.dout, at.head, at.stream);
   for (int x = 0; x < VD_DQ_TILES; x++) {
     const int i0 = work.tile.i0 + x * VD_TILE;
     vd_copy_operand<T>(m->q[slot][x], queries.row0, queries.stride, i0, 0, a.block, a.d_head);
     vd_copy_operand<T>(m->dout[x], douts.row0, douts.stride, i0, 0, a.block, a.d_head);
   }
+  if constexpr (REL) vd_copy_biases(a, at.head, &m->biases[slot]);
   copy_row_sums(a, task.ws, at, m);
 }
 /* Starts the copies of the dropout mask's bits for turn t, to slot `slot`. */

@@ -29,15 +29,15 @@ typedef struct dq_table_turn {
 } dq_table_turn;
 
 /* Turns are counted through the work of a block: turn c has the block of e number c in slot c % 3 of the table, which
- * consumer x completes in slot c & 1 of skewed[x]. Work item i has slot i & 1 of q, work and more. */
+ * consumer x completes in slot c & 1 of skewed[x]. Work item i has slot i & 1 of q, biases, work and more. */
 template <typename T> struct dq_smem {
   T skewed[VD_DQ_TILES][2][VD_PANEL]; /* score gradients by columns of e */
   T q[2][VD_DQ_TILES][VD_OPERAND], dout[VD_DQ_TILES][VD_OPERAND];
   T k[VD_DQ_KEY_SLOTS][VD_OPERAND], v[VD_DQ_KEY_SLOTS][VD_OPERAND], table[3][VD_OPERAND];
   __half ring[VD_DQ_TILES][VD_WARPGROUP / 32][16 * VD_RING_STRIDE];
   T ones[8 * 64];
-  float bias_scores[3][VD_TILE];                       /* bias scores: initial accumulators of position scores */
   uint32_t dropout_mask[2][VD_DQ_TILES][VD_WARPGROUP]; /* mask bits of a turn's key tile for each consumer thread */
+  vd_biases biases[2];                                 /* with relative keys */
   float shift[VD_DQ_TILES][VD_TILE], delta[VD_DQ_TILES][VD_TILE], sums[VD_DQ_TILES][4];
   dq_work work[2];
   dq_table_turn table_turn[2];
@@ -47,20 +47,19 @@ template <typename T> struct dq_smem {
 static_assert(sizeof(dq_smem<__half>) + 1024 <= 227 * 1024, "shared memory of a block");
 
 /* A consumer warp's state over the key tiles. */
-template <typename T, bool REL> struct dq_state {
-  vd_frag_a<T> dout[VD_LEFTS], queries[VD_LEFTS]; /* queries: without relative keys */
+template <typename T> struct dq_state {
+  vd_frag_a<T> dout[VD_LEFTS], queries[VD_LEFTS];
+  vd_frag_a<T> positions[VD_LEFTS]; /* with relative keys, queries with v added; the others have u */
   float dq[VD_SUMS][4];
-  float dq_position[REL ? 8 : 1][4]; /* with relative keys apart from dq: its sum is the gradient of v */
-  float shift[2], delta[2];          /* of rows g and g + 8 */
+  float shift[2], delta[2]; /* of rows g and g + 8 */
   float dspan;
 };
 
-/* The operands of a consumer's turn: q and the key tile, the block of e that the tile ends with and its bias scores,
- * the warp's ring, this thread's place in the stored tile (row g, the chunk of its first columns), the numbers of that
- * block and of the key tile's first key. */
+/* The operands of a consumer's turn: the key tile, the block of e that it ends with, the warp's ring, this thread's
+ * place in the stored tile (row g, the chunk of its first columns), the numbers of that block and of the key tile's
+ * first key. */
 template <typename T> struct dq_turn {
-  const T *q, *k, *v, *table;
-  const float *bias_scores;
+  const T *k, *v, *table;
   __half *ring;
   char *stored;
   int block, kappa0;
@@ -73,20 +72,13 @@ typedef struct dq_scores {
 } dq_scores;
 
 /* The products of a turn: position scores, which go to the ring, scores and, unless FAR, gradients of weights. */
-template <bool FAR, typename T, bool REL>
-VD_DEV void multiply_scores(const dq_turn<T> &m, const dq_state<T, REL> &w, dq_scores &y) {
+template <bool FAR, bool REL, typename T>
+VD_DEV void multiply_scores(const dq_turn<T> &m, const dq_state<T> &w, dq_scores &y) {
   float position[8][4];
-  if constexpr (REL) vd_init_position_tile(position, m.bias_scores);
   vd_wgmma_fence();
-  if constexpr (REL) {
-    vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(position, m.q, m.table, true);
-    vd_wgmma_commit();
-    vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(y.s, m.q, m.k, false);
-  } else {
-    vd_tile_product_rs<T, VD_K_MAJOR>(position, w.queries, m.table, false);
-    vd_wgmma_commit();
-    vd_tile_product_rs<T, VD_K_MAJOR>(y.s, w.queries, m.k, false);
-  }
+  vd_tile_product_rs<T, VD_K_MAJOR>(position, REL ? w.positions : w.queries, m.table, false);
+  vd_wgmma_commit();
+  vd_tile_product_rs<T, VD_K_MAJOR>(y.s, w.queries, m.k, false);
   if constexpr (!FAR) vd_tile_product_rs<T, VD_K_MAJOR>(y.ds, w.dout, m.v, false);
   vd_wgmma_commit();
   vd_end_scores(m.ring, m.block, position, y.s);
@@ -96,7 +88,7 @@ VD_DEV void multiply_scores(const dq_turn<T> &m, const dq_state<T, REL> &w, dq_s
 /* Sub-tile j of 16 queries from i0 on and 64 keys: gradients of weights ds become gradients of scores, scores s become
  * weights before dropout. */
 template <typename T, bool FULL, bool DROP, bool REL, bool TRIM>
-VD_DEV void score_gradients(const vd_band &band, float scale, dq_state<T, REL> &w, uint32_t dropout_mask, int j, int i0,
+VD_DEV void score_gradients(const vd_band &band, float scale, dq_state<T> &w, uint32_t dropout_mask, int j, int i0,
                             int kappa0, float factor, float s[2][4], float ds[2][4]) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   vd_masks m = vd_masks_of(band, i0 - kappa0 - 16 * j + g - 2 * t, scale);
@@ -143,9 +135,9 @@ VD_DEV void store_weights(char *place, int half, const uint32_t sign[2], const f
 }
 
 /* Score gradients, as left operands, of this warp's queries, from i0 on, and a key tile, whose weights are stored. */
-template <bool DROP, bool TRIM, typename T, bool REL>
-VD_DEV void near_gradients(const vd_band &band, float scale, const dq_turn<T> &m, dq_state<T, REL> &w, int i0,
-                           float factor, dq_scores &y, vd_frag_a<T> gradient[4]) {
+template <bool DROP, bool REL, bool TRIM, typename T>
+VD_DEV void near_gradients(const vd_band &band, float scale, const dq_turn<T> &m, dq_state<T> &w, int i0, float factor,
+                           dq_scores &y, vd_frag_a<T> gradient[4]) {
   const int unit = 4 * m.block + 7 - (int)(threadIdx.x >> 5);
   const uint32_t sign[2] = {DROP ? sign_bytes(~y.dropout_mask, 0) : 0, DROP ? sign_bytes(~y.dropout_mask, 1) : 0};
   if (vd_row_full<REL>(band, i0, m.kappa0)) {
@@ -178,7 +170,7 @@ VD_DEV void near_gradients(const vd_band &band, float scale, const dq_turn<T> &m
 /* The same for a far tile, whose weights are 0: ds = -p delta. The size of delta is added to the exponent, and its sign
  * is set last. */
 template <typename T>
-VD_DEV void far_gradients(const vd_band &band, const dq_turn<T> &m, const dq_state<T, false> &w, int i0, float factor,
+VD_DEV void far_gradients(const vd_band &band, const dq_turn<T> &m, const dq_state<T> &w, int i0, float factor,
                           dq_scores &y, vd_frag_a<T> gradient[4]) {
   float(*s)[4] = y.s, shift[2];
   uint32_t sign[2];
@@ -205,12 +197,11 @@ VD_DEV void far_gradients(const vd_band &band, const dq_turn<T> &m, const dq_sta
 
 /* Position scores of the block of e before a split's first key tile, or with relative keys before the first of all:
  * block number `block`, to the ring. */
-template <typename T, bool REL>
-VD_DEV void write_positions(const T *q, const T *table, const float *bias_scores, __half *ring, int block) {
+template <typename T>
+VD_DEV void write_positions(const vd_frag_a<T> queries[VD_LEFTS], const T *table, __half *ring, int block) {
   float position[8][4];
-  if constexpr (REL) vd_init_position_tile(position, bias_scores);
   vd_wgmma_fence();
-  vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(position, q, table, REL);
+  vd_tile_product_rs<T, VD_K_MAJOR>(position, queries, table, false);
   vd_wgmma_commit();
   vd_wgmma_wait<0>();
   vd_wgmma_fence_operand<8>(position);

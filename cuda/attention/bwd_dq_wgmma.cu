@@ -3,8 +3,9 @@
  *      dq_i = sum_j ds_ij (k_j + p(i - j)) / sqrt(d_head),  dp(x) = sum over pairs at distance x of ds_ij q_i /
  * sqrt(d_head)
  *
- * and partial sums of the gradients of spans, or of the biases u and v; ds_ij as in bwd_dkv_wgmma.cu. Weights, or of
- * far tiles score gradients, go to device memory, where the dK/dV kernel reads them (stored tiles in bwd_common.cuh).
+ * and partial sums of the gradients of spans, or the sum of dq, which is that of the gradients of the biases u and v;
+ * ds_ij as in bwd_dkv_wgmma.cu. Weights, or of far tiles score gradients, go to device memory, where the dK/dV kernel
+ * reads them (stored tiles in bwd_common.cuh).
  *
  * Tiles: a persistent block takes two adjacent query tiles of 64 of one head and stream and goes over the key tiles of
  * 64 in reach, or over a split of them (splits.cuh), in turns. In one turn both query tiles have the same distances, so
@@ -15,12 +16,12 @@
  * array in the order of the accumulators (vd_add_table_block).
  *
  * Warps: two consumer warpgroups (208 registers), one for each query tile, have 16 queries a warp. The producer
- * warpgroup (32 registers) decodes work items and copies tiles, bias scores and the dropout mask, one turn ahead. The
- * table warpgroup (64 registers) multiplies and adds dp. Thread x of warpgroup y is thread (x, y) of the block.
+ * warpgroup (32 registers) decodes work items and copies tiles and the dropout mask, one turn ahead. The table
+ * warpgroup (64 registers) multiplies and adds dp. Thread x of warpgroup y is thread (x, y) of the block.
  *
  * Shared memory, 210 KiB, one block for a multiprocessor: skewed score gradients by columns of e, two tiles for each
  * consumer (32 KiB), q in two slots (32 KiB), dout (16 KiB), k and v in four slots each (64 KiB), position keys in
- * three (24 KiB), a ring buffer of position scores for each consumer warp (38 KiB, half), ones, bias scores, mask bits.
+ * three (24 KiB), a ring buffer of position scores for each consumer warp (38 KiB, half), ones, mask bits.
  * A skewed tile is complete after two key tiles; it is then an operand of both the gradient of the queries and that of
  * the table.
  *
@@ -62,8 +63,10 @@ template <bool REL> VD_DEV int first_turn(const vd_cuda_attention &a, const vd_q
 
 /* Starts a query tile whose first copies have landed: loads queries, dout, shift and delta to registers. */
 template <typename T, bool REL>
-VD_DEV void dq_begin(const vd_cuda_attention &a, const dq_smem<T> *m, int x, int i0, const T *q, dq_state<T, REL> &w) {
-  if constexpr (!REL) vd_load_lefts<T>(q, w.queries);
+VD_DEV void dq_begin(const vd_cuda_attention &a, const dq_smem<T> *m, int item, int x, dq_state<T> &w) {
+  const int i0 = m->work[item].tile.i0 + x * VD_TILE;
+  vd_load_lefts<T>(m->q[item][x], w.queries);
+  if constexpr (REL) vd_add_biases(&m->biases[item], w.queries, w.positions);
   vd_load_lefts<T>(m->dout[x], w.dout);
 #pragma unroll
   for (int ih = 0; ih < 2; ih++) {
@@ -72,37 +75,21 @@ VD_DEV void dq_begin(const vd_cuda_attention &a, const dq_smem<T> *m, int x, int
     w.delta[ih] = i0 + row < a.block ? m->delta[x][row] : 0;
   }
   vd_clear_sums(w.dq);
-  vd_clear_sums(w.dq_position);
   w.dspan = 0;
 }
 
-/* Starts dq += skewed table, with relative keys apart from dq: the part of a complete block of e. */
-template <typename T, bool REL> VD_DEV void start_block(dq_state<T, REL> &w, const T *skewed, const T *table) {
-  if constexpr (REL) {
-    vd_tile_product<T, VD_K_MAJOR, VD_MN_MAJOR>(w.dq_position, skewed, table, true);
-  } else {
-    vd_tile_product<T, VD_K_MAJOR, VD_MN_MAJOR>(w.dq, skewed, table, true);
-  }
-}
-/* After a wait for all products. */
-template <typename T, bool REL> VD_DEV void end_products(dq_state<T, REL> &w) {
-  vd_wgmma_fence_operand<VD_SUMS>(w.dq);
-  if constexpr (REL) vd_wgmma_fence_operand<8>(w.dq_position);
-}
-
-/* Adds such a part alone. */
-template <typename T, bool REL> VD_DEV void add_block(dq_state<T, REL> &w, const T *skewed, const T *table) {
+/* dq += skewed table alone, the part of a complete block of e. */
+template <typename T> VD_DEV void add_block(dq_state<T> &w, const T *skewed, const T *table) {
   vd_wgmma_fence();
-  start_block<T, REL>(w, skewed, table);
+  vd_tile_product<T, VD_K_MAJOR, VD_MN_MAJOR>(w.dq, skewed, table, true);
   vd_wgmma_commit();
   vd_wgmma_wait<0>();
-  end_products(w);
+  vd_wgmma_fence_operand<VD_SUMS>(w.dq);
 }
 
 /* Stores the sums of this split. True where all others are stored: then `w` has the joint sums. */
 template <typename T>
-VD_DEV bool join_splits(const vd_cuda_attention &a, const vd_query_work &work, int *last_split, int x,
-                        dq_state<T, false> &w) {
+VD_DEV bool join_splits(const vd_cuda_attention &a, const vd_query_work &work, int *last_split, int x, dq_state<T> &w) {
   const float all[2] = {1, 1};
   vd_store_split(a, work, w.dq, make_float4(w.dspan, 0, 0, 0));
   if (!vd_is_last_split(a, work, last_split, x)) return false;
@@ -118,16 +105,14 @@ VD_DEV bool join_splits(const vd_cuda_attention &a, const vd_query_work &work, i
 /* Ends a query tile: partial sums of span or bias gradients, and dq. */
 template <typename T, bool REL>
 VD_DEV void dq_end(const vd_cuda_attention &a, const dq_task &task, vd_work_tile at, dq_smem<T> *m, int x,
-                   dq_state<T, REL> &w, float scale) {
+                   dq_state<T> &w, float scale) {
   const float scales[2] = {scale, scale};
   const int n_tile = vd_ceil_div(a.block, VD_TILE);
   if constexpr (REL) {
-    const int64_t tile_id = ((int64_t)at.stream * a.n_head + at.head) * n_tile + n_tile - 1 - at.tile;
-    vd_store_dbias<64>(w.dq, w.dq_position, (float *)m->ring[x][0], scale, a.d_head,
-                       task.ws.dbias + tile_id * 2 * a.d_head, x);
-    vd_consumer_sync(x); /* the ring, which held the sums, is free again */
-#pragma unroll
-    for (int i = 0; i < 32; i++) w.dq[i >> 2][i & 3] += w.dq_position[i >> 2][i & 3];
+    if (task.g.dcontent_bias) {
+      vd_add_dbias<64>(w.dq, (float *)m->ring[x][0], scale, a.d_head, task.g.dcontent_bias + at.head * a.d_head, x);
+      vd_consumer_sync(x); /* the ring, which held the sums, is free again */
+    }
   } else {
     vd_store_dspan(w.dspan, m->sums[x],
                    task.ws.dspan + ((int64_t)at.head * task.ws.n_stream + at.stream) * n_tile + at.tile, x);
@@ -154,11 +139,9 @@ template <bool REL, typename T> VD_DEV dq_turn<T> turn_of(dq_smem<T> *m, const d
   char *stored = m->work[at.item].stored[at.x] - at.t * (int)VD_STORED_BYTES +
                  ((16 * (int)(threadIdx.x >> 5) + g) * 128 + (t ^ g) * 16);
   const int block = !REL && at.t + 1 == tile.left ? at.block : at.block == 2 ? 0 : at.block + 1;
-  const dq_turn<T> turn = {m->q[at.item][at.x],
-                           m->k[at.key],
+  const dq_turn<T> turn = {m->k[at.key],
                            m->v[at.key],
                            m->table[block],
-                           m->bias_scores[block],
                            m->ring[at.x][threadIdx.x >> 5],
                            stored,
                            at.c + 1,
@@ -178,13 +161,11 @@ template <typename T> VD_DEV void pass_gradients(dq_smem<T> *m, const dq_place &
 
 /* Waits for the copies of a turn. In the query tile's first turn begins it. */
 template <typename T, bool REL>
-VD_DEV void open_turn(const vd_cuda_attention &a, dq_smem<T> *m, const dq_place &at, int first, dq_state<T, REL> &w) {
+VD_DEV void open_turn(const vd_cuda_attention &a, dq_smem<T> *m, const dq_place &at, int first, dq_state<T> &w) {
   vd_mbarrier_wait(&m->full[at.c & 1], parity_of(at.c));
   if (at.t != first) return;
-  const T *q = m->q[at.item][at.x];
-  dq_begin<T, REL>(a, m, at.x, m->work[at.item].tile.i0 + at.x * VD_TILE, q, w);
-  if constexpr (REL)
-    write_positions<T, REL>(q, m->table[at.block], m->bias_scores[at.block], m->ring[at.x][threadIdx.x >> 5], at.c);
+  dq_begin<T, REL>(a, m, at.item, at.x, w);
+  if constexpr (REL) write_positions<T>(w.positions, m->table[at.block], m->ring[at.x][threadIdx.x >> 5], at.c);
 }
 
 /* The turns of a consumer whose query tile is beyond the block. */
@@ -205,16 +186,16 @@ template <typename T> VD_DEV void absent_turns(dq_smem<T> *m, dq_place &at) {
 /* A turn without a key tile: a split's lead, whose position scores the next turn needs; with relative keys one before
  * the first key tile; a closing turn. */
 template <typename T, bool REL>
-VD_DEV void bare_turn(const vd_cuda_attention &a, dq_smem<T> *m, dq_place &at, int first, dq_state<T, REL> &w) {
+VD_DEV void bare_turn(const vd_cuda_attention &a, dq_smem<T> *m, dq_place &at, int first, dq_state<T> &w) {
   const vd_frag_a<T> none[4] = {};
   open_turn<T, REL>(a, m, at, first, w);
   if (!REL && at.t == 0) {
     const dq_turn<T> turn = turn_of<REL>(m, at);
-    write_positions<T, REL>(turn.q, turn.table, turn.bias_scores, turn.ring, turn.block);
+    write_positions<T>(w.queries, turn.table, turn.ring, turn.block);
   }
   arrive_warp(&m->empty[at.c & 1]);
   pass_gradients<T>(m, at, none);
-  if (at.t == m->work[at.item].tile.n) add_block<T, REL>(w, m->skewed[at.x][at.c & 1], m->table[at.block]);
+  if (at.t == m->work[at.item].tile.n) add_block(w, m->skewed[at.x][at.c & 1], m->table[at.block]);
   next_turn(at);
 }
 
@@ -223,7 +204,7 @@ VD_DEV void bare_turn(const vd_cuda_attention &a, dq_smem<T> *m, dq_place &at, i
  * which the next item's block 0 begins with. */
 template <typename T, bool DROP, bool REL, bool TRIM, bool FAR>
 VD_DEV void take_turns(const vd_cuda_attention &a, const dq_task &task, dq_smem<T> *m, dq_place &at, int end, int first,
-                       dq_state<T, REL> &w) {
+                       dq_state<T> &w) {
   const float factor = rsqrtf((float)a.d_head) * 1.44269504088896341f;
   for (; at.t < end; next_turn(at)) {
     dq_scores y;
@@ -232,22 +213,22 @@ VD_DEV void take_turns(const vd_cuda_attention &a, const dq_task &task, dq_smem<
     if (DROP && !FAR) y.dropout_mask = m->dropout_mask[at.c & 1][at.x][threadIdx.x];
     arrive_warp(&m->empty[at.c & 1]);
     const dq_turn<T> turn = turn_of<REL>(m, at);
-    multiply_scores<FAR>(turn, w, y);
+    multiply_scores<FAR, REL>(turn, w, y);
     const vd_query_work &tile = m->work[at.item].tile;
     const vd_band band = vd_band_of<REL>(a, (const vd_tile_schedule *)a.schedule, tile.at.head);
     const int i0 = tile.i0 + at.x * VD_TILE + 16 * (int)(threadIdx.x >> 5);
     if constexpr (FAR) {
       far_gradients<T>(band, turn, w, i0, factor, y, gradient);
     } else {
-      near_gradients<DROP, TRIM>(band, task.drop.scale, turn, w, i0, factor, y, gradient);
+      near_gradients<DROP, REL, TRIM>(band, task.drop.scale, turn, w, i0, factor, y, gradient);
     }
     pass_gradients<T>(m, at, gradient);
     vd_wgmma_fence();
-    start_block<T, REL>(w, m->skewed[at.x][at.c & 1], m->table[at.block]);
+    vd_tile_product<T, VD_K_MAJOR, VD_MN_MAJOR>(w.dq, m->skewed[at.x][at.c & 1], m->table[at.block], true);
     vd_tile_product_rs<T, VD_MN_MAJOR>(w.dq, gradient, turn.k, true);
     vd_wgmma_commit();
     vd_wgmma_wait<0>();
-    end_products(w);
+    vd_wgmma_fence_operand<VD_SUMS>(w.dq);
   }
 }
 
@@ -260,7 +241,7 @@ VD_DEV void dq_consumer(const vd_cuda_attention &a, const dq_task &task, dq_smem
     vd_mbarrier_wait(&m->full[at.c & 1], parity_of(at.c));
     const dq_work &work = m->work[at.item];
     const int first = first_turn<REL>(a, work.tile, x), n = work.tile.n;
-    dq_state<T, REL> w;
+    dq_state<T> w;
     bool done = work.tile.at.tile + x < vd_ceil_div(a.block, VD_TILE);
     at.t = 0;
     if (!done) {

@@ -354,9 +354,14 @@ VD_DEV void vd_seek_dropout(vd_dropout_draws *d, const vd_cuda_attention &a, int
   int query = d->tiles - d->offset;
   d->tile0 = ((uint64_t)(a.row0 + stream) * (uint64_t)a.n_head + (uint64_t)head) * (uint64_t)(query * d->tiles);
 }
-/* The four Philox words of this lane for the sub-tile of queries i0.. and keys kappa0.. */
+/* The four Philox words of this lane for each of N sub-tiles beside each other, of queries i0.. and keys kappa0.. */
+template <int N> VD_DEV void vd_draw_dropout(const vd_dropout_draws &d, int i0, int kappa0, vd_philox_words words[N]) {
+  const uint64_t tile = d.tile0 + (uint64_t)((i0 >> 4) * d.tiles + (kappa0 >> 4) + d.offset);
+  vd_draw_calls<N>(d.keys, tile * 32 + (threadIdx.x & 31), 32, words);
+}
+/* The same for one sub-tile. */
 VD_DEV vd_philox_words vd_dropout_words(const vd_dropout_draws &d, int i0, int kappa0) {
-  uint64_t tile = d.tile0 + (uint64_t)((i0 >> 4) * d.tiles + (kappa0 >> 4) + d.offset);
+  const uint64_t tile = d.tile0 + (uint64_t)((i0 >> 4) * d.tiles + (kappa0 >> 4) + d.offset);
   return vd_draw_words(d.keys, tile * 32 + (threadIdx.x & 31));
 }
 /* Whether dropout keeps element [jn][2 ih + jj]; k = 2 ih + jj. */

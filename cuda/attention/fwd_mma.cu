@@ -292,8 +292,8 @@ template <typename T, int D> struct launch_forward {
 
 cudaError_t vd_cuda_attention_forward(const vd_cuda_attention *a, const void *block, const void *memory,
                                       const void *table, void *out, float *lse, cudaStream_t stream) {
+  if (vd_uses_wgmma(a)) return vd_forward_wgmma(a, block, memory, table, out, lse, stream);
   cudaError_t e = a->rel_key ? vd_fill_bias_scores(a, stream) : cudaSuccess;
   if (e != cudaSuccess) return e;
-  if (vd_uses_wgmma(a)) return vd_forward_wgmma(a, block, memory, table, out, lse, stream);
   return vd_dispatch<launch_forward>(a, block, memory, table, out, lse, stream);
 }

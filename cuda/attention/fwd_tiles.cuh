@@ -11,7 +11,7 @@ template <typename T> struct forward_smem {
   T tile[6][VD_OPERAND];  /* queries, keys, values: query_slot() and so on */
   T table[3][VD_OPERAND]; /* with relative keys the last one: the block before a work tile's first key tile */
   __half ring[VD_WARPGROUP / 32][16 * VD_RING_STRIDE];
-  float bias_scores[3][VD_TILE]; /* bias scores: initial accumulators of position scores */
+  vd_biases biases; /* with relative keys */
   /* Mask bits of a key tile for each consumer thread, drawn one tile ahead of the copies. With three slots the
    * producer overwrites one only after a barrier that the consumer reached after reading it. */
   uint32_t dropout_mask[3][VD_WARPGROUP];
@@ -118,23 +118,17 @@ VD_DEV void softmax_tile(forward_state &w, float factor, float s[8][4]) {
   for (int i = 0; i < 4 * VD_SUMS; i++) w.sum[i >> 2][i & 3] *= rescale[i >> 1 & 1];
 }
 
-/* Content scores of the c-th key tile of the block, and its position scores in the ring buffer. Without relative keys
- * the queries are `left`, in registers, which leaves bandwidth of shared memory to the rest. */
-template <typename T, bool REL, bool TRIM>
-VD_DEV void multiply_scores(forward_smem<T> *m, const T *q, const vd_frag_a<T> *left, int c, float s[8][4]) {
+/* Content scores of the c-th key tile of the block, and its position scores in the ring buffer. Queries for both are in
+ * registers, which leaves bandwidth of shared memory to the rest. */
+template <typename T, bool TRIM>
+VD_DEV void multiply_scores(forward_smem<T> *m, const vd_frag_a<T> *queries, const vd_frag_a<T> *positions, int c,
+                            float s[8][4]) {
   float position[8][4];
   __half *ring = m->ring[threadIdx.x >> 5];
-  if constexpr (REL) vd_init_position_tile(position, m->bias_scores[c & 1]);
   vd_wgmma_fence();
-  if constexpr (!REL) {
-    vd_tile_product_rs<T, VD_K_MAJOR>(position, left, m->table[table_slot<TRIM>(c)], false);
-    vd_wgmma_commit();
-    vd_tile_product_rs<T, VD_K_MAJOR>(s, left, key_slot<TRIM>(m, c), false);
-  } else {
-    vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(position, q, m->table[table_slot<TRIM>(c)], REL);
-    vd_wgmma_commit();
-    vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(s, q, key_slot<TRIM>(m, c), false);
-  }
+  vd_tile_product_rs<T, VD_K_MAJOR>(position, positions, m->table[table_slot<TRIM>(c)], false);
+  vd_wgmma_commit();
+  vd_tile_product_rs<T, VD_K_MAJOR>(s, queries, key_slot<TRIM>(m, c), false);
   vd_wgmma_commit();
   vd_end_scores(ring, c + 1, position, s);
 }

@@ -94,9 +94,8 @@ VD_DEV void copy_trimmed(const vd_cuda_attention &a, const forward_task<T> &task
   vd_copy_operand<T>(key_slot<true>(m, c), keys.row0, keys.stride, kappa0, vd_lowest<false>(work.band), a.block,
                      a.d_head);
   if (t + 1 < work.n)
-    vd_copy_positions<T, false>(m->table[table_slot<true>(c)], nullptr,
-                                vd_position_keys_of<false, T>(a, task.table, work.at.head),
-                                work.first_block + (t + 1) * VD_TILE, a.d_head);
+    vd_copy_positions(m->table[table_slot<true>(c)], vd_position_keys_of<false, T>(a, task.table, work.at.head),
+                      work.first_block + (t + 1) * VD_TILE, a.d_head);
   if (t > 0) return;
   const vd_row_view<const T> queries = vd_block_rows(a, task.block, VD_QUERY, work.at.head, work.at.stream);
   vd_copy_operand<T>(query_slot<true>(m, 0), queries.row0, queries.stride, work.i0, 0, a.block, a.d_head);

@@ -3,15 +3,15 @@
  * Tiles: a persistent block takes 64 queries of one head and stream and goes over key tiles of 64, from the farthest
  * to the nearest, with an on-line softmax. Far-reaching query tiles are split over blocks where there are few
  * (splits.cuh). Three products of 64 x 64 x 64 for each key tile: position scores q p^T, scores q k^T (in flight
- * together), and out += weights v. Without relative keys q is a left operand from registers.
+ * together), and out += weights v. Queries are left operands from registers, with relative keys q + u and q + v.
  *
  * Warps: the consumer warpgroup (threads 0 .. 127, 192 registers) has 16 queries a warp. The producer warpgroup
- * (threads 128 .. 255, 64 registers) copies q, k, v, position keys and bias scores, draws the dropout mask one tile
+ * (threads 128 .. 255, 64 registers) copies q, k, v and position keys, draws the dropout mask one tile
  * ahead of the copies, and stores it for the backward pass.
  *
  * Shared memory, 93 KiB, two blocks for a multiprocessor: q, k, v in two slots each (48 KiB), position keys in
- * three (24 KiB), a ring buffer of position scores for each consumer warp (19 KiB, half), bias scores, three slots
- * of mask bits. Where trimmed, one slot of q and three of k.
+ * three (24 KiB), a ring buffer of position scores for each consumer warp (19 KiB, half), three slots of mask
+ * bits. Where trimmed, one slot of q and three of k.
  *
  * Barriers: VD_TILE_FULL and VD_TILE_EMPTY for each key tile (pipeline.cuh). The consumer releases a tile as soon as
  * it has read the mask: with two slots the producer then fills the other one.
@@ -41,12 +41,12 @@ template <typename T> VD_DEV void drop_weights(vd_frag_a<T> p[4], uint32_t bits)
 
 /* The t-th key tile of the work tile, the c-th of the block, whose copies have landed. */
 template <typename T, bool DROP, bool REL, bool TRIM>
-VD_DEV void forward_tile(const vd_query_work &work, forward_smem<T> *m, forward_state &w, const T *q,
-                         const vd_frag_a<T> *left, int t, int c, uint32_t dropout_mask, float factor) {
+VD_DEV void forward_tile(const vd_query_work &work, forward_smem<T> *m, forward_state &w, const vd_frag_a<T> *queries,
+                         const vd_frag_a<T> *positions, int t, int c, uint32_t dropout_mask, float factor) {
   float s[8][4];
   const int warp = (int)(threadIdx.x >> 5), iw = work.i0 + 16 * warp, kappa0 = work.start + t * VD_TILE;
   vd_frag_a<T> p[4];
-  multiply_scores<T, REL, TRIM>(m, q, left, c, s);
+  multiply_scores<T, TRIM>(m, queries, positions, c, s);
   finish_scores<REL, TRIM>(work.band, m->ring[warp], 4 * (c + 1) + 7 - warp, iw, kappa0, factor, s);
   softmax_tile(w, factor, s);
   if (TRIM && !vd_row_full<REL>(work.band, iw, kappa0)) {
@@ -60,23 +60,6 @@ VD_DEV void forward_tile(const vd_query_work &work, forward_smem<T> *m, forward_
   vd_wgmma_commit();
   vd_wgmma_wait<0>();
   vd_wgmma_fence_operand<VD_SUMS>(w.sum);
-}
-
-/* With relative keys, before the first key tile: adds the content bias to q, and computes the scores of the block of
- * e before it. */
-template <typename T>
-VD_DEV void forward_begin(const vd_cuda_attention &a, forward_smem<T> *m, const vd_query_work &work, T *q, int c) {
-  float position[8][4];
-  if (a.content_bias) vd_add_content_bias<T, VD_HEAD_WIDTH>(a, q, work.at.head, work.i0 + 16 * (int)(threadIdx.x >> 5));
-  vd_init_position_tile(position, m->bias_scores[2]);
-  vd_fence_proxy_async();
-  vd_consumer_sync();
-  vd_wgmma_fence();
-  vd_tile_product<T, VD_K_MAJOR, VD_K_MAJOR>(position, q, m->table[2], true);
-  vd_wgmma_commit();
-  vd_wgmma_wait<0>();
-  vd_wgmma_fence_operand<8>(position);
-  vd_write_ring(m->ring[threadIdx.x >> 5], c, position);
 }
 
 /* Divides by the softmax denominator; writes out and lse. */
@@ -98,15 +81,17 @@ VD_DEV void forward_end(const vd_cuda_attention &a, float scale, const vd_query_
   vd_write_rows<T, VD_HEAD_WIDTH>(to.row0, to.stride, iw, 0, a.block, a.d_head, w.sum, factor);
 }
 
-/* The turn before a split's first key tile: position scores of the block of e that both have. */
-template <typename T> VD_DEV void begin_split(forward_smem<T> *m, const vd_frag_a<T> left[VD_LEFTS], int c) {
+/* Position scores of the block of e before the first key tile, number `block`, to the ring buffer: of a split that
+ * begins later than its query tile, or with relative keys. */
+template <typename T>
+VD_DEV void write_first_block(forward_smem<T> *m, const vd_frag_a<T> left[VD_LEFTS], const T *table, int block) {
   float position[8][4];
   vd_wgmma_fence();
-  vd_tile_product_rs<T, VD_K_MAJOR>(position, left, m->table[table_slot<false>(c)], false);
+  vd_tile_product_rs<T, VD_K_MAJOR>(position, left, table, false);
   vd_wgmma_commit();
   vd_wgmma_wait<0>();
   vd_wgmma_fence_operand<8>(position);
-  vd_write_ring(m->ring[threadIdx.x >> 5], c + 1, position);
+  vd_write_ring(m->ring[threadIdx.x >> 5], block, position);
 }
 /* Stores the sums of this split. True where all others are stored: then `w` has the joint sums. */
 template <typename T>
@@ -159,25 +144,26 @@ VD_DEV void forward_consumer(const vd_cuda_attention &a, const forward_task<T> &
     w.highest[0] = w.highest[1] = -INFINITY, w.total[0] = w.total[1] = 0;
     vd_clear_sums(w.sum);
     const T *q = query_slot<TRIM>(m, i);
-    vd_frag_a<T> left[VD_LEFTS] = {}; /* without relative keys, the queries */
+    vd_frag_a<T> left[VD_LEFTS] = {}, with_v[VD_LEFTS]; /* with_v: with relative keys; the others have u added */
     if constexpr (TRIM) {
       if (work.far > 0) far_tiles<T>(work, m, w, left, c, factor);
       c += work.far;
     }
     for (int t = TRIM ? work.far : 0; t < work.n; t++, c++) {
       vd_barrier_sync<VD_TILE_FULL>();
-      if constexpr (!REL) {
-        if (t == 0) vd_load_lefts<T>(q, left);
+      if (t == 0) {
+        vd_load_lefts<T>(q, left);
+        if constexpr (REL) vd_add_biases(&m->biases, left, with_v);
       }
       if (vd_can_split<REL, TRIM>() && work.lead && t == 0) {
         vd_barrier_arrive<VD_TILE_EMPTY>();
-        begin_split<T>(m, left, c);
+        write_first_block<T>(m, left, m->table[table_slot<false>(c)], c + 1);
         continue;
       }
       const uint32_t dropout_mask = DROP ? m->dropout_mask[c % 3][threadIdx.x] : 0;
-      if (REL && t == 0) forward_begin<T>(a, m, work, query_slot<TRIM>(m, i), c);
+      if (REL && t == 0) write_first_block<T>(m, with_v, m->table[2], c);
       vd_barrier_arrive<VD_TILE_EMPTY>();
-      forward_tile<T, DROP, REL, TRIM>(work, m, w, q, left, t, c, dropout_mask, factor);
+      forward_tile<T, DROP, REL, TRIM>(work, m, w, left, REL ? with_v : left, t, c, dropout_mask, factor);
     }
     tile_id = vd_announced_tile(&m->next[i & 1]);
     if (vd_can_split<REL, TRIM>() && work.n_split > 1 && !join_splits<T>(a, work, factor, m, w)) continue;
@@ -211,8 +197,7 @@ VD_DEV void forward_producer(const vd_cuda_attention &a, const forward_task<T> &
     const int lowest = vd_lowest<REL>(work.band), n = work.n;
     const bool lead = vd_can_split<REL, false>() && work.lead;
     auto copy_table = [&](int y, int slot) {
-      vd_copy_positions<T, REL>(m->table[slot], m->bias_scores[slot], positions, work.first_block + y * VD_TILE,
-                                a.d_head);
+      vd_copy_positions(m->table[slot], positions, work.first_block + y * VD_TILE, a.d_head);
     };
     vd_seek_dropout(&drop, a, work.at.head, work.at.stream);
     /* Copies tile t and draws the mask of tile t + 1; t = -1: copies and draws tile 0. */
@@ -221,7 +206,7 @@ VD_DEV void forward_producer(const vd_cuda_attention &a, const forward_task<T> &
       if (t < 0) {
         const vd_row_view<const T> queries = vd_block_rows(a, task.block, VD_QUERY, work.at.head, work.at.stream);
         vd_copy_operand<T>(query_slot<false>(m, i), queries.row0, queries.stride, work.i0, 0, a.block, a.d_head);
-        if constexpr (REL) copy_table(0, 2);
+        if constexpr (REL) copy_table(0, 2), vd_copy_biases(a, work.at.head, &m->biases);
       }
       if (t != 0) {
         const int tile = max(t, 0), slot = (c + tile) & 1;

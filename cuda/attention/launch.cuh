@@ -87,7 +87,7 @@ static inline bool vd_uses_wgmma(const vd_cuda_attention *a) {
 static inline int vd_wgmma_width(int d_head) {
   return d_head > 64 ? 96 : 64;
 }
-/* Stream-ordered. vd_cuda_attention_forward by the wgmma kernels, fwd_wgmma.cu. a->bias_scores has been filled. */
+/* Stream-ordered. vd_cuda_attention_forward by the wgmma kernels, fwd_wgmma.cu. */
 cudaError_t vd_forward_wgmma(const vd_cuda_attention *a, const void *block, const void *memory, const void *table,
                              void *out, float *lse, cudaStream_t stream);
 /* Stream-ordered. The same for bf16 heads of 65 to 96 without relative keys, fwd_wgmma_96.cu. */

@@ -74,6 +74,38 @@ template <typename T> VD_DEV void vd_load_lefts(const T *tile, vd_frag_a<T> left
     vd_load_a<T, 64>(left[k], tile + k / 4 * VD_PANEL, 16 * (int)(threadIdx.x >> 5), k % 4 * 16);
 }
 
+/* The biases u and v of relative keys (struct vd_attention in src/ops/ops.h) of a head, in shared memory; zeros beyond
+ * it, or without biases. */
+typedef struct vd_biases {
+  float u[VD_TILE], v[VD_TILE];
+} vd_biases;
+/* Starts their copies. All threads of a warpgroup call it. */
+VD_DEV void vd_copy_biases(const vd_cuda_attention &a, int head, vd_biases *to) {
+  const int thread = (int)threadIdx.x & 127, column = thread & 63;
+  const float *from = thread < VD_TILE ? a.content_bias : a.position_bias;
+  const bool valid = from && column < a.d_head;
+  vd_cp_async4((float *)to + thread, valid ? from + head * a.d_head + column : (const float *)a.schedule, valid);
+}
+/* Adds a bias to left operands. */
+template <typename T>
+VD_DEV void vd_add_bias(const vd_frag_a<T> queries[VD_LEFTS], const float *bias, vd_frag_a<T> sum[VD_LEFTS]) {
+#pragma unroll
+  for (int i = 0; i < 2 * VD_LEFTS; i++) {
+    const float2 x = *(const float2 *)(bias + 8 * i + 2 * ((int)threadIdx.x & 3));
+#pragma unroll
+    for (int ih = 0; ih < 2; ih++) {
+      const float2 q = vd_unpack(queries[i >> 1].x[2 * (i & 1) + ih], T());
+      sum[i >> 1].x[2 * (i & 1) + ih] = vd_pack(q.x + x.x, q.y + x.y, T());
+    }
+  }
+}
+/* Queries with u added, for keys, and with v, for position keys. */
+template <typename T>
+VD_DEV void vd_add_biases(const vd_biases *biases, vd_frag_a<T> queries[VD_LEFTS], vd_frag_a<T> positions[VD_LEFTS]) {
+  vd_add_bias(queries, biases->v, positions);
+  vd_add_bias(queries, biases->u, queries);
+}
+
 /* vd_copy_tile to an operand [64, d_head]. */
 template <typename T>
 VD_DEV void vd_copy_operand(T *tile, const T *matrix, int stride, int first, int lowest, int end, int width) {
@@ -91,14 +123,9 @@ VD_DEV void vd_copy_operand(T *tile, const T *matrix, int stride, int first, int
                     above + (unsigned)(i * step) < rows);
   }
 }
-/* vd_copy_position_keys to an operand [64, d_head]. */
-template <typename T, bool REL>
-VD_DEV void vd_copy_positions(T *tile, float *score, const vd_position_keys<T> &p, int e0, int width) {
-  if constexpr (VD_HEAD_WIDTH == 64) {
-    vd_copy_position_keys<T, 64, REL>(tile, score, p, e0, width);
-  } else {
-    vd_copy_operand(tile, p.row0, p.stride, e0, p.lowest, p.end, width);
-  }
+/* vd_copy_position_keys to an operand [64, d_head], without bias scores. */
+template <typename T> VD_DEV void vd_copy_positions(T *tile, const vd_position_keys<T> &p, int e0, int width) {
+  vd_copy_operand(tile, p.row0, p.stride, e0, p.lowest, p.end, width);
 }
 
 /* Zeros accumulators. */
@@ -144,12 +171,6 @@ template <int N, bool MOVE = (VD_BLOCKS > 1)> VD_DEV void vd_setmaxnreg_inc() {
 }
 template <int N, bool MOVE = (VD_BLOCKS > 1)> VD_DEV void vd_setmaxnreg_dec() {
   if constexpr (MOVE) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
-}
-
-/* vd_init_position_scores for 64 columns. */
-VD_DEV void vd_init_position_tile(float c[8][4], const float *score) {
-#pragma unroll
-  for (int j = 0; j < 4; j++) vd_init_position_scores<true>(c + 2 * j, score + 16 * j);
 }
 
 /* Two numbers in half precision. Position scores pass from the columns of e to the order of keys in that form, in the
@@ -277,12 +298,11 @@ VD_DEV int vd_mask_bit(int j, int jn, int k) {
 }
 VD_DEV uint32_t vd_draw_dropout_mask(const vd_dropout_draws &drop, int i0, int kappa0) {
   uint32_t bits[2] = {0, 0}; /* of a row half: elements 0 from bit 0 on, 1 from bit 16 on */
+  vd_philox_words words[4];
+  vd_draw_dropout<4>(drop, i0, kappa0, words);
 #pragma unroll
-  for (int j = 0; j < 4; j++) {
-    vd_philox_words words = vd_dropout_words(drop, i0, kappa0 + 16 * j);
-#pragma unroll
-    for (int i = 0; i < 4; i++) bits[i >> 1] = 2 * bits[i >> 1] + vd_kept_halves(words.v[i], drop.threshold);
-  }
+  for (int i = 0; i < 16; i++)
+    bits[i >> 1 & 1] = 2 * bits[i >> 1 & 1] + vd_kept_halves(words[i >> 2].v[i & 3], drop.threshold);
   return __byte_perm(bits[0], bits[1], 0x6420);
 }
 

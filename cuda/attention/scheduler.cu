@@ -7,7 +7,7 @@ size_t vd_cuda_attention_schedule_size(void) {
 }
 
 size_t vd_cuda_attention_bias_scores_size(const vd_cuda_attention *a) {
-  return a->rel_key ? (size_t)a->n_head * ((size_t)a->reach + 1) * sizeof(float) : 0;
+  return a->rel_key && !vd_uses_wgmma(a) ? (size_t)a->n_head * ((size_t)a->reach + 1) * sizeof(float) : 0;
 }
 
 /* The layer's window for its current spans: vd_model_window of src/model/model.h. */
@@ -138,7 +138,7 @@ static bool shapes_fit(const vd_cuda_attention *a) {
     return false;
   if (a->rel_key)
     return a->first_distance == 0 && a->rel_stride % chunk == 0 && a->reach >= 0 && a->reach < a->window + a->block &&
-           a->bias_scores && !a->content_bias == !a->position_bias;
+           (a->bias_scores || vd_uses_wgmma(a)) && !a->content_bias == !a->position_bias;
   /* A head sees a query tile's own keys and those before it. */
   if (a->key_tiles != 0 && a->key_tiles < 2 * a->n_head) return false;
   return a->window > 0 && a->ramp > 0 && a->first_distance > 0 && (a->n_span == 1 || a->n_span == a->n_head);

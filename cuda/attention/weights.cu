@@ -23,19 +23,21 @@ typedef struct weights_task {
   const void *block, *memory, *table;
   const float *lse;
   int stream, first, end, n_distance;
+  bool adds_v; /* the forward pass multiplied position keys by q + v, rounded; else by q + u, and added bias scores */
   const int32_t *target; /* with sum */
   double *sum;           /* of all streams; NULL: `weight` */
   float *weight;         /* [n_head, n_distance] of the one query */
 } weights_task;
 
 template <typename T> struct weights_smem {
-  float q[QUERIES][CHUNK];
+  float q[QUERIES][CHUNK],
+      with_v[QUERIES][CHUNK]; /* with_v: with relative keys, what position keys are multiplied by */
   float k[KEYS][CHUNK + 1];
   float p[DISTANCES][CHUNK + 1];
 };
 
 /* Columns c0 .. c0 + CHUNK - 1 of a head for queries from i0 on and distances from x0 on; zeros where there is no such
- * row or column. Queries have u added and are rounded, as in the forward pass. */
+ * row or column. Queries have u or v added and are rounded, as in the forward pass. */
 template <typename T, bool REL>
 VD_DEV void load_columns(weights_smem<T> *m, const vd_cuda_attention &a, const weights_task &task, const vd_band &band,
                          int head, int stream, int i0, int x0, int c0) {
@@ -44,8 +46,9 @@ VD_DEV void load_columns(weights_smem<T> *m, const vd_cuda_attention &a, const w
   const vd_kv_view<const T> keys = vd_kv_view_of(a, (const T *)task.block, (const T *)task.memory, head, stream);
   const vd_position_keys<T> positions = vd_position_keys_of<REL, T>(a, task.table, head);
   const int lowest = vd_lowest<REL>(band);
-  const bool column = c < a.d_head;
-  const float u = REL && a.content_bias && column ? a.content_bias[head * a.d_head + c] : 0;
+  const bool column = c < a.d_head, biased = REL && a.content_bias && column;
+  const float u = biased ? a.content_bias[head * a.d_head + c] : 0;
+  const float v = biased && task.adds_v ? a.position_bias[head * a.d_head + c] : u;
   for (int r = (int)threadIdx.x / CHUNK; r < KEYS; r += DISTANCES / CHUNK) {
     const int kappa = i0 - x0 - (DISTANCES - 1) + r;
     const vd_row_view<const T> rows = keys.at(kappa, VD_KEY);
@@ -53,7 +56,9 @@ VD_DEV void load_columns(weights_smem<T> *m, const vd_cuda_attention &a, const w
     m->k[r][lane] = exists ? (float)rows.row0[(int64_t)kappa * rows.stride + c] : 0;
     if (r < QUERIES) {
       const bool asks = column && i0 + r < task.end;
-      m->q[r][lane] = asks ? (float)(T)((float)queries.row0[(int64_t)(i0 + r) * queries.stride + c] + u) : 0;
+      const float q = asks ? (float)queries.row0[(int64_t)(i0 + r) * queries.stride + c] : 0;
+      m->q[r][lane] = (float)(T)(q + (asks ? u : 0));
+      if constexpr (REL) m->with_v[r][lane] = (float)(T)(q + (asks ? v : 0));
     }
     if (r < DISTANCES) {
       const int e = -(x0 + r);
@@ -72,7 +77,7 @@ __global__ void __launch_bounds__(DISTANCES)
   const int x0 = (int)blockIdx.x * DISTANCES, x = x0 + t;
   const vd_band band = vd_band_of<REL>(a, (const vd_tile_schedule *)a.schedule, head);
   const float mask = REL ? 1 : vd_mask(band, x), factor = rsqrtf((float)a.d_head);
-  const float bias = REL && x <= a.reach ? a.bias_scores[(int64_t)head * (a.reach + 1) + x] : 0;
+  const float bias = REL && !task.adds_v && x <= a.reach ? a.bias_scores[(int64_t)head * (a.reach + 1) + x] : 0;
   const float *lse = task.lse + ((int64_t)stream * a.n_head + head) * a.block;
   double sum = 0;
   float weight = 0;
@@ -85,7 +90,10 @@ __global__ void __launch_bounds__(DISTANCES)
       for (int c = 0; c < CHUNK; c++) {
         const float p = m.p[t][c];
 #pragma unroll
-        for (int i = 0; i < QUERIES; i++) s[i] = fmaf(m.q[i][c], m.k[i + DISTANCES - 1 - t][c] + p, s[i]);
+        for (int i = 0; i < QUERIES; i++) {
+          const float k = m.k[i + DISTANCES - 1 - t][c];
+          s[i] = REL ? fmaf(m.with_v[i][c], p, fmaf(m.q[i][c], k, s[i])) : fmaf(m.q[i][c], k + p, s[i]);
+        }
       }
     }
 #pragma unroll
@@ -130,7 +138,8 @@ cudaError_t vd_cuda_attention_record_weights(const vd_cuda_attention *a, const v
                                              const void *block, const void *memory, const void *table, const float *lse,
                                              cudaStream_t stream) {
   if (a->dropout > 0) return cudaErrorInvalidValue;
-  weights_task all = {block, memory, table, lse, 0, 0, a->block, r->n_distance, r->target, r->sum, NULL};
+  weights_task all = {block,         memory,           table,     lse,    0,   0, a->block,
+                      r->n_distance, vd_uses_wgmma(a), r->target, r->sum, NULL};
   launch_typed(a, all, a->n_stream, stream);
   for (int64_t k = 0; k < r->n_chosen; k++) {
     weights_task one = all;

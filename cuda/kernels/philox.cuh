@@ -49,16 +49,46 @@ static __device__ __forceinline__ uint32_t vd_sign_mask(uint32_t bits, bool uppe
   asm("prmt.b32 %0, %1, 0, %2;" : "=r"(mask) : "r"(bits), "r"(upper ? 0xbbaa : 0x9988));
   return mask;
 }
-static __device__ __forceinline__ vd_philox_words vd_draw_words(const vd_philox_keys &keys, uint64_t call) {
-  uint32_t x[4] = {(uint32_t)call, (uint32_t)(call >> 32), keys.counter[0], keys.counter[1]};
+/* One round of N calls, which change places with their products. */
+template <int N>
+static __device__ __forceinline__ void vd_philox_round(uint32_t key0, uint32_t key1, vd_philox_words words[N]) {
+  uint32_t low0[N], high0[N], low1[N], high1[N];
 #pragma unroll
-  for (int i = 0; i < VD_PHILOX_ROUNDS; i++) {
-    uint32_t low0, high0, low1, high1;
-    vd_mul_wide(x[0], 0xd2511f53U, &low0, &high0), vd_mul_wide(x[2], 0xcd9e8d57U, &low1, &high1);
-    x[0] = high1 ^ x[1] ^ keys.round[i][0], x[1] = low1;
-    x[2] = high0 ^ x[3] ^ keys.round[i][1], x[3] = low0;
+  for (int n = 0; n < N; n++) {
+    vd_mul_wide(words[n].v[0], 0xd2511f53U, &low0[n], &high0[n]);
+    vd_mul_wide(words[n].v[2], 0xcd9e8d57U, &low1[n], &high1[n]);
   }
-  return {{x[0], x[1], x[2], x[3]}};
+#pragma unroll
+  for (int n = 0; n < N; n++) {
+    uint32_t *x = words[n].v;
+    x[0] = high1[n] ^ x[1] ^ key0, x[1] = low1[n];
+    x[2] = high0[n] ^ x[3] ^ key1, x[3] = low0[n];
+  }
+}
+/* Calls number call, call + step ... A call by itself waits for its products most of the time. Here the rounds of
+ * several are side by side, five in a turn of a loop, because the compiler puts them one call after the other again
+ * where all rounds are unrolled. */
+enum { VD_PHILOX_UNROLLED = 5 };
+template <int N>
+static __device__ __forceinline__ void vd_draw_calls(const vd_philox_keys &keys, uint64_t call, uint64_t step,
+                                                     vd_philox_words words[N]) {
+#pragma unroll
+  for (int n = 0; n < N; n++, call += step)
+    words[n] = {{(uint32_t)call, (uint32_t)(call >> 32), keys.counter[0], keys.counter[1]}};
+  uint32_t key0 = keys.round[0][0], key1 = keys.round[0][1];
+#pragma unroll 1
+  for (int i = 0; i < VD_PHILOX_ROUNDS; i += VD_PHILOX_UNROLLED) {
+#pragma unroll
+    for (int k = 0; k < VD_PHILOX_UNROLLED; k++, key0 += 0x9e3779b9U, key1 += 0xbb67ae85U)
+      vd_philox_round<N>(key0, key1, words);
+  }
+}
+/* One call. */
+static __device__ __forceinline__ vd_philox_words vd_draw_words(const vd_philox_keys &keys, uint64_t call) {
+  vd_philox_words words = {{(uint32_t)call, (uint32_t)(call >> 32), keys.counter[0], keys.counter[1]}};
+#pragma unroll
+  for (int i = 0; i < VD_PHILOX_ROUNDS; i++) vd_philox_round<1>(keys.round[i][0], keys.round[i][1], &words);
+  return words;
 }
 
 #endif
