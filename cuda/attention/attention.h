@@ -53,7 +53,8 @@ typedef struct vd_cuda_attention {
   int32_t bounds;      /* adaptive spans; 1: the device derives the layer's window, at most `window`, from the spans
                         * (vd_model_window) */
   const float *content_bias, *position_bias; /* u, v [n_head * d_head]; both NULL: none */
-  float *bias_scores; /* workspace of vd_cuda_attention_bias_scores_size() bytes; forward and backward write it */
+  float *bias_scores; /* workspace of vd_cuda_attention_bias_scores_size() bytes, NULL where 0; forward and backward of
+                       * the mma kernels write it */
 
   /* Workspace of vd_cuda_attention_splits_size() bytes, which forward and backward write; NULL: no query tile is split.
    * The same for the schedule, forward and backward. */

@@ -1,8 +1,9 @@
 /* Backward pass of attention: the dQ kernel (bwd_dq_*.cu), then the dK/dV kernel (bwd_dkv_*.cu). Both mma kernels
  * recompute the weights from lse. Of the wgmma kernels only dQ does, and stores them for dK/dV; so that they need no
  * more than a limit, streams are taken in groups. Before the kernels: delta_i = sum over a head's columns of out *
- * dout, and for the mma kernels with relative keys q + u. After them: the gradients of spans from partial sums, in a
- * fixed order, or of relative keys and biases (relative.cu). The kernels here are bound by memory bandwidth. */
+ * dout, zeros for the sums that they add to, and for the mma kernels with relative keys bias scores and q + u. After
+ * them: the gradients of spans from partial sums, in a fixed order, or of relative keys and biases (relative.cu). The
+ * kernels here are bound by memory bandwidth. */
 #include "cuda/attention/bwd_common.cuh"
 #include "cuda/kernels/pdl.cuh"
 
@@ -25,7 +26,7 @@ VD_DEV void clear(const row_sums &rows) {
 
 /* delta [n_stream, n_head, block] = sum over a head's columns of out * dout, divided by scale, and shift = log2(scale)
  * - lse / ln 2. Eight lanes share a row of a head; block (x, y, z) has rows from 32 x on of head y of stream z, so that
- * no index needs a division. */
+ * no index needs a division. Also zeros rows.clear. */
 template <typename T>
 __global__ void delta_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ row_sums rows) {
   const T *out = (const T *)rows.out, *dout = (const T *)rows.dout;
@@ -125,7 +126,7 @@ static cudaError_t fill_delta(const vd_cuda_attention *a, const vd_cuda_attentio
   return vd_launch_pdl(kernel, blocks, 8 * DELTA_ROWS, 0, stream, *a, rows);
 }
 
-/* Adds up the partial sums of the dQ kernel: gradients of spans or biases. */
+/* After the kernels: the gradients of spans from the dQ kernel's partial sums, or of relative keys and biases. */
 static cudaError_t sum_partials(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
                                 const vd_backward_workspace *ws, cudaStream_t stream) {
   if (a->rel_key) return vd_relative_end(a, g, ws, stream);

@@ -207,14 +207,16 @@ VD_DEV void copy_queries(const vd_cuda_attention &a, const vd_cuda_attention_gra
   vd_copy_tile<T, D>(dos, douts.row0, douts.stride, at.tile * VD_TILE, 0, a.block, a.d_head);
 }
 
-/* The end of a tile: the partial sums of bias or span gradients, and dq. `exchange`: shared memory for 4 D floats. */
+/* The end of a tile: the sum of dq, or the partial sum of the span's gradient, and dq. `exchange`: shared memory for 4
+ * D floats. */
 template <typename T, int D, bool REL>
 VD_DEV void dq_end(const vd_cuda_attention &a, const vd_cuda_attention_gradient &g, const vd_backward_workspace &ws,
-                   vd_work_tile at, int tile_id, dq_warp<T, D, REL> &w, float *exchange, float *sums, float scale) {
+                   vd_work_tile at, dq_warp<T, D, REL> &w, float *exchange, float *sums, float scale) {
   const int iw = at.tile * VD_TILE + 16 * ((int)threadIdx.x >> 5);
   const float scales[2] = {scale, scale};
   if constexpr (REL) {
-    if (g.dcontent_bias) vd_add_dbias<D>(w.dq, exchange, scale, a.d_head, g.dcontent_bias + at.head * a.d_head);
+    if (a.content_bias && g.dcontent_bias)
+      vd_add_dbias<D>(w.dq, exchange, scale, a.d_head, g.dcontent_bias + at.head * a.d_head);
   } else {
     int n_tile = vd_ceil_div(a.block, VD_TILE);
     vd_store_dspan(w.dspan, sums, ws.dspan + ((int64_t)at.head * ws.n_stream + at.stream) * n_tile + at.tile);
@@ -287,7 +289,7 @@ __global__ void __launch_bounds__(VD_WARPGROUP, vd_backward_layout<T, D>::query_
       __syncthreads();
       if (warp == 0) add_block_to_table(n);
     }
-    dq_end<T, D, REL>(a, g, ws, at, tile_id, w, (float *)ks, sums, scale);
+    dq_end<T, D, REL>(a, g, ws, at, w, (float *)ks, sums, scale);
     tile_id = vd_receive_tile(requested, &next);
   }
   vd_finish_work(schedule, VD_WORK_DQ);

@@ -16,12 +16,12 @@
  * array in the order of the accumulators (vd_add_table_block).
  *
  * Warps: two consumer warpgroups (208 registers), one for each query tile, have 16 queries a warp. The producer
- * warpgroup (32 registers) decodes work items and copies tiles and the dropout mask, one turn ahead. The table
+ * warpgroup (32 registers) decodes work items and copies tiles, biases and the dropout mask, one turn ahead. The table
  * warpgroup (64 registers) multiplies and adds dp. Thread x of warpgroup y is thread (x, y) of the block.
  *
  * Shared memory, 210 KiB, one block for a multiprocessor: skewed score gradients by columns of e, two tiles for each
  * consumer (32 KiB), q in two slots (32 KiB), dout (16 KiB), k and v in four slots each (64 KiB), position keys in
- * three (24 KiB), a ring buffer of position scores for each consumer warp (38 KiB, half), ones, mask bits.
+ * three (24 KiB), a ring buffer of position scores for each consumer warp (38 KiB, half), ones, biases, mask bits.
  * A skewed tile is complete after two key tiles; it is then an operand of both the gradient of the queries and that of
  * the table.
  *
@@ -102,14 +102,14 @@ VD_DEV bool join_splits(const vd_cuda_attention &a, const vd_query_work &work, i
   return true;
 }
 
-/* Ends a query tile: partial sums of span or bias gradients, and dq. */
+/* Ends a query tile: the partial sum of the span's gradient, or the sum of dq, and dq. */
 template <typename T, bool REL>
 VD_DEV void dq_end(const vd_cuda_attention &a, const dq_task &task, vd_work_tile at, dq_smem<T> *m, int x,
                    dq_state<T> &w, float scale) {
   const float scales[2] = {scale, scale};
   const int n_tile = vd_ceil_div(a.block, VD_TILE);
   if constexpr (REL) {
-    if (task.g.dcontent_bias) {
+    if (a.content_bias && task.g.dcontent_bias) {
       vd_add_dbias<64>(w.dq, (float *)m->ring[x][0], scale, a.d_head, task.g.dcontent_bias + at.head * a.d_head, x);
       vd_consumer_sync(x); /* the ring, which held the sums, is free again */
     }

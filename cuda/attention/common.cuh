@@ -226,13 +226,13 @@ template <bool REL> VD_DEV bool vd_all_full(const vd_band &b, int x0, int kappa0
 template <typename T> struct vd_position_keys {
   const T *row0;
   int stride, lowest, end;
-  const float *score; /* with relative keys: (v - u).r(x) at x = -e */
+  const float *score; /* mma kernels with relative keys: (v - u).r(x) at x = -e */
 };
 template <bool REL, typename T>
 VD_DEV vd_position_keys<T> vd_position_keys_of(const vd_cuda_attention &a, const void *table, int head) {
   if constexpr (REL) {
-    vd_position_keys<T> p = {(const T *)a.rel_key + head * a.d_head, -(int)a.rel_stride, -a.reach, 1,
-                             a.bias_scores + (int64_t)head * (a.reach + 1)};
+    vd_position_keys<T> p = {(const T *)a.rel_key + head * a.d_head, -(int)a.rel_stride, -a.reach, 1, nullptr};
+    if (a.bias_scores) p.score = a.bias_scores + (int64_t)head * (a.reach + 1);
     return p;
   }
   vd_position_keys<T> p = {(const T *)table + (int64_t)a.attn_span * a.d_head, a.d_head, -a.attn_span, 0, nullptr};

@@ -6,11 +6,11 @@
  * together), and out += weights v. Queries are left operands from registers, with relative keys q + u and q + v.
  *
  * Warps: the consumer warpgroup (threads 0 .. 127, 192 registers) has 16 queries a warp. The producer warpgroup
- * (threads 128 .. 255, 64 registers) copies q, k, v and position keys, draws the dropout mask one tile
+ * (threads 128 .. 255, 64 registers) copies q, k, v, position keys and biases, draws the dropout mask one tile
  * ahead of the copies, and stores it for the backward pass.
  *
  * Shared memory, 93 KiB, two blocks for a multiprocessor: q, k, v in two slots each (48 KiB), position keys in
- * three (24 KiB), a ring buffer of position scores for each consumer warp (19 KiB, half), three slots of mask
+ * three (24 KiB), a ring buffer of position scores for each consumer warp (19 KiB, half), biases, three slots of mask
  * bits. Where trimmed, one slot of q and three of k.
  *
  * Barriers: VD_TILE_FULL and VD_TILE_EMPTY for each key tile (pipeline.cuh). The consumer releases a tile as soon as

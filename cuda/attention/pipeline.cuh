@@ -37,23 +37,14 @@ enum {
   VD_TILE_BYTES = VD_PANEL * 2
 };
 
-/* Starts c = a b, or += where `add`. Asynchronous. K-major operands are both [64, d_head], contracted over its columns:
- * c is [64, 64]. Else a is a panel [64, 64] (A: contracted over its columns or its rows), b is [64, d_head], contracted
- * over its rows: c is [64, d_head]. */
+/* Starts c [64, d_head] = a b, or += where `add`. Asynchronous. a is a panel [64, 64] (A: contracted over its columns
+ * or its rows), b is [64, d_head], MN-major: contracted over its rows. */
 template <typename T, int A, int B> VD_DEV void vd_tile_product(float (*c)[4], const T *a, const T *b, bool add) {
-  if constexpr (A == VD_K_MAJOR && B == VD_K_MAJOR && VD_PANELS == 1) {
-    vd_wgmma_k64_ss<T, 64, A, B>(c, vd_smem_descriptor(a), vd_smem_descriptor(b), add);
-  } else if constexpr (A == VD_K_MAJOR && B == VD_K_MAJOR) {
-#pragma unroll
-    for (int k = 0; k < VD_LEFTS; k++)
-      vd_wgmma_ss<T, 64, A, B>(c, vd_smem_descriptor(a + k / 4 * VD_PANEL) + k % 4 * A,
-                               vd_smem_descriptor(b + k / 4 * VD_PANEL) + k % 4 * B, add || k > 0);
-  } else {
-    vd_wgmma_k64_ss<T, VD_HEAD_WIDTH, A, B>(c, vd_smem_descriptor(a),
-                                            vd_smem_descriptor(b, VD_PANELS == 1 ? 16 : 2 * VD_PANEL), add);
-  }
+  vd_wgmma_k64_ss<T, VD_HEAD_WIDTH, A, B>(c, vd_smem_descriptor(a),
+                                          vd_smem_descriptor(b, VD_PANELS == 1 ? 16 : 2 * VD_PANEL), add);
 }
-/* The same with the left operand in the registers of the warpgroup: [64, d_head] for a K-major b, else [64, 64]. */
+/* The same with the left operand in the registers of the warpgroup: [64, 64], or for a K-major b, which is contracted
+ * over its columns, [64, d_head]; c is then [64, 64]. */
 template <typename T, int B>
 VD_DEV void vd_tile_product_rs(float (*c)[4], const vd_frag_a<T> *a, const T *b, bool add) {
   if constexpr (B == VD_K_MAJOR && VD_PANELS == 1) {

@@ -78,7 +78,7 @@ enum { DISTANCES = 8 };
 template <typename T>
 __global__ void drel_key_kernel(const __grid_constant__ vd_cuda_attention a, const __grid_constant__ relative_sums to) {
   const int x0 = (int)blockIdx.x * DISTANCES, c = (int)(blockIdx.y * blockDim.x + threadIdx.x), head = c / a.d_head;
-  const float *dtable = to.dtable + (int64_t)head * vd_table_blocks(a.reach) * VD_TILE * VD_TILE;
+  const int64_t place = (int64_t)head * vd_table_blocks(a.reach) * VD_TILE * VD_TILE;
   float bias = 0, position = 0, drel[DISTANCES];
   vd_pdl_wait();
   if (c >= vd_width(a)) return;
@@ -89,7 +89,8 @@ __global__ void drel_key_kernel(const __grid_constant__ vd_cuda_attention a, con
     if (x > a.reach) continue;
     const float sum = to.dsum[head * (int64_t)(a.reach + 1) + x];
     position += sum * (float)((const T *)a.rel_key)[x * a.rel_stride + c];
-    drel[k] = to.drel[x * a.rel_stride + c] + sum * bias + (to.dtable ? table_element(dtable, x, c % a.d_head) : 0);
+    drel[k] = to.drel[x * a.rel_stride + c] + sum * bias +
+              (to.dtable ? table_element(to.dtable + place, x, c % a.d_head) : 0);
   }
 #pragma unroll
   for (int k = 0; k < DISTANCES; k++)

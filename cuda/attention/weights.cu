@@ -8,10 +8,11 @@
  * Tiles: a block has 128 distances of one head and stream, one a thread, and goes over the queries 32 at a time. A
  * thread owns its distance, so that every sum has a fixed order and needs no atomics.
  *
- * Shared memory: 32 columns of the 32 queries, of the 159 keys that they have at these distances, and of the 128
- * position keys, in fp32. The rows of keys are 33 wide, which keeps the threads of a warp on different banks.
+ * Shared memory: 32 columns of the 32 queries (with relative keys twice, with u and with v), of the 159 keys that they
+ * have at these distances, and of the 128 position keys, in fp32. The rows of keys are 33 wide, which keeps the threads
+ * of a warp on different banks.
  *
- * Bound: loads from shared memory, two for each multiply-add. */
+ * Bound: loads from shared memory, two for each multiply-add, with relative keys three for two. */
 #include "cuda/attention/common.cuh"
 
 namespace {
