@@ -173,14 +173,14 @@ static void cuda_embed_backward(vd_ops *o, int64_t n, int64_t d, int64_t vocab, 
                        "embed backward");
 }
 
-static void cuda_add_norm(vd_ops *o, int64_t n, int64_t d, const vd_act *a, const vd_act *b, const real *weight,
-                          const real *bias, vd_act *sum, real *mean, real *rstd, vd_act *y) {
+static void cuda_add_norm(vd_ops *o, int64_t n, int64_t d, const vd_act *a, const vd_act *b, const vd_dropout *dropped,
+                          const real *weight, const real *bias, vd_act *sum, real *mean, real *rstd, vd_act *y) {
   vd_cuda_backend *c = vd_cuda_of(o);
   bool draws = c->mask_state == VD_MASK_WANTED && c->unit_mask.n == n && d % 8 == 0;
-  vd_cuda_record_error(
-      c,
-      vd_cuda_add_norm(c->type, n, d, a, b, weight, bias, sum, mean, rstd, y, draws ? &c->unit_mask : NULL, c->stream),
-      "layer norm");
+  vd_cuda_record_error(c,
+                       vd_cuda_add_norm(c->type, n, d, a, b, dropped, weight, bias, sum, mean, rstd, y,
+                                        draws ? &c->unit_mask : NULL, c->stream),
+                       "layer norm");
   c->mask_state = draws ? VD_MASK_DRAWN : VD_NO_MASK;
 }
 

@@ -71,8 +71,8 @@ typedef struct vd_unit_mask {
  * of 8). mask: draws and writes it, too, which the kernel's waits for memory hide; n rows, 16-bit types and d a
  * multiple of 8; NULL: none. */
 cudaError_t vd_cuda_add_norm(enum vd_precision type, int64_t n, int64_t d, const void *a, const void *b,
-                             const float *weight, const float *bias, void *sum, float *mean, float *rstd, void *y,
-                             const vd_unit_mask *mask, cudaStream_t stream);
+                             const vd_dropout *dropped, const float *weight, const float *bias, void *sum, float *mean,
+                             float *rstd, void *y, const vd_unit_mask *mask, cudaStream_t stream);
 /* Stream-ordered. vd_ops.add_norm_backward; same limits. */
 cudaError_t vd_cuda_add_norm_backward(enum vd_precision type, int64_t n, int64_t d, const void *sum, const float *mean,
                                       const float *rstd, const float *weight, const void *dy, void *dsum,

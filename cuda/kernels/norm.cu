@@ -1,5 +1,5 @@
 /* Residual sum and layer norm, forward and backward:
- *   sum = a + b, y = (sum - mean) rstd weight + bias;
+ *   sum = a + dropout(b), y = (sum - mean) rstd weight + bias;
  *   with g = dy weight and xhat = (sum - mean) rstd: dsum = rstd (g - mean(g) - xhat mean(g xhat)),
  *   dweight += sum over rows of dy xhat, dbias += sum of dy, dshift += sum of dsum.
  *
@@ -13,7 +13,7 @@
  * add_partials: 32 x 32 threads, a block per 32 columns.
  * Bound by memory bandwidth: with 64 streams forward of all norms takes 1.01 ms on an H200, 1.29 with the masks of
  * hidden units (unit_mask.cuh) that half of them draw, and backward 0.88; at 4.8 TB/s 0.67 and 0.50. */
-#include "cuda/kernels/element.cuh"
+#include "cuda/kernels/dropout.cuh"
 #include "cuda/kernels/pdl.cuh"
 #include "cuda/kernels/unit_mask.cuh"
 
@@ -62,12 +62,23 @@ template <int N, int K> struct lane_weights<N, K, false> {
   __device__ __forceinline__ void get(int k, float out[N]) const { vd_read<float, N>(from + (k * 32 + lane) * N, out); }
 };
 
-/* sum = a + b, y = layer norm of sum; a warp computes a row at a time, N adjacent elements a lane in K chunks. DRAW:
- * also the row's words of a mask. */
-template <typename T, int N, int K, bool DRAW>
+/* Dropout of elements e .. e + N - 1, rounded. */
+template <typename T, int N> VD_GPU void drop_pack(const vd_drop &drop, int64_t e, vd_pack<T, N> &x) {
+  float v[N];
+#pragma unroll
+  for (int i = 0; i < N; i++) v[i] = vd_load(x.at[i]);
+  vd_apply_drop<N>(drop, e, v);
+#pragma unroll
+  for (int i = 0; i < N; i++) vd_set(&x.at[i], v[i]);
+}
+
+/* sum = a + b, y = layer norm of sum; a warp computes a row at a time, N adjacent elements a lane in K chunks. DROP:
+ * with dropout of b. DRAW: also the row's words of a mask. */
+template <typename T, int N, int K, bool DROP, bool DRAW>
 static __global__ void __launch_bounds__(WARPS * 32, K *N <= IN_REGISTERS ? 2 : 1)
     add_norm_kernel(int64_t n, int d, const T *a, const T *b, const float *weight, const float *bias, T *sum,
-                    float *mean, float *rstd, T *y, const __grid_constant__ vd_unit_draws draws) {
+                    float *mean, float *rstd, T *y, const __grid_constant__ vd_drop drop,
+                    const __grid_constant__ vd_unit_draws draws) {
   vd_pdl_wait();
   int lane = (int)threadIdx.x % 32;
   int64_t r = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32, step = (int64_t)gridDim.x * WARPS;
@@ -82,6 +93,7 @@ static __global__ void __launch_bounds__(WARPS * 32, K *N <= IN_REGISTERS ? 2 : 
     for (int k = 0; k < K; k++) {
       int c = (k * 32 + lane) * N;
       if (c >= d) continue;
+      if constexpr (DROP) drop_pack(drop, r * d + c, next_b.at[k]);
       vd_pack<T, N> rounded; /* backward reads the rounded sum, so mean and rstd are those of it */
 #pragma unroll
       for (int i = 0; i < N; i++) {
@@ -284,16 +296,20 @@ static unsigned norm_blocks(int64_t n) {
 }
 
 cudaError_t vd_cuda_add_norm(enum vd_precision type, int64_t n, int64_t d, const void *a, const void *b,
-                             const float *weight, const float *bias, void *sum, float *mean, float *rstd, void *y,
-                             const vd_unit_mask *mask, cudaStream_t stream) {
+                             const vd_dropout *dropped, const float *weight, const float *bias, void *sum, float *mean,
+                             float *rstd, void *y, const vd_unit_mask *mask, cudaStream_t stream) {
   unsigned blocks = norm_blocks(n);
+  const bool drops = dropped && dropped->p > 0;
+  const vd_drop drop = drops ? vd_make_drop(dropped, d) : (vd_drop){};
   const vd_unit_draws draws = vd_make_unit_draws(mask);
   if (mask && (type == VD_FP32 || d % 8 != 0 || mask->n != n)) return cudaErrorInvalidValue;
 #define WIDTH(T, N, K)                                                                                                 \
   constexpr bool DRAWS = sizeof(T) == 2 && N == 8;                                                                     \
-  auto kernel = mask ? add_norm_kernel<T, N, K, DRAWS> : add_norm_kernel<T, N, K, false>;                              \
+  auto kernel = drops  ? add_norm_kernel<T, N, K, true, DRAWS>                                                         \
+                : mask ? add_norm_kernel<T, N, K, false, DRAWS>                                                        \
+                       : add_norm_kernel<T, N, K, false, false>;                                                       \
   return vd_launch_pdl(kernel, blocks, WARPS * 32, 0, stream, n, (int)d, (const T *)a, (const T *)b, weight, bias,     \
-                       (T *)sum, mean, rstd, (T *)y, draws)
+                       (T *)sum, mean, rstd, (T *)y, drop, draws)
 #define CALL(T) BY_WIDTH(T, d, WIDTH)
   VD_BY_TYPE(type, CALL);
 #undef CALL

@@ -28,8 +28,8 @@ void vd_cpu_linear_backward(vd_ops *o, const vd_linear *l, const vd_act *x, cons
                             vd_act *dx, bool accumulate, real *dweight, real *dbias, const vd_linear *before,
                             real *dbefore);
 /* Not collective. vd_ops.add_norm. */
-void vd_cpu_add_norm(vd_ops *o, int64_t n, int64_t d, const vd_act *a, const vd_act *b, const real *weight,
-                     const real *bias, vd_act *sum, real *mean, real *rstd, vd_act *y);
+void vd_cpu_add_norm(vd_ops *o, int64_t n, int64_t d, const vd_act *a, const vd_act *b, const vd_dropout *dropped,
+                     const real *weight, const real *bias, vd_act *sum, real *mean, real *rstd, vd_act *y);
 /* Not collective. vd_ops.add_norm_backward. */
 void vd_cpu_add_norm_backward(vd_ops *o, int64_t n, int64_t d, const vd_act *sum, const real *mean, const real *rstd,
                               const real *weight, const vd_act *dy, vd_act *dsum, real *dweight, real *dbias,

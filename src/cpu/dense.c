@@ -150,17 +150,19 @@ void vd_cpu_linear_backward(vd_ops *o, const vd_linear *l, const vd_act *x, cons
   if (before) sum_rows(l->n, l->in, dx, dbefore);
 }
 
-void vd_cpu_add_norm(vd_ops *o, int64_t n, int64_t d, const vd_act *a, const vd_act *b, const real *weight,
-                     const real *bias, vd_act *sum, real *mean, real *rstd, vd_act *y) {
+void vd_cpu_add_norm(vd_ops *o, int64_t n, int64_t d, const vd_act *a, const vd_act *b, const vd_dropout *dropped,
+                     const real *weight, const real *bias, vd_act *sum, real *mean, real *rstd, vd_act *y) {
   (void)o;
   const real *x1 = a, *x2 = b;
   real *s = sum, *out = y;
 #pragma omp parallel for schedule(static)
   for (int64_t r = 0; r < n; r++) {
     real *row = s + r * d, total = 0, square = 0;
+    memcpy(row, x2 + r * d, (size_t)d * sizeof *row);
+    if (dropped && dropped->p > 0) vd_cpu_dropout_row(dropped, r, d, row);
 #pragma omp simd reduction(+ : total)
     for (int64_t c = 0; c < d; c++) {
-      row[c] = x1[r * d + c] + x2[r * d + c];
+      row[c] += x1[r * d + c];
       total += row[c];
     }
     real mu = total / (real)d;

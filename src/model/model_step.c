@@ -26,14 +26,14 @@ static vd_dropout dropout(const vd_model *m, const struct micro *u, double p, in
                       .row0 = site == VD_SITE_ATTENTION ? stream : stream * u->block};
 }
 
-/* Transformer-XL's branches and last output are dropped in training, the adaptive-span transformer's are not. Where
- * there is no dropout, *x is passed on as it is; else what is dropped goes to `target`, which may be x. */
-static bool drops_branches(const vd_model *m, const struct micro *u) {
-  return vd_model_is_xl(m) && u->step->train && m->config.dropout > 0;
+/* Transformer-XL's branches and last output are dropped in training, the adaptive-span transformer's are not. */
+static vd_dropout branch_dropout(const vd_model *m, const struct micro *u, int layer, enum vd_site site) {
+  return dropout(m, u, vd_model_is_xl(m) ? m->config.dropout : 0.0, layer, site);
 }
+/* Where there is no dropout, *x is passed on as it is; else what is dropped goes to `target`, which may be x. */
 static vd_act *drop(vd_model *m, const struct micro *u, int layer, enum vd_site site, vd_act *x, vd_act *target) {
-  if (!drops_branches(m, u)) return x;
-  vd_dropout d = dropout(m, u, m->config.dropout, layer, site);
+  vd_dropout d = branch_dropout(m, u, layer, site);
+  if (d.p <= 0) return x;
   m->ops->scale_dropout(m->ops, u->rows, m->d, 1.0, &d, x, target);
   return target;
 }
@@ -130,15 +130,15 @@ static void layer_forward(vd_model *m, const struct micro *u, int l, vd_act *out
   o->attention(o, &a, &qkv, s->attended, s->lse);
   if (m->cached) vd_model_cache_push(m, l, u->first, u->n_stream, &qkv);
   o->linear(o, &join, s->attended, weight(m, p->out), NULL, m->branch);
-  drop(m, u, l, VD_SITE_ATTENDED, m->branch, m->branch);
   if (o->draw_ahead) o->draw_ahead(o, &fc1);
-  o->add_norm(o, u->rows, m->d, s->input, m->branch, weight(m, p->norm1_weight), weight(m, p->norm1_bias), s->sum1,
-              s->mean1, s->rstd1, s->normed1);
+  vd_dropout dropped = branch_dropout(m, u, l, VD_SITE_ATTENDED);
+  o->add_norm(o, u->rows, m->d, s->input, m->branch, &dropped, weight(m, p->norm1_weight), weight(m, p->norm1_bias),
+              s->sum1, s->mean1, s->rstd1, s->normed1);
   o->linear(o, &fc1, s->normed1, weight(m, p->fc1_weight), weight(m, p->fc1_bias), s->ff);
   o->linear(o, &fc2, s->ff, weight(m, p->fc2_weight), weight(m, p->fc2_bias), m->branch);
-  drop(m, u, l, VD_SITE_FED_FORWARD, m->branch, m->branch);
-  o->add_norm(o, u->rows, m->d, s->normed1, m->branch, weight(m, p->norm2_weight), weight(m, p->norm2_bias), s->sum2,
-              s->mean2, s->rstd2, output);
+  dropped = branch_dropout(m, u, l, VD_SITE_FED_FORWARD);
+  o->add_norm(o, u->rows, m->d, s->normed1, m->branch, &dropped, weight(m, p->norm2_weight), weight(m, p->norm2_bias),
+              s->sum2, s->mean2, s->rstd2, output);
 }
 
 /* Distances 0 .. reach of which a block needs relative keys. */
@@ -155,7 +155,7 @@ static void layer_backward(vd_model *m, const struct micro *u, int l) {
   vd_attention_input in = input_of(m, u, l);
   vd_linear join = plain(u, m->width, m->d), fc1 = fc1_of(m, u, l), fc2 = plain(u, m->config.d_inner, m->d);
   /* Where nothing drops the branch, its bias has the sum's gradient. */
-  bool dropped = drops_branches(m, u);
+  bool dropped = branch_dropout(m, u, l, VD_SITE_FED_FORWARD).p > 0;
   o->add_norm_backward(o, u->rows, m->d, s->sum2, s->mean2, s->rstd2, weight(m, p->norm2_weight), m->dhidden, m->dsum,
                        gradient(m, p->norm2_weight), gradient(m, p->norm2_bias),
                        dropped ? NULL : gradient(m, p->fc2_bias));

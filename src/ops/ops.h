@@ -182,11 +182,13 @@ struct vd_ops {
   /* Optional, before the add_norm whose y the layer l reads: a backend may then draw the dropout of l in passing, with
    * the same result. The member may be NULL. */
   void (*draw_ahead)(vd_ops *o, const vd_linear *l);
-  /* sum = a + b; y = (sum - mean) * rstd * weight + bias, eps 1e-5. Saved for backward: sum [n,d], mean, rstd [n]. */
-  void (*add_norm)(vd_ops *o, int64_t n, int64_t d, const vd_act *a, const vd_act *b, const real *weight,
-                   const real *bias, vd_act *sum, real *mean, real *rstd, vd_act *y);
-  /* dsum [n, d]: the gradient of both a and b, written. dweight and dbias are added to. dshift [d] (NULL: none), the
-   * gradient of a bias whose output is a or b, += column sums of dsum. */
+  /* sum = a + dropout(b); y = (sum - mean) * rstd * weight + bias, eps 1e-5. `dropped` NULL, or its p 0: b as it is;
+   * else with the bits of scale_dropout, whose result is rounded before it is added. Saved for backward: sum [n,d],
+   * mean, rstd [n]. */
+  void (*add_norm)(vd_ops *o, int64_t n, int64_t d, const vd_act *a, const vd_act *b, const vd_dropout *dropped,
+                   const real *weight, const real *bias, vd_act *sum, real *mean, real *rstd, vd_act *y);
+  /* dsum [n, d]: the gradient of both a and dropout(b), written. dweight and dbias are added to. dshift [d] (NULL:
+   * none), the gradient of a bias whose output is a or b, += column sums of dsum. */
   void (*add_norm_backward)(vd_ops *o, int64_t n, int64_t d, const vd_act *sum, const real *mean, const real *rstd,
                             const real *weight, const vd_act *dy, vd_act *dsum, real *dweight, real *dbias,
                             real *dshift);

@@ -164,7 +164,7 @@ static vd_attention attention_of(const side_call *c, const void *span, const voi
 }
 
 static void run_dense(vd_ops *o, const side_call *c, void *const *p) {
-  vd_dropout embed = dropout_of(c, VD_SITE_EMBED);
+  vd_dropout embed = dropout_of(c, VD_SITE_EMBED), branch = dropout_of(c, VD_SITE_ATTENDED);
   vd_linear l = {.n = c->n, .in = c->in, .out = c->out, .relu = c->relu, .dropout = dropout_of(c, VD_SITE_HIDDEN)};
   vd_linear before = {.n = c->n, .out = c->in, .relu = true, .dropout = l.dropout};
   switch (c->op) {
@@ -181,13 +181,13 @@ static void run_dense(vd_ops *o, const side_call *c, void *const *p) {
     o->linear_backward(o, &l, p[0], p[1], p[2], p[3], c->accumulate, p[4], p[5], c->relu ? &before : NULL, p[6]);
     break;
   case SIDE_ADD_NORM:
-    o->add_norm(o, c->n, c->in, p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7]);
+    o->add_norm(o, c->n, c->in, p[0], p[1], &branch, p[2], p[3], p[4], p[5], p[6], p[7]);
     break;
   case SIDE_NORM_LINEAR:
     before = l, before.dropout.row0++;
     for (int i = 0; i < 2; i++) { /* the mask that was drawn is not that of the first layer */
       if (o->draw_ahead) o->draw_ahead(o, &l);
-      o->add_norm(o, c->n, c->in, p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7]);
+      o->add_norm(o, c->n, c->in, p[0], p[1], c->branch_drops ? &branch : NULL, p[2], p[3], p[4], p[5], p[6], p[7]);
       o->linear(o, i == 0 ? &before : &l, p[7], p[8], p[9], p[11 - i]);
     }
     break;

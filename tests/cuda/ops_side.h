@@ -56,7 +56,7 @@ typedef struct side_call {
   enum side_op op;
   int64_t n, in, out; /* rows, widths */
   int64_t vocab;
-  bool relu, accumulate;
+  bool relu, accumulate, branch_drops;
   double p; /* dropout */
   uint64_t seed;
   uint32_t update;

@@ -95,9 +95,10 @@ static void mask(ops_test *t, const char *name, int64_t in, int64_t out) {
 }
 
 /* The same where a layer norm before the layer may draw the mask, and for a layer of which it has not. */
-static void mask_ahead(ops_test *t, const char *name, int64_t rows, int64_t in, int64_t out) {
+static void mask_ahead(ops_test *t, const char *name, int64_t rows, int64_t in, int64_t out, bool branch_drops) {
   struct shape s = {name, rows, in, out, true, true, false, false, 0.3};
   side_call c = shape_call(&s, SIDE_NORM_LINEAR);
+  c.branch_drops = branch_drops;
   size_t n = (size_t)rows;
   for (int i = 0; i < 2; i++) case_noise(t, &c, SIDE_ACT, n * (size_t)in, 1, 13 + (uint64_t)i);
   for (int i = 0; i < 2; i++) case_noise(t, &c, SIDE_PARAM, (size_t)in, 1, 15 + (uint64_t)i);
@@ -123,7 +124,8 @@ void test_dense(ops_test *t) {
   }
   mask(t, "linear dropout mask", 16, 104);
   mask(t, "linear dropout mask wide", 64, 256);
-  mask_ahead(t, "linear mask ahead", 77, 512, 2048);
-  mask_ahead(t, "linear mask ahead narrow", 300, 64, 384);
-  mask_ahead(t, "linear mask ahead odd", 33, 37, 51);
+  mask_ahead(t, "linear mask ahead", 77, 512, 2048, false);
+  mask_ahead(t, "linear mask ahead drops", 77, 512, 2048, true);
+  mask_ahead(t, "linear mask ahead narrow", 300, 64, 384, false);
+  mask_ahead(t, "linear mask ahead odd", 33, 37, 51, true);
 }

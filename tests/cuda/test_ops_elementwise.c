@@ -28,8 +28,8 @@ static void embed(ops_test *t, const char *name, int64_t n, int64_t d, int64_t v
   case_check(t, backward, &b, &(case_result){.buffer = dw, .name = "dweight"}, 1);
 }
 
-static void add_norm(ops_test *t, const char *name, int64_t n, int64_t d) {
-  side_call c = {.op = SIDE_ADD_NORM, .n = n, .in = d};
+static void add_norm(ops_test *t, const char *name, int64_t n, int64_t d, double p) {
+  side_call c = {.op = SIDE_ADD_NORM, .n = n, .in = d, .p = p, .seed = 6, .update = 10, .row0 = 555};
   size_t nd = (size_t)(n * d), width = (size_t)d;
   case_noise(t, &c, SIDE_ACT, nd, 1, 30);
   case_noise(t, &c, SIDE_ACT, nd, 2, 31);
@@ -126,11 +126,15 @@ void test_elementwise(ops_test *t) {
   embed(t, "embed", 70, 64, 205, 0);
   embed(t, "embed dropout", 301, 72, 205, 0.3);
   embed(t, "embed odd", 33, 37, 5, 0.1);
-  add_norm(t, "add_norm", 70, 512);
-  add_norm(t, "add_norm odd", 33, 37);
-  add_norm(t, "add_norm wide", 3, 1024);
-  add_norm(t, "add_norm wider", 9, 2040);
-  add_norm(t, "add_norm long", 5003, 264);
+  add_norm(t, "add_norm", 70, 512, 0);
+  add_norm(t, "add_norm odd", 33, 37, 0);
+  add_norm(t, "add_norm wide", 3, 1024, 0);
+  add_norm(t, "add_norm wider", 9, 2040, 0);
+  add_norm(t, "add_norm long", 5003, 264, 0);
+  add_norm(t, "add_norm drops", 70, 512, 0.1);
+  add_norm(t, "add_norm drops odd", 33, 37, 0.3);
+  add_norm(t, "add_norm drops wider", 9, 2040, 0.5);
+  add_norm(t, "add_norm drops long", 5003, 264, 0.2);
   add_norm_backward(t, "add_norm backward", 300, 512);
   add_norm_backward(t, "add_norm backward odd", 33, 37);
   add_norm_backward(t, "add_norm backward wide", 3, 1024);

@@ -134,10 +134,10 @@ static void timed_linear_backward(vd_ops *o, const vd_linear *l, const vd_act *x
   end(o);
 }
 
-static void timed_add_norm(vd_ops *o, int64_t n, int64_t d, const vd_act *a, const vd_act *b, const real *weight,
-                           const real *bias, vd_act *sum, real *mean, real *rstd, vd_act *y) {
+static void timed_add_norm(vd_ops *o, int64_t n, int64_t d, const vd_act *a, const vd_act *b, const vd_dropout *dropped,
+                           const real *weight, const real *bias, vd_act *sum, real *mean, real *rstd, vd_act *y) {
   vd_ops *i = begin(o, "add_norm", 0, (double)(n * d) * 4 * act(o));
-  i->add_norm(i, n, d, a, b, weight, bias, sum, mean, rstd, y);
+  i->add_norm(i, n, d, a, b, dropped, weight, bias, sum, mean, rstd, y);
   end(o);
 }
 

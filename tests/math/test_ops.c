@@ -114,13 +114,30 @@ struct norm_case {
   vd_ops *o;
   int64_t n, d;
   real *a, *b, *weight, *bias, *sum, *mean, *rstd, *y, *dy;
+  vd_dropout dropped;
 };
 
 static double norm_value(const real *unused, void *with) {
   struct norm_case *c = with;
   (void)unused;
-  c->o->add_norm(c->o, c->n, c->d, c->a, c->b, c->weight, c->bias, c->sum, c->mean, c->rstd, c->y);
+  c->o->add_norm(c->o, c->n, c->d, c->a, c->b, &c->dropped, c->weight, c->bias, c->sum, c->mean, c->rstd, c->y);
   return dot(c->y, c->dy, (size_t)(c->n * c->d));
+}
+
+/* With dropout of b: what scale_dropout of b gives, in every bit, and the same of dsum is the gradient of b. */
+static void norm_drops(struct norm_case *c, real *dsum, real *dweight, real *dbias) {
+  size_t nd = (size_t)(c->n * c->d);
+  real *y = noise(nd, 11), *b = noise(nd, 12);
+  c->dropped = (vd_dropout){.p = 0.4, .rng = {3, 4, 5, VD_SITE_ATTENDED}, .row0 = 77};
+  norm_value(NULL, c);
+  c->o->scale_dropout(c->o, c->n, c->d, 1, &c->dropped, c->b, b);
+  c->o->add_norm(c->o, c->n, c->d, c->a, b, NULL, c->weight, c->bias, c->sum, c->mean, c->rstd, y);
+  assert_memory_equal(y, c->y, nd * sizeof *y);
+  c->o->add_norm_backward(c->o, c->n, c->d, c->sum, c->mean, c->rstd, c->weight, c->dy, dsum, dweight, dbias, NULL);
+  check_gradient("a", norm_value, c->a, nd, dsum, c);
+  c->o->scale_dropout(c->o, c->n, c->d, 1, &c->dropped, dsum, dsum);
+  check_gradient("b", norm_value, c->b, nd, dsum, c);
+  free(y), free(b);
 }
 
 static void add_norm_gradients(void **state) {
@@ -138,7 +155,8 @@ static void add_norm_gradients(void **state) {
                         noise((size_t)n, 6),
                         noise((size_t)n, 7),
                         noise(nd, 8),
-                        noise(nd, 9)};
+                        noise(nd, 9),
+                        {.p = 0}};
   real *dsum = noise(nd, 10), *dw = vd_calloc(row, sizeof *dw), *db = vd_calloc(row, sizeof *db);
   norm_value(NULL, &c);
   for (int64_t r = 0; r < n; r++) { /* normed rows have mean 0 and variance 1 */
@@ -161,6 +179,7 @@ static void add_norm_gradients(void **state) {
   check_gradient("b", norm_value, c.b, nd, dsum, &c);
   check_gradient("weight", norm_value, c.weight, row, dw, &c);
   check_gradient("bias", norm_value, c.bias, row, db, &c);
+  norm_drops(&c, dsum, dw, db);
   real *mine[] = {c.a, c.b, c.weight, c.bias, c.sum, c.mean, c.rstd, c.y, c.dy, dsum, dw, db, shift};
   for (size_t i = 0; i < sizeof mine / sizeof *mine; i++) free(mine[i]);
   c.o->destroy(c.o);
