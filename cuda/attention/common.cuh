@@ -354,15 +354,15 @@ VD_DEV void vd_seek_dropout(vd_dropout_draws *d, const vd_cuda_attention &a, int
   int query = d->tiles - d->offset;
   d->tile0 = ((uint64_t)(a.row0 + stream) * (uint64_t)a.n_head + (uint64_t)head) * (uint64_t)(query * d->tiles);
 }
-/* The four Philox words of this lane for each of N sub-tiles beside each other, of queries i0.. and keys kappa0.. */
-template <int N> VD_DEV void vd_draw_dropout(const vd_dropout_draws &d, int i0, int kappa0, vd_philox_words words[N]) {
+/* This lane's Philox call for the sub-tile of queries i0.. and keys kappa0..; that of the next 16 keys is 32 further.
+ */
+VD_DEV uint64_t vd_dropout_call(const vd_dropout_draws &d, int i0, int kappa0) {
   const uint64_t tile = d.tile0 + (uint64_t)((i0 >> 4) * d.tiles + (kappa0 >> 4) + d.offset);
-  vd_draw_calls<N>(d.keys, tile * 32 + (threadIdx.x & 31), 32, words);
+  return tile * 32 + (threadIdx.x & 31);
 }
-/* The same for one sub-tile. */
+/* The four words of that call. */
 VD_DEV vd_philox_words vd_dropout_words(const vd_dropout_draws &d, int i0, int kappa0) {
-  const uint64_t tile = d.tile0 + (uint64_t)((i0 >> 4) * d.tiles + (kappa0 >> 4) + d.offset);
-  return vd_draw_words(d.keys, tile * 32 + (threadIdx.x & 31));
+  return vd_draw_words(d.keys, vd_dropout_call(d, i0, kappa0));
 }
 /* Whether dropout keeps element [jn][2 ih + jj]; k = 2 ih + jj. */
 VD_DEV bool vd_dropout_keeps(const vd_philox_words &words, uint32_t threshold, int jn, int k) {

@@ -290,7 +290,7 @@ VD_DEV int vd_mask_bit(int j, int jn, int k) {
 VD_DEV uint32_t vd_draw_dropout_mask(const vd_dropout_draws &drop, int i0, int kappa0) {
   uint32_t bits[2] = {0, 0}; /* of a row half: elements 0 from bit 0 on, 1 from bit 16 on */
   vd_philox_words words[4];
-  vd_draw_dropout<4>(drop, i0, kappa0, words);
+  vd_draw_calls<4>(drop.keys, vd_dropout_call(drop, i0, kappa0), 32, words);
 #pragma unroll
   for (int i = 0; i < 16; i++)
     bits[i >> 1 & 1] = 2 * bits[i >> 1 & 1] + vd_kept_halves(words[i >> 2].v[i & 3], drop.threshold);
