@@ -18,7 +18,8 @@ typedef struct vd_gpu {
   double peak; /* dense bf16 FLOP/s of the tensor cores, from NVIDIA's data sheet; 0: unknown */
 } vd_gpu;
 
-enum { VD_CUDA_INTERFACE = 6 };
+/* Counts the changes of vd_ops (src/ops/ops.h) and of the struct below. */
+enum { VD_CUDA_INTERFACE = 7 };
 
 typedef struct vd_cuda_plugin {
   int interface_version; /* VD_CUDA_INTERFACE: program and library were built together */
