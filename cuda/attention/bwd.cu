@@ -127,8 +127,8 @@ static cudaError_t fill_delta(const vd_cuda_attention *a, const vd_cuda_attentio
 }
 
 /* After the kernels: the gradients of spans from the dQ kernel's partial sums, or of relative keys and biases. */
-static cudaError_t sum_partials(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
-                                const vd_backward_workspace *ws, cudaStream_t stream) {
+static cudaError_t finish_gradients(const vd_cuda_attention *a, const vd_cuda_attention_gradient *g,
+                                    const vd_backward_workspace *ws, cudaStream_t stream) {
   if (a->rel_key) return vd_relative_end(a, g, ws, stream);
   int tiles = a->n_stream * a->n_head * vd_ceil_div(a->block, VD_TILE);
   float factor = (float)a->attn_span / (float)a->ramp;
@@ -189,5 +189,5 @@ cudaError_t vd_cuda_attention_backward(const vd_cuda_attention *a, const vd_cuda
   cudaError_t e = fill_delta(a, g, &ws, stream);
   if (e == cudaSuccess && a->rel_key && !vd_uses_wgmma(a)) e = vd_relative_begin(a, g, &ws, stream);
   if (e == cudaSuccess) e = vd_uses_wgmma(a) ? run_wgmma(a, g, &ws, stream) : run_mma(a, g, &ws, stream);
-  return e == cudaSuccess ? sum_partials(a, g, &ws, stream) : e;
+  return e == cudaSuccess ? finish_gradients(a, g, &ws, stream) : e;
 }

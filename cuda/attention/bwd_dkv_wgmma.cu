@@ -309,7 +309,7 @@ VD_DEV void far_stages(dkv_smem<T> *m, dkv_stage &at, int x, int &i, int end, fl
   for (; i < end; i++) {
     open_stage(m, at);
     vd_wgmma_fence();
-    vd_tile_product<T, VD_MN_MAJOR, VD_MN_MAJOR>(dk, m->stored[at.slot][x], m->q[at.slot], true);
+    vd_tile_product<T, VD_MN_MAJOR>(dk, m->stored[at.slot][x], m->q[at.slot], true);
     vd_wgmma_commit();
     vd_wgmma_wait<0>();
     vd_wgmma_fence_operand<VD_SUMS>(dk);

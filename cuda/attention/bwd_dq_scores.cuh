@@ -195,19 +195,6 @@ VD_DEV void far_gradients(const vd_band &band, const dq_turn<T> &m, const dq_sta
   store_columns<T>(m.stored, 0, gradient), store_columns<T>(m.stored, 1, gradient + 2);
 }
 
-/* Position scores of the block of e before a split's first key tile, or with relative keys before the first of all:
- * block number `block`, to the ring. */
-template <typename T>
-VD_DEV void write_positions(const vd_frag_a<T> queries[VD_LEFTS], const T *table, __half *ring, int block) {
-  float position[8][4];
-  vd_wgmma_fence();
-  vd_tile_product_rs<T, VD_K_MAJOR>(position, queries, table, false);
-  vd_wgmma_commit();
-  vd_wgmma_wait<0>();
-  vd_wgmma_fence_operand<8>(position);
-  vd_write_ring(ring, block, position);
-}
-
 } // namespace
 
 #endif

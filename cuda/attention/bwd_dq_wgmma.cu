@@ -81,7 +81,7 @@ VD_DEV void dq_begin(const vd_cuda_attention &a, const dq_smem<T> *m, int item, 
 /* dq += skewed table alone, the part of a complete block of e. */
 template <typename T> VD_DEV void add_block(dq_state<T> &w, const T *skewed, const T *table) {
   vd_wgmma_fence();
-  vd_tile_product<T, VD_K_MAJOR, VD_MN_MAJOR>(w.dq, skewed, table, true);
+  vd_tile_product<T, VD_K_MAJOR>(w.dq, skewed, table, true);
   vd_wgmma_commit();
   vd_wgmma_wait<0>();
   vd_wgmma_fence_operand<VD_SUMS>(w.dq);
@@ -165,7 +165,7 @@ VD_DEV void open_turn(const vd_cuda_attention &a, dq_smem<T> *m, const dq_place 
   vd_mbarrier_wait(&m->full[at.c & 1], parity_of(at.c));
   if (at.t != first) return;
   dq_begin<T, REL>(a, m, at.item, at.x, w);
-  if constexpr (REL) write_positions<T>(w.positions, m->table[at.block], m->ring[at.x][threadIdx.x >> 5], at.c);
+  if constexpr (REL) vd_write_positions(w.positions, m->table[at.block], m->ring[at.x][threadIdx.x >> 5], at.c);
 }
 
 /* The turns of a consumer whose query tile is beyond the block. */
@@ -191,7 +191,7 @@ VD_DEV void bare_turn(const vd_cuda_attention &a, dq_smem<T> *m, dq_place &at, i
   open_turn<T, REL>(a, m, at, first, w);
   if (!REL && at.t == 0) {
     const dq_turn<T> turn = turn_of<REL>(m, at);
-    write_positions<T>(w.queries, turn.table, turn.ring, turn.block);
+    vd_write_positions(w.queries, turn.table, turn.ring, turn.block);
   }
   arrive_warp(&m->empty[at.c & 1]);
   pass_gradients<T>(m, at, none);
@@ -224,7 +224,7 @@ VD_DEV void take_turns(const vd_cuda_attention &a, const dq_task &task, dq_smem<
     }
     pass_gradients<T>(m, at, gradient);
     vd_wgmma_fence();
-    vd_tile_product<T, VD_K_MAJOR, VD_MN_MAJOR>(w.dq, m->skewed[at.x][at.c & 1], m->table[at.block], true);
+    vd_tile_product<T, VD_K_MAJOR>(w.dq, m->skewed[at.x][at.c & 1], m->table[at.block], true);
     vd_tile_product_rs<T, VD_MN_MAJOR>(w.dq, gradient, turn.k, true);
     vd_wgmma_commit();
     vd_wgmma_wait<0>();
@@ -283,7 +283,7 @@ VD_DEV void dq_table(const vd_cuda_attention &a, const dq_task &task, dq_smem<T>
 #pragma unroll
       for (int x = 0; x < VD_DQ_TILES; x++) {
         const T *skewed = m->skewed[x][c & 1];
-        vd_tile_product<T, VD_MN_MAJOR, VD_MN_MAJOR>(sum, skewed, m->q[flags & 1][x], x > 0);
+        vd_tile_product<T, VD_MN_MAJOR>(sum, skewed, m->q[flags & 1][x], x > 0);
 #pragma unroll
         for (int k = 0; REL && k < 4; k++)
           vd_wgmma_ss<T, 8, VD_MN_MAJOR, VD_K_MAJOR>(rows, vd_smem_descriptor(skewed) + k * VD_MN_MAJOR,

@@ -354,8 +354,7 @@ VD_DEV void vd_seek_dropout(vd_dropout_draws *d, const vd_cuda_attention &a, int
   int query = d->tiles - d->offset;
   d->tile0 = ((uint64_t)(a.row0 + stream) * (uint64_t)a.n_head + (uint64_t)head) * (uint64_t)(query * d->tiles);
 }
-/* This lane's Philox call for the sub-tile of queries i0.. and keys kappa0..; that of the next 16 keys is 32 further.
- */
+/* This lane's Philox call for the sub-tile of queries i0.. and keys kappa0..; for the next 16 keys it is 32 more. */
 VD_DEV uint64_t vd_dropout_call(const vd_dropout_draws &d, int i0, int kappa0) {
   const uint64_t tile = d.tile0 + (uint64_t)((i0 >> 4) * d.tiles + (kappa0 >> 4) + d.offset);
   return tile * 32 + (threadIdx.x & 31);

@@ -81,18 +81,6 @@ VD_DEV void forward_end(const vd_cuda_attention &a, float scale, const vd_query_
   vd_write_rows<T, VD_HEAD_WIDTH>(to.row0, to.stride, iw, 0, a.block, a.d_head, w.sum, factor);
 }
 
-/* Position scores of the block of e before the first key tile, number `block`, to the ring buffer: of a split that
- * begins later than its query tile, or with relative keys. */
-template <typename T>
-VD_DEV void write_first_block(forward_smem<T> *m, const vd_frag_a<T> left[VD_LEFTS], const T *table, int block) {
-  float position[8][4];
-  vd_wgmma_fence();
-  vd_tile_product_rs<T, VD_K_MAJOR>(position, left, table, false);
-  vd_wgmma_commit();
-  vd_wgmma_wait<0>();
-  vd_wgmma_fence_operand<8>(position);
-  vd_write_ring(m->ring[threadIdx.x >> 5], block, position);
-}
 /* Stores the sums of this split. True where all others are stored: then `w` has the joint sums. */
 template <typename T>
 VD_DEV bool join_splits(const vd_cuda_attention &a, const vd_query_work &work, float factor, forward_smem<T> *m,
@@ -157,11 +145,11 @@ VD_DEV void forward_consumer(const vd_cuda_attention &a, const forward_task<T> &
       }
       if (vd_can_split<REL, TRIM>() && work.lead && t == 0) {
         vd_barrier_arrive<VD_TILE_EMPTY>();
-        write_first_block<T>(m, left, m->table[table_slot<false>(c)], c + 1);
+        vd_write_positions(left, m->table[table_slot<false>(c)], m->ring[threadIdx.x >> 5], c + 1);
         continue;
       }
       const uint32_t dropout_mask = DROP ? m->dropout_mask[c % 3][threadIdx.x] : 0;
-      if (REL && t == 0) write_first_block<T>(m, with_v, m->table[2], c);
+      if (REL && t == 0) vd_write_positions(with_v, m->table[2], m->ring[threadIdx.x >> 5], c);
       vd_barrier_arrive<VD_TILE_EMPTY>();
       forward_tile<T, DROP, REL, TRIM>(work, m, w, left, REL ? with_v : left, t, c, dropout_mask, factor);
     }

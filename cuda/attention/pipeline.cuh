@@ -39,9 +39,9 @@ enum {
 
 /* Starts c [64, d_head] = a b, or += where `add`. Asynchronous. a is a panel [64, 64] (A: contracted over its columns
  * or its rows), b is [64, d_head], MN-major: contracted over its rows. */
-template <typename T, int A, int B> VD_DEV void vd_tile_product(float (*c)[4], const T *a, const T *b, bool add) {
-  vd_wgmma_k64_ss<T, VD_HEAD_WIDTH, A, B>(c, vd_smem_descriptor(a),
-                                          vd_smem_descriptor(b, VD_PANELS == 1 ? 16 : 2 * VD_PANEL), add);
+template <typename T, int A> VD_DEV void vd_tile_product(float (*c)[4], const T *a, const T *b, bool add) {
+  vd_wgmma_k64_ss<T, VD_HEAD_WIDTH, A, VD_MN_MAJOR>(c, vd_smem_descriptor(a),
+                                                    vd_smem_descriptor(b, VD_PANELS == 1 ? 16 : 2 * VD_PANEL), add);
 }
 /* The same with the left operand in the registers of the warpgroup: [64, 64], or for a K-major b, which is contracted
  * over its columns, [64, d_head]; c is then [64, 64]. */
@@ -191,6 +191,18 @@ VD_DEV void vd_write_ring(__half *ring, int block, const float c[8][4]) {
     vd_stmatrix(to + 16 * j, x);
     if (j == 0 && !odd) vd_stmatrix(to + 256, x);
   }
+}
+/* Position scores of the block of e before a split's first key tile, or with relative keys before the first of all:
+ * block number `block`, to the ring. */
+template <typename T>
+VD_DEV void vd_write_positions(const vd_frag_a<T> queries[VD_LEFTS], const T *table, __half *ring, int block) {
+  float position[8][4];
+  vd_wgmma_fence();
+  vd_tile_product_rs<T, VD_K_MAJOR>(position, queries, table, false);
+  vd_wgmma_commit();
+  vd_wgmma_wait<0>();
+  vd_wgmma_fence_operand<8>(position);
+  vd_write_ring(ring, block, position);
 }
 /* s += position scores of 16 keys. unit: the 16-wide block of e that is the keys' block 0 (common.cuh). */
 VD_DEV void vd_add_ring(float s[2][4], const __half *ring, int unit) {

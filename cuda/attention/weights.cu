@@ -31,8 +31,8 @@ typedef struct weights_task {
 } weights_task;
 
 template <typename T> struct weights_smem {
-  float q[QUERIES][CHUNK],
-      with_v[QUERIES][CHUNK]; /* with_v: with relative keys, what position keys are multiplied by */
+  float q[QUERIES][CHUNK];
+  float with_v[QUERIES][CHUNK]; /* with relative keys, what position keys are multiplied by */
   float k[KEYS][CHUNK + 1];
   float p[DISTANCES][CHUNK + 1];
 };
