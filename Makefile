@@ -130,6 +130,14 @@ $(BUILD)/f64/%.o: %.c $(BUILD)/flags
 VERSION_FLAGS := -DVD_VERSION='"$(VERSION)"' -DVD_GIT_VERSION='"$(GIT)"'
 $(BUILD)/f32/src/base/version.o: $(BUILD)/version
 $(BUILD)/f32/src/base/version.o: private ALL_CFLAGS += $(VERSION_FLAGS)
+# What the program and its CUDA part share, in one number, so that a part of another build is refused: a checksum of the
+# headers of the table between them, and of those that these include.
+INTERFACE_HEADERS := $(sort $(wildcard src/ops/*.h) $(shell sed -n 's/^\#include "\(.*\)"/\1/p' src/ops/*.h))
+INTERFACE_FLAGS := -DVD_CUDA_INTERFACE=$(firstword $(shell cat $(INTERFACE_HEADERS) | cksum))U
+INTERFACE_OBJ := $(addprefix $(BUILD)/,f32/src/comm/device.o f64/src/comm/device.o pic/cuda/backend/device.o \
+  f32/tests/cuda/ops_side.o f64/tests/cuda/ops_side.o f32/tests/gpu/gpu_ops.o)
+$(INTERFACE_OBJ): private ALL_CFLAGS += $(INTERFACE_FLAGS)
+$(INTERFACE_OBJ): $(INTERFACE_HEADERS)
 
 # An archive, so that each test takes what it calls and no others: with all of it every test would be the whole program.
 $(BUILD)/libunit.a: $(UNIT_AUX)
@@ -264,7 +272,7 @@ enwik8: ## Fetch enwik8.zip into data/ and verify it
 format: ## Format all C sources with clang-format
 	clang-format -i $(C_FILES)
 # The analyser follows the paths through each function: three quarters of the time. `make check` runs all else.
-LINT_EXTRA = -isystem $(CUDA_HOME)/include $(VERSION_FLAGS)
+LINT_EXTRA = -isystem $(CUDA_HOME)/include $(VERSION_FLAGS) $(INTERFACE_FLAGS)
 lint: lint-shell ## clang-tidy over the C sources, shellcheck over the scripts: warnings are errors
 lint-quick: private TIDY = -clang-analyzer-*
 lint-quick: ## clang-tidy without its analyser; TIDY_FILES=io/% names the files

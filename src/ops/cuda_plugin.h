@@ -18,11 +18,10 @@ typedef struct vd_gpu {
   double peak; /* dense bf16 FLOP/s of the tensor cores, from NVIDIA's data sheet; 0: unknown */
 } vd_gpu;
 
-/* Counts the changes of vd_ops (src/ops/ops.h) and of the struct below. */
-enum { VD_CUDA_INTERFACE = 7 };
-
 typedef struct vd_cuda_plugin {
-  int interface_version; /* VD_CUDA_INTERFACE: program and library were built together */
+  /* VD_CUDA_INTERFACE, a checksum of this file and the headers that it includes, from the Makefile: the library was
+   * built from the same headers as the program. Stays the first member. */
+  unsigned interface_version;
   /* Not collective. Number of GPUs visible to the process, at least 1. VD_FAILED, with the reason, where there is no
    * driver, the driver is too old or no GPU is visible. */
   int (*count)(int *n, vd_error *err);

@@ -56,7 +56,7 @@ static int open_ops(side *s, enum side_precision precision, const char *library,
   const vd_cuda_plugin *table = dlsym(s->library, "vd_cuda");
   if (!table) return vd_fail(err, VD_FAILED, "%s: no symbol vd_cuda", library);
   if (table->interface_version != VD_CUDA_INTERFACE)
-    return vd_fail(err, VD_FAILED, "%s has interface %d, this program %d", library, table->interface_version,
+    return vd_fail(err, VD_FAILED, "%s has interface %u, this program %u", library, table->interface_version,
                    VD_CUDA_INTERFACE);
   return table->ops(&s->ops, 0, type[precision], err);
 }

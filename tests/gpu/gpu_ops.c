@@ -11,7 +11,7 @@ const vd_cuda_plugin *gpu_table(vd_error *err) {
   if (!table) {
     vd_fail(err, VD_FAILED, "the CUDA library: %s", dlerror());
   } else if (table->interface_version != VD_CUDA_INTERFACE) {
-    vd_fail(err, VD_FAILED, "the CUDA library has interface %d, this program %d", table->interface_version,
+    vd_fail(err, VD_FAILED, "the CUDA library has interface %u, this program %u", table->interface_version,
             VD_CUDA_INTERFACE);
     table = NULL;
   }

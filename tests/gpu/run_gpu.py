@@ -60,13 +60,13 @@ def report(name, good, why=""):
     print(f"ok {name}" if good else f"not ok {name}: {why}", flush=True)
 
 
-def viaduct(*words, ranks=0, environment=None, **variables):
+def viaduct(*words, ranks=0, environment=None, program=VIADUCT, **variables):
     """group__name=value become --set words."""
     for name, value in variables.items():
         words += ("--set", f"{name.replace('__', '%')}={value}")
     # `timeout` ends mpirun so that it ends its ranks; the check then fails with status 124, and the next one begins.
     launch = ["timeout", "-k", "10", "100"] + (MPIRUN + ["-n", str(ranks)] if ranks else [])
-    return subprocess.run(launch + [VIADUCT, *words], capture_output=True, text=True, errors="replace", check=False,
+    return subprocess.run(launch + [program, *words], capture_output=True, text=True, errors="replace", check=False,
                           env=dict(ENVIRONMENT, **(environment or {})))
 
 
@@ -282,6 +282,23 @@ def check_without():
                      run__directory=os.path.join(folder, "none"))
     report("'cuda' without a GPU is an error that says why",
            result.returncode == 1 and "cuda" in result.stderr and not os.path.exists(os.path.join(folder, "none", "log.jsonl")),
+           result.stderr)
+    compiler = shutil.which(os.environ.get("CC", "gcc").split()[0])  # none on a node that has the bundle alone
+    if compiler:
+        check_foreign_library(compiler)
+
+
+def check_foreign_library(compiler):
+    """A CUDA part that was built from other headers than the program."""
+    place = os.path.join(folder, "foreign")
+    os.mkdir(place)
+    shutil.copy(VIADUCT, place)
+    subprocess.run([compiler, "-shared", "-fPIC", "-xc", "-o", os.path.join(place, "libviaduct_cuda.so"), "-"],
+                   input="const unsigned vd_cuda[16] = {7};", text=True, check=True)
+    result = viaduct("train", os.path.join(folder, "deck.nml"), device__backend="cuda", run__directory=place + "/run",
+                     program=os.path.join(place, os.path.basename(VIADUCT)))
+    report("a CUDA part of another build is refused",
+           result.returncode == 1 and "libviaduct_cuda.so is of another build than this program" in result.stderr,
            result.stderr)
 
 
