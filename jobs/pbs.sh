@@ -28,16 +28,27 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8} OMP_PLACES=cores OMP_PROC_BIND=clos
 program=${VIADUCT:-$program}
 mpirun --map-by ppr:2:node:PE="$OMP_NUM_THREADS" -x OMP_NUM_THREADS "$program" "${command[@]}" &
 step=$!
-# One rank is enough, because all ranks stop together. mpirun's children on this node are ranks; without one the signal goes
-# to mpirun, which forwards it.
+# stop_run MPIRUN PROGRAM: sends SIGUSR1 to a rank. MPIRUN is mpirun's process, PROGRAM what it runs. One rank is enough,
+# because all ranks stop together. mpirun's children on this node are ranks; without one the signal goes to mpirun, which
+# forwards it, but not always: that of Ubuntu 24.04 (4.1.6) loses it. A rank is known by its command line, since a library
+# may rename its main thread, which is the name that pgrep knows.
 # shellcheck disable=SC2317 # the trap calls it
-stop() {
-  local rank
-  rank=$(pgrep -P "$step" -x "$(basename "$program" | cut -c1-15)" 2>/dev/null | head -n 1)
-  kill -USR1 "${rank:-$step}"
+stop_run() {
+  local process fields name
+  for process in /proc/[0-9]*; do
+    # ID (NAME) STATE PARENT ...
+    { read -r fields <"$process/stat"; } 2>/dev/null || continue
+    read -r _ fields _ <<<"${fields##*) }"
+    [ "$fields" = "$1" ] || continue
+    { IFS= read -r -d '' name <"$process/cmdline"; } 2>/dev/null || continue
+    [ "${name##*/}" = "${2##*/}" ] || continue
+    kill -USR1 "${process#/proc/}"
+    return
+  done
+  kill -USR1 "$1"
 }
 # As USR1, because mpirun kills its ranks some seconds after a TERM, perhaps during a checkpoint.
-trap stop TERM USR1
+trap 'stop_run $step "$program"' TERM USR1
 status=0
 while kill -0 $step 2>/dev/null; do # wait returns on each signal
   wait $step

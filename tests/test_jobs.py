@@ -2,6 +2,7 @@
 """mpirun, jobs/mpirun.sh and jobs/pbs.sh: the --set words reach the ranks, a signal ends a run with a checkpoint and 75, to the
 scripts also where mpirun forwards nothing, and PBS gets the same job again. Slurm's scripts: tests/slurm/."""
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -57,14 +58,32 @@ def signalled(case, run, words, number, **more):
     report(case + ": a checkpoint and 75", job.returncode == 75 and there, f"status {job.returncode}, checkpoint {there}: {said}")
 
 
+def renaming():
+    """A library that renames the main thread, as happens on nodes with GPUs."""
+    library = place.path("renaming.so")
+    subprocess.run([os.environ.get("CC", "gcc").split()[0], "-shared", "-fPIC", "-xc", "-o", library, "-"], text=True, check=True,
+                   input="#include <sys/prctl.h>\n__attribute__((constructor)) void rename_main_thread(void) {\n"
+                         "  prctl(PR_SET_NAME, \"renamed\");\n}\n")
+    return library
+
+
+def stop_run_of(name):
+    with open(os.path.join(SOURCE, "jobs", name), encoding="utf-8") as f:
+        return re.search(r"^# stop_run .*?^}$", f.read(), flags=re.S | re.M)[0]
+
+
 def mpirun_script():
+    # A batch system runs a copy of pbs.sh from elsewhere, so that it holds all that it needs.
+    report("mpirun.sh and pbs.sh stop a run in the same way", stop_run_of("mpirun.sh") == stop_run_of("pbs.sh"))
+    nothing = {"OMPI_MCA_ess_base_forward_signals": "none"}  # the signal would end such an mpirun
     # A program that begins as a script of another name, as a bundle's does.
     script("another-name-of-the-program", f'exec "{VIADUCT}" "$@"\n')
     for i, (case, name, more) in enumerate((
             ("USR1 to mpirun.sh", "USR1", {}),
             ("TERM to mpirun.sh", "TERM", {}),
-            # The signal would end such an mpirun.
-            ("USR1 to mpirun.sh, and mpirun forwards nothing", "USR1", {"OMPI_MCA_ess_base_forward_signals": "none"}),
+            ("USR1 to mpirun.sh, and mpirun forwards nothing", "USR1", nothing),
+            ("USR1 to mpirun.sh, mpirun forwards nothing, and a library renames the ranks", "USR1",
+             {**nothing, "LD_PRELOAD": renaming()}),
             ("USR1 to mpirun.sh, and the program is begun by a script", "USR1",
              {"VIADUCT": place.path("bin", "another-name-of-the-program")}))):
         words = ["mpirun.sh", "2", place.deck, *settings(**endless(f"run-{i}"))]

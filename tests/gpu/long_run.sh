@@ -43,10 +43,8 @@ fi
 # shellcheck disable=SC2086 # MORE are several arguments
 bash "$root/jobs/mpirun.sh" "$ranks" "$deck" --set "data%path=$out/corpus.h5" --set "run%directory=$out/run" ${MORE:-} >"$out/train.log" 2>&1 &
 run=$!
-for ((i = 0; i < seconds; i++)); do
-  kill -0 $run 2>/dev/null || break
-  sleep 1
-done
+began=$SECONDS
+while ((SECONDS - began < seconds)) && kill -0 $run 2>/dev/null; do sleep 1; done
 kill -USR1 $run 2>/dev/null
 wait $run
 status=$?

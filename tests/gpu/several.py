@@ -62,11 +62,12 @@ def rows(run):
 
 
 def name_and_parent(pid):
-    """Of a process; not every node has ps."""
+    """Of a process; the name from its command line, since its main thread may be renamed."""
     try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8") as f:
-            name, rest = f.read().split("(", 1)[1].rsplit(")", 1)
-        return name, int(rest.split()[1])
+        with open(f"/proc/{pid}/cmdline", encoding="utf-8", errors="replace") as f:
+            name = os.path.basename(f.read().split("\0")[0])
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as f:
+            return name, int(f.read().rsplit(")", 1)[1].split()[1])
     except OSError:
         return "", 0
 
