@@ -25,8 +25,8 @@ mpirun "${options[@]}" -n "$ranks" -x OMP_NUM_THREADS "$program" train "$deck" "
 run=$!
 # stop_run MPIRUN PROGRAM: sends SIGUSR1 to a rank. MPIRUN is mpirun's process, PROGRAM what it runs. One rank is enough,
 # because all ranks stop together. mpirun's children on this node are ranks; without one the signal goes to mpirun, which
-# forwards it, but not always: that of Ubuntu 24.04 (4.1.6) loses it. A rank is known by its command line, since a library
-# may rename its main thread, which is the name that pgrep knows.
+# forwards it, but not on every node: where its hwloc loads NVIDIA's OpenCL driver the signal is lost. A rank is known by its
+# command line, since a library may rename its main thread, which is the name that pgrep knows.
 # shellcheck disable=SC2317 # the trap calls it
 stop_run() {
   local process fields name

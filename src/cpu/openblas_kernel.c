@@ -3,6 +3,7 @@
 #include "src/base/signals.h"
 
 #include <cblas.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -40,10 +41,21 @@ static bool has_avx2(void) {
 #endif
 }
 
+/* By its path, so that the process keeps the program's name, by which people and scripts find it. */
+static void begin_anew(char **argv) {
+  char program[PATH_MAX];
+  ssize_t n = readlink("/proc/self/exe", program, sizeof program - 1);
+  if (n > 0 && n < (ssize_t)sizeof program - 1) {
+    program[n] = '\0';
+    execv(program, argv);
+  }
+  execv("/proc/self/exe", argv); /* the file is not at that path any more */
+}
+
 void vd_cpu_choose_openblas_kernel(char **argv) {
   const char *wider = vd_cpu_wider_openblas_kernel(openblas_get_corename(), has_avx512(), has_avx2());
   if (!wider || getenv("OPENBLAS_CORETYPE")) return;
   vd_signals_block();
-  if (setenv("OPENBLAS_CORETYPE", wider, 1) == 0) execv("/proc/self/exe", argv);
+  if (setenv("OPENBLAS_CORETYPE", wider, 1) == 0) begin_anew(argv);
   vd_signals_catch(); /* the program was not replaced */
 }
