@@ -130,7 +130,7 @@ static void make_buckets(vd_grad_reducer *r) {
   size_t longest, bucket = r->config.bucket / sizeof(real);
   r->bucket = bucket > 0 ? bucket : 1;
   if (r->bucket > r->n) r->bucket = r->n;
-  if (r->config.shard && r->size > 1) vd_shard_layout_make(&r->layout, r->n, r->arenas.common, r->bucket, r->size);
+  if (r->config.shard && r->size > 1) vd_shard_layout_make(&r->layout, &r->arenas.shape, r->bucket, r->size);
   r->arrived = r->layout.n_bucket;
   longest = vd_grad_reducer_is_sharded(r) ? vd_shard_longest_chunk(&r->layout) : 0;
   if (!nccl && longest > 0) r->own = vd_calloc(longest, sizeof *r->own);
@@ -141,7 +141,7 @@ static void make_buckets(vd_grad_reducer *r) {
 int vd_grad_reducer_create(vd_grad_reducer **out, MPI_Comm comm, const vd_grad_reducer_config *config, vd_ops *o,
                            const vd_grad_reducer_arenas *arenas, vd_error *err) {
   vd_grad_reducer *r = vd_calloc(1, sizeof *r);
-  *r = (vd_grad_reducer){.comm = comm, .config = *config, .ops = o, .arenas = *arenas, .n = arenas->n};
+  *r = (vd_grad_reducer){.comm = comm, .config = *config, .ops = o, .arenas = *arenas, .n = arenas->shape.n};
   MPI_Comm_rank(comm, &r->rank);
   MPI_Comm_size(comm, &r->size);
   bool nccl = config->comm == VD_COMM_NCCL;
@@ -350,8 +350,9 @@ int vd_grad_reducer_gather(vd_grad_reducer *r, real *arena, vd_error *err) {
 }
 
 vd_grad_reducer_arenas vd_grad_reducer_arenas_of(vd_model *m) {
-  return (vd_grad_reducer_arenas){vd_model_gradients(m), vd_model_params(m), vd_model_arena(m),
-                                  vd_model_common_extent(m)};
+  return (vd_grad_reducer_arenas){vd_model_gradients(m),
+                                  vd_model_params(m),
+                                  {vd_model_arena(m), vd_model_common_extent(m), vd_model_first_layer_extent(m)}};
 }
 
 static void print_sum(FILE *f, int64_t update, double backward, const vd_all_reduce_times *t) {

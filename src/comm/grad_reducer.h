@@ -30,10 +30,9 @@ size_t vd_grad_reducer_default_bucket(const vd_grad_reducer_config *config, bool
 
 /* The arenas that are exchanged, in the backend's memory; borrowed. */
 typedef struct vd_grad_reducer_arenas {
-  real *gradients; /* [n] zeros still */
-  real *params;    /* [n] the same on all ranks; used with config->shard alone, else NULL is allowed */
-  size_t n;
-  size_t common; /* elements at the arenas' start that are not sharded */
+  real *gradients;      /* [n] zeros still; n = shape.n */
+  real *params;         /* [n] the same on all ranks; used with config->shard alone, else NULL is allowed */
+  vd_shard_arena shape; /* its other members are used with config->shard alone */
 } vd_grad_reducer_arenas;
 
 /* Collective(comm). A reducer for arenas in o's memory. comm, o and the arenas must outlive it. The error is agreed. A

@@ -7,18 +7,27 @@ enum {
   MOST_ELEMENTS = 1 << 26 /* of a bucket: MPI counts in int */
 };
 
-void vd_shard_layout_make(vd_shard_layout *s, size_t n, size_t common, size_t bucket, int n_rank) {
-  size_t unit = (size_t)n_rank * ALIGN;
-  size_t sharded = common < n ? (n - common) / unit * unit : 0;
+/* Elements of the first bucket, where it is apart: no more than another bucket, and no arena of one bucket is cut. */
+static size_t apart_bucket(size_t first, size_t sharded, size_t step, size_t unit) {
+  size_t whole = (first + unit - 1) / unit * unit;
+  return whole <= step && 2 * sharded > step && whole < sharded ? whole : 0;
+}
+
+void vd_shard_layout_make(vd_shard_layout *s, const vd_shard_arena *arena, size_t bucket, int n_rank) {
+  size_t n = arena->n, unit = (size_t)n_rank * ALIGN;
+  size_t sharded = arena->common < n ? (n - arena->common) / unit * unit : 0;
   size_t most = MOST_ELEMENTS / unit * unit, step = (bucket + unit - 1) / unit * unit;
   if (step > most) step = most;
   if (step < unit) step = unit;
-  size_t whole = sharded / step, rest = sharded % step;
+  size_t first = apart_bucket(arena->first_layer, sharded, step, unit);
+  size_t whole = (sharded - first) / step, rest = (sharded - first) % step;
   /* A small rest is no message of its own: it joins the bucket beside it. */
   bool apart = rest > 0 && (whole == 0 || rest >= step / 2 || step + rest > MOST_ELEMENTS);
-  *s = (vd_shard_layout){.common = n - sharded, .n_rank = n_rank, .n_bucket = (int)whole + apart};
+  int n_other = (int)whole + apart;
+  *s = (vd_shard_layout){.common = n - sharded, .n_rank = n_rank, .n_bucket = n_other + (first > 0)};
   s->start = vd_calloc((size_t)s->n_bucket + 1, sizeof *s->start);
-  for (int b = 0; b <= s->n_bucket; b++) s->start[b] = n - (size_t)(s->n_bucket - b) * step;
+  for (int b = 0; b < n_other; b++) s->start[s->n_bucket - b] = n - (size_t)b * step;
+  s->start[s->n_bucket - n_other] = s->common + first;
   s->start[0] = s->common;
 }
 

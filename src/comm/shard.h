@@ -5,8 +5,10 @@
  *     bucket           [ chunk of rank 0 | chunk of rank 1 | ... ]
  *
  * All ranks step the common part. A bucket has one chunk a rank, all of the same length, as reduce-scatter and
- * all-gather ask for; chunks begin on cache lines. Tensor boundaries play no part: a tensor may lie in several chunks
- * and buckets. Where the arena is too small for a cache line a rank, all of it is common. */
+ * all-gather ask for; chunks begin on cache lines. Bucket 0 is the first layer, unless that is longer than a bucket:
+ * its gradients are final last, so that nothing hides their exchange, and its weights are needed first. Other
+ * boundaries of tensors play no part: a tensor may lie in several chunks and buckets. Where the arena is too small for
+ * a cache line a rank, all of it is common. */
 #ifndef VD_SHARD_H
 #define VD_SHARD_H
 
@@ -19,9 +21,16 @@ typedef struct vd_shard_layout {
                     end */
 } vd_shard_layout;
 
-/* Not collective. Fills *s for an arena of n elements of which the first `common` at least are common, in buckets of
- * about `bucket` elements, from the arena's end. Free with vd_shard_layout_free. */
-void vd_shard_layout_make(vd_shard_layout *s, size_t n, size_t common, size_t bucket, int n_rank);
+/* What is laid out, in elements. */
+typedef struct vd_shard_arena {
+  size_t n;
+  size_t common;      /* at least these, at the arena's start, are common */
+  size_t first_layer; /* behind the common part: those of the first layer; 0: no bucket of its own */
+} vd_shard_arena;
+
+/* Not collective. Fills *s, in buckets of about `bucket` elements, from the arena's end. Free with
+ * vd_shard_layout_free. */
+void vd_shard_layout_make(vd_shard_layout *s, const vd_shard_arena *arena, size_t bucket, int n_rank);
 /* Not collective. Frees what *s owns. */
 void vd_shard_layout_free(vd_shard_layout *s);
 /* Not collective. Elements of one rank's chunk of a bucket. */

@@ -176,6 +176,9 @@ size_t vd_model_span_extent(const vd_model *m) {
 size_t vd_model_common_extent(const vd_model *m) {
   return m->common;
 }
+size_t vd_model_first_layer_extent(const vd_model *m) {
+  return (m->config.n_layer > 1 ? m->layer[1].begin : m->output_begin) - m->common;
+}
 real *vd_model_params(vd_model *m) {
   return m->params;
 }

@@ -92,6 +92,8 @@ size_t vd_model_span_extent(const vd_model *m);
 /* Not collective. Reals at the start of the arenas that hold all tensors with `is_common`; the matrices follow, layer
  * by layer in the order of the forward pass, and at last the output layer. */
 size_t vd_model_common_extent(const vd_model *m);
+/* Not collective. Reals of the first layer's matrices, which follow those. */
+size_t vd_model_first_layer_extent(const vd_model *m);
 /* Not collective. The parameter arena, in the backend's memory. Borrowed; call vd_model_params_changed after writing.
  */
 real *vd_model_params(vd_model *m);

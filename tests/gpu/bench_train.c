@@ -14,7 +14,7 @@
  *   head=S           one head of S tokens in each layer, after `span=`
  * Under mpirun the streams are shared out over the ranks, which take the node's GPUs in turn, and the environment's
  * COMM, 'mpi' (the default) or 'nccl', all-reduces gradients; SHARD=on shards the optimizer over the ranks, which are
- * on one node; BUCKET: bytes of a bucket. */
+ * on one node; BUCKET: bytes of a bucket; FIRST_LAYER=with_others: no bucket for the first layer alone. */
 #include "io/streams.h"
 #include "src/comm/collectives.h"
 #include "src/comm/grad_reducer.h"
@@ -202,7 +202,9 @@ static int make_reducer(struct bench *b, vd_error *err) {
                                    .timeout = 60,
                                    .timeline = timeline ? timeline : ""};
   config.bucket = bucket ? (size_t)atoll(bucket) : vd_grad_reducer_default_bucket(&config, true);
-  const vd_grad_reducer_arenas arenas = vd_grad_reducer_arenas_of(b->model);
+  vd_grad_reducer_arenas arenas = vd_grad_reducer_arenas_of(b->model);
+  const char *first = getenv("FIRST_LAYER");
+  if (first && strcmp(first, "with_others") == 0) arenas.shape.first_layer = 0;
   if (vd_grad_reducer_create(&b->reducer, MPI_COMM_WORLD, &config, b->ops, &arenas, err) == VD_OK)
     vd_grad_reducer_shard_optimizer(b->reducer, b->model, b->optimizer);
   return err->status;

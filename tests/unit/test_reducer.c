@@ -69,7 +69,7 @@ static void sums_over_ranks(void **state) {
       vd_grad_reducer_config config = {.comm = VD_COMM_MPI, .bucket = buckets[b], .timeout = 60, .timeline = ""};
       assert_int_equal(vd_ops_cpu(&o, 1, &err), VD_OK);
       o->memory_is_remote = remote == 1;
-      const vd_grad_reducer_arenas arenas = {.gradients = x, .n = N};
+      const vd_grad_reducer_arenas arenas = {.gradients = x, .shape = {.n = N}};
       assert_int_equal(vd_grad_reducer_create(&r, MPI_COMM_WORLD, &config, o, &arenas, &err), VD_OK);
       for (int turn = 0; turn < 3; turn++) sum_and_compare(r, x, turn);
       assert_int_equal(vd_grad_reducer_check(r, &err), VD_OK);
@@ -170,7 +170,7 @@ static vd_grad_reducer *open_fake(const vd_nccl_plugin *table, size_t bucket, co
   vd_grad_reducer_config config = {
       .comm = VD_COMM_NCCL, .nccl = table, .bucket = bucket, .timeout = 60, .timeline = timeline};
   assert_int_equal(vd_ops_cpu(o, 1, &err), VD_OK);
-  const vd_grad_reducer_arenas arenas = {.gradients = x, .n = N};
+  const vd_grad_reducer_arenas arenas = {.gradients = x, .shape = {.n = N}};
   assert_int_equal(vd_grad_reducer_create(&r, MPI_COMM_WORLD, &config, *o, &arenas, &err), VD_OK);
   return r;
 }

@@ -16,21 +16,25 @@
 enum { LINE = 32 }; /* reals of a cache line, as tensors are placed */
 
 /* Buckets cover the arena behind the common part without a gap; each has a chunk of whole cache lines for every rank,
- * and none but a single one is less than half the size asked for. */
-static void check_layout(size_t n, size_t common, size_t bucket, int n_rank) {
+ * and none is less than half the size asked for, but a single one and that of the first layer. */
+static void check_layout(size_t n, size_t common, size_t first_layer, size_t bucket, int n_rank) {
   vd_shard_layout s;
   size_t unit = (size_t)n_rank * LINE;
-  vd_shard_layout_make(&s, n, common, bucket, n_rank);
+  const vd_shard_arena arena = {n, common, first_layer};
+  vd_shard_layout_make(&s, &arena, bucket, n_rank);
   assert_int_equal(s.n_rank, n_rank);
   assert_int_equal(s.start[0], s.common);
   assert_int_equal(s.start[s.n_bucket], n);
   assert_true(s.common >= common && s.common - common < unit);
   assert_true((s.n_bucket == 0) == (n - common < unit));
-  size_t longest = 0;
+  size_t longest = 0, step = bucket < unit ? unit : bucket;
+  bool apart =
+      first_layer > 0 && first_layer <= step && 2 * (n - s.common) > step + unit && n - s.common > first_layer + unit;
+  if (apart) assert_true(s.start[1] >= common + first_layer && s.start[1] < s.common + first_layer + unit);
   for (int b = 0; b < s.n_bucket; b++) {
     size_t size = s.start[b + 1] - s.start[b], chunk = vd_shard_chunk(&s, b);
     assert_true(chunk > 0 && chunk % LINE == 0 && chunk * (size_t)n_rank == size);
-    assert_true(s.n_bucket == 1 || 2 * size >= bucket);
+    assert_true(s.n_bucket <= 1 + (first_layer > 0) || 2 * size >= bucket || (b == 0 && first_layer > 0));
     assert_true(2 * size <= 3 * (bucket + unit));
     longest = chunk > longest ? chunk : longest;
   }
@@ -44,14 +48,17 @@ static void lays_out_shards(void **state) {
   for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
     for (int n_rank = 2; n_rank <= 40; n_rank++)
       for (size_t bucket = 1; bucket <= sizes[i]; bucket = 3 * bucket + 1) {
-        check_layout(sizes[i], 0, bucket, n_rank);
-        check_layout(sizes[i], 96, bucket, n_rank);
-        check_layout(sizes[i], sizes[i] - LINE, bucket, n_rank);
+        check_layout(sizes[i], 0, 0, bucket, n_rank);
+        check_layout(sizes[i], 96, 0, bucket, n_rank);
+        check_layout(sizes[i], 96, sizes[i] / 7, bucket, n_rank);
+        check_layout(sizes[i], 96, sizes[i] - 96, bucket, n_rank);
+        check_layout(sizes[i], sizes[i] - LINE, LINE, bucket, n_rank);
       }
-  check_layout(4096, 4096, 100, 2);    /* nothing but a common part */
-  check_layout(4096, 1024, 100, 1000); /* more ranks than cache lines */
+  check_layout(4096, 4096, 0, 100, 2);     /* nothing but a common part */
+  check_layout(4096, 1024, 64, 100, 1000); /* more ranks than cache lines */
   vd_shard_layout s;
-  vd_shard_layout_make(&s, (size_t)1 << 33, 0, (size_t)1 << 33, 3); /* MPI counts in int */
+  const vd_shard_arena large = {(size_t)1 << 33, 0, (size_t)1 << 30};
+  vd_shard_layout_make(&s, &large, (size_t)1 << 33, 3); /* MPI counts in int */
   for (int b = 0; b < s.n_bucket; b++) assert_true(s.start[b + 1] - s.start[b] <= (size_t)1 << 26);
   vd_shard_layout_free(&s);
 }
@@ -89,7 +96,8 @@ static void shares_out_tensors(void **state) {
         assert_int_equal(vd_ops_cpu(&o, 1, &err), VD_OK);
         assert_int_equal(vd_model_create(&m, &config, o, 0, 1, 0, 4, true, &err), VD_OK);
         size_t arena = vd_model_arena(m), common = vd_model_common_extent(m);
-        vd_shard_layout_make(&s, arena, common, bucket, n_rank);
+        const vd_shard_arena shape = {arena, common, vd_model_first_layer_extent(m)};
+        vd_shard_layout_make(&s, &shape, bucket, n_rank);
         int *stepped = vd_calloc(arena, sizeof *stepped), *summed = vd_calloc(arena, sizeof *summed);
         for (int rank = 0; rank < n_rank; rank++)
           for (int kind = 0; kind < 2; kind++) {
