@@ -3,7 +3,8 @@
  *   - context.c: this header's functions: errors, workspaces, arenas of parameters
  *   - gemm.c: cuBLASLt; linear.c: linear layers
  *   - attention_ops.c: attention and its projections; transformer_xl_ops.c: the other ops of Transformer-XL
- *   - gradient_stream.c: the stream of weight gradients, beside the main stream
+ *   - gradient_stream.c: the stream of weight gradients, beside the main stream; row_sums.c: gradients of norms and
+ *     biases, summed for several layers at once
  *   - optimizer_ops.c: gradient statistics, optimisers; pinned.c: async copies to and from the host
  *   - timing.c: timing events; nccl.c: gradient all-reduces
  * In: src/ops, and the kernels behind attention.h, memory_projection.h, kernels.h, ffn.h and rows_product.h. Out: the
@@ -50,6 +51,14 @@ typedef struct vd_gradient_stream {
   vd_workspace blas_workspace, scratch;
 } vd_gradient_stream;
 
+/* Sums over rows that are not completed yet (row_sums.h), and their partial rows, one after the other. */
+typedef struct vd_row_sums {
+  vd_row_sum sum[VD_ROW_SUMS];
+  int n;
+  size_t used; /* bytes of partial */
+  vd_workspace partial;
+} vd_row_sums;
+
 typedef struct vd_cuda_backend {
   int device;
   enum vd_precision type;
@@ -75,7 +84,8 @@ typedef struct vd_cuda_backend {
   struct vd_pinned_slots *slots;        /* of pinned.c */
   vd_workspace scratch, blas_workspace, pinned;
   vd_workspace partial; /* sums over rows; workspace of attention's backward */
-  vd_workspace mask;    /* words of unit_mask */
+  vd_row_sums row_sums;
+  vd_workspace mask; /* words of unit_mask */
   /* The dropout mask of the layer that reads the next add_norm's y: wanted, add_norm draws it; drawn, the layer reads
    * it. */
   vd_unit_mask unit_mask;

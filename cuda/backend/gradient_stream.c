@@ -1,6 +1,8 @@
 /* See gradient_stream.h. */
 #include "cuda/backend/gradient_stream.h"
 
+#include "cuda/backend/row_sums.h"
+
 cudaError_t vd_cuda_gradient_create(vd_cuda_backend *c) {
   vd_gradient_stream *g = &c->gradient;
   int least = 0, greatest = 0;
@@ -67,6 +69,7 @@ void vd_cuda_gradient_release(vd_cuda_backend *c, const void *buffer) {
 }
 
 void vd_cuda_gradient_join(vd_cuda_backend *c) {
+  vd_cuda_row_sums_complete(c);
   wait_for(c, c->gradient.n);
 }
 
@@ -78,6 +81,7 @@ cudaError_t vd_cuda_gradient_wait(vd_cuda_backend *c, cudaStream_t stream) {
 
 void vd_cuda_zero_gradients(vd_ops *o, real *gradients, size_t n) {
   vd_cuda_backend *c = vd_cuda_of(o);
+  vd_cuda_row_sums_complete(c);
   cudaStream_t stream = vd_cuda_gradient_fork(c);
   vd_cuda_record_error(c, cudaMemsetAsync(gradients, 0, n * sizeof *gradients, stream), "zeroing gradients");
   vd_cuda_gradient_job(c, NULL);

@@ -2,6 +2,7 @@
 #include "cuda/backend/linear.h"
 #include "cuda/backend/gemm.h"
 #include "cuda/backend/gradient_stream.h"
+#include "cuda/backend/row_sums.h"
 #include "cuda/kernels/ffn.h"
 
 void vd_cuda_draw_ahead(vd_ops *o, const vd_linear *l) {
@@ -58,9 +59,9 @@ static float scale_of(const vd_dropout *dropout) {
  */
 static void relu_backward(vd_cuda_backend *c, const vd_linear *l, const vd_act *x, const real *weight, const vd_act *dy,
                           vd_act *dx, const vd_linear *before, real *dbefore) {
-  float scale = scale_of(&before->dropout),
-        *partial = vd_cuda_workspace(c, &c->partial, vd_cuda_rows_workspace(l->n, l->in));
   bool fits = vd_cuda_ffn_supports(c->type, l->out, l->in);
+  int64_t rows = fits ? vd_cuda_ffn_partials(l->in) : vd_cuda_partial_rows(l->n);
+  float scale = scale_of(&before->dropout), *partial = vd_cuda_row_partials(c, rows, l->in);
   if (!partial) return;
   if (fits)
     vd_cuda_record_error(c,
@@ -72,8 +73,8 @@ static void relu_backward(vd_cuda_backend *c, const vd_linear *l, const vd_act *
   if (!fits)
     vd_cuda_record_error(c, vd_cuda_relu_backward(c->type, l->n, l->in, x, scale, dx, partial, c->stream),
                          "ReLU's gradient");
-  int64_t rows = fits ? vd_cuda_ffn_partials(l->in) : vd_cuda_partial_rows(l->n);
-  vd_cuda_record_error(c, vd_cuda_add_partials(rows, l->in, partial, dbefore, c->stream), "bias gradient");
+  const vd_row_sum sum = {partial, {dbefore}, (int32_t)rows, (int32_t)l->in, (int32_t)l->in, 1};
+  vd_cuda_row_sum_later(c, &sum);
 }
 
 void vd_cuda_linear_backward(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const vd_act *dy,

@@ -7,6 +7,7 @@
 #include "cuda/backend/linear.h"
 #include "cuda/backend/optimizer_ops.h"
 #include "cuda/backend/pinned.h"
+#include "cuda/backend/row_sums.h"
 #include "cuda/backend/timing.h"
 #include "cuda/backend/transformer_xl_ops.h"
 
@@ -188,13 +189,16 @@ static void cuda_add_norm_backward(vd_ops *o, int64_t n, int64_t d, const vd_act
                                    const real *rstd, const real *weight, const vd_act *dy, vd_act *dsum, real *dweight,
                                    real *dbias, real *dshift) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  float *partial = vd_cuda_workspace(c, &c->partial, vd_cuda_rows_workspace(n, d));
+  const int64_t rows = vd_cuda_norm_partials(n);
+  float *partial = vd_cuda_row_partials(c, rows, 3 * d);
   vd_cuda_gradient_release(c, dsum);
-  if (partial)
-    vd_cuda_record_error(c,
-                         vd_cuda_add_norm_backward(c->type, n, d, sum, mean, rstd, weight, dy, dsum, dweight, dbias,
-                                                   dshift, partial, c->stream),
-                         "layer norm backward");
+  if (!partial) return;
+  vd_cuda_record_error(c,
+                       vd_cuda_add_norm_backward(c->type, n, d, sum, mean, rstd, weight, dy, dsum, partial, c->stream),
+                       "layer norm backward");
+  const vd_row_sum sums = {partial,       {dweight, dbias, dshift}, (int32_t)rows, (int32_t)(3 * d), (int32_t)d,
+                           dshift ? 3 : 2};
+  vd_cuda_row_sum_later(c, &sums);
 }
 
 static void cuda_memory_push(vd_ops *o, int64_t n_stream, int64_t d, const vd_act *old, int64_t rows_old,
@@ -205,12 +209,11 @@ static void cuda_memory_push(vd_ops *o, int64_t n_stream, int64_t d, const vd_ac
       "memory push");
 }
 
-static void cuda_memory_ring_push(vd_ops *o, int64_t n_stream, int64_t d, vd_act *memory, int64_t rows, int64_t oldest,
-                                  const vd_act *hidden, int64_t stride, int64_t block) {
+static void cuda_memory_ring_push(vd_ops *o, int64_t n_stream, int64_t d, int64_t stride, int64_t block, int n,
+                                  const vd_ring_push *push) {
   vd_cuda_backend *c = vd_cuda_of(o);
-  vd_cuda_record_error(
-      c, vd_cuda_memory_ring_push(c->type, n_stream, d, memory, rows, oldest, hidden, stride, block, c->stream),
-      "memory ring push");
+  vd_cuda_record_error(c, vd_cuda_memory_ring_push(c->type, n_stream, d, stride, block, n, push, c->stream),
+                       "memory ring push");
 }
 
 static void cuda_cross_entropy(vd_ops *o, int64_t n, int64_t vocab, const vd_act *logits, const int32_t *targets,
@@ -253,6 +256,7 @@ static void cuda_destroy(vd_ops *o) {
   for (int i = 0; i < c->n_arena; i++) cudaFree(c->arena[i].copy);
   cudaFree(c->scratch.p);
   cudaFree(c->partial.p);
+  cudaFree(c->row_sums.partial.p);
   cudaFree(c->mask.p);
   cudaFree(c->blas_workspace.p);
   cudaFreeHost(c->pinned.p);

@@ -8,8 +8,6 @@
  *   reads only its symbol's rows of dout.
  * - relu_backward: 32 x 8 threads, a block per 128 rows of 32 N columns. Shared memory: 8 rows of sums. Bound by memory
  *   bandwidth.
- * - add_partials: 32 x 32 threads, a block per 32 columns. Shared memory: a 32 x 33 tile. It reads one row of sums per
- *   128 rows of the tensor, so the launch costs more than the bytes.
  *
  * Every sum has a fixed order. Measured times: doc/PERFORMANCE.md, rows "embedding" and "memories". */
 #include "cuda/kernels/dropout.cuh"
@@ -180,7 +178,7 @@ cudaError_t vd_cuda_drop_rows(enum vd_precision type, int64_t n, int64_t width, 
 }
 
 /* Sums over rows in two steps: blocks of 32 x 8 threads add ROWS_PER_BLOCK rows of 32 N columns to one partial row
- * each, which add_partials_kernel adds up. */
+ * each, which row_sums.cu adds up. */
 enum { ROWS_PER_BLOCK = 128 };
 
 size_t vd_cuda_rows_workspace(int64_t n, int64_t width) {
@@ -231,25 +229,6 @@ static __global__ void relu_backward_kernel(int64_t n, int64_t width, const T *y
   }
 }
 
-/* sum[c] += the sum of partial's column c; 32 columns x 32 lanes of rows a block. */
-static __global__ void add_partials_kernel(int rows, int64_t width, const float *partial, float *sum) {
-  vd_pdl_wait();
-  __shared__ float lane[32][33];
-  int64_t c = (int64_t)blockIdx.x * 32 + threadIdx.x;
-  float mine = 0;
-  if (c < width) {
-#pragma unroll 4
-    for (int r = (int)threadIdx.y; r < rows; r += 32) mine += partial[r * width + c];
-  }
-  lane[threadIdx.y][threadIdx.x] = mine;
-  __syncthreads();
-  float total = lane[threadIdx.x][threadIdx.y];
-#pragma unroll
-  for (int i = 16; i > 0; i >>= 1) total += __shfl_xor_sync(0xffffffffU, total, i);
-  c = (int64_t)blockIdx.x * 32 + threadIdx.y;
-  if (threadIdx.x == 0 && c < width) sum[c] += total;
-}
-
 int64_t vd_cuda_partial_rows(int64_t n) {
   return vd_blocks(n, ROWS_PER_BLOCK);
 }
@@ -276,15 +255,11 @@ cudaError_t vd_cuda_relu_backward(enum vd_precision type, int64_t n, int64_t wid
   return launch_relu_backward(type, n, width, y, scale, dy, partial, stream);
 }
 
-cudaError_t vd_cuda_add_partials(int64_t rows, int64_t width, const float *partial, float *sum, cudaStream_t stream) {
-  return vd_launch_pdl(add_partials_kernel, vd_blocks(width, 32), dim3(32, 32), 0, stream, (int)rows, width, partial,
-                       sum);
-}
-
 cudaError_t vd_cuda_column_sums(enum vd_precision type, int64_t n, int64_t width, const void *x, float *workspace,
                                 float *sum, cudaStream_t stream) {
   cudaError_t e = launch_relu_backward(type, n, width, NULL, 1, (void *)x, workspace, stream);
-  return e == cudaSuccess ? vd_cuda_add_partials(vd_cuda_partial_rows(n), width, workspace, sum, stream) : e;
+  const vd_row_sum rows = {workspace, {sum}, (int32_t)vd_cuda_partial_rows(n), (int32_t)width, (int32_t)width, 1};
+  return e == cudaSuccess ? vd_cuda_add_row_sums(1, &rows, stream) : e;
 }
 
 /* A thread moves N columns from c on of rows offset, offset + step, ... of one stream, in ascending order. Where
@@ -326,30 +301,52 @@ cudaError_t vd_cuda_memory_push(enum vd_precision type, int64_t n_stream, int64_
   return cudaGetLastError();
 }
 
-/* Copies the last `taken` rows of each stream's block to their slots in the ring buffer; blockIdx.y is the stream. */
+/* The rings of one launch, as a kernel argument. */
+enum { RINGS = 64 };
+typedef struct ring_pushes {
+  vd_ring_push at[RINGS];
+} ring_pushes;
+
+/* Copies the last rows of each stream's block to their slots in a ring buffer; blockIdx.y is the stream, z the ring. */
 template <typename T, int N>
-static __global__ void memory_ring_push_kernel(int d, T *memory, int64_t rows, int64_t oldest, const T *hidden,
-                                               int64_t stride, int64_t block, int taken) {
+static __global__ void memory_ring_push_kernel(int d, int64_t stride, int64_t block,
+                                               const __grid_constant__ ring_pushes rings) {
   vd_pdl_wait();
+  const vd_ring_push &p = rings.at[blockIdx.z];
+  const int taken = (int)(block < p.rows ? block : p.rows);
   int e = (int)(blockIdx.x * BLOCK + threadIdx.x) * N, c = e % d, s = (int)blockIdx.y;
   if (e >= taken * d) return;
-  int64_t r = block - taken + e / d, place = oldest + r % rows;
-  *(vd_pack<T, N> *)(memory + (s * rows + (place < rows ? place : place - rows)) * d + c) =
-      *(const vd_pack<T, N> *)(hidden + (s * block + r) * stride + c);
+  int64_t r = block - taken + e / d, place = p.oldest + r % p.rows;
+  *(vd_pack<T, N> *)((T *)p.memory + (s * p.rows + (place < p.rows ? place : place - p.rows)) * d + c) =
+      *(const vd_pack<T, N> *)((const T *)p.hidden + (s * block + r) * stride + c);
 }
 
-cudaError_t vd_cuda_memory_ring_push(enum vd_precision type, int64_t n_stream, int64_t d, void *memory, int64_t rows,
-                                     int64_t oldest, const void *hidden, int64_t stride, int64_t block,
-                                     cudaStream_t stream) {
-  int64_t taken = block < rows ? block : rows;
+/* n rings, at most RINGS. */
+static cudaError_t push_rings(enum vd_precision type, int64_t n_stream, int64_t d, int64_t stride, int64_t block, int n,
+                              const vd_ring_push *push, cudaStream_t stream) {
+  ring_pushes rings = {};
+  int64_t taken = 0;
+  for (int i = 0; i < n; i++) {
+    const int64_t mine = block < push[i].rows ? block : push[i].rows;
+    if (mine > taken) taken = mine;
+    rings.at[i] = push[i];
+  }
   if (n_stream * taken * d == 0) return cudaSuccess;
   if (n_stream > 65535 || taken * d > INT32_MAX - 8 * BLOCK) return cudaErrorInvalidValue;
   const bool packed = d % 8 == 0 && stride % 8 == 0;
-  const dim3 blocks(vd_blocks(taken * d, BLOCK * (packed ? 8 : 1)), (unsigned)n_stream);
+  const dim3 blocks(vd_blocks(taken * d, BLOCK * (packed ? 8 : 1)), (unsigned)n_stream, (unsigned)n);
 #define CALL(T)                                                                                                        \
   return vd_launch_pdl(packed ? memory_ring_push_kernel<T, 8> : memory_ring_push_kernel<T, 1>, blocks, BLOCK, 0,       \
-                       stream, (int)d, (T *)memory, rows, oldest, (const T *)hidden, stride, block, (int)taken)
+                       stream, (int)d, stride, block, rings)
   VD_BY_TYPE(type, CALL);
 #undef CALL
   return cudaErrorInvalidValue;
+}
+
+cudaError_t vd_cuda_memory_ring_push(enum vd_precision type, int64_t n_stream, int64_t d, int64_t stride, int64_t block,
+                                     int n, const vd_ring_push *push, cudaStream_t stream) {
+  cudaError_t e = cudaSuccess;
+  for (int i = 0; i < n && e == cudaSuccess; i += RINGS)
+    e = push_rings(type, n_stream, d, stride, block, n - i < RINGS ? n - i : RINGS, push + i, stream);
+  return e;
 }

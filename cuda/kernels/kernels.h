@@ -1,6 +1,7 @@
 /* cuda/kernels holds the kernels other than attention, and what kernels share:
  *   elementwise.cu     conversions, embedding, dropout, ReLU's backward, column sums, memories
  *   norm.cu            residual sum and layer norm
+ *   row_sums.cu        sums of the partial rows of other kernels
  *   ffn.cu, ffn.h      feed-forward products with their epilogues
  *   rows_product.cu, rows_product.h    other products with a small contracted size
  *   weight_stationary.cuh, tma.cuh     the pipeline of both; TMA and mbarriers
@@ -19,6 +20,7 @@
 
 #include "src/base/choices.h"
 #include "src/base/rng.h"
+#include "src/ops/ring_push.h"
 #include "src/ops/update_stats.h"
 
 #include <cuda_runtime_api.h>
@@ -45,7 +47,17 @@ cudaError_t vd_cuda_embed_backward(enum vd_precision type, int64_t n, int64_t d,
 cudaError_t vd_cuda_drop_rows(enum vd_precision type, int64_t n, int64_t width, const vd_dropout *dropout, void *x,
                               cudaStream_t stream);
 
-/* Not collective. Bytes of workspace for sums over rows of [n, width] (column_sums, add_norm_backward). */
+/* A sum of partial rows [rows, stride]: to[v][c] += the sum of their columns v * d + c, v < n_vector, c < d. */
+typedef struct vd_row_sum {
+  const float *partial;
+  float *to[3];
+  int32_t rows, stride, d, n_vector;
+} vd_row_sum;
+enum { VD_ROW_SUMS = 48 };
+/* Stream-ordered. n of them, at most VD_ROW_SUMS, in one launch. */
+cudaError_t vd_cuda_add_row_sums(int n, const vd_row_sum *sum, cudaStream_t stream);
+
+/* Not collective. Bytes of workspace for column_sums of [n, width]. */
 size_t vd_cuda_rows_workspace(int64_t n, int64_t width);
 /* Not collective. Rows of partial sums for n rows. */
 int64_t vd_cuda_partial_rows(int64_t n);
@@ -53,8 +65,6 @@ int64_t vd_cuda_partial_rows(int64_t n);
  * its columns. */
 cudaError_t vd_cuda_relu_backward(enum vd_precision type, int64_t n, int64_t width, const void *y, float scale,
                                   void *dy, float *partial, cudaStream_t stream);
-/* Stream-ordered. sum [width] += the sums of partial's columns. */
-cudaError_t vd_cuda_add_partials(int64_t rows, int64_t width, const float *partial, float *sum, cudaStream_t stream);
 /* Stream-ordered. sum [width] += the sums of x's columns. */
 cudaError_t vd_cuda_column_sums(enum vd_precision type, int64_t n, int64_t width, const void *x, float *workspace,
                                 float *sum, cudaStream_t stream);
@@ -73,20 +83,21 @@ typedef struct vd_unit_mask {
 cudaError_t vd_cuda_add_norm(enum vd_precision type, int64_t n, int64_t d, const void *a, const void *b,
                              const vd_dropout *dropped, const float *weight, const float *bias, void *sum, float *mean,
                              float *rstd, void *y, const vd_unit_mask *mask, cudaStream_t stream);
-/* Stream-ordered. vd_ops.add_norm_backward; same limits. */
+/* Not collective. Partial rows of add_norm_backward for n rows. */
+int64_t vd_cuda_norm_partials(int64_t n);
+/* Stream-ordered. vd_ops.add_norm_backward; same limits. partial [vd_cuda_norm_partials(n), 3 d]: partial sums of
+ * dweight, dbias and dshift. */
 cudaError_t vd_cuda_add_norm_backward(enum vd_precision type, int64_t n, int64_t d, const void *sum, const float *mean,
                                       const float *rstd, const float *weight, const void *dy, void *dsum,
-                                      float *dweight, float *dbias, float *dshift, float *workspace,
-                                      cudaStream_t stream);
+                                      float *partial, cudaStream_t stream);
 
 /* Stream-ordered. vd_ops.memory_push. */
 cudaError_t vd_cuda_memory_push(enum vd_precision type, int64_t n_stream, int64_t d, const void *old, int64_t rows_old,
                                 int64_t oldest, const void *hidden, int64_t block, void *memory, int64_t rows_new,
                                 cudaStream_t stream);
 /* Stream-ordered. vd_ops.memory_ring_push. */
-cudaError_t vd_cuda_memory_ring_push(enum vd_precision type, int64_t n_stream, int64_t d, void *memory, int64_t rows,
-                                     int64_t oldest, const void *hidden, int64_t stride, int64_t block,
-                                     cudaStream_t stream);
+cudaError_t vd_cuda_memory_ring_push(enum vd_precision type, int64_t n_stream, int64_t d, int64_t stride, int64_t block,
+                                     int n, const vd_ring_push *push, cudaStream_t stream);
 /* Stream-ordered. vd_ops.cross_entropy; row_nll [n] is required. */
 cudaError_t vd_cuda_cross_entropy(enum vd_precision type, int64_t n, int64_t vocab, const void *logits,
                                   const int32_t *targets, float scale, double *loss_sum, float *row_nll, void *dlogits,

@@ -10,7 +10,6 @@
  * Shared memory: none forward; backward weights [d] float, then per warp 4 stages (1 where they do not fit into 112 KB)
  * of [dy, sum][d] filled by cp.async; at the end [8][d] float of the warps' sums, in the same place. A lane reads only
  * what it fetched itself, so stages need no barrier, only the wait for its own copies.
- * add_partials: 32 x 32 threads, a block per 32 columns.
  * Bound by memory bandwidth: with 64 streams forward of all norms takes 1.01 ms on an H200, 1.29 with the masks of
  * hidden units (unit_mask.cuh) that half of them draw, and backward 0.88; at 4.8 TB/s 0.67 and 0.50. */
 #include "cuda/kernels/dropout.cuh"
@@ -251,27 +250,6 @@ static __global__ void __launch_bounds__(WARPS * 32, K *N <= IN_REGISTERS ? 2 : 
   write_partials<N, K>(column, d, sums, partial);
 }
 
-/* dweight, dbias and, where it is not NULL, dshift [d] += the sums of partial's columns [rows, 3 d]; 32 columns x 32
- * lanes of rows a block. */
-static __global__ void add_partials_kernel(int rows, int d, const float *partial, float *dweight, float *dbias,
-                                           float *dshift) {
-  __shared__ float lane[32][33];
-  vd_pdl_wait();
-  int c = (int)(blockIdx.x * 32 + threadIdx.x), width = (dshift ? 3 : 2) * d;
-  float mine = 0;
-  if (c < width) {
-#pragma unroll 4
-    for (int r = (int)threadIdx.y; r < rows; r += 32) mine += partial[(int64_t)r * 3 * d + c];
-  }
-  lane[threadIdx.y][threadIdx.x] = mine;
-  __syncthreads();
-  float total = warp_sum(lane[threadIdx.x][threadIdx.y]);
-  c = (int)(blockIdx.x * 32 + threadIdx.y);
-  if (threadIdx.x > 0 || c >= width) return;
-  float *to = c < d ? dweight : c < 2 * d ? dbias : dshift;
-  to[c % d] += total;
-}
-
 /* Selects the instance for a width: CALL(T, elements of a chunk, chunks of a lane). */
 #define BY_WIDTH(T, d, CALL)                                                                                           \
   if ((d) % 8 == 0 && (d) <= 256) {                                                                                    \
@@ -317,10 +295,13 @@ cudaError_t vd_cuda_add_norm(enum vd_precision type, int64_t n, int64_t d, const
   return cudaErrorInvalidValue;
 }
 
+int64_t vd_cuda_norm_partials(int64_t n) {
+  return norm_blocks(n);
+}
+
 cudaError_t vd_cuda_add_norm_backward(enum vd_precision type, int64_t n, int64_t d, const void *sum, const float *mean,
                                       const float *rstd, const float *weight, const void *dy, void *dsum,
-                                      float *dweight, float *dbias, float *dshift, float *workspace,
-                                      cudaStream_t stream) {
+                                      float *partial, cudaStream_t stream) {
   unsigned blocks = norm_blocks(n);
   size_t size = type == VD_FP32 ? 4 : 2, row = 2 * (size_t)d * size * WARPS, weights = (size_t)d * sizeof(float);
   int stages = weights + row * STAGES <= MAX_SHARED ? STAGES : 1;
@@ -329,12 +310,10 @@ cudaError_t vd_cuda_add_norm_backward(enum vd_precision type, int64_t n, int64_t
 #define WIDTH(T, N, K)                                                                                                 \
   cudaFuncSetAttribute(add_norm_backward_kernel<T, N, K>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);   \
   e = vd_launch_pdl(add_norm_backward_kernel<T, N, K>, blocks, WARPS * 32, shared, stream, n, (int)d, stages,          \
-                    (const T *)sum, mean, rstd, weight, (const T *)dy, (T *)dsum, workspace)
+                    (const T *)sum, mean, rstd, weight, (const T *)dy, (T *)dsum, partial)
 #define CALL(T) BY_WIDTH(T, d, WIDTH)
   VD_BY_TYPE(type, CALL);
 #undef CALL
 #undef WIDTH
-  if (e != cudaSuccess) return e;
-  return vd_launch_pdl(add_partials_kernel, vd_blocks((dshift ? 3 : 2) * d, 32), dim3(32, 32), 0, stream, (int)blocks,
-                       (int)d, workspace, dweight, dbias, dshift);
+  return e;
 }

@@ -41,8 +41,8 @@ void vd_cpu_cross_entropy(vd_ops *o, int64_t n, int64_t vocab, const vd_act *log
 void vd_cpu_memory_push(vd_ops *o, int64_t n_stream, int64_t d, const vd_act *old, int64_t rows_old, int64_t oldest,
                         const vd_act *hidden, int64_t block, vd_act *memory, int64_t rows_new);
 /* Not collective. vd_ops.memory_ring_push. */
-void vd_cpu_memory_ring_push(vd_ops *o, int64_t n_stream, int64_t d, vd_act *memory, int64_t rows, int64_t oldest,
-                             const vd_act *hidden, int64_t stride, int64_t block);
+void vd_cpu_memory_ring_push(vd_ops *o, int64_t n_stream, int64_t d, int64_t stride, int64_t block, int n,
+                             const vd_ring_push *push);
 /* Not collective. vd_ops.square_sums. */
 void vd_cpu_square_sums(vd_ops *o, const real *x, const vd_extent *extent, int n, double *norm2);
 /* Not collective. vd_ops.gradient_norms. */

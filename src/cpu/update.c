@@ -31,16 +31,21 @@ void vd_cpu_memory_push(vd_ops *o, int64_t n_stream, int64_t d, const vd_act *ol
                 to + s * rows_new * d, rows_new);
 }
 
-void vd_cpu_memory_ring_push(vd_ops *o, int64_t n_stream, int64_t d, vd_act *memory, int64_t rows, int64_t oldest,
-                             const vd_act *hidden, int64_t stride, int64_t block) {
+/* One ring buffer of one stream. */
+static void push_ring(const vd_ring_push *p, int64_t stream, int64_t d, int64_t stride, int64_t block) {
+  const real *from = (const real *)p->hidden + stream * block * stride;
+  real *to = (real *)p->memory + stream * p->rows * d;
+  int64_t first = block < p->rows ? 0 : block - p->rows; /* of the block's rows that stay */
+  for (int64_t r = first; r < block; r++)
+    memcpy(to + (p->oldest + r) % p->rows * d, from + r * stride, (size_t)d * sizeof *to);
+}
+
+void vd_cpu_memory_ring_push(vd_ops *o, int64_t n_stream, int64_t d, int64_t stride, int64_t block, int n,
+                             const vd_ring_push *push) {
   (void)o;
-  const real *from = hidden;
-  real *to = memory;
-  int64_t first = block < rows ? 0 : block - rows; /* of the block's rows that stay */
-#pragma omp parallel for schedule(static)
-  for (int64_t s = 0; s < n_stream; s++)
-    for (int64_t r = first; r < block; r++)
-      memcpy(to + (s * rows + (oldest + r) % rows) * d, from + (s * block + r) * stride, (size_t)d * sizeof *to);
+#pragma omp parallel for schedule(static) collapse(2)
+  for (int i = 0; i < n; i++)
+    for (int64_t s = 0; s < n_stream; s++) push_ring(&push[i], s, d, stride, block);
 }
 
 void vd_cpu_square_sums(vd_ops *o, const real *x, const vd_extent *extent, int n, double *norm2) {

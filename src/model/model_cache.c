@@ -57,8 +57,8 @@ void vd_model_cache_rows(const vd_model *m, int layer, int64_t first, vd_qkv *qk
 void vd_model_cache_push(vd_model *m, int layer, int64_t first, int64_t n, const vd_qkv *qkv) {
   struct vd_layer_state *s = &m->state[layer];
   const char *keys = (const char *)qkv->block + (size_t)m->width * m->ops->act_size;
-  m->ops->memory_ring_push(m->ops, n, 2 * m->width, row_of(m, s, first, 0), s->cache_rows, s->cache_end, keys,
-                           3 * m->width, 1);
+  const vd_ring_push push = {row_of(m, s, first, 0), keys, s->cache_rows, s->cache_end};
+  m->ops->memory_ring_push(m->ops, n, 2 * m->width, 3 * m->width, 1, 1, &push);
 }
 
 void vd_model_cache_end(vd_model *m) {

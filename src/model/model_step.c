@@ -284,6 +284,22 @@ static void read_logits(vd_model *m, const struct micro *u) {
   }
 }
 
+/* The layers' inputs become the newest rows of their memories. */
+static void push_memories(vd_model *m, const struct micro *u) {
+  vd_ops *o = m->ops;
+  int n = (int)m->config.n_layer;
+  vd_ring_push *push = vd_calloc((size_t)n, sizeof *push);
+  for (int l = 0; l < n; l++) {
+    const struct vd_layer_state *s = &m->state[l];
+    vd_act *mine = (char *)s->memory + (size_t)(u->first * s->rows * m->d) * o->act_size;
+    push[l] = (vd_ring_push){mine, m->saved[l].input, s->rows, s->oldest};
+    if (vd_model_is_xl(m)) /* its products want rows that follow each other */
+      o->memory_push(o, u->n_stream, m->d, mine, s->rows, 0, m->saved[l].input, u->block, mine, s->rows);
+  }
+  if (!vd_model_is_xl(m)) o->memory_ring_push(o, u->n_stream, m->d, m->d, u->block, n, push);
+  free(push);
+}
+
 static void run_micro(vd_model *m, const struct micro *u) {
   vd_ops *o = m->ops;
   const vd_step *step = u->step;
@@ -297,14 +313,7 @@ static void run_micro(vd_model *m, const struct micro *u) {
   if (step->train && o->phase) o->phase(o, "backward");
   if (step->train) backward(m, u);
   if (o->phase) o->phase(o, "memories");
-  for (int l = 0; l < (int)m->config.n_layer; l++) {
-    struct vd_layer_state *s = &m->state[l];
-    vd_act *mine = (char *)s->memory + (size_t)(u->first * s->rows * m->d) * o->act_size;
-    if (vd_model_is_xl(m)) /* its products want rows that follow each other */
-      o->memory_push(o, u->n_stream, m->d, mine, s->rows, 0, m->saved[l].input, u->block, mine, s->rows);
-    else
-      o->memory_ring_push(o, u->n_stream, m->d, mine, s->rows, s->oldest, m->saved[l].input, m->d, u->block);
-  }
+  push_memories(m, u);
 }
 
 int vd_model_run(vd_model *m, vd_step *step, vd_error *err) {

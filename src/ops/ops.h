@@ -17,6 +17,7 @@
 #include "src/base/error.h"
 #include "src/base/random.h"
 #include "src/base/real.h"
+#include "src/ops/ring_push.h"
 #include "src/ops/update_stats.h"
 
 #include <stdbool.h>
@@ -214,8 +215,9 @@ struct vd_ops {
                              const vd_act *dout, const vd_qkv *dx, real *dkey_pe, real *dspan);
 
   /* To be called once after the last attention_backward of a pass: adds gradients that the backend accumulates over
-   * layers in buffers of its own (that of the key table) to the gradient arena. Until then weight gradients may be
-   * incomplete, and no op of a forward pass may write what the backward pass reads. NULL: nothing to do. */
+   * layers in buffers of its own to the gradient arena: dkey_pe, those of norms (dweight, dbias, dshift), and dbefore.
+   * Until then these and weight gradients may be incomplete, but for `get`, square_sums and gradient_norms, and no op
+   * of a forward pass may write what the backward pass reads. NULL: nothing to do. */
   void (*backward_end)(vd_ops *o);
 
   /* memory' = newest `rows_new` rows of [zeros; memory (rows_old, a ring); hidden (block)], per stream, oldest first;
@@ -223,11 +225,11 @@ struct vd_ops {
    * number of rows changes. */
   void (*memory_push)(vd_ops *o, int64_t n_stream, int64_t d, const vd_act *old, int64_t rows_old, int64_t oldest,
                       const vd_act *hidden, int64_t block, vd_act *memory, int64_t rows_new);
-  /* Pushes a block into a ring buffer of `rows` rows, in place: the block's rows replace the oldest, and the oldest row
-   * is then (oldest + block) mod rows. Row i of stream b of the block begins at element (b * block + i) * stride of
-   * `hidden`; stride >= d. */
-  void (*memory_ring_push)(vd_ops *o, int64_t n_stream, int64_t d, vd_act *memory, int64_t rows, int64_t oldest,
-                           const vd_act *hidden, int64_t stride, int64_t block);
+  /* Pushes a block into each of n ring buffers, in place: the block's rows replace the oldest, and the oldest row is
+   * then (oldest + block) mod rows. Row i of stream b of a block begins at element (b * block + i) * stride of
+   * `hidden`; stride >= d. `push` is host memory. */
+  void (*memory_ring_push)(vd_ops *o, int64_t n_stream, int64_t d, int64_t stride, int64_t block, int n,
+                           const vd_ring_push *push);
 
   /* Softmax cross entropy. logits [n, vocab]; targets [n], -1: not counted. *loss_sum (one double, backend memory) +=
    * sum of nll in nats over counted rows. nll [n] or NULL: nll per row, 0 where not counted. dlogits [n, vocab] or NULL

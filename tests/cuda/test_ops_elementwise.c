@@ -83,8 +83,11 @@ static void ring_push(ops_test *t, const char *name, int64_t d, int64_t rows, in
                  .block = block,
                  .stride = stride};
   case_noise(t, &c, SIDE_ACT, (size_t)(streams * rows * d), 1, 40);
+  case_noise(t, &c, SIDE_ACT, (size_t)(streams * (rows - 1) * d), 1, 42);
   case_noise(t, &c, SIDE_ACT, (size_t)(streams * block * stride), 1, 41);
-  case_check(t, name, &c, &(case_result){.buffer = 0, .name = "memory", .exact_zeros = true}, 1);
+  case_result results[] = {{.buffer = 0, .name = "memory", .exact_zeros = true},
+                           {.buffer = 1, .name = "another memory", .exact_zeros = true}};
+  case_check(t, name, &c, results, 2);
 }
 
 static void push(ops_test *t, const char *name, int64_t old, int64_t oldest, int64_t block, int64_t new, bool same) {

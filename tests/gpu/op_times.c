@@ -225,10 +225,12 @@ static void timed_memory_push(vd_ops *o, int64_t n_stream, int64_t d, const vd_a
   end(o);
 }
 
-static void timed_memory_ring_push(vd_ops *o, int64_t n_stream, int64_t d, vd_act *memory, int64_t rows, int64_t oldest,
-                                   const vd_act *hidden, int64_t stride, int64_t block) {
-  vd_ops *i = begin(o, "memory_ring_push", 0, (double)(n_stream * (block < rows ? block : rows) * d) * 2 * act(o));
-  i->memory_ring_push(i, n_stream, d, memory, rows, oldest, hidden, stride, block);
+static void timed_memory_ring_push(vd_ops *o, int64_t n_stream, int64_t d, int64_t stride, int64_t block, int n,
+                                   const vd_ring_push *push) {
+  int64_t rows = 0;
+  for (int k = 0; k < n; k++) rows += block < push[k].rows ? block : push[k].rows;
+  vd_ops *i = begin(o, "memory_ring_push", 0, (double)(n_stream * rows * d) * 2 * act(o));
+  i->memory_ring_push(i, n_stream, d, stride, block, n, push);
   end(o);
 }
 

@@ -384,16 +384,22 @@ static void memory_ring_pushes(void **state) {
   vd_ops *o = ops();
   for (int rows = 1; rows < 7; rows++)
     for (int block = 1; block < 9; block++) {
-      real ring[12] = {0}, straight[12] = {0}, hidden[16], spread[48];
+      real ring[12] = {0}, other[14] = {0}, straight[12] = {0}, longer[14] = {0}, hidden[16], spread[48];
+      int other_oldest = 0;
       for (int step = 0, oldest = 0; step < 9; step++) {
         for (int i = 0; i < 2 * block; i++) hidden[i] = 100 * step + i;
         for (int i = 0; i < 48; i++) spread[i] = i % 3 ? -1 : hidden[i / 3 % (2 * block)];
         int stride = 1 + step % 2 * 2;
-        o->memory_ring_push(o, 2, 1, ring, rows, oldest, stride == 3 ? spread : hidden, stride, block);
+        const real *from = stride == 3 ? spread : hidden;
+        const vd_ring_push push[] = {{ring, from, rows, oldest}, {other, from, rows + 1, other_oldest}};
+        o->memory_ring_push(o, 2, 1, stride, block, 2, push);
         o->memory_push(o, 2, 1, straight, rows, 0, hidden, block, straight, rows);
-        oldest = (oldest + block) % rows;
+        o->memory_push(o, 2, 1, longer, rows + 1, 0, hidden, block, longer, rows + 1);
+        oldest = (oldest + block) % rows, other_oldest = (other_oldest + block) % (rows + 1);
         for (int i = 0; i < 2 * rows; i++)
           assert_true(straight[i] == ring[i / rows * rows + (oldest + i % rows) % rows]);
+        for (int i = 0, r = rows + 1; i < 2 * r; i++)
+          assert_true(longer[i] == other[i / r * r + (other_oldest + i % r) % r]);
       }
     }
   o->destroy(o);

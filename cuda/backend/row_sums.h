@@ -1,0 +1,18 @@
+/* Sums over rows that only backward_end has to complete: gradients of layer norms and of the biases of hidden units.
+ * Their kernels leave partial rows, and one kernel adds up those of several layers. A launch costs the host 3 us: with
+ * few streams an update waits for its launches. */
+#ifndef VD_CUDA_ROW_SUMS_H
+#define VD_CUDA_ROW_SUMS_H
+
+#include "cuda/backend/context.h"
+
+/* Stream-ordered. Device memory [rows, width] for the partial rows of a sum that vd_cuda_row_sum_later() takes next.
+ * Where there is no room, the sums so far are completed first. NULL and a recorded error: out of memory. */
+float *vd_cuda_row_partials(vd_cuda_backend *c, int64_t rows, int64_t width);
+/* Stream-ordered. The sum of partial rows that are enqueued. It is completed by vd_cuda_row_sums_complete() or before.
+ */
+void vd_cuda_row_sum_later(vd_cuda_backend *c, const vd_row_sum *sum);
+/* Stream-ordered. Completes all sums. */
+void vd_cuda_row_sums_complete(vd_cuda_backend *c);
+
+#endif
