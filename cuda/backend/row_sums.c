@@ -1,23 +1,20 @@
 /* See row_sums.h. */
 #include "cuda/backend/row_sums.h"
 
-#include "cuda/backend/gradient_stream.h"
-
-/* Room for three layers of 16 streams or more. All of a model's would take 48 MB, and save four launches more. */
+/* Three layers of 16 streams or more. All of a model's would take 48 MB, and save four launches more. */
 enum { VD_ROW_SUM_BYTES = 12 << 20 };
 
 float *vd_cuda_row_partials(vd_cuda_backend *c, int64_t rows, int64_t width) {
   vd_row_sums *s = &c->row_sums;
   const size_t bytes = (size_t)(rows * width) * sizeof(float);
-  const size_t room = bytes < VD_ROW_SUM_BYTES ? VD_ROW_SUM_BYTES : bytes;
+  const size_t space = bytes < VD_ROW_SUM_BYTES ? VD_ROW_SUM_BYTES : bytes;
   if (s->n == VD_ROW_SUMS || s->used + bytes > s->partial.bytes) vd_cuda_row_sums_complete(c);
-  char *p = vd_cuda_workspace(c, &s->partial, room);
+  char *p = vd_cuda_workspace(c, &s->partial, space);
   return p ? (float *)(void *)(p + s->used) : NULL;
 }
 
 void vd_cuda_row_sum_later(vd_cuda_backend *c, const vd_row_sum *sum) {
   vd_row_sums *s = &c->row_sums;
-  vd_cuda_gradient_release(c, sum->to[0]); /* the gradients are zeroed */
   s->sum[s->n++] = *sum;
   s->used += (size_t)sum->rows * (size_t)sum->stride * sizeof(float);
 }

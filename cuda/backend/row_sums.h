@@ -7,10 +7,10 @@
 #include "cuda/backend/context.h"
 
 /* Stream-ordered. Device memory [rows, width] for the partial rows of a sum that vd_cuda_row_sum_later() takes next.
- * Where there is no room, the sums so far are completed first. NULL and a recorded error: out of memory. */
+ * Where there is no space left, the sums so far are completed first. NULL and a recorded error: out of memory. */
 float *vd_cuda_row_partials(vd_cuda_backend *c, int64_t rows, int64_t width);
-/* Stream-ordered. The sum of partial rows that are enqueued. It is completed by vd_cuda_row_sums_complete() or before.
- */
+/* Stream-ordered. The sum of partial rows whose kernel is enqueued on the main stream, which has waited for the zeroing
+ * of the gradients (gradient_stream.h). It is completed by vd_cuda_row_sums_complete() or before. */
 void vd_cuda_row_sum_later(vd_cuda_backend *c, const vd_row_sum *sum);
 /* Stream-ordered. Completes all sums. */
 void vd_cuda_row_sums_complete(vd_cuda_backend *c);
