@@ -283,8 +283,10 @@ def check_without():
     report("'cuda' without a GPU is an error that says why",
            result.returncode == 1 and "cuda" in result.stderr and not os.path.exists(os.path.join(folder, "none", "log.jsonl")),
            result.stderr)
-    compiler = shutil.which(os.environ.get("CC", "gcc").split()[0])  # none on a node that has the bundle alone
-    if compiler:
+    compiler = shutil.which(os.environ.get("CC", "gcc").split()[0])
+    with open(VIADUCT, "rb") as f:
+        begins_as_script = f.read(2) == b"#!"  # a bundle's, which works at its own place alone
+    if compiler and not begins_as_script:
         check_foreign_library(compiler)
 
 
