@@ -73,8 +73,8 @@ static void relu_backward(vd_cuda_backend *c, const vd_linear *l, const vd_act *
   if (!fits)
     vd_cuda_record_error(c, vd_cuda_relu_backward(c->type, l->n, l->in, x, scale, dx, partial, c->stream),
                          "ReLU's gradient");
-  const vd_row_sum sum = {partial, {dbefore}, (int32_t)rows, (int32_t)l->in, (int32_t)l->in, 1};
-  vd_cuda_row_sum_later(c, &sum);
+  real *const to[] = {dbefore};
+  vd_cuda_row_sum_later(c, partial, rows, l->in, l->in, 1, to);
 }
 
 void vd_cuda_linear_backward(vd_ops *o, const vd_linear *l, const vd_act *x, const real *weight, const vd_act *dy,

@@ -196,9 +196,8 @@ static void cuda_add_norm_backward(vd_ops *o, int64_t n, int64_t d, const vd_act
   vd_cuda_record_error(c,
                        vd_cuda_add_norm_backward(c->type, n, d, sum, mean, rstd, weight, dy, dsum, partial, c->stream),
                        "layer norm backward");
-  const vd_row_sum sums = {partial,       {dweight, dbias, dshift}, (int32_t)rows, (int32_t)(3 * d), (int32_t)d,
-                           dshift ? 3 : 2};
-  vd_cuda_row_sum_later(c, &sums);
+  real *const to[] = {dweight, dbias, dshift};
+  vd_cuda_row_sum_later(c, partial, rows, 3 * d, d, dshift ? 3 : 2, to);
 }
 
 static void cuda_memory_push(vd_ops *o, int64_t n_stream, int64_t d, const vd_act *old, int64_t rows_old,

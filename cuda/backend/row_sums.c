@@ -13,10 +13,14 @@ float *vd_cuda_row_partials(vd_cuda_backend *c, int64_t rows, int64_t width) {
   return p ? (float *)(void *)(p + s->used) : NULL;
 }
 
-void vd_cuda_row_sum_later(vd_cuda_backend *c, const vd_row_sum *sum) {
+void vd_cuda_row_sum_later(vd_cuda_backend *c, const float *partial, int64_t rows, int64_t stride, int64_t d,
+                           int n_vector, real *const *to) {
   vd_row_sums *s = &c->row_sums;
-  s->sum[s->n++] = *sum;
-  s->used += (size_t)sum->rows * (size_t)sum->stride * sizeof(float);
+  vd_row_sum *sum = &s->sum[s->n++];
+  *sum = (vd_row_sum){
+      .partial = partial, .rows = (int32_t)rows, .stride = (int32_t)stride, .d = (int32_t)d, .n_vector = n_vector};
+  for (int i = 0; i < n_vector; i++) sum->to[i] = to[i];
+  s->used += (size_t)(rows * stride) * sizeof *partial;
 }
 
 void vd_cuda_row_sums_complete(vd_cuda_backend *c) {

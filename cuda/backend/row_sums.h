@@ -9,9 +9,11 @@
 /* Stream-ordered. Device memory [rows, width] for the partial rows of a sum that vd_cuda_row_sum_later() takes next.
  * Where there is no space left, the sums so far are completed first. NULL and a recorded error: out of memory. */
 float *vd_cuda_row_partials(vd_cuda_backend *c, int64_t rows, int64_t width);
-/* Stream-ordered. The sum of partial rows whose kernel is enqueued on the main stream, which has waited for the zeroing
- * of the gradients (gradient_stream.h). It is completed by vd_cuda_row_sums_complete() or before. */
-void vd_cuda_row_sum_later(vd_cuda_backend *c, const vd_row_sum *sum);
+/* Stream-ordered. to[v][c] += the sum of column v * d + c of partial [rows, stride], v < n_vector <= 3, c < d. The
+ * kernel that writes partial is enqueued on the main stream, which has waited for the zeroing of the gradients
+ * (gradient_stream.h). The sum is completed by vd_cuda_row_sums_complete() or before; until then `to[v]` must stay. */
+void vd_cuda_row_sum_later(vd_cuda_backend *c, const float *partial, int64_t rows, int64_t stride, int64_t d,
+                           int n_vector, real *const *to);
 /* Stream-ordered. Completes all sums. */
 void vd_cuda_row_sums_complete(vd_cuda_backend *c);
 
