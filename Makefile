@@ -131,8 +131,10 @@ VERSION_FLAGS := -DVD_VERSION='"$(VERSION)"' -DVD_GIT_VERSION='"$(GIT)"'
 $(BUILD)/f32/src/base/version.o: $(BUILD)/version
 $(BUILD)/f32/src/base/version.o: private ALL_CFLAGS += $(VERSION_FLAGS)
 # What the program and its CUDA part share, in one number, so that a part of another build is refused: a checksum of the
-# headers of the table between them, and of those that these include.
-INTERFACE_HEADERS := $(sort $(wildcard src/ops/*.h) $(shell sed -n 's/^\#include "\(.*\)"/\1/p' src/ops/*.h))
+# headers of the table between them, and of all that these include.
+INCLUDED = $(sort $1 $(shell sed -n 's/^\#include "\(.*\)"/\1/p' $1))
+ALL_INCLUDED = $(if $(filter-out $1,$2),$(call ALL_INCLUDED,$2,$(call INCLUDED,$2)),$1)
+INTERFACE_HEADERS := $(call ALL_INCLUDED,,$(wildcard src/ops/*.h))
 INTERFACE_FLAGS := -DVD_CUDA_INTERFACE=$(firstword $(shell cat $(INTERFACE_HEADERS) | cksum))U
 INTERFACE_OBJ := $(addprefix $(BUILD)/,f32/src/comm/device.o f64/src/comm/device.o pic/cuda/backend/device.o \
   f32/tests/cuda/ops_side.o f64/tests/cuda/ops_side.o f32/tests/gpu/gpu_ops.o)

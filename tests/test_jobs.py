@@ -72,22 +72,32 @@ def renaming():
                                     "  prctl(PR_SET_NAME, \"renamed\");\n}\n")
 
 
+def read_process(pid, name):
+    """/proc/PID/NAME; "" once the process has ended."""
+    try:
+        with open(f"/proc/{pid}/{name}", encoding="utf-8", errors="replace") as f:
+            return f.read()
+    except OSError:
+        return ""
+
+
 def name_of_process():
     """Where OpenBLAS has chosen the kernels of an old processor the program starts itself again."""
     old = preloaded("old.so", 'char *openblas_get_corename(void) { return "Prescott"; }\n')
     words = command("train", place.deck, *settings(**endless("run-name")))
     plain = {k: v for k, v in environment(LD_PRELOAD=old).items() if k != "OPENBLAS_CORETYPE"}
+    with open("/proc/cpuinfo", encoding="utf-8") as f:
+        if " avx2" not in f.read():
+            print("ok the program keeps its name when it starts itself again # SKIP its kernels are those of an old processor")
+            return
     with subprocess.Popen(words, env=plain, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as p:
         limit = time.monotonic() + 60
         while place.lines("run-name") < 1 and p.poll() is None and time.monotonic() < limit:
             time.sleep(0.02)
-        with open(f"/proc/{p.pid}/comm", encoding="utf-8") as f:
-            name = f.read().strip()
-        with open(f"/proc/{p.pid}/environ", encoding="utf-8", errors="replace") as f:
-            again = "OPENBLAS_CORETYPE=" in f.read()
-        p.send_signal(signal.SIGUSR1)
-        p.wait(60)
-    report("the program keeps its name when it starts itself again", name == os.path.basename(VIADUCT) and again, f"{name} {again}")
+        name, again = read_process(p.pid, "comm").strip(), "OPENBLAS_CORETYPE=" in read_process(p.pid, "environ")
+        p.kill()
+    report("the program keeps its name when it starts itself again", name == os.path.basename(VIADUCT) and again,
+           f"its name is '{name}', OPENBLAS_CORETYPE is {'set' if again else 'not set'}")
 
 
 def stop_run_of(name):

@@ -3,6 +3,7 @@
 pkg-config does not know."""
 import glob
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -124,7 +125,18 @@ def check_libraries():
            "zlib is missing" not in run.stderr, run.stderr)
 
 
+def check_interface():
+    """The checksum that the program and its CUDA part share covers each header of the table between them."""
+    found = re.search("^INTERFACE_HEADERS := (.*)$", make("-np", "clean", "CUDA=no").stdout, flags=re.M)
+    rule = subprocess.run(["gcc", "-MM", "-I.", "src/ops/cuda_plugin.h"], cwd=SOURCE, capture_output=True, text=True,
+                          check=True).stdout
+    wanted = set(rule.replace("\\\n", " ").split()[1:])
+    report("the interface's checksum covers all headers", found and set(found[1].split()) == wanted,
+           f"{found and found[1]}, {sorted(wanted)}")
+
+
 try:
+    check_interface()
     check_quickstart()
     check_libraries()
 finally:

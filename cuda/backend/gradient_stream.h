@@ -22,7 +22,8 @@ void vd_cuda_gradient_job(vd_cuda_backend *c, const void *reads);
 /* Stream-ordered. The main stream waits for the jobs that read `buffer`, and for those that every op waits for: to be
  * called before an op of a backward pass writes the buffer. */
 void vd_cuda_gradient_release(vd_cuda_backend *c, const void *buffer);
-/* Stream-ordered. The main stream waits for all jobs, and completes sums over rows: gradients are as they should be. */
+/* Stream-ordered. The main stream waits for all jobs, and sums over rows are completed: what is left to
+ * backward_end is the key table's gradient. */
 void vd_cuda_gradient_join(vd_cuda_backend *c);
 /* Stream-ordered. `stream` waits for all jobs; the main stream does not. */
 cudaError_t vd_cuda_gradient_wait(vd_cuda_backend *c, cudaStream_t stream);

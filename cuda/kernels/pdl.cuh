@@ -1,5 +1,5 @@
 /* Programmatic dependent launch (CUDA C++ Programming Guide): a kernel is launched, and its blocks become resident,
- * while the previous kernel in the stream still runs. Without it each of the some 300 kernels of an update starts 1.5
+ * while the previous kernel in the stream still runs. Without it each of about 300 kernels of an update starts 1.5
  * us after the previous one has ended. */
 #ifndef VD_PDL_CUH
 #define VD_PDL_CUH

@@ -7,7 +7,8 @@ enum {
   MOST_ELEMENTS = 1 << 26 /* of a bucket: MPI counts in int */
 };
 
-/* Elements of the first bucket, where it is apart: no more than another bucket, and no arena of one bucket is cut. */
+/* Elements of the first bucket, where it is apart: no more than another bucket, and no arena of less than half a bucket
+ * is cut. */
 static size_t apart_bucket(size_t first, size_t sharded, size_t step, size_t unit) {
   size_t whole = (first + unit - 1) / unit * unit;
   return whole <= step && 2 * sharded > step && whole < sharded ? whole : 0;

@@ -5,10 +5,10 @@
  *     bucket           [ chunk of rank 0 | chunk of rank 1 | ... ]
  *
  * All ranks step the common part. A bucket has one chunk a rank, all of the same length, as reduce-scatter and
- * all-gather ask for; chunks begin on cache lines. Bucket 0 is the first layer, unless that is longer than a bucket:
- * its gradients are final last, so that nothing hides their exchange, and its weights are needed first. Other
- * boundaries of tensors play no part: a tensor may lie in several chunks and buckets. Where the arena is too small for
- * a cache line a rank, all of it is common. */
+ * all-gather ask for; chunks begin on cache lines. Bucket 0 is the first layer, unless that is longer than a bucket or
+ * the arena less than half of one: its gradients are final last, so that nothing hides their exchange, and its weights
+ * are needed first. Other boundaries of tensors play no part: a tensor may lie in several chunks and buckets. Where the
+ * arena is too small for a cache line a rank, all of it is common. */
 #ifndef VD_SHARD_H
 #define VD_SHARD_H
 

@@ -216,8 +216,8 @@ struct vd_ops {
 
   /* To be called once after the last attention_backward of a pass: adds gradients that the backend accumulates over
    * layers in buffers of its own to the gradient arena: dkey_pe, those of norms (dweight, dbias, dshift), and dbefore.
-   * Until then these and weight gradients may be incomplete, but for `get`, square_sums and gradient_norms, and no op
-   * of a forward pass may write what the backward pass reads. NULL: nothing to do. */
+   * Until then these and weight gradients may be incomplete (`get`, square_sums and gradient_norms complete all but
+   * dkey_pe), and no op of a forward pass may write what the backward pass reads. NULL: nothing to do. */
   void (*backward_end)(vd_ops *o);
 
   /* memory' = newest `rows_new` rows of [zeros; memory (rows_old, a ring); hidden (block)], per stream, oldest first;

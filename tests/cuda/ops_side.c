@@ -306,11 +306,15 @@ static void run_xl(vd_ops *o, const side_call *c, void *const *p, const vd_exten
     o->weight_gradient(o, c->n, c->in, c->out, p[0], p[1], p[2]);
 }
 
-/* Two rings, the second of one row less, again and again: more than a launch takes, and each time the same. */
+/* More rings than a launch takes: the first again and again, and two of one row less, of which the last comes in the
+ * second launch alone. */
 static void run_ring_push(vd_ops *o, const side_call *c, void *const *p) {
   enum { RINGS = 70 };
   vd_ring_push push[RINGS];
-  for (int i = 0; i < RINGS; i++) push[i] = (vd_ring_push){p[i % 2], p[2], c->memory_rows - i % 2, c->oldest - i % 2};
+  for (int i = 0; i < RINGS; i++) {
+    int ring = i == 5 ? 1 : i == RINGS - 1 ? 2 : 0, less = ring > 0;
+    push[i] = (vd_ring_push){p[ring], p[3], c->memory_rows - less, c->oldest - less};
+  }
   o->memory_ring_push(o, c->n_stream, c->in, c->stride, c->block, RINGS, push);
 }
 

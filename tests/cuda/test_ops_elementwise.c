@@ -83,11 +83,13 @@ static void ring_push(ops_test *t, const char *name, int64_t d, int64_t rows, in
                  .block = block,
                  .stride = stride};
   case_noise(t, &c, SIDE_ACT, (size_t)(streams * rows * d), 1, 40);
-  case_noise(t, &c, SIDE_ACT, (size_t)(streams * (rows - 1) * d), 1, 42);
+  for (uint64_t ring = 1; ring < 3; ring++)
+    case_noise(t, &c, SIDE_ACT, (size_t)(streams * (rows - 1) * d), 1, 42 + ring);
   case_noise(t, &c, SIDE_ACT, (size_t)(streams * block * stride), 1, 41);
   case_result results[] = {{.buffer = 0, .name = "memory", .exact_zeros = true},
-                           {.buffer = 1, .name = "another memory", .exact_zeros = true}};
-  case_check(t, name, &c, results, 2);
+                           {.buffer = 1, .name = "the second memory", .exact_zeros = true},
+                           {.buffer = 2, .name = "the third memory", .exact_zeros = true}};
+  case_check(t, name, &c, results, 3);
 }
 
 static void push(ops_test *t, const char *name, int64_t old, int64_t oldest, int64_t block, int64_t new, bool same) {

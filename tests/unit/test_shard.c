@@ -28,9 +28,16 @@ static void check_layout(size_t n, size_t common, size_t first_layer, size_t buc
   assert_true(s.common >= common && s.common - common < unit);
   assert_true((s.n_bucket == 0) == (n - common < unit));
   size_t longest = 0, step = bucket < unit ? unit : bucket;
-  bool apart =
-      first_layer > 0 && first_layer <= step && 2 * (n - s.common) > step + unit && n - s.common > first_layer + unit;
-  if (apart) assert_true(s.start[1] >= common + first_layer && s.start[1] < s.common + first_layer + unit);
+  if (first_layer > 0 && first_layer <= step && 2 * (n - s.common) > step + unit && n - s.common > first_layer + unit)
+    assert_true(s.start[1] >= common + first_layer && s.start[1] < s.common + first_layer + unit);
+  if (first_layer > step + unit || 2 * (n - s.common) < bucket) { /* it is not apart */
+    vd_shard_layout other;
+    const vd_shard_arena together = {n, common, 0};
+    vd_shard_layout_make(&other, &together, bucket, n_rank);
+    assert_int_equal(other.n_bucket, s.n_bucket);
+    assert_memory_equal(other.start, s.start, ((size_t)s.n_bucket + 1) * sizeof *s.start);
+    vd_shard_layout_free(&other);
+  }
   for (int b = 0; b < s.n_bucket; b++) {
     size_t size = s.start[b + 1] - s.start[b], chunk = vd_shard_chunk(&s, b);
     assert_true(chunk > 0 && chunk % LINE == 0 && chunk * (size_t)n_rank == size);
