@@ -392,8 +392,30 @@ def kills():
     report("leftovers are gone", not glob.glob(path(".k*")), str(glob.glob(path(".k*"))))
 
 
+def sources_that_change():
+    """Each file of a source is touched while the shards are written: the first one is there, the last one is not yet."""
+    ids = np.arange(3000000) % 7 + 4
+    changed = fairseq_folder("change", ids, lines=b"".join(b"%d 1\n" % (65 + i) for i in range(7)))
+    text = write("change.txt", bytes(range(65, 72)) * 1000000)
+    single = {"source": text, "train": 0.8, "valid": 0.1, "test": 0.1}
+    for name, files in (("change.txt", single), ("change/test.bin", changed), ("change/valid.idx", changed),
+                        ("change/dict.txt", changed)):
+        values = {f"prepare__{k}": f"'{v}'" if isinstance(v, str) else v for k, v in files.items()}
+        words = settings(data__path=f"'{path('ch')}.h5'", prepare__shard_tokens=20000, **values)
+        with subprocess.Popen(command("prepare", write("empty.nml", b"&prepare /\n"), *words), stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT) as child:
+            while child.poll() is None and not glob.glob(path("ch-*.h5")):
+                time.sleep(0.0005)
+            os.utime(path(name))
+            said = child.communicate(timeout=60)[0]
+        left = glob.glob(path("ch*.h5"))
+        report(f"{name} changes while it is read", child.returncode == 1 and f"{path(name)} changed while it was read" in said
+               and not left, f"status {child.returncode}, {len(left)} files are left: {said[-600:]}")
+
+
 try:
-    for case in (packings, other_programs, texts, fairseq, wrong_fairseq, wrong, full_disk, rerun, damage, kills):
+    for case in (packings, other_programs, texts, fairseq, wrong_fairseq, sources_that_change, wrong, full_disk, rerun, damage,
+                 kills):
         case()
 finally:
     shutil.rmtree(FOLDER, ignore_errors=True)

@@ -22,10 +22,14 @@ void vd_progress_show(vd_progress *p, double fraction);
 /* Not collective. Clears the live line. */
 void vd_progress_end(vd_progress *p);
 
-/* A source file as it was when it was scanned, to see that it has not changed since. */
+/* The files of a source as they were when it was scanned, to see that they have not changed since: the source itself,
+ * and where it is a binary file of fairseq's the index and the dictionary beside it. */
+enum { VD_SOURCE_FILES = 3 };
 typedef struct vd_prepare_stamp {
-  int64_t size;
-  struct timespec changed;
+  struct {
+    int64_t size;
+    struct timespec changed;
+  } file[VD_SOURCE_FILES];
 } vd_prepare_stamp;
 
 /* Not collective. Points plan->source at the paths of the settings: one, or where plan->n_source > 1 the three texts.
@@ -38,7 +42,7 @@ int vd_prepare_sources(const vd_settings *s, vd_corpus_plan *plan, vd_prepare_st
  * vd_prepare_free()), lengths of the splits, identity; kind [3]: how each file is packed. VD_USAGE: a source that is
  * shorter than the splits ask for, or empty; VD_FAILED: a file that cannot be read. */
 int vd_prepare_scan(vd_corpus_plan *plan, const vd_settings *s, vd_h5 *h5, const char *kind[VD_N_SPLIT], vd_error *err);
-/* Not collective. VD_FAILED when a source is not what it was when it was scanned. */
+/* Not collective. VD_FAILED, with the file's name, when a file of a source is not what it was when it was scanned. */
 int vd_prepare_unchanged(const vd_corpus_plan *plan, const vd_prepare_stamp stamp[VD_N_SPLIT], vd_error *err);
 /* Not collective. Frees the arrays of the vocabulary. */
 void vd_prepare_free(vd_corpus_plan *plan);

@@ -40,20 +40,42 @@ static void hex(struct md5_ctx *md5, char text[33]) {
   for (int i = 0; i < MD5_DIGEST_SIZE; i++) snprintf(text + 2 * i, 3, "%02x", digest[i]);
 }
 
-static int stamp_of(const char *path, vd_prepare_stamp *stamp, vd_error *err) {
+/* File i of a source; false: it has no such file. */
+static bool file_of(const char *source, int i, char *path, size_t size) {
+  static const char *const beside[VD_SOURCE_FILES] = {"", ".idx", "dict.txt"};
+  if (i == 0)
+    snprintf(path, size, "%s", source);
+  else if (vd_fairseq_is(source))
+    vd_fairseq_beside(source, beside[i], path, size);
+  else
+    return false;
+  return true;
+}
+
+static int stamp_of(const char *source, vd_prepare_stamp *stamp, vd_error *err) {
+  char path[2 * VD_PATH];
   struct stat st;
-  if (stat(path, &st) != 0) return vd_fail(err, VD_FAILED, "cannot open %s: %s", path, strerror(errno));
-  *stamp = (vd_prepare_stamp){.size = st.st_size, .changed = st.st_mtim};
+  *stamp = (vd_prepare_stamp){0};
+  for (int i = 0; i < VD_SOURCE_FILES && file_of(source, i, path, sizeof path); i++) {
+    if (stat(path, &st) != 0) return vd_fail(err, VD_FAILED, "cannot open %s: %s", path, strerror(errno));
+    stamp->file[i].size = st.st_size;
+    stamp->file[i].changed = st.st_mtim;
+  }
   return VD_OK;
 }
 
 int vd_prepare_unchanged(const vd_corpus_plan *plan, const vd_prepare_stamp stamp[VD_N_SPLIT], vd_error *err) {
   for (int i = 0; i < plan->n_source; i++) {
-    vd_prepare_stamp now = {0};
+    vd_prepare_stamp now;
     if (stamp_of(plan->source[i], &now, err)) return err->status;
-    if (now.size != stamp[i].size || now.changed.tv_sec != stamp[i].changed.tv_sec ||
-        now.changed.tv_nsec != stamp[i].changed.tv_nsec)
-      return vd_fail(err, VD_FAILED, "%s changed while it was read", plan->source[i]);
+    for (int f = 0; f < VD_SOURCE_FILES; f++) {
+      char path[2 * VD_PATH];
+      const struct timespec *then = &stamp[i].file[f].changed, *last = &now.file[f].changed;
+      if (now.file[f].size == stamp[i].file[f].size && last->tv_sec == then->tv_sec && last->tv_nsec == then->tv_nsec)
+        continue;
+      if (!file_of(plan->source[i], f, path, sizeof path)) snprintf(path, sizeof path, "%s", plan->source[i]);
+      return vd_fail(err, VD_FAILED, "%s changed while it was read", path);
+    }
   }
   return VD_OK;
 }
