@@ -75,7 +75,8 @@ LIB_SRC := $(wildcard src/*/*.c io/*.c)
 F32_OBJ := $(LIB_SRC:%.c=$(BUILD)/f32/%.o)
 # Rooms that do not know the type `real` are compiled once, for both libraries. tests/test_house.py holds them to it.
 WITHOUT_REAL := src/base/% src/deck/% io/%
-F64_OBJ := $(patsubst %.c,$(BUILD)/f64/%.o,$(filter-out $(WITHOUT_REAL),$(LIB_SRC))) $(patsubst %.c,$(BUILD)/f32/%.o,$(filter $(WITHOUT_REAL),$(LIB_SRC)))
+F64_OBJ := $(patsubst %.c,$(BUILD)/f64/%.o,$(filter-out $(WITHOUT_REAL),$(LIB_SRC))) \
+  $(patsubst %.c,$(BUILD)/f32/%.o,$(filter $(WITHOUT_REAL),$(LIB_SRC)))
 # Test programs hold a main(); other sources beside them are linked into each of them.
 UNIT_ALL := $(filter-out tests/unit/fuzz_%,$(wildcard tests/unit/*.c))
 MATH_ALL := $(wildcard tests/math/*.c)
