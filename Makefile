@@ -140,7 +140,6 @@ INTERFACE_FLAGS := -DVD_CUDA_INTERFACE=$(firstword $(shell cat $(INTERFACE_HEADE
 INTERFACE_OBJ := $(addprefix $(BUILD)/,f32/src/comm/device.o f64/src/comm/device.o pic/cuda/backend/device.o \
   f32/tests/cuda/ops_side.o f64/tests/cuda/ops_side.o f32/tests/gpu/gpu_ops.o)
 $(INTERFACE_OBJ): private ALL_CFLAGS += $(INTERFACE_FLAGS)
-$(INTERFACE_OBJ): $(INTERFACE_HEADERS)
 
 # An archive, so that each test takes what it calls and no others: with all of it every test would be the whole program.
 $(BUILD)/libunit.a: $(UNIT_AUX)

@@ -182,7 +182,7 @@ cudaError_t vd_cuda_drop_rows(enum vd_precision type, int64_t n, int64_t width, 
 enum { ROWS_PER_BLOCK = 128 };
 
 size_t vd_cuda_rows_workspace(int64_t n, int64_t width) {
-  return (size_t)((n + ROWS_PER_BLOCK - 1) / ROWS_PER_BLOCK + 1024) * (size_t)width * 3 * sizeof(float);
+  return (size_t)vd_cuda_partial_rows(n) * (size_t)width * sizeof(float);
 }
 
 /* dy = y <= 0 ? 0 : dy * scale (y NULL: dy unchanged), and the partial row of dy's column sums. A thread loads AHEAD

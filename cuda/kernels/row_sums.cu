@@ -8,13 +8,13 @@
 #include "cuda/kernels/pdl.cuh"
 
 /* Kernel arguments of up to 4 KB. Sum i has the blocks first[i] .. first[i + 1] - 1. */
-typedef struct row_sums {
+typedef struct row_sum_list {
   vd_row_sum sum[VD_ROW_SUMS];
   int32_t first[VD_ROW_SUMS + 1];
-} row_sums;
-static_assert(sizeof(row_sums) <= 4096, "arguments of a kernel");
+} row_sum_list;
+static_assert(sizeof(row_sum_list) <= 4096, "arguments of a kernel");
 
-static __global__ void add_row_sums_kernel(const __grid_constant__ row_sums all) {
+static __global__ void add_row_sums_kernel(const __grid_constant__ row_sum_list all) {
   __shared__ float lane[32][33];
   vd_pdl_wait();
   int id = 0;
@@ -39,7 +39,7 @@ static __global__ void add_row_sums_kernel(const __grid_constant__ row_sums all)
 }
 
 cudaError_t vd_cuda_add_row_sums(int n, const vd_row_sum *sum, cudaStream_t stream) {
-  row_sums all = {};
+  row_sum_list all = {};
   if (n > VD_ROW_SUMS) return cudaErrorInvalidValue;
   for (int i = 0; i < n; i++) {
     all.sum[i] = sum[i];

@@ -207,8 +207,9 @@ const vd_variable vd_variables[] = {
     INTEGER(
         device, bucket_bytes, "0", 0, 1e12, "bytes", "--bucket-cap-mb",
         "With 'nccl': size of a gradient bucket; each bucket is all-reduced, or reduce-scattered, as soon as backward "
-        "has filled it. With 'mpi': size of a reduce-scatter, and on GPUs bytes that pass through host memory at a "
-        "time. 0: 80000000 with 'nccl', a sharded optimizer and all ranks on one node, else 25000000."),
+        "has filled it. With a sharded optimizer the first layer has a bucket of its own. With 'mpi': size of a "
+        "reduce-scatter, and on GPUs bytes that pass through host memory at a time. 0: 80000000 with 'nccl', a sharded "
+        "optimizer and all ranks on one node, else 25000000."),
     REAL(device, timeout, "300.0", 0, false, NONE, true, "s", "",
          "With several ranks: the watchdog ends the run when a rank waits longer than this for the others, because one "
          "of them hangs or has died. Waits for rank 0's disk have no limit. 0: no limit."),
