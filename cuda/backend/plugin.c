@@ -215,14 +215,15 @@ static void cuda_memory_ring_push(vd_ops *o, int64_t n_stream, int64_t d, int64_
                        "memory ring push");
 }
 
-static void cuda_cross_entropy(vd_ops *o, int64_t n, int64_t vocab, const vd_act *logits, const int32_t *targets,
-                               double scale, double *loss_sum, real *nll, vd_act *dlogits) {
+static void cuda_cross_entropy(vd_ops *o, int64_t n, int64_t vocab, int64_t stride, const vd_act *logits,
+                               const int32_t *targets, double scale, double *loss_sum, real *nll, vd_act *dlogits) {
   vd_cuda_backend *c = vd_cuda_of(o);
   float *rows = nll ? nll : vd_cuda_workspace(c, &c->scratch, (size_t)n * sizeof *rows);
   if (rows)
-    vd_cuda_record_error(
-        c, vd_cuda_cross_entropy(c->type, n, vocab, logits, targets, (float)scale, loss_sum, rows, dlogits, c->stream),
-        "cross entropy");
+    vd_cuda_record_error(c,
+                         vd_cuda_cross_entropy(c->type, n, vocab, stride, logits, targets, (float)scale, loss_sum, rows,
+                                               dlogits, c->stream),
+                         "cross entropy");
 }
 
 static void cuda_add_constant(vd_ops *o, real *x, size_t n, double value) {

@@ -99,7 +99,7 @@ cudaError_t vd_cuda_memory_push(enum vd_precision type, int64_t n_stream, int64_
 cudaError_t vd_cuda_memory_ring_push(enum vd_precision type, int64_t n_stream, int64_t d, int64_t stride, int64_t block,
                                      int n, const vd_ring_push *push, cudaStream_t stream);
 /* Stream-ordered. vd_ops.cross_entropy; row_nll [n] is required. */
-cudaError_t vd_cuda_cross_entropy(enum vd_precision type, int64_t n, int64_t vocab, const void *logits,
+cudaError_t vd_cuda_cross_entropy(enum vd_precision type, int64_t n, int64_t vocab, int64_t stride, const void *logits,
                                   const int32_t *targets, float scale, double *loss_sum, float *row_nll, void *dlogits,
                                   cudaStream_t stream);
 

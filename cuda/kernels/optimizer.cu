@@ -2,7 +2,7 @@
  * between host and device. Blocks of 256 threads.
  *
  * cross_entropy: a warp per row, three passes over its logits (maximum, sum, gradient), of which the last two hit the
- * caches; no shared memory. sum_nll: one block, 2 KB of shared memory, a tree sum in double. A few hundred logits a row
+ * caches; no shared memory. sum_nll: one block, 8 KB of shared memory, a tree sum in double. A few hundred logits a row
  * are few bytes beside an update's activations.
  * Norms and optimisers walk over pieces of at most VD_PIECE elements, a block per piece, 4 elements a thread at a time,
  * so that tensors of all sizes take one launch. They are bound by memory bandwidth: norms read 4 bytes a parameter;
@@ -13,55 +13,74 @@
 
 enum { BLOCK = 256 };
 
-/* A warp per row, three passes over it. dlogits may be logits: a lane overwrites only elements that no other lane reads
- * any more. */
-template <typename T>
-static __global__ void cross_entropy_kernel(int64_t n, int vocab, const T *logits, const int32_t *targets, float scale,
-                                            float *row_nll, T *dlogits) {
+/* A warp per row, three passes over it, N columns a lane. dlogits may be logits: a lane overwrites only elements that
+ * no other lane reads any more. */
+template <typename T, int N>
+static __global__ void cross_entropy_kernel(int64_t n, int vocab, int stride, const T *logits, const int32_t *targets,
+                                            float scale, float *row_nll, T *dlogits) {
   int lane = (int)threadIdx.x % 32;
   int64_t r = (int64_t)blockIdx.x * (BLOCK / 32) + threadIdx.x / 32;
   if (r >= n) return;
-  const T *row = logits + r * vocab;
+  const T *row = logits + r * stride;
   int32_t target = targets[r];
-  float top = -INFINITY, total = 0;
-  for (int c = lane; c < vocab; c += 32) top = fmaxf(top, vd_load(row[c]));
+  float top = -INFINITY, total = 0, x[N];
+  for (int c = lane * N; c < vocab; c += 32 * N) {
+    vd_read<T, N>(row + c, x);
+#pragma unroll
+    for (int k = 0; k < N; k++) top = c + k < vocab ? fmaxf(top, x[k]) : top;
+  }
 #pragma unroll
   for (int i = 16; i > 0; i >>= 1) top = fmaxf(top, __shfl_xor_sync(0xffffffffU, top, i));
-  for (int c = lane; c < vocab; c += 32) total += expf(vd_load(row[c]) - top);
+  for (int c = lane * N; c < vocab; c += 32 * N) {
+    vd_read<T, N>(row + c, x);
+#pragma unroll
+    for (int k = 0; k < N; k++) total += c + k < vocab ? expf(x[k] - top) : 0.0f;
+  }
 #pragma unroll
   for (int i = 16; i > 0; i >>= 1) total += __shfl_xor_sync(0xffffffffU, total, i);
   if (lane == 0) row_nll[r] = target < 0 ? 0.0f : logf(total) - (vd_load(row[target]) - top);
   __syncwarp();
   if (!dlogits) return;
-  for (int c = lane; c < vocab; c += 32) {
-    float p = expf(vd_load(row[c]) - top) / total;
-    vd_set(&dlogits[r * vocab + c], target < 0 ? 0.0f : scale * (p - (c == target ? 1.0f : 0.0f)));
+  for (int c = lane * N; c < stride; c += 32 * N) {
+    vd_read<T, N>(row + c, x);
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+      float p = expf(x[k] - top) / total;
+      x[k] = target < 0 || c + k >= vocab ? 0.0f : scale * (p - (c + k == target ? 1.0f : 0.0f));
+    }
+    vd_write<T, N>(dlogits + r * stride + c, x);
   }
 }
 
 /* *sum += row[0] + ... + row[n - 1], by one block. */
+enum { SUM_BLOCK = 1024 };
 static __global__ void sum_nll_kernel(int64_t n, const float *row, double *sum) {
-  __shared__ double part[BLOCK];
+  __shared__ double part[SUM_BLOCK];
   double mine = 0;
-  for (int64_t i = threadIdx.x; i < n; i += BLOCK) mine += (double)row[i];
+#pragma unroll 8
+  for (int64_t i = threadIdx.x; i < n; i += SUM_BLOCK) mine += (double)row[i];
   part[threadIdx.x] = mine;
   __syncthreads();
-  for (int half = BLOCK / 2; half > 0; half /= 2) {
+  for (int half = SUM_BLOCK / 2; half > 0; half /= 2) {
     if ((int)threadIdx.x < half) part[threadIdx.x] += part[threadIdx.x + half];
     __syncthreads();
   }
   if (threadIdx.x == 0) *sum += part[0];
 }
 
-cudaError_t vd_cuda_cross_entropy(enum vd_precision type, int64_t n, int64_t vocab, const void *logits,
+cudaError_t vd_cuda_cross_entropy(enum vd_precision type, int64_t n, int64_t vocab, int64_t stride, const void *logits,
                                   const int32_t *targets, float scale, double *loss_sum, float *row_nll, void *dlogits,
                                   cudaStream_t stream) {
 #define CALL(T)                                                                                                        \
-  cross_entropy_kernel<T><<<vd_blocks(n, BLOCK / 32), BLOCK, 0, stream>>>(n, (int)vocab, (const T *)logits, targets,   \
-                                                                          scale, row_nll, (T *)dlogits)
+  if (stride % 8 == 0)                                                                                                 \
+    cross_entropy_kernel<T, 8><<<vd_blocks(n, BLOCK / 32), BLOCK, 0, stream>>>(                                        \
+        n, (int)vocab, (int)stride, (const T *)logits, targets, scale, row_nll, (T *)dlogits);                         \
+  else                                                                                                                 \
+    cross_entropy_kernel<T, 1><<<vd_blocks(n, BLOCK / 32), BLOCK, 0, stream>>>(                                        \
+        n, (int)vocab, (int)stride, (const T *)logits, targets, scale, row_nll, (T *)dlogits)
   VD_BY_TYPE(type, CALL);
 #undef CALL
-  sum_nll_kernel<<<1, BLOCK, 0, stream>>>(n, row_nll, loss_sum);
+  sum_nll_kernel<<<1, SUM_BLOCK, 0, stream>>>(n, row_nll, loss_sum);
   return cudaGetLastError();
 }
 

@@ -35,8 +35,8 @@ void vd_cpu_add_norm_backward(vd_ops *o, int64_t n, int64_t d, const vd_act *sum
                               const real *weight, const vd_act *dy, vd_act *dsum, real *dweight, real *dbias,
                               real *dshift);
 /* Not collective. vd_ops.cross_entropy. */
-void vd_cpu_cross_entropy(vd_ops *o, int64_t n, int64_t vocab, const vd_act *logits, const int32_t *targets,
-                          double scale, double *loss_sum, real *nll, vd_act *dlogits);
+void vd_cpu_cross_entropy(vd_ops *o, int64_t n, int64_t vocab, int64_t stride, const vd_act *logits,
+                          const int32_t *targets, double scale, double *loss_sum, real *nll, vd_act *dlogits);
 /* Not collective. vd_ops.memory_push. */
 void vd_cpu_memory_push(vd_ops *o, int64_t n_stream, int64_t d, const vd_act *old, int64_t rows_old, int64_t oldest,
                         const vd_act *hidden, int64_t block, vd_act *memory, int64_t rows_new);

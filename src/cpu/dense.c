@@ -232,19 +232,18 @@ static double entropy_row(int64_t vocab, const real *logits, int32_t target, dou
   return log(total) - at_target;
 }
 
-void vd_cpu_cross_entropy(vd_ops *o, int64_t n, int64_t vocab, const vd_act *logits, const int32_t *targets,
-                          double scale, double *loss_sum, real *nll, vd_act *dlogits) {
+void vd_cpu_cross_entropy(vd_ops *o, int64_t n, int64_t vocab, int64_t stride, const vd_act *logits,
+                          const int32_t *targets, double scale, double *loss_sum, real *nll, vd_act *dlogits) {
   (void)o;
   const real *x = logits;
   real *dx = dlogits;
   double *row = vd_calloc((size_t)n, sizeof *row);
 #pragma omp parallel for schedule(static)
   for (int64_t r = 0; r < n; r++) {
-    real *g = dx ? dx + r * vocab : NULL;
-    if (targets[r] >= 0)
-      row[r] = entropy_row(vocab, x + r * vocab, targets[r], scale, g);
-    else
-      for (int64_t c = 0; g && c < vocab; c++) g[c] = 0;
+    real *g = dx ? dx + r * stride : NULL;
+    const bool counts = targets[r] >= 0;
+    if (counts) row[r] = entropy_row(vocab, x + r * stride, targets[r], scale, g);
+    for (int64_t c = counts ? vocab : 0; g && c < stride; c++) g[c] = 0;
   }
   for (int64_t r = 0; r < n; r++) {
     *loss_sum += row[r];

@@ -45,7 +45,7 @@ static int take_buffers(vd_model *m, vd_error *err) {
   if (m->owner) m->params = m->owner->params;
   if ((!m->owner && vd_model_alloc(m, &m->params, m->arena, sizeof(real), err)) ||
       vd_model_alloc(m, &m->output, n * d, act, err) ||
-      vd_model_alloc(m, &m->logits, n * (size_t)m->config.vocab, act, err) ||
+      vd_model_alloc(m, &m->logits, n * (size_t)m->logit_stride, act, err) ||
       vd_model_alloc(m, &m->branch, n * d, act, err) || vd_model_alloc(m, &m->x, n, sizeof(int32_t), err) ||
       vd_model_alloc(m, &m->y, n, sizeof(int32_t), err) || vd_model_alloc(m, &m->nll, n, sizeof(real), err) ||
       vd_model_alloc(m, &m->loss, 1, sizeof(double), err))

@@ -78,7 +78,8 @@ struct vd_model {
   struct vd_layer_state *state;
   struct vd_layer_saved *saved; /* [n_layer] */
   vd_act *output;               /* [n, d] hidden states after the last layer */
-  vd_act *logits;               /* [n, vocab] */
+  int64_t logit_stride;         /* vocab rounded up, so that rows of 16-bit logits are whole vectors of 16 bytes */
+  vd_act *logits;               /* [n, logit_stride], zero beyond vocab */
   vd_act *branch;               /* [n, d] attention or feed-forward output before the residual sum */
   int32_t *x, *y;               /* [n] */
   real *nll;                    /* [n] */

@@ -5,7 +5,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { VD_ALIGN = 32 }; /* reals; tensors start on cache lines */
+enum {
+  VD_ALIGN = 32,   /* reals; tensors start on cache lines */
+  LOGITS_ALIGN = 8 /* columns of logits */
+};
 
 static size_t padded(size_t n) {
   return (n + VD_ALIGN - 1) / VD_ALIGN * VD_ALIGN;
@@ -83,13 +86,21 @@ static void layout_xl(vd_model *m) {
   m->out_bias = add(m, -1, "crit.out_layers.0.bias", 1, c->vocab, 1, 1);
 }
 
+/* Reals that tensor i takes in an arena. The output layer also has rows for the logits beyond the vocabulary, which
+ * stay zero: no tensor holds them, so no optimizer steps them. */
+static size_t extent(const vd_model *m, int i) {
+  size_t stride = (size_t)m->logit_stride;
+  if (i == m->out_weight) return padded(stride * (size_t)m->d);
+  return padded(i == m->out_bias ? stride : m->param[i].at.size);
+}
+
 /* Gives tensors of one kind their places, in their order. */
 static void place(vd_model *m, bool spans, bool common) {
   for (int i = 0; i < m->n_param; i++) {
     vd_param *p = &m->param[i];
     if (p->is_span != spans || p->is_common != common) continue;
     p->at.offset = m->arena;
-    m->arena += padded(p->at.size);
+    m->arena += extent(m, i);
   }
 }
 
@@ -116,6 +127,7 @@ static void place_all(vd_model *m) {
 void vd_model_layout(vd_model *m) {
   const vd_model_config *c = &m->config;
   m->width = c->n_head * c->d_head;
+  m->logit_stride = (c->vocab + LOGITS_ALIGN - 1) / LOGITS_ALIGN * LOGITS_ALIGN;
   m->param = vd_calloc((size_t)(4 + 14 * c->n_layer), sizeof *m->param);
   m->layer = vd_calloc((size_t)c->n_layer, sizeof *m->layer);
   m->n_param = 0;

@@ -246,7 +246,7 @@ static void forward(vd_model *m, const struct micro *u) {
   embed(m, u);
   for (int l = 0; l <= last; l++) layer_forward(m, u, l, l == last ? m->output : m->saved[l + 1].input);
   drop(m, u, last, VD_SITE_OUTPUT, m->output, m->output);
-  vd_linear head = plain(u, m->d, m->config.vocab);
+  vd_linear head = plain(u, m->d, m->logit_stride);
   weights_needed(m, u->step, last + 1);
   o->linear(o, &head, m->output, weight(m, m->out_weight), weight(m, m->out_bias), m->logits);
 }
@@ -262,7 +262,7 @@ static void gradients_final(vd_model *m, const struct micro *u, size_t first) {
 static void backward(vd_model *m, const struct micro *u) {
   vd_ops *o = m->ops;
   gradients_final(m, u, m->final_from = m->arena);
-  vd_linear head = plain(u, m->d, m->config.vocab);
+  vd_linear head = plain(u, m->d, m->logit_stride);
   o->linear_backward(o, &head, m->output, weight(m, m->out_weight), m->logits, m->dhidden, false,
                      gradient(m, m->out_weight), gradient(m, m->out_bias), NULL, NULL);
   drop(m, u, (int)m->config.n_layer - 1, VD_SITE_OUTPUT, m->dhidden, m->dhidden);
@@ -279,7 +279,8 @@ static void backward(vd_model *m, const struct micro *u) {
 static void read_logits(vd_model *m, const struct micro *u) {
   size_t vocab = (size_t)m->config.vocab;
   for (int64_t b = 0; b < u->n_stream; b++) {
-    const char *last = (const char *)m->logits + (size_t)((b + 1) * u->block - 1) * vocab * m->ops->act_size;
+    size_t row = (size_t)((b + 1) * u->block - 1);
+    const char *last = (const char *)m->logits + row * (size_t)m->logit_stride * m->ops->act_size;
     m->ops->get_act(m->ops, u->step->logits + (size_t)(u->first + b) * vocab, last, vocab);
   }
 }
@@ -307,8 +308,8 @@ static void run_micro(vd_model *m, const struct micro *u) {
   vd_model_attention_micro(m, step, u->first, u->n_stream);
   forward(m, u);
   if (step->logits) read_logits(m, u);
-  o->cross_entropy(o, u->rows, m->config.vocab, m->logits, m->y, step->scale, m->loss, step->nll ? m->nll : NULL,
-                   step->train ? m->logits : NULL);
+  o->cross_entropy(o, u->rows, m->config.vocab, m->logit_stride, m->logits, m->y, step->scale, m->loss,
+                   step->nll ? m->nll : NULL, step->train ? m->logits : NULL);
   if (step->nll) o->get(o, step->nll + u->first * u->block, m->nll, (size_t)u->rows);
   if (step->train && o->phase) o->phase(o, "backward");
   if (step->train) backward(m, u);

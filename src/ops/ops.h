@@ -231,11 +231,12 @@ struct vd_ops {
   void (*memory_ring_push)(vd_ops *o, int64_t n_stream, int64_t d, int64_t stride, int64_t block, int n,
                            const vd_ring_push *push);
 
-  /* Softmax cross entropy. logits [n, vocab]; targets [n], -1: not counted. *loss_sum (one double, backend memory) +=
-   * sum of nll in nats over counted rows. nll [n] or NULL: nll per row, 0 where not counted. dlogits [n, vocab] or NULL
-   * (may be logits): scale * (softmax - onehot), 0 in rows not counted. */
-  void (*cross_entropy)(vd_ops *o, int64_t n, int64_t vocab, const vd_act *logits, const int32_t *targets, double scale,
-                        double *loss_sum, real *nll, vd_act *dlogits);
+  /* Softmax cross entropy. logits [n, stride], of which the first vocab columns count; targets [n], -1: not counted.
+   * *loss_sum (one double, backend memory) += sum of nll in nats over counted rows. nll [n] or NULL: nll per row, 0
+   * where not counted. dlogits [n, stride] or NULL (may be logits): scale * (softmax - onehot), 0 in rows not counted
+   * and in columns from vocab on. */
+  void (*cross_entropy)(vd_ops *o, int64_t n, int64_t vocab, int64_t stride, const vd_act *logits,
+                        const int32_t *targets, double scale, double *loss_sum, real *nll, vd_act *dlogits);
   void (*get_double)(vd_ops *o, double *host, const double *device, size_t n); /* waits */
 
   /* Enqueues an async copy of the parts (at most VD_STATS_PARTS), one after the other, to pinned slot `slot` (below

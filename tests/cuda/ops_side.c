@@ -330,7 +330,7 @@ static void run_rest(vd_ops *o, side_call *c, void *const *p) {
     run_ring_push(o, c, p);
     break;
   case SIDE_CROSS_ENTROPY:
-    o->cross_entropy(o, c->n, c->vocab, p[0], p[1], c->scale, p[2], p[3], c->same_buffer ? p[0] : p[4]);
+    o->cross_entropy(o, c->n, c->vocab, c->stride, p[0], p[1], c->scale, p[2], p[3], c->same_buffer ? p[0] : p[4]);
     break;
   case SIDE_ADD_CONSTANT:
     o->add_constant(o, p[0], c->buffer[0].n, c->value);

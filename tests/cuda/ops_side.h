@@ -69,7 +69,7 @@ typedef struct side_call {
   /* attention */
   int64_t n_stream, block, window, n_head, d_head, attn_span, ramp, n_span, memory_rows, oldest;
   int64_t kv_spare;          /* rows of a stream's projected memory beyond the window, forward */
-  int64_t stride;            /* memory_ring_push: elements between rows of the block */
+  int64_t stride;            /* elements between rows of memory_ring_push's block, of cross_entropy's logits */
   bool trimmed, same_buffer; /* same_buffer: memory_push, cross_entropy and scale_dropout in place */
   bool sliced; /* relative keys: queries', keys' and values' weights are slices of one tensor, the first one given */
   int64_t reach[SIDE_HEADS], own[SIDE_HEADS]; /* own: as far back as a head needs values */

@@ -5,10 +5,11 @@
 #include <math.h>
 #include <stdio.h>
 
-static void cross_entropy(ops_test *t, const char *name, int64_t n, int64_t vocab, bool nll, bool gradient, bool same,
-                          double missing) {
-  side_call c = {.op = SIDE_CROSS_ENTROPY, .n = n, .vocab = vocab, .scale = 1.0 / 16, .same_buffer = same};
-  size_t all = (size_t)(n * vocab);
+static void cross_entropy(ops_test *t, const char *name, int64_t n, int64_t vocab, int64_t stride, bool nll,
+                          bool gradient, bool same, double missing) {
+  side_call c = {
+      .op = SIDE_CROSS_ENTROPY, .n = n, .vocab = vocab, .stride = stride, .scale = 1.0 / 16, .same_buffer = same};
+  size_t all = (size_t)(n * stride);
   case_noise(t, &c, SIDE_ACT, all, 4, 60);
   int targets = case_fill(&c, SIDE_TOKEN, (size_t)n, 0);
   for (size_t i = 0; i < (size_t)n; i++)
@@ -113,12 +114,16 @@ static void adam(ops_test *t, const char *name, int64_t updates, double scale, d
 }
 
 void test_update(ops_test *t) {
-  cross_entropy(t, "cross_entropy", 70, 205, true, true, false, 0.2);
-  cross_entropy(t, "cross_entropy in place", 33, 205, false, true, true, 0.2);
-  cross_entropy(t, "cross_entropy loss only", 65, 205, false, false, false, 0);
-  cross_entropy(t, "cross_entropy nll only", 65, 51, true, false, false, 0.1);
-  cross_entropy(t, "cross_entropy two symbols", 17, 2, true, true, false, 0.1);
-  cross_entropy(t, "cross_entropy many symbols", 9, 5003, true, true, true, 0.1);
+  cross_entropy(t, "cross_entropy", 70, 205, 205, true, true, false, 0.2);
+  cross_entropy(t, "cross_entropy in place", 33, 205, 205, false, true, true, 0.2);
+  cross_entropy(t, "cross_entropy padded", 70, 205, 208, true, true, false, 0.2);
+  cross_entropy(t, "cross_entropy padded, in place", 1031, 205, 208, false, true, true, 0.2);
+  cross_entropy(t, "cross_entropy padded by a vector and more", 19, 27, 300, true, true, true, 0.2);
+  cross_entropy(t, "cross_entropy loss only", 65, 205, 208, false, false, false, 0);
+  cross_entropy(t, "cross_entropy nll only", 65, 51, 51, true, false, false, 0.1);
+  cross_entropy(t, "cross_entropy two symbols", 17, 2, 2, true, true, false, 0.1);
+  cross_entropy(t, "cross_entropy many symbols", 9, 5003, 5003, true, true, true, 0.1);
+  cross_entropy(t, "cross_entropy many symbols, padded", 9, 5003, 5008, true, true, true, 0.1);
   simple(t);
   square_sums(t, false);
   square_sums(t, true);

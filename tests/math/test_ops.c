@@ -187,7 +187,7 @@ static void add_norm_gradients(void **state) {
 
 struct entropy_case {
   vd_ops *o;
-  int64_t n, vocab;
+  int64_t n, vocab, stride;
   const int32_t *targets;
   double scale;
 };
@@ -195,23 +195,23 @@ struct entropy_case {
 static double entropy_value(const real *x, void *with) {
   struct entropy_case *c = with;
   double loss = 0;
-  c->o->cross_entropy(c->o, c->n, c->vocab, x, c->targets, c->scale, &loss, NULL, NULL);
+  c->o->cross_entropy(c->o, c->n, c->vocab, c->stride, x, c->targets, c->scale, &loss, NULL, NULL);
   return loss * c->scale;
 }
 
 static void cross_entropy_gradients(void **state) {
   (void)state;
   int32_t targets[4] = {2, -1, 0, 6};
-  struct entropy_case c = {ops(), 4, 7, targets, 0.125};
-  real *logits = noise(28, 1), *gradient = vd_calloc(28, sizeof *gradient), nll[4];
+  struct entropy_case c = {ops(), 4, 7, 9, targets, 0.125};
+  real *logits = noise(36, 1), *gradient = noise(36, 2), nll[4];
   double loss = 0, sum = 0;
-  c.o->cross_entropy(c.o, 4, 7, logits, targets, c.scale, &loss, nll, gradient);
+  c.o->cross_entropy(c.o, 4, 7, 9, logits, targets, c.scale, &loss, nll, gradient);
   for (int r = 0; r < 4; r++) sum += nll[r];
   assert_true(nll[1] == 0 && fabs(sum - loss) < 1e-14);
-  check_gradient("logits", entropy_value, logits, 28, gradient, &c);
+  check_gradient("logits", entropy_value, logits, 36, gradient, &c); /* 0 beyond the vocabulary */
   real flat[7] = {5, 5, 5, 5, 5, 5, 5};
   loss = 0;
-  c.o->cross_entropy(c.o, 1, 7, flat, targets, 1, &loss, NULL, NULL);
+  c.o->cross_entropy(c.o, 1, 7, 7, flat, targets, 1, &loss, NULL, NULL);
   assert_true(fabs(loss - log(7)) < 1e-14);
   free(logits), free(gradient);
   c.o->destroy(c.o);

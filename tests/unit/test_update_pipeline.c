@@ -116,14 +116,14 @@ static void the_same_with_memories(void **state) {
 }
 
 /* A backend whose gradients, and where `loss_too` its loss, are not finite in one update. */
-static void (*real_cross_entropy)(vd_ops *o, int64_t n, int64_t vocab, const vd_act *logits, const int32_t *targets,
-                                  double scale, double *loss_sum, real *nll, vd_act *dlogits);
+static void (*real_cross_entropy)(vd_ops *o, int64_t n, int64_t vocab, int64_t stride, const vd_act *logits,
+                                  const int32_t *targets, double scale, double *loss_sum, real *nll, vd_act *dlogits);
 static int passes, bad_pass;
 static bool loss_too;
 
-static void broken_cross_entropy(vd_ops *o, int64_t n, int64_t vocab, const vd_act *logits, const int32_t *targets,
-                                 double scale, double *loss_sum, real *nll, vd_act *dlogits) {
-  real_cross_entropy(o, n, vocab, logits, targets, scale, loss_sum, nll, dlogits);
+static void broken_cross_entropy(vd_ops *o, int64_t n, int64_t vocab, int64_t stride, const vd_act *logits,
+                                 const int32_t *targets, double scale, double *loss_sum, real *nll, vd_act *dlogits) {
+  real_cross_entropy(o, n, vocab, stride, logits, targets, scale, loss_sum, nll, dlogits);
   if (passes++ != bad_pass) return;
   ((real *)dlogits)[3] = NAN;
   if (loss_too) *loss_sum = NAN;
