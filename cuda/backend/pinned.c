@@ -11,12 +11,16 @@ typedef struct pinned_slot {
   void *p;
   size_t bytes;
   cudaEvent_t done; /* NULL: not used yet */
+  /* Of tokens: device memory of the same size, and the event of the copy that fills it. */
+  void *device;
+  cudaEvent_t copied;
 } pinned_slot;
 
-enum { VD_TOKEN_SLOTS = 16 };
+enum { VD_TOKEN_SLOTS = 16, FEW_TOKENS = 2048 };
 struct vd_pinned_slots {
   pinned_slot stats[VD_PINNED_SLOTS], tokens[VD_TOKEN_SLOTS];
   int next_tokens;
+  cudaStream_t copies; /* of tokens to the device, ahead of the main stream; NULL: none yet */
 };
 
 static struct vd_pinned_slots *slots_of(vd_cuda_backend *c) {
@@ -59,18 +63,40 @@ const void *vd_cuda_pull_stats(vd_ops *o, int slot, vd_error *err) {
   return o->check(o, err) == VD_OK ? s->p : NULL;
 }
 
+/* Grows a slot of tokens, which the GPU does not use now. */
+static cudaError_t grow_tokens(struct vd_pinned_slots *slots, pinned_slot *s, size_t bytes) {
+  cudaError_t e = cudaSuccess;
+  if (!slots->copies) e = cudaStreamCreateWithFlags(&slots->copies, cudaStreamNonBlocking);
+  if (e == cudaSuccess && !s->copied) e = cudaEventCreateWithFlags(&s->copied, cudaEventDisableTiming);
+  if (e != cudaSuccess || bytes <= s->bytes) return e;
+  cudaFree(s->device);
+  s->device = NULL;
+  e = grow(s, bytes);
+  if (e == cudaSuccess) e = cudaMalloc(&s->device, s->bytes);
+  if (e != cudaSuccess) s->bytes = 0;
+  return e;
+}
+
+/* The host runs ahead of the GPU: tokens cross the bus while the main stream is busy with earlier work, whose tokens
+ * `device` may still hold, and the main stream later copies them within device memory. A few tokens it fetches itself:
+ * that begins sooner. */
 void vd_cuda_put_tokens(vd_ops *o, int32_t *device, const int32_t *host, size_t n) {
   vd_cuda_backend *c = vd_cuda_of(o);
   struct vd_pinned_slots *slots = slots_of(c);
   pinned_slot *s = &slots->tokens[slots->next_tokens];
   size_t bytes = n * sizeof *host;
+  if (n == 0) return;
   slots->next_tokens = (slots->next_tokens + 1) % VD_TOKEN_SLOTS;
   cudaError_t e = s->done ? cudaEventSynchronize(s->done) : cudaSuccess;
-  if (e == cudaSuccess) e = grow(s, bytes > 0 ? bytes : 1);
-  if (e == cudaSuccess && n > 0) {
-    memcpy(s->p, host, bytes);
-    e = vd_cuda_fetch(n, s->p, (uint32_t *)device, c->stream);
+  if (e == cudaSuccess) e = grow_tokens(slots, s, bytes);
+  const bool ahead = n > FEW_TOKENS;
+  if (e == cudaSuccess) memcpy(s->p, host, bytes);
+  if (e == cudaSuccess && ahead) {
+    e = cudaMemcpyAsync(s->device, s->p, bytes, cudaMemcpyHostToDevice, slots->copies);
+    if (e == cudaSuccess) e = cudaEventRecord(s->copied, slots->copies);
+    if (e == cudaSuccess) e = cudaStreamWaitEvent(c->stream, s->copied, 0);
   }
+  if (e == cudaSuccess) e = vd_cuda_copy_words(n, ahead ? s->device : s->p, (uint32_t *)device, c->stream);
   if (e == cudaSuccess) e = cudaEventRecord(s->done, c->stream);
   vd_cuda_record_error(c, e, "copying tokens to the GPU");
 }
@@ -78,7 +104,9 @@ void vd_cuda_put_tokens(vd_ops *o, int32_t *device, const int32_t *host, size_t 
 static void free_slots(pinned_slot *s, int n) {
   for (int i = 0; i < n; i++) {
     cudaFreeHost(s[i].p);
+    cudaFree(s[i].device);
     if (s[i].done) cudaEventDestroy(s[i].done);
+    if (s[i].copied) cudaEventDestroy(s[i].copied);
     s[i] = (pinned_slot){0};
   }
 }
@@ -87,6 +115,7 @@ void vd_cuda_pinned_end(vd_cuda_backend *c) {
   if (!c->slots) return;
   free_slots(c->slots->stats, VD_PINNED_SLOTS);
   free_slots(c->slots->tokens, VD_TOKEN_SLOTS);
+  if (c->slots->copies) cudaStreamDestroy(c->slots->copies);
   free(c->slots);
   c->slots = NULL;
 }

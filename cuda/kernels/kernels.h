@@ -131,8 +131,9 @@ typedef struct vd_cuda_adam_step {
 cudaError_t vd_cuda_adam(enum vd_precision type, float *param, const float *gradient, float *m, float *v, void *copy,
                          const vd_cuda_piece *piece, int n_piece, const double *grad_stats,
                          const vd_cuda_adam_step *step, cudaStream_t stream);
-/* Stream-ordered. Copies n words from pinned host memory by a kernel, which for few words ends before a copy starts. */
-cudaError_t vd_cuda_fetch(size_t n, const uint32_t *from, uint32_t *to, cudaStream_t stream);
+/* Stream-ordered. Copies n words from device or pinned host memory by a kernel, which for few words ends before a copy
+ * would start. */
+cudaError_t vd_cuda_copy_words(size_t n, const uint32_t *from, uint32_t *to, cudaStream_t stream);
 /* Stream-ordered. Copies the parts, one after the other, to `to`, which may be pinned host memory; n <= VD_STATS_PARTS.
  */
 cudaError_t vd_cuda_copy_parts(int n, const vd_stats_part *part, void *to, cudaStream_t stream);

@@ -262,14 +262,14 @@ cudaError_t vd_cuda_adam(enum vd_precision type, float *param, const float *grad
   return cudaGetLastError();
 }
 
-/* Reads pinned host memory through the bus: for few words faster than the start of a copy. */
-static __global__ void fetch_kernel(size_t n, const uint32_t *from, uint32_t *to) {
+/* A thread copies one word. */
+static __global__ void copy_words_kernel(size_t n, const uint32_t *from, uint32_t *to) {
   size_t i = (size_t)blockIdx.x * BLOCK + threadIdx.x;
   if (i < n) to[i] = from[i];
 }
 
-cudaError_t vd_cuda_fetch(size_t n, const uint32_t *from, uint32_t *to, cudaStream_t stream) {
-  fetch_kernel<<<vd_blocks((int64_t)n, BLOCK), BLOCK, 0, stream>>>(n, from, to);
+cudaError_t vd_cuda_copy_words(size_t n, const uint32_t *from, uint32_t *to, cudaStream_t stream) {
+  copy_words_kernel<<<vd_blocks((int64_t)n, BLOCK), BLOCK, 0, stream>>>(n, from, to);
   return cudaGetLastError();
 }
 
