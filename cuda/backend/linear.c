@@ -96,3 +96,41 @@ void vd_cuda_linear_backward(vd_ops *o, const vd_linear *l, const vd_act *x, con
   else if (dx)
     vd_cuda_input_gradient(c, l->n, l->out, l->in, dy, l->out, weight, dx, accumulate);
 }
+
+/* As a product of one-hot rows and dout, whose time does not depend on how often a symbol occurs. In embed_backward's
+ * kernel one block has all rows of a symbol: with 32,768 rows of 512, and symbols as unequal as in text, it takes 132
+ * us (uniform symbols 76), this 44 (doc/notes/2026-11-29-output-layer.md). */
+static void one_hot_gradient(vd_cuda_backend *c, int64_t n, int64_t d, int64_t vocab, const int32_t *tokens,
+                             const vd_act *dout, /* NOLINTNEXTLINE(readability-non-const-parameter): through a struct */
+                             real *dweight) {
+  const int64_t width = (vocab + 7) / 8 * 8;
+  void *rows = vd_cuda_workspace(c, &c->scratch, (size_t)(n * width) * c->act_size);
+  if (!rows) return;
+  vd_cuda_record_error(c, vd_cuda_one_hot(c->type, n, width, tokens, rows, c->stream), "one-hot rows");
+  vd_gemm_call call = {.m = vocab,
+                       .n = d,
+                       .k = n,
+                       .n_batch = 1,
+                       .a = {rows, width, 0, true},
+                       .b = {dout, d, 0, false},
+                       .c = dweight,
+                       .ldc = d,
+                       .c_float = true,
+                       .alpha = 1,
+                       .beta = 1};
+  vd_cuda_gemm(c, &call);
+}
+
+void vd_cuda_embed_backward_op(vd_ops *o, int64_t n, int64_t d, int64_t vocab, const int32_t *tokens,
+                               const vd_dropout *dropout, vd_act *dout, real *dweight) {
+  enum { FEW_ROWS = 4096, MOST_SYMBOLS = 512 };
+  vd_cuda_backend *c = vd_cuda_of(o);
+  vd_cuda_gradient_release(c, dout);
+  if (dropout->p > 0)
+    vd_cuda_record_error(c, vd_cuda_drop_rows(c->type, n, d, dropout, dout, c->stream), "embed backward");
+  if (c->type != VD_FP32 && n > FEW_ROWS && vocab <= MOST_SYMBOLS)
+    one_hot_gradient(c, n, d, vocab, tokens, dout, dweight);
+  else
+    vd_cuda_record_error(c, vd_cuda_embed_backward(c->type, n, d, vocab, tokens, dout, dweight, c->stream),
+                         "embed backward");
+}

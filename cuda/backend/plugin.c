@@ -164,16 +164,6 @@ static void cuda_embed(vd_ops *o, int64_t n, int64_t d, const int32_t *tokens, c
   vd_cuda_record_error(c, vd_cuda_embed(c->type, n, d, tokens, weight, dropout, out, c->stream), "embed");
 }
 
-static void cuda_embed_backward(vd_ops *o, int64_t n, int64_t d, int64_t vocab, const int32_t *tokens,
-                                const vd_dropout *dropout, vd_act *dout, real *dweight) {
-  vd_cuda_backend *c = vd_cuda_of(o);
-  vd_cuda_gradient_release(c, dout);
-  if (dropout->p > 0)
-    vd_cuda_record_error(c, vd_cuda_drop_rows(c->type, n, d, dropout, dout, c->stream), "embed backward");
-  vd_cuda_record_error(c, vd_cuda_embed_backward(c->type, n, d, vocab, tokens, dout, dweight, c->stream),
-                       "embed backward");
-}
-
 static void cuda_add_norm(vd_ops *o, int64_t n, int64_t d, const vd_act *a, const vd_act *b, const vd_dropout *dropped,
                           const real *weight, const real *bias, vd_act *sum, real *mean, real *rstd, vd_act *y) {
   vd_cuda_backend *c = vd_cuda_of(o);
@@ -291,7 +281,7 @@ static vd_ops table_of(vd_cuda_backend *c) {
                   .phase = cuda_phase,
                   .weights_changed = cuda_weights_changed,
                   .embed = cuda_embed,
-                  .embed_backward = cuda_embed_backward,
+                  .embed_backward = vd_cuda_embed_backward_op,
                   .linear = vd_cuda_linear,
                   .linear_backward = vd_cuda_linear_backward,
                   .draw_ahead = vd_cuda_draw_ahead,

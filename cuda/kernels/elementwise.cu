@@ -5,7 +5,7 @@
  *   bandwidth of device memory (3.35 TB/s on an H100), since they do few operations per element.
  * - embed_backward: a block per symbol and 64 N columns; 64 column lanes x 16 row lanes. Shared memory: the list of the
  *   symbol's rows (16 KB), sums of the row lanes (4 KB). A block scans all tokens, which lie in the L2 cache, and then
- *   reads only its symbol's rows of dout.
+ *   reads only its symbol's rows of dout. It serves where one-hot rows and a product would cost more (linear.c).
  * - relu_backward: 32 x 8 threads, a block per 128 rows of 32 N columns. Shared memory: 8 rows of sums. Bound by memory
  *   bandwidth.
  *
@@ -147,6 +147,26 @@ cudaError_t vd_cuda_embed_backward(enum vd_precision type, int64_t n, int64_t d,
   else                                                                                                                 \
     embed_backward_kernel<T, 1><<<dim3((unsigned)vocab, vd_blocks(d, 64)), 64 * ROW_LANES, 0, stream>>>(               \
         n, d, tokens, (const T *)dout, dweight)
+  VD_BY_TYPE(type, CALL);
+#undef CALL
+  return cudaGetLastError();
+}
+
+/* to[r][c] = 1 where tokens[r] is c, else 0; a thread writes 8 columns. */
+template <typename T> static __global__ void one_hot_kernel(int64_t n, int64_t width, const int32_t *tokens, T *to) {
+  int64_t e = ((int64_t)blockIdx.x * BLOCK + threadIdx.x) * 8;
+  if (e >= n * width) return;
+  int64_t r = e / width, at = tokens[r] - e % width;
+  float x[8];
+#pragma unroll
+  for (int k = 0; k < 8; k++) x[k] = at == k ? 1.0f : 0.0f;
+  vd_write<T, 8>(to + e, x);
+}
+
+cudaError_t vd_cuda_one_hot(enum vd_precision type, int64_t n, int64_t width, const int32_t *tokens, void *to,
+                            cudaStream_t stream) {
+  if (width % 8 != 0) return cudaErrorInvalidValue;
+#define CALL(T) one_hot_kernel<T><<<vd_blocks(n *width, BLOCK * 8), BLOCK, 0, stream>>>(n, width, tokens, (T *)to)
   VD_BY_TYPE(type, CALL);
 #undef CALL
   return cudaGetLastError();

@@ -43,6 +43,9 @@ cudaError_t vd_cuda_embed(enum vd_precision type, int64_t n, int64_t d, const in
 /* Stream-ordered. dweight[v, :] += sum over rows r with tokens[r] = v of dout[r, :]. */
 cudaError_t vd_cuda_embed_backward(enum vd_precision type, int64_t n, int64_t d, int64_t vocab, const int32_t *tokens,
                                    const void *dout, float *dweight, cudaStream_t stream);
+/* Stream-ordered. to [n, width]: 1 in column tokens[r] of row r, else 0; width a multiple of 8. */
+cudaError_t vd_cuda_one_hot(enum vd_precision type, int64_t n, int64_t width, const int32_t *tokens, void *to,
+                            cudaStream_t stream);
 /* Stream-ordered. x [n, width] = dropout(x). */
 cudaError_t vd_cuda_drop_rows(enum vd_precision type, int64_t n, int64_t width, const vd_dropout *dropout, void *x,
                               cudaStream_t stream);

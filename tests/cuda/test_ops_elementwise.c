@@ -131,6 +131,9 @@ void test_elementwise(ops_test *t) {
   embed(t, "embed", 70, 64, 205, 0);
   embed(t, "embed dropout", 301, 72, 205, 0.3);
   embed(t, "embed odd", 33, 37, 5, 0.1);
+  embed(t, "embed many rows", 4999, 72, 205, 0);
+  embed(t, "embed many rows, dropout", 8192, 64, 27, 0.3);
+  embed(t, "embed many rows and symbols", 4999, 64, 700, 0);
   add_norm(t, "add_norm", 70, 512, 0);
   add_norm(t, "add_norm odd", 33, 37, 0);
   add_norm(t, "add_norm wide", 3, 1024, 0);
