@@ -312,7 +312,8 @@ def check_xl():
 
 
 def main():
-    """All checks, or those named."""
+    """All checks, or those named. On a node with several GPUs ranks would take one each."""
+    ENVIRONMENT["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     make_corpus()
     checks = {"curves": check_curves, "moving": check_moving, "resume": check_resume, "eval": check_eval,
               "tokens": lambda: check_tokens("deck", "cpu"), "half": check_half, "nccl": check_nccl,
