@@ -9,8 +9,8 @@
  *   - timing.c: timing events; nccl.c: gradient all-reduces
  * In: src/ops, and the kernels behind attention.h, memory_projection.h, kernels.h, ffn.h and rows_product.h. Out: the
  * symbol vd_cuda. All files include this header; only plugin.c and device.c include all others, so there is no circle.
- * Work is enqueued on the main stream, weight gradients beside it on the gradient stream; errors are recorded here and
- * reported by vd_ops.check and synchronize. */
+ * Work is enqueued on the main stream, weight gradients beside it on the gradient stream, copies of tokens to the GPU
+ * on a third; errors are recorded here and reported by vd_ops.check and synchronize. */
 #ifndef VD_CUDA_CONTEXT_H
 #define VD_CUDA_CONTEXT_H
 
@@ -69,7 +69,7 @@ typedef struct vd_cuda_backend {
   cudaStream_t stream, side;
   cudaEvent_t fork, join;
   vd_gradient_stream gradient;
-  bool one_stream; /* timing events are used: an op's events then enclose its work */
+  bool one_stream; /* timing events are used: an op's events then enclose its work, but for the copy of tokens */
   cublasLtHandle_t blas;
   struct vd_gemm_algo *product; /* [n_product] the cuBLASLt algorithm of each shape so far */
   int n_product;

@@ -103,27 +103,30 @@ void vd_cuda_linear_backward(vd_ops *o, const vd_linear *l, const vd_act *x, con
 static void one_hot_gradient(vd_cuda_backend *c, int64_t n, int64_t d, int64_t vocab, const int32_t *tokens,
                              const vd_act *dout, /* NOLINTNEXTLINE(readability-non-const-parameter): through a struct */
                              real *dweight) {
-  const int64_t width = (vocab + 7) / 8 * 8;
-  void *rows = vd_cuda_workspace(c, &c->scratch, (size_t)(n * width) * c->act_size);
-  if (!rows) return;
-  vd_cuda_record_error(c, vd_cuda_one_hot(c->type, n, width, tokens, rows, c->stream), "one-hot rows");
-  vd_gemm_call call = {.m = vocab,
-                       .n = d,
-                       .k = n,
-                       .n_batch = 1,
-                       .a = {rows, width, 0, true},
-                       .b = {dout, d, 0, false},
-                       .c = dweight,
-                       .ldc = d,
-                       .c_float = true,
-                       .alpha = 1,
-                       .beta = 1};
-  vd_cuda_gemm(c, &call);
+  enum { ELEMENTS = 1 << 23 }; /* of one-hot rows at a time: 16 MiB of scratch */
+  const int64_t width = (vocab + 7) / 8 * 8, most = ELEMENTS / width;
+  void *rows = vd_cuda_workspace(c, &c->scratch, (size_t)((n < most ? n : most) * width) * c->act_size);
+  for (int64_t r = 0; rows && r < n; r += most) {
+    const int64_t taken = n - r < most ? n - r : most;
+    vd_cuda_record_error(c, vd_cuda_one_hot(c->type, taken, width, tokens + r, rows, c->stream), "one-hot rows");
+    vd_gemm_call call = {.m = vocab,
+                         .n = d,
+                         .k = taken,
+                         .n_batch = 1,
+                         .a = {rows, width, 0, true},
+                         .b = {(const char *)dout + (size_t)(r * d) * c->act_size, d, 0, false},
+                         .c = dweight,
+                         .ldc = d,
+                         .c_float = true,
+                         .alpha = 1,
+                         .beta = 1};
+    vd_cuda_gemm(c, &call);
+  }
 }
 
 void vd_cuda_embed_backward_op(vd_ops *o, int64_t n, int64_t d, int64_t vocab, const int32_t *tokens,
                                const vd_dropout *dropout, vd_act *dout, real *dweight) {
-  enum { FEW_ROWS = 4096, MOST_SYMBOLS = 512 };
+  enum { FEW_ROWS = 4096, MOST_SYMBOLS = 512 }; /* a block of the kernel lists as many rows once; not tuned */
   vd_cuda_backend *c = vd_cuda_of(o);
   vd_cuda_gradient_release(c, dout);
   if (dropout->p > 0)

@@ -9,7 +9,8 @@
 int vd_cuda_push_stats(vd_ops *o, int slot, int n, const vd_stats_part *part, vd_error *err);
 /* Not collective. vd_ops.pull_stats. */
 const void *vd_cuda_pull_stats(vd_ops *o, int slot, vd_error *err);
-/* Stream-ordered. vd_ops.put_tokens: the host waits only for its copy of 16 calls before. */
+/* Stream-ordered. vd_ops.put_tokens: the host waits only for its copy of 16 calls before, and, where a slot grows, for
+ * the GPU. */
 void vd_cuda_put_tokens(vd_ops *o, int32_t *device, const int32_t *host, size_t n);
 /* Not collective. Frees the slots. */
 void vd_cuda_pinned_end(vd_cuda_backend *c);

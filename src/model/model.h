@@ -68,6 +68,7 @@ void vd_model_destroy(vd_model *m);
  * (tokens). */
 typedef struct vd_memory_estimate {
   double parameters, gradients, optimizer /* one state */, memories, activations, workspace; /* bytes */
+  double logits; /* contained in workspace */
 } vd_memory_estimate;
 /* Not collective. Fills *e for n_stream streams of a rank (micro_streams at a time, 0: all) when every layer's window
  * is `window` tokens; act_size: bytes of an activation. What one-token steps keep of projected memory is not counted.

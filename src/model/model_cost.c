@@ -55,6 +55,7 @@ void vd_model_estimate(const vd_model_config *config, size_t act_size, int64_t n
   double statistics = (4.0 * n + n * (double)config->n_head) * (double)sizeof(real);
   e->activations = layers * ((4.0 * n * d + n * width + n * (double)config->d_inner + qkv) * act + statistics);
   if (xl) e->activations += layers * (double)(config->mem_len + block) * width * (act + (double)sizeof(real));
-  e->workspace = ((xl ? 5.0 : 4.0) * n * d + n * (double)config->d_inner + n * (double)shape.logit_stride + qkv) * act +
+  e->logits = n * (double)shape.logit_stride * act;
+  e->workspace = ((xl ? 5.0 : 4.0) * n * d + n * (double)config->d_inner + qkv) * act + e->logits +
                  n * (2.0 * sizeof(int32_t) + sizeof(real));
 }

@@ -166,8 +166,8 @@ struct vd_ops {
   /* out[r, :] = dropout(weight[tokens[r], :]). tokens [n]; weight [vocab, d]. */
   void (*embed)(vd_ops *o, int64_t n, int64_t d, const int32_t *tokens, const real *weight, const vd_dropout *dropout,
                 vd_act *out);
-  /* dweight[tokens[r], :] += dropout(dout[r, :]), rows in ascending order. dout is overwritten where there is dropout.
-   */
+  /* dweight[tokens[r], :] += dropout(dout[r, :]), in an order that does not depend on timing. dout is overwritten where
+   * there is dropout. */
   void (*embed_backward)(vd_ops *o, int64_t n, int64_t d, int64_t vocab, const int32_t *tokens,
                          const vd_dropout *dropout, vd_act *dout, real *dweight);
 

@@ -32,8 +32,7 @@ static double evaluator_bytes(const vd_train *t, int64_t window) {
   vd_memory_estimate e;
   vd_model_estimate(c, t->ops->act_size, streams, s->data.micro_streams, block, window, &e);
   double rows = (double)(micro * block), layers = (double)c->n_layer, d = (double)c->d_model;
-  return e.memories + e.activations / layers +
-         rows * (layers * d + 2 * d + (double)c->vocab) * (double)t->ops->act_size;
+  return e.memories + e.activations / layers + e.logits + rows * (layers + 2) * d * (double)t->ops->act_size;
 }
 
 /* What attention's 16-bit kernels keep for each pair of 64 queries and 64 keys (cuda/attention/attention.h): of all

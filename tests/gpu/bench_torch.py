@@ -53,7 +53,8 @@ def main():
     model = Model().cuda().train()
     optimizer = torch.optim.Adagrad(model.parameters(), lr=0.007, foreach=True)
     compiled = torch.compile(model)
-    x, y = (torch.randint(VOCAB, (streams, BLOCK), device="cuda") for _ in range(2))
+    # Symbols as unequal as in text, like those of bench_train.
+    x, y = ((VOCAB * torch.rand(streams, BLOCK, device="cuda") ** 3).long() for _ in range(2))
 
     def update():
         with torch.autocast("cuda", dtype=torch.bfloat16):

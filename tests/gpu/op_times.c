@@ -236,7 +236,7 @@ static void timed_memory_ring_push(vd_ops *o, int64_t n_stream, int64_t d, int64
 
 static void timed_cross_entropy(vd_ops *o, int64_t n, int64_t vocab, int64_t stride, const vd_act *logits,
                                 const int32_t *targets, double scale, double *loss_sum, real *nll, vd_act *dlogits) {
-  vd_ops *i = begin(o, "cross_entropy", 0, (double)(n * vocab) * 2 * act(o));
+  vd_ops *i = begin(o, "cross_entropy", 0, (double)(n * stride) * 2 * act(o));
   i->cross_entropy(i, n, vocab, stride, logits, targets, scale, loss_sum, nll, dlogits);
   end(o);
 }

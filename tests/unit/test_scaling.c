@@ -16,13 +16,13 @@ static const vd_optimizer_config recipe = {
     .lr = 0.07, .eps = 1e-10, .clip_step = 0.03, .loss_scale = 128, .loss_scale_window = 4};
 
 /* The backend of a fixture, whose losses of these updates (counted from 0) are lost. */
-static void (*real_cross_entropy)(vd_ops *o, int64_t n, int64_t vocab, const vd_act *logits, const int32_t *targets,
-                                  double scale, double *loss_sum, real *nll, vd_act *dlogits);
+static void (*real_cross_entropy)(vd_ops *o, int64_t n, int64_t vocab, int64_t stride, const vd_act *logits,
+                                  const int32_t *targets, double scale, double *loss_sum, real *nll, vd_act *dlogits);
 static int64_t first_lost, last_lost, passes;
 
-static void lossy_cross_entropy(vd_ops *o, int64_t n, int64_t vocab, const vd_act *logits, const int32_t *targets,
-                                double scale, double *loss_sum, real *nll, vd_act *dlogits) {
-  real_cross_entropy(o, n, vocab, logits, targets, scale, loss_sum, nll, dlogits);
+static void lossy_cross_entropy(vd_ops *o, int64_t n, int64_t vocab, int64_t stride, const vd_act *logits,
+                                const int32_t *targets, double scale, double *loss_sum, real *nll, vd_act *dlogits) {
+  real_cross_entropy(o, n, vocab, stride, logits, targets, scale, loss_sum, nll, dlogits);
   if (passes >= first_lost && passes <= last_lost) *loss_sum = INFINITY; /* the gradients stay finite */
   passes++;
 }
