@@ -18,7 +18,10 @@ static inline __attribute__((always_inline)) void kernel(const int vectors, int6
       sum[r][v] = add ? *(const vd_vector *)(c + r * ldc + v * VD_LANES) : (vd_vector){0};
   for (int64_t p = 0; p < k; p++) {
     vd_vector row[3];
-    for (int v = 0; v < vectors; v++) row[v] = *(const vd_vector *)(b + p * ldb + v * VD_LANES);
+    for (int v = 0; v < vectors; v++) {
+      row[v] = *(const vd_vector *)(b + p * ldb + v * VD_LANES);
+      VD_KEEP(row[v]);
+    }
     for (int r = 0; r < VD_ROWS; r++)
       for (int v = 0; v < vectors; v++) sum[r][v] += a[r * a_row + p * a_col] * row[v];
   }

@@ -29,6 +29,13 @@
 #endif
 #define VD_LANES (VD_VECTOR_BYTES / (int64_t)sizeof(real))
 #define VD_MARGIN (VD_ROWS + 2 * VD_LANES)
+/* Keeps vector x, which was loaded, in a register. Compilers for some processors (gcc for AMD's) otherwise load it anew
+ * for each row of C, so that loads bound the kernel, or unroll until sums are spilled. */
+#if defined(__x86_64__)
+#define VD_KEEP(x) __asm__("" : "+v"(x))
+#else
+#define VD_KEEP(x) (void)(x)
+#endif
 #define VD_TILE_MAX 64 /* queries a tile: a multiple of the 16 rows of a dropout tile and of VD_ROWS */
 
 /* One head's share: which distances it sees and how the soft mask weighs them. Arrays over u = reach - x. */

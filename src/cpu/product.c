@@ -31,6 +31,8 @@ static inline __attribute__((always_inline)) void tile(int64_t k, const real *re
     }
   for (int64_t p = 0; p < k; p++) {
     vd_vector b0 = *(const vd_vector *)(b + p * COLUMNS), b1 = *(const vd_vector *)(b + p * COLUMNS + VD_LANES);
+    VD_KEEP(b0);
+    VD_KEEP(b1);
 #pragma GCC unroll 12
     for (int r = 0; r < ROWS; r++) {
       real x = a[r * a_row + p * a_col];
