@@ -250,9 +250,9 @@ void vd_cuda_gemm(vd_cuda_backend *c, const vd_gemm_call *x) {
             (long long)x->m, (long long)x->n, (long long)x->k, (long long)x->n_batch, cublasLtGetStatusString(s));
 }
 
-void vd_cuda_weight_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,
-                             /* NOLINTNEXTLINE(readability-non-const-parameter): written through a struct */
-                             const void *x, real *dweight) {
+static void weight_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,
+                            /* NOLINTNEXTLINE(readability-non-const-parameter): written through a struct */
+                            const void *x, real *dweight, bool beside) {
   vd_gemm_call call = {.m = out,
                        .n = in,
                        .k = rows,
@@ -264,8 +264,18 @@ void vd_cuda_weight_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int6
                        .c_float = true,
                        .alpha = 1,
                        .beta = 1,
-                       .gradient = true};
+                       .gradient = beside};
   vd_cuda_gemm(c, &call);
+}
+
+void vd_cuda_weight_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,
+                             const void *x, real *dweight) {
+  weight_gradient(c, rows, out, in, dy, ld, x, dweight, true);
+}
+
+void vd_cuda_main_weight_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,
+                                  const void *x, real *dweight) {
+  weight_gradient(c, rows, out, in, dy, ld, x, dweight, false);
 }
 
 void vd_cuda_input_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,

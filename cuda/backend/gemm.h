@@ -30,6 +30,9 @@ void vd_cuda_gemm(vd_cuda_backend *c, const vd_gemm_call *x);
  * dimension ld, x [rows, in]. */
 void vd_cuda_weight_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,
                              const void *x, real *dweight);
+/* Stream-ordered. The same on the main stream. */
+void vd_cuda_main_weight_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,
+                                  const void *x, real *dweight);
 /* Stream-ordered. dx [rows, in] = dy weight, or += where accumulate; dy as above, weight [out, in]. */
 void vd_cuda_input_gradient(vd_cuda_backend *c, int64_t rows, int64_t out, int64_t in, const void *dy, int64_t ld,
                             const real *weight, void *dx, bool accumulate);

@@ -98,35 +98,25 @@ void vd_cuda_linear_backward(vd_ops *o, const vd_linear *l, const vd_act *x, con
 }
 
 /* As a product of one-hot rows and dout, whose time does not depend on how often a symbol occurs. In embed_backward's
- * kernel one block has all rows of a symbol: with 32,768 rows of 512, and symbols as unequal as in text, it takes 132
- * us (uniform symbols 76), this 44 (doc/notes/2026-11-29-output-layer.md). */
+ * kernel one block has all rows of a symbol: with 32,768 rows of 512, and symbols as skewed as in text, it takes 132 us
+ * (uniform symbols 76), this 44 (doc/notes/2026-11-29-output-layer.md). */
 static void one_hot_gradient(vd_cuda_backend *c, int64_t n, int64_t d, int64_t vocab, const int32_t *tokens,
-                             const vd_act *dout, /* NOLINTNEXTLINE(readability-non-const-parameter): through a struct */
-                             real *dweight) {
+                             const vd_act *dout, real *dweight) {
   enum { ELEMENTS = 1 << 23 }; /* of one-hot rows at a time: 16 MiB of scratch */
   const int64_t width = (vocab + 7) / 8 * 8, most = ELEMENTS / width;
   void *rows = vd_cuda_workspace(c, &c->scratch, (size_t)((n < most ? n : most) * width) * c->act_size);
   for (int64_t r = 0; rows && r < n; r += most) {
     const int64_t taken = n - r < most ? n - r : most;
     vd_cuda_record_error(c, vd_cuda_one_hot(c->type, taken, width, tokens + r, rows, c->stream), "one-hot rows");
-    vd_gemm_call call = {.m = vocab,
-                         .n = d,
-                         .k = taken,
-                         .n_batch = 1,
-                         .a = {rows, width, 0, true},
-                         .b = {(const char *)dout + (size_t)(r * d) * c->act_size, d, 0, false},
-                         .c = dweight,
-                         .ldc = d,
-                         .c_float = true,
-                         .alpha = 1,
-                         .beta = 1};
-    vd_cuda_gemm(c, &call);
+    vd_cuda_main_weight_gradient(c, taken, vocab, d, rows, width, (const char *)dout + (size_t)(r * d) * c->act_size,
+                                 dweight);
   }
 }
 
 void vd_cuda_embed_backward_op(vd_ops *o, int64_t n, int64_t d, int64_t vocab, const int32_t *tokens,
                                const vd_dropout *dropout, vd_act *dout, real *dweight) {
-  enum { FEW_ROWS = 4096, MOST_SYMBOLS = 512 }; /* a block of the kernel lists as many rows once; not tuned */
+  /* Each block of the kernel lists up to FEW_ROWS rows in one pass. The bounds were not tuned. */
+  enum { FEW_ROWS = 4096, MOST_SYMBOLS = 512 };
   vd_cuda_backend *c = vd_cuda_of(o);
   vd_cuda_gradient_release(c, dout);
   if (dropout->p > 0)

@@ -166,7 +166,8 @@ template <typename T> static __global__ void one_hot_kernel(int64_t n, int64_t w
 cudaError_t vd_cuda_one_hot(enum vd_precision type, int64_t n, int64_t width, const int32_t *tokens, void *to,
                             cudaStream_t stream) {
   if (width % 8 != 0) return cudaErrorInvalidValue;
-#define CALL(T) one_hot_kernel<T><<<vd_blocks(n *width, BLOCK * 8), BLOCK, 0, stream>>>(n, width, tokens, (T *)to)
+  int64_t total = n * width;
+#define CALL(T) one_hot_kernel<T><<<vd_blocks(total, BLOCK * 8), BLOCK, 0, stream>>>(n, width, tokens, (T *)to)
   VD_BY_TYPE(type, CALL);
 #undef CALL
   return cudaGetLastError();

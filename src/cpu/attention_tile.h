@@ -1,5 +1,5 @@
 /* What the forward and the backward of the CPU attention share: vectors, the small matrix product, packed operands, the
- * dropout mask of a tile. Internal to src/cpu/attention*.c.
+ * dropout mask of a tile. Internal to src/cpu/attention*.c; product.c takes its vectors.
  *
  * The sheared tile. For T queries from i0 and a head that sees n distances (first_distance .. reach) the scores lie in
  * a buffer of T rows with leading dimension ld > n: element (t, u), u = reach - x = 0..n-1, is query i0 + t against

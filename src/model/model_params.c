@@ -87,11 +87,10 @@ static void layout_xl(vd_model *m) {
 }
 
 /* Reals that tensor i takes in an arena. The output layer also has rows for the logits beyond the vocabulary, which
- * stay zero: no tensor holds them, so no optimizer steps them. */
-static size_t extent(const vd_model *m, int i) {
-  size_t stride = (size_t)m->logit_stride;
-  if (i == m->out_weight) return padded(stride * (size_t)m->d);
-  return padded(i == m->out_bias ? stride : m->param[i].at.size);
+ * stay zero: no tensor holds them, so no optimizer steps them. For its bias the padding of every tensor is enough. */
+static size_t reals_taken(const vd_model *m, int i) {
+  _Static_assert(VD_ALIGN % LOGITS_ALIGN == 0, "a padded bias has all columns of the logits");
+  return padded(i == m->out_weight ? (size_t)(m->logit_stride * m->d) : m->param[i].at.size);
 }
 
 /* Gives tensors of one kind their places, in their order. */
@@ -100,7 +99,7 @@ static void place(vd_model *m, bool spans, bool common) {
     vd_param *p = &m->param[i];
     if (p->is_span != spans || p->is_common != common) continue;
     p->at.offset = m->arena;
-    m->arena += extent(m, i);
+    m->arena += reals_taken(m, i);
   }
 }
 

@@ -205,7 +205,7 @@ def measure(a):
     if a.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     memories = [torch.zeros(a.streams, a.attn_span, a.d_model, device=a.device) for _ in range(a.n_layer)]
-    # Symbols as unequal as in text, like those of bench_train.
+    # Symbols as skewed as in text, like those of bench_train.
     tokens = (a.vocab * torch.rand(a.streams, a.block * (a.warmup + a.updates) + 1, device=a.device) ** 3).long()
     times, cpu_times = [], []
     for u in range(a.warmup + a.updates):

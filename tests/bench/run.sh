@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # `make bench`: tokens per second of training updates of the small enwik8 deck's model on CPUs, Viaduct beside PyTorch
 # eager and compiled, on the same cores, in turns. Medians after the warm-up, compilation outside; random tokens for all,
-# as unequal as in text. span%init 0 is how training begins, 0.25 is every head at a quarter of attn_span.
+# as skewed as in text. span%init 0 is how training begins, 0.25 is every head at a quarter of attn_span.
 #   TORCH_PYTHON   a python with torch (default: python3);  RANKS  MPI ranks of Viaduct (default 2)
 #   UPDATES, WARMUP, ROUNDS   10, 3, 2
 #   SIDES   'viaduct eager default': Viaduct, PyTorch eager, and modes of torch.compile

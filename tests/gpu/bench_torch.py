@@ -53,7 +53,7 @@ def main():
     model = Model().cuda().train()
     optimizer = torch.optim.Adagrad(model.parameters(), lr=0.007, foreach=True)
     compiled = torch.compile(model)
-    # Symbols as unequal as in text, like those of bench_train.
+    # Symbols as skewed as in text, like those of bench_train.
     x, y = ((VOCAB * torch.rand(streams, BLOCK, device="cuda") ** 3).long() for _ in range(2))
 
     def update():

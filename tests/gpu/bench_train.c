@@ -1,4 +1,4 @@
-/* Tokens per second of the whole training update, random tokens, as unequal as in text, in blocks of 512. Adaptive
+/* Tokens per second of the whole training update, random tokens, as skewed as in text, in blocks of 512. Adaptive
  * spans are as a 12-layer model learns them, held fixed: layers 0 to 4 have heads of 8 to 64 tokens, each later layer
  * one of 700 and one of 1024 + 512 (l - 5); 'masked', dropout 0.3, Adagrad with the recipe's step clip, the span
  * penalty included. Memories are full before anything is timed. The figure is the median over windows of updates,

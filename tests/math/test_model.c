@@ -1,6 +1,7 @@
 /* The models' gradients against central finite differences in double, memory rows, dropout, trimmed windows,
  * ramps and span parameters included; and what the model promises about streams computed apart. */
 #include "src/model/model.h"
+#include "tests/math/padding.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -137,16 +138,6 @@ static double central_difference(struct bench *b, size_t at) {
   return (above - below) / (2 * STEP);
 }
 
-/* Zeros between tensors, where the output layer has rows beyond the vocabulary. (Spans and their padding get the
- * penalty's gradient together.) Spoils `arena`. */
-static void check_gaps(struct bench *b, real *arena) {
-  for (int i = 0; i < vd_model_n_param(b->m); i++) {
-    vd_extent at = vd_model_param(b->m, i)->at;
-    memset(arena + at.offset, 0, at.size * sizeof *arena);
-  }
-  for (size_t i = vd_model_span_extent(b->m); i < vd_model_arena(b->m); i++) assert_true(arena[i] == 0);
-}
-
 static void compare_gradients(const vd_model_config *config) {
   struct bench b = setup(config, 3, 2, 0);
   size_t arena = vd_model_arena(b.m);
@@ -166,7 +157,7 @@ static void compare_gradients(const vd_model_config *config) {
       fail_msg("%s: finite differences differ by %.2e of %.2e", p->name, sqrt(error), sqrt(size));
     if (p->is_span) assert_true(size > 0);
   }
-  check_gaps(&b, gradient);
+  assert_int_equal(padding_not_zero(b.m, gradient), 0);
   free(gradient);
   teardown(&b);
 }

@@ -1,6 +1,7 @@
 /* The pipeline of updates with lag 1: the same parameters and log lines as with lag 0, the order of ops, errors that
  * name their update, history for windows that grow, and rows that memories keep. The CPU, marked as memory that get and
  * put alone reach, stands in for a GPU. */
+#include "tests/math/padding.h"
 #include "tests/unit/small_run.h"
 
 #include <math.h>
@@ -60,18 +61,6 @@ static void compare_logs(const char *a, const char *b) {
   assert_int_equal(lines, 5);
 }
 
-/* No step has moved what lies between the tensors, where the output layer has rows beyond the vocabulary. */
-static void check_padding(vd_model *m) {
-  const size_t n = vd_model_arena(m);
-  bool *of_tensor = vd_calloc(n, sizeof *of_tensor);
-  for (int i = 0; i < vd_model_n_param(m); i++) {
-    vd_extent at = vd_model_param(m, i)->at;
-    memset(of_tensor + at.offset, true, at.size * sizeof *of_tensor);
-  }
-  for (size_t i = vd_model_span_extent(m); i < n; i++) assert_true(of_tensor[i] || vd_model_params(m)[i] == 0);
-  free(of_tensor);
-}
-
 /* Trains; log.jsonl into text. Returns the greatest difference of parameters from `params`, or fills it. */
 static double train(struct small_run *f, const char *name, const char *groups, int lag, char *text, size_t size,
                     real **params) {
@@ -87,7 +76,7 @@ static double train(struct small_run *f, const char *name, const char *groups, i
   assert_int_equal(vd_update_pipeline_pending(t->pipeline), 0);
   const real *p = vd_model_params(t->model);
   size_t n = vd_model_arena(t->model);
-  check_padding(t->model);
+  assert_int_equal(padding_not_zero(t->model, p), 0);
   if (!*params) {
     *params = vd_calloc(n, sizeof **params);
     memcpy(*params, p, n * sizeof *p);
