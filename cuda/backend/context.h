@@ -6,7 +6,9 @@
  *   - gradient_stream.c: the stream of weight gradients, beside the main stream; row_sums.c: gradients of norms and
  *     biases, summed for several layers at once
  *   - optimizer_ops.c: gradient statistics, optimisers; pinned.c: async copies to and from the host
- *   - timing.c: timing events; nccl.c: gradient all-reduces
+ *   - timing.c: timing events
+ *   - nccl.c: gradient all-reduces; nccl_library.c: the functions of libnccl.so.2
+ *   - symmetric_memory.c: memory of arenas that NCCL exchanges
  * In: src/ops, and the kernels behind attention.h, memory_projection.h, kernels.h, ffn.h and rows_product.h. Out: the
  * symbol vd_cuda. All files include this header; only plugin.c and device.c include all others, so there is no circle.
  * Work is enqueued on the main stream, weight gradients beside it on the gradient stream, copies of tokens to the GPU
@@ -79,9 +81,10 @@ typedef struct vd_cuda_backend {
   vd_error error; /* the first since the last synchronize */
   vd_arena arena[VD_MAX_ARENAS];
   int n_arena;
-  struct vd_attention_state *attention; /* of attention_ops.c; this and the next two are NULL until they are used */
-  struct vd_pieces *pieces;             /* of optimizer_ops.c */
-  struct vd_pinned_slots *slots;        /* of pinned.c */
+  struct vd_attention_state *attention;  /* of attention_ops.c; this and the next three are NULL until they are used */
+  struct vd_pieces *pieces;              /* of optimizer_ops.c */
+  struct vd_pinned_slots *slots;         /* of pinned.c */
+  struct vd_symmetric_memory *symmetric; /* of symmetric_memory.c */
   vd_workspace scratch, blas_workspace, pinned;
   vd_workspace partial; /* sums over rows; workspace of attention's backward */
   vd_row_sums row_sums;

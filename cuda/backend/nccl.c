@@ -3,10 +3,10 @@
 #include "cuda/backend/nccl.h"
 #include "cuda/backend/context.h"
 #include "cuda/backend/gradient_stream.h"
+#include "cuda/backend/nccl_library.h"
+#include "cuda/backend/symmetric_memory.h"
 #include "src/ops/nccl_plugin.h"
 
-#include <dlfcn.h>
-#include <nccl.h>
 #include <nvtx3/nvToolsExt.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -16,23 +16,10 @@
 #include <unistd.h>
 
 _Static_assert(sizeof(vd_nccl_id) == sizeof(ncclUniqueId), "ncclUniqueId has another size");
-enum { VD_OLDEST_NCCL = 21400 }; /* the first with non-blocking communicators */
 
-/* The functions of libnccl.so.2 that are used. */
-struct calls {
-  ncclResult_t (*version)(int *);
-  ncclResult_t (*unique_id)(ncclUniqueId *);
-  ncclResult_t (*init)(ncclComm_t *, int, ncclUniqueId, int, ncclConfig_t *);
-  ncclResult_t (*all_reduce)(const void *, void *, size_t, ncclDataType_t, ncclRedOp_t, ncclComm_t, cudaStream_t);
-  ncclResult_t (*reduce_scatter)(const void *, void *, size_t, ncclDataType_t, ncclRedOp_t, ncclComm_t, cudaStream_t);
-  ncclResult_t (*all_gather)(const void *, void *, size_t, ncclDataType_t, ncclComm_t, cudaStream_t);
-  ncclResult_t (*async_error)(ncclComm_t, ncclResult_t *);
-  ncclResult_t (*finalize)(ncclComm_t);
-  ncclResult_t (*destroy)(ncclComm_t);
-  ncclResult_t (*abort)(ncclComm_t);
-  const char *(*error_string)(ncclResult_t);
-  const char *(*last_error)(ncclComm_t);
-};
+/* Blocks of an operation on symmetric memory. NCCL would take 8, which take longer, and what a kernel of one wave loses
+ * beside them does not depend on their number. Measured: doc/notes/2026-11-29-symmetric-memory.md. */
+enum { SYMMETRIC_BLOCKS = 32, MOST_BLOCKS = 64 /* NCCL's default; it takes no least without a most */ };
 
 /* An all-reduce or a reduce-scatter. */
 struct all_reduce {
@@ -58,7 +45,7 @@ struct update {
 };
 
 struct vd_nccl {
-  struct calls call;
+  vd_nccl_calls call;
   vd_cuda_backend *backend;
   ncclComm_t comm;
   pthread_mutex_t lock; /* guards comm, which takes calls of one thread at a time */
@@ -69,44 +56,8 @@ struct vd_nccl {
   cudaEvent_t stepped;   /* what an all-gather reads is there */
   cudaEvent_t *gathered; /* [n_slot] the last all-gather of each slot */
   int n_slot;
+  ncclWindow_t window[2]; /* of the gradients and of what all-gathers move; NULL: not registered */
 };
-
-static int load(struct calls *c, vd_error *err) {
-  const char *const names[] = {"ncclGetVersion",    "ncclGetUniqueId", "ncclCommInitRankConfig", "ncclAllReduce",
-                               "ncclReduceScatter", "ncclAllGather",   "ncclCommGetAsyncError",  "ncclCommFinalize",
-                               "ncclCommDestroy",   "ncclCommAbort",   "ncclGetErrorString",     "ncclGetLastError"};
-  void *found[sizeof names / sizeof *names];
-  _Static_assert(sizeof found == sizeof *c, "a name for each function");
-  setenv("NCCL_NVLS_ENABLE", "0", 0); /* multicast hangs on nodes with a broken fabric manager */
-  void *library = dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL);
-  if (!library) return vd_fail(err, VD_FAILED, "NCCL cannot be loaded: %s", dlerror());
-  for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-    found[i] = dlsym(library, names[i]);
-    if (!found[i]) return vd_fail(err, VD_FAILED, "this libnccl.so.2 is too old: it has no %s", names[i]);
-  }
-  memcpy(c, found, sizeof *c);
-  return VD_OK;
-}
-
-static int nccl_version(int *version, vd_error *err) {
-  struct calls c;
-  if (load(&c, err)) return err->status;
-  if (c.version(version) != ncclSuccess) return vd_fail(err, VD_FAILED, "ncclGetVersion failed");
-  if (*version < VD_OLDEST_NCCL)
-    return vd_fail(err, VD_FAILED, "NCCL %d.%d.%d is too old: 2.14 or newer is needed", *version / 10000,
-                   *version / 100 % 100, *version % 100);
-  return VD_OK;
-}
-
-static int nccl_unique_id(vd_nccl_id *id, vd_error *err) {
-  struct calls c;
-  if (load(&c, err)) return err->status;
-  ncclUniqueId mine;
-  ncclResult_t r = c.unique_id(&mine);
-  if (r != ncclSuccess) return vd_fail(err, VD_FAILED, "NCCL: %s: %s", c.error_string(r), c.last_error(NULL));
-  memcpy(id->bytes, mine.internal, sizeof id->bytes);
-  return VD_OK;
-}
 
 static int fail_nccl(const vd_nccl *n, ncclResult_t r, const char *what, vd_error *err) {
   return vd_fail(err, VD_FAILED, "NCCL, %s: %s (%s)", what, n->call.error_string(r), n->call.last_error(n->comm));
@@ -214,6 +165,30 @@ static int nccl_all_reduce_doubles(vd_nccl *n, double *x, size_t count, vd_error
   return e == cudaSuccess ? err->status : fail_cuda(e, what, err);
 }
 
+/* NCCL 2.28 returns ncclSuccess although the registration still runs, and sets *window at its end. */
+static int register_symmetric(vd_nccl *n, void *p, size_t bytes, ncclWindow_t *window, vd_error *err) {
+  if (!vd_cuda_is_symmetric(n->backend, p)) return VD_OK;
+  pthread_mutex_lock(&n->lock);
+  ncclResult_t r = n->call.window_register(n->comm, p, bytes, window, NCCL_WIN_COLL_SYMMETRIC);
+  pthread_mutex_unlock(&n->lock);
+  return finish(n, r == ncclSuccess ? ncclInProgress : r, "registering symmetric memory", err);
+}
+
+static int nccl_register_arenas(vd_nccl *n, real *gradients, real *params, size_t count, vd_error *err) {
+  const vd_arena *a = params ? vd_cuda_arena_of(n->backend, params) : NULL;
+  size_t element = a ? n->backend->act_size : sizeof *params;
+  if (register_symmetric(n, gradients, count * sizeof *gradients, &n->window[0], err) || !params) return err->status;
+  return register_symmetric(n, a ? a->copy : params, count * element, &n->window[1], err);
+}
+
+/* Peers read the memory until the operations that use it have ended here, too. */
+static void deregister_arenas(vd_nccl *n) {
+  vd_error ignored = {0};
+  if (!n->comm || !n->window[0] || cudaStreamSynchronize(n->stream) != cudaSuccess) return;
+  for (int i = 0; i < 2; i++)
+    if (n->window[i]) finish(n, n->call.window_deregister(n->comm, n->window[i]), "ncclCommWindowDeregister", &ignored);
+}
+
 /* Events for slots up to `slot`. */
 static int reserve_slot(vd_nccl *n, int slot, vd_error *err) {
   if (slot < n->n_slot) return VD_OK;
@@ -306,6 +281,7 @@ static int make_streams(vd_nccl *n, vd_error *err) {
 
 static void nccl_abort(vd_nccl *n) {
   struct timespec until;
+  if (n->window[0]) return;
   clock_gettime(CLOCK_REALTIME, &until);
   until.tv_sec += 2;
   bool locked = pthread_mutex_timedlock(&n->lock, &until) == 0; /* not locked where the other thread hangs */
@@ -339,6 +315,7 @@ static void free_update(struct update *u) {
 static void nccl_destroy(vd_nccl *n) {
   vd_error ignored = {0};
   if (!n) return;
+  deregister_arenas(n);
   if (n->comm && finish(n, n->call.finalize(n->comm), "ncclCommFinalize", &ignored) == VD_OK)
     n->call.destroy(n->comm);
   else if (n->comm)
@@ -353,9 +330,9 @@ static void nccl_destroy(vd_nccl *n) {
 }
 
 static int nccl_init(vd_nccl **out, vd_ops *o, const vd_nccl_id *id, int rank, int size, vd_error *err) {
-  struct calls calls;
+  vd_nccl_calls calls;
   *out = NULL;
-  if (load(&calls, err)) return err->status;
+  if (vd_cuda_nccl_load(&calls, err)) return err->status;
   vd_nccl *n = vd_calloc(1, sizeof *n);
   n->call = calls;
   n->backend = vd_cuda_of(o);
@@ -364,6 +341,10 @@ static int nccl_init(vd_nccl **out, vd_ops *o, const vd_nccl_id *id, int rank, i
   pthread_mutex_init(&n->lock, NULL);
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   config.blocking = 0;
+  if (n->backend->symmetric) {
+    config.minCTAs = SYMMETRIC_BLOCKS;
+    config.maxCTAs = MOST_BLOCKS;
+  }
   ncclUniqueId unique_id;
   memcpy(unique_id.internal, id->bytes, sizeof unique_id.internal);
   if (make_streams(n, err) == VD_OK) {
@@ -442,8 +423,10 @@ static double nccl_waited(const vd_nccl *n, int before) {
 }
 
 const vd_nccl_plugin *vd_cuda_nccl(void) {
-  static const vd_nccl_plugin table = {.version = nccl_version,
-                                       .unique_id = nccl_unique_id,
+  static const vd_nccl_plugin table = {.version = vd_cuda_nccl_version,
+                                       .unique_id = vd_cuda_nccl_unique_id,
+                                       .use_symmetric_memory = vd_cuda_use_symmetric_memory,
+                                       .register_arenas = nccl_register_arenas,
                                        .init = nccl_init,
                                        .begin_update = nccl_begin_update,
                                        .begin_backward = nccl_begin_backward,

@@ -8,6 +8,7 @@
 #include "cuda/backend/optimizer_ops.h"
 #include "cuda/backend/pinned.h"
 #include "cuda/backend/row_sums.h"
+#include "cuda/backend/symmetric_memory.h"
 #include "cuda/backend/timing.h"
 #include "cuda/backend/transformer_xl_ops.h"
 
@@ -16,11 +17,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int cuda_alloc(vd_ops *o, size_t bytes, void **p, vd_error *err) {
-  vd_cuda_backend *c = vd_cuda_of(o);
+/* From NCCL (symmetric_memory.h), from the pool, or by cudaMalloc. */
+static cudaError_t take(vd_cuda_backend *c, void **p, size_t bytes, bool symmetric) {
+  if (symmetric) return vd_cuda_symmetric_alloc(c, p, bytes);
+  return c->pooled ? cudaMallocAsync(p, bytes, c->stream) : cudaMalloc(p, bytes);
+}
+
+static int alloc_zeroed(vd_cuda_backend *c, size_t bytes, void **p, bool symmetric, vd_error *err) {
   size_t size = bytes > 0 ? bytes : 1, free_bytes = 0, total = 0;
-  cudaError_t e = c->pooled ? cudaMallocAsync(p, size, c->stream) : cudaMalloc(p, size);
-  if (e != cudaSuccess && vd_cuda_trim_pool(c)) e = cudaMallocAsync(p, size, c->stream);
+  cudaError_t e = take(c, p, size, symmetric);
+  if (e != cudaSuccess && vd_cuda_trim_pool(c)) e = take(c, p, size, symmetric);
   if (e != cudaSuccess) {
     cudaGetLastError(); /* clears cudaErrorMemoryAllocation, which later calls would report */
     cudaMemGetInfo(&free_bytes, &total);
@@ -32,18 +38,28 @@ static int cuda_alloc(vd_ops *o, size_t bytes, void **p, vd_error *err) {
   return VD_OK;
 }
 
+static int cuda_alloc(vd_ops *o, size_t bytes, void **p, vd_error *err) {
+  return alloc_zeroed(vd_cuda_of(o), bytes, p, false, err);
+}
+static int cuda_alloc_arena(vd_ops *o, size_t bytes, void **p, vd_error *err) {
+  return alloc_zeroed(vd_cuda_of(o), bytes, p, vd_cuda_of(o)->symmetric != NULL, err);
+}
+
 static void cuda_free(vd_ops *o, void *p) {
   vd_cuda_backend *c = vd_cuda_of(o);
   if (!p) return;
   for (int i = 0; i < c->n_arena; i++)
     if (c->arena[i].params == p) {
-      cudaFree(c->arena[i].copy);
+      vd_cuda_symmetric_free(c, c->arena[i].copy);
       c->arena[i] = c->arena[--c->n_arena];
     }
   vd_cuda_gradient_join(c);
   /* Schedules and tables are found by address: none may be found by what is allocated here next. */
   vd_cuda_attention_changed(c);
-  vd_cuda_record_error(c, c->pooled ? cudaFreeAsync(p, c->stream) : cudaFree(p), "freeing memory");
+  if (vd_cuda_is_symmetric(c, p))
+    vd_cuda_symmetric_free(c, p);
+  else
+    vd_cuda_record_error(c, c->pooled ? cudaFreeAsync(p, c->stream) : cudaFree(p), "freeing memory");
   c->freed = true;
 }
 
@@ -145,7 +161,7 @@ static void cuda_weights_changed(vd_ops *o, const real *params, size_t n) {
     if (c->n_arena == VD_MAX_ARENAS) vd_bug("more than %d parameter arenas", VD_MAX_ARENAS);
     a = &c->arena[c->n_arena++];
     *a = (vd_arena){.params = params, .n = n};
-    cudaError_t e = cudaMalloc(&a->copy, n * c->act_size);
+    cudaError_t e = vd_cuda_symmetric_alloc(c, &a->copy, n * c->act_size);
     vd_cuda_record_error(c, e, "allocating the copy of the parameters");
     if (e != cudaSuccess) {
       c->n_arena--;
@@ -243,7 +259,8 @@ static void cuda_destroy(vd_ops *o) {
   vd_cuda_gradient_end(c);
   vd_cuda_gemm_end(c);
   vd_cuda_timing_end(c);
-  for (int i = 0; i < c->n_arena; i++) cudaFree(c->arena[i].copy);
+  for (int i = 0; i < c->n_arena; i++) vd_cuda_symmetric_free(c, c->arena[i].copy);
+  vd_cuda_symmetric_end(c);
   cudaFree(c->scratch.p);
   cudaFree(c->partial.p);
   cudaFree(c->row_sums.partial.p);
@@ -264,6 +281,7 @@ static vd_ops table_of(vd_cuda_backend *c) {
                   .memory_is_remote = true,
                   .self = c,
                   .alloc = cuda_alloc,
+                  .alloc_arena = cuda_alloc_arena,
                   .free = cuda_free,
                   .zero = cuda_zero,
                   .zero_gradients = vd_cuda_zero_gradients,

@@ -101,7 +101,9 @@ static int open_nccl(vd_grad_reducer *r, vd_error *err) {
   vd_watchdog_arm(r->watch, "the start of NCCL on %d ranks", r->size);
   if (nccl->init(&made, r->ops, &id, r->rank, r->size, err) == VD_OK) {
     r->nccl = made;
-    warm_up(r, err);
+    if (!vd_grad_reducer_is_sharded(r) ||
+        nccl->register_arenas(made, r->arenas.gradients, r->arenas.params, r->n, err) == VD_OK)
+      warm_up(r, err);
   }
   vd_agree(r->comm, err);
   vd_watchdog_disarm(r->watch);
@@ -154,7 +156,7 @@ int vd_grad_reducer_create(vd_grad_reducer **out, MPI_Comm comm, const vd_grad_r
     *out = r;
     return VD_OK;
   }
-  vd_grad_reducer_abort(r);
+  vd_grad_reducer_abort(r, 0);
   vd_grad_reducer_destroy(r);
   *out = NULL;
   return err->status;
@@ -394,10 +396,19 @@ double vd_grad_reducer_exposed_seconds(vd_grad_reducer *r, int64_t update) {
   return exposed;
 }
 
-void vd_grad_reducer_abort(vd_grad_reducer *r) {
+/* NCCL does not abort kernels that work on symmetric memory. So a rank that failed still starts the operations of the
+ * update that other ranks wait for, and all of them end. Without shards their ranges depend on the model's calls, and
+ * there is no symmetric memory. */
+static void start_missing(vd_grad_reducer *r, int64_t update) {
+  if (r->update < update) vd_grad_reducer_begin(r, update);
+  if (r->pending > 0) vd_grad_reducer_ready(r, 0, r->pending);
+}
+
+void vd_grad_reducer_abort(vd_grad_reducer *r, int64_t update) {
   if (r->failed) return;
   r->failed = true;
   if (!r->nccl) return;
+  if (vd_grad_reducer_is_sharded(r) && r->error.status == VD_OK) start_missing(r, update);
   vd_grad_reducer_arm_watchdog(r, "the abort of NCCL");
   nccl_of(r)->abort(r->nccl);
   vd_grad_reducer_disarm_watchdog(r);

@@ -85,9 +85,12 @@ void vd_grad_reducer_finish(vd_grad_reducer *r);
  * before it, and the backend has completed its work. Call it once for each update, in their order: it also writes the
  * update's lines of the timeline; an error of that file is kept for vd_grad_reducer_check. */
 double vd_grad_reducer_exposed_seconds(vd_grad_reducer *r, int64_t update);
-/* Not collective. Some rank failed: aborts all-reduces that are in flight. Only vd_grad_reducer_destroy may follow. */
-void vd_grad_reducer_abort(vd_grad_reducer *r);
-/* Collective(comm). Not collective after vd_grad_reducer_abort. NULL is allowed. */
+/* Collective(comm). Some rank failed in update `update`, counted from 1 (0: before the first): aborts the sums that are
+ * in flight. With NCCL and a sharded optimizer this rank first starts those of the update that it has not started,
+ * since others may wait for them, and NCCL does not abort all kinds of them. Where it cannot, vd_grad_reducer_check has
+ * the error, and the caller ends the other ranks. Only vd_grad_reducer_check and vd_grad_reducer_destroy may follow. */
+void vd_grad_reducer_abort(vd_grad_reducer *r, int64_t update);
+/* Collective(comm). NULL is allowed. */
 void vd_grad_reducer_destroy(vd_grad_reducer *r);
 
 #endif

@@ -13,6 +13,16 @@ int vd_model_alloc(vd_model *m, void *p, size_t elements, size_t size, vd_error 
   return VD_OK;
 }
 
+/* Parameters or gradients. */
+static int take_arena(const vd_model *m, real **arena, vd_error *err) {
+  void *got = NULL;
+  vd_ops *o = m->ops;
+  if ((o->alloc_arena ? o->alloc_arena : o->alloc)(o, m->arena * sizeof **arena, &got, err))
+    return vd_wrap(err, "allocating the model");
+  *arena = got;
+  return VD_OK;
+}
+
 static int take_saved(vd_model *m, struct vd_layer_saved *s, vd_error *err) {
   size_t n = (size_t)(m->micro * m->max_block), d = (size_t)m->d, width = (size_t)m->width, act = m->ops->act_size;
   size_t lse = (size_t)(m->micro * m->config.n_head * m->max_block);
@@ -43,8 +53,7 @@ static int take_distances(vd_model *m, vd_error *err) {
 static int take_buffers(vd_model *m, vd_error *err) {
   size_t n = (size_t)(m->micro * m->max_block), d = (size_t)m->d, act = m->ops->act_size;
   if (m->owner) m->params = m->owner->params;
-  if ((!m->owner && vd_model_alloc(m, &m->params, m->arena, sizeof(real), err)) ||
-      vd_model_alloc(m, &m->output, n * d, act, err) ||
+  if ((!m->owner && take_arena(m, &m->params, err)) || vd_model_alloc(m, &m->output, n * d, act, err) ||
       vd_model_alloc(m, &m->logits, n * (size_t)m->logit_stride, act, err) ||
       vd_model_alloc(m, &m->branch, n * d, act, err) || vd_model_alloc(m, &m->x, n, sizeof(int32_t), err) ||
       vd_model_alloc(m, &m->y, n, sizeof(int32_t), err) || vd_model_alloc(m, &m->nll, n, sizeof(real), err) ||
@@ -59,8 +68,8 @@ static int take_buffers(vd_model *m, vd_error *err) {
   if (vd_model_is_xl(m) && take_distances(m, err)) return err->status;
   if (!m->training) return VD_OK;
   size_t wider = m->d > m->width ? d : (size_t)m->width;
-  if (vd_model_alloc(m, &m->gradients, m->arena, sizeof(real), err) ||
-      vd_model_alloc(m, &m->dhidden, n * d, act, err) || vd_model_alloc(m, &m->dsum, n * wider, act, err) ||
+  if (take_arena(m, &m->gradients, err) || vd_model_alloc(m, &m->dhidden, n * d, act, err) ||
+      vd_model_alloc(m, &m->dsum, n * wider, act, err) ||
       vd_model_alloc(m, &m->dqkv.block, n * 3 * (size_t)m->width, act, err) ||
       (vd_model_is_xl(m) && vd_model_alloc(m, &m->dbranch, n * d, act, err)) ||
       vd_model_alloc(m, &m->dff, n * (size_t)m->config.d_inner, act, err))

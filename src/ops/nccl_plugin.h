@@ -31,6 +31,15 @@ typedef struct vd_nccl_plugin {
   /* Collective (ranks of the id). Makes the communicator of `size` ranks on the GPU of o, and checks one all-reduce. o
    * must outlive it. Waits for the other ranks without a limit. Free with destroy, or with abort and then destroy. */
   int (*init)(vd_nccl **n, vd_ops *o, const vd_nccl_id *id, int rank, int size, vd_error *err);
+  /* Not collective. From here on o->alloc_arena takes symmetric memory of NCCL: a GPU then reads and
+   * writes the arenas of its peers in place, which is faster than through NCCL's buffers. For the ranks of one
+   * node. To be called on all ranks of a communicator or on none, before the model is made and before init. Does
+   * nothing where NCCL is older than 2.28. */
+  int (*use_symmetric_memory)(vd_ops *o, vd_error *err);
+  /* Collective (ranks of the communicator). Registers gradients [count] and what all_gather moves for params [count]
+   * (NULL: nothing) where use_symmetric_memory was called for their backend; else does nothing. Waits for the other
+   * ranks. The arenas must outlive n. */
+  int (*register_arenas)(vd_nccl *n, real *gradients, real *params, size_t count, vd_error *err);
   /* Not collective. Begins an update: its operations are counted anew. Those of the previous update stay readable. */
   void (*begin_update)(vd_nccl *n);
   /* Stream-ordered. The update's last backward pass begins: times count from here. */
@@ -64,10 +73,11 @@ typedef struct vd_nccl_plugin {
   int (*count)(const vd_nccl *n, int before);
   /* Not collective. Times of operation i of that update; false while it runs. Does not wait. */
   bool (*times)(const vd_nccl *n, int before, int i, vd_all_reduce_times *t);
-  /* Not collective. Aborts the operations that run; the arenas' contents are then undefined. Any thread. May hang. */
+  /* Not collective. Aborts the operations that run; the arenas' contents are then undefined. Any thread. May hang. Does
+   * nothing where arenas are registered: NCCL's kernels for them wait for their peers whatever ncclCommAbort asks. */
   void (*abort)(vd_nccl *n);
-  /* Collective (ranks of the communicator), unless aborted. Waits for the operations that run, then frees. NULL is
-   * allowed. */
+  /* Collective (ranks of the communicator), unless abort has aborted. Waits for the operations that run, then frees.
+   * NULL is allowed. */
   void (*destroy)(vd_nccl *n);
 } vd_nccl_plugin;
 

@@ -143,6 +143,8 @@ struct vd_ops {
   /* `alloc` zeroes the memory. Copies take n real or int32 elements and convert activations to and from the backend's
    * type. */
   int (*alloc)(vd_ops *o, size_t bytes, void **p, vd_error *err);
+  /* As alloc, for an arena that ranks exchange (vd_nccl_plugin.use_symmetric_memory). The member may be NULL: alloc. */
+  int (*alloc_arena)(vd_ops *o, size_t bytes, void **p, vd_error *err);
   void (*free)(vd_ops *o, void *p);
   void (*zero)(vd_ops *o, void *p, size_t bytes);
   /* gradients [n] = 0, before a forward pass. Ops of a backward pass, norms, `put` and `get` find them zeroed; `zero`,

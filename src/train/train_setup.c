@@ -86,6 +86,13 @@ static int make_run_folder(vd_train *t, vd_error *err) {
   return vd_broadcast_error(t->ctx->comm, err);
 }
 
+/* Between nodes NCCL would not use it; without shards a rank that failed could not end the sums of the others. */
+static int use_symmetric_memory(const vd_train *t, vd_error *err) {
+  bool sharded = t->device.comm == VD_COMM_NCCL && vd_configure_is_sharded(t->settings, &t->device);
+  if (!sharded || !t->device.one_node || t->ctx->size == 1) return VD_OK;
+  return t->device.cuda->nccl()->use_symmetric_memory(t->ops, err);
+}
+
 static int make_model(vd_train *t, vd_error *err) {
   const vd_settings *s = t->settings;
   if (vd_device_open(t->ctx, s, &t->config, &t->ops, &t->device, err) ||
@@ -100,7 +107,8 @@ static int make_model(vd_train *t, vd_error *err) {
     optimizer.loss_scale = s->device.loss_scale;
     optimizer.loss_scale_window = s->device.loss_scale_window;
   }
-  if (vd_model_create(&t->model, &t->config, t->ops, t->stream0, t->n_own, s->data.micro_streams,
+  if (use_symmetric_memory(t, err) == VD_OK &&
+      vd_model_create(&t->model, &t->config, t->ops, t->stream0, t->n_own, s->data.micro_streams,
                       s->data.tokens_per_sample, true, err) == VD_OK)
     vd_optimizer_create(&t->optimizer, &optimizer, t->model, t->ops, err);
   if (vd_agree(t->ctx->comm, err)) return err->status;

@@ -86,6 +86,14 @@ static void end_run(const vd_train *t, vd_error *err) {
   MPI_Abort(t->ctx->comm, VD_FAILED);
 }
 
+/* Some rank failed in update `update`, counted from 1. */
+static int end_exchange(const vd_train *t, int64_t update, vd_error *err) {
+  vd_error why = {0};
+  vd_grad_reducer_abort(t->reducer, update); /* the failed rank may not have begun all-reduces that others wait for */
+  if (vd_grad_reducer_check(t->reducer, &why)) end_run(t, err->status != VD_OK ? err : &why);
+  return vd_agree(t->ctx->comm, err);
+}
+
 /* Waits for the pending update, whose number counted from 1 is `number`. */
 static void pull(vd_train *t, int64_t number, vd_update_stats *stats, vd_error *err) {
   vd_grad_reducer_arm_all_reduce(t->reducer, number);
@@ -169,10 +177,7 @@ int vd_train_update(vd_train *t, bool *signalled, vd_error *err) {
   shared[FAILED] = err->status != VD_OK;
   shared[SIGNALLED] = vd_signals_noted() != 0;
   vd_grad_reducer_all_reduce_scalars(t->reducer, shared, N_SHARED);
-  if (shared[FAILED] > 0) {
-    vd_grad_reducer_abort(t->reducer); /* the failed rank may not have begun all-reduces that others wait for */
-    return vd_agree(t->ctx->comm, err);
-  }
+  if (shared[FAILED] > 0) return end_exchange(t, t->progress.update + 1, err);
   if (pulled && check_pulled(t, t->progress.update - 1, shared, &bad, err)) return err->status;
   skip = !pulled && !isfinite(shared[NLL]);
   if (skip && skip_step(t, shared, err)) return err->status;
@@ -192,10 +197,7 @@ int vd_train_drain(vd_train *t, vd_error *err) {
   pull_pending(t, shared, &bad, err);
   shared[FAILED] = err->status != VD_OK;
   vd_grad_reducer_all_reduce_scalars(t->reducer, shared, N_SHARED);
-  if (shared[FAILED] > 0) {
-    vd_grad_reducer_abort(t->reducer);
-    return vd_agree(t->ctx->comm, err);
-  }
+  if (shared[FAILED] > 0) return end_exchange(t, t->progress.update, err);
   if (check_pulled(t, t->progress.update - 1, shared, &bad, err)) return err->status;
   count(t, shared[NLL], shared[TARGETS], MPI_Wtime() - start);
   return VD_OK;

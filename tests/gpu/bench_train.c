@@ -15,7 +15,8 @@
  *   head=S           one head of S tokens in each layer, after `span=`
  * Under mpirun the streams are shared out over the ranks, which take the node's GPUs in turn, and the environment's
  * COMM, 'mpi' (the default) or 'nccl', all-reduces gradients; SHARD=on shards the optimizer over the ranks, which are
- * on one node; BUCKET: bytes of a bucket; FIRST_LAYER=with_others: no bucket for the first layer alone. */
+ * on one node; BUCKET: bytes of a bucket; FIRST_LAYER=with_others: no bucket for the first layer alone; REGISTER=off:
+ * no arena is registered with NCCL. */
 #include "io/streams.h"
 #include "src/comm/collectives.h"
 #include "src/comm/grad_reducer.h"
@@ -193,19 +194,27 @@ static void choose(const struct bench *b, vd_model_config *c, vd_optimizer_confi
   *optimizer = (vd_optimizer_config){.lr = 0.07, .eps = 1e-10, .clip_step = 0.03, .warmup_updates = 32000};
 }
 
+static bool environment_is(const char *name, const char *value) {
+  const char *found = getenv(name);
+  return found && strcmp(found, value) == 0;
+}
+
+/* As a run has them. */
+static bool has_symmetric_memory(const struct bench *b) {
+  return b->size > 1 && environment_is("COMM", "nccl") && environment_is("SHARD", "on") &&
+         !environment_is("REGISTER", "off");
+}
+
 static int make_reducer(struct bench *b, vd_error *err) {
-  const char *comm = getenv("COMM"), *timeline = getenv("TIMELINE"), *bucket = getenv("BUCKET");
-  const char *shard = getenv("SHARD");
-  bool nccl = comm && strcmp(comm, "nccl") == 0;
-  vd_grad_reducer_config config = {.comm = nccl ? VD_COMM_NCCL : VD_COMM_MPI,
+  const char *timeline = getenv("TIMELINE"), *bucket = getenv("BUCKET");
+  vd_grad_reducer_config config = {.comm = environment_is("COMM", "nccl") ? VD_COMM_NCCL : VD_COMM_MPI,
                                    .nccl = b->table ? b->table->nccl() : NULL,
-                                   .shard = shard && strcmp(shard, "on") == 0,
+                                   .shard = environment_is("SHARD", "on"),
                                    .timeout = 60,
                                    .timeline = timeline ? timeline : ""};
   config.bucket = bucket ? (size_t)atoll(bucket) : vd_grad_reducer_default_bucket(&config, true);
   vd_grad_reducer_arenas arenas = vd_grad_reducer_arenas_of(b->model);
-  const char *first = getenv("FIRST_LAYER");
-  if (first && strcmp(first, "with_others") == 0) arenas.shape.first_layer = 0;
+  if (environment_is("FIRST_LAYER", "with_others")) arenas.shape.first_layer = 0;
   if (vd_grad_reducer_create(&b->reducer, MPI_COMM_WORLD, &config, b->ops, &arenas, err) == VD_OK)
     vd_grad_reducer_shard_optimizer(b->reducer, b->model, b->optimizer);
   return err->status;
@@ -257,6 +266,7 @@ static int make(struct bench *b, vd_error *err) {
     b->x[i] = draw_symbol(r.v[0]);
     b->y[i] = draw_symbol(r.v[1]);
   }
+  if (has_symmetric_memory(b) && b->table->nccl()->use_symmetric_memory(b->ops, err)) return err->status;
   if (vd_model_create(&b->model, &config, b->ops, b->stream0, b->n_own, 0, b->block, true, err) ||
       vd_optimizer_create(&b->optimizer, &optimizer, b->model, b->ops, err) || make_reducer(b, err))
     return err->status;

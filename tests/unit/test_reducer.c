@@ -260,7 +260,7 @@ static void keeps_errors(void **state) {
   assert_non_null(strstr(err.message, "refused"));
   double failed = 1;
   vd_grad_reducer_all_reduce_scalars(r, &failed, 1);
-  vd_grad_reducer_abort(r);
+  vd_grad_reducer_abort(r, 1);
   vd_grad_reducer_destroy(r);
   o->destroy(o);
 }

@@ -145,6 +145,7 @@ struct sum {
 };
 struct vd_nccl {
   int rank, size, n_sum, n_wait;
+  real *gradients, *params; /* registered */
   struct sum sum[MOST];
   struct {
     real *x, *kept;
@@ -161,6 +162,12 @@ static int stand_in_init(vd_nccl **n, vd_ops *o, const vd_nccl_id *id, int rank,
   *n = vd_calloc(1, sizeof **n);
   (*n)->rank = rank;
   (*n)->size = size;
+  return err->status;
+}
+static int stand_in_register_arenas(vd_nccl *n, real *gradients, real *params, size_t count, vd_error *err) {
+  assert_true(n->n_sum == 0 && count > 0);
+  n->gradients = gradients;
+  n->params = params;
   return err->status;
 }
 static void stand_in_begin_update(vd_nccl *n) {
@@ -189,6 +196,7 @@ static int stand_in_all_reduce(vd_nccl *n, real *arena, size_t first, size_t cou
   return add_sum(n, arena + first, count, false, err);
 }
 static int stand_in_reduce_scatter(vd_nccl *n, real *arena, size_t first, size_t chunk, vd_error *err) {
+  assert_ptr_equal(arena, n->gradients);
   return add_sum(n, arena + first, chunk * (size_t)n->size, true, err);
 }
 static void stand_in_wait_all_reduces(vd_nccl *n) {
@@ -212,7 +220,7 @@ static int stand_in_all_reduce_doubles(vd_nccl *n, double *x, size_t count, vd_e
 }
 static int stand_in_all_gather(vd_nccl *n, int slot, real *arena, size_t first, size_t chunk, bool masters,
                                vd_error *err) {
-  (void)masters;
+  assert_true(masters || arena == n->params);
   assert_true(slot >= 0 && slot < MOST && !n->gather[slot].kept);
   real *x = arena + first;
   n->gather[slot].x = x;
@@ -249,7 +257,12 @@ static bool stand_in_times(const vd_nccl *n, int before, int i, vd_all_reduce_ti
 static void stand_in_abort(vd_nccl *n) {
   (void)n;
 }
+/* As NCCL's it waits for the sums that were started, which end where all ranks have started the same. */
 static void stand_in_destroy(vd_nccl *n) {
+  int started[2] = {n->n_sum, -n->n_sum};
+  MPI_Allreduce(MPI_IN_PLACE, started, 2, MPI_INT, MPI_MAX, MPI_COMM_WORLD);
+  assert_int_equal(started[0], -started[1]);
+  stand_in_wait_all_reduces(n);
   for (int i = 0; i < MOST; i++) {
     free(n->sum[i].kept);
     free(n->gather[i].kept);
@@ -258,6 +271,7 @@ static void stand_in_destroy(vd_nccl *n) {
 }
 static const vd_nccl_plugin stand_in = {.unique_id = stand_in_unique_id,
                                         .init = stand_in_init,
+                                        .register_arenas = stand_in_register_arenas,
                                         .begin_update = stand_in_begin_update,
                                         .begin_backward = stand_in_begin_backward,
                                         .all_reduce = stand_in_all_reduce,
@@ -392,9 +406,43 @@ static void steps_as_one(void **state) {
   }
 }
 
+/* Rank 0 fails in update 2, after `done` of its gradients (-1: before the update began). The other ranks have started
+ * all their sums, which must end. */
+static void fail_at(int done) {
+  enum { N = 1000, COMMON = 40, FIRST_LAYER = 200 };
+  int rank;
+  vd_error err = {0};
+  vd_ops *o;
+  vd_grad_reducer *r;
+  real gradients[N] = {0}, params[N] = {0};
+  vd_grad_reducer_config how = {
+      .comm = VD_COMM_NCCL, .nccl = &stand_in, .bucket = 800, .shard = true, .timeout = 20, .timeline = ""};
+  const vd_grad_reducer_arenas arenas = {gradients, params, {N, COMMON, FIRST_LAYER}};
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  assert_int_equal(vd_ops_cpu(&o, 1, &err), VD_OK);
+  assert_int_equal(vd_grad_reducer_create(&r, MPI_COMM_WORLD, &how, o, &arenas, &err), VD_OK);
+  for (int64_t update = 1; update <= 2; update++) {
+    int last = update == 2 && rank == 0 ? done : N;
+    if (last >= 0) vd_grad_reducer_begin(r, update);
+    if (last >= 0) vd_grad_reducer_ready(r, N, 0);
+    for (int at = 0; at < last; at += 100) vd_grad_reducer_ready(r, (size_t)(N - at - 100), 100);
+    if (update == 1) vd_grad_reducer_finish(r);
+  }
+  vd_grad_reducer_abort(r, 2);
+  assert_int_equal(vd_grad_reducer_check(r, &err), VD_OK);
+  vd_grad_reducer_destroy(r);
+  o->destroy(o);
+}
+
+static void ends_sums_of_others(void **state) {
+  (void)state;
+  const int done[] = {-1, 0, 300, 800, 1000};
+  for (size_t i = 0; i < sizeof done / sizeof *done; i++) fail_at(done[i]);
+}
+
 int main(int argc, char **argv) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(lays_out_shards), cmocka_unit_test(shares_out_tensors),
-                                     cmocka_unit_test(steps_as_one)};
+                                     cmocka_unit_test(steps_as_one), cmocka_unit_test(ends_sums_of_others)};
   MPI_Init(&argc, &argv);
   int failed = cmocka_run_group_tests(tests, NULL, NULL);
   MPI_Finalize();

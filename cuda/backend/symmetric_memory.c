@@ -1,0 +1,56 @@
+/* See symmetric_memory.h. */
+#include "cuda/backend/symmetric_memory.h"
+
+#include "cuda/backend/nccl_library.h"
+
+#include <stdlib.h>
+
+struct vd_symmetric_memory {
+  vd_nccl_calls call;
+  void *taken[3 * VD_MAX_ARENAS]; /* parameters, their copy, gradients */
+  int n;
+};
+
+int vd_cuda_use_symmetric_memory(vd_ops *o, vd_error *err) {
+  vd_cuda_backend *c = vd_cuda_of(o);
+  vd_nccl_calls calls;
+  if (c->symmetric || vd_cuda_nccl_load(&calls, err) || !calls.window_register) return err->status;
+  c->symmetric = vd_calloc(1, sizeof *c->symmetric);
+  c->symmetric->call = calls;
+  return VD_OK;
+}
+
+cudaError_t vd_cuda_symmetric_alloc(vd_cuda_backend *c, void **p, size_t bytes) {
+  vd_symmetric_memory *s = c->symmetric;
+  if (!s) return cudaMalloc(p, bytes);
+  if (s->n == sizeof s->taken / sizeof *s->taken) vd_bug("more than %d arenas in symmetric memory", s->n);
+  if (s->call.mem_alloc(p, bytes) != ncclSuccess) return cudaErrorMemoryAllocation;
+  s->taken[s->n++] = *p;
+  return cudaSuccess;
+}
+
+bool vd_cuda_is_symmetric(const vd_cuda_backend *c, const void *p) {
+  const vd_symmetric_memory *s = c->symmetric;
+  for (int i = 0; s && i < s->n; i++)
+    if (s->taken[i] == p) return true;
+  return false;
+}
+
+void vd_cuda_symmetric_free(vd_cuda_backend *c, void *p) {
+  vd_symmetric_memory *s = c->symmetric;
+  if (!vd_cuda_is_symmetric(c, p)) {
+    vd_cuda_record_error(c, cudaFree(p), "freeing memory");
+    return;
+  }
+  /* Unlike cudaFree, ncclMemFree does not wait for kernels that use the memory. */
+  vd_cuda_record_error(c, cudaDeviceSynchronize(), "waiting for the GPU");
+  for (int i = 0; i < s->n; i++)
+    if (s->taken[i] == p) s->taken[i] = s->taken[--s->n];
+  if (s->call.mem_free(p) != ncclSuccess) vd_cuda_record_error(c, cudaErrorInvalidValue, "ncclMemFree");
+}
+
+void vd_cuda_symmetric_end(vd_cuda_backend *c) {
+  while (c->symmetric && c->symmetric->n > 0) vd_cuda_symmetric_free(c, c->symmetric->taken[0]);
+  free(c->symmetric);
+  c->symmetric = NULL;
+}
