@@ -15,12 +15,6 @@
 #include <time.h>
 #include <unistd.h>
 
-_Static_assert(sizeof(vd_nccl_id) == sizeof(ncclUniqueId), "ncclUniqueId has another size");
-
-/* Blocks of an operation on symmetric memory. NCCL would take 8, which take longer, and what a kernel of one wave loses
- * beside them does not depend on their number. Measured: doc/notes/2026-11-29-symmetric-memory.md. */
-enum { SYMMETRIC_BLOCKS = 32, MOST_BLOCKS = 64 /* NCCL's default; it takes no least without a most */ };
-
 /* An all-reduce or a reduce-scatter. */
 struct all_reduce {
   size_t first, n;
@@ -56,7 +50,7 @@ struct vd_nccl {
   cudaEvent_t stepped;   /* what an all-gather reads is there */
   cudaEvent_t *gathered; /* [n_slot] the last all-gather of each slot */
   int n_slot;
-  ncclWindow_t window[2]; /* of the gradients and of what all-gathers move; NULL: not registered */
+  ncclWindow_t window[2]; /* of the gradients and of what all-gathers move; NULL: not in symmetric memory */
 };
 
 static int fail_nccl(const vd_nccl *n, ncclResult_t r, const char *what, vd_error *err) {
@@ -165,30 +159,6 @@ static int nccl_all_reduce_doubles(vd_nccl *n, double *x, size_t count, vd_error
   return e == cudaSuccess ? err->status : fail_cuda(e, what, err);
 }
 
-/* NCCL 2.28 returns ncclSuccess although the registration still runs, and sets *window at its end. */
-static int register_symmetric(vd_nccl *n, void *p, size_t bytes, ncclWindow_t *window, vd_error *err) {
-  if (!vd_cuda_is_symmetric(n->backend, p)) return VD_OK;
-  pthread_mutex_lock(&n->lock);
-  ncclResult_t r = n->call.window_register(n->comm, p, bytes, window, NCCL_WIN_COLL_SYMMETRIC);
-  pthread_mutex_unlock(&n->lock);
-  return finish(n, r == ncclSuccess ? ncclInProgress : r, "registering symmetric memory", err);
-}
-
-static int nccl_register_arenas(vd_nccl *n, real *gradients, real *params, size_t count, vd_error *err) {
-  const vd_arena *a = params ? vd_cuda_arena_of(n->backend, params) : NULL;
-  size_t element = a ? n->backend->act_size : sizeof *params;
-  if (register_symmetric(n, gradients, count * sizeof *gradients, &n->window[0], err) || !params) return err->status;
-  return register_symmetric(n, a ? a->copy : params, count * element, &n->window[1], err);
-}
-
-/* Peers read the memory until the operations that use it have ended here, too. */
-static void deregister_arenas(vd_nccl *n) {
-  vd_error ignored = {0};
-  if (!n->comm || !n->window[0] || cudaStreamSynchronize(n->stream) != cudaSuccess) return;
-  for (int i = 0; i < 2; i++)
-    if (n->window[i]) finish(n, n->call.window_deregister(n->comm, n->window[i]), "ncclCommWindowDeregister", &ignored);
-}
-
 /* Events for slots up to `slot`. */
 static int reserve_slot(vd_nccl *n, int slot, vd_error *err) {
   if (slot < n->n_slot) return VD_OK;
@@ -290,6 +260,50 @@ static void nccl_abort(vd_nccl *n) {
   if (locked) pthread_mutex_unlock(&n->lock);
 }
 
+static void deregister(vd_nccl *n, ncclWindow_t *window) {
+  vd_error ignored = {0};
+  pthread_mutex_lock(&n->lock);
+  ncclResult_t r = n->call.window_deregister(n->comm, *window);
+  pthread_mutex_unlock(&n->lock);
+  finish(n, r, "ncclCommWindowDeregister", &ignored);
+  *window = NULL;
+}
+
+/* Where ranks have no symmetric memory, NCCL 2.28 registers p in another way. A window of symmetric memory is in device
+ * memory. */
+static bool is_symmetric(ncclWindow_t window) {
+  struct cudaPointerAttributes a;
+  cudaError_t e = cudaPointerGetAttributes(&a, window);
+  cudaGetLastError();
+  return e == cudaSuccess && a.type == cudaMemoryTypeDevice;
+}
+
+/* NCCL 2.28 returns ncclSuccess although the registration still runs, and sets *window at its end. */
+static int register_symmetric(vd_nccl *n, void *p, size_t bytes, ncclWindow_t *window, vd_error *err) {
+  if (!vd_cuda_is_symmetric(n->backend, p)) return VD_OK;
+  pthread_mutex_lock(&n->lock);
+  ncclResult_t r = n->call.window_register(n->comm, p, bytes, window, NCCL_WIN_COLL_SYMMETRIC);
+  pthread_mutex_unlock(&n->lock);
+  if (finish(n, r == ncclSuccess ? ncclInProgress : r, "registering symmetric memory", err)) return err->status;
+  if (*window && !is_symmetric(*window)) deregister(n, window);
+  return VD_OK;
+}
+
+static int nccl_register_arenas(vd_nccl *n, real *gradients, real *params, size_t count, vd_error *err) {
+  const vd_arena *a = vd_cuda_arena_of(n->backend, params);
+  size_t element = a ? n->backend->act_size : sizeof *params;
+  if (register_symmetric(n, gradients, count * sizeof *gradients, &n->window[0], err) == VD_OK &&
+      register_symmetric(n, a ? a->copy : params, count * element, &n->window[1], err) == VD_OK)
+    return VD_OK;
+  n->window[0] = n->window[1] = NULL;
+  nccl_abort(n); /* the other ranks may wait for this one */
+  return err->status;
+}
+
+static bool nccl_is_registered(const vd_nccl *n) {
+  return n->window[0] != NULL;
+}
+
 static void free_event(cudaEvent_t e) {
   if (e) cudaEventDestroy(e);
 }
@@ -312,14 +326,30 @@ static void free_update(struct update *u) {
   free(u->wait);
 }
 
-static void nccl_destroy(vd_nccl *n) {
+/* Peers read symmetric memory until the operations have ended here, too. */
+static void nccl_finalize(vd_nccl *n) {
   vd_error ignored = {0};
+  if (!n->comm) return;
+  bool ended = cudaStreamSynchronize(n->stream) == cudaSuccess;
+  for (int i = 0; i < 2 && ended; i++)
+    if (n->window[i]) deregister(n, &n->window[i]);
+  pthread_mutex_lock(&n->lock);
+  ncclResult_t r = n->call.finalize(n->comm);
+  pthread_mutex_unlock(&n->lock);
+  bool finalized = finish(n, r, "ncclCommFinalize", &ignored) == VD_OK;
+  pthread_mutex_lock(&n->lock);
+  ncclComm_t comm = n->comm;
+  n->comm = NULL;
+  pthread_mutex_unlock(&n->lock);
+  if (!comm) return; /* aborted meanwhile */
+  if (finalized)
+    n->call.destroy(comm);
+  else
+    n->call.abort(comm);
+}
+
+static void nccl_destroy(vd_nccl *n) {
   if (!n) return;
-  deregister_arenas(n);
-  if (n->comm && finish(n, n->call.finalize(n->comm), "ncclCommFinalize", &ignored) == VD_OK)
-    n->call.destroy(n->comm);
-  else if (n->comm)
-    n->call.abort(n->comm);
   for (int i = 0; i < 2; i++) free_update(&n->update[i]);
   for (int i = 0; i < n->n_slot; i++) free_event(n->gathered[i]);
   free_event(n->stepped);
@@ -341,10 +371,6 @@ static int nccl_init(vd_nccl **out, vd_ops *o, const vd_nccl_id *id, int rank, i
   pthread_mutex_init(&n->lock, NULL);
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   config.blocking = 0;
-  if (n->backend->symmetric) {
-    config.minCTAs = SYMMETRIC_BLOCKS;
-    config.maxCTAs = MOST_BLOCKS;
-  }
   ncclUniqueId unique_id;
   memcpy(unique_id.internal, id->bytes, sizeof unique_id.internal);
   if (make_streams(n, err) == VD_OK) {
@@ -427,6 +453,7 @@ const vd_nccl_plugin *vd_cuda_nccl(void) {
                                        .unique_id = vd_cuda_nccl_unique_id,
                                        .use_symmetric_memory = vd_cuda_use_symmetric_memory,
                                        .register_arenas = nccl_register_arenas,
+                                       .is_registered = nccl_is_registered,
                                        .init = nccl_init,
                                        .begin_update = nccl_begin_update,
                                        .begin_backward = nccl_begin_backward,
@@ -441,6 +468,7 @@ const vd_nccl_plugin *vd_cuda_nccl(void) {
                                        .count = nccl_count,
                                        .times = nccl_times,
                                        .abort = nccl_abort,
+                                       .finalize = nccl_finalize,
                                        .destroy = nccl_destroy};
   return &table;
 }

@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-_Static_assert(sizeof(vd_nccl_id) == sizeof(ncclUniqueId), "ncclUniqueId has another size");
 enum { VD_OLDEST_NCCL = 21400 };      /* the first with non-blocking communicators */
 enum { VD_OLDEST_SYMMETRIC = 22800 }; /* older ones were not tried */
 

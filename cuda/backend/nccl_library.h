@@ -6,6 +6,8 @@
 
 #include <nccl.h>
 
+_Static_assert(sizeof(vd_nccl_id) == sizeof(ncclUniqueId), "ncclUniqueId has another size");
+
 #if NCCL_VERSION_CODE < 22700
 typedef struct ncclWindow_vidmem *ncclWindow_t;
 enum { NCCL_WIN_COLL_SYMMETRIC = 1 };

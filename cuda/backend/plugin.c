@@ -17,16 +17,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* From NCCL (symmetric_memory.h), from the pool, or by cudaMalloc. */
-static cudaError_t take(vd_cuda_backend *c, void **p, size_t bytes, bool symmetric) {
-  if (symmetric) return vd_cuda_symmetric_alloc(c, p, bytes);
-  return c->pooled ? cudaMallocAsync(p, bytes, c->stream) : cudaMalloc(p, bytes);
-}
-
-static int alloc_zeroed(vd_cuda_backend *c, size_t bytes, void **p, bool symmetric, vd_error *err) {
+static int cuda_alloc(vd_ops *o, size_t bytes, void **p, vd_error *err) {
+  vd_cuda_backend *c = vd_cuda_of(o);
   size_t size = bytes > 0 ? bytes : 1, free_bytes = 0, total = 0;
-  cudaError_t e = take(c, p, size, symmetric);
-  if (e != cudaSuccess && vd_cuda_trim_pool(c)) e = take(c, p, size, symmetric);
+  cudaError_t e = c->pooled ? cudaMallocAsync(p, size, c->stream) : cudaMalloc(p, size);
+  if (e != cudaSuccess && vd_cuda_trim_pool(c)) e = cudaMallocAsync(p, size, c->stream);
   if (e != cudaSuccess) {
     cudaGetLastError(); /* clears cudaErrorMemoryAllocation, which later calls would report */
     cudaMemGetInfo(&free_bytes, &total);
@@ -38,11 +33,12 @@ static int alloc_zeroed(vd_cuda_backend *c, size_t bytes, void **p, bool symmetr
   return VD_OK;
 }
 
-static int cuda_alloc(vd_ops *o, size_t bytes, void **p, vd_error *err) {
-  return alloc_zeroed(vd_cuda_of(o), bytes, p, false, err);
-}
 static int cuda_alloc_arena(vd_ops *o, size_t bytes, void **p, vd_error *err) {
-  return alloc_zeroed(vd_cuda_of(o), bytes, p, vd_cuda_of(o)->symmetric != NULL, err);
+  vd_cuda_backend *c = vd_cuda_of(o);
+  if (!c->symmetric) return cuda_alloc(o, bytes, p, err);
+  if (vd_cuda_symmetric_alloc(c, p, bytes, err)) return err->status;
+  vd_cuda_record_error(c, cudaMemsetAsync(*p, 0, bytes, c->stream), "zeroing memory");
+  return VD_OK;
 }
 
 static void cuda_free(vd_ops *o, void *p) {
@@ -152,6 +148,15 @@ static int cuda_synchronize(vd_ops *o, vd_error *err) {
   return cuda_check(o, err);
 }
 
+/* Errors are recorded. */
+static int take_copy(vd_cuda_backend *c, vd_arena *a) {
+  size_t bytes = a->n * c->act_size;
+  if (c->symmetric) return vd_cuda_symmetric_alloc(c, &a->copy, bytes, &c->error);
+  cudaError_t e = cudaMalloc(&a->copy, bytes);
+  vd_cuda_record_error(c, e, "allocating the copy of the parameters");
+  return e == cudaSuccess ? VD_OK : VD_FAILED;
+}
+
 static void cuda_weights_changed(vd_ops *o, const real *params, size_t n) {
   vd_cuda_backend *c = vd_cuda_of(o);
   vd_cuda_attention_changed(c);
@@ -161,9 +166,7 @@ static void cuda_weights_changed(vd_ops *o, const real *params, size_t n) {
     if (c->n_arena == VD_MAX_ARENAS) vd_bug("more than %d parameter arenas", VD_MAX_ARENAS);
     a = &c->arena[c->n_arena++];
     *a = (vd_arena){.params = params, .n = n};
-    cudaError_t e = vd_cuda_symmetric_alloc(c, &a->copy, n * c->act_size);
-    vd_cuda_record_error(c, e, "allocating the copy of the parameters");
-    if (e != cudaSuccess) {
+    if (take_copy(c, a)) {
       c->n_arena--;
       return;
     }

@@ -11,22 +11,32 @@ struct vd_symmetric_memory {
   int n;
 };
 
+/* Blocks of an operation. NCCL would take 8, with which it takes longer, and what a kernel of one wave loses beside it
+ * does not depend on their number. Measured: doc/notes/2026-11-29-symmetric-memory.md. */
+static const char BLOCKS[] = "32";
+
 int vd_cuda_use_symmetric_memory(vd_ops *o, vd_error *err) {
   vd_cuda_backend *c = vd_cuda_of(o);
   vd_nccl_calls calls;
   if (c->symmetric || vd_cuda_nccl_load(&calls, err) || !calls.window_register) return err->status;
+  setenv("NCCL_SYM_CTAS", BLOCKS, 0);
   c->symmetric = vd_calloc(1, sizeof *c->symmetric);
   c->symmetric->call = calls;
   return VD_OK;
 }
 
-cudaError_t vd_cuda_symmetric_alloc(vd_cuda_backend *c, void **p, size_t bytes) {
+int vd_cuda_symmetric_alloc(vd_cuda_backend *c, void **p, size_t bytes, vd_error *err) {
   vd_symmetric_memory *s = c->symmetric;
-  if (!s) return cudaMalloc(p, bytes);
   if (s->n == sizeof s->taken / sizeof *s->taken) vd_bug("more than %d arenas in symmetric memory", s->n);
-  if (s->call.mem_alloc(p, bytes) != ncclSuccess) return cudaErrorMemoryAllocation;
+  ncclResult_t r = s->call.mem_alloc(p, bytes);
+  if (r != ncclSuccess && vd_cuda_trim_pool(c)) r = s->call.mem_alloc(p, bytes);
+  if (r != ncclSuccess) {
+    cudaGetLastError(); /* clears cudaErrorMemoryAllocation, which later calls would report */
+    return vd_fail(err, VD_FAILED, "GPU %d: NCCL allocates no %.1f MiB: %s (%s)", c->device, (double)bytes / 1048576.0,
+                   s->call.error_string(r), s->call.last_error(NULL));
+  }
   s->taken[s->n++] = *p;
-  return cudaSuccess;
+  return VD_OK;
 }
 
 bool vd_cuda_is_symmetric(const vd_cuda_backend *c, const void *p) {

@@ -8,12 +8,12 @@ typedef struct vd_symmetric_memory vd_symmetric_memory;
 
 /* Not collective. vd_nccl_plugin.use_symmetric_memory. */
 int vd_cuda_use_symmetric_memory(vd_ops *o, vd_error *err);
-/* Not collective. Memory for an arena or a copy of one: NCCL's after vd_cuda_use_symmetric_memory, else that of
- * cudaMalloc. Free with vd_cuda_symmetric_free. */
-cudaError_t vd_cuda_symmetric_alloc(vd_cuda_backend *c, void **p, size_t bytes);
-/* Not collective. NULL is allowed. */
+/* Not collective. Memory for an arena or for the copy of one, after vd_cuda_use_symmetric_memory alone. Free with
+ * vd_cuda_symmetric_free. VD_FAILED where NCCL gives none, with NCCL's reason. */
+int vd_cuda_symmetric_alloc(vd_cuda_backend *c, void **p, size_t bytes, vd_error *err);
+/* Not collective. Frees what vd_cuda_symmetric_alloc or cudaMalloc gave; waits for the GPU. NULL is allowed. */
 void vd_cuda_symmetric_free(vd_cuda_backend *c, void *p);
-/* Not collective. True where p is the start of NCCL's memory. */
+/* Not collective. True where vd_cuda_symmetric_alloc gave p, registered or not. */
 bool vd_cuda_is_symmetric(const vd_cuda_backend *c, const void *p);
 /* Not collective. At the end of the backend. Frees what was not freed. */
 void vd_cuda_symmetric_end(vd_cuda_backend *c);

@@ -33,10 +33,11 @@ struct vd_grad_reducer {
   bool failed;            /* aborted */
   /* Of this update: gradients from `pending` on are final; the all-reduce of those from `launched` on has started. */
   size_t pending, launched;
-  int to_reduce;         /* sharded: buckets from this one on are being reduced */
-  int arrived;           /* sharded: the backend waits for the weights of the buckets before this one */
-  struct times times[2]; /* of the last two updates, at the update's number modulo 2 */
-  vd_error error;
+  int to_reduce;           /* sharded: buckets from this one on are being reduced */
+  int arrived;             /* sharded: the backend waits for the weights of the buckets before this one */
+  struct times times[2];   /* of the last two updates, at the update's number modulo 2 */
+  vd_error error;          /* of an operation */
+  vd_error timeline_error; /* of its file */
 };
 
 static const vd_nccl_plugin *nccl_of(const vd_grad_reducer *r) {
@@ -156,7 +157,8 @@ int vd_grad_reducer_create(vd_grad_reducer **out, MPI_Comm comm, const vd_grad_r
     *out = r;
     return VD_OK;
   }
-  vd_grad_reducer_abort(r, 0);
+  vd_error dropped = {0};
+  vd_grad_reducer_abort(r, 0, &dropped);
   vd_grad_reducer_destroy(r);
   *out = NULL;
   return err->status;
@@ -210,8 +212,14 @@ void vd_grad_reducer_ready(void *reducer, size_t first, size_t n) {
     launch_bucket(r, first);
 }
 
-int vd_grad_reducer_check(const vd_grad_reducer *r, vd_error *err) {
+int vd_grad_reducer_check_operations(const vd_grad_reducer *r, vd_error *err) {
   if (r->error.status != VD_OK) return vd_fail(err, r->error.status, "%s", r->error.message);
+  return VD_OK;
+}
+
+int vd_grad_reducer_check(const vd_grad_reducer *r, vd_error *err) {
+  if (vd_grad_reducer_check_operations(r, err)) return err->status;
+  if (r->timeline_error.status != VD_OK) return vd_fail(err, VD_FAILED, "%s", r->timeline_error.message);
   return VD_OK;
 }
 
@@ -380,7 +388,8 @@ static void write_timeline(vd_grad_reducer *r, int64_t update) {
     print_sum(r->timeline, update, start, &whole);
   }
   if (fflush(r->timeline) != 0)
-    vd_fail(&r->error, VD_FAILED, "device%%timeline = '%s' cannot be written: %s", r->config.timeline, strerror(errno));
+    vd_fail(&r->timeline_error, VD_FAILED, "device%%timeline = '%s' cannot be written: %s", r->config.timeline,
+            strerror(errno));
 }
 
 double vd_grad_reducer_exposed_seconds(vd_grad_reducer *r, int64_t update) {
@@ -396,33 +405,39 @@ double vd_grad_reducer_exposed_seconds(vd_grad_reducer *r, int64_t update) {
   return exposed;
 }
 
-/* NCCL does not abort kernels that work on symmetric memory. So a rank that failed still starts the operations of the
- * update that other ranks wait for, and all of them end. Without shards their ranges depend on the model's calls, and
- * there is no symmetric memory. */
-static void start_missing(vd_grad_reducer *r, int64_t update) {
+/* The sums of the failed update end once each rank has started them: this rank starts the missing ones and waits for
+ * all. With shards alone, since otherwise the ranges depend on the model's calls. */
+static int end_sums(vd_grad_reducer *r, int64_t update, vd_error *err) {
+  vd_error before = {0}; /* dropped: it is what failed, or the wait below meets it again */
+  r->ops->synchronize(r->ops, &before);
   if (r->update < update) vd_grad_reducer_begin(r, update);
   if (r->pending > 0) vd_grad_reducer_ready(r, 0, r->pending);
+  if (r->error.status != VD_OK) return vd_fail(err, r->error.status, "%s", r->error.message);
+  nccl_of(r)->wait_all_reduces(r->nccl);
+  return r->ops->synchronize(r->ops, err);
 }
 
-void vd_grad_reducer_abort(vd_grad_reducer *r, int64_t update) {
-  if (r->failed) return;
+int vd_grad_reducer_abort(vd_grad_reducer *r, int64_t update, vd_error *err) {
+  if (r->failed || !r->nccl) return VD_OK;
   r->failed = true;
-  if (!r->nccl) return;
-  if (vd_grad_reducer_is_sharded(r) && r->error.status == VD_OK) start_missing(r, update);
-  vd_grad_reducer_arm_watchdog(r, "the abort of NCCL");
-  nccl_of(r)->abort(r->nccl);
+  vd_grad_reducer_arm_watchdog(r, "the end of the sums");
+  if (nccl_of(r)->is_registered(r->nccl))
+    end_sums(r, update, err);
+  else
+    nccl_of(r)->abort(r->nccl);
   vd_grad_reducer_disarm_watchdog(r);
+  return err->status;
 }
 
 void vd_grad_reducer_destroy(vd_grad_reducer *r) {
   if (!r) return;
   if (r->nccl) {
     vd_grad_reducer_arm_watchdog(r, "the end of NCCL");
-    nccl_of(r)->destroy(r->nccl);
+    nccl_of(r)->finalize(r->nccl);
     vd_grad_reducer_disarm_watchdog(r);
-    r->nccl = NULL;
   }
-  vd_watchdog_stop(r->watch);
+  vd_watchdog_stop(r->watch); /* it polls NCCL */
+  if (r->nccl) nccl_of(r)->destroy(r->nccl);
   if (r->timeline) fclose(r->timeline);
   vd_shard_layout_free(&r->layout);
   free(r->stage);

@@ -70,6 +70,8 @@ void vd_grad_reducer_all_needed(vd_grad_reducer *r);
 int vd_grad_reducer_gather(vd_grad_reducer *r, real *arena, vd_error *err);
 /* Not collective. The first error of this rank, if any. */
 int vd_grad_reducer_check(const vd_grad_reducer *r, vd_error *err);
+/* Not collective. The first error of an operation, for which other ranks may wait, and not one of the timeline. */
+int vd_grad_reducer_check_operations(const vd_grad_reducer *r, vd_error *err);
 /* Collective(comm). Sums n doubles in place, all ranks get the same bits; a rank that does not come ends the run. */
 void vd_grad_reducer_all_reduce_scalars(vd_grad_reducer *r, double *x, int n);
 /* Collective(comm). Stream-ordered. To be called after vd_grad_reducer_ready for all gradients: ops that are enqueued
@@ -85,11 +87,12 @@ void vd_grad_reducer_finish(vd_grad_reducer *r);
  * before it, and the backend has completed its work. Call it once for each update, in their order: it also writes the
  * update's lines of the timeline; an error of that file is kept for vd_grad_reducer_check. */
 double vd_grad_reducer_exposed_seconds(vd_grad_reducer *r, int64_t update);
-/* Collective(comm). Some rank failed in update `update`, counted from 1 (0: before the first): aborts the sums that are
- * in flight. With NCCL and a sharded optimizer this rank first starts those of the update that it has not started,
- * since others may wait for them, and NCCL does not abort all kinds of them. Where it cannot, vd_grad_reducer_check has
- * the error, and the caller ends the other ranks. Only vd_grad_reducer_check and vd_grad_reducer_destroy may follow. */
-void vd_grad_reducer_abort(vd_grad_reducer *r, int64_t update);
+/* Collective(comm). Some rank failed in update `update`, counted from 1 (0: before the first): ends the sums that are
+ * in flight. NCCL aborts them, but for those in symmetric memory, which end once all ranks have started them: this rank
+ * then starts the sums of the update that it has not started, and waits. Where it cannot, its GPU or NCCL failed:
+ * VD_FAILED on this rank alone, for which others wait, so that the caller ends them. Only vd_grad_reducer_destroy may
+ * follow. */
+int vd_grad_reducer_abort(vd_grad_reducer *r, int64_t update, vd_error *err);
 /* Collective(comm). NULL is allowed. */
 void vd_grad_reducer_destroy(vd_grad_reducer *r);
 

@@ -29,7 +29,7 @@ typedef struct vd_nccl_plugin {
   /* Not collective. A unique id for a communicator: one rank makes it and sends it to the others. */
   int (*unique_id)(vd_nccl_id *id, vd_error *err);
   /* Collective (ranks of the id). Makes the communicator of `size` ranks on the GPU of o, and checks one all-reduce. o
-   * must outlive it. Waits for the other ranks without a limit. Free with destroy, or with abort and then destroy. */
+   * must outlive it. Waits for the other ranks without a limit. End with finalize or abort, then destroy. */
   int (*init)(vd_nccl **n, vd_ops *o, const vd_nccl_id *id, int rank, int size, vd_error *err);
   /* Not collective. From here on o->alloc_arena takes symmetric memory of NCCL: a GPU then reads and
    * writes the arenas of its peers in place, which is faster than through NCCL's buffers. For the ranks of one
@@ -37,9 +37,12 @@ typedef struct vd_nccl_plugin {
    * nothing where NCCL is older than 2.28. */
   int (*use_symmetric_memory)(vd_ops *o, vd_error *err);
   /* Collective (ranks of the communicator). Registers gradients [count] and what all_gather moves for params [count]
-   * (NULL: nothing) where use_symmetric_memory was called for their backend; else does nothing. Waits for the other
-   * ranks. The arenas must outlive n. */
+   * where use_symmetric_memory was called for their backend and NCCL has symmetric memory between these GPUs; else does
+   * nothing. Waits for the other ranks; where it fails it aborts the communicator. The arenas must outlive n. */
   int (*register_arenas)(vd_nccl *n, real *gradients, real *params, size_t count, vd_error *err);
+  /* Not collective. True where register_arenas has registered them. Then operations end on all ranks once each rank has
+   * started them, but not by `abort`: NCCL 2.28's kernels for symmetric memory do not ask whether they are aborted. */
+  bool (*is_registered)(const vd_nccl *n);
   /* Not collective. Begins an update: its operations are counted anew. Those of the previous update stay readable. */
   void (*begin_update)(vd_nccl *n);
   /* Stream-ordered. The update's last backward pass begins: times count from here. */
@@ -74,10 +77,12 @@ typedef struct vd_nccl_plugin {
   /* Not collective. Times of operation i of that update; false while it runs. Does not wait. */
   bool (*times)(const vd_nccl *n, int before, int i, vd_all_reduce_times *t);
   /* Not collective. Aborts the operations that run; the arenas' contents are then undefined. Any thread. May hang. Does
-   * nothing where arenas are registered: NCCL's kernels for them wait for their peers whatever ncclCommAbort asks. */
+   * nothing where is_registered. */
   void (*abort)(vd_nccl *n);
-  /* Collective (ranks of the communicator), unless abort has aborted. Waits for the operations that run, then frees.
-   * NULL is allowed. */
+  /* Collective (ranks of the communicator), but for one that is aborted. Waits for the operations that run and ends the
+   * communicator. Only destroy may follow. */
+  void (*finalize)(vd_nccl *n);
+  /* Not collective. Frees n, after abort or finalize. NULL is allowed. */
   void (*destroy)(vd_nccl *n);
 } vd_nccl_plugin;
 

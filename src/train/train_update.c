@@ -89,9 +89,12 @@ static void end_run(const vd_train *t, vd_error *err) {
 /* Some rank failed in update `update`, counted from 1. */
 static int end_exchange(const vd_train *t, int64_t update, vd_error *err) {
   vd_error why = {0};
-  vd_grad_reducer_abort(t->reducer, update); /* the failed rank may not have begun all-reduces that others wait for */
-  if (vd_grad_reducer_check(t->reducer, &why)) end_run(t, err->status != VD_OK ? err : &why);
-  return vd_agree(t->ctx->comm, err);
+  /* The failed rank may not have begun all-reduces that others wait for. */
+  if (vd_grad_reducer_abort(t->reducer, update, &why)) end_run(t, err->status != VD_OK ? err : &why);
+  vd_grad_reducer_arm_watchdog(t->reducer, "the other ranks' errors");
+  vd_agree(t->ctx->comm, err);
+  vd_grad_reducer_disarm_watchdog(t->reducer);
+  return err->status;
 }
 
 /* Waits for the pending update, whose number counted from 1 is `number`. */
@@ -118,7 +121,7 @@ static int reduce_and_step(vd_train *t, double targets, bool skip, vd_error *err
   vd_update_pipeline_push(t->pipeline, update, targets, skip, err);
   vd_grad_reducer_disarm_watchdog(t->reducer);
   if (err->status != VD_OK && vd_update_pipeline_lag(t->pipeline) > 0) end_run(t, err);
-  if (err->status == VD_OK && vd_grad_reducer_check(t->reducer, err)) end_run(t, err); /* the exchange of a shard */
+  if (err->status == VD_OK && vd_grad_reducer_check_operations(t->reducer, err)) end_run(t, err); /* of a shard */
   if (err->status == VD_OK && vd_update_pipeline_is_full(t->pipeline)) pull(t, update + 1, &stats, err);
   return err->status;
 }

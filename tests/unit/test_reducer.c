@@ -82,7 +82,7 @@ static void sums_over_ranks(void **state) {
  * copies of the gradients taken when all_reduce was called. */
 enum { MOST = 64 };
 struct vd_nccl {
-  int n_sum, n_abort;
+  int n_sum, n_abort, n_final;
   real *arena;
   vd_all_reduce_times sum[MOST];
   real *kept[MOST];
@@ -143,10 +143,18 @@ static bool fake_times(const vd_nccl *n, int before, int i, vd_all_reduce_times 
   *t = before ? n->before[i] : n->sum[i];
   return true;
 }
+static bool fake_is_registered(const vd_nccl *n) {
+  (void)n;
+  return false;
+}
 static void fake_abort(vd_nccl *n) {
   n->n_abort++;
 }
+static void fake_finalize(vd_nccl *n) {
+  n->n_final++;
+}
 static void fake_destroy(vd_nccl *n) {
+  assert_int_equal(n->n_final, 1);
   for (int i = 0; i < MOST; i++) free(n->kept[i]);
   free(n);
 }
@@ -159,7 +167,9 @@ static const vd_nccl_plugin fake = {.unique_id = fake_unique_id,
                                     .async_error = fake_async_error,
                                     .count = fake_count,
                                     .times = fake_times,
+                                    .is_registered = fake_is_registered,
                                     .abort = fake_abort,
+                                    .finalize = fake_finalize,
                                     .destroy = fake_destroy};
 
 static vd_grad_reducer *open_fake(const vd_nccl_plugin *table, size_t bucket, const char *timeline, vd_ops **o,
@@ -260,7 +270,8 @@ static void keeps_errors(void **state) {
   assert_non_null(strstr(err.message, "refused"));
   double failed = 1;
   vd_grad_reducer_all_reduce_scalars(r, &failed, 1);
-  vd_grad_reducer_abort(r, 1);
+  vd_error none = {0};
+  assert_int_equal(vd_grad_reducer_abort(r, 1, &none), VD_OK);
   vd_grad_reducer_destroy(r);
   o->destroy(o);
 }

@@ -199,6 +199,11 @@ static int stand_in_reduce_scatter(vd_nccl *n, real *arena, size_t first, size_t
   assert_ptr_equal(arena, n->gradients);
   return add_sum(n, arena + first, chunk * (size_t)n->size, true, err);
 }
+/* NOLINTNEXTLINE(readability-non-const-parameter): a member of the table */
+static int stand_in_refuse(vd_nccl *n, real *arena, size_t first, size_t chunk, vd_error *err) {
+  (void)n, (void)arena, (void)first, (void)chunk;
+  return vd_fail(err, VD_FAILED, "the sum is refused");
+}
 static void stand_in_wait_all_reduces(vd_nccl *n) {
   for (int i = 0; i < n->n_sum; i++) {
     struct sum *s = &n->sum[i];
@@ -254,15 +259,19 @@ static bool stand_in_times(const vd_nccl *n, int before, int i, vd_all_reduce_ti
   *t = (vd_all_reduce_times){0, n->sum[i].n, n->sum[i].scattered, 1, 2, 3};
   return true;
 }
+static bool stand_in_is_registered(const vd_nccl *n) {
+  return n->gradients != NULL;
+}
 static void stand_in_abort(vd_nccl *n) {
   (void)n;
+  fail();
 }
-/* As NCCL's it waits for the sums that were started, which end where all ranks have started the same. */
-static void stand_in_destroy(vd_nccl *n) {
+static void stand_in_finalize(vd_nccl *n) {
   int started[2] = {n->n_sum, -n->n_sum};
   MPI_Allreduce(MPI_IN_PLACE, started, 2, MPI_INT, MPI_MAX, MPI_COMM_WORLD);
   assert_int_equal(started[0], -started[1]);
-  stand_in_wait_all_reduces(n);
+}
+static void stand_in_destroy(vd_nccl *n) {
   for (int i = 0; i < MOST; i++) {
     free(n->sum[i].kept);
     free(n->gather[i].kept);
@@ -284,7 +293,9 @@ static const vd_nccl_plugin stand_in = {.unique_id = stand_in_unique_id,
                                         .async_error = stand_in_async_error,
                                         .count = stand_in_count,
                                         .times = stand_in_times,
+                                        .is_registered = stand_in_is_registered,
                                         .abort = stand_in_abort,
+                                        .finalize = stand_in_finalize,
                                         .destroy = stand_in_destroy};
 
 /* How a run exchanges. */
@@ -407,29 +418,33 @@ static void steps_as_one(void **state) {
 }
 
 /* Rank 0 fails in update 2, after `done` of its gradients (-1: before the update began). The other ranks have started
- * all their sums, which must end. */
-static void fail_at(int done) {
+ * all their sums, which must end; where NCCL refuses, that is an error. */
+static void fail_at(int done, bool refused) {
   enum { N = 1000, COMMON = 40, FIRST_LAYER = 200 };
-  int rank;
+  int rank, size;
   vd_error err = {0};
   vd_ops *o;
   vd_grad_reducer *r;
   real gradients[N] = {0}, params[N] = {0};
+  vd_nccl_plugin table = stand_in;
   vd_grad_reducer_config how = {
-      .comm = VD_COMM_NCCL, .nccl = &stand_in, .bucket = 800, .shard = true, .timeout = 20, .timeline = ""};
+      .comm = VD_COMM_NCCL, .nccl = &table, .bucket = 800, .shard = true, .timeout = 20, .timeline = ""};
   const vd_grad_reducer_arenas arenas = {gradients, params, {N, COMMON, FIRST_LAYER}};
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  MPI_Comm_size(MPI_COMM_WORLD, &size);
+  if (size == 1) return;
   assert_int_equal(vd_ops_cpu(&o, 1, &err), VD_OK);
   assert_int_equal(vd_grad_reducer_create(&r, MPI_COMM_WORLD, &how, o, &arenas, &err), VD_OK);
   for (int64_t update = 1; update <= 2; update++) {
-    int last = update == 2 && rank == 0 ? done : N;
+    int last = update == 2 && (rank == 0 || refused) ? done : N;
     if (last >= 0) vd_grad_reducer_begin(r, update);
     if (last >= 0) vd_grad_reducer_ready(r, N, 0);
     for (int at = 0; at < last; at += 100) vd_grad_reducer_ready(r, (size_t)(N - at - 100), 100);
     if (update == 1) vd_grad_reducer_finish(r);
   }
-  vd_grad_reducer_abort(r, 2);
-  assert_int_equal(vd_grad_reducer_check(r, &err), VD_OK);
+  if (refused) table.reduce_scatter = stand_in_refuse;
+  assert_int_equal(vd_grad_reducer_abort(r, 2, &err), refused ? VD_FAILED : VD_OK);
+  assert_true(!refused || strstr(err.message, "refused"));
   vd_grad_reducer_destroy(r);
   o->destroy(o);
 }
@@ -437,7 +452,9 @@ static void fail_at(int done) {
 static void ends_sums_of_others(void **state) {
   (void)state;
   const int done[] = {-1, 0, 300, 800, 1000};
-  for (size_t i = 0; i < sizeof done / sizeof *done; i++) fail_at(done[i]);
+  for (size_t i = 0; i < sizeof done / sizeof *done; i++) fail_at(done[i], false);
+  fail_at(-1, true);
+  fail_at(300, true);
 }
 
 int main(int argc, char **argv) {
