@@ -79,14 +79,14 @@ static size_t round_up(size_t bytes) {
 /* Streams of a group: as many as keep its stored tiles within the limit, so that groups have about the same size. */
 static int32_t group_of(const vd_cuda_attention *a) {
   const size_t limit = a->stored_limit > 0 ? a->stored_limit : VD_CUDA_WEIGHT_LIMIT;
-  const size_t one = vd_stream_pairs(a) * VD_STORED_BYTES;
+  const size_t one = vd_stream_score_tiles(a) * VD_STORED_BYTES;
   const int32_t n = a->n_stream, most = limit / one < 1 ? 1 : limit / one < (size_t)n ? (int32_t)(limit / one) : n;
   return vd_ceil_div(n, vd_ceil_div(n, most));
 }
 
 /* Places the arrays of the workspace from `base` on; returns its size in bytes. */
 static size_t lay_out(const vd_cuda_attention *a, void *base, vd_backward_workspace *ws) {
-  size_t pairs = (size_t)a->n_stream * (size_t)a->n_head, tiles = pairs * (size_t)vd_ceil_div(a->block, VD_TILE);
+  size_t heads = (size_t)a->n_stream * (size_t)a->n_head, tiles = heads * (size_t)vd_ceil_div(a->block, VD_TILE);
   size_t rows = (size_t)a->n_stream * (size_t)a->block, element = a->type == VD_FP32 ? 4 : 2, size = 0;
   auto take = [&](size_t bytes) {
     char *at = (char *)base + size;
@@ -94,7 +94,7 @@ static size_t lay_out(const vd_cuda_attention *a, void *base, vd_backward_worksp
     return at;
   };
   ws->n_stream = a->n_stream, ws->dropout_mask = a->dropout_mask;
-  ws->delta = (float *)take(pairs * (size_t)a->block * 4), ws->shift = (float *)take(pairs * (size_t)a->block * 4);
+  ws->delta = (float *)take(heads * (size_t)a->block * 4), ws->shift = (float *)take(heads * (size_t)a->block * 4);
   if (a->rel_key) {
     if (!vd_uses_wgmma(a)) ws->query = take(rows * (size_t)a->n_head * (size_t)a->d_head * element);
     ws->dsum = (float *)take((size_t)a->n_head * ((size_t)a->reach + 1) * 4);
@@ -103,7 +103,7 @@ static size_t lay_out(const vd_cuda_attention *a, void *base, vd_backward_worksp
   } else {
     ws->dspan = (float *)take(tiles * 4);
   }
-  if (vd_uses_wgmma(a)) ws->stored = take((size_t)group_of(a) * vd_stream_pairs(a) * VD_STORED_BYTES);
+  if (vd_uses_wgmma(a)) ws->stored = take((size_t)group_of(a) * vd_stream_score_tiles(a) * VD_STORED_BYTES);
   return size;
 }
 

@@ -28,7 +28,7 @@ typedef struct vd_backward_workspace {
   float *dsum;   /* [n_head, reach + 1]: score gradients summed over all queries at one distance */
   float *dtable; /* with relative keys, wgmma kernels: [n_head, vd_table_blocks(a->reach), 64, 64], the gradient of
                   * relative keys in the order of vd_add_table_block(), but for the share of dsum */
-  char *stored;  /* wgmma kernels: stored tiles of a group of streams, one for each pair (vd_pair_first) */
+  char *stored;  /* wgmma kernels: stored tiles of a group of streams, one for each score tile (vd_first_score_tile) */
   uint32_t *dropout_mask; /* wgmma kernels with dropout: a->dropout_mask, of all streams */
 } vd_backward_workspace;
 
@@ -209,8 +209,8 @@ VD_DEV int vd_far_tiles(const vd_cuda_attention &a) {
 template <bool REL>
 VD_DEV vd_work_tile vd_key_tile_at(const vd_cuda_attention &a, const vd_tile_schedule *schedule, int tile_id) {
   if constexpr (REL) {
-    int before = vd_far_tiles(a), tiles = before + vd_ceil_div(a.block, VD_TILE), pair = tile_id / tiles;
-    vd_work_tile at = {pair % a.n_head, pair / a.n_head, tile_id % tiles - before};
+    int before = vd_far_tiles(a), tiles = before + vd_ceil_div(a.block, VD_TILE), row = tile_id / tiles;
+    vd_work_tile at = {row % a.n_head, row / a.n_head, tile_id % tiles - before};
     return at;
   }
   const int rank = vd_rank_of(schedule->key_tile_first, a.n_head, a.n_stream, tile_id);

@@ -39,10 +39,10 @@ enum {
 };
 
 /* A work item: n_key key tiles from `tile` on, the query tiles first .. end - 1 that see them; distances of tiles that
- * the head sees, and those within its own span; the number of the pair of the first query tile and the key tile at its
- * place; the first key whose value the head needs. */
+ * the head sees, and those within its own span; the number of the score tile of the first query tile and the key tile
+ * at its place; the first key whose value the head needs. */
 typedef struct dkv_work {
-  int head, stream, tile, n_key, first, end, distances, near_distances, pair_first, lowest_value;
+  int head, stream, tile, n_key, first, end, distances, near_distances, first_score_tile, lowest_value;
 } dkv_work;
 
 template <typename T> struct dkv_smem {
@@ -86,7 +86,8 @@ VD_DEV dkv_work dkv_work_at(const vd_cuda_attention &a, const vd_tile_schedule *
   w.distances = vd_tile_distances(band), w.near_distances = REL ? w.distances : vd_ceil_div(band.own, VD_TILE) + 1;
   w.n_key = min((int)CONSUMERS, n_tile - w.tile);
   w.first = max(w.tile, 0), w.end = min(n_tile, w.tile + w.n_key - 1 + w.distances);
-  w.pair_first = vd_pair_first<REL>(a, schedule, band, head, stream), w.lowest_value = vd_lowest_value<REL>(band);
+  w.first_score_tile = vd_first_score_tile<REL>(a, schedule, band, head, stream),
+  w.lowest_value = vd_lowest_value<REL>(band);
   return w;
 }
 /* Number k of the block's work items. The dQ kernel stored the last ones' tiles most recently. */
@@ -142,7 +143,8 @@ VD_DEV void copy_stage(const vd_cuda_attention &a, const dkv_task &task, const d
   vd_mbarrier_expect(full, (end - first) * VD_STORED_BYTES + operands * VD_PANELS * VD_TILE_BYTES);
   if (i == w.first) copy_values(a, task, w, m->values[k & 1], full);
   for (int x = first; x < end; x++)
-    vd_copy_bytes(m->stored[slot][x], task.stored + ((int64_t)w.pair_first + i * w.distances + d - x) * VD_STORED_BYTES,
+    vd_copy_bytes(m->stored[slot][x],
+                  task.stored + ((int64_t)w.first_score_tile + i * w.distances + d - x) * VD_STORED_BYTES,
                   VD_STORED_BYTES, full);
   copy_rows(m->q[slot], &task.block, w.stream, i * VD_TILE, column, full);
   if (near) copy_rows(m->dout[slot], &task.dout, w.stream, i * VD_TILE, column, full);

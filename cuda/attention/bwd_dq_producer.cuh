@@ -49,11 +49,11 @@ VD_DEV dq_work dq_work_at(const vd_cuda_attention &a, const vd_backward_workspac
   place_item<REL, TRIM>(a, schedule, item, w.tile);
   vd_set_key_tiles<REL, TRIM>(a, schedule, w.tile,
                               min(w.tile.at.tile + VD_DQ_TILES, vd_ceil_div(a.block, VD_TILE)) - 1);
-  const int before = vd_pair_first<REL>(a, schedule, w.tile.band, 0, ws.first_stream);
+  const int before = vd_first_score_tile<REL>(a, schedule, w.tile.band, 0, ws.first_stream);
   for (int x = 0; x < VD_DQ_TILES; x++) {
-    const int64_t pair = w.tile.pair + x * vd_tile_distances(w.tile.band);
-    w.stored[x] = ws.stored + pair * VD_STORED_BYTES;
-    w.dropout_mask[x] = ws.dropout_mask + (before + pair) * VD_WARPGROUP;
+    const int64_t score_tile = w.tile.score_tile + x * vd_tile_distances(w.tile.band);
+    w.stored[x] = ws.stored + score_tile * VD_STORED_BYTES;
+    w.dropout_mask[x] = ws.dropout_mask + (before + score_tile) * VD_WARPGROUP;
   }
   w.turns = w.tile.n + (REL || w.tile.n < w.tile.left ? 1 : 0);
   return w;

@@ -43,11 +43,11 @@ typedef struct vd_tile_schedule {
   int head[VD_CUDA_MAX_HEADS]; /* heads by decreasing reach, then own span */
   /* Of the head of this rank, for one stream; last: the number of all heads. With n streams a head has n times as many,
    * from n times that number on. */
-  int key_tile_first[VD_CUDA_MAX_HEADS + 1]; /* key tiles */
-  int dkv_first[VD_CUDA_MAX_HEADS + 1];      /* work items of the dK/dV kernel, VD_DKV_TILES key tiles each */
-  int split_first[VD_CUDA_MAX_HEADS + 1];    /* splits of query tiles */
-  int n_split[VD_CUDA_MAX_HEADS];            /* splits of a query tile of the head of this rank */
-  int pair_first[VD_CUDA_MAX_HEADS + 1];     /* of head h: vd_tile_distances() of the heads before it; last: of all */
+  int key_tile_first[VD_CUDA_MAX_HEADS + 1];   /* key tiles */
+  int dkv_first[VD_CUDA_MAX_HEADS + 1];        /* work items of the dK/dV kernel, VD_DKV_TILES key tiles each */
+  int split_first[VD_CUDA_MAX_HEADS + 1];      /* splits of query tiles */
+  int n_split[VD_CUDA_MAX_HEADS];              /* splits of a query tile of the head of this rank */
+  int first_score_tile[VD_CUDA_MAX_HEADS + 1]; /* of head h: vd_tile_distances() of the heads before it; last: of all */
   int arrived[VD_SPLIT_SLOTS];     /* splits of a query tile that are done, at the number of its first split */
   vd_band band[VD_CUDA_MAX_HEADS]; /* of head h */
 } vd_tile_schedule;
@@ -103,8 +103,8 @@ template <bool REL>
 VD_DEV vd_work_tile vd_query_tile_at(const vd_cuda_attention &a, const vd_tile_schedule *schedule, int tile_id) {
   int n_tile = vd_ceil_div(a.block, VD_TILE), per_head = a.n_stream * n_tile;
   if constexpr (REL) {
-    int pair = tile_id / n_tile;
-    vd_work_tile at = {pair % a.n_head, pair / a.n_head, n_tile - 1 - tile_id % n_tile};
+    int row = tile_id / n_tile;
+    vd_work_tile at = {row % a.n_head, row / a.n_head, n_tile - 1 - tile_id % n_tile};
     return at;
   }
   int rest = tile_id % per_head;
@@ -139,15 +139,15 @@ template <bool REL> VD_DEV int vd_key_tiles(const vd_band &b, int query_tile) {
 VD_DEV int vd_tile_distances(const vd_band &b) {
   return vd_ceil_div(b.reach, VD_TILE) + 1;
 }
-/* Arrays with an element for each pair of a query tile and a key tile within a head's reach are in the order of
- * streams, heads, query tiles and distances: the number of the pair of a head's first query tile and the key tile at
- * its own place. */
+/* A score tile is that of a query tile and a key tile within the head's reach. Arrays with an element for each are in
+ * the order of streams, heads, query tiles and distances: the number of the score tile of a head's first query tile and
+ * the key tile at its own place. */
 template <bool REL>
-VD_DEV int vd_pair_first(const vd_cuda_attention &a, const vd_tile_schedule *schedule, const vd_band &band, int head,
-                         int stream) {
+VD_DEV int vd_first_score_tile(const vd_cuda_attention &a, const vd_tile_schedule *schedule, const vd_band &band,
+                               int head, int stream) {
   const int n_tile = vd_ceil_div(a.block, VD_TILE), all = a.n_head * vd_tile_distances(band);
   if constexpr (REL) return n_tile * (stream * all + head * vd_tile_distances(band));
-  return n_tile * (stream * schedule->pair_first[a.n_head] + schedule->pair_first[head]);
+  return n_tile * (stream * schedule->first_score_tile[a.n_head] + schedule->first_score_tile[head]);
 }
 
 /* View of one head and stream: row r begins at row0 + r * stride. */

@@ -150,7 +150,7 @@ VD_DEV void draw_mask(const vd_cuda_attention &a, const vd_dropout_draws &drop, 
   const int thread = (int)threadIdx.x - VD_WARPGROUP;
   uint32_t bits = vd_draw_dropout_mask(drop, work.i0 + 16 * (thread >> 5), work.start + t * VD_TILE);
   m->dropout_mask[c % 3][thread] = bits;
-  if (a.dropout_mask) a.dropout_mask[(int64_t)(work.pair - t) * VD_WARPGROUP + thread] = bits;
+  if (a.dropout_mask) a.dropout_mask[(int64_t)(work.score_tile - t) * VD_WARPGROUP + thread] = bits;
 }
 
 } // namespace

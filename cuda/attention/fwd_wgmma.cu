@@ -270,7 +270,7 @@ cudaError_t vd_forward_wgmma(const vd_cuda_attention *a, const void *block, cons
 static_assert(VD_CUDA_MASK_BYTES == VD_WARPGROUP * sizeof(uint32_t), "a word of each consumer thread");
 size_t vd_cuda_attention_dropout_mask_size(const vd_cuda_attention *a) {
   if (!vd_uses_wgmma(a) || !vd_make_dropout_draws(a).threshold) return 0;
-  return (size_t)a->n_stream * vd_stream_pairs(a) * VD_CUDA_MASK_BYTES;
+  return (size_t)a->n_stream * vd_stream_score_tiles(a) * VD_CUDA_MASK_BYTES;
 }
 
 size_t vd_cuda_attention_splits_size(const vd_cuda_attention *a) {

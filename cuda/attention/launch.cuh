@@ -48,8 +48,8 @@ static cudaError_t vd_launch_persistent(void (*kernel)(PARAMS...), dim3 threads,
   return vd_launch_attributes(attribute, n, kernel, (unsigned)blocks, threads, (size_t)shared, stream, args...);
 }
 
-/* Not collective. Pairs of a query tile and a key tile within the heads' reaches, of one stream, at most. */
-static inline size_t vd_stream_pairs(const vd_cuda_attention *a) {
+/* Not collective. Score tiles of one stream (vd_first_score_tile), at most. */
+static inline size_t vd_stream_score_tiles(const vd_cuda_attention *a) {
   const int32_t reach = a->rel_key ? a->reach : a->window;
   const int32_t key_tiles =
       a->key_tiles > 0 && !a->rel_key ? a->key_tiles : a->n_head * ((reach + VD_TILE - 1) / VD_TILE + 1);

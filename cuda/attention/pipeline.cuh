@@ -235,13 +235,13 @@ VD_DEV void vd_end_scores(__half *ring, int block, float position[8][4], float s
  * tile is also the last of the split before it, so that both multiply its position scores: such a split has a `lead`, a
  * turn t = 0 for them alone, without keys and values. `left` counts key tiles from t = 0 to the query tile's own.
  *
- * The pair of the query tile and key tile t is number pair - t (vd_pair_first). In that order lie the tiles of the
- * stored dropout mask: the words of 128 threads as vd_draw_dropout_mask() makes them. */
+ * The score tile of the query tile and key tile t is number score_tile - t (vd_first_score_tile). In that order lie the
+ * tiles of the stored dropout mask: the words of 128 threads as vd_draw_dropout_mask() makes them. */
 typedef struct vd_query_work {
   vd_work_tile at;
   vd_band band;
   int i0, n, far, start, first_block; /* first query, key tiles, first key */
-  int left, pair;
+  int left, score_tile;
   bool lead;
   int n_split, split, slot; /* splits of the query tile; this one; the number of the first one */
 } vd_query_work;
@@ -268,8 +268,8 @@ VD_DEV void vd_set_key_tiles(const vd_cuda_attention &a, const vd_tile_schedule 
     w.n = end - begin, w.left -= begin, w.start += begin * VD_TILE;
   }
   w.first_block = w.start - w.i0 - VD_TILE;
-  w.pair = vd_pair_first<REL>(a, schedule, w.band, w.at.head, w.at.stream) + w.at.tile * vd_tile_distances(w.band) +
-           w.left - 1;
+  w.score_tile = vd_first_score_tile<REL>(a, schedule, w.band, w.at.head, w.at.stream) +
+                 w.at.tile * vd_tile_distances(w.band) + w.left - 1;
 }
 template <bool REL, bool TRIM>
 VD_DEV vd_query_work vd_query_work_at(const vd_cuda_attention &a, const vd_tile_schedule *schedule, int item) {

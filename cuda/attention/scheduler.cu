@@ -40,7 +40,7 @@ VD_DEV vd_band make_band(const vd_cuda_attention &a, int head) {
 }
 
 /* Shortens the longest heads, by a tile of keys at a time, until a query tile sees at most a.key_tiles: arrays with an
- * element for each pair of tiles have no room for more. A span that the host has not read yet may have grown that much
+ * element for each score tile have no room for more. A span that the host has not read yet may have grown that much
  * (vd_model_set_span_margin in src/model/model.h). */
 VD_DEV void cut_reaches(const vd_cuda_attention &a, vd_band *band) {
   int total = 0;
@@ -109,12 +109,12 @@ __global__ void schedule_kernel(const __grid_constant__ schedule_layers layers, 
       first += tiles, items += vd_ceil_div(tiles, VD_DKV_TILES);
     }
     schedule->key_tile_first[a.n_head] = first, schedule->dkv_first[a.n_head] = items;
-    int pairs = 0;
+    int score_tiles = 0;
     for (int i = 0; i < a.n_head; i++) {
-      schedule->pair_first[i] = pairs;
-      pairs += vd_tile_distances(schedule->band[i]);
+      schedule->first_score_tile[i] = score_tiles;
+      score_tiles += vd_tile_distances(schedule->band[i]);
     }
-    schedule->pair_first[a.n_head] = pairs;
+    schedule->first_score_tile[a.n_head] = score_tiles;
     split_heads(a, n_block, schedule);
   }
 }
@@ -122,8 +122,8 @@ __global__ void schedule_kernel(const __grid_constant__ schedule_layers layers, 
 /* Whether offsets within a stream's rows fit in the 32 bits that the kernels use. */
 static bool offsets_fit(const vd_cuda_attention *a) {
   int64_t width = (int64_t)a->n_head * a->d_head, most = INT32_MAX, keys = a->rel_key ? a->reach : a->attn_span;
-  const int64_t pair = 2 * VD_TILE; /* of query tiles, of which the second may lie beyond the block */
-  return 2 * width * (a->window + pair) <= most && 3 * width * (a->block + pair) <= most &&
+  const int64_t more = 2 * VD_TILE; /* a pair of query tiles, of which the second may lie beyond the block */
+  return 2 * width * (a->window + more) <= most && 3 * width * (a->block + more) <= most &&
          (a->rel_key ? a->rel_stride : a->d_head) * (keys + VD_TILE) <= most;
 }
 
