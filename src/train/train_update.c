@@ -97,14 +97,16 @@ static int end_exchange(const vd_train *t, int64_t update, vd_error *err) {
   return err->status;
 }
 
-/* Waits for the pending update, whose number counted from 1 is `number`. */
-static void pull(vd_train *t, int64_t number, vd_update_stats *stats, vd_error *err) {
+/* Waits for the pending update, whose number counted from 1 is `number`. An error is the same on all ranks where
+ * stats->known. */
+static int pull(vd_train *t, int64_t number, vd_update_stats *stats, vd_error *err) {
   vd_grad_reducer_arm_all_reduce(t->reducer, number);
   vd_update_pipeline_pull(t->pipeline, stats, err);
   vd_grad_reducer_disarm_watchdog(t->reducer);
   t->grad_norm = stats->grad_norm;
   t->span_penalty = stats->span_penalty;
   t->sum_seconds += vd_grad_reducer_exposed_seconds(t->reducer, number);
+  return err->status;
 }
 
 /* Completes the all-reduce of the gradients and enqueues the optimiser step. */
@@ -120,9 +122,12 @@ static int reduce_and_step(vd_train *t, double targets, bool skip, vd_error *err
   vd_grad_reducer_arm_all_reduce(t->reducer, update + 1);
   vd_update_pipeline_push(t->pipeline, update, targets, skip, err);
   vd_grad_reducer_disarm_watchdog(t->reducer);
-  if (err->status != VD_OK && vd_update_pipeline_lag(t->pipeline) > 0) end_run(t, err);
-  if (err->status == VD_OK && vd_grad_reducer_check_operations(t->reducer, err)) end_run(t, err); /* of a shard */
-  if (err->status == VD_OK && vd_update_pipeline_is_full(t->pipeline)) pull(t, update + 1, &stats, err);
+  /* Errors of this rank alone, in particular of the exchange of a shard. */
+  if (err->status != VD_OK || vd_grad_reducer_check_operations(t->reducer, err)) {
+    end_run(t, err);
+    return err->status;
+  }
+  if (vd_update_pipeline_is_full(t->pipeline) && pull(t, update + 1, &stats, err) && !stats.known) end_run(t, err);
   return err->status;
 }
 
