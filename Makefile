@@ -56,7 +56,8 @@ comma := ,
 CUDA_HOME ?= /usr/local/cuda
 NVCC ?= $(or $(shell command -v nvcc 2>/dev/null),$(wildcard $(CUDA_HOME)/bin/nvcc))
 # The CUDA part is built where there is a CUDA Toolkit; CUDA=no leaves it out, CUDA=yes makes a missing one an error.
-HAVE_CUDA := $(if $(filter no,$(CUDA)),,$(and $(NVCC),$(wildcard $(CUDA_HOME)/include/cublasLt.h)))
+HAVE_CUDA_HEADERS := $(wildcard $(CUDA_HOME)/include/cublasLt.h)
+HAVE_CUDA := $(if $(filter no,$(CUDA)),,$(and $(NVCC),$(HAVE_CUDA_HEADERS)))
 ifeq ($(CUDA)$(HAVE_CUDA),yes)
 $(error CUDA=yes, but there is no CUDA Toolkit: nvcc in PATH or under CUDA_HOME=$(CUDA_HOME), with include/cublasLt.h)
 endif
@@ -181,7 +182,7 @@ $(BUILD)/%.o: %.cu
 	$(SAY) NVCC $@
 	$(Q)$(NVCC) $(NVCC_FLAGS) -MMD -MP -MF $(@:.o=.d) -MT $@ -c -o $@ $< 2>$(@:.o=.log) && failed= || failed=yes; \
 	  grep -vE '$(NVCC_NOTICES)' $(@:.o=.log) >&2; rm -f $(@:.o=.log); [ -z "$$failed" ]
-cuda-c: $(if $(wildcard $(CUDA_HOME)/include/cublasLt.h),$(CUDA_C_OBJ)) ## The C sources of the CUDA part alone, where there is a Toolkit
+cuda-c: $(if $(HAVE_CUDA_HEADERS),$(CUDA_C_OBJ)) ## The C sources of the CUDA part alone, where there is a Toolkit
 CUDA_PROGRAMS := $(patsubst tests/cuda/%.cu,$(BUILD)/cuda/%,$(wildcard tests/cuda/*.cu))
 # An archive, so that each program takes the kernels that it calls and no others: all of them are 14 MB.
 $(BUILD)/libkernels.a: $(CUDA_OBJ)
@@ -275,11 +276,13 @@ format: ## Format all C sources with clang-format
 	clang-format -i $(C_FILES)
 # The analyser follows the paths through each function: three quarters of the time. `make check` runs all else.
 LINT_EXTRA = -isystem $(CUDA_HOME)/include $(VERSION_FLAGS) $(INTERFACE_FLAGS)
+# Sources that include headers of the CUDA Toolkit are left out where there is none.
+NOT_LINTED = $(if $(HAVE_CUDA_HEADERS),,cuda/%)
 lint: lint-shell ## clang-tidy over the C sources, shellcheck over the scripts: warnings are errors
 lint-quick: private TIDY = -clang-analyzer-*
 lint-quick: ## clang-tidy without its analyser; TIDY_FILES=io/% names the files
 lint lint-quick:
-	@printf '%s\n' $(or $(filter $(or $(TIDY_FILES),%.c),$(filter %.c,$(C_FILES))),$(error no file matches TIDY_FILES)) | xargs -P $(or $(JOBS),$$(nproc)) -I{} \
+	@printf '%s\n' $(filter-out $(NOT_LINTED),$(or $(filter $(or $(TIDY_FILES),%.c),$(filter %.c,$(C_FILES))),$(error no file matches TIDY_FILES))) | xargs -P $(or $(JOBS),$$(nproc)) -I{} \
 	  clang-tidy --quiet --warnings-as-errors='*' $(if $(TIDY),--checks='$(TIDY)') {} -- $(filter-out -Werror,$(ALL_CFLAGS)) $(LINT_EXTRA)
 lint-shell:
 	@shellcheck $(wildcard .ci/run jobs/*.sh tests/*.sh tests/*/*.sh)
