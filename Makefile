@@ -94,7 +94,7 @@ SAY := $(if $(V),@:,@printf '  %-5s %s\n')
 Q   := $(if $(V),,@)
 C_FILES = $(wildcard src/*.[ch] src/*/*.[ch] io/*.[ch] cuda/*/*.[ch] cuda/*/*.cu cuda/*/*.cuh tests/*.[ch] tests/*/*.[ch] tests/cuda/*.cu tests/cuda/*.cuh)
 
-.PHONY: bundle cuda cuda-c gpu-tests gpu-check gpu-bench all unit math tests fuzz help deps check check-run check-slurm check-tsan coverage quickstart quickstart-run report bench \
+.PHONY: bundle cuda cuda-c gpu-tests gpu-check gpu-bench all unit math stand-in tests fuzz help deps check check-run check-slurm check-tsan coverage quickstart quickstart-run report bench \
   enwik8 format lint lint-quick lint-shell install uninstall clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
@@ -103,7 +103,7 @@ all: $(BUILD)/viaduct $(if $(HAVE_CUDA),cuda) ## The program, build/viaduct, and
 cuda: $(BUILD)/libviaduct_cuda.so ## The CUDA part, build/libviaduct_cuda.so, which the program loads where there is a GPU
 unit: $(UNIT)
 math: $(MATH) $(BUILD)/tests/check_golden_f32
-tests: unit math ## The test programs, build/tests/
+tests: unit math stand-in ## The test programs, build/tests/
 fuzz: $(FUZZ)
 
 help: ## This list
@@ -183,6 +183,17 @@ $(BUILD)/%.o: %.cu
 	$(Q)$(NVCC) $(NVCC_FLAGS) -MMD -MP -MF $(@:.o=.d) -MT $@ -c -o $@ $< 2>$(@:.o=.log) && failed= || failed=yes; \
 	  grep -vE '$(NVCC_NOTICES)' $(@:.o=.log) >&2; rm -f $(@:.o=.log); [ -z "$$failed" ]
 cuda-c: $(if $(HAVE_CUDA_HEADERS),$(CUDA_C_OBJ)) ## The C sources of the CUDA part alone, where there is a Toolkit
+# cuda/backend/nccl.c over stand-ins for CUDA's runtime and for libnccl.so.2, which dlopen finds by the program's runpath.
+STAND_IN_OBJ := $(patsubst %,$(BUILD)/pic/%.o,tests/stand_in/test_nccl tests/stand_in/cuda_stand_in cuda/backend/nccl \
+  cuda/backend/nccl_library cuda/backend/symmetric_memory src/base/error src/base/clock)
+stand-in: $(if $(HAVE_CUDA_HEADERS),$(BUILD)/tests/test_nccl)
+$(BUILD)/tests/test_nccl: $(STAND_IN_OBJ) | $(BUILD)/tests/stand_in/libnccl.so.2
+	$(SAY) LINK $@
+	$(Q)$(LINK) -o $@ $^ $(LIBS) -lcmocka -Wl,-rpath,'$$ORIGIN/stand_in'
+$(BUILD)/tests/stand_in/libnccl.so.2: $(BUILD)/pic/tests/stand_in/nccl_stand_in.o
+	@mkdir -p $(@D)
+	$(SAY) LINK $@
+	$(Q)$(LINK) -shared -o $@ $^
 CUDA_PROGRAMS := $(patsubst tests/cuda/%.cu,$(BUILD)/cuda/%,$(wildcard tests/cuda/*.cu))
 # An archive, so that each program takes the kernels that it calls and no others: all of them are 14 MB.
 $(BUILD)/libkernels.a: $(CUDA_OBJ)
@@ -277,7 +288,7 @@ format: ## Format all C sources with clang-format
 # The analyser follows the paths through each function: three quarters of the time. `make check` runs all else.
 LINT_EXTRA = -isystem $(CUDA_HOME)/include $(VERSION_FLAGS) $(INTERFACE_FLAGS)
 # Sources that include headers of the CUDA Toolkit are left out where there is none.
-NOT_LINTED = $(if $(HAVE_CUDA_HEADERS),,cuda/%)
+NOT_LINTED = $(if $(HAVE_CUDA_HEADERS),,cuda/% tests/stand_in/%)
 lint: lint-shell ## clang-tidy over the C sources, shellcheck over the scripts: warnings are errors
 lint-quick: private TIDY = -clang-analyzer-*
 lint-quick: ## clang-tidy without its analyser; TIDY_FILES=io/% names the files
@@ -300,4 +311,4 @@ uninstall: ## Remove what `make install` with the same PREFIX and DESTDIR instal
 clean: ## Remove everything that was built
 	rm -rf $(BUILD)
 
--include $(CUDA_C_OBJ:.o=.d) $(CUDA_OBJ:.o=.d) $(wildcard $(BUILD)/tests/cuda/*.d) $(F32_OBJ:.o=.d) $(F64_OBJ:.o=.d) $(BUILD)/f32/src/main.d $(wildcard $(BUILD)/f*/tests/*/*.d)
+-include $(CUDA_C_OBJ:.o=.d) $(STAND_IN_OBJ:.o=.d) $(CUDA_OBJ:.o=.d) $(wildcard $(BUILD)/tests/cuda/*.d) $(F32_OBJ:.o=.d) $(F64_OBJ:.o=.d) $(BUILD)/f32/src/main.d $(wildcard $(BUILD)/f*/tests/*/*.d)
