@@ -183,13 +183,14 @@ $(BUILD)/%.o: %.cu
 	$(Q)$(NVCC) $(NVCC_FLAGS) -MMD -MP -MF $(@:.o=.d) -MT $@ -c -o $@ $< 2>$(@:.o=.log) && failed= || failed=yes; \
 	  grep -vE '$(NVCC_NOTICES)' $(@:.o=.log) >&2; rm -f $(@:.o=.log); [ -z "$$failed" ]
 cuda-c: $(if $(HAVE_CUDA_HEADERS),$(CUDA_C_OBJ)) ## The C sources of the CUDA part alone, where there is a Toolkit
-# cuda/backend/nccl.c over stand-ins for CUDA's runtime and for libnccl.so.2, which dlopen finds by the program's runpath.
+# cuda/backend/nccl.c over stand-ins for CUDA's runtime and for libnccl.so.2, which dlopen finds by the program's rpath
+# (not its runpath: LD_LIBRARY_PATH, where the true one may be, comes before that).
 STAND_IN_OBJ := $(patsubst %,$(BUILD)/pic/%.o,tests/stand_in/test_nccl tests/stand_in/cuda_stand_in cuda/backend/nccl \
   cuda/backend/nccl_library cuda/backend/symmetric_memory src/base/error src/base/clock)
-stand-in: $(if $(HAVE_CUDA_HEADERS),$(BUILD)/tests/test_nccl)
+stand-in: $(if $(and $(HAVE_CUDA_HEADERS),$(wildcard $(addsuffix /nccl.h,$(CUDA_HOME)/include /usr/local/include /usr/include))),$(BUILD)/tests/test_nccl)
 $(BUILD)/tests/test_nccl: $(STAND_IN_OBJ) | $(BUILD)/tests/stand_in/libnccl.so.2
 	$(SAY) LINK $@
-	$(Q)$(LINK) -o $@ $^ $(LIBS) -lcmocka -Wl,-rpath,'$$ORIGIN/stand_in'
+	$(Q)$(LINK) -o $@ $^ $(LIBS) -lcmocka -Wl,--disable-new-dtags,-rpath,'$$ORIGIN/stand_in'
 $(BUILD)/tests/stand_in/libnccl.so.2: $(BUILD)/pic/tests/stand_in/nccl_stand_in.o
 	@mkdir -p $(@D)
 	$(SAY) LINK $@
@@ -311,4 +312,4 @@ uninstall: ## Remove what `make install` with the same PREFIX and DESTDIR instal
 clean: ## Remove everything that was built
 	rm -rf $(BUILD)
 
--include $(CUDA_C_OBJ:.o=.d) $(STAND_IN_OBJ:.o=.d) $(CUDA_OBJ:.o=.d) $(wildcard $(BUILD)/tests/cuda/*.d) $(F32_OBJ:.o=.d) $(F64_OBJ:.o=.d) $(BUILD)/f32/src/main.d $(wildcard $(BUILD)/f*/tests/*/*.d)
+-include $(CUDA_C_OBJ:.o=.d) $(STAND_IN_OBJ:.o=.d) $(BUILD)/pic/tests/stand_in/nccl_stand_in.d $(CUDA_OBJ:.o=.d) $(wildcard $(BUILD)/tests/cuda/*.d) $(F32_OBJ:.o=.d) $(F64_OBJ:.o=.d) $(BUILD)/f32/src/main.d $(wildcard $(BUILD)/f*/tests/*/*.d)

@@ -51,6 +51,7 @@ struct vd_nccl {
   cudaEvent_t *gathered; /* [n_slot] the last all-gather of each slot */
   int n_slot;
   ncclWindow_t window[2]; /* of the gradients and of what all-gathers move; NULL: not in symmetric memory */
+  bool uses_symmetric;    /* an operation has used them: NCCL 2.28 cannot abort it */
 };
 
 static int fail_nccl(const vd_nccl *n, ncclResult_t r, const char *what, vd_error *err) {
@@ -122,6 +123,7 @@ static int sum_gradients(vd_nccl *n, real *arena, size_t first, size_t count, bo
            count * sizeof *arena / 1000000);
   nvtxRangePushA(range);
   cudaError_t e = begin(n, a);
+  n->uses_symmetric = n->uses_symmetric || n->window[0];
   if (e == cudaSuccess) {
     real *x = arena + first;
     size_t chunk = count / (size_t)n->size;
@@ -251,22 +253,23 @@ static int make_streams(vd_nccl *n, vd_error *err) {
 
 static void nccl_abort(vd_nccl *n) {
   struct timespec until;
-  if (n->window[0]) return;
   clock_gettime(CLOCK_REALTIME, &until);
   until.tv_sec += 2;
   bool locked = pthread_mutex_timedlock(&n->lock, &until) == 0; /* not locked where the other thread hangs */
-  if (n->comm) n->call.abort(n->comm);
-  n->comm = NULL;
+  if (n->comm && !n->uses_symmetric) {
+    n->call.abort(n->comm);
+    n->comm = NULL;
+  }
   if (locked) pthread_mutex_unlock(&n->lock);
 }
 
 static void deregister(vd_nccl *n, ncclWindow_t *window) {
   vd_error ignored = {0};
   pthread_mutex_lock(&n->lock);
-  ncclResult_t r = n->call.window_deregister(n->comm, *window);
+  ncclResult_t r = n->comm ? n->call.window_deregister(n->comm, *window) : ncclInvalidUsage;
+  *window = NULL;
   pthread_mutex_unlock(&n->lock);
   finish(n, r, "ncclCommWindowDeregister", &ignored);
-  *window = NULL;
 }
 
 /* Where ranks have no symmetric memory, NCCL 2.28 registers p in another way. A window of symmetric memory is in device
@@ -334,7 +337,7 @@ static void nccl_finalize(vd_nccl *n) {
   for (int i = 0; i < 2 && ended; i++)
     if (n->window[i]) deregister(n, &n->window[i]);
   pthread_mutex_lock(&n->lock);
-  ncclResult_t r = n->call.finalize(n->comm);
+  ncclResult_t r = n->comm ? n->call.finalize(n->comm) : ncclInvalidUsage;
   pthread_mutex_unlock(&n->lock);
   bool finalized = finish(n, r, "ncclCommFinalize", &ignored) == VD_OK;
   pthread_mutex_lock(&n->lock);

@@ -92,6 +92,13 @@ static int warm_up(vd_grad_reducer *r, vd_error *err) {
   return r->ops->synchronize(r->ops, err);
 }
 
+/* No call ends the operations in symmetric memory on the other ranks. */
+static void end_other_ranks(const vd_grad_reducer *r, vd_error *err) {
+  vd_wrap(err, "rank %d, which the other ranks wait for", r->rank);
+  vd_error_print(err);
+  MPI_Abort(r->comm, VD_FAILED);
+}
+
 static int open_nccl(vd_grad_reducer *r, vd_error *err) {
   vd_nccl_id id = {{0}};
   vd_nccl *made = NULL;
@@ -102,11 +109,12 @@ static int open_nccl(vd_grad_reducer *r, vd_error *err) {
   vd_watchdog_arm(r->watch, "the start of NCCL on %d ranks", r->size);
   if (nccl->init(&made, r->ops, &id, r->rank, r->size, err) == VD_OK) {
     r->nccl = made;
-    if (!vd_grad_reducer_is_sharded(r) ||
-        nccl->register_arenas(made, r->arenas.gradients, r->arenas.params, r->n, err) == VD_OK)
-      warm_up(r, err);
+    if (vd_grad_reducer_is_sharded(r)) nccl->register_arenas(made, r->arenas.gradients, r->arenas.params, r->n, err);
   }
-  vd_agree(r->comm, err);
+  if (vd_agree(r->comm, err) == VD_OK) {
+    if (warm_up(r, err) && nccl->is_registered(made)) end_other_ranks(r, err);
+    vd_agree(r->comm, err);
+  }
   vd_watchdog_disarm(r->watch);
   if (err->status != VD_OK) vd_wrap(err, "device%%comm = 'nccl' ('mpi' is another way)");
   return err->status;
@@ -414,14 +422,15 @@ static int end_sums(vd_grad_reducer *r, int64_t update, vd_error *err) {
   if (r->pending > 0) vd_grad_reducer_ready(r, 0, r->pending);
   if (r->error.status != VD_OK) return vd_fail(err, r->error.status, "%s", r->error.message);
   nccl_of(r)->wait_all_reduces(r->nccl);
+  expect(r, "the end of the sums", update);
   return r->ops->synchronize(r->ops, err);
 }
 
 int vd_grad_reducer_abort(vd_grad_reducer *r, int64_t update, vd_error *err) {
   if (r->failed || !r->nccl) return VD_OK;
   r->failed = true;
-  vd_grad_reducer_arm_watchdog(r, "the end of the sums");
-  if (nccl_of(r)->is_registered(r->nccl))
+  expect(r, "the end of the sums", update);
+  if (update > 0 && nccl_of(r)->is_registered(r->nccl))
     end_sums(r, update, err);
   else
     nccl_of(r)->abort(r->nccl);

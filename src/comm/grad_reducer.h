@@ -68,7 +68,7 @@ void vd_grad_reducer_all_needed(vd_grad_reducer *r);
 /* Collective(comm). Before a checkpoint: `arena`, the parameters or an optimizer state, becomes whole on all ranks.
  * Waits for the backend. Does nothing where the optimizer is not sharded. The error is agreed. */
 int vd_grad_reducer_gather(vd_grad_reducer *r, real *arena, vd_error *err);
-/* Not collective. The first error of this rank, if any. */
+/* Not collective. The first error of an operation of this rank, else of its timeline, if any. */
 int vd_grad_reducer_check(const vd_grad_reducer *r, vd_error *err);
 /* Not collective. The first error of an operation, for which other ranks may wait, and not one of the timeline. */
 int vd_grad_reducer_check_operations(const vd_grad_reducer *r, vd_error *err);
@@ -87,11 +87,11 @@ void vd_grad_reducer_finish(vd_grad_reducer *r);
  * before it, and the backend has completed its work. Call it once for each update, in their order: it also writes the
  * update's lines of the timeline; an error of that file is kept for vd_grad_reducer_check. */
 double vd_grad_reducer_exposed_seconds(vd_grad_reducer *r, int64_t update);
-/* Collective(comm). Some rank failed in update `update`, counted from 1 (0: before the first): ends the sums that are
- * in flight. NCCL aborts them, but for those in symmetric memory, which end once all ranks have started them: this rank
- * then starts the sums of the update that it has not started, and waits. Where it cannot, its GPU or NCCL failed:
- * VD_FAILED on this rank alone, for which others wait, so that the caller ends them. Only vd_grad_reducer_destroy may
- * follow. */
+/* Collective(comm). Some rank failed in update `update`, counted from 1 (0: before the first update): ends the sums
+ * that are in flight. NCCL aborts them, but for those in symmetric memory, which complete once all ranks have started
+ * them: this rank then starts the sums of the update that it has not started, and waits. Where it cannot, its GPU or
+ * NCCL has failed: VD_FAILED on this rank alone, for which the others wait, so that the caller ends them. Only the
+ * watchdog's functions and vd_grad_reducer_destroy may follow. */
 int vd_grad_reducer_abort(vd_grad_reducer *r, int64_t update, vd_error *err);
 /* Collective(comm). NULL is allowed. */
 void vd_grad_reducer_destroy(vd_grad_reducer *r);

@@ -38,7 +38,8 @@ typedef struct vd_nccl_plugin {
   int (*use_symmetric_memory)(vd_ops *o, vd_error *err);
   /* Collective (ranks of the communicator). Registers gradients [count] and what all_gather moves for params [count]
    * where use_symmetric_memory was called for their backend and NCCL has symmetric memory between these GPUs; else does
-   * nothing. Waits for the other ranks; where it fails it aborts the communicator. The arenas must outlive n. */
+   * nothing. Waits for the other ranks; where it fails it aborts the communicator, in case they wait for this one. The
+   * arenas must outlive n. */
   int (*register_arenas)(vd_nccl *n, real *gradients, real *params, size_t count, vd_error *err);
   /* Not collective. True where register_arenas has registered them. Then operations end on all ranks once each rank has
    * started them, but not by `abort`: NCCL 2.28's kernels for symmetric memory do not ask whether they are aborted. */
@@ -77,7 +78,7 @@ typedef struct vd_nccl_plugin {
   /* Not collective. Times of operation i of that update; false while it runs. Does not wait. */
   bool (*times)(const vd_nccl *n, int before, int i, vd_all_reduce_times *t);
   /* Not collective. Aborts the operations that run; the arenas' contents are then undefined. Any thread. May hang. Does
-   * nothing where is_registered. */
+   * nothing once an operation has used registered arenas. */
   void (*abort)(vd_nccl *n);
   /* Collective (ranks of the communicator), but for one that is aborted. Waits for the operations that run and ends the
    * communicator. Only destroy may follow. */

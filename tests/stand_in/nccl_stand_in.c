@@ -1,7 +1,7 @@
 /* A libnccl.so.2 of one rank, whose calls take some polls, as those of a communicator that does not block do. */
+#include "cuda/backend/nccl_library.h"
 #include "tests/stand_in/stand_in.h"
 
-#include <nccl.h>
 #include <stdlib.h>
 #include <string.h>
 

@@ -6,7 +6,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-/* What the library does, and what was asked of it. The test gets its only one from stand_in(). */
+/* What the library does, and what was asked of it. The library's function stand_in_state() gives its only one. */
 typedef struct stand_in {
   int version;
   bool symmetric;         /* GPUs have symmetric memory: a window is in device memory */

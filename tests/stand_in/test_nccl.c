@@ -163,16 +163,22 @@ static void aborts_where_registration_fails(void **state) {
   }
 }
 
-/* Without windows a communicator is aborted, and what follows is for none. */
+/* Where no operation has used a window, a communicator is aborted, and what follows is for none. */
 static void aborts_without_windows(void **state) {
   (void)state;
-  stand_in *s = library();
-  struct rank r;
-  open_rank(&r, true);
-  exchange(&r);
-  vd_cuda_nccl()->abort(r.nccl);
-  close_rank(&r);
-  assert_string_equal(s->calls, "ARAGx");
+  for (int registered = 0; registered < 2; registered++) {
+    stand_in *s = library();
+    struct rank r;
+    vd_error err = {0};
+    open_rank(&r, true);
+    if (registered)
+      vd_cuda_nccl()->register_arenas(r.nccl, r.gradients, r.params, N, &err);
+    else
+      exchange(&r);
+    vd_cuda_nccl()->abort(r.nccl);
+    close_rank(&r);
+    assert_string_equal(s->calls, registered ? "Awwx" : "ARAGx");
+  }
 }
 
 /* The pool's free memory goes back before an allocation fails. The message has NCCL's reason. */
