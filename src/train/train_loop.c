@@ -125,6 +125,8 @@ int vd_train_loop(vd_train *t, vd_error *err) {
       return err->status;
   }
   if (vd_train_wait_checkpoint(t, err)) return err->status;
+  vd_grad_reducer_check(t->reducer, err); /* of the last updates' timeline */
+  if (vd_agree(t->ctx->comm, err)) return err->status;
   bool stopped = signalled && t->progress.update < last;
   if (t->log) vd_train_print_summary(t, stopped);
   return stopped ? VD_STOPPED : VD_OK;

@@ -148,6 +148,11 @@ def check_timeline():
                    for x in rows), str(rows))
     a, b = ([x["loss"] for x in place.log(f"timeline-{x}")[0]] for x in (0, 1))
     report("a timeline changes nothing", len(a) == 25 and a == b, f"{a} {b}")
+    for updates in (11, 25):  # with 11 it is the last update that first writes
+        full = place.train(f"full-{updates}", ranks=2, run__max_updates=updates, device__timeline="/dev/full")
+        report(f"a full disk under the timeline ends a run of {updates} updates in order",
+               full.returncode == 1 and full.stderr.count("viaduct: error") == 1 and "MPI_ABORT" not in full.stderr
+               and "device%timeline = '/dev/full' cannot be written: No space left" in full.stderr, f"{full.returncode} {full.stderr}")
     share = [x.get("sum_share") for x in place.log("timeline-0")[0]]
     report("the log tells the share of the sum", all(x is not None and 0 < x < 1 for x in share), str(share))
 
