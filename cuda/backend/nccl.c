@@ -274,7 +274,7 @@ static void deregister(vd_nccl *n, ncclWindow_t *window) {
 
 /* Where ranks have no symmetric memory, NCCL 2.28 registers p in another way. A window of symmetric memory is in device
  * memory. */
-static bool is_symmetric(ncclWindow_t window) {
+static bool is_symmetric_window(ncclWindow_t window) {
   struct cudaPointerAttributes a;
   cudaError_t e = cudaPointerGetAttributes(&a, window);
   cudaGetLastError();
@@ -288,7 +288,7 @@ static int register_symmetric(vd_nccl *n, void *p, size_t bytes, ncclWindow_t *w
   ncclResult_t r = n->call.window_register(n->comm, p, bytes, window, NCCL_WIN_COLL_SYMMETRIC);
   pthread_mutex_unlock(&n->lock);
   if (finish(n, r == ncclSuccess ? ncclInProgress : r, "registering symmetric memory", err)) return err->status;
-  if (*window && !is_symmetric(*window)) deregister(n, window);
+  if (*window && !is_symmetric_window(*window)) deregister(n, window);
   return VD_OK;
 }
 

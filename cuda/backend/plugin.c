@@ -41,20 +41,22 @@ static int cuda_alloc_arena(vd_ops *o, size_t bytes, void **p, vd_error *err) {
   return VD_OK;
 }
 
+static void free_copy(vd_cuda_backend *c, const vd_arena *a) {
+  if (!vd_cuda_symmetric_free(c, a->copy)) cudaFree(a->copy);
+}
+
 static void cuda_free(vd_ops *o, void *p) {
   vd_cuda_backend *c = vd_cuda_of(o);
   if (!p) return;
   for (int i = 0; i < c->n_arena; i++)
     if (c->arena[i].params == p) {
-      vd_cuda_symmetric_free(c, c->arena[i].copy);
+      free_copy(c, &c->arena[i]);
       c->arena[i] = c->arena[--c->n_arena];
     }
   vd_cuda_gradient_join(c);
   /* Schedules and tables are found by address: none may be found by what is allocated here next. */
   vd_cuda_attention_changed(c);
-  if (vd_cuda_is_symmetric(c, p))
-    vd_cuda_symmetric_free(c, p);
-  else
+  if (!vd_cuda_symmetric_free(c, p))
     vd_cuda_record_error(c, c->pooled ? cudaFreeAsync(p, c->stream) : cudaFree(p), "freeing memory");
   c->freed = true;
 }
@@ -262,7 +264,7 @@ static void cuda_destroy(vd_ops *o) {
   vd_cuda_gradient_end(c);
   vd_cuda_gemm_end(c);
   vd_cuda_timing_end(c);
-  for (int i = 0; i < c->n_arena; i++) vd_cuda_symmetric_free(c, c->arena[i].copy);
+  for (int i = 0; i < c->n_arena; i++) free_copy(c, &c->arena[i]);
   vd_cuda_symmetric_end(c);
   cudaFree(c->scratch.p);
   cudaFree(c->partial.p);

@@ -11,15 +11,15 @@ struct vd_symmetric_memory {
   int n;
 };
 
-/* Blocks of an operation. NCCL would take 8, with which it takes longer, and what a kernel of one wave loses beside it
- * does not depend on their number. Measured: doc/notes/2026-11-29-symmetric-memory.md. */
-static const char BLOCKS[] = "32";
+/* CTAs of an operation. NCCL would take 8, with which it takes longer, and what a compute kernel of one wave loses
+ * beside it does not depend on their number. Measured: doc/notes/2026-11-29-symmetric-memory.md. */
+static const char CTAS[] = "32";
 
 int vd_cuda_use_symmetric_memory(vd_ops *o, vd_error *err) {
   vd_cuda_backend *c = vd_cuda_of(o);
   vd_nccl_calls calls;
   if (c->symmetric || vd_cuda_nccl_load(&calls, err) || !calls.window_register) return err->status;
-  setenv("NCCL_SYM_CTAS", BLOCKS, 0);
+  setenv("NCCL_SYM_CTAS", CTAS, 0);
   c->symmetric = vd_calloc(1, sizeof *c->symmetric);
   c->symmetric->call = calls;
   return VD_OK;
@@ -39,24 +39,26 @@ int vd_cuda_symmetric_alloc(vd_cuda_backend *c, void **p, size_t bytes, vd_error
   return VD_OK;
 }
 
-bool vd_cuda_is_symmetric(const vd_cuda_backend *c, const void *p) {
-  const vd_symmetric_memory *s = c->symmetric;
+/* Its number in `taken`; -1: not there. */
+static int find(const vd_symmetric_memory *s, const void *p) {
   for (int i = 0; s && i < s->n; i++)
-    if (s->taken[i] == p) return true;
-  return false;
+    if (s->taken[i] == p) return i;
+  return -1;
 }
 
-void vd_cuda_symmetric_free(vd_cuda_backend *c, void *p) {
+bool vd_cuda_is_symmetric(const vd_cuda_backend *c, const void *p) {
+  return find(c->symmetric, p) >= 0;
+}
+
+bool vd_cuda_symmetric_free(vd_cuda_backend *c, void *p) {
   vd_symmetric_memory *s = c->symmetric;
-  if (!vd_cuda_is_symmetric(c, p)) {
-    vd_cuda_record_error(c, cudaFree(p), "freeing memory");
-    return;
-  }
+  int i = find(s, p);
+  if (i < 0) return false;
   /* Unlike cudaFree, ncclMemFree does not wait for kernels that use the memory. */
   vd_cuda_record_error(c, cudaDeviceSynchronize(), "waiting for the GPU");
-  for (int i = 0; i < s->n; i++)
-    if (s->taken[i] == p) s->taken[i] = s->taken[--s->n];
+  s->taken[i] = s->taken[--s->n];
   if (s->call.mem_free(p) != ncclSuccess) vd_cuda_record_error(c, cudaErrorInvalidValue, "ncclMemFree");
+  return true;
 }
 
 void vd_cuda_symmetric_end(vd_cuda_backend *c) {

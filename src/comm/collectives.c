@@ -59,6 +59,16 @@ int vd_broadcast_error(MPI_Comm comm, vd_error *err) {
   return err->status;
 }
 
+void vd_end_other_ranks(MPI_Comm comm, vd_error *err) {
+  int rank, size;
+  MPI_Comm_rank(comm, &rank);
+  MPI_Comm_size(comm, &size);
+  if (size == 1) return;
+  vd_wrap(err, "rank %d, whose all-reduce the other ranks wait for", rank);
+  vd_error_print(err);
+  MPI_Abort(comm, VD_FAILED);
+}
+
 void vd_local_rank(MPI_Comm comm, int *rank, int *size) {
   MPI_Comm node;
   MPI_Comm_split_type(comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node);

@@ -30,6 +30,10 @@ int vd_agree(MPI_Comm comm, vd_error *err);
 /* Collective(comm). All ranks get rank 0's *err; returns its status. For work that rank 0 alone did, where no other
  * rank can have failed: the message is not prefixed with a rank, as vd_agree would. */
 int vd_broadcast_error(MPI_Comm comm, vd_error *err);
+/* Not collective. *err is of this rank alone, and the other ranks may wait in an all-reduce that it never completes,
+ * where no message reaches them: prints the reason and ends all ranks (MPI_Abort). Alone it returns, and *err is as it
+ * was. */
+void vd_end_other_ranks(MPI_Comm comm, vd_error *err);
 /* Collective(comm). *rank: rank within its node (of those that share memory); *size: ranks of the node. */
 void vd_local_rank(MPI_Comm comm, int *rank, int *size);
 /* Collective(comm). OpenMP threads for this rank. asked > 0: that many. Else OMP_NUM_THREADS where it is set. Else the

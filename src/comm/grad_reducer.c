@@ -92,13 +92,6 @@ static int warm_up(vd_grad_reducer *r, vd_error *err) {
   return r->ops->synchronize(r->ops, err);
 }
 
-/* No call ends the operations in symmetric memory on the other ranks. */
-static void end_other_ranks(const vd_grad_reducer *r, vd_error *err) {
-  vd_wrap(err, "rank %d, which the other ranks wait for", r->rank);
-  vd_error_print(err);
-  MPI_Abort(r->comm, VD_FAILED);
-}
-
 static int open_nccl(vd_grad_reducer *r, vd_error *err) {
   vd_nccl_id id = {{0}};
   vd_nccl *made = NULL;
@@ -112,7 +105,7 @@ static int open_nccl(vd_grad_reducer *r, vd_error *err) {
     if (vd_grad_reducer_is_sharded(r)) nccl->register_arenas(made, r->arenas.gradients, r->arenas.params, r->n, err);
   }
   if (vd_agree(r->comm, err) == VD_OK) {
-    if (warm_up(r, err) && nccl->is_registered(made)) end_other_ranks(r, err);
+    if (warm_up(r, err) && nccl->is_registered(made)) vd_end_other_ranks(r->comm, err); /* nothing aborts theirs */
     vd_agree(r->comm, err);
   }
   vd_watchdog_disarm(r->watch);

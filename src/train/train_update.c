@@ -77,20 +77,12 @@ static int skip_step(vd_train *t, double shared[N_SHARED], vd_error *err) {
   return vd_agree(t->ctx->comm, err);
 }
 
-/* The GPU of this rank failed. The other ranks may wait in an all-reduce that this GPU never completes, where no
- * message reaches them: this rank prints the reason and ends the run. Alone it returns. */
-static void end_run(const vd_train *t, vd_error *err) {
-  if (t->ctx->size == 1) return;
-  vd_wrap(err, "rank %d, whose all-reduce the other ranks wait for", t->ctx->rank);
-  vd_error_print(err);
-  MPI_Abort(t->ctx->comm, VD_FAILED);
-}
-
 /* Some rank failed in update `update`, counted from 1. */
 static int end_exchange(const vd_train *t, int64_t update, vd_error *err) {
   vd_error why = {0};
   /* The failed rank may not have begun all-reduces that others wait for. */
-  if (vd_grad_reducer_abort(t->reducer, update, &why)) end_run(t, err->status != VD_OK ? err : &why);
+  if (vd_grad_reducer_abort(t->reducer, update, &why))
+    vd_end_other_ranks(t->ctx->comm, err->status != VD_OK ? err : &why);
   vd_grad_reducer_arm_watchdog(t->reducer, "the other ranks' errors");
   vd_agree(t->ctx->comm, err);
   vd_grad_reducer_disarm_watchdog(t->reducer);
@@ -124,10 +116,11 @@ static int reduce_and_step(vd_train *t, double targets, bool skip, vd_error *err
   vd_grad_reducer_disarm_watchdog(t->reducer);
   /* Errors of this rank alone, in particular of the exchange of a shard. */
   if (err->status != VD_OK || vd_grad_reducer_check_operations(t->reducer, err)) {
-    end_run(t, err);
+    vd_end_other_ranks(t->ctx->comm, err);
     return err->status;
   }
-  if (vd_update_pipeline_is_full(t->pipeline) && pull(t, update + 1, &stats, err) && !stats.known) end_run(t, err);
+  if (vd_update_pipeline_is_full(t->pipeline) && pull(t, update + 1, &stats, err) && !stats.known)
+    vd_end_other_ranks(t->ctx->comm, err);
   return err->status;
 }
 
@@ -147,7 +140,7 @@ static void count(vd_train *t, double nll, double targets, double seconds) {
 static void pull_pending(vd_train *t, double shared[N_SHARED], vd_error *bad, vd_error *err) {
   vd_update_stats stats;
   pull(t, t->progress.update, &stats, bad);
-  if (!stats.known) end_run(t, bad);
+  if (!stats.known) vd_end_other_ranks(t->ctx->comm, bad);
   if (!stats.known) vd_fail(err, bad->status, "%s", bad->message);
   shared[NLL] = stats.nll;
   shared[TARGETS] = stats.targets;

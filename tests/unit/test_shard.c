@@ -432,7 +432,7 @@ static void fail_at(int done, bool refused) {
   const vd_grad_reducer_arenas arenas = {gradients, params, {N, COMMON, FIRST_LAYER}};
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
   MPI_Comm_size(MPI_COMM_WORLD, &size);
-  if (size == 1) return;
+  if (size == 1) return; /* nothing is sharded */
   assert_int_equal(vd_ops_cpu(&o, 1, &err), VD_OK);
   assert_int_equal(vd_grad_reducer_create(&r, MPI_COMM_WORLD, &how, o, &arenas, &err), VD_OK);
   for (int64_t update = 1; update <= 2; update++) {
