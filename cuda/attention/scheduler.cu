@@ -127,12 +127,11 @@ static bool offsets_fit(const vd_cuda_attention *a) {
          (a->rel_key ? a->rel_stride : a->d_head) * (keys + VD_TILE) <= most;
 }
 
-enum { MAX_STREAMS = 65535 }; /* of a grid's dimensions y and z */
 /* Whether the kernels support these shapes: 16-byte chunks lie within one head's columns. */
 static bool shapes_fit(const vd_cuda_attention *a) {
   if (!offsets_fit(a)) return false;
   int chunk = a->type == VD_FP32 ? 4 : 8;
-  if (a->n_stream <= 0 || a->n_stream > MAX_STREAMS || a->block <= 0 || a->window < 0 || a->n_head <= 0 ||
+  if (a->n_stream <= 0 || a->n_stream > VD_CUDA_MAX_STREAMS || a->block <= 0 || a->window < 0 || a->n_head <= 0 ||
       a->n_head > VD_CUDA_MAX_HEADS || a->d_head <= 0 || a->d_head > VD_CUDA_MAX_D_HEAD || a->d_head % chunk != 0 ||
       a->window > a->attn_span || a->kv_rows < a->window)
     return false;

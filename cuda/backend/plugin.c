@@ -283,6 +283,7 @@ static void cuda_destroy(vd_ops *o) {
 static vd_ops table_of(vd_cuda_backend *c) {
   return (vd_ops){.name = "cuda",
                   .act_size = c->act_size,
+                  .max_streams = VD_CUDA_MAX_STREAMS,
                   .memory_is_remote = true,
                   .self = c,
                   .alloc = cuda_alloc,

@@ -1,5 +1,5 @@
-/* Shared by the kernels of this room: conversions of the activation types, vectors of elements, the choice of an
- * instance by type. */
+/* Shared by the kernels of this room: conversions of the activation types, vectors of elements, sums over a warp,
+ * the choice of an instance by type. */
 #ifndef VD_CUDA_ELEMENT_CUH
 #define VD_CUDA_ELEMENT_CUH
 
@@ -44,6 +44,18 @@ template <typename T, int N> VD_GPU void vd_write(T *to, const float in[N]) {
 #pragma unroll
   for (int i = 0; i < N; i++) vd_set(&p.at[i], in[i]);
   *(vd_pack<T, N> *)to = p;
+}
+
+/* The maximum and the sum of the x of a warp's lanes, in every lane; all 32 lanes take part. */
+VD_GPU float vd_warp_max(float x) {
+#pragma unroll
+  for (int i = 16; i > 0; i >>= 1) x = fmaxf(x, __shfl_xor_sync(0xffffffffU, x, i));
+  return x;
+}
+template <typename T> VD_GPU T vd_warp_sum(T x) {
+#pragma unroll
+  for (int i = 16; i > 0; i >>= 1) x += __shfl_xor_sync(0xffffffffU, x, i);
+  return x;
 }
 
 /* Expands CALL(T) with the C++ type of `type`. */

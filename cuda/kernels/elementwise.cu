@@ -212,8 +212,8 @@ template <typename T, int N>
 static __global__ void relu_backward_kernel(int64_t n, int64_t width, const T *y, float scale, T *dy, float *partial) {
   enum { AHEAD = 4 };
   __shared__ float sum[8][32 * N + 1];
-  int64_t c = ((int64_t)blockIdx.x * 32 + threadIdx.x) * N;
-  int64_t r0 = (int64_t)blockIdx.y * ROWS_PER_BLOCK, end = r0 + ROWS_PER_BLOCK < n ? r0 + ROWS_PER_BLOCK : n;
+  int64_t c = ((int64_t)blockIdx.y * 32 + threadIdx.x) * N;
+  int64_t r0 = (int64_t)blockIdx.x * ROWS_PER_BLOCK, end = r0 + ROWS_PER_BLOCK < n ? r0 + ROWS_PER_BLOCK : n;
   float mine[N] = {0};
   for (int64_t first = r0 + threadIdx.y; first < end && c < width; first += 8 * AHEAD) {
     vd_pack<T, N> row[AHEAD], unit[AHEAD];
@@ -242,11 +242,11 @@ static __global__ void relu_backward_kernel(int64_t n, int64_t width, const T *y
   for (int i = 0; i < N; i++) sum[threadIdx.y][threadIdx.x * N + i] = mine[i];
   __syncthreads();
   for (int k = (int)(threadIdx.y * 32 + threadIdx.x); k < 32 * N; k += 256) {
-    int64_t column = (int64_t)blockIdx.x * 32 * N + k;
+    int64_t column = (int64_t)blockIdx.y * 32 * N + k;
     if (column >= width) continue;
     float total = 0;
     for (int i = 0; i < 8; i++) total += sum[i][k];
-    partial[(int64_t)blockIdx.y * width + column] = total;
+    partial[(int64_t)blockIdx.x * width + column] = total;
   }
 }
 
@@ -261,11 +261,11 @@ static cudaError_t launch_relu_backward(enum vd_precision type, int64_t n, int64
   dim3 threads(32, 8);
 #define CALL(T)                                                                                                        \
   if (width % 8 == 0)                                                                                                  \
-    relu_backward_kernel<T, 8><<<dim3(vd_blocks(width, 256), chunks), threads, 0, stream>>>(n, width, (const T *)y,    \
+    relu_backward_kernel<T, 8><<<dim3(chunks, vd_blocks(width, 256)), threads, 0, stream>>>(n, width, (const T *)y,    \
                                                                                             scale, (T *)dy, partial);  \
   else                                                                                                                 \
     relu_backward_kernel<T, 1>                                                                                         \
-        <<<dim3(vd_blocks(width, 32), chunks), threads, 0, stream>>>(n, width, (const T *)y, scale, (T *)dy, partial)
+        <<<dim3(chunks, vd_blocks(width, 32)), threads, 0, stream>>>(n, width, (const T *)y, scale, (T *)dy, partial)
   VD_BY_TYPE(type, CALL);
 #undef CALL
   return cudaGetLastError();
@@ -353,7 +353,7 @@ static cudaError_t push_rings(enum vd_precision type, int64_t n_stream, int64_t 
     rings.at[i] = push[i];
   }
   if (n_stream * taken * d == 0) return cudaSuccess;
-  if (n_stream > 65535 || taken * d > INT32_MAX - 8 * BLOCK) return cudaErrorInvalidValue;
+  if (n_stream > VD_CUDA_MAX_STREAMS || taken * d > INT32_MAX - 8 * BLOCK) return cudaErrorInvalidValue;
   const bool packed = d % 8 == 0 && stride % 8 == 0;
   const dim3 blocks(vd_blocks(taken * d, BLOCK * (packed ? 8 : 1)), (unsigned)n_stream, (unsigned)n);
 #define CALL(T)                                                                                                        \

@@ -20,6 +20,7 @@
 
 #include "src/base/choices.h"
 #include "src/base/rng.h"
+#include "src/ops/cuda_limits.h"
 #include "src/ops/ring_push.h"
 #include "src/ops/update_stats.h"
 
@@ -80,15 +81,14 @@ typedef struct vd_unit_mask {
   uint32_t *words;
 } vd_unit_mask;
 
-/* Stream-ordered. vd_ops.add_norm. cudaErrorInvalidValue for d that is too large (1024, or 2048 where it is a multiple
- * of 8). mask: draws and writes it, too, which the kernel's waits for memory hide; n rows, 16-bit types and d a
- * multiple of 8; NULL: none. */
+/* Stream-ordered. vd_ops.add_norm. mask: draws and writes it, too, which the kernel's waits for memory hide; n rows,
+ * 16-bit types and d a multiple of 8, or cudaErrorInvalidValue; NULL: none. */
 cudaError_t vd_cuda_add_norm(enum vd_precision type, int64_t n, int64_t d, const void *a, const void *b,
                              const vd_dropout *dropped, const float *weight, const float *bias, void *sum, float *mean,
                              float *rstd, void *y, const vd_unit_mask *mask, cudaStream_t stream);
 /* Not collective. Partial rows of add_norm_backward for n rows. */
 int64_t vd_cuda_norm_partials(int64_t n);
-/* Stream-ordered. vd_ops.add_norm_backward; same limits. partial [vd_cuda_norm_partials(n), 3 d]: partial sums of
+/* Stream-ordered. vd_ops.add_norm_backward. partial [vd_cuda_norm_partials(n), 3 d]: partial sums of
  * dweight, dbias and dshift. */
 cudaError_t vd_cuda_add_norm_backward(enum vd_precision type, int64_t n, int64_t d, const void *sum, const float *mean,
                                       const float *rstd, const float *weight, const void *dy, void *dsum,

@@ -22,12 +22,6 @@ enum { WARPS = 8, IN_REGISTERS = 16 /* elements of a lane */, STAGES = 4, MAX_BL
 /* Shared memory of a block when two share a multiprocessor of an H100. */
 enum { MAX_SHARED = 112 << 10 };
 
-VD_GPU float warp_sum(float x) {
-#pragma unroll
-  for (int i = 16; i > 0; i >>= 1) x += __shfl_xor_sync(0xffffffffU, x, i);
-  return x;
-}
-
 /* The elements of a row that a lane holds, in the type that memory holds. */
 template <typename T, int N, int K> struct lane_row { vd_pack<T, N> at[K]; };
 template <typename T, int N, int K> VD_GPU void read_row(const T *from, int lane, int d, lane_row<T, N, K> &row) {
@@ -107,14 +101,14 @@ static __global__ void __launch_bounds__(WARPS * 32, K *N <= IN_REGISTERS ? 2 : 
       read_row<T, N, K>(b + (r + step) * d, lane, d, next_b);
     }
     for (int i = lane; DRAW && i < draws.width / 32; i += 32) vd_draw_unit_word(draws, r, i);
-    float mu = warp_sum(total) / (float)d;
+    float mu = vd_warp_sum(total) / (float)d;
 #pragma unroll
     for (int k = 0; k < K; k++) {
       if ((k * 32 + lane) * N >= d) continue;
 #pragma unroll
       for (int i = 0; i < N; i++) square += (x[k][i] - mu) * (x[k][i] - mu);
     }
-    float scale = rsqrtf(warp_sum(square) / (float)d + 1e-5f);
+    float scale = rsqrtf(vd_warp_sum(square) / (float)d + 1e-5f);
     if (lane == 0) {
       mean[r] = mu;
       rstd[r] = scale;
@@ -233,8 +227,8 @@ static __global__ void __launch_bounds__(WARPS * 32, K *N <= IN_REGISTERS ? 2 : 
     if (next < n) fetch_rows<T, N, K>(dy, sum, next, lane, d, mine);
     __pipeline_commit();
     at = at + 1 == stages ? 0 : at + 1;
-    m1 = warp_sum(m1) / (float)d;
-    m2 = warp_sum(m2) / (float)d;
+    m1 = vd_warp_sum(m1) / (float)d;
+    m2 = vd_warp_sum(m2) / (float)d;
 #pragma unroll
     for (int k = 0; k < K; k++) {
       int c = (k * 32 + lane) * N;
@@ -250,8 +244,114 @@ static __global__ void __launch_bounds__(WARPS * 32, K *N <= IN_REGISTERS ? 2 : 
   write_partials<N, K>(column, d, sums, partial);
 }
 
-/* Selects the instance for a width: CALL(T, elements of a chunk, chunks of a lane). */
-#define BY_WIDTH(T, d, CALL)                                                                                           \
+/* The sum of the x of a block's threads, in every thread. part: shared, [WARPS]. */
+VD_GPU float block_sum(float x, float *part) {
+  x = vd_warp_sum(x);
+  __syncthreads(); /* the sums of the call before have been read */
+  if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = x;
+  __syncthreads();
+  float total = 0;
+  for (int w = 0; w < WARPS; w++) total += part[w];
+  return total;
+}
+
+/* As add_norm_kernel, with and without dropout; a block computes a row at a time, N adjacent elements a thread. */
+template <typename T, int N>
+static __global__ void __launch_bounds__(WARPS * 32)
+    wide_add_norm_kernel(int64_t n, int d, const T *a, const T *b, const float *weight, const float *bias, T *sum,
+                         float *mean, float *rstd, T *y, const __grid_constant__ vd_drop drop,
+                         const __grid_constant__ vd_unit_draws draws) {
+  vd_pdl_wait();
+  __shared__ float part[WARPS];
+  const int c0 = (int)threadIdx.x * N, step = WARPS * 32 * N;
+  for (int64_t r = blockIdx.x; r < n; r += gridDim.x) {
+    T *mine = sum + r * d;
+    float x[N], w[N], shift[N], total = 0, square = 0;
+    for (int c = c0; c < d; c += step) {
+      vd_pack<T, N> other = *(const vd_pack<T, N> *)(b + r * d + c), rounded;
+      if (drop.threshold > 0) drop_pack(drop, r * d + c, other);
+      vd_read<T, N>(a + r * d + c, x);
+#pragma unroll
+      for (int i = 0; i < N; i++) {
+        vd_set(&rounded.at[i], x[i] + vd_load(other.at[i]));
+        total += vd_load(rounded.at[i]);
+      }
+      *(vd_pack<T, N> *)(mine + c) = rounded;
+    }
+    for (int i = (int)threadIdx.x; i < draws.width / 32; i += WARPS * 32) vd_draw_unit_word(draws, r, i);
+    float mu = block_sum(total, part) / (float)d;
+    for (int c = c0; c < d; c += step) {
+      vd_read<T, N>(mine + c, x);
+#pragma unroll
+      for (int i = 0; i < N; i++) square += (x[i] - mu) * (x[i] - mu);
+    }
+    float scale = rsqrtf(block_sum(square, part) / (float)d + 1e-5f);
+    if (threadIdx.x == 0) {
+      mean[r] = mu;
+      rstd[r] = scale;
+    }
+    for (int c = c0; c < d; c += step) {
+      vd_read<T, N>(mine + c, x);
+      vd_read<float, N>(weight + c, w);
+      vd_read<float, N>(bias + c, shift);
+#pragma unroll
+      for (int i = 0; i < N; i++) x[i] = (x[i] - mu) * scale * w[i] + shift[i];
+      vd_write<T, N>(y + r * d + c, x);
+    }
+  }
+}
+
+/* to[0 .. N - 1] += x, or = x where `first`. */
+template <int N> VD_GPU void add_columns(float *to, bool first, const float x[N]) {
+  float total[N] = {};
+  if (!first) vd_read<float, N>(to, total);
+#pragma unroll
+  for (int i = 0; i < N; i++) total[i] += x[i];
+  vd_write<float, N>(to, total);
+}
+
+/* As add_norm_backward_kernel; a block computes a row at a time. */
+template <typename T, int N>
+static __global__ void __launch_bounds__(WARPS * 32)
+    wide_add_norm_backward_kernel(int64_t n, int d, const T *sum, const float *mean, const float *rstd,
+                                  const float *weight, const T *dy, T *dsum, float *partial) {
+  vd_pdl_wait();
+  __shared__ float part[WARPS];
+  const int c0 = (int)threadIdx.x * N, step = WARPS * 32 * N;
+  float *column = partial + (int64_t)blockIdx.x * 3 * d;
+  for (int64_t r = blockIdx.x; r < n; r += gridDim.x) {
+    const bool first = r == blockIdx.x;
+    const float mu = mean[r], scale = rstd[r];
+    float g[N], x[N], w[N], m1 = 0, m2 = 0;
+    for (int c = c0; c < d; c += step) {
+      vd_read<T, N>(dy + r * d + c, g);
+      vd_read<T, N>(sum + r * d + c, x);
+      vd_read<float, N>(weight + c, w);
+      add_columns<N>(column + d + c, first, g);
+#pragma unroll
+      for (int i = 0; i < N; i++) {
+        x[i] = g[i] * ((x[i] - mu) * scale);
+        m1 += g[i] * w[i];
+        m2 += x[i] * w[i];
+      }
+      add_columns<N>(column + c, first, x);
+    }
+    m1 = block_sum(m1, part) / (float)d;
+    m2 = block_sum(m2, part) / (float)d;
+    for (int c = c0; c < d; c += step) {
+      vd_read<T, N>(dy + r * d + c, g);
+      vd_read<T, N>(sum + r * d + c, x);
+      vd_read<float, N>(weight + c, w);
+#pragma unroll
+      for (int i = 0; i < N; i++) g[i] = scale * (g[i] * w[i] - m1 - (x[i] - mu) * scale * m2);
+      add_columns<N>(column + 2 * d + c, first, g);
+      vd_write<T, N>(dsum + r * d + c, g);
+    }
+  }
+}
+
+/* Selects the instance for a width: CALL(T, elements of a chunk, chunks of a lane), or WIDE(T, elements of a chunk). */
+#define BY_WIDTH(T, d, CALL, WIDE)                                                                                     \
   if ((d) % 8 == 0 && (d) <= 256) {                                                                                    \
     CALL(T, 8, 1);                                                                                                     \
   } else if ((d) % 8 == 0 && (d) <= 512) {                                                                             \
@@ -260,12 +360,12 @@ static __global__ void __launch_bounds__(WARPS * 32, K *N <= IN_REGISTERS ? 2 : 
     CALL(T, 8, 4);                                                                                                     \
   } else if ((d) % 8 == 0 && (d) <= 2048) {                                                                            \
     CALL(T, 8, 8);                                                                                                     \
+  } else if ((d) % 8 == 0) {                                                                                           \
+    WIDE(T, 8);                                                                                                        \
   } else if ((d) <= 128) {                                                                                             \
     CALL(T, 1, 4);                                                                                                     \
-  } else if ((d) <= 1024) {                                                                                            \
-    CALL(T, 1, 32);                                                                                                    \
   } else {                                                                                                             \
-    return cudaErrorInvalidValue;                                                                                      \
+    WIDE(T, 1);                                                                                                        \
   }
 
 static unsigned norm_blocks(int64_t n) {
@@ -280,19 +380,24 @@ cudaError_t vd_cuda_add_norm(enum vd_precision type, int64_t n, int64_t d, const
   const bool drops = dropped && dropped->p > 0;
   const vd_drop drop = drops ? vd_make_drop(dropped, d) : (vd_drop){};
   const vd_unit_draws draws = vd_make_unit_draws(mask);
+  cudaError_t e;
   if (mask && (type == VD_FP32 || d % 8 != 0 || mask->n != n)) return cudaErrorInvalidValue;
 #define WIDTH(T, N, K)                                                                                                 \
   constexpr bool DRAWS = sizeof(T) == 2 && N == 8;                                                                     \
   auto kernel = drops  ? add_norm_kernel<T, N, K, true, DRAWS>                                                         \
                 : mask ? add_norm_kernel<T, N, K, false, DRAWS>                                                        \
                        : add_norm_kernel<T, N, K, false, false>;                                                       \
-  return vd_launch_pdl(kernel, blocks, WARPS * 32, 0, stream, n, (int)d, (const T *)a, (const T *)b, weight, bias,     \
-                       (T *)sum, mean, rstd, (T *)y, drop, draws)
-#define CALL(T) BY_WIDTH(T, d, WIDTH)
+  e = vd_launch_pdl(kernel, blocks, WARPS * 32, 0, stream, n, (int)d, (const T *)a, (const T *)b, weight, bias,        \
+                    (T *)sum, mean, rstd, (T *)y, drop, draws)
+#define WIDE(T, N)                                                                                                     \
+  e = vd_launch_pdl(wide_add_norm_kernel<T, N>, blocks, WARPS * 32, 0, stream, n, (int)d, (const T *)a, (const T *)b,  \
+                    weight, bias, (T *)sum, mean, rstd, (T *)y, drop, draws)
+#define CALL(T) BY_WIDTH(T, d, WIDTH, WIDE)
   VD_BY_TYPE(type, CALL);
 #undef CALL
+#undef WIDE
 #undef WIDTH
-  return cudaErrorInvalidValue;
+  return e;
 }
 
 int64_t vd_cuda_norm_partials(int64_t n) {
@@ -311,9 +416,13 @@ cudaError_t vd_cuda_add_norm_backward(enum vd_precision type, int64_t n, int64_t
   cudaFuncSetAttribute(add_norm_backward_kernel<T, N, K>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);   \
   e = vd_launch_pdl(add_norm_backward_kernel<T, N, K>, blocks, WARPS * 32, shared, stream, n, (int)d, stages,          \
                     (const T *)sum, mean, rstd, weight, (const T *)dy, (T *)dsum, partial)
-#define CALL(T) BY_WIDTH(T, d, WIDTH)
+#define WIDE(T, N)                                                                                                     \
+  e = vd_launch_pdl(wide_add_norm_backward_kernel<T, N>, blocks, WARPS * 32, 0, stream, n, (int)d, (const T *)sum,     \
+                    mean, rstd, weight, (const T *)dy, (T *)dsum, partial)
+#define CALL(T) BY_WIDTH(T, d, WIDTH, WIDE)
   VD_BY_TYPE(type, CALL);
 #undef CALL
+#undef WIDE
 #undef WIDTH
   return e;
 }

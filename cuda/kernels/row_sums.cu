@@ -29,9 +29,7 @@ static __global__ void add_row_sums_kernel(const __grid_constant__ row_sum_list 
   }
   lane[threadIdx.y][threadIdx.x] = mine;
   __syncthreads();
-  float total = lane[threadIdx.x][threadIdx.y];
-#pragma unroll
-  for (int i = 16; i > 0; i >>= 1) total += __shfl_xor_sync(0xffffffffU, total, i);
+  float total = vd_warp_sum(lane[threadIdx.x][threadIdx.y]);
   c = c0 + (int)threadIdx.y;
   if (threadIdx.x > 0 || c >= width) return;
   float *to = c < s.d ? s.to[0] : c < 2 * s.d ? s.to[1] : s.to[2];

@@ -1,11 +1,12 @@
-/* Limits of the CUDA attention kernels, which the program checks before it chooses a GPU, and sizes of what they keep,
- * which its memory estimate counts. Host and kernels include this file. */
+/* Limits of the CUDA kernels, which the program checks before it chooses a GPU or makes a model, and sizes of what they
+ * keep, which its memory estimate counts. Host and kernels include this file. */
 #ifndef VD_CUDA_LIMITS_H
 #define VD_CUDA_LIMITS_H
 
 enum {
-  VD_CUDA_MAX_HEADS = 128, /* heads of a layer */
-  VD_CUDA_MAX_D_HEAD = 128 /* elements of a head */
+  VD_CUDA_MAX_HEADS = 128,    /* heads of a layer */
+  VD_CUDA_MAX_D_HEAD = 128,   /* elements of a head */
+  VD_CUDA_MAX_STREAMS = 65535 /* streams of a call: dimensions y and z of a grid */
 };
 /* Bytes that the 16-bit kernels keep for a pair of 64 queries and 64 keys, dropout mask and weights, and the most that
  * weights take unless one stream needs more. */

@@ -137,6 +137,7 @@ typedef struct vd_ops vd_ops;
 struct vd_ops {
   const char *name; /* "cpu", "cuda" */
   size_t act_size;
+  int64_t max_streams;   /* of one call; 0: no limit */
   bool memory_is_remote; /* the host cannot address it: only put and get reach it */
   void *self;            /* the backend's state */
 

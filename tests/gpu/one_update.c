@@ -5,7 +5,8 @@
  * parameters moved by 5e-7 of their size move gradients by 8e-4 (median over the tensors) and up to 2.3e-3. So the
  * median is held to 1e-3 of a tensor's norm, and every tensor to four times that. Then the same with hidden units that
  * are clear of the ReLU's edge, half of them on, half off: what is left is rounding, and each tensor is held to 2e-5.
- * Usage: one_update [STREAMS [masked|trimmed|transformer_xl [LAYERS]]] (default: 8 streams, masked). */
+ * Usage: one_update [STREAMS [masked|trimmed|transformer_xl [LAYERS [D_MODEL]]]] (default: 8 streams,
+ * masked, 12 layers of 512). */
 #include "tests/gpu/gpu_ops.h"
 #include "tests/gpu/update_case.h"
 
@@ -35,7 +36,8 @@ static int compare(vd_ops *cpu, vd_ops *gpu, const vd_model_config *config, int6
 int main(int argc, char **argv) {
   MPI_Init(&argc, &argv);
   int64_t n_stream = argc > 1 ? atoll(argv[1]) : 8;
-  vd_model_config config = update_model(argc > 2 ? argv[2] : "masked", argc > 3 ? atoll(argv[3]) : 12);
+  vd_model_config config =
+      update_model(argc > 2 ? argv[2] : "masked", argc > 3 ? atoll(argv[3]) : 12, argc > 4 ? atoll(argv[4]) : 512);
   vd_error err = {0};
   vd_ops *cpu = NULL, *gpu = NULL;
   int failed = 1;

@@ -235,6 +235,16 @@ def check_half(deck="deck", prefix="", name=""):
            f"{last[0]} {x}")
 
 
+def check_widths():
+    """Rows that a warp cannot hold in its registers, and rows that are no multiple of 16 bytes."""
+    for deck, widths in (("deck", {"model__d_model": 2304, "model__n_head": 24}), ("xl", {"model__d_model": 250})):
+        for run, backend, precision in (("cpu", "cpu", "fp32"), ("gpu", "cuda", "fp32"), ("bf16", "cuda", "bf16")):
+            train(f"wide-{deck}-{run}", backend, deck=deck, device__precision=precision, run__max_updates=8, model__n_layer=2, **widths)
+        name = f"d_model = {widths['model__d_model']}"
+        same(f"{name}: losses as on the CPU", f"wide-{deck}-gpu", f"wide-{deck}-cpu")
+        same(f"{name}: losses in bf16 as in fp32", f"wide-{deck}-bf16", f"wide-{deck}-gpu", bound=2e-2)
+
+
 def check_nccl():
     """NCCL on one GPU: a communicator of one rank, refused settings, a rank that never arrives."""
     result = viaduct("train", os.path.join(folder, "deck.nml"), "--check", device__backend="cuda", device__comm="nccl")
@@ -316,7 +326,7 @@ def main():
     ENVIRONMENT["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     make_corpus()
     checks = {"curves": check_curves, "moving": check_moving, "resume": check_resume, "eval": check_eval,
-              "tokens": lambda: check_tokens("deck", "cpu"), "half": check_half, "nccl": check_nccl,
+              "tokens": lambda: check_tokens("deck", "cpu"), "half": check_half, "widths": check_widths, "nccl": check_nccl,
               "transformer_xl": check_xl, "without": check_without}
     for name in sys.argv[1:] or checks:
         checks[name]()

@@ -1,5 +1,7 @@
 #include "tests/gpu/update_case.h"
 
+#include "src/ops/cuda_limits.h"
+
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -7,9 +9,14 @@
 
 enum { BLOCK = 512, VOCAB = 205 };
 
-vd_model_config update_model(const char *model, int64_t n_layer) {
-  vd_model_config c = {
-      .vocab = VOCAB, .n_layer = n_layer, .d_model = 512, .n_head = 8, .d_head = 64, .d_inner = 2048, .seed = 3};
+vd_model_config update_model(const char *model, int64_t n_layer, int64_t d_model) {
+  vd_model_config c = {.vocab = VOCAB,
+                       .n_layer = n_layer,
+                       .d_model = d_model,
+                       .n_head = d_model / 64,
+                       .d_head = 64,
+                       .d_inner = 2048,
+                       .seed = 3};
   if (strcmp(model, "transformer_xl") == 0) {
     c.arch = VD_TRANSFORMER_XL;
     c.dropout = c.dropatt = 0.1;
@@ -44,7 +51,7 @@ static void spread_spans(vd_model *m, vd_ops *o) {
   for (int i = 0; i < vd_model_n_param(m); i++) {
     const vd_param *p = vd_model_param(m, i);
     if (!p->is_span) continue;
-    real z[64];
+    real z[VD_CUDA_MAX_HEADS];
     for (size_t h = 0; h < p->at.size; h++)
       z[h] = (real)((double)(h * h * (size_t)(p->layer + 1)) / (double)c->attn_span);
     o->put(o, vd_model_params(m) + p->at.offset, z, p->at.size);

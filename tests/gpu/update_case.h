@@ -21,8 +21,9 @@ typedef struct update_bounds {
   double loss, median, each;
 } update_bounds;
 
-/* Not collective. The model that is compared: "masked", "trimmed", "transformer_xl". */
-vd_model_config update_model(const char *model, int64_t n_layer);
+/* Not collective. The model that is compared: "masked", "trimmed", "transformer_xl". Heads are
+ * 64 wide; d_model is a multiple of that, at most 64 VD_CUDA_MAX_HEADS. */
+vd_model_config update_model(const char *model, int64_t n_layer, int64_t d_model);
 /* Not collective. A block that fills the memories of `n_stream` streams, then an update's gradients on the next. Every
  * parameter is rounded to float before. */
 int update_run(vd_ops *o, const vd_model_config *config, int64_t n_stream, const update_change *change,

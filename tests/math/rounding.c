@@ -12,7 +12,7 @@ int main(int argc, char **argv) {
   int64_t n_stream = argc > 1 ? atoll(argv[1]) : 2;
   bool clear = argc > 5 && strcmp(argv[5], "clear") == 0;
   const update_change none = {.clear = clear}, noise = {argc > 4 ? atof(argv[4]) : 5e-7, clear};
-  vd_model_config config = update_model(argc > 2 ? argv[2] : "masked", argc > 3 ? atoll(argv[3]) : 12);
+  vd_model_config config = update_model(argc > 2 ? argv[2] : "masked", argc > 3 ? atoll(argv[3]) : 12, 512);
   const update_bounds bounds = {INFINITY, INFINITY, INFINITY};
   vd_error err = {0};
   vd_ops *cpu = NULL;

@@ -375,6 +375,25 @@ static void memory_moves_on(void **state) {
   teardown(&b);
 }
 
+/* A backend that computes few streams at a time, as a GPU's grid of blocks has few rows. */
+static void too_many_streams(void **state) {
+  (void)state;
+  vd_model_config config = base();
+  vd_error err = {0};
+  vd_ops *ops = NULL;
+  vd_model *m = NULL;
+  assert_int_equal(vd_ops_cpu(&ops, 1, &err), VD_OK);
+  ops->max_streams = 3;
+  assert_int_equal(vd_model_create(&m, &config, ops, 0, 5, 0, 8, true, &err), VD_FAILED);
+  assert_non_null(strstr(err.message, "5 streams at a time"));
+  assert_non_null(strstr(err.message, "at most 3"));
+  assert_null(m);
+  err = (vd_error){0};
+  assert_int_equal(vd_model_create(&m, &config, ops, 0, 5, 3, 8, true, &err), VD_OK);
+  vd_model_destroy(m);
+  ops->destroy(ops);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(gradients_masked),
@@ -389,6 +408,7 @@ int main(void) {
       cmocka_unit_test(streams_computed_apart_xl),
       cmocka_unit_test(memory_grows_xl),
       cmocka_unit_test(memory_begins_with_zeros_xl),
+      cmocka_unit_test(too_many_streams),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
