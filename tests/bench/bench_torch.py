@@ -4,18 +4,24 @@ GPU in bf16 autocast; eager, or with --compile MODE by torch.compile.
 Written for the comparisons of `make bench` and `make gpu-bench`, to be as quick as eager PyTorch allows: keys are trimmed to the longest span
 of the layer in steps of 64 (as the published code does), the scale is folded into the queries, the band of scores is
 taken as a view of the full product (no skewing copies), the spans of all layers are read once an update, and the optimiser
-runs on lists of tensors. --span_init learnt: spans as they are learnt (doc/PERFORMANCE.md), held fixed.
-Prints one JSON line: the median over the updates after the warm-up, and on a GPU the most memory that tensors took.
+runs on lists of tensors. --span_init learnt: spans as they are learnt (doc/PERFORMANCE.md), held fixed. --ranks N: the
+streams are shared out over N processes, a GPU each or --threads threads, under DistributedDataParallel (NCCL, or gloo).
+Prints one JSON line: the median over the updates after the warm-up, and on a GPU the most memory that tensors took; of
+rank 0.
 """
 import argparse
 import json
 import math
+import os
 import statistics
+import tempfile
 import time
 
 import torch
 import torch._dynamo
 import torch._inductor.config
+import torch.distributed
+import torch.multiprocessing
 import torch.nn.functional as F
 from torch import nn
 
@@ -164,6 +170,7 @@ def parser():
                            clip_step=float).items():
         p.add_argument("--" + name, type=kind, required=True)
     p.add_argument("--head_span", type=int, help="tokens of the last head of each layer; the others keep span_init")
+    p.add_argument("--ranks", type=int, default=1, help="processes; the streams are those of all of them")
     p.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     p.add_argument("--compile", default="no", choices=["no", "default", "max-autotune", "max-autotune-no-cudagraphs"])
     return p
@@ -181,9 +188,10 @@ def compile_layers(model, a):
         layer.compile(mode=a.compile, dynamic=False)
 
 
-def update(model, optimizer, memories, x, y):
+def update(model, forward, optimizer, memories, x, y):
+    """forward: the model, or what wraps it."""
     with torch.autocast(model.a.device, torch.bfloat16, enabled=model.a.device == "cuda"):
-        loss, memories = model(x, y, memories, model.windows())
+        loss, memories = forward(x, y, memories, model.windows())
     loss.backward()
     optimizer.step()
     with torch.no_grad():
@@ -194,19 +202,21 @@ def update(model, optimizer, memories, x, y):
     return memories
 
 
-def measure(a):
-    """A dict: medians over the updates after the warm-up."""
+def measure_rank(a):
+    """A dict: medians over the updates after the warm-up. In a process group: with the gradients of all its ranks."""
     torch.set_num_threads(a.threads)
     torch.manual_seed(1)
     model = Model(a).to(a.device).train()
+    forward = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True) if a.ranks > 1 else model
     optimizer = Adagrad(model.parameters(), a.lr, a.clip_step)
     if a.compile != "no":
         compile_layers(model, a)
     if a.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    memories = [torch.zeros(a.streams, a.attn_span, a.d_model, device=a.device) for _ in range(a.n_layer)]
+    streams = a.streams // a.ranks
+    memories = [torch.zeros(streams, a.attn_span, a.d_model, device=a.device) for _ in range(a.n_layer)]
     # Symbols as skewed as in text, like those of bench_train.
-    tokens = (a.vocab * torch.rand(a.streams, a.block * (a.warmup + a.updates) + 1, device=a.device) ** 3).long()
+    tokens = (a.vocab * torch.rand(streams, a.block * (a.warmup + a.updates) + 1, device=a.device) ** 3).long()
     times, cpu_times = [], []
     for u in range(a.warmup + a.updates):
         if u == a.warmup and a.compile != "no":
@@ -215,7 +225,7 @@ def measure(a):
         start, cpu_start = time.perf_counter(), time.process_time()
         x, y = (tokens[:, u * a.block + o:(u + 1) * a.block + o].contiguous() for o in (0, 1))
         optimizer.lr = a.lr * min(1.0, (u + 1) / a.lr_warmup)
-        memories = update(model, optimizer, memories, x, y)
+        memories = update(model, forward, optimizer, memories, x, y)
         wait(a.device)
         times.append(time.perf_counter() - start)
         cpu_times.append(time.process_time() - cpu_start)
@@ -228,6 +238,33 @@ def measure(a):
         result["threads"] = a.threads
         result["cpu_seconds_per_update"] = statistics.median(cpu_times[a.warmup:])
     return result
+
+
+def measure_as(rank, a, folder):
+    """Rank `rank` of a.ranks; rank 0 leaves its result in `folder`. The bytes of a bucket are PyTorch's own choice."""
+    if a.device == "cuda":
+        torch.cuda.set_device(rank)
+    torch.distributed.init_process_group("nccl" if a.device == "cuda" else "gloo", init_method=f"file://{folder}/store",
+                                         rank=rank, world_size=a.ranks)
+    try:
+        result = measure_rank(a)
+    finally:
+        torch.distributed.destroy_process_group()
+    if rank == 0:
+        with open(os.path.join(folder, "result"), "w", encoding="utf-8") as f:
+            json.dump(result, f)
+
+
+def measure(a):
+    """A dict: rank 0's medians over the updates after the warm-up."""
+    if a.streams % a.ranks:
+        raise ValueError(f"{a.streams} streams on {a.ranks} ranks")
+    if a.ranks == 1:
+        return measure_rank(a)
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(measure_as, (a, folder), a.ranks)
+        with open(os.path.join(folder, "result"), encoding="utf-8") as f:
+            return json.load(f)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@ the same model in PyTorch (bench_torch.py), eager and compiled, in one run.
     cost.py draw TABLE -o PICTURE                                                 python3 with matplotlib
 
 FOLDER has bench_train (make gpu-tests; for CPUs make build/gpu/bench_train). With --device cuda both sides run on a GPU in
-bf16; else on one core with small sizes. Ranks are always CPU ranks, of one thread, and have no peer. Each panel varies
-one size of BASE and holds the others, spans included, so that attn_span changes at the same mean span. A peer that
-fails or would take too long is printed with its reason and left out.
+bf16; else on one core with small sizes. Ranks have a GPU each, by NCCL, or one core each, by MPI, and PyTorch's are
+DistributedDataParallel by NCCL or gloo; they share the streams of RANKS_BASE out. Each panel varies one size of BASE and
+holds the others, spans included, so that attn_span changes at the same mean span. A peer that fails or would take too
+long is printed with its reason and left out.
 """
 import argparse
 import concurrent.futures
@@ -26,16 +27,18 @@ PANELS = {"cuda": dict(attn_span=[1024, 8192, 65536], head=[256, 1024, 2048, 409
                        layers=[6, 12, 24], d_model=[256, 512, 1024]),
           "cpu": dict(attn_span=[256, 1024, 4096, 16384], head=[64, 256, 512, 1024], streams=[1, 2, 4, 8],
                       layers=[1, 2, 4], d_model=[64, 128, 256])}
-RANKS = dict(ranks=[1, 2, 4, 8])  # at most as many as there are cores
-RANKS_BASE = dict(streams=16, block=256, layers=4, d_model=256, attn_span=1024, span=64)
+RANKS = dict(ranks=[1, 2, 4, 8])  # at most as many as there are GPUs, or cores
+RANKS_BASE = {"cuda": BASE["cuda"] | dict(streams=64),
+              "cpu": dict(streams=16, block=256, layers=4, d_model=256, attn_span=1024, span=64)}
 D_HEAD, RAMP, DROPOUT = 64, 32, 0.3
 SIDES = ["viaduct", "eager", "compiled"]
 COMPILED = [0, -1]  # the ends of each panel: a compilation takes a minute
 
 
 def sizes(device, panel, value):
-    size = dict(RANKS_BASE if panel == "ranks" else BASE[device])
-    if panel != "head" or value != size["span"]:  # the base is one point of every panel
+    size = dict((RANKS_BASE if panel == "ranks" else BASE)[device])
+    base = dict(head=size["span"], ranks=1).get(panel)
+    if value != base:  # the base is one point of every panel
         size[panel] = value
     return size
 
@@ -55,6 +58,8 @@ def viaduct(programs, device, size, windows, updates):
         root = ["--allow-run-as-root"] if os.getuid() == 0 else []
         command = ["mpirun", *root, "--bind-to", "core", "-n", str(size["ranks"])] + command
     environment = dict(os.environ, OMP_NUM_THREADS="1")
+    if "ranks" in size and device != "cpu":
+        environment |= dict(COMM="nccl", SHARD="on")
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=120)
     if done.returncode != 0:
         raise RuntimeError((done.stderr.strip() or "no message").splitlines()[-1])
@@ -69,6 +74,8 @@ def torch_words(device, size, side, warmup, updates):
                  compile="no" if side == "eager" else "default")
     if "head" in size:
         words["head_span"] = size["head"]
+    if "ranks" in size:
+        words["ranks"] = size["ranks"]
     return [w for name, value in words.items() for w in (f"--{name}", str(value))]
 
 
@@ -86,17 +93,30 @@ def peer(device, size, side, updates):
     return 1e3 * result["seconds_per_update"], result.get("gib")
 
 
+def most_ranks(device):
+    if device == "cpu":
+        return len(os.sched_getaffinity(0))
+    import torch
+    return torch.cuda.device_count()
+
+
 def points(device, panels):
     """(panel, value, whether the compiled peer runs)."""
     for panel in panels:
         values = (PANELS[device] | RANKS)[panel]
+        if panel == "ranks":
+            values = [v for v in values if v <= most_ranks(device)]
         for i, value in enumerate(values):
-            yield panel, value, panel != "ranks" and i in (c % len(values) for c in COMPILED)
+            yield panel, value, i in (c % len(values) for c in COMPILED)
 
 
 def compile_ahead(device, panels, workers, limit):
     """Fills the compiler's cache with every compiled point, several at a time, before anything is timed."""
-    jobs = [sizes(device, p, v) | dict(layers=1) for p, v, compiled in points(device, panels) if compiled]
+    def job(size):
+        ranks = size.pop("ranks", 1)  # a rank compiles what a process with its share of the streams does
+        return size | dict(layers=1, streams=size["streams"] // ranks)
+
+    jobs = [job(sizes(device, p, v)) for p, v, compiled in points(device, panels) if compiled]
     unique = list({json.dumps(size, sort_keys=True): size for size in jobs}.values())
     script = os.path.join(HERE, "bench_torch.py")
 
@@ -111,9 +131,9 @@ def compile_ahead(device, panels, workers, limit):
         list(pool.map(one, unique))
 
 
-def run_side(a, panel, side, size):
+def run_side(a, side, size):
     if side == "viaduct":
-        on = "cpu" if panel == "ranks" or a.device == "cpu" else "bf16"
+        on = "cpu" if a.device == "cpu" else "bf16"
         return viaduct(a.programs, on, size, 3, 1 if on == "cpu" else 5), None
     return peer(a.device, size, side, 3 if a.device == "cpu" else 5)
 
@@ -128,12 +148,14 @@ def measure_point(a, panel, value, sides, left_out, known):
         try:
             key = json.dumps([side, size], sort_keys=True)
             if key not in known:
-                known[key] = run_side(a, panel, side, size)
+                known[key] = run_side(a, side, size)
             row["ms"], gib = known[key]
             if gib:
                 row["gib"] = round(gib, 2)
         except Exception as failure:  # out of memory, a time-out, an error of the compiler: the reason is the result
-            row["left_out"] = f"{type(failure).__name__}: {str(failure).splitlines()[0][:160]}"
+            lines = str(failure).strip().splitlines() or ["no message"]
+            why = lines[-1] if "Traceback" in str(failure) else lines[0]  # a rank's whole traceback, or a message
+            row["left_out"] = f"{type(failure).__name__}: {why[:160]}"
             left_out.add((panel, side))
         yield row
 
@@ -144,14 +166,11 @@ def measure(a):
     if a.compile_ahead:
         compile_ahead(a.device, panels, a.compile_ahead, a.limit)
         print(f"compiled ahead in {time.time() - start:.0f} s", flush=True)
-    head = dict(device=a.device, base=BASE[a.device], ranks_base=RANKS_BASE, date=time.strftime("%Y-%m-%d"), on=a.on)
+    head = dict(device=a.device, base=BASE[a.device], ranks_base=RANKS_BASE[a.device], date=time.strftime("%Y-%m-%d"), on=a.on)
     with open(a.table, "w", encoding="utf-8") as table:
         print(json.dumps(head), file=table, flush=True)
         for panel, value, compiled in points(a.device, panels):
-            if panel == "ranks" and value > len(os.sched_getaffinity(0)):
-                continue
-            wanted = ["viaduct"] if panel == "ranks" else [s for s in SIDES if s != "compiled" or compiled]
-            sides = [s for s in wanted if s in a.sides.split(",")]
+            sides = [s for s in SIDES if (s != "compiled" or compiled) and s in a.sides.split(",")]
             if time.time() - start > a.total:
                 print(f"not measured, {a.total} s have passed: {panel} {value}", flush=True)
                 continue
@@ -168,14 +187,14 @@ STYLE = {"font.family": "DejaVu Sans", "font.size": 9, "text.color": INK, "axes.
          "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.7, "xtick.color": MUTED, "ytick.color": MUTED,
          "legend.frameon": False, "figure.dpi": 110, "savefig.dpi": 110, "svg.hashsalt": "viaduct"}
 TITLES = dict(attn_span="attn_span, tokens, spans held", head="span of one head of each layer, tokens", streams="streams",
-              layers="layers", d_model="d_model", ranks="CPU ranks of one thread")
+              layers="layers", d_model="d_model", ranks="")
 
 
 def short(value):
     return f"{value // 1024}k" if value >= 1024 and value % 1024 == 0 else f"{value:g}"
 
 
-def draw_panel(axes, ticker, panel, rows):
+def draw_panel(axes, ticker, title, rows):
     values = sorted({r["value"] for r in rows})
     for side in SIDES:
         line = [(r["value"], r["ms"]) for r in rows if r["side"] == side and "ms" in r]
@@ -192,7 +211,7 @@ def draw_panel(axes, ticker, panel, rows):
     axes.yaxis.set_major_locator(ticker.LogLocator(10, (1, 2, 5)))
     axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
     axes.yaxis.set_minor_locator(ticker.NullLocator())
-    axes.set_title(TITLES[panel], loc="left", fontsize=9.5)
+    axes.set_title(title, loc="left", fontsize=9.5)
 
 
 def draw(a):
@@ -206,8 +225,9 @@ def draw(a):
     plt.rcParams.update(STYLE)
     figure, grid = plt.subplots((len(panels) + 2) // 3, 3, figsize=(10.2, 2.75 * ((len(panels) + 2) // 3) + 0.7), squeeze=False,
                                 layout="constrained")
+    ranks = ("GPUs" if head["device"] == "cuda" else "CPU ranks of one thread") + f", {head['ranks_base']['streams']} streams in all"
     for axes, panel in zip(grid.flat, panels):
-        draw_panel(axes, ticker, panel, [r for r in rows if r["panel"] == panel])
+        draw_panel(axes, ticker, TITLES[panel] or ranks, [r for r in rows if r["panel"] == panel])
     for axes in grid.flat[len(panels):]:
         axes.set_visible(False)
     for row in grid:
