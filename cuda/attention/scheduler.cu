@@ -122,8 +122,9 @@ __global__ void schedule_kernel(const __grid_constant__ schedule_layers layers, 
 /* Whether offsets within a stream's rows fit in the 32 bits that the kernels use. */
 static bool offsets_fit(const vd_cuda_attention *a) {
   int64_t width = (int64_t)a->n_head * a->d_head, most = INT32_MAX, keys = a->rel_key ? a->reach : a->attn_span;
+  static_assert(VD_TILE == 64, "vd_cuda_max_window()");
   const int64_t more = 2 * VD_TILE; /* a pair of query tiles, of which the second may lie beyond the block */
-  return 2 * width * (a->window + more) <= most && 3 * width * (a->block + more) <= most &&
+  return a->window <= vd_cuda_max_window(width) && 3 * width * (a->block + more) <= most &&
          (a->rel_key ? a->rel_stride : a->d_head) * (keys + VD_TILE) <= most;
 }
 

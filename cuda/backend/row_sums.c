@@ -2,7 +2,7 @@
 #include "cuda/backend/row_sums.h"
 
 /* Three layers of 16 streams or more. All of a 12-layer model's would take 48 MB and save three launches more. */
-enum { VD_ROW_SUM_BYTES = 12 << 20 };
+enum { VD_ROW_SUM_BYTES = 12 << 20, ALIGNED = 256 };
 
 float *vd_cuda_row_partials(vd_cuda_backend *c, int64_t rows, int64_t width) {
   vd_row_sums *s = &c->row_sums;
@@ -29,7 +29,8 @@ void vd_cuda_row_sum_later(vd_cuda_backend *c, const float *partial, int64_t row
   *sum = (vd_row_sum){
       .partial = partial, .rows = (int32_t)rows, .stride = (int32_t)stride, .d = (int32_t)d, .n_vector = n_vector};
   for (int i = 0; i < n_vector; i++) sum->to[i] = to[i];
-  s->used = (size_t)((const char *)(partial + rows * stride) - (const char *)s->partial.p);
+  const size_t used = (size_t)((const char *)(partial + rows * stride) - (const char *)s->partial.p);
+  s->used = (used + ALIGNED - 1) / ALIGNED * ALIGNED;
 }
 
 void vd_cuda_row_sums_complete(vd_cuda_backend *c) {

@@ -88,8 +88,8 @@ cudaError_t vd_cuda_add_norm(enum vd_precision type, int64_t n, int64_t d, const
                              float *rstd, void *y, const vd_unit_mask *mask, cudaStream_t stream);
 /* Not collective. Partial rows of add_norm_backward for n rows. */
 int64_t vd_cuda_norm_partials(int64_t n);
-/* Stream-ordered. vd_ops.add_norm_backward. partial [vd_cuda_norm_partials(n), 3 d]: partial sums of
- * dweight, dbias and dshift. */
+/* Stream-ordered. vd_ops.add_norm_backward. partial [vd_cuda_norm_partials(n), 3 d], aligned to 32
+ * bytes: partial sums of dweight, dbias and dshift. */
 cudaError_t vd_cuda_add_norm_backward(enum vd_precision type, int64_t n, int64_t d, const void *sum, const float *mean,
                                       const float *rstd, const float *weight, const void *dy, void *dsum,
                                       float *partial, cudaStream_t stream);

@@ -44,7 +44,8 @@ static __global__ void __launch_bounds__(BLOCK)
   if (!dlogits || c >= stride) return;
   float factor = scale / total;
 #pragma unroll
-  for (int k = 0; k < N; k++) x[k] = target < 0 ? 0.0f : factor * e[k] - (c + k == target ? scale : 0.0f);
+  for (int k = 0; k < N; k++)
+    x[k] = target < 0 || c + k >= vocab ? 0.0f : factor * e[k] - (c + k == target ? scale : 0.0f);
   vd_write<T, N>(dlogits + r * stride + c, x);
 }
 

@@ -61,6 +61,14 @@ int vd_device_supports(enum vd_precision precision, const vd_model_config *c, vd
         "on a GPU heads are at most %d wide and a multiple of %lld (8 in 'bf16' and 'fp16', 4 in 'fp32'), and "
         "these have %lld (model%%d_head, or model%%d_model / model%%n_head)",
         VD_CUDA_MAX_D_HEAD, (long long)step, (long long)c->d_head);
+  /* Keys and values of a window are numbered in 32 bits (cuda/attention/scheduler.cu), and windows grow in training. */
+  const bool xl = c->arch == VD_TRANSFORMER_XL;
+  const int64_t longest = xl ? c->mem_len : c->attn_span, most = vd_cuda_max_window(c->n_head * c->d_head);
+  if (longest > most)
+    return vd_fail(err, VD_FAILED,
+                   "on a GPU heads that are %lld wide together see at most %lld tokens back, and %s = %lld",
+                   (long long)(c->n_head * c->d_head), (long long)most, xl ? "memory%mem_len" : "span%attn_span",
+                   (long long)longest);
   return VD_OK;
 }
 

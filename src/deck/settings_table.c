@@ -261,7 +261,7 @@ const vd_variable vd_variables[] = {
             "of samples and ranks, where micro_samples is 1. With several samples a line '--- sample K of N ---' "
             "precedes each."),
     INTEGER(
-        generate, micro_samples, "0", 0, 65536, "samples", "",
+        generate, micro_samples, "0", 0, 65535, "samples", "",
         "Samples of a rank that are computed at once. More are faster, and their products may round differently. 0: "
         "1 on a CPU, up to 64 on a GPU."),
     REAL(generate, temperature, "1.0", 0, false, NONE, true, "", "--temperature",

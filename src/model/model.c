@@ -88,18 +88,26 @@ static int start_parameters(vd_model *m, vd_error *err) {
   return vd_model_reset_memory(m, err);
 }
 
+static int64_t at_once(int64_t n_stream, int64_t micro_streams) {
+  return micro_streams > 0 && micro_streams < n_stream ? micro_streams : n_stream;
+}
+
+int vd_model_check_streams(const vd_ops *ops, int64_t n_stream, int64_t micro_streams, vd_error *err) {
+  int64_t n = at_once(n_stream, micro_streams);
+  if (ops->max_streams <= 0 || n <= ops->max_streams) return VD_OK;
+  return vd_fail(err, VD_FAILED,
+                 "a rank has %lld streams at a time, and the backend '%s' computes at most %lld: set "
+                 "data%%micro_streams to that or less, or use more ranks",
+                 (long long)n, ops->name, (long long)ops->max_streams);
+}
+
 /* shape: what the arguments of the creators say, the rest zero. */
 static int create(vd_model **out, const vd_model *shape, int64_t micro_streams, vd_error *err) {
   const vd_model_config *config = &shape->config;
-  int64_t micro = micro_streams > 0 && micro_streams < shape->n_stream ? micro_streams : shape->n_stream;
-  if (shape->ops->max_streams > 0 && micro > shape->ops->max_streams)
-    return vd_fail(err, VD_FAILED,
-                   "a rank has %lld streams at a time, and the backend '%s' computes at most %lld: use more ranks or a "
-                   "smaller data%%micro_streams",
-                   (long long)micro, shape->ops->name, (long long)shape->ops->max_streams);
+  if (vd_model_check_streams(shape->ops, shape->n_stream, micro_streams, err)) return err->status;
   vd_model *m = vd_calloc(1, sizeof *m);
   *m = *shape;
-  m->micro = micro;
+  m->micro = at_once(m->n_stream, micro_streams);
   m->d = config->d_model;
   m->n_span = vd_model_is_xl(m) ? 0 : config->span_per_layer ? 1 : config->n_head;
   if (!vd_model_is_xl(m) && config->n_head * config->d_head != config->d_model)

@@ -55,15 +55,19 @@ static double attention_pair_bytes(const vd_train *t, int64_t window) {
 }
 
 /* What the backend allocates besides the model's buffers (cuda/backend/context.h): the parameters in the activations'
- * type, the key table and its gradient, what attention keeps, and 256 MiB. Half of these are the workspaces of
- * cuBLASLt, of reductions over rows, of attention's work lists and of the optimiser; the other half is a margin, since
- * an H100 used 0.38 GiB (16 streams) and 0.75 GiB (64 streams) more than this sum without it. */
+ * type, the key table and its gradient, what attention keeps, partial sums, and 256 MiB. Half of these are the
+ * workspaces of cuBLASLt, of reductions over rows, of attention's work lists and of the optimiser; the other half is a
+ * margin, since an H100 used 0.38 GiB (16 streams) and 0.75 GiB (64 streams) more than this sum without it. */
 static double cuda_bytes(const vd_train *t, const vd_memory_estimate *e, int64_t window) {
   const vd_model_config *c = &t->config;
-  double act = (double)t->ops->act_size;
+  double act = (double)t->ops->act_size, constant = 256.0 * 1048576.0;
   double copy = t->device.precision == VD_FP32 ? 0 : e->parameters * act / (double)sizeof(real);
-  double table = c->arch == VD_TRANSFORMER_XL ? 0 : (double)(c->attn_span * c->d_head) * (act + sizeof(float));
-  return copy + table + attention_pair_bytes(t, window) + 256.0 * 1048576.0;
+  if (c->arch == VD_TRANSFORMER_XL) return copy + attention_pair_bytes(t, window) + constant;
+  double table = (double)(c->attn_span * c->d_head) * (act + sizeof(float));
+  /* A wide model's partial weight gradients of memory rows, two of each head; those of a narrow one are in `constant`.
+   */
+  double partial = 4.0 * (double)(c->n_head * c->d_head * c->d_head * c->d_model) * sizeof(float);
+  return copy + table + partial + attention_pair_bytes(t, window) + constant;
 }
 
 double vd_train_memory(const vd_train *t, int64_t streams, int64_t window, vd_train_need *need) {
@@ -146,6 +150,16 @@ static void check_gpu(const struct claim *all, int size, int first, vd_error *er
             "begins: fewer data%%batch_streams, or data%%micro_streams, or more GPUs",
             first, all[first].gpu, all[first].host, available / VD_GIB, ranks, ranks > 1 ? "s" : "",
             ranks > 1 ? "" : "s", need / VD_GIB);
+}
+
+int vd_train_check_streams(const vd_train *t, vd_error *err) {
+  const vd_settings *s = t->settings;
+  const int64_t size = t->ctx->size, own = (t->geometry.n_stream + size - 1) / size;
+  if (vd_model_check_streams(t->ops, own, s->data.micro_streams, err)) return err->status;
+  if (s->valid.interval <= 0) return VD_OK;
+  if (vd_model_check_streams(t->ops, (s->valid.streams + size - 1) / size, s->data.micro_streams, err))
+    return vd_wrap(err, "valid%%streams = %lld", (long long)s->valid.streams);
+  return VD_OK;
 }
 
 int vd_train_check_memory(const vd_train *t, int64_t window, vd_error *err) {

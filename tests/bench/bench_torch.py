@@ -184,6 +184,8 @@ def compile_layers(model, a):
     torch._dynamo.config.recompile_limit = 64
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     torch._inductor.config.fallback_random = a.device == "cpu"
+    # Layers are graphs of their own, between which gradients are all-reduced; DistributedDataParallel would split each.
+    torch._dynamo.config.optimize_ddp = False
     for layer in model.layers:
         layer.compile(mode=a.compile, dynamic=False)
 
@@ -198,7 +200,7 @@ def update(model, forward, optimizer, memories, x, y):
         for layer in model.layers:
             layer.span.clamp_(0, 1)
     if not math.isfinite(float(loss.detach())):
-        raise SystemExit("the loss is not finite")
+        raise RuntimeError("the loss is not finite")
     return memories
 
 
@@ -207,7 +209,10 @@ def measure_rank(a):
     torch.set_num_threads(a.threads)
     torch.manual_seed(1)
     model = Model(a).to(a.device).train()
-    forward = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True) if a.ranks > 1 else model
+    forward = model
+    if a.ranks > 1:
+        forward = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+        torch.manual_seed(1 + torch.distributed.get_rank())  # tokens and dropout of its own
     optimizer = Adagrad(model.parameters(), a.lr, a.clip_step)
     if a.compile != "no":
         compile_layers(model, a)

@@ -225,7 +225,8 @@ def draw(a):
     plt.rcParams.update(STYLE)
     figure, grid = plt.subplots((len(panels) + 2) // 3, 3, figsize=(10.2, 2.75 * ((len(panels) + 2) // 3) + 0.7), squeeze=False,
                                 layout="constrained")
-    ranks = ("GPUs" if head["device"] == "cuda" else "CPU ranks of one thread") + f", {head['ranks_base']['streams']} streams in all"
+    ranks = "GPUs, {streams} streams in all" if head["device"] == "cuda" else "CPU ranks: {layers} layers, d_model {d_model}, {streams} x {block}"
+    ranks = ranks.format(**head["ranks_base"])
     for axes, panel in zip(grid.flat, panels):
         draw_panel(axes, ticker, TITLES[panel] or ranks, [r for r in rows if r["panel"] == panel])
     for axes in grid.flat[len(panels):]:
