@@ -24,6 +24,21 @@ print(json.dumps(dict(ms_per_update=float(words["layers"]))))
 """
 
 
+# Writes how many ranks it was asked for, and runs the program once.
+MPIRUN = """#!/bin/sh
+while [ "$1" != -n ]; do shift; done
+echo "$2" >>"$RANKS"
+shift 2
+exec "$@"
+"""
+
+
+def executable(path, text):
+    with open(path, "w", encoding="utf-8") as f:
+        f.write(text)
+    os.chmod(path, 0o755)
+
+
 def run(*words, **environment):
     return subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True, check=False,
                           env=dict(os.environ, **environment))
@@ -36,10 +51,8 @@ def lines(path):
 
 with tempfile.TemporaryDirectory(prefix="viaduct-test-") as folder:
     table, asked, picture = (os.path.join(folder, name) for name in ("table", "asked", "cost.png"))
-    program = os.path.join(folder, "bench_train")
-    with open(program, "w", encoding="utf-8") as f:
-        f.write(PROGRAM)
-    os.chmod(program, 0o755)
+    executable(os.path.join(folder, "bench_train"), PROGRAM)
+    executable(os.path.join(folder, "mpirun"), MPIRUN)
     done = run("measure", table, "--programs", folder, "--sides", "viaduct", "--panels", "attn_span,head,streams,layers,d_model",
                ASKED=asked)
     rows, words = lines(table)[1:], lines(asked)
@@ -52,6 +65,22 @@ with tempfile.TemporaryDirectory(prefix="viaduct-test-") as folder:
     report("the size that panels share is measured once", len(words) == len({json.dumps(w) for w in words}), str(words))
     report("a failure is a reason in the table", panel["streams"][-1].get("left_out", "").endswith("no room for 8 streams")
            and "ms" not in panel["streams"][-1], str(panel["streams"]))
+    shared, ranks = (os.path.join(folder, name) for name in ("shared", "ranks"))
+    done = run("measure", shared, "--programs", folder, "--sides", "viaduct", "--panels", "ranks", ASKED=asked, RANKS=ranks,
+               PATH=folder + os.pathsep + os.environ["PATH"])
+    rows, cores = lines(shared)[1:], len(os.sched_getaffinity(0))
+    wanted = [n for n in (1, 2, 4, 8) if n <= cores]
+    report("ranks share the same streams out, at most one a core", [r["value"] for r in rows] == wanted
+           and all("ms" in r for r in rows) and {w["streams"] for w in lines(asked)[-len(wanted):]} == {"16"}
+           and (lines(ranks) if len(wanted) > 1 else []) == wanted[1:], str((done, rows)))
+    for name, kind in (("CPU", "cpu"), ("GPU", "cuda")):
+        head, *rest = lines(shared)
+        with open(shared, "w", encoding="utf-8") as f:
+            for row in [dict(head, device=kind), *rest]:
+                print(json.dumps(row), file=f)
+        drawn = run("draw", shared, "-o", picture)
+        report(f"the {name}s' ranks become a picture", drawn.returncode == 0 and open(picture, "rb").read(8) == b"\x89PNG\r\n\x1a\n",
+               str(drawn))
     drawn = run("draw", table, "-o", picture)
     report("the table becomes a picture", drawn.returncode == 0 and open(picture, "rb").read(8) == b"\x89PNG\r\n\x1a\n",
            str(drawn))
