@@ -66,7 +66,7 @@ static double cuda_bytes(const vd_train *t, const vd_memory_estimate *e, int64_t
   double table = (double)(c->attn_span * c->d_head) * (act + sizeof(float));
   /* A wide model's partial weight gradients of memory rows, two of each head; those of a narrow one are in `constant`.
    */
-  double partial = 4.0 * (double)(c->n_head * c->d_head * c->d_head * c->d_model) * sizeof(float);
+  double partial = 4.0 * (double)(c->d_model * c->d_model) * sizeof(float);
   return copy + table + partial + attention_pair_bytes(t, window) + constant;
 }
 
