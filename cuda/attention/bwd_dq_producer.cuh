@@ -40,7 +40,7 @@ VD_DEV void place_item(const vd_cuda_attention &a, const vd_tile_schedule *sched
     w.at = {schedule->head[row / a.n_stream], row % a.n_stream, pair * VD_DQ_TILES};
   }
 }
-/* A work item. Closing turns: of a split that is not the query tile's last, and with relative keys, which have a
+/* A work item. Closing iterations: of a split that is not the query tile's last, and with relative keys, which have a
  * distance 0. */
 template <bool REL, bool TRIM>
 VD_DEV dq_work dq_work_at(const vd_cuda_attention &a, const vd_backward_workspace &ws, int item) {
@@ -55,10 +55,10 @@ VD_DEV dq_work dq_work_at(const vd_cuda_attention &a, const vd_backward_workspac
     w.stored[x] = ws.stored + score_tile * VD_STORED_BYTES;
     w.dropout_mask[x] = ws.dropout_mask + (before + score_tile) * VD_WARPGROUP;
   }
-  w.turns = w.tile.n + (REL || w.tile.n < w.tile.left ? 1 : 0);
+  w.iterations = w.tile.n + (REL || w.tile.n < w.tile.left ? 1 : 0);
   return w;
 }
-/* The parity of a barrier of turn c. */
+/* The parity of a barrier of iteration c. */
 VD_DEV int parity_of(int c) {
   return c >> 1 & 1;
 }
@@ -115,7 +115,7 @@ VD_DEV void copy_queries(const vd_cuda_attention &a, const dq_task &task, const 
   if constexpr (REL) vd_copy_biases(a, at.head, &m->biases[slot]);
   copy_row_sums(a, task.ws, at, m);
 }
-/* Starts the copies of the dropout mask's bits for turn t, to slot `slot`. */
+/* Starts the copies of the dropout mask's bits for iteration t, to slot `slot`. */
 template <typename T, bool TRIM>
 VD_DEV void copy_dropout_mask(const vd_cuda_attention &a, const dq_work &work, int t, int slot, dq_smem<T> *m) {
   if (t == work.tile.n || (t == 0 && work.tile.lead) || (TRIM && t < work.tile.far)) return;
@@ -123,8 +123,8 @@ VD_DEV void copy_dropout_mask(const vd_cuda_attention &a, const dq_work &work, i
     vd_cp_async4(&m->dropout_mask[slot][x][threadIdx.x], work.dropout_mask[x] - t * VD_WARPGROUP + threadIdx.x, true);
 }
 
-/* Decodes a work item to m->work, and starts the copies of what it needs that is free before its first turn: queries,
- * and of two query tiles the first one's key tile. */
+/* Decodes a work item to m->work, and starts the copies of what it needs that is free before its first iteration:
+ * queries, and of two query tiles the first one's key tile. */
 template <typename T, bool REL, bool TRIM>
 VD_DEV void start_item(const vd_cuda_attention &a, const dq_task &task, int item, int slot, int key, dq_smem<T> *m) {
   const dq_work decoded = dq_work_at<REL, TRIM>(a, task.ws, item);
@@ -134,10 +134,11 @@ VD_DEV void start_item(const vd_cuda_attention &a, const dq_task &task, int item
   if (VD_DQ_TILES > 1 && !m->work[slot].tile.lead)
     copy_keys<T, REL, TRIM>(a, task, m->work[slot], 0, key & (VD_DQ_KEY_SLOTS - 1), m);
 }
-/* Starts the copies of turn t, number c of the block. All its key tiles but the last are those of the turn before. */
+/* Starts the copies of iteration t, number c of the block. All its key tiles but the last are those of the iteration
+ * before. */
 template <typename T, bool DROP, bool REL, bool TRIM>
-VD_DEV void copy_turn(const vd_cuda_attention &a, const dq_task &task, const dq_work &work, int t, int c, int key,
-                      dq_smem<T> *m) {
+VD_DEV void copy_iteration(const vd_cuda_attention &a, const dq_task &task, const dq_work &work, int t, int c, int key,
+                           dq_smem<T> *m) {
   const int tile = t + VD_DQ_TILES - 1;
   if (REL && t == 0) copy_block<T, REL>(a, task, work, 0, c % 3, m);
   if (t < work.tile.n && !(tile == 0 && work.tile.lead))
@@ -147,9 +148,9 @@ VD_DEV void copy_turn(const vd_cuda_attention &a, const dq_task &task, const dq_
   vd_cp_async_commit();
 }
 
-/* The producer warpgroup: it decodes work items and copies their turns. While the consumers take an item's last turn,
- * it starts the next item: every item has at least two turns, so that consumers and table warpgroup have then left the
- * slots of the item before. */
+/* The producer warpgroup: it decodes work items and copies their iterations. While the consumers take an item's last
+ * iteration, it starts the next item: every item has at least two iterations, so that consumers and table warpgroup
+ * have then left the slots of the item before. */
 template <typename T, bool DROP, bool REL, bool TRIM>
 VD_DEV void dq_producer(const vd_cuda_attention &a, const dq_task &task, dq_smem<T> *m) {
   vd_tile_schedule *schedule = (vd_tile_schedule *)a.schedule;
@@ -160,20 +161,20 @@ VD_DEV void dq_producer(const vd_cuda_attention &a, const dq_task &task, dq_smem
     const int requested = threadIdx.x == 0 ? (int)gridDim.x + atomicAdd(&schedule->next[VD_WORK_DQ], 1) : 0;
     const dq_work &work = m->work[i & 1];
     start_item<T, REL, TRIM>(a, task, item, i & 1, key, m);
-    for (int t = 0; t < work.turns; t++, c++) {
+    for (int t = 0; t < work.iterations; t++, c++) {
       if (c > 0) vd_mbarrier_wait(&m->empty[(c - 1) & 1], parity_of(c - 1));
-      copy_turn<T, DROP, REL, TRIM>(a, task, work, t, c, key, m);
+      copy_iteration<T, DROP, REL, TRIM>(a, task, work, t, c, key, m);
       if (threadIdx.x == 0) {
-        const bool last = t + 1 == work.turns, more = !last || requested < n_item;
-        m->table_turn[c & 1] = {work.tile.first_block + t * VD_TILE, work.tile.at.head,
-                                (i & 1) | (REL || t > 0 ? (int)ADDS_BLOCK : 0) | (more ? 0 : (int)LAST_TURN)};
+        const bool last = t + 1 == work.iterations, more = !last || requested < n_item;
+        m->table_iteration[c & 1] = {work.tile.first_block + t * VD_TILE, work.tile.at.head,
+                                     (i & 1) | (REL || t > 0 ? (int)ADDS_BLOCK : 0) | (more ? 0 : (int)LAST_ITERATION)};
         if (last) m->more[i & 1] = more, m->next = requested;
       }
       vd_cp_async_wait_all();
       vd_fence_proxy_async();
       arrive_warp(&m->full[c & 1]);
     }
-    key += work.turns + VD_DQ_TILES - 1;
+    key += work.iterations + VD_DQ_TILES - 1;
     vd_producer_sync();
     item = vd_announced_tile(&m->next);
   }

@@ -8,39 +8,40 @@
 
 namespace {
 
-/* Query tiles of a block, each with a consumer warpgroup of its own, and the slots of keys and values: those of a turn
- * and of the next one. */
+/* Query tiles of a block, each with a consumer warpgroup of its own, and the slots of keys and values: those of an
+ * iteration and of the next one. */
 enum { VD_DQ_TILES = VD_HEAD_WIDTH == 64 ? 2 : 1, VD_DQ_KEY_SLOTS = 2 * VD_DQ_TILES };
 
-/* A work item: its first query tile, with the numbers of key tiles of the last one. A closing turn after the last key
- * tile adds the block of e that it ends with. */
+/* A work item: its first query tile, with the numbers of key tiles of the last one. A closing iteration after the last
+ * key tile adds the block of e that it ends with. */
 typedef struct dq_work {
   vd_query_work tile;
-  int turns;
-  char *stored[VD_DQ_TILES];                 /* of each query tile, the stored tile of the first turn's key tile */
+  int iterations;
+  char *stored[VD_DQ_TILES];                 /* of each query tile, the stored tile of the first iteration's key tile */
   const uint32_t *dropout_mask[VD_DQ_TILES]; /* and its tile of the dropout mask */
 } dq_work;
 
-/* What the table warpgroup does in a turn: ADDS_BLOCK: it adds the block of e that begins with e0; LAST_TURN: it ends.
- * Bit 0 of the flags is the slot of q. */
-enum { ADDS_BLOCK = 2, LAST_TURN = 4 };
-typedef struct dq_table_turn {
+/* What the table warpgroup does in an iteration: ADDS_BLOCK: it adds the block of e that begins with e0;
+ * LAST_ITERATION: it ends. Bit 0 of the flags is the slot of q. */
+enum { ADDS_BLOCK = 2, LAST_ITERATION = 4 };
+typedef struct dq_table_iteration {
   int e0, head, flags;
-} dq_table_turn;
+} dq_table_iteration;
 
-/* Turns are counted through the work of a block: turn c has the block of e number c in slot c % 3 of the table, which
- * consumer x completes in slot c & 1 of skewed[x]. Work item i has slot i & 1 of q, biases, work and more. */
+/* Iterations are counted through the work of a block: iteration c has the block of e number c in slot c % 3 of the
+ * table, which consumer x completes in slot c & 1 of skewed[x]. Work item i has slot i & 1 of q, biases, work and more.
+ */
 template <typename T> struct dq_smem {
   T skewed[VD_DQ_TILES][2][VD_PANEL]; /* score gradients by columns of e */
   T q[2][VD_DQ_TILES][VD_OPERAND], dout[VD_DQ_TILES][VD_OPERAND];
   T k[VD_DQ_KEY_SLOTS][VD_OPERAND], v[VD_DQ_KEY_SLOTS][VD_OPERAND], table[3][VD_OPERAND];
   __half ring[VD_DQ_TILES][VD_WARPGROUP / 32][16 * VD_RING_STRIDE];
   T ones[8 * 64];
-  uint32_t dropout_mask[2][VD_DQ_TILES][VD_WARPGROUP]; /* mask bits of a turn's key tile for each consumer thread */
+  uint32_t dropout_mask[2][VD_DQ_TILES][VD_WARPGROUP]; /* bits of an iteration's key tile, by consumer thread */
   vd_biases biases[2];                                 /* with relative keys */
   float shift[VD_DQ_TILES][VD_TILE], delta[VD_DQ_TILES][VD_TILE], sums[VD_DQ_TILES][4];
   dq_work work[2];
-  dq_table_turn table_turn[2];
+  dq_table_iteration table_iteration[2];
   int more[2], next, last_split[VD_DQ_TILES]; /* more: whether an item follows; next: its number, for the producer */
   uint64_t full[2], empty[2], skewed_full[VD_DQ_TILES][2], skewed_empty[VD_DQ_TILES][2];
 };
@@ -55,10 +56,10 @@ template <typename T> struct dq_state {
   float dspan;
 };
 
-/* The operands of a consumer's turn: the key tile, the block of e that it ends with, the warp's ring, this thread's
- * place in the stored tile (row g, the chunk of its first columns), the numbers of that block and of the key tile's
- * first key. */
-template <typename T> struct dq_turn {
+/* The operands of a consumer's iteration: the key tile, the block of e that it ends with, the warp's ring, this
+ * thread's place in the stored tile (row g, the chunk of its first columns), the numbers of that block and of the key
+ * tile's first key. */
+template <typename T> struct dq_iteration {
   const T *k, *v, *table;
   __half *ring;
   char *stored;
@@ -71,9 +72,9 @@ typedef struct dq_scores {
   uint32_t dropout_mask;
 } dq_scores;
 
-/* The products of a turn: position scores, which go to the ring, scores and, unless FAR, gradients of weights. */
+/* The products of an iteration: position scores, which go to the ring, scores and, unless FAR, gradients of weights. */
 template <bool FAR, bool REL, typename T>
-VD_DEV void multiply_scores(const dq_turn<T> &m, const dq_state<T> &w, dq_scores &y) {
+VD_DEV void multiply_scores(const dq_iteration<T> &m, const dq_state<T> &w, dq_scores &y) {
   float position[8][4];
   vd_wgmma_fence();
   vd_tile_product_rs<T, VD_K_MAJOR>(position, REL ? w.positions : w.queries, m.table, false);
@@ -136,8 +137,8 @@ VD_DEV void store_weights(char *place, int half, const uint32_t sign[2], const f
 
 /* Score gradients, as left operands, of this warp's queries, from i0 on, and a key tile, whose weights are stored. */
 template <bool DROP, bool REL, bool TRIM, typename T>
-VD_DEV void near_gradients(const vd_band &band, float scale, const dq_turn<T> &m, dq_state<T> &w, int i0, float factor,
-                           dq_scores &y, vd_frag_a<T> gradient[4]) {
+VD_DEV void near_gradients(const vd_band &band, float scale, const dq_iteration<T> &m, dq_state<T> &w, int i0,
+                           float factor, dq_scores &y, vd_frag_a<T> gradient[4]) {
   const int unit = 4 * m.block + 7 - (int)(threadIdx.x >> 5);
   const uint32_t sign[2] = {DROP ? sign_bytes(~y.dropout_mask, 0) : 0, DROP ? sign_bytes(~y.dropout_mask, 1) : 0};
   if (vd_row_full<REL>(band, i0, m.kappa0)) {
@@ -170,7 +171,7 @@ VD_DEV void near_gradients(const vd_band &band, float scale, const dq_turn<T> &m
 /* The same for a far tile, whose weights are 0: ds = -p delta. The size of delta is added to the exponent, and its sign
  * is set last. */
 template <typename T>
-VD_DEV void far_gradients(const vd_band &band, const dq_turn<T> &m, const dq_state<T> &w, int i0, float factor,
+VD_DEV void far_gradients(const vd_band &band, const dq_iteration<T> &m, const dq_state<T> &w, int i0, float factor,
                           dq_scores &y, vd_frag_a<T> gradient[4]) {
   float(*s)[4] = y.s, shift[2];
   uint32_t sign[2];

@@ -8,16 +8,16 @@
  * reads them (stored tiles in bwd_common.cuh).
  *
  * Tiles: a persistent block takes two adjacent query tiles of 64 of one head and stream and goes over the key tiles of
- * 64 in reach, or over a split of them (splits.cuh), in turns. In one turn both query tiles have the same distances, so
- * that the second one's key tile is the one after the first one's; each key tile and each block of 64 distances is
- * copied once for both. Six products of 64 x 64 x 64 for a query tile and a key tile: position scores, scores, dout
- * v^T, dq += ds k, dq += skewed ds p, dp = skewed ds^T q, which is the sum over both query tiles. Far tiles, which are
- * beyond the own span of a head with a trimmed softmax, need no dout v^T. dp is added by atomics of 16 bytes to an
- * array in the order of the accumulators (vd_add_table_block).
+ * 64 in reach, or over a split of them (splits.cuh), one an iteration. In one iteration both query tiles have the same
+ * distances, so that the second one's key tile is the one after the first one's; each key tile and each block of 64
+ * distances is copied once for both. Six products of 64 x 64 x 64 for a query tile and a key tile: position scores,
+ * scores, dout v^T, dq += ds k, dq += skewed ds p, dp = skewed ds^T q, which is the sum over both query tiles. Far
+ * tiles, which are beyond the own span of a head with a trimmed softmax, need no dout v^T. dp is added by atomics of 16
+ * bytes to an array in the order of the accumulators (vd_add_table_block).
  *
  * Warps: two consumer warpgroups (208 registers), one for each query tile, have 16 queries a warp. The producer
- * warpgroup (32 registers) decodes work items and copies tiles, biases and the dropout mask, one turn ahead. The table
- * warpgroup (64 registers) multiplies and adds dp. Thread x of warpgroup y is thread (x, y) of the block.
+ * warpgroup (32 registers) decodes work items and copies tiles, biases and the dropout mask, one iteration ahead. The
+ * table warpgroup (64 registers) multiplies and adds dp. Thread x of warpgroup y is thread (x, y) of the block.
  *
  * Shared memory, 210 KiB, one block for a multiprocessor: skewed score gradients by columns of e, two tiles for each
  * consumer (32 KiB), q in two slots (32 KiB), dout (16 KiB), k and v in four slots each (64 KiB), position keys in
@@ -25,17 +25,17 @@
  * A skewed tile is complete after two key tiles; it is then an operand of both the gradient of the queries and that of
  * the table.
  *
- * Barriers: mbarriers. full[c & 1]: the copies of turn c have landed. empty[c & 1]: the consumers have begun turn c, so
- * that what only turns before it read is free, and the table warpgroup has read what precedes turn c.
- * skewed_full[x][c & 1]: consumer x has completed its tile of block c; skewed_empty: the table warpgroup has read it.
- * Consumers stay within a turn of each other, by way of the copies and the table warpgroup. Named barriers 1 and 2:
- * each consumer by itself.
+ * Barriers: mbarriers. full[c & 1]: the copies of iteration c have landed. empty[c & 1]: the consumers have begun
+ * iteration c, so that what only iterations before it read is free, and the table warpgroup has read what precedes
+ * iteration c. skewed_full[x][c & 1]: consumer x has completed its tile of block c; skewed_empty: the table warpgroup
+ * has read it. Consumers stay within an iteration of each other, by way of the copies and the table warpgroup. Named
+ * barriers 1 and 2: each consumer by itself.
  *
  * Heads of 65 to 96 (bwd_dq_wgmma_96.cu): one query tile and one consumer a block.
  *
  * Bound: the data path of shared memory and L1, instruction issue and waits between few warps: without its stores a
- * turn takes 4,300 cycles, of which the products alone take 1,540 (doc/notes/2026-11-29-query-tile-pairs.md); with them
- * 8 % more (doc/notes/2026-11-29-stored-weights.md). */
+ * iteration takes 4,300 cycles, of which the products alone take 1,540 (doc/notes/2026-11-29-query-tile-pairs.md); with
+ * them 8 % more (doc/notes/2026-11-29-stored-weights.md). */
 #include "cuda/attention/bwd_dq_producer.cuh"
 
 namespace {
@@ -54,9 +54,9 @@ VD_DEV vd_query_work tile_of(const vd_query_work &tile, int x) {
   w.at.tile += x, w.slot += x * w.n_split;
   return w;
 }
-/* The turns of an item before the first key tile of query tile x: with relative keys the next query tile can see one
- * more. */
-template <bool REL> VD_DEV int first_turn(const vd_cuda_attention &a, const vd_query_work &tile, int x) {
+/* The iterations of an item before the first key tile of query tile x: with relative keys the next query tile can see
+ * one more. */
+template <bool REL> VD_DEV int first_iteration(const vd_cuda_attention &a, const vd_query_work &tile, int x) {
   if constexpr (REL) return tile.n - vd_key_tiles<REL>(vd_band_of<REL>(a, nullptr, tile.at.head), tile.at.tile + x);
   return 0;
 }
@@ -122,34 +122,34 @@ VD_DEV void dq_end(const vd_cuda_attention &a, const dq_task &task, vd_work_tile
                                   a.d_head, w.dq, scales);
 }
 
-/* A consumer: its number x, the slot of the work item, and the turn: number t of the query tile, c of the block; slots
- * of its key tile and of the block of e that it completes. */
+/* A consumer: its number x, the slot of the work item, and the iteration: number t of the query tile, c of the block;
+ * slots of its key tile and of the block of e that it completes. */
 typedef struct dq_place {
   int x, item, t, c, key, block;
 } dq_place;
-VD_DEV void next_turn(dq_place &at) {
+VD_DEV void next_iteration(dq_place &at) {
   at.t++, at.c++;
   at.key = (at.key + 1) & (VD_DQ_KEY_SLOTS - 1), at.block = at.block == 2 ? 0 : at.block + 1;
 }
-/* Operands of the turn. The query tile's last key tile ends with a block of e that has no distances above 0 and no
+/* Operands of the iteration. The query tile's last key tile ends with a block of e that has no distances above 0 and no
  * place in the table; the scores of the block that is read instead are masked. */
-template <bool REL, typename T> VD_DEV dq_turn<T> turn_of(dq_smem<T> *m, const dq_place &at) {
+template <bool REL, typename T> VD_DEV dq_iteration<T> iteration_of(dq_smem<T> *m, const dq_place &at) {
   const vd_query_work &tile = m->work[at.item].tile;
   const int lane = (int)threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   char *stored = m->work[at.item].stored[at.x] - at.t * (int)VD_STORED_BYTES +
                  ((16 * (int)(threadIdx.x >> 5) + g) * 128 + (t ^ g) * 16);
   const int block = !REL && at.t + 1 == tile.left ? at.block : at.block == 2 ? 0 : at.block + 1;
-  const dq_turn<T> turn = {m->k[at.key],
-                           m->v[at.key],
-                           m->table[block],
-                           m->ring[at.x][threadIdx.x >> 5],
-                           stored,
-                           at.c + 1,
-                           tile.start + (at.x + at.t) * VD_TILE};
-  return turn;
+  const dq_iteration<T> iteration = {m->k[at.key],
+                                     m->v[at.key],
+                                     m->table[block],
+                                     m->ring[at.x][threadIdx.x >> 5],
+                                     stored,
+                                     at.c + 1,
+                                     tile.start + (at.x + at.t) * VD_TILE};
+  return iteration;
 }
 
-/* Writes a turn's score gradients to the skewed tiles, for this warpgroup and the table warpgroup. */
+/* Writes an iteration's score gradients to the skewed tiles, for this warpgroup and the table warpgroup. */
 template <typename T> VD_DEV void pass_gradients(dq_smem<T> *m, const dq_place &at, const vd_frag_a<T> gradient[4]) {
   const int c = at.c;
   if (c > 0) vd_mbarrier_wait(&m->skewed_empty[at.x][(c - 1) & 1], parity_of(c - 1));
@@ -159,18 +159,18 @@ template <typename T> VD_DEV void pass_gradients(dq_smem<T> *m, const dq_place &
   if (threadIdx.x == 0) vd_mbarrier_arrive(&m->skewed_full[at.x][c & 1]);
 }
 
-/* Waits for the copies of a turn. In the query tile's first turn begins it. */
+/* Waits for the copies of an iteration. In the query tile's first iteration begins it. */
 template <typename T, bool REL>
-VD_DEV void open_turn(const vd_cuda_attention &a, dq_smem<T> *m, const dq_place &at, int first, dq_state<T> &w) {
+VD_DEV void open_iteration(const vd_cuda_attention &a, dq_smem<T> *m, const dq_place &at, int first, dq_state<T> &w) {
   vd_mbarrier_wait(&m->full[at.c & 1], parity_of(at.c));
   if (at.t != first) return;
   dq_begin<T, REL>(a, m, at.item, at.x, w);
   if constexpr (REL) vd_write_positions(w.positions, m->table[at.block], m->ring[at.x][threadIdx.x >> 5], at.c);
 }
 
-/* The turns of a consumer whose query tile is beyond the block. */
-template <typename T> VD_DEV void absent_turns(dq_smem<T> *m, dq_place &at) {
-  for (const int turns = m->work[at.item].turns; at.t < turns; next_turn(at)) {
+/* The iterations of a consumer whose query tile is beyond the block. */
+template <typename T> VD_DEV void absent_iterations(dq_smem<T> *m, dq_place &at) {
+  for (const int iterations = m->work[at.item].iterations; at.t < iterations; next_iteration(at)) {
     const int c = at.c;
     vd_mbarrier_wait(&m->full[c & 1], parity_of(c));
     arrive_warp(&m->empty[c & 1]);
@@ -183,49 +183,49 @@ template <typename T> VD_DEV void absent_turns(dq_smem<T> *m, dq_place &at) {
   }
 }
 
-/* A turn without a key tile: a split's lead, whose position scores the next turn needs; with relative keys one before
- * the first key tile; a closing turn. */
+/* An iteration without a key tile: a split's lead, whose position scores the next iteration needs; with relative keys
+ * one before the first key tile; a closing iteration. */
 template <typename T, bool REL>
-VD_DEV void bare_turn(const vd_cuda_attention &a, dq_smem<T> *m, dq_place &at, int first, dq_state<T> &w) {
+VD_DEV void bare_iteration(const vd_cuda_attention &a, dq_smem<T> *m, dq_place &at, int first, dq_state<T> &w) {
   const vd_frag_a<T> none[4] = {};
-  open_turn<T, REL>(a, m, at, first, w);
+  open_iteration<T, REL>(a, m, at, first, w);
   if (!REL && at.t == 0) {
-    const dq_turn<T> turn = turn_of<REL>(m, at);
-    vd_write_positions(w.queries, turn.table, turn.ring, turn.block);
+    const dq_iteration<T> iteration = iteration_of<REL>(m, at);
+    vd_write_positions(w.queries, iteration.table, iteration.ring, iteration.block);
   }
   arrive_warp(&m->empty[at.c & 1]);
   pass_gradients<T>(m, at, none);
   if (at.t == m->work[at.item].tile.n) add_block(w, m->skewed[at.x][at.c & 1], m->table[at.block]);
-  next_turn(at);
+  next_iteration(at);
 }
 
-/* Turns at.t .. end - 1, all with a key tile, FAR: far ones. Without relative keys block 0 of e is beyond the reach and
- * not in the table: its score gradients are 0 (as long as all are finite), and so are those of an item's last block,
- * which the next item's block 0 begins with. */
+/* Iterations at.t .. end - 1, all with a key tile, FAR: far ones. Without relative keys block 0 of e is beyond the
+ * reach and not in the table: its score gradients are 0 (as long as all are finite), and so are those of an item's last
+ * block, which the next item's block 0 begins with. */
 template <typename T, bool DROP, bool REL, bool TRIM, bool FAR>
-VD_DEV void take_turns(const vd_cuda_attention &a, const dq_task &task, dq_smem<T> *m, dq_place &at, int end, int first,
-                       dq_state<T> &w) {
+VD_DEV void run_iterations(const vd_cuda_attention &a, const dq_task &task, dq_smem<T> *m, dq_place &at, int end,
+                           int first, dq_state<T> &w) {
   const float factor = rsqrtf((float)a.d_head) * 1.44269504088896341f;
-  for (; at.t < end; next_turn(at)) {
+  for (; at.t < end; next_iteration(at)) {
     dq_scores y;
     vd_frag_a<T> gradient[4];
-    open_turn<T, REL>(a, m, at, first, w);
+    open_iteration<T, REL>(a, m, at, first, w);
     if (DROP && !FAR) y.dropout_mask = m->dropout_mask[at.c & 1][at.x][threadIdx.x];
     arrive_warp(&m->empty[at.c & 1]);
-    const dq_turn<T> turn = turn_of<REL>(m, at);
-    multiply_scores<FAR, REL>(turn, w, y);
+    const dq_iteration<T> iteration = iteration_of<REL>(m, at);
+    multiply_scores<FAR, REL>(iteration, w, y);
     const vd_query_work &tile = m->work[at.item].tile;
     const vd_band band = vd_band_of<REL>(a, (const vd_tile_schedule *)a.schedule, tile.at.head);
     const int i0 = tile.i0 + at.x * VD_TILE + 16 * (int)(threadIdx.x >> 5);
     if constexpr (FAR) {
-      far_gradients<T>(band, turn, w, i0, factor, y, gradient);
+      far_gradients<T>(band, iteration, w, i0, factor, y, gradient);
     } else {
-      near_gradients<DROP, REL, TRIM>(band, task.drop.scale, turn, w, i0, factor, y, gradient);
+      near_gradients<DROP, REL, TRIM>(band, task.drop.scale, iteration, w, i0, factor, y, gradient);
     }
     pass_gradients<T>(m, at, gradient);
     vd_wgmma_fence();
     vd_tile_product<T, VD_K_MAJOR>(w.dq, m->skewed[at.x][at.c & 1], m->table[at.block], true);
-    vd_tile_product_rs<T, VD_MN_MAJOR>(w.dq, gradient, turn.k, true);
+    vd_tile_product_rs<T, VD_MN_MAJOR>(w.dq, gradient, iteration.k, true);
     vd_wgmma_commit();
     vd_wgmma_wait<0>();
     vd_wgmma_fence_operand<VD_SUMS>(w.dq);
@@ -240,20 +240,20 @@ VD_DEV void dq_consumer(const vd_cuda_attention &a, const dq_task &task, dq_smem
   for (int more = (int)blockIdx.x < n_item; more; at.item ^= 1) {
     vd_mbarrier_wait(&m->full[at.c & 1], parity_of(at.c));
     const dq_work &work = m->work[at.item];
-    const int first = first_turn<REL>(a, work.tile, x), n = work.tile.n;
+    const int first = first_iteration<REL>(a, work.tile, x), n = work.tile.n;
     dq_state<T> w;
     bool done = work.tile.at.tile + x < vd_ceil_div(a.block, VD_TILE);
     at.t = 0;
     if (!done) {
-      absent_turns(m, at);
+      absent_iterations(m, at);
     } else {
       const int bare = first + (work.tile.lead ? 1 : 0);
       if constexpr (!TRIM)
-        while (at.t < bare) bare_turn<T, REL>(a, m, at, first, w);
-      if constexpr (TRIM) take_turns<T, DROP, REL, TRIM, true>(a, task, m, at, work.tile.far, first, w);
-      take_turns<T, DROP, REL, TRIM, false>(a, task, m, at, n, first, w);
+        while (at.t < bare) bare_iteration<T, REL>(a, m, at, first, w);
+      if constexpr (TRIM) run_iterations<T, DROP, REL, TRIM, true>(a, task, m, at, work.tile.far, first, w);
+      run_iterations<T, DROP, REL, TRIM, false>(a, task, m, at, n, first, w);
       if constexpr (!TRIM)
-        if (work.turns > n) bare_turn<T, REL>(a, m, at, first, w);
+        if (work.iterations > n) bare_iteration<T, REL>(a, m, at, first, w);
     }
     if (VD_DQ_TILES > 1) at.key = (at.key + 1) & (VD_DQ_KEY_SLOTS - 1);
     const vd_query_work tile = tile_of(work.tile, x);
@@ -265,8 +265,8 @@ VD_DEV void dq_consumer(const vd_cuda_attention &a, const dq_task &task, dq_smem
   }
 }
 
-/* The table warpgroup: the table's gradient, dp, from all query tiles of a work item, in the turns that the producer
- * announces. */
+/* The table warpgroup: the table's gradient, dp, from all query tiles of a work item, in the iterations that the
+ * producer announces. */
 template <typename T, bool REL>
 VD_DEV void dq_table(const vd_cuda_attention &a, const dq_task &task, dq_smem<T> *m, int n_item) {
   const float scale = rsqrtf((float)a.d_head);
@@ -275,9 +275,9 @@ VD_DEV void dq_table(const vd_cuda_attention &a, const dq_task &task, dq_smem<T>
   for (int c = 0; more; c++) {
     float sum[VD_SUMS][4], rows[1][4]; /* rows: column sums of the skewed tiles, with relative keys */
     for (int x = 0; x < VD_DQ_TILES; x++) vd_mbarrier_wait(&m->skewed_full[x][c & 1], parity_of(c));
-    const dq_table_turn turn = m->table_turn[c & 1];
-    const int flags = __shfl_sync(0xffffffffU, turn.flags, 0);
-    more = !(flags & LAST_TURN);
+    const dq_table_iteration iteration = m->table_iteration[c & 1];
+    const int flags = __shfl_sync(0xffffffffU, iteration.flags, 0);
+    more = !(flags & LAST_ITERATION);
     if (flags & ADDS_BLOCK) {
       vd_wgmma_fence();
 #pragma unroll
@@ -299,12 +299,14 @@ VD_DEV void dq_table(const vd_cuda_attention &a, const dq_task &task, dq_smem<T>
     arrive_warp(&m->empty[(c + 1) & 1]);
     if (!(flags & ADDS_BLOCK)) continue;
     if constexpr (REL) { /* relative keys have a distance 0 */
-      const vd_position_gradients p = vd_position_gradients_of<true>(a, task.g, task.ws.dsum, turn.head, vd_band());
-      vd_add_row_sums(p, rows[0], turn.e0 + 16 * (int)(threadIdx.x >> 5), scale);
-      vd_add_table_block<VD_SUMS>(task.ws.dtable + (int64_t)turn.head * vd_table_blocks(a.reach) * VD_TILE * VD_TILE,
-                                  turn.e0 - VD_TILE, sum, scale);
+      const vd_position_gradients p =
+          vd_position_gradients_of<true>(a, task.g, task.ws.dsum, iteration.head, vd_band());
+      vd_add_row_sums(p, rows[0], iteration.e0 + 16 * (int)(threadIdx.x >> 5), scale);
+      vd_add_table_block<VD_SUMS>(task.ws.dtable +
+                                      (int64_t)iteration.head * vd_table_blocks(a.reach) * VD_TILE * VD_TILE,
+                                  iteration.e0 - VD_TILE, sum, scale);
     } else {
-      vd_add_table_block<VD_SUMS>(task.g.dtable, turn.e0, sum, scale);
+      vd_add_table_block<VD_SUMS>(task.g.dtable, iteration.e0, sum, scale);
     }
   }
   vd_finish_work((vd_tile_schedule *)a.schedule, VD_WORK_DQ);

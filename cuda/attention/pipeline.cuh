@@ -233,7 +233,7 @@ VD_DEV void vd_end_scores(__half *ring, int block, float position[8][4], float s
  *
  * A split has some of these key tiles; n, start and first_block are then its own. The block of e before its first key
  * tile is also the last of the split before it, so that both multiply its position scores: such a split has a `lead`, a
- * turn t = 0 for them alone, without keys and values. `left` counts key tiles from t = 0 to the query tile's own.
+ * iteration t = 0 for them alone, without keys and values. `left` counts key tiles from t = 0 to the query tile's own.
  *
  * The score tile of the query tile and key tile t is number score_tile - t (vd_first_score_tile). In that order lie the
  * tiles of the stored dropout mask: the words of 128 threads as vd_draw_dropout_mask() makes them. */

@@ -56,7 +56,7 @@ VD_DEV void cut_reaches(const vd_cuda_attention &a, vd_band *band) {
 }
 
 /* Splits of each head's query tiles: none much longer than a block's fair share of the layer's key tiles, unless it is
- * so short that a split costs more than it saves (a turn of its own, and the sums' way through memory). */
+ * so short that a split costs more than it saves (an iteration of its own, and the sums' way through memory). */
 enum { LEAST_SPLIT = 4 };
 VD_DEV void split_heads(const vd_cuda_attention &a, int n_block, vd_tile_schedule *schedule) {
   const int per_head = a.n_stream * vd_ceil_div(a.block, VD_TILE);

@@ -66,10 +66,10 @@ static __device__ __forceinline__ void vd_philox_round(uint32_t key0, uint32_t k
   }
 }
 /* Calls number call, call + step ... A call by itself waits for its products most of the time. Here the rounds of
- * several are side by side, five in a turn of a loop, because the compiler puts them one call after the other again
- * where all rounds are unrolled. */
+ * several are side by side, five in an iteration of a loop, because the compiler puts them one call after the other
+ * again where all rounds are unrolled. */
 enum { VD_PHILOX_UNROLLED = 5 };
-static_assert(VD_PHILOX_ROUNDS % VD_PHILOX_UNROLLED == 0, "whole turns of the loop");
+static_assert(VD_PHILOX_ROUNDS % VD_PHILOX_UNROLLED == 0, "whole iterations of the loop");
 template <int N>
 static __device__ __forceinline__ void vd_draw_calls(const vd_philox_keys &keys, uint64_t call, uint64_t step,
                                                      vd_philox_words words[N]) {

@@ -21,7 +21,7 @@ enum { VD_K_MAJOR = 2, VD_MN_MAJOR = 128 };
 /* The shared-memory matrix descriptor of the operand at p: start address, leading byte offset (from one panel to the
  * next; not read for a single panel), stride byte offset (from eight rows to the next eight), 128-byte swizzle. BOUNDED
  * tells the compiler that addresses are below 2^18, so that it steps a descriptor without carries: in loops whose
- * descriptor changes at each turn that saves instructions. */
+ * descriptor changes at each iteration that saves instructions. */
 template <bool BOUNDED = false> VD_DEV uint64_t vd_smem_descriptor(const void *p, int panel_bytes = 16) {
   const uint32_t address = vd_smem_address(p) & (BOUNDED ? 0x3ffffU : 0xffffffffU);
   return (uint64_t)(address >> 4) | (uint64_t)(panel_bytes >> 4) << 16 | (uint64_t)(1024 >> 4) << 32 |

@@ -75,8 +75,8 @@ double vd_optimizer_lr(const vd_optimizer *o, int64_t update) {
   double warm = c->warmup_updates > 0 ? (double)(update + 1) / (double)c->warmup_updates : 1.0;
   if (c->schedule == VD_CONSTANT || update < c->warmup_updates) return c->lr * fmin(1.0, warm);
   if (update >= c->max_updates) return c->min_lr;
-  double turn = (double)(update - c->warmup_updates) / (double)(c->max_updates - c->warmup_updates);
-  return c->min_lr + 0.5 * (c->lr - c->min_lr) * (1.0 + cos(acos(-1.0) * turn));
+  double passed = (double)(update - c->warmup_updates) / (double)(c->max_updates - c->warmup_updates);
+  return c->min_lr + 0.5 * (c->lr - c->min_lr) * (1.0 + cos(acos(-1.0) * passed));
 }
 
 static int fail_at(const vd_optimizer *o, int i, int64_t update, vd_error *err) {
