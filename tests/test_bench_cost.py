@@ -74,6 +74,8 @@ with tempfile.TemporaryDirectory(prefix="viaduct-test-") as folder:
            and all("ms" in r for r in rows) and {w["streams"] for w in lines(asked)[-len(wanted):]} == {"16"}
            and (lines(ranks) if len(wanted) > 1 else []) == wanted[1:], str((done, rows)))
     for name, kind in (("CPU", "cpu"), ("GPU", "cuda")):
+        if os.path.exists(picture):
+            os.remove(picture)
         head, *rest = lines(shared)
         with open(shared, "w", encoding="utf-8") as f:
             for row in [dict(head, device=kind), *rest]:
@@ -81,6 +83,7 @@ with tempfile.TemporaryDirectory(prefix="viaduct-test-") as folder:
         drawn = run("draw", shared, "-o", picture)
         report(f"the {name}s' ranks become a picture", drawn.returncode == 0 and open(picture, "rb").read(8) == b"\x89PNG\r\n\x1a\n",
                str(drawn))
+    os.remove(picture)
     drawn = run("draw", table, "-o", picture)
     report("the table becomes a picture", drawn.returncode == 0 and open(picture, "rb").read(8) == b"\x89PNG\r\n\x1a\n",
            str(drawn))

@@ -33,7 +33,7 @@
  *
  * Heads of 65 to 96 (bwd_dq_wgmma_96.cu): one query tile and one consumer a block.
  *
- * Bound: the data path of shared memory and L1, instruction issue and waits between few warps: without its stores a
+ * Bound: the data path of shared memory and L1, instruction issue and waits between few warps: without its stores an
  * iteration takes 4,300 cycles, of which the products alone take 1,540 (doc/notes/2026-11-29-query-tile-pairs.md); with
  * them 8 % more (doc/notes/2026-11-29-stored-weights.md). */
 #include "cuda/attention/bwd_dq_producer.cuh"

@@ -121,19 +121,19 @@ __global__ void schedule_kernel(const __grid_constant__ schedule_layers layers, 
 
 /* Whether offsets within a stream's rows fit in the 32 bits that the kernels use. */
 static bool offsets_fit(const vd_cuda_attention *a) {
+  /* Two tiles more: of a pair of query tiles the second may lie beyond the block. */
+  static_assert(VD_TILE == 64, "vd_cuda_max_window(), vd_cuda_max_block()");
   int64_t width = (int64_t)a->n_head * a->d_head, most = INT32_MAX, keys = a->rel_key ? a->reach : a->attn_span;
-  static_assert(VD_TILE == 64, "vd_cuda_max_window()");
-  const int64_t more = 2 * VD_TILE; /* a pair of query tiles, of which the second may lie beyond the block */
-  return a->window <= vd_cuda_max_window(width) && 3 * width * (a->block + more) <= most &&
+  return a->window <= vd_cuda_max_window(width) && a->block <= vd_cuda_max_block(width) &&
          (a->rel_key ? a->rel_stride : a->d_head) * (keys + VD_TILE) <= most;
 }
 
 /* Whether the kernels support these shapes: 16-byte chunks lie within one head's columns. */
 static bool shapes_fit(const vd_cuda_attention *a) {
-  if (!offsets_fit(a)) return false;
+  if (a->n_head <= 0 || a->d_head <= 0 || !offsets_fit(a)) return false;
   int chunk = a->type == VD_FP32 ? 4 : 8;
-  if (a->n_stream <= 0 || a->n_stream > VD_CUDA_MAX_STREAMS || a->block <= 0 || a->window < 0 || a->n_head <= 0 ||
-      a->n_head > VD_CUDA_MAX_HEADS || a->d_head <= 0 || a->d_head > VD_CUDA_MAX_D_HEAD || a->d_head % chunk != 0 ||
+  if (a->n_stream <= 0 || a->n_stream > VD_CUDA_MAX_STREAMS || a->block <= 0 || a->window < 0 ||
+      a->n_head > VD_CUDA_MAX_HEADS || a->d_head > VD_CUDA_MAX_D_HEAD || a->d_head % chunk != 0 ||
       a->window > a->attn_span || a->kv_rows < a->window)
     return false;
   if (a->rel_key)
@@ -174,17 +174,21 @@ VD_DEV void store(__half *to, float x) {
   *to = __float2half(x);
 }
 
-/* to[column, row] = from[row, column], or +=; a block transposes 32 x 32 elements. */
-template <typename T, bool ADD> __global__ void transpose_kernel(int rows, int columns, const float *from, T *to) {
+/* to[column, row] = from[row, column], or +=; a block transposes 32 x 32 elements. One of the two numbers is a head's
+ * width; the other one may be large, which dimension x of a grid may be alone. */
+template <typename T, bool ADD>
+__global__ void transpose_kernel(int rows, int columns, const float *from, T *to, bool rows_by_x) {
   __shared__ float tile[32][33];
-  int c = (int)(blockIdx.x * 32 + threadIdx.x), r = (int)(blockIdx.y * 32 + threadIdx.x);
+  const int row0 = 32 * (int)(rows_by_x ? blockIdx.x : blockIdx.y),
+            column0 = 32 * (int)(rows_by_x ? blockIdx.y : blockIdx.x);
+  int c = column0 + (int)threadIdx.x, r = row0 + (int)threadIdx.x;
   for (int i = (int)threadIdx.y; i < 32; i += 8) {
-    int row = (int)blockIdx.y * 32 + i;
+    int row = row0 + i;
     if (row < rows && c < columns) tile[i][threadIdx.x] = from[(int64_t)row * columns + c];
   }
   __syncthreads();
   for (int i = (int)threadIdx.y; i < 32; i += 8) {
-    int column = (int)blockIdx.x * 32 + i;
+    int column = column0 + i;
     if (r >= rows || column >= columns) continue;
     T *p = to + (int64_t)column * rows + r;
     if constexpr (ADD) {
@@ -199,12 +203,12 @@ cudaError_t vd_cuda_attention_key_pe(enum vd_precision type, int32_t d_head, int
                                      void *table, cudaStream_t stream) {
   dim3 blocks((unsigned)vd_ceil_div(attn_span, 32), (unsigned)vd_ceil_div(d_head, 32)), threads(32, 8);
   if (type == VD_FP32) {
-    transpose_kernel<float, false><<<blocks, threads, 0, stream>>>(d_head, attn_span, key_pe, (float *)table);
+    transpose_kernel<float, false><<<blocks, threads, 0, stream>>>(d_head, attn_span, key_pe, (float *)table, false);
   } else if (type == VD_BF16) {
     transpose_kernel<__nv_bfloat16, false>
-        <<<blocks, threads, 0, stream>>>(d_head, attn_span, key_pe, (__nv_bfloat16 *)table);
+        <<<blocks, threads, 0, stream>>>(d_head, attn_span, key_pe, (__nv_bfloat16 *)table, false);
   } else {
-    transpose_kernel<__half, false><<<blocks, threads, 0, stream>>>(d_head, attn_span, key_pe, (__half *)table);
+    transpose_kernel<__half, false><<<blocks, threads, 0, stream>>>(d_head, attn_span, key_pe, (__half *)table, false);
   }
   return cudaGetLastError();
 }
@@ -245,7 +249,7 @@ cudaError_t vd_cuda_attention_key_pe_backward(enum vd_precision type, int32_t d_
         vd_wgmma_width(d_head), d_head, attn_span, dtable, dkey_pe);
     return cudaGetLastError();
   }
-  dim3 blocks((unsigned)vd_ceil_div(d_head, 32), (unsigned)vd_ceil_div(attn_span, 32)), threads(32, 8);
-  transpose_kernel<float, true><<<blocks, threads, 0, stream>>>(attn_span, d_head, dtable, dkey_pe);
+  dim3 blocks((unsigned)vd_ceil_div(attn_span, 32), (unsigned)vd_ceil_div(d_head, 32)), threads(32, 8);
+  transpose_kernel<float, true><<<blocks, threads, 0, stream>>>(attn_span, d_head, dtable, dkey_pe, true);
   return cudaGetLastError();
 }

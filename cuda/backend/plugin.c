@@ -284,6 +284,7 @@ static vd_ops table_of(vd_cuda_backend *c) {
   return (vd_ops){.name = "cuda",
                   .act_size = c->act_size,
                   .max_streams = VD_CUDA_MAX_STREAMS,
+                  .max_block = vd_cuda_max_block,
                   .memory_is_remote = true,
                   .self = c,
                   .alloc = cuda_alloc,

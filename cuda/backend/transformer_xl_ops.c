@@ -75,6 +75,28 @@ void vd_cuda_relative_project(vd_cuda_backend *c, const vd_attention *a, const v
   }
 }
 
+/* Distances between streams, in bytes, above which CUDA's copies and fills in two dimensions fail. */
+static const size_t MAX_PITCH = INT32_MAX;
+
+/* Stream-ordered. Copies `bytes` of each of n streams. */
+static cudaError_t copy_streams(char *to, size_t to_pitch, const char *from, size_t from_pitch, size_t bytes, int64_t n,
+                                cudaStream_t stream) {
+  if (to_pitch <= MAX_PITCH && from_pitch <= MAX_PITCH)
+    return cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, bytes, (size_t)n, cudaMemcpyDeviceToDevice, stream);
+  cudaError_t e = cudaSuccess;
+  for (int64_t i = 0; i < n && e == cudaSuccess; i++, to += to_pitch, from += from_pitch)
+    e = cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream);
+  return e;
+}
+
+/* Stream-ordered. Zeroes the first `bytes` of each of n streams. */
+static cudaError_t zero_streams(char *to, size_t pitch, size_t bytes, int64_t n, cudaStream_t stream) {
+  if (pitch <= MAX_PITCH) return cudaMemset2DAsync(to, pitch, 0, bytes, (size_t)n, stream);
+  cudaError_t e = cudaSuccess;
+  for (int64_t i = 0; i < n && e == cudaSuccess; i++, to += pitch) e = cudaMemsetAsync(to, 0, bytes, stream);
+  return e;
+}
+
 /* The window's rows of all streams' memories, contiguous: in place, or copied to a workspace of the gradient
  * stream. NULL: out of memory. */
 static const void *packed_memory(vd_cuda_backend *c, const vd_attention *a, const vd_attention_input *in,
@@ -84,9 +106,7 @@ static const void *packed_memory(vd_cuda_backend *c, const vd_attention *a, cons
   if (a->n_stream == 1 || a->window == in->memory_rows) return from;
   void *packed = vd_cuda_workspace(c, &c->gradient.scratch, (size_t)a->n_stream * mine);
   if (!packed) return NULL;
-  vd_cuda_record_error(c,
-                       cudaMemcpy2DAsync(packed, mine, from, (size_t)in->memory_rows * row, mine, (size_t)a->n_stream,
-                                         cudaMemcpyDeviceToDevice, stream),
+  vd_cuda_record_error(c, copy_streams(packed, mine, from, (size_t)in->memory_rows * row, mine, a->n_stream, stream),
                        "gathering memory rows");
   return packed;
 }
@@ -97,10 +117,9 @@ void vd_cuda_relative_project_backward(vd_cuda_backend *c, const vd_attention *a
   size_t row = (size_t)(2 * s.width) * c->act_size;
   if (s.used == 0) return;
   if (s.used < a->window) /* rows out of reach enter the product as zeros */
-    vd_cuda_record_error(c,
-                         cudaMemset2DAsync(dmemory, (size_t)a->window * row, 0, (size_t)(a->window - s.used) * row,
-                                           (size_t)a->n_stream, stream),
-                         "zeroing gradients");
+    vd_cuda_record_error(
+        c, zero_streams(dmemory, (size_t)a->window * row, (size_t)(a->window - s.used) * row, a->n_stream, stream),
+        "zeroing gradients");
   const void *rows = packed_memory(c, a, in, &s, stream);
   if (!rows) return;
   const real *const gradient[] = {dweight[0], dweight[1]};

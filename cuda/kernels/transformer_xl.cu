@@ -44,7 +44,7 @@ cudaError_t vd_cuda_scale_dropout(enum vd_precision type, int64_t n, int64_t wid
 enum { DISTANCES = 16 };
 template <typename T>
 static __global__ void position_encodings_kernel(int64_t n, int64_t d, int64_t clamp_len, vd_drop drop, T *out) {
-  int64_t i = (int64_t)blockIdx.x * BLOCK + threadIdx.x, half = d / 2, first = (int64_t)blockIdx.y * DISTANCES;
+  int64_t i = (int64_t)blockIdx.y * BLOCK + threadIdx.x, half = d / 2, first = (int64_t)blockIdx.x * DISTANCES;
   if (i >= half) return;
   double w = pow(10000.0, -2.0 * (double)i / (double)d);
   for (int64_t x = first; x < first + DISTANCES && x < n; x++) {
@@ -65,7 +65,7 @@ cudaError_t vd_cuda_position_encodings(enum vd_precision type, int64_t n, int64_
   if (n == 0 || d < 2) return cudaSuccess;
 #define CALL(T)                                                                                                        \
   position_encodings_kernel<T>                                                                                         \
-      <<<dim3(vd_blocks(d / 2, BLOCK), vd_blocks(n, DISTANCES)), BLOCK, 0, stream>>>(n, d, clamp_len, drop, (T *)out)
+      <<<dim3(vd_blocks(n, DISTANCES), vd_blocks(d / 2, BLOCK)), BLOCK, 0, stream>>>(n, d, clamp_len, drop, (T *)out)
   VD_BY_TYPE(type, CALL);
 #undef CALL
   return cudaGetLastError();

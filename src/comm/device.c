@@ -66,8 +66,8 @@ int vd_device_supports(enum vd_precision precision, const vd_model_config *c, vd
   const int64_t longest = xl ? c->mem_len : c->attn_span, most = vd_cuda_max_window(c->n_head * c->d_head);
   if (longest > most)
     return vd_fail(err, VD_FAILED,
-                   "on a GPU heads that are %lld wide together see at most %lld tokens back, and %s = %lld",
-                   (long long)(c->n_head * c->d_head), (long long)most, xl ? "memory%mem_len" : "span%attn_span",
+                   "on a GPU %s is at most %lld where all heads of a layer are %lld wide together, and it is %lld",
+                   xl ? "memory%mem_len" : "span%attn_span", (long long)most, (long long)(c->n_head * c->d_head),
                    (long long)longest);
   return VD_OK;
 }
@@ -167,7 +167,8 @@ int vd_device_open(vd_context *ctx, const vd_settings *s, const vd_model_config 
       return vd_fail(err, VD_FAILED, "device%%backend = 'cuda': %s", why.message);
     snprintf(d->notice, sizeof d->notice, "computes on the CPU: %.1000s", why.message);
   }
-  open_cpu(s, d->threads, ops, err);
+  if (open_cpu(s, d->threads, ops, err) && why.message[0])
+    vd_wrap(err, "no GPU can be used (%.1000s), and on a CPU", why.message);
   return vd_agree(ctx->comm, err);
 }
 

@@ -26,7 +26,8 @@ typedef struct vd_device {
   char comm_notice[1200];     /* why MPI and not NCCL all-reduces gradients although GPUs compute; "": no notice */
 } vd_device;
 
-/* Not collective. VD_FAILED, with the reason, where the GPU's kernels do not take the heads of this model. */
+/* Not collective. VD_FAILED, with the reason, where the GPU's kernels do not take the heads of this model,
+ * or windows as long as its own may become. */
 int vd_device_supports(enum vd_precision precision, const vd_model_config *c, vd_error *err);
 
 /* Collective(ctx->comm). Chooses the backend of device%backend and device%precision for this model and makes its ops:

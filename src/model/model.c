@@ -92,19 +92,29 @@ static int64_t at_once(int64_t n_stream, int64_t micro_streams) {
   return micro_streams > 0 && micro_streams < n_stream ? micro_streams : n_stream;
 }
 
-int vd_model_check_streams(const vd_ops *ops, int64_t n_stream, int64_t micro_streams, vd_error *err) {
-  int64_t n = at_once(n_stream, micro_streams);
-  if (ops->max_streams <= 0 || n <= ops->max_streams) return VD_OK;
-  return vd_fail(err, VD_FAILED,
-                 "a rank has %lld streams at a time, and the backend '%s' computes at most %lld: set "
-                 "data%%micro_streams to that or less, or use more ranks",
-                 (long long)n, ops->name, (long long)ops->max_streams);
+int vd_model_check_sizes(const vd_model_config *config, const vd_ops *ops, int64_t n_stream, int64_t micro_streams,
+                         int64_t block, vd_error *err) {
+  const int64_t n = at_once(n_stream, micro_streams), width = config->n_head * config->d_head;
+  const int64_t longest = ops->max_block ? ops->max_block(width) : block;
+  if (ops->max_streams > 0 && n > ops->max_streams)
+    return vd_fail(
+        err, VD_FAILED,
+        "a rank has %lld streams at a time, and the backend '%s' computes at most %lld: use fewer streams, a "
+        "smaller data%%micro_streams or more ranks",
+        (long long)n, ops->name, (long long)ops->max_streams);
+  if (block > longest)
+    return vd_fail(err, VD_FAILED,
+                   "tokens_per_sample = %lld is too long for the backend '%s': at most %lld where all heads of a layer "
+                   "are %lld wide together",
+                   (long long)block, ops->name, (long long)longest, (long long)width);
+  return VD_OK;
 }
 
 /* shape: what the arguments of the creators say, the rest zero. */
 static int create(vd_model **out, const vd_model *shape, int64_t micro_streams, vd_error *err) {
   const vd_model_config *config = &shape->config;
-  if (vd_model_check_streams(shape->ops, shape->n_stream, micro_streams, err)) return err->status;
+  if (vd_model_check_sizes(config, shape->ops, shape->n_stream, micro_streams, shape->max_block, err))
+    return err->status;
   vd_model *m = vd_calloc(1, sizeof *m);
   *m = *shape;
   m->micro = at_once(m->n_stream, micro_streams);

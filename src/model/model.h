@@ -52,13 +52,14 @@ typedef struct vd_param {
 
 typedef struct vd_model vd_model;
 
-/* Not collective. VD_FAILED where a rank with n_stream streams, micro_streams at a time (0: all), would have more at a
- * time than ops->max_streams. */
-int vd_model_check_streams(const vd_ops *ops, int64_t n_stream, int64_t micro_streams, vd_error *err);
+/* Not collective. VD_FAILED where n_stream streams of a rank, micro_streams at a time (0: all), are more at a time than
+ * ops->max_streams, or blocks longer than ops->max_block allows. */
+int vd_model_check_sizes(const vd_model_config *config, const vd_ops *ops, int64_t n_stream, int64_t micro_streams,
+                         int64_t block, vd_error *err);
 /* Not collective. A model for the global streams [stream0, stream0 + n_stream) of a rank, computed at most
  * micro_streams at a time (0: all) in blocks of at most max_block tokens. Parameters are drawn from config->seed;
  * memories are zeros, or empty. ops must outlive it. Errors: out of memory, with the size asked for; those
- * of vd_model_check_streams. */
+ * of vd_model_check_sizes. */
 int vd_model_create(vd_model **out, const vd_model_config *config, vd_ops *ops, int64_t stream0, int64_t n_stream,
                     int64_t micro_streams, int64_t max_block, bool training, vd_error *err);
 /* Not collective. A model for evaluation with the parameters of `owner`, which must outlive it; the rest as above. When

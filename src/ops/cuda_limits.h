@@ -15,9 +15,13 @@ enum {
 enum { VD_CUDA_MASK_BYTES = 64 * 64 / 8, VD_CUDA_WEIGHT_BYTES = 64 * 64 * 2, VD_CUDA_WEIGHT_LIMIT = 512 << 20 };
 
 /* Not collective. The longest window of memory rows whose keys and values, 2 * width elements a row, have 32-bit
- * offsets; the kernels may form those of two tiles of 64 rows more. */
+ * offsets; the kernels may form those of two tiles of 64 rows more. width > 0. */
 static inline int64_t vd_cuda_max_window(int64_t width) {
   return INT32_MAX / (2 * width) - 2 * 64;
+}
+/* Not collective. The same of a block, whose queries, keys and values are 3 * width elements a row. */
+static inline int64_t vd_cuda_max_block(int64_t width) {
+  return INT32_MAX / (3 * width) - 2 * 64;
 }
 
 #endif

@@ -137,9 +137,10 @@ typedef struct vd_ops vd_ops;
 struct vd_ops {
   const char *name; /* "cpu", "cuda" */
   size_t act_size;
-  int64_t max_streams;   /* of one call; 0: no limit */
-  bool memory_is_remote; /* the host cannot address it: only put and get reach it */
-  void *self;            /* the backend's state */
+  int64_t max_streams;                 /* of one call; 0: no limit */
+  int64_t (*max_block)(int64_t width); /* tokens of a block where all heads are `width` wide together; NULL: no limit */
+  bool memory_is_remote;               /* the host cannot address it: only put and get reach it */
+  void *self;                          /* the backend's state */
 
   /* `alloc` zeroes the memory. Copies take n real or int32 elements and convert activations to and from the backend's
    * type. */

@@ -292,7 +292,7 @@ int vd_train_dry_run(vd_train *t, vd_error *err) {
   int64_t window;
   bool first = t->ctx->rank == 0;
   if (vd_device_open(t->ctx, t->settings, &t->config, &t->ops, &t->device, err) ||
-      vd_device_choose_comm(t->ctx, t->settings, &t->device, err) || vd_train_check_streams(t, err) ||
+      vd_device_choose_comm(t->ctx, t->settings, &t->device, err) || vd_train_check_sizes(t, err) ||
       begin_window(t, &window, err))
     return err->status;
   vd_run_facts_gather(t->ctx, &t->device, &t->config, t->corpus, &t->facts);

@@ -102,9 +102,9 @@ double vd_train_host_memory(const vd_train *t, int64_t window);
 /* Not collective. Bytes that the run writes at this window of every layer: the checkpoints that it keeps at once, trace
  * and log. *files: how many checkpoints that are. */
 double vd_train_disk(const vd_train *t, int64_t window, int64_t *files);
-/* Not collective. VD_FAILED where the backend does not compute as many streams at a time as the run, or a validation,
- * has on a rank. The same on all ranks. */
-int vd_train_check_streams(const vd_train *t, vd_error *err);
+/* Not collective. VD_FAILED where the backend does not compute blocks as long, or as many streams at a time, as the run
+ * or a validation has on a rank. The same on all ranks. */
+int vd_train_check_sizes(const vd_train *t, vd_error *err);
 /* Collective(t->ctx->comm). Before anything is allocated: VD_FAILED where a GPU has less free memory than its ranks
  * need at this window of every layer. Spans that grow need more, which is not checked. The same on all ranks. */
 int vd_train_check_memory(const vd_train *t, int64_t window, vd_error *err);

@@ -152,12 +152,12 @@ static void check_gpu(const struct claim *all, int size, int first, vd_error *er
             ranks > 1 ? "" : "s", need / VD_GIB);
 }
 
-int vd_train_check_streams(const vd_train *t, vd_error *err) {
+int vd_train_check_sizes(const vd_train *t, vd_error *err) {
   const vd_settings *s = t->settings;
-  const int64_t size = t->ctx->size, own = (t->geometry.n_stream + size - 1) / size;
-  if (vd_model_check_streams(t->ops, own, s->data.micro_streams, err)) return err->status;
-  if (s->valid.interval <= 0) return VD_OK;
-  if (vd_model_check_streams(t->ops, (s->valid.streams + size - 1) / size, s->data.micro_streams, err))
+  const int64_t size = t->ctx->size, micro = s->data.micro_streams, block = s->data.tokens_per_sample;
+  const int64_t own = (t->geometry.n_stream + size - 1) / size, valid = (s->valid.streams + size - 1) / size;
+  if (vd_model_check_sizes(&t->config, t->ops, own, micro, block, err)) return err->status;
+  if (s->valid.interval > 0 && vd_model_check_sizes(&t->config, t->ops, valid, micro, block, err))
     return vd_wrap(err, "valid%%streams = %lld", (long long)s->valid.streams);
   return VD_OK;
 }

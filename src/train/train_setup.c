@@ -96,7 +96,7 @@ static int use_symmetric_memory(const vd_train *t, vd_error *err) {
 static int make_model(vd_train *t, vd_error *err) {
   const vd_settings *s = t->settings;
   if (vd_device_open(t->ctx, s, &t->config, &t->ops, &t->device, err) ||
-      vd_device_choose_comm(t->ctx, s, &t->device, err) || vd_train_check_streams(t, err) ||
+      vd_device_choose_comm(t->ctx, s, &t->device, err) || vd_train_check_sizes(t, err) ||
       vd_train_check_memory(t, vd_train_first_window(&t->config), err))
     return err->status;
   vd_run_facts_gather(t->ctx, &t->device, &t->config, t->corpus, &t->facts);

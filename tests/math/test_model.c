@@ -375,8 +375,12 @@ static void memory_moves_on(void **state) {
   teardown(&b);
 }
 
-/* A backend that computes few streams at a time, as a GPU's grid of blocks has few rows. */
-static void too_many_streams(void **state) {
+static int64_t few_tokens(int64_t width) {
+  return 96 / width;
+}
+
+/* A backend that computes few streams at a time, as a GPU's grid of blocks has few rows, and short blocks. */
+static void sizes_are_checked(void **state) {
   (void)state;
   vd_model_config config = base();
   vd_error err = {0};
@@ -384,9 +388,15 @@ static void too_many_streams(void **state) {
   vd_model *m = NULL;
   assert_int_equal(vd_ops_cpu(&ops, 1, &err), VD_OK);
   ops->max_streams = 3;
+  ops->max_block = few_tokens;
   assert_int_equal(vd_model_create(&m, &config, ops, 0, 5, 0, 8, true, &err), VD_FAILED);
   assert_non_null(strstr(err.message, "5 streams at a time"));
   assert_non_null(strstr(err.message, "at most 3"));
+  assert_null(m);
+  err = (vd_error){0};
+  assert_int_equal(vd_model_create(&m, &config, ops, 0, 5, 3, 9, true, &err), VD_FAILED);
+  assert_non_null(strstr(err.message, "tokens_per_sample = 9"));
+  assert_non_null(strstr(err.message, "at most 8 where all heads of a layer are 12 wide"));
   assert_null(m);
   err = (vd_error){0};
   assert_int_equal(vd_model_create(&m, &config, ops, 0, 5, 3, 8, true, &err), VD_OK);
@@ -408,7 +418,7 @@ int main(void) {
       cmocka_unit_test(streams_computed_apart_xl),
       cmocka_unit_test(memory_grows_xl),
       cmocka_unit_test(memory_begins_with_zeros_xl),
-      cmocka_unit_test(too_many_streams),
+      cmocka_unit_test(sizes_are_checked),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -36,11 +36,11 @@ static void test_windows(void **state) {
   vd_model_config wide = {.n_head = 128, .d_head = 128, .attn_span = 65407};
   refuses_config(VD_BF16, wide, NULL);
   wide.attn_span++;
-  refuses_config(VD_BF16, wide, "at most 65407 tokens back, and span%attn_span = 65408");
+  refuses_config(VD_BF16, wide, "span%attn_span is at most 65407 where all heads of a layer are 16384 wide together, and it is 65408");
   vd_model_config xl = {.arch = VD_TRANSFORMER_XL, .n_head = 8, .d_head = 64, .mem_len = 2097023};
   refuses_config(VD_FP32, xl, NULL);
   xl.mem_len++;
-  refuses_config(VD_FP32, xl, "memory%mem_len = 2097024");
+  refuses_config(VD_FP32, xl, "memory%mem_len is at most 2097023");
 }
 
 int main(void) {

@@ -132,6 +132,71 @@ static void is_near_what_a_gpu_took(void **state) {
   t.ops->destroy(t.ops);
 }
 
+/* Two layers of d_model = 4096 took 2813 MiB of an H200, of which 360 are CUDA's own; of d_model = 8192, 9105. */
+static void is_near_what_a_wide_model_took(void **state) {
+  (void)state;
+  vd_train t;
+  vd_context ctx;
+  vd_settings s;
+  vd_train_need need;
+  static const struct {
+    int64_t d_model;
+    double mib;
+  } took[] = {{4096, 2813}, {8192, 9105}};
+  for (int i = 0; i < 2; i++) {
+    make(&t, &ctx, &s, false);
+    t.ops->act_size = 2;
+    t.device.is_gpu = true;
+    t.device.precision = VD_BF16;
+    t.n_own = 4;
+    s.data.tokens_per_sample = 64;
+    t.config.n_layer = 2, t.config.d_inner = 256;
+    t.config.d_model = took[i].d_model, t.config.n_head = took[i].d_model / 64, t.config.d_head = 64;
+    double mib = vd_train_memory(&t, 4, 64, &need) / 1048576.0 + 360;
+    if (mib < 0.97 * took[i].mib || mib > 1.03 * took[i].mib)
+      fail_msg("%d wide: %.0f MiB estimated, %.0f used", (int)took[i].d_model, mib, took[i].mib);
+    t.ops->destroy(t.ops);
+  }
+}
+
+static int64_t few_tokens(int64_t width) {
+  return 2048 / width; /* BLOCK */
+}
+
+/* What a backend does not compute is refused before a run, that of its validations too. */
+static void refuses_sizes(void **state) {
+  (void)state;
+  vd_train t;
+  vd_context ctx;
+  vd_settings s;
+  vd_error err = {0};
+  make(&t, &ctx, &s, true);
+  t.ops->max_streams = STREAMS;
+  t.ops->max_block = few_tokens;
+  assert_int_equal(vd_train_check_sizes(&t, &err), VD_OK);
+  t.ops->max_streams = STREAMS - 1;
+  assert_int_equal(vd_train_check_sizes(&t, &err), VD_FAILED);
+  assert_non_null(strstr(err.message, "a rank has 6 streams at a time"));
+  err = (vd_error){0};
+  s.data.micro_streams = 3;
+  assert_int_equal(vd_train_check_sizes(&t, &err), VD_OK);
+  s.data.micro_streams = 0;
+  t.ops->max_streams = STREAMS;
+  s.valid.streams = STREAMS + 1;
+  assert_int_equal(vd_train_check_sizes(&t, &err), VD_FAILED);
+  assert_non_null(strstr(err.message, "valid%streams = 7: a rank has 7 streams"));
+  err = (vd_error){0};
+  ctx.size = 2;
+  assert_int_equal(vd_train_check_sizes(&t, &err), VD_OK);
+  ctx.size = 1;
+  s.valid.interval = 0;
+  assert_int_equal(vd_train_check_sizes(&t, &err), VD_OK);
+  s.data.tokens_per_sample = BLOCK + 1;
+  assert_int_equal(vd_train_check_sizes(&t, &err), VD_FAILED);
+  assert_non_null(strstr(err.message, "tokens_per_sample = 33"));
+  t.ops->destroy(t.ops);
+}
+
 static void refuses_a_gpu_that_is_too_small(void **state) {
   (void)state;
   vd_train t;
@@ -163,6 +228,8 @@ int main(int argc, char **argv) {
       cmocka_unit_test(matches_what_is_allocated),
       cmocka_unit_test(counts_the_draws_of_all_layers),
       cmocka_unit_test(is_near_what_a_gpu_took),
+      cmocka_unit_test(is_near_what_a_wide_model_took),
+      cmocka_unit_test(refuses_sizes),
       cmocka_unit_test(refuses_a_gpu_that_is_too_small),
   };
   int failed = cmocka_run_group_tests(tests, NULL, NULL);

@@ -112,7 +112,7 @@ static void steps_and_clamps(void **state) {
   close_fixture(&f);
 }
 
-/* After the warmup half a turn down to min_lr, and no further. */
+/* After the warmup half a period of the cosine down to min_lr, and no further. */
 static void turns_down_as_a_cosine(void **state) {
   (void)state;
   struct fixture f;
