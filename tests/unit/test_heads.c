@@ -36,7 +36,8 @@ static void test_windows(void **state) {
   vd_model_config wide = {.n_head = 128, .d_head = 128, .attn_span = 65407};
   refuses_config(VD_BF16, wide, NULL);
   wide.attn_span++;
-  refuses_config(VD_BF16, wide, "span%attn_span is at most 65407 where all heads of a layer are 16384 wide together, and it is 65408");
+  refuses_config(VD_BF16, wide,
+                 "span%attn_span is at most 65407 where all heads of a layer are 16384 wide together, and it is 65408");
   vd_model_config xl = {.arch = VD_TRANSFORMER_XL, .n_head = 8, .d_head = 64, .mem_len = 2097023};
   refuses_config(VD_FP32, xl, NULL);
   xl.mem_len++;
