@@ -99,34 +99,22 @@ alone() {
   (run "$@")
 }
 
-# 1. The release build. A second one, by clang with the address and undefined-behaviour sanitizers, which the fuzz target
-# wants too, runs beside the first tests. The kernels, which take minutes and which clang has no part in, are built once.
+# 1. Builds: the release; and clang with the address and undefined-behaviour sanitizers, which the fuzz target wants too.
+# The kernels, which take minutes and which clang has no part in, are built once.
 sanitized=$BUILD/clang
 sanitize=(BUILD="$sanitized" CC=clang CUDA=no OPT="-O1 -fno-omit-frame-pointer"
   CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -gline-tables-only" FUZZ_CFLAGS=-fsanitize=fuzzer-no-link)
 run build "$MAKE" -k -j"$cores" BUILD="$BUILD" all tests
+[ -n "$run_only" ] || run build-clang "$MAKE" -k -j"$cores" "${sanitize[@]}" all tests fuzz cuda-c
 
-# 2. What may run beside other tests; the long ones first. Tests of ranks and processes, which wait for half of their
-# time, beside the second build; what wants that build, after it. Ranks that are watched need their processors to
-# themselves.
-build_clang=
-[ -n "$run_only" ] || { run build-clang "$MAKE" -k -j"$cores" "${sanitize[@]}" all tests fuzz cuda-c & build_clang=$!; }
+# 2. What may run beside other tests; the long ones first. Ranks that are watched need their processors to themselves.
 watched() { grep -q device__timeout "$1"; }
 for t in tests/mpi/test_*.py; do watched "$t" || pool "mpi-$(basename "$t" .py)" "$PYTHON" "$t"; done
-for t in tests/test_*.sh; do [ ! -e "$t" ] || pool "$(basename "$t" .sh)" bash "$t"; done
-wants_clang() { grep -q '"clang"' "$1"; }
-for t in tests/test_*.py; do [ ! -e "$t" ] || wants_clang "$t" || pool "$(basename "$t" .py)" "$PYTHON" "$t"; done
 # make lint runs clang-tidy with its analyser, which takes four times as long.
 pool lint-src "$MAKE" lint-quick JOBS=1 TIDY_FILES='src/%'
 pool lint-io-cuda "$MAKE" lint-quick JOBS=1 TIDY_FILES='io/% cuda/%'
 pool lint-tests "$MAKE" lint-quick JOBS=1 TIDY_FILES='tests/%'
 pool tsan "$MAKE" check-tsan BUILD="$BUILD"
-for file in tests/golden/*.h5; do
-  pool "golden-$(basename "$file" .h5)" "$BUILD/tests/check_golden" "$file"
-  pool "golden-f32-$(basename "$file" .h5)" "$BUILD/tests/check_golden_f32" "$file"
-done
-[ -z "$build_clang" ] || wait "$build_clang"
-for t in tests/test_*.py; do [ ! -e "$t" ] || ! wants_clang "$t" || pool "$(basename "$t" .py)" "$PYTHON" "$t"; done
 for source in tests/fuzz_*.c tests/*/fuzz_*.c; do
   [ -e "$source" ] || continue
   name=$(basename "$source" .c)
@@ -135,13 +123,19 @@ for source in tests/fuzz_*.c tests/*/fuzz_*.c; do
   pool "$name" "$sanitized/tests/$name" -max_total_time=20 -timeout=10 -rss_limit_mb=2048 -artifact_prefix="$logs/$name-" \
     "$logs/corpus-$name"
 done
+for t in tests/test_*.sh; do [ ! -e "$t" ] || pool "$(basename "$t" .sh)" bash "$t"; done
+for t in tests/test_*.py; do [ ! -e "$t" ] || pool "$(basename "$t" .py)" "$PYTHON" "$t"; done
+for file in tests/golden/*.h5; do
+  pool "golden-$(basename "$file" .h5)" "$BUILD/tests/check_golden" "$file"
+  pool "golden-f32-$(basename "$file" .h5)" "$BUILD/tests/check_golden_f32" "$file"
+done
 for source in tests/math/test_*.c tests/unit/test_*.c tests/stand_in/test_*.c; do
   [ -e "$source" ] || continue
   name=$(basename "$source" .c)
   # Not built where there is no CUDA Toolkit; that it should have been is a failure of the build.
   [[ $source != tests/stand_in/* || -e $BUILD/tests/$name ]] || continue
-  pool "sanitized-$name" env ASAN_OPTIONS="$ASAN_OPTIONS:fast_unwind_on_malloc=$(fast_unwind "$source")" "$sanitized/tests/$name"
   pool "$name" "$BUILD/tests/$name"
+  pool "sanitized-$name" env ASAN_OPTIONS="$ASAN_OPTIONS:fast_unwind_on_malloc=$(fast_unwind "$source")" "$sanitized/tests/$name"
 done
 pool format bash -c 'clang-format --dry-run --Werror $(find src io cuda tests -name "*.[ch]" -o -name "*.cu" -o -name "*.cuh")'
 pool shellcheck "$MAKE" lint-shell
