@@ -28,3 +28,7 @@ void vd_stream_share(int64_t n_stream, int rank, int size, int64_t *first, int64
   *first = rank * n_stream / size;
   *last = (rank + 1) * n_stream / size;
 }
+
+int64_t vd_stream_greatest_share(int64_t n_stream, int size) {
+  return (n_stream + size - 1) / size;
+}

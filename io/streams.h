@@ -24,5 +24,7 @@ int64_t vd_stream_blocks(const vd_streams *g);
 int64_t vd_stream_targets(const vd_streams *g, int64_t b);
 /* Not collective. The streams [*first, *last) of a rank: floor(rank n_stream / size) and so on. */
 void vd_stream_share(int64_t n_stream, int rank, int size, int64_t *first, int64_t *last);
+/* Not collective. Streams of the rank that has most of them. */
+int64_t vd_stream_greatest_share(int64_t n_stream, int size);
 
 #endif

@@ -49,8 +49,13 @@ def lines(path):
         return [json.loads(line) for line in f]
 
 
+def draws(name, made, picture):
+    drawn = run("draw", made, "-o", picture)
+    report(name, drawn.returncode == 0 and open(picture, "rb").read(8) == b"\x89PNG\r\n\x1a\n", str(drawn))
+
+
 with tempfile.TemporaryDirectory(prefix="viaduct-test-") as folder:
-    table, asked, picture = (os.path.join(folder, name) for name in ("table", "asked", "cost.png"))
+    table, asked = (os.path.join(folder, name) for name in ("table", "asked"))
     executable(os.path.join(folder, "bench_train"), PROGRAM)
     executable(os.path.join(folder, "mpirun"), MPIRUN)
     done = run("measure", table, "--programs", folder, "--sides", "viaduct", "--panels", "attn_span,head,streams,layers,d_model",
@@ -74,17 +79,10 @@ with tempfile.TemporaryDirectory(prefix="viaduct-test-") as folder:
            and all("ms" in r for r in rows) and {w["streams"] for w in lines(asked)[-len(wanted):]} == {"16"}
            and (lines(ranks) if len(wanted) > 1 else []) == wanted[1:], str((done, rows)))
     for name, kind in (("CPU", "cpu"), ("GPU", "cuda")):
-        if os.path.exists(picture):
-            os.remove(picture)
         head, *rest = lines(shared)
         with open(shared, "w", encoding="utf-8") as f:
             for row in [dict(head, device=kind), *rest]:
                 print(json.dumps(row), file=f)
-        drawn = run("draw", shared, "-o", picture)
-        report(f"the {name}s' ranks become a picture", drawn.returncode == 0 and open(picture, "rb").read(8) == b"\x89PNG\r\n\x1a\n",
-               str(drawn))
-    os.remove(picture)
-    drawn = run("draw", table, "-o", picture)
-    report("the table becomes a picture", drawn.returncode == 0 and open(picture, "rb").read(8) == b"\x89PNG\r\n\x1a\n",
-           str(drawn))
+        draws(f"the {name}s' ranks become a picture", shared, os.path.join(folder, f"{kind}.png"))
+    draws("the table becomes a picture", table, os.path.join(folder, "cost.png"))
 finish()

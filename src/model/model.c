@@ -88,13 +88,13 @@ static int start_parameters(vd_model *m, vd_error *err) {
   return vd_model_reset_memory(m, err);
 }
 
-static int64_t at_once(int64_t n_stream, int64_t micro_streams) {
+int64_t vd_model_streams_at_once(int64_t n_stream, int64_t micro_streams) {
   return micro_streams > 0 && micro_streams < n_stream ? micro_streams : n_stream;
 }
 
 int vd_model_check_sizes(const vd_model_config *config, const vd_ops *ops, int64_t n_stream, int64_t micro_streams,
                          int64_t block, vd_error *err) {
-  const int64_t n = at_once(n_stream, micro_streams), width = config->n_head * config->d_head;
+  const int64_t n = vd_model_streams_at_once(n_stream, micro_streams), width = config->n_head * config->d_head;
   const int64_t longest = ops->max_block ? ops->max_block(width) : block;
   if (ops->max_streams > 0 && n > ops->max_streams)
     return vd_fail(
@@ -117,7 +117,7 @@ static int create(vd_model **out, const vd_model *shape, int64_t micro_streams, 
     return err->status;
   vd_model *m = vd_calloc(1, sizeof *m);
   *m = *shape;
-  m->micro = at_once(m->n_stream, micro_streams);
+  m->micro = vd_model_streams_at_once(m->n_stream, micro_streams);
   m->d = config->d_model;
   m->n_span = vd_model_is_xl(m) ? 0 : config->span_per_layer ? 1 : config->n_head;
   if (!vd_model_is_xl(m) && config->n_head * config->d_head != config->d_model)

@@ -52,6 +52,8 @@ typedef struct vd_param {
 
 typedef struct vd_model vd_model;
 
+/* Not collective. How many of a rank's n_stream streams are computed at once: micro_streams, 0: all. */
+int64_t vd_model_streams_at_once(int64_t n_stream, int64_t micro_streams);
 /* Not collective. VD_FAILED where n_stream streams of a rank, micro_streams at a time (0: all), are more at a time than
  * ops->max_streams, or blocks longer than ops->max_block allows. */
 int vd_model_check_sizes(const vd_model_config *config, const vd_ops *ops, int64_t n_stream, int64_t micro_streams,

@@ -43,7 +43,7 @@ void vd_model_estimate(const vd_model_config *config, size_t act_size, int64_t n
   double arena = (double)(shape.arena * sizeof(real)), act = (double)act_size, layers = (double)config->n_layer;
   free(shape.param);
   free(shape.layer);
-  double micro = (double)(micro_streams > 0 && micro_streams < n_stream ? micro_streams : n_stream);
+  double micro = (double)vd_model_streams_at_once(n_stream, micro_streams);
   bool xl = vd_model_is_xl(&shape);
   double n = micro * (double)block, d = (double)config->d_model, width = (double)(config->n_head * config->d_head);
   double qkv = micro * (3.0 * (double)block + 2.0 * (double)window) * width;

@@ -65,7 +65,7 @@ static int begin_window(const vd_train *t, int64_t *window, vd_error *err) {
 }
 
 static void print_memory(const vd_train *t, const char *when, int64_t window) {
-  int64_t streams = (t->geometry.n_stream + t->ctx->size - 1) / t->ctx->size;
+  int64_t streams = vd_stream_greatest_share(t->geometry.n_stream, t->ctx->size);
   vd_train_need need;
   const double mib = 1024.0 * 1024.0, total = vd_train_memory(t, streams, window, &need);
   const vd_memory_estimate *e = &need.model;

@@ -60,7 +60,7 @@ static void print_start(const vd_train *t) {
 
 static void print_memory(const vd_train *t) {
   const vd_model_config *c = &t->config;
-  int64_t streams = (t->geometry.n_stream + t->ctx->size - 1) / t->ctx->size;
+  int64_t streams = vd_stream_greatest_share(t->geometry.n_stream, t->ctx->size);
   vd_train_need need;
   bool xl = c->arch == VD_TRANSFORMER_XL;
   double first = vd_train_memory(t, streams, vd_train_first_window(c), &need) / VD_MIB;

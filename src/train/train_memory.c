@@ -27,8 +27,8 @@ static double evaluator_bytes(const vd_train *t, int64_t window) {
   const vd_settings *s = t->settings;
   const vd_model_config *c = &t->config;
   if (s->valid.interval <= 0) return 0;
-  int64_t streams = (s->valid.streams + t->ctx->size - 1) / t->ctx->size, block = s->data.tokens_per_sample;
-  int64_t micro = s->data.micro_streams > 0 && s->data.micro_streams < streams ? s->data.micro_streams : streams;
+  int64_t streams = vd_stream_greatest_share(s->valid.streams, t->ctx->size), block = s->data.tokens_per_sample;
+  int64_t micro = vd_model_streams_at_once(streams, s->data.micro_streams);
   vd_memory_estimate e;
   vd_model_estimate(c, t->ops->act_size, streams, s->data.micro_streams, block, window, &e);
   double rows = (double)(micro * block), layers = (double)c->n_layer, d = (double)c->d_model;
@@ -41,11 +41,10 @@ static double evaluator_bytes(const vd_train *t, int64_t window) {
 static double attention_pair_bytes(const vd_train *t, int64_t window) {
   const vd_settings *s = t->settings;
   const vd_model_config *c = &t->config;
-  int64_t block = s->data.tokens_per_sample, streams = s->data.micro_streams;
+  int64_t block = s->data.tokens_per_sample, streams = vd_model_streams_at_once(t->n_own, s->data.micro_streams);
   bool xl = c->arch == VD_TRANSFORMER_XL;
   const int64_t widest = t->device.precision == VD_BF16 && !xl ? 96 : 64; /* of the kernels that keep them */
   if (t->device.precision == VD_FP32 || c->d_head > widest) return 0;
-  if (streams <= 0 || streams > t->n_own) streams = t->n_own;
   int64_t far = xl ? window + block : window; /* the longest reach of a head */
   int64_t tiles = ((block + 63) / 64) * ((far + 63) / 64 + 1);
   double pairs = (double)(c->n_head * tiles); /* of a stream and layer */
@@ -154,8 +153,9 @@ static void check_gpu(const struct claim *all, int size, int first, vd_error *er
 
 int vd_train_check_sizes(const vd_train *t, vd_error *err) {
   const vd_settings *s = t->settings;
-  const int64_t size = t->ctx->size, micro = s->data.micro_streams, block = s->data.tokens_per_sample;
-  const int64_t own = (t->geometry.n_stream + size - 1) / size, valid = (s->valid.streams + size - 1) / size;
+  const int64_t micro = s->data.micro_streams, block = s->data.tokens_per_sample;
+  const int64_t own = vd_stream_greatest_share(t->geometry.n_stream, t->ctx->size);
+  const int64_t valid = vd_stream_greatest_share(s->valid.streams, t->ctx->size);
   if (vd_model_check_sizes(&t->config, t->ops, own, micro, block, err)) return err->status;
   if (s->valid.interval > 0 && vd_model_check_sizes(&t->config, t->ops, valid, micro, block, err))
     return vd_wrap(err, "valid%%streams = %lld", (long long)s->valid.streams);

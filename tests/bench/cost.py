@@ -187,7 +187,7 @@ STYLE = {"font.family": "DejaVu Sans", "font.size": 9, "text.color": INK, "axes.
          "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.7, "xtick.color": MUTED, "ytick.color": MUTED,
          "legend.frameon": False, "figure.dpi": 110, "savefig.dpi": 110, "svg.hashsalt": "viaduct"}
 TITLES = dict(attn_span="attn_span, tokens, spans held", head="span of one head of each layer, tokens", streams="streams",
-              layers="layers", d_model="d_model", ranks="")
+              layers="layers", d_model="d_model", ranks="ranks")
 
 
 def short(value):
@@ -226,9 +226,9 @@ def draw(a):
     figure, grid = plt.subplots((len(panels) + 2) // 3, 3, figsize=(10.2, 2.75 * ((len(panels) + 2) // 3) + 0.7), squeeze=False,
                                 layout="constrained")
     ranks = "GPUs, {streams} streams in all" if head["device"] == "cuda" else "CPU ranks: {layers} layers, d_model {d_model}, {streams} x {block}"
-    ranks = ranks.format(**head["ranks_base"])
+    titles = TITLES | dict(ranks=ranks.format(**head["ranks_base"]))
     for axes, panel in zip(grid.flat, panels):
-        draw_panel(axes, ticker, TITLES[panel] or ranks, [r for r in rows if r["panel"] == panel])
+        draw_panel(axes, ticker, titles[panel], [r for r in rows if r["panel"] == panel])
     for axes in grid.flat[len(panels):]:
         axes.set_visible(False)
     for row in grid:

@@ -67,15 +67,17 @@ static void test_shares(void **state) {
   (void)state;
   for (int size = 1; size <= 20; size++)
     for (int64_t n = 1; n <= 50; n++) {
-      int64_t next = 0;
+      int64_t next = 0, most = 0;
       for (int rank = 0; rank < size; rank++) {
         int64_t first, last;
         vd_stream_share(n, rank, size, &first, &last);
         assert_int_equal(first, next);
         assert_true(last - first == n / size || last - first == n / size + 1);
         next = last;
+        most = last - first > most ? last - first : most;
       }
       assert_int_equal(next, n);
+      assert_int_equal(vd_stream_greatest_share(n, size), most);
     }
 }
 
